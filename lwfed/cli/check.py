@@ -1,0 +1,102 @@
+"""`lwfed doctor`: whether this machine can run lwfed, and what it will run with."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import typer
+from rich.table import Table
+
+from lwfed import __version__, environment
+from lwfed.cli import text
+from lwfed.cli.console import make_console, print_json
+from lwfed.cli.options import DEFAULT_STORE, Json, StoreUri
+from lwfed.store.local import open_store
+from lwfed.types.errors import LwfedError
+
+LIBRARIES = ("torch", "torchvision", "timm", "transformers", "safetensors", "mlflow", "pydantic", "typer", "numpy")
+LOW_DISK_BYTES = 2_000_000_000
+
+Finding = tuple[str, str, str]
+"""(`ok`, `warn` or `fail`; what; remedy)."""
+
+
+def doctor(store: StoreUri = DEFAULT_STORE, as_json: Json = False) -> None:
+    """Check this machine: Python, libraries, processors, memory, GPU, store, disk and MLflow."""
+    findings = list(_look(store))
+    failed = any(level == "fail" for level, _, _ in findings)
+    if as_json:
+        print_json({"ok": not failed, "findings": [{"level": a, "what": b, "remedy": c} for a, b, c in findings]})
+    else:
+        table = Table.grid(padding=(0, 2))
+        colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+        for level, what, remedy in findings:
+            table.add_row(f"[{colours[level]}]{level}[/]", what + (f"  -> {remedy}" if remedy else ""))
+        make_console().print(table, highlight=False)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _look(store: str) -> Iterator[Finding]:
+    yield "ok", f"lwfed {__version__}, Python {platform.python_version()} at {sys.executable}", ""
+    for name in LIBRARIES:
+        try:
+            yield "ok", f"{name} {metadata.version(name)}", ""
+        except metadata.PackageNotFoundError:
+            yield "fail", f"{name} is not installed", "pip install lwfed again"
+    yield from _look_at_machine()
+    yield from _look_at_store(store)
+    yield from _look_at_mlflow()
+
+
+def _look_at_machine() -> Iterator[Finding]:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    yield "ok", f"{os.cpu_count()} CPUs, {text.size(memory.total)} memory, {text.size(memory.available)} free", ""
+    import torch
+
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            device = torch.cuda.get_device_properties(index)
+            bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
+            yield "ok", f"GPU {index}: {device.name}, {text.size(device.total_memory)}, {bf16}", ""
+    else:
+        yield "ok", "no GPU: clients train on the CPU in fp32", ""
+
+
+def _look_at_store(uri: str) -> Iterator[Finding]:
+    try:
+        opened = open_store(uri)
+        existed = opened.root.exists()
+        opened.write_ref("doctor.json", {"written": True})
+        good = opened.read_ref("doctor.json") == {"written": True}
+        opened.delete("doctor.json")
+        if not existed:
+            opened.root.rmdir()
+        yield ("ok", f"store {opened.uri} can be written", "") if good else ("fail", f"store {uri} loses data", "")
+        folder = opened.root if existed else opened.root.parent
+        free = shutil.disk_usage(folder).free
+        level = "ok" if free > LOW_DISK_BYTES else "warn"
+        yield level, f"{text.size(free)} free on its disk", "" if level == "ok" else "free some space"
+    except (LwfedError, OSError) as error:
+        yield "fail", f"store {uri}: {error}", ""
+
+
+def _look_at_mlflow() -> Iterator[Finding]:
+    from lwfed.spec.federation import TrackingSpec
+    from lwfed.tracking.mlflow_target import absolute_uri, sqlite_path
+
+    uri = environment.mlflow_uri() or TrackingSpec().uri or ""
+    path = sqlite_path(absolute_uri(uri, folder=Path.cwd()))
+    if path is not None:
+        exists = "exists" if path.exists() else "will be made"
+        yield "ok", f"MLflow: {path} {exists}", ""
+    else:
+        yield "ok", f"MLflow: {uri}", ""

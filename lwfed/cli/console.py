@@ -1,0 +1,30 @@
+"""Where people read: the terminal's width on a terminal, wide enough for tables elsewhere; JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+WIDTH = 120
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """Makes a console."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=WIDTH)
+
+
+def make_table(title: str | None = None) -> Table:
+    """Makes a table in the house's style."""
+    return Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
+
+
+def print_json(value: Any) -> None:
+    """Prints one JSON object as a line of standard output."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.flush()

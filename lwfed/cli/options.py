@@ -1,0 +1,21 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lwfed.spec.federation import StoreSpec
+
+Spec = Annotated[str | None, typer.Argument(metavar="[SPEC]", help="A YAML file, or a preset (see `lwfed presets`).")]
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or `latest`.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("-o", "--override", metavar="KEY=VALUE", help="Change a key: -o seed=1."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line, and progress to stderr.")]
+StoreUri = Annotated[str, typer.Option("--store", metavar="URI", help="The store to look in.")]
+DEFAULT_STORE = StoreSpec().uri
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write.")]

@@ -1,0 +1,168 @@
+"""`lwfed plan`, `lwfed partition` and `lwfed presets`: what will happen, before it does."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from lwfed import environment
+from lwfed.cli import tables
+from lwfed.cli.console import make_console, make_table, print_json
+from lwfed.cli.options import Json, Overrides, Spec
+from lwfed.spec.load import DEFAULT_PRESET, load_spec, preset_names
+from lwfed.spec.run import RunSpec
+from lwfed.types.errors import DataError
+from lwfed.types.seeds import derive
+
+BAR = 40
+
+
+def plan(
+    spec: Spec = None,
+    override: Overrides = None,
+    device_memory: Annotated[
+        str | None,
+        typer.Option("--device-memory", metavar="SIZE", help="A client's memory, such as 8GiB."),
+    ] = None,
+    num_examples: Annotated[
+        int | None, typer.Option("--examples", metavar="N", help="Examples of a client; default: those of the data.")
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option("--tokens", metavar="T", help="Tokens of a caption; default: max_tokens."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Predict what each stage costs one client: parameters, bytes, FLOPs and memory, beside end-to-end training.
+
+    Needs no data and no GPU. Bytes are those of the files that are exchanged; memory is weights, gradients, AdamW's
+    moments and the activations kept for one batch.
+    """
+    from lwfed.cost.cache import architectures_of
+    from lwfed.cost.explain import parts, rows
+    from lwfed.cost.fit import parse_size
+    from lwfed.cost.ledger import end_to_end_cost, stage_costs
+    from lwfed.plan.stages import plan_stages
+    from lwfed.steps.prepare import count_architecture
+
+    values = load_spec(spec, overrides=override or [])
+    device_bytes = None if device_memory is None else parse_size(device_memory)
+    architectures = architectures_of(values.model, folder=environment.cache_folder(), count=count_architecture)
+    stages = plan_stages(values, depths={m: item.depth for m, item in architectures.items()})
+    num_classes = _num_classes(values)
+    lengths = {m: item.tokens for m, item in architectures.items()}
+    if tokens is not None and "text" in lengths:
+        lengths["text"] = tokens
+    costs = stage_costs(stages, architectures=architectures, num_classes=num_classes, tokens=lengths)
+    whole = end_to_end_cost(stages, architectures=architectures, num_classes=num_classes, tokens=lengths)
+    examples = num_examples or _examples_of_a_client(values)
+    table = rows(stages, costs=costs, end_to_end=whole, num_examples=examples or values.training.batch_size,
+                 device_bytes=device_bytes)  # fmt: skip
+    if as_json:
+        print_json(
+            {
+                "name": values.name,
+                "strategy": values.strategy,
+                "rows": table,
+                "stages": [cost.to_values() for cost in costs],
+                "end_to_end": whole.to_values(),
+            }
+        )
+        return
+    console = make_console()
+    counted = ", ".join(f"{count} {m} tokens" for m, count in lengths.items())
+    console.print(
+        f"[bold]{values.name}[/]  {values.strategy}, batch {values.training.batch_size}, {counted}"
+        + (f", {examples} examples a client" if examples else ""),
+        highlight=False,
+    )
+    console.print(tables.plan_table(table))
+    heads = next((row for row in parts(costs[-1]) if row["part"] == "projection"), None)
+    if heads is not None and heads["exchange_share"] > 0.5:
+        console.print(
+            f"The projection heads are {heads['exchange_share']:.0%} of what the last stage exchanges; "
+            "model.projection.hidden makes them smaller.",
+            highlight=False,
+        )
+
+
+def partition(spec: Spec = None, override: Overrides = None, as_json: Json = False) -> None:
+    """Show how the training examples are shared among clients: sizes, and a histogram of the labels."""
+    from lwfed.data.partition import describe
+    from lwfed.data.partition import partition as share
+    from lwfed.data.source import open_source
+
+    values = load_spec(spec, overrides=override or [])
+    source = open_source(values.data)
+    examples = source.examples("train")
+    shares = share(
+        examples,
+        plan=values.federation.partition,
+        num_clients=values.federation.num_clients,
+        seed=derive(str(values.seed), "partition"),
+    )
+    told = describe(examples, shares=shares, classes=source.classes)
+    if as_json:
+        print_json({"partition": values.federation.partition.model_dump(mode="json"), "clients": told})
+        return
+    _draw_partition(told, kind=values.federation.partition.kind)
+
+
+def _draw_partition(told: list[dict[str, Any]], *, kind: str) -> None:
+    console = make_console()
+    sizes = [item["num_examples"] for item in told]
+    labelled = any(item["labels"] for item in told)
+    table = make_table(f"{kind}: {sum(sizes)} examples, {len(sizes)} clients")
+    table.add_column("client")
+    table.add_column("examples", justify="right")
+    table.add_column("")
+    if labelled:
+        table.add_column("labels")
+    for item in told:
+        bar = "█" * max(1, round(BAR * item["num_examples"] / max(sizes)))
+        cells = [item["client"], str(item["num_examples"]), bar]
+        if labelled:
+            cells.append("  ".join(f"{name} {count}" for name, count in item["labels"].items() if count))
+        table.add_row(*cells)
+    console.print(table)
+
+
+def presets() -> None:
+    """List the presets that ship with lwfed."""
+    console = make_console()
+    table = make_table()
+    for name in ("preset", "strategy", "rounds", "data", "encoders", "clients"):
+        table.add_column(name)
+    for name in preset_names():
+        values = load_spec(name)
+        encoders = ", ".join(encoder.arch or encoder.family for encoder in values.model.encoders.values())
+        table.add_row(
+            name + (" (default)" if name == DEFAULT_PRESET else ""),
+            values.strategy,
+            " ".join(map(str, values.stages.rounds)),
+            values.data.source,
+            encoders,
+            str(values.federation.num_clients),
+        )
+    console.print(table)
+
+
+def _num_classes(spec: RunSpec) -> int | None:
+    if spec.model.objective.kind != "supervised":
+        return None
+    from lwfed.data.source import open_source
+
+    try:
+        return len(open_source(spec.data).classes)
+    except DataError:
+        return 13 if spec.data.source == "advance" else None  # the public data set's classes
+
+
+def _examples_of_a_client(spec: RunSpec) -> int | None:
+    from lwfed.data.source import open_source
+
+    try:
+        return max(1, len(open_source(spec.data).examples("train")) // spec.federation.num_clients)
+    except DataError:
+        return None

@@ -1,0 +1,215 @@
+"""`lwfed run` and `lwfed rerun`: train an experiment on this machine."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from lwfed import environment
+from lwfed.cli import tables, text
+from lwfed.cli.console import make_console, print_json
+from lwfed.cli.display import Display
+from lwfed.cli.history import open_runs, pick_run
+from lwfed.cli.options import DEFAULT_STORE, Json, Overrides, RunId, Spec, StoreUri
+from lwfed.spec.load import build_spec, load_spec
+from lwfed.spec.run import RunSpec
+from lwfed.steps import runs
+from lwfed.steps.runs import Options
+from lwfed.store import paths
+from lwfed.store.local import LocalStore, open_store
+from lwfed.types.errors import LwfedError, SpecError
+
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def run(
+    spec: Spec = None,
+    override: Overrides = None,
+    run_id: Annotated[
+        str | None, typer.Option("--run-id", metavar="ID", help="Name the run, or go on with the run of that name.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Train anew, even where equal work is committed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train an experiment on this machine, from its first stage to its report.
+
+    Without SPEC it trains the built-in experiment on drawn shapes. What is committed is never done twice: a killed run
+    goes on with the same --run-id, and a second run of the same spec returns at once.
+    """
+    values = load_spec(spec, overrides=override or [])
+    options = Options(run_id=_checked(run_id), fresh=fresh)
+    _execute(values, options=options, as_json=as_json)
+
+
+def rerun(
+    run_id: RunId,
+    stage: Annotated[int, typer.Option("--stage", metavar="S", help="The first stage to train again.")],
+    only: Annotated[bool, typer.Option("--only", help="Stop after that stage.")] = False,
+    override: Overrides = None,
+    new_id: Annotated[str | None, typer.Option("--run-id", metavar="ID", help="Name the new run.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Train anew, even where equal work is committed.")] = False,
+    store: StoreUri = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Train a run again from one of its stages; the stages before it stay as they are.
+
+    Makes a new run that names its parent.
+    """
+    parent = pick_run(open_runs(store), run_id)
+    changed = list(override or [])
+    values = build_spec(parent["spec"], overrides=changed)
+    if not changed and not fresh:
+        fresh = True  # the same work again is what was asked for
+    options = Options(run_id=_checked(new_id), fresh=fresh, parent=(parent["run_id"], stage))
+    _execute(values, options=options, as_json=as_json, last_stage=stage if only else None)
+
+
+def _execute(spec: RunSpec, *, options: Options, as_json: bool, last_stage: int | None = None) -> None:
+    from lwfed.steps.prepare import draft
+
+    console = make_console(stderr=as_json)
+    store = open_store(spec.store.uri)
+    drafted = draft(spec, store=store, options=options, cache=environment.cache_folder())
+    if not options.fresh and options.parent is None and last_stage is None:
+        done = runs.find_finished(store, drafted)
+        if done is not None and options.run_id in (None, done):
+            _show_finished(done, store=store, console=console, as_json=as_json)
+            return
+    with _ending_on_terminate():
+        summary = _train(drafted, spec, store=store, console=console, last_stage=last_stage)
+    console.print()
+    console.print(tables.stages_table(summary["stages"], end_to_end=drafted["end_to_end"]))
+    _closing_lines(summary, store=store, console=console, spec=spec)
+    if as_json:
+        print_json(summary)
+
+
+def _train(
+    drafted: dict[str, Any], spec: RunSpec, *, store: LocalStore, console: Console, last_stage: int | None
+) -> dict[str, Any]:
+    with console.status("loading torch and the models") if console.is_terminal else nullcontext():
+        from lwfed.launch.launchers import make_launcher
+        from lwfed.steps.experiment import run_stages
+        from lwfed.steps.finish import finish_run
+        from lwfed.steps.prepare import prepare
+        from lwfed.steps.workbench import Workbench
+    bench = Workbench(store)
+    total = sum(plan.rounds for plan in runs.plans_of(drafted))
+    with Display(console, total_rounds=total) as display:
+        run = prepare(drafted, store=store, emit=display)
+        trackers = _trackers(run, spec, store=store, warn=lambda line: display("warning", {"message": line}))
+        told: dict[str, Callable[[dict[str, Any]], None]] = {
+            "run": trackers.start,
+            "round": trackers.round,
+            "stage": trackers.stage,
+        }
+
+        def emit(kind: str, values: dict[str, Any]) -> None:
+            display(kind, values)
+            if kind in told:
+                told[kind](values)
+
+        try:
+            summary = run_stages(
+                run,
+                launcher=make_launcher(spec.launch, bench=bench),
+                bench=bench,
+                emit=emit,
+                cache=store.root / "cache",
+                last_stage=last_stage,
+            )
+            finish_run(run, summary, bench=bench, trackers=trackers)
+        except (LwfedError, KeyboardInterrupt) as error:
+            trackers.fail(str(error) or "interrupted")
+            if isinstance(error, KeyboardInterrupt):
+                console.print(f"interrupted; go on with: lwfed run ... --run-id {run['run_id']}", highlight=False)
+            raise
+        finally:
+            trackers.close()
+    return summary
+
+
+def _trackers(run: dict[str, Any], spec: RunSpec, *, store: LocalStore, warn: Callable[[str], None]) -> Any:
+    from lwfed.tracking.jsonlines import JsonLines
+    from lwfed.tracking.protocol import Trackers
+
+    key = paths.events(run["run_id"])
+    lines = JsonLines(
+        append=lambda data: store.append(key, data), read=lambda: bytes(store.get(key)) if store.has(key) else b""
+    )
+    uri = environment.mlflow_uri() or spec.tracking.uri
+    if spec.tracking.uri is None or uri is None:
+        return Trackers(lines)
+    from lwfed.tracking.mlflow_process import MlflowTracker
+    from lwfed.tracking.mlflow_target import Target, absolute_uri
+
+    target = Target(
+        uri=absolute_uri(uri, folder=Path.cwd()),
+        experiment=spec.tracking.experiment,
+        adopted_run_id=environment.mlflow_adopted_run_id(),
+        parent_run_id=environment.mlflow_parent_run_id(),
+        register_as=spec.tracking.register_as,
+    )
+
+    def on_warning(line: str) -> None:
+        warn(line)
+        lines.warn(line)
+
+    return Trackers(lines, MlflowTracker(target, on_warning=on_warning))
+
+
+def _show_finished(run_id: str, *, store: LocalStore, console: Console, as_json: bool) -> None:
+    run = runs.read_run(store, run_id)
+    summary: dict[str, Any] = store.read_ref(paths.summary(run_id)) or {}
+    console.print(
+        f"all {len(summary['stages'])} stages are committed already, by run [bold]{run_id}[/]; --fresh trains anew",
+        highlight=False,
+    )
+    summary["stages"] = [{**stage, "reused": True} for stage in summary["stages"]]
+    console.print(tables.stages_table(summary["stages"], end_to_end=run["end_to_end"]))
+    _closing_lines(summary, store=store, console=console, spec=runs.spec_of(run))
+    if as_json:
+        print_json(summary)
+
+
+def _closing_lines(summary: dict[str, Any], *, store: LocalStore, console: Console, spec: RunSpec) -> None:
+    shown = [name for name in summary["metrics"] if not name.startswith("train/")]
+    console.print(
+        "  ".join(f"{text.title(name)} {text.score(name, summary['metrics'][name])}" for name in shown), highlight=False
+    )
+    say = {"run": summary["run_id"], "digest": summary["digest"], "time": text.duration(summary["wall_s"])}
+    report = store.root / paths.report(summary["run_id"])
+    if report.is_file():
+        say["report"] = str(report)
+    if spec.tracking.uri is not None:
+        say["mlflow"] = f"mlflow ui --backend-store-uri {environment.mlflow_uri() or spec.tracking.uri}"
+    for name, value in say.items():
+        console.print(f"{name:>8}  {value}", highlight=False, soft_wrap=True)
+
+
+def _checked(run_id: str | None) -> str | None:
+    if run_id is not None and not RUN_ID.fullmatch(run_id):
+        raise SpecError(f"`{run_id}` cannot name a run", remedy="use letters, digits, dots, dashes and underscores")
+    return run_id
+
+
+@contextmanager
+def _ending_on_terminate() -> Iterator[None]:
+    """Turns SIGTERM into an interrupt, so that clients are ended and trackers told."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,96 @@
+"""`lwfed step`: one step with its task from a file; what a subprocess and a pod run."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lwfed import environment
+from lwfed.types.errors import SpecError
+
+STEPS = ("train-client", "evaluate-client", "aggregate-round", "train-stage")
+POLL_S = 1.0
+
+
+def step(
+    name: Annotated[str, typer.Argument(metavar="NAME", help=f"One of {', '.join(STEPS)}.")],
+    task: Annotated[Path, typer.Option("--task", metavar="FILE", help="The task, as JSON; - reads standard input.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print progress as one JSON object a line.")] = False,
+) -> None:
+    """Run one step, as a client's process or a pod does."""
+    if name not in STEPS:
+        raise SpecError(f"there is no step `{name}`", remedy=f"name one of {', '.join(STEPS)}")
+    values = _read(task)
+    with environment.ranks():
+        result = _run(name, values, as_json=as_json)
+    if result and not as_json:
+        typer.echo(json.dumps(result))
+
+
+def _run(name: str, values: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
+    from lwfed.launch.in_process import step_teller
+    from lwfed.launch.launchers import make_launcher
+    from lwfed.steps import runs
+    from lwfed.steps.aggregate_round import aggregate_round
+    from lwfed.steps.evaluate_client import evaluate_client
+    from lwfed.steps.tasks import ClientTask, RoundTask, StageTask
+    from lwfed.steps.train_client import train_client
+    from lwfed.steps.train_stage import train_stage
+    from lwfed.steps.workbench import Workbench
+
+    def emit(kind: str, told: dict[str, Any]) -> None:
+        if as_json and environment.rank() == 0:
+            sys.stdout.write(json.dumps({"event": kind, "values": told}) + "\n")
+            sys.stdout.flush()
+
+    if name in ("train-client", "evaluate-client"):
+        client = ClientTask.model_validate(values)
+        if client.parent_pid is not None:
+            _end_with(client.parent_pid)
+        bench = Workbench.at(client.store)
+        if name == "train-client":
+            update = train_client(client, bench=bench, on_step=step_teller(client.client, emit))
+            return {"digest": update.get("digest", "")}
+        return evaluate_client(client, bench=bench)
+    if name == "aggregate-round":
+        round_task = RoundTask.model_validate(values)
+        return {"digest": aggregate_round(round_task, bench=Workbench.at(round_task.store))}
+    stage_task = StageTask.model_validate(values)
+    bench = Workbench.at(stage_task.store)
+    spec = runs.spec_of(runs.read_run(bench.store, stage_task.run_id))
+    record = train_stage(stage_task, launcher=make_launcher(spec.launch, bench=bench), bench=bench, emit=emit)
+    return {"digest": record["digest"]}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+        values = json.loads(content)
+    except OSError as error:
+        raise SpecError(f"the task {path} cannot be read: {error.strerror}", remedy="name a JSON file") from None
+    except ValueError as error:
+        raise SpecError(f"the task {path} is not JSON: {error}", remedy="name a JSON file") from None
+    if not isinstance(values, dict):
+        raise SpecError(f"the task {path} holds no JSON object", remedy="see lwfed/steps/tasks.py for its keys")
+    return values
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process soon after the one that asked for its work is gone, however that ended."""
+
+    def watch() -> None:
+        while True:
+            try:
+                os.kill(parent, 0)
+            except ProcessLookupError:
+                os._exit(1)
+            time.sleep(POLL_S)
+
+    threading.Thread(target=watch, daemon=True).start()

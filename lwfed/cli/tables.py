@@ -1,0 +1,112 @@
+"""Tables of stages, rounds and costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from lwfed.cli import text
+from lwfed.cli.console import make_table
+
+Record = Mapping[str, Any]
+
+
+def stages_table(stages: Sequence[Record], *, end_to_end: Record) -> Table:
+    """Gives what each stage reached and cost, measured beside predicted.
+
+    Args:
+        stages: Of a summary.
+        end_to_end: The predicted cost of training the model whole.
+    """
+    metrics = [name for name in text.HEADLINES if any(name in stage["metrics"] for stage in stages)][:3]
+    table = make_table("Stages")
+    for name in ("stage", "rounds", *(text.title(metric) for metric in metrics)):
+        table.add_column(name, justify="right")
+    for name in ("up a round", "peak memory", "predicted", "FLOP a sample", "predicted", "time"):
+        table.add_column(name, justify="right")
+    for stage in stages:
+        measured, predicted = stage["ledger"]["measured"], stage["ledger"]["predicted"] or {}
+        seen = measured.get("forward_flops", 0) + measured.get("backward_flops", 0)
+        told = predicted.get("forward_flops", 0) + predicted.get("backward_flops", 0)
+        table.add_row(
+            str(stage["stage"]),
+            str(stage["rounds"]),
+            *(text.score(metric, stage["metrics"].get(metric)) for metric in metrics),
+            text.size(measured["bytes_up"]) if "bytes_up" in measured else "-",
+            text.size(measured["peak_tensor_bytes"]) if "peak_tensor_bytes" in measured else "-",
+            text.size(predicted["peak_bytes"]) if predicted else "-",
+            text.flops(seen) if seen else "-",
+            text.flops(told) if told else "-",
+            "reused" if stage["reused"] else text.duration(stage["wall_s"]),
+        )
+    table.add_section()
+    whole = end_to_end["forward_flops"] + end_to_end["backward_flops"]
+    table.add_row(
+        "end_to_end", "", *("" for _ in metrics), text.size(end_to_end["exchanged_bytes"]), "",
+        text.size(end_to_end["peak_bytes"]), "", text.flops(whole), "", style="dim",
+    )  # fmt: skip
+    return table
+
+
+def plan_table(rows: Sequence[Record]) -> Table:
+    """Gives the predicted bill: a row a stage, one of end_to_end, and the total over the schedule."""
+    table = make_table("What one client spends; in brackets, times less than end to end")
+    with_device = any("verdict" in row for row in rows)
+    heads = ("stage", "rounds", "present", "trained", "each way a round", "FLOP a sample", "peak memory")
+    for name in heads:
+        table.add_column(name, justify="right")
+    if with_device:
+        table.add_column("this device")
+    for row in rows:
+        if row["stage"] in ("end_to_end", "total"):
+            table.add_section()
+        cells = _total_cells(row) if row["stage"] == "total" else _stage_cells(row)
+        table.add_row(*cells, *([row.get("verdict", "")] if with_device else []))
+    return table
+
+
+def _stage_cells(row: Record) -> list[str]:
+    return [
+        str(row["stage"]),
+        str(row["rounds"]),
+        text.amount(row["present_params"]),
+        text.amount(row["trained_params"]),
+        f"{text.size(row['exchanged_bytes'])} ({text.times(row['exchange_factor'])})",
+        f"{text.flops(row['forward_flops'] + row['backward_flops'])} ({text.times(row['flops_factor'])})",
+        f"{text.size(row['peak_bytes'])} ({text.times(row['peak_factor'])})",
+    ]
+
+
+def _total_cells(row: Record) -> list[str]:
+    return [
+        "total",
+        str(row["rounds"]),
+        "",
+        "",
+        f"{text.size(row['exchanged_bytes'])} ({text.times(row['exchange_factor'])})",
+        f"{text.amount(row['flops'])}FLOP ({text.times(row['flops_factor'])})",
+        f"{text.size(row['peak_bytes'])} ({text.times(row['peak_factor'])})",
+    ]
+
+
+def rounds_table(rounds: Sequence[Record]) -> Table:
+    """Gives a row a round."""
+    metrics = [name for name in text.HEADLINES if any(name in item["metrics"] for item in rounds)][:4]
+    table = make_table("Rounds")
+    heads = ("stage", "round", "global", "clients", "failed", "train loss")
+    for name in (*heads, *(text.title(metric) for metric in metrics), "time"):
+        table.add_column(name, justify="right")
+    for item in rounds:
+        table.add_row(
+            str(item["stage"]),
+            str(item["round"]),
+            str(item["global_round"]),
+            f"{len(item['clients'])}/{len(item['cohort'])}",
+            ", ".join(sorted(item["failed"])) or "-",
+            text.score("train/loss", item["metrics"].get("train/loss")),
+            *(text.score(metric, item["metrics"].get(metric)) for metric in metrics),
+            text.duration(item["wall_s"]["round"]),
+        )
+    return table

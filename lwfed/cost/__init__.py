@@ -1,0 +1,1 @@
+"""The ledger: parameters, bytes, FLOPs and memory of every stage, derived from the plan alone; no torch here."""

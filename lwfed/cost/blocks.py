@@ -1,0 +1,89 @@
+"""A transformer block as formulas: FLOPs, and what autograd keeps, a sample of T tokens.
+
+D is the width, F the feed-forward width, H the number of heads. The formulas describe
+`scaled_dot_product_attention` as PyTorch runs it on a CPU. The flash kernel keeps its inputs, its output and H T sums,
+and recomputes the scores in the backward pass (5 products for the forward pass's 2). With dropout on the scores the
+plain products run instead (4 products) and keep three maps of H T^2: softmax, noise, and their product. Fused kernels
+of GPUs take dropout and need no such maps: there the prediction is expected to lie above what is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lwfed.cost.units import Count, Unit, UnitCost
+from lwfed.types.tensors import TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class BlockShape:
+    """A transformer block without names.
+
+    Attributes:
+        width: D.
+        feed_forward: F.
+        heads: H.
+        post_norm: LayerNorm comes after the residual sum (DistilBERT), not before the sublayer (ViT, AST).
+        dropouts: Number of dropouts with a rate above 0 outside the attention; each keeps its noise, T D.
+        attention_dropout: The attention scores have a dropout with a rate above 0.
+        masked: Attention takes a mask of the tokens.
+    """
+
+    width: int
+    feed_forward: int
+    heads: int
+    post_norm: bool = False
+    dropouts: int = 0
+    attention_dropout: bool = False
+    masked: bool = False
+
+
+def block(shape: BlockShape, *, tensors: Mapping[str, TensorSpec]) -> Unit:
+    """Gives a transformer block's unit.
+
+    FLOPs: the forward pass is four D x D products and two D x F products a token, and two T x D products a token in
+    the attention; the backward pass is twice the former (gradients of input and weight). At the cut, post-norm
+    skips the gradient of the input of q, k, v; pre-norm does not, for its first LayerNorm's weights lie before it.
+
+    Saved items. In fp32 always: the inputs of both LayerNorms (2 T D), their means and deviations (4 T). In the
+    computation's type: the inputs of q, k, v (T D, shared), q, k, v (3 T D), the attention's output (T D), the
+    feed-forward's input (T D), its inner map before and after GELU (2 T F), the dropouts' noise. In post-norm the
+    block's input is the input of q, k, v, in pre-norm that of the first LayerNorm: both count 8 T D + 2 T F.
+
+    Args:
+        shape: The block's sizes.
+        tensors: Its tensors.
+    """
+    d, f, h = shape.width, shape.feed_forward, shape.heads
+    weights = 4 * d * d + 2 * d * f
+    saved = Count(linear=6 * d + 2 * f + shape.dropouts * d)
+    saved_fp32 = Count(linear=2 * d + 4)
+    if shape.attention_dropout:
+        saved += Count(square=3 * h)
+    else:
+        saved += Count(linear=1 if shape.masked else 0)
+        saved_fp32 += Count(linear=h)
+    return Unit(
+        tensors=tensors,
+        cost=UnitCost(
+            forward=Count(linear=2 * weights, square=4 * d),
+            backward=Count(linear=4 * weights, square=(8 if shape.attention_dropout else 10) * d),
+            input_gradient=Count(linear=2 * 3 * d * d) if shape.post_norm else Count(),
+            saved=saved,
+            saved_fp32=saved_fp32,
+            weight_copies=weights,
+        ),
+    )
+
+
+def linear(name: str, fan_in: int, fan_out: int, *, bias: bool = True) -> dict[str, TensorSpec]:
+    """Gives the tensors of a linear layer."""
+    weight = {f"{name}.weight": TensorSpec((fan_out, fan_in))}
+    return weight | {f"{name}.bias": TensorSpec((fan_out,))} if bias else weight
+
+
+def norm(name: str, width: int) -> dict[str, TensorSpec]:
+    """Gives the tensors of a LayerNorm; with an empty name, of one that is a unit by itself."""
+    prefix = f"{name}." if name else ""
+    return {f"{prefix}weight": TensorSpec((width,)), f"{prefix}bias": TensorSpec((width,))}

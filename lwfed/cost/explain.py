@@ -1,0 +1,102 @@
+"""The ledger as a table: plain rows that the CLI and the report draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lwfed.cost.fit import fit
+from lwfed.cost.ledger import StageCost
+from lwfed.cost.schedule import factor, schedule_costs
+from lwfed.plan.stages import StagePlan
+
+
+def rows(
+    stages: Sequence[StagePlan],
+    *,
+    costs: Sequence[StageCost],
+    end_to_end: StageCost,
+    num_examples: int,
+    device_bytes: int | None = None,
+) -> list[dict[str, Any]]:
+    """Gives a row a stage, one of end-to-end training, and a total.
+
+    Args:
+        stages: The stages.
+        costs: Their costs.
+        end_to_end: The cost of training the model whole.
+        num_examples: Examples of a client, for the total.
+        device_bytes: A device's memory; None leaves the verdict out.
+
+    Returns:
+        Rows with the keys `stage` (a number, `end_to_end` or `total`), `rounds`, `present_params`, `trained_params`,
+        `exchanged_bytes` (each way, each round; in the total over all rounds), `frozen_bytes_down`, `exchange_factor`
+        (times less than end to end), `forward_flops`, `backward_flops` (a sample; in the total `flops` of a client's
+        training), `flops_factor`, `activations_bytes`, `peak_bytes`, `peak_factor`, and with a device `fits`,
+        `largest_batch`, `verdict`.
+    """
+    table = [
+        _row(cost, name=stage.stage, rounds=stage.rounds, end_to_end=end_to_end, device_bytes=device_bytes)
+        for stage, cost in zip(stages, costs, strict=True)
+    ]
+    own, whole = schedule_costs(stages, costs=costs, end_to_end=end_to_end, num_examples=num_examples)
+    table.append(
+        _row(end_to_end, name="end_to_end", rounds=own.rounds, end_to_end=end_to_end, device_bytes=device_bytes)
+    )
+    table.append(
+        {
+            "stage": "total",
+            "rounds": own.rounds,
+            "exchanged_bytes": own.bytes_up,
+            "frozen_bytes_down": own.bytes_down_frozen,
+            "exchange_factor": factor(whole.bytes_up, own.bytes_up),
+            "flops": own.flops,
+            "flops_factor": factor(whole.flops, own.flops),
+            "peak_bytes": own.peak_bytes,
+            "peak_factor": factor(whole.peak_bytes, own.peak_bytes),
+        }
+    )
+    return table
+
+
+def _row(
+    cost: StageCost, *, name: int | str, rounds: int, end_to_end: StageCost, device_bytes: int | None
+) -> dict[str, Any]:
+    row = {
+        "stage": name,
+        "rounds": rounds,
+        "present_params": cost.present_params,
+        "trained_params": cost.trained_params,
+        "exchanged_bytes": cost.exchanged_bytes,
+        "frozen_bytes_down": cost.newly_frozen_bytes,
+        "exchange_factor": factor(end_to_end.exchanged_bytes, cost.exchanged_bytes),
+        "forward_flops": cost.forward_flops,
+        "backward_flops": cost.backward_flops,
+        "flops_factor": factor(end_to_end.flops, cost.flops),
+        "activations_bytes": cost.activations_bytes,
+        "peak_bytes": cost.peak_bytes,
+        "peak_factor": factor(end_to_end.peak_bytes, cost.peak_bytes),
+    }
+    if device_bytes is not None:
+        verdict = fit(cost, device_bytes=device_bytes)
+        row |= {"fits": verdict.fits, "largest_batch": verdict.largest_batch, "verdict": verdict.verdict}
+    return row
+
+
+def parts(cost: StageCost) -> list[dict[str, Any]]:
+    """Explains one stage: a row a part of the model (stem, blocks, norm, projection, prediction) with its shares.
+
+    Returns:
+        Rows with `part`, `params`, `exchanged_params`, `exchange_share`, `forward_flops`, `backward_flops`,
+        `flops_share`, `saved_bytes` (a sample), `activations_share`; shares in [0, 1].
+    """
+    return [
+        {
+            "part": part,
+            **bill,
+            "exchange_share": bill["exchanged_params"] / max(cost.exchanged_params, 1),
+            "flops_share": (bill["forward_flops"] + bill["backward_flops"]) / max(cost.flops, 1),
+            "activations_share": bill["saved_bytes"] / max(cost.sample_bytes, 1),
+        }
+        for part, bill in cost.by_part().items()
+    ]

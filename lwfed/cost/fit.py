@@ -1,0 +1,79 @@
+"""Whether a device can train a stage: its memory against the stage's peak, which is linear in the batch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from lwfed.cost.ledger import StageCost
+from lwfed.types.errors import SpecError
+
+UNITS: dict[str, int] = {"": 1, "b": 1} | {
+    f"{prefix}{suffix}": base**power
+    for power, prefix in enumerate("kmgt", start=1)
+    for suffix, base in (("", 1000), ("b", 1000), ("ib", 1024), ("i", 1024))
+}
+"""A size's unit in lower case -> bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A stage on a device.
+
+    Attributes:
+        fits: The device holds the stage at its batch size.
+        device_bytes: Its memory.
+        peak_bytes: What the stage needs.
+        largest_batch: Most examples a forward pass that the device holds; 0 where not even two fit.
+    """
+
+    fits: bool
+    device_bytes: int
+    peak_bytes: int
+    largest_batch: int
+
+    @property
+    def verdict(self) -> str:
+        """Says it in words."""
+        if self.fits:
+            return f"fits (up to {self.largest_batch} examples a batch)"
+        if self.largest_batch:
+            return f"too large: lower training.batch_size to {self.largest_batch}, or accumulate gradients"
+        return "does not fit at any batch size"
+
+
+def parse_size(text: str) -> int:
+    """Reads a size such as `8GiB`, `500MB`, `1.5 GB` or `1000000`.
+
+    Args:
+        text: A number and a unit: B, kB, MB, GB, TB (powers of 1000) or KiB, MiB, GiB, TiB (of 1024).
+
+    Returns:
+        Bytes.
+
+    Raises:
+        SpecError: It is not a size above zero.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-zA-Z]*)\s*", text)
+    scale = UNITS.get(match[2].lower()) if match else None
+    size = int(float(match[1]) * scale) if match and scale else 0
+    if size <= 0:
+        raise SpecError(f"`{text}` is not a size in bytes", remedy="write for example 8GiB or 500MB")
+    return size
+
+
+def fit(cost: StageCost, *, device_bytes: int) -> Fit:
+    """Says whether a device can train a stage.
+
+    Args:
+        cost: The stage's cost.
+        device_bytes: The device's memory.
+    """
+    constant = cost.peak_bytes - cost.micro_batch_size * cost.sample_bytes
+    largest = max(0, (device_bytes - constant) // cost.sample_bytes) if cost.sample_bytes else cost.micro_batch_size
+    return Fit(
+        fits=cost.peak_bytes <= device_bytes,
+        device_bytes=device_bytes,
+        peak_bytes=cost.peak_bytes,
+        largest_batch=largest if largest >= 2 else 0,
+    )

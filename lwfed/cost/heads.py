@@ -1,0 +1,82 @@
+"""The heads as formulas: a projection head a modality, and the prediction head over their concatenation."""
+
+from __future__ import annotations
+
+from lwfed.cost.blocks import linear
+from lwfed.cost.units import Architecture, Count, Unit, UnitCost
+from lwfed.spec.model import ProjectionSpec, SupervisedSpec
+from lwfed.types.tensors import TensorSpec
+
+BATCH_NORM_BYTES = 2 * 4
+"""A feature's mean and deviation over the batch, kept in fp32 for the backward pass."""
+
+
+def projection_head(spec: ProjectionSpec, *, architecture: Architecture) -> Unit:
+    """Gives a modality's projection head: [Linear, Dropout, BatchNorm, ReLU] x (layers - 1), Linear, BatchNorm.
+
+    A hidden layer keeps, a sample, BatchNorm's input, ReLU's output (the next layer's input) and the dropout's noise
+    if it has any: up to three times its width. The last BatchNorm keeps its input.
+
+    Args:
+        spec: The head's sizes.
+        architecture: The encoder below; its width is the head's input, and its last state is kept for the feature.
+    """
+    tensors: dict[str, TensorSpec] = {}
+    fan_in, products = architecture.width, 0
+    for i in range(spec.layers - 1):
+        tensors |= linear(f"hidden.{i}.linear", fan_in, spec.hidden, bias=False)
+        tensors |= {
+            f"hidden.{i}.norm.weight": TensorSpec((spec.hidden,)),
+            f"hidden.{i}.norm.bias": TensorSpec((spec.hidden,)),
+            **_statistics(f"hidden.{i}.norm", spec.hidden),
+        }
+        products += fan_in * spec.hidden
+        fan_in = spec.hidden
+    tensors |= linear("out.linear", fan_in, spec.out, bias=False) | _statistics("out.norm", spec.out)
+    products += fan_in * spec.out
+    maps = (spec.layers - 1) * (3 if spec.dropout > 0 else 2)
+    first_out = spec.hidden if spec.layers > 1 else spec.out
+    return Unit(
+        tensors=tensors,
+        cost=UnitCost(
+            forward=Count(2 * products),
+            backward=Count(4 * products),
+            input_gradient=Count(2 * architecture.width * first_out),
+            saved=architecture.pooled + Count(maps * spec.hidden + spec.out),
+            fixed_bytes=BATCH_NORM_BYTES * ((spec.layers - 1) * spec.hidden + spec.out),
+            weight_copies=products,
+        ),
+    )
+
+
+def _statistics(name: str, width: int) -> dict[str, TensorSpec]:
+    return {
+        f"{name}.running_mean": TensorSpec((width,), buffer=True),
+        f"{name}.running_var": TensorSpec((width,), buffer=True),
+        f"{name}.num_batches_tracked": TensorSpec((), dtype="I64", buffer=True),
+    }
+
+
+def prediction_head(spec: SupervisedSpec, *, num_modalities: int, width: int, num_classes: int) -> Unit:
+    """Gives the prediction head: Linear over the concatenated projections, Dropout, ReLU, Linear.
+
+    It keeps the concatenation, ReLU's output, and the dropout's noise if it has any.
+
+    Args:
+        spec: The objective.
+        num_modalities: Number of projections M.
+        width: P, a projection's width.
+        num_classes: C.
+    """
+    fan_in = num_modalities * width
+    products = fan_in * spec.hidden + spec.hidden * num_classes
+    return Unit(
+        tensors=linear("hidden", fan_in, spec.hidden) | linear("out", spec.hidden, num_classes),
+        cost=UnitCost(
+            forward=Count(2 * products),
+            backward=Count(4 * products),
+            input_gradient=Count(2 * fan_in * spec.hidden),
+            saved=Count(fan_in + (2 if spec.dropout > 0 else 1) * spec.hidden),
+            weight_copies=products,
+        ),
+    )

@@ -1,0 +1,297 @@
+"""The ledger: what a stage costs one client, from its plan alone.
+
+Parameters, files and FLOPs are exact. Peak memory is a sum, taken alike where it is measured: the weights of all that
+is present, gradients and AdamW's two moments of what is trained, and the activations that autograd keeps for one
+(micro-)batch. Gradients and activations are never all alive at once. Kernels' workspaces, loss and data are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lwfed.cost.heads import prediction_head, projection_head
+from lwfed.cost.units import Architecture, Unit
+from lwfed.plan.stages import StagePlan
+from lwfed.plan.units import units_of
+from lwfed.spec.model import ModelSpec
+from lwfed.types.errors import SpecError
+from lwfed.types.tensors import layout
+
+PARTS = ("stem", "blocks", "norm", "projection", "prediction")
+"""Parts of a model, in the order data passes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitBill:
+    """What one unit costs in a stage.
+
+    Attributes:
+        unit: Its name, such as `image.blocks.3`.
+        part: `stem`, `blocks`, `norm`, `projection` or `prediction`.
+        trained: Whether it is trained, and so exchanged.
+        params: Number of parameters.
+        nbytes: Bytes of its tensors in memory.
+        file_bytes: Bytes of its safetensors file.
+        forward_flops: A sample.
+        backward_flops: A sample; 0 where it is frozen.
+        saved_bytes: Activations kept for the backward pass, a sample; 0 where it is frozen.
+        fixed_bytes: The same, once and not a sample.
+    """
+
+    unit: str
+    part: str
+    trained: bool
+    params: int
+    nbytes: int
+    file_bytes: int
+    forward_flops: int
+    backward_flops: int
+    saved_bytes: int
+    fixed_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageCost:
+    """What a stage costs one client; parameters and bytes are counts, FLOPs are a sample.
+
+    Attributes:
+        stage: s; 0 for the end-to-end reference.
+        present_params: Parameters of the model.
+        trained_params: Parameters that are trained.
+        exchanged_params: Parameters sent each way, each round: those trained.
+        exchanged_bytes: Bytes sent each way, each round: a safetensors file a trained unit, buffers and headers too.
+        frozen_bytes: Bytes of the files of the frozen units.
+        newly_frozen_bytes: Those that no earlier trained stage had frozen: a client downloads them once.
+        forward_flops: A sample.
+        backward_flops: A sample.
+        tokens: Modality -> tokens counted with.
+        weights_bytes: Weights of all that is present.
+        gradients_bytes: Gradients of what is trained.
+        optimizer_bytes: AdamW's moments of what is trained.
+        activations_bytes: What autograd keeps for a micro-batch.
+        peak_bytes: Sum of the four.
+        batch_size: Examples a step.
+        micro_batch_size: Examples a forward pass on one device.
+        sample_bytes: Part of `activations_bytes` that each example adds.
+        units: The bill of each unit, in the order data passes them.
+    """
+
+    stage: int
+    present_params: int
+    trained_params: int
+    exchanged_params: int
+    exchanged_bytes: int
+    frozen_bytes: int
+    newly_frozen_bytes: int
+    forward_flops: int
+    backward_flops: int
+    tokens: dict[str, int]
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+    peak_bytes: int
+    batch_size: int
+    micro_batch_size: int
+    sample_bytes: int
+    units: tuple[UnitBill, ...]
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of a training sample, both passes."""
+        return self.forward_flops + self.backward_flops
+
+    def by_part(self) -> dict[str, dict[str, int]]:
+        """Explains the totals: part -> params, exchanged_params, forward_flops, backward_flops, saved_bytes."""
+        return {
+            part: {
+                "params": sum(bill.params for bill in bills),
+                "exchanged_params": sum(bill.params for bill in bills if bill.trained),
+                "forward_flops": sum(bill.forward_flops for bill in bills),
+                "backward_flops": sum(bill.backward_flops for bill in bills),
+                "saved_bytes": sum(bill.saved_bytes for bill in bills),
+            }
+            for part in PARTS
+            if (bills := [bill for bill in self.units if bill.part == part])
+        }
+
+    def to_values(self) -> dict[str, Any]:
+        """Gives a JSON value: every count, and `parts` in place of the units."""
+        values = asdict(self)
+        del values["units"]
+        return values | {"parts": self.by_part()}
+
+
+def stage_costs(
+    stages: Sequence[StagePlan],
+    *,
+    architectures: Mapping[str, Architecture],
+    num_classes: int | None = None,
+    tokens: Mapping[str, int] | None = None,
+) -> list[StageCost]:
+    """Prices every stage of a plan.
+
+    Args:
+        stages: The stages, in order.
+        architectures: Modality -> encoder, whole.
+        num_classes: C, for a supervised objective.
+        tokens: Modality -> tokens to count with; default: those of the architecture (the most that a text may have).
+
+    Returns:
+        A cost for each stage.
+
+    Raises:
+        SpecError: A supervised objective without `num_classes`.
+    """
+    costs = []
+    downloaded: set[str] = set()
+    for stage in stages:
+        new = {unit for unit in stage.frozen if unit not in downloaded}
+        costs.append(
+            _price(
+                stage,
+                number=stage.stage,
+                present=stage.present,
+                trained=stage.trained,
+                new=new,
+                units=model_units(stage.model, architectures=architectures, num_classes=num_classes),
+                tokens=_tokens(architectures, tokens),
+            )
+        )
+        if stage.rounds:
+            downloaded |= new
+    return costs
+
+
+def end_to_end_cost(
+    stages: Sequence[StagePlan],
+    *,
+    architectures: Mapping[str, Architecture],
+    num_classes: int | None = None,
+    tokens: Mapping[str, int] | None = None,
+) -> StageCost:
+    """Prices the same model trained whole: what every factor is taken against. Its `stage` is 0."""
+    last = stages[-1]
+    whole = units_of(last.model, {m: architectures[m].depth for m in last.model.modalities})
+    return _price(
+        last,
+        number=0,
+        present=whole,
+        trained=whole,
+        new=set(),
+        units=model_units(last.model, architectures=architectures, num_classes=num_classes),
+        tokens=_tokens(architectures, tokens),
+    )
+
+
+def model_units(
+    model: ModelSpec, *, architectures: Mapping[str, Architecture], num_classes: int | None = None
+) -> dict[str, Unit]:
+    """Gives every unit of the whole model by its canonical name.
+
+    Raises:
+        SpecError: A supervised objective without `num_classes`.
+    """
+    units: dict[str, Unit] = {}
+    for modality in model.modalities:
+        architecture = architectures[modality]
+        units |= {f"{modality}.{suffix}": unit for suffix, unit in architecture.units.items()}
+        units[f"{modality}.projection"] = projection_head(model.projection, architecture=architecture)
+    if model.objective.kind == "supervised":
+        if num_classes is None:
+            raise SpecError(
+                "a supervised model cannot be priced before its number of classes is known",
+                remedy="give the number of classes of the data",
+            )
+        units["prediction"] = prediction_head(
+            model.objective,
+            num_modalities=len(model.modalities),
+            width=model.projection.out,
+            num_classes=num_classes,
+        )
+    return units
+
+
+def _tokens(architectures: Mapping[str, Architecture], tokens: Mapping[str, int] | None) -> dict[str, int]:
+    return {m: (tokens or {}).get(m, architecture.tokens) for m, architecture in sorted(architectures.items())}
+
+
+def _price(
+    stage: StagePlan,
+    *,
+    number: int,
+    present: Iterable[str],
+    trained: Iterable[str],
+    new: set[str],
+    units: Mapping[str, Unit],
+    tokens: Mapping[str, int],
+) -> StageCost:
+    training = stage.training
+    micro = -(-training.batch_size // (training.gradient_accumulation * stage.devices))
+    bills = _bills(
+        present, trained=set(trained), units=units, tokens=tokens, item_bytes=2 if training.precision == "bf16" else 4
+    )
+    exchanged = [bill for bill in bills if bill.trained]
+    frozen = [bill for bill in bills if not bill.trained]
+    trained_params = sum(bill.params for bill in exchanged)
+    weights = sum(bill.nbytes for bill in bills)
+    sample = sum(bill.saved_bytes for bill in bills)
+    activations = micro * sample + sum(bill.fixed_bytes for bill in bills)
+    return StageCost(
+        stage=number,
+        present_params=sum(bill.params for bill in bills),
+        trained_params=trained_params,
+        exchanged_params=trained_params,
+        exchanged_bytes=sum(bill.file_bytes for bill in exchanged),
+        frozen_bytes=sum(bill.file_bytes for bill in frozen),
+        newly_frozen_bytes=sum(bill.file_bytes for bill in frozen if bill.unit in new),
+        forward_flops=sum(bill.forward_flops for bill in bills),
+        backward_flops=sum(bill.backward_flops for bill in bills),
+        tokens=dict(tokens),
+        weights_bytes=weights,
+        gradients_bytes=4 * trained_params,
+        optimizer_bytes=8 * trained_params,
+        activations_bytes=activations,
+        peak_bytes=weights + 12 * trained_params + activations,
+        batch_size=training.batch_size,
+        micro_batch_size=micro,
+        sample_bytes=sample,
+        units=bills,
+    )
+
+
+def _bills(
+    present: Iterable[str],
+    *,
+    trained: set[str],
+    units: Mapping[str, Unit],
+    tokens: Mapping[str, int],
+    item_bytes: int,
+) -> tuple[UnitBill, ...]:
+    """Bills the units; in each modality the first trained one lies at the cut: its input needs no gradient."""
+    bills = []
+    reached: set[str] = set()
+    for name in present:
+        modality, _, suffix = name.partition(".")
+        unit, is_trained, count = units[name], name in trained, tokens.get(modality, 0)
+        at_cut = modality not in reached and modality in tokens
+        cost = unit.cost
+        bills.append(
+            UnitBill(
+                unit=name,
+                part=suffix.partition(".")[0] or name,
+                trained=is_trained,
+                params=unit.num_params,
+                nbytes=unit.nbytes,
+                file_bytes=layout(unit.named(name)).nbytes,
+                forward_flops=cost.forward.at(count),
+                backward_flops=cost.backward_flops(count, at_cut=at_cut) if is_trained else 0,
+                saved_bytes=cost.saved_bytes(count, item_bytes=item_bytes) if is_trained else 0,
+                fixed_bytes=cost.fixed(item_bytes=item_bytes) if is_trained else 0,
+            )
+        )
+        if is_trained:
+            reached.add(modality)
+    return tuple(bills)

@@ -1,0 +1,88 @@
+"""The schedule's bill: the stages' costs over their rounds, beside as many rounds of end-to-end training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lwfed.cost.ledger import StageCost
+from lwfed.plan.stages import StagePlan
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleCost:
+    """What a whole schedule costs a client that takes part in every round.
+
+    Attributes:
+        rounds: Number of rounds.
+        exchanged_params: Parameters sent, one way.
+        bytes_up: Bytes sent.
+        bytes_down: Bytes received, without frozen units.
+        bytes_down_frozen: Bytes of frozen units received, each once.
+        flops: FLOPs of training.
+        peak_bytes: Largest of the stages' peaks.
+    """
+
+    rounds: int
+    exchanged_params: int
+    bytes_up: int
+    bytes_down: int
+    bytes_down_frozen: int
+    flops: int
+    peak_bytes: int
+
+    def to_values(self) -> dict[str, Any]:
+        """Gives a JSON value."""
+        return asdict(self)
+
+
+def schedule_costs(
+    stages: Sequence[StagePlan], *, costs: Sequence[StageCost], end_to_end: StageCost, num_examples: int
+) -> tuple[ScheduleCost, ScheduleCost]:
+    """Adds the stages up.
+
+    Args:
+        stages: The stages.
+        costs: Their costs, in the same order.
+        end_to_end: The cost of training the model whole.
+        num_examples: Examples of a client.
+
+    Returns:
+        The schedule's cost, and that of as many rounds end to end.
+    """
+    samples = [stage.rounds * samples_a_round(stage, num_examples=num_examples) for stage in stages]
+    trained = [(stage, cost) for stage, cost in zip(stages, costs, strict=True) if stage.rounds]
+    own = ScheduleCost(
+        rounds=sum(stage.rounds for stage in stages),
+        exchanged_params=sum(stage.rounds * cost.exchanged_params for stage, cost in trained),
+        bytes_up=sum(stage.rounds * cost.exchanged_bytes for stage, cost in trained),
+        bytes_down=sum(stage.rounds * cost.exchanged_bytes for stage, cost in trained),
+        bytes_down_frozen=sum(cost.newly_frozen_bytes for _, cost in trained),
+        flops=sum(count * cost.flops for count, cost in zip(samples, costs, strict=True)),
+        peak_bytes=max((cost.peak_bytes for _, cost in trained), default=0),
+    )
+    whole = ScheduleCost(
+        rounds=own.rounds,
+        exchanged_params=own.rounds * end_to_end.exchanged_params,
+        bytes_up=own.rounds * end_to_end.exchanged_bytes,
+        bytes_down=own.rounds * end_to_end.exchanged_bytes,
+        bytes_down_frozen=0,
+        flops=sum(samples) * end_to_end.flops,
+        peak_bytes=end_to_end.peak_bytes,
+    )
+    return own, whole
+
+
+def samples_a_round(stage: StagePlan, *, num_examples: int) -> int:
+    """Gives the training samples of a client's round: a last batch of one is dropped (BatchNorm needs two)."""
+    training = stage.training
+    batch = min(training.batch_size, num_examples)
+    if training.local_steps is not None:
+        return training.local_steps * batch
+    return training.local_epochs * (num_examples - (1 if num_examples % max(batch, 1) == 1 else 0))
+
+
+def factor(reference: float, value: float) -> float:
+    """Gives how many times less `value` is than `reference`; infinite for 0."""
+    return reference / value if value else float("inf")

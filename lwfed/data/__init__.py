@@ -1,0 +1,1 @@
+"""The data: where examples come from, how clients share them, and how they become batches."""

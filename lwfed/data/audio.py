@@ -1,0 +1,96 @@
+"""From samples to the log-mel spectrogram that AST expects, without torchaudio and on one thread.
+
+Equal to transformers' ASTFeatureExtractor (which is Kaldi's fbank) but for rounding; frames are taken all at once,
+and no BLAS is called, so the numbers depend neither on the number of threads nor on whether torchaudio is installed.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.signal import resample_poly
+from scipy.sparse import csr_array
+from torch import Tensor
+
+from lwfed.data.source import Waveform
+
+SAMPLE_RATE = 16_000
+WINDOW, HOP, FFT = 400, 160, 512
+PREEMPHASIS = 0.97
+FLOOR = 1.192092955078125e-07
+MEAN, STD = -4.2677393, 4.5689974
+"""Mean and standard deviation of AudioSet's log-mels (Gong et al. 2021, AST)."""
+
+
+def log_mel(samples: Waveform, *, rate: int, num_mel_bins: int, frames: int) -> npt.NDArray[np.float32]:
+    """Computes the log-mel spectrogram of a sound; what is short is padded with zeros, what is long is cut.
+
+    Args:
+        samples: Mono samples [N].
+        rate: Samples per second; other rates than 16 kHz are resampled.
+        num_mel_bins: M.
+        frames: F, of 10 ms.
+
+    Returns:
+        [F, M], not yet normalised.
+    """
+    needed = WINDOW + HOP * (frames - 1)
+    samples = resample(samples[: math.ceil((needed / SAMPLE_RATE + 0.1) * rate)], rate=rate)[:needed]
+    if len(samples) < WINDOW:
+        samples = np.pad(samples, (0, WINDOW - len(samples)))
+    framed = np.lib.stride_tricks.sliding_window_view(samples.astype(np.float64), WINDOW)[::HOP]
+    framed = framed - framed.mean(axis=1, keepdims=True)
+    previous = np.concatenate([framed[:, :1], framed[:, :-1]], axis=1)
+    power = np.abs(np.fft.rfft((framed - PREEMPHASIS * previous) * np.hanning(WINDOW), FFT)) ** 2
+    mel = (_filters(num_mel_bins) @ power.T).T
+    out = np.zeros((frames, num_mel_bins), dtype=np.float32)
+    out[: len(mel)] = np.log(np.maximum(mel, FLOOR))
+    return out
+
+
+def normalise_log_mel(spectrogram: Tensor) -> Tensor:
+    """Normalises log-mels as AST was trained on them: AudioSet's mean, and twice its standard deviation."""
+    return (spectrogram - MEAN) / (2 * STD)
+
+
+def resample(samples: Waveform, *, rate: int) -> Waveform:
+    """Resamples to 16 kHz with a polyphase filter.
+
+    Args:
+        samples: Mono samples [N].
+        rate: Samples per second.
+    """
+    if rate == SAMPLE_RATE:
+        return samples
+    common = math.gcd(rate, SAMPLE_RATE)
+    return np.asarray(resample_poly(samples, SAMPLE_RATE // common, rate // common), dtype=np.float32)
+
+
+@lru_cache(maxsize=4)
+def _filters(num_mel_bins: int) -> csr_array:
+    from transformers.audio_utils import mel_filter_bank
+
+    with warnings.catch_warnings():
+        # AST's own 128 bins are so fine that one is empty; transformers warns of it each time.
+        warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")
+        filters = mel_filter_bank(
+            num_frequency_bins=FFT // 2 + 1,
+            num_mel_filters=num_mel_bins,
+            min_frequency=20,
+            max_frequency=SAMPLE_RATE // 2,
+            sampling_rate=SAMPLE_RATE,
+            norm=None,
+            mel_scale="kaldi",
+            triangularize_in_mel_space=True,
+        )
+    return csr_array(filters.T)
+
+
+def to_tensor(spectrograms: list[npt.NDArray[np.float32]]) -> Tensor:
+    """Stacks spectrograms to a tensor [B, F, M]."""
+    return torch.from_numpy(np.stack(spectrograms))

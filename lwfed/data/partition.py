@@ -1,0 +1,188 @@
+"""How training examples are shared among clients: pure, seeded, and refused where a client would go without."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lwfed.data.source import Example
+from lwfed.plan.cohort import client_ids
+from lwfed.spec.data import PartitionSpec
+from lwfed.types.errors import DataError
+from lwfed.types.seeds import as_int, derive
+
+NUM_TRIES = 1000
+"""Times a Dirichlet partition is drawn anew before it is given up."""
+
+
+def partition(examples: Sequence[Example], *, plan: PartitionSpec, num_clients: int, seed: str) -> dict[str, list[int]]:
+    """Shares examples among clients.
+
+    Args:
+        examples: The training examples.
+        plan: The kind of partition.
+        num_clients: N.
+        seed: Hex text.
+
+    Returns:
+        Client id -> indices into `examples`, rising; disjoint and complete, but for `local`, where each client has
+        all examples of its own root.
+
+    Raises:
+        DataError: A client would have fewer than `plan.min_size` examples, labels or fields are missing, or the groups
+            are not as many as the clients.
+    """
+    match plan.kind:
+        case "iid":
+            shards = _iid(len(examples), num_clients=num_clients, seed=seed)
+        case "dirichlet":
+            shards = _dirichlet(examples, plan=plan, num_clients=num_clients, seed=seed)
+        case "by_group":
+            shards = _by_group(examples, plan=plan, num_clients=num_clients)
+        case "local":
+            shards = [list(range(len(examples)))] * num_clients
+    shares = {client: sorted(shard) for client, shard in zip(client_ids(num_clients), shards, strict=True)}
+    short = [client for client, shard in shares.items() if len(shard) < plan.min_size]
+    if short:
+        none = [client for client in short if not shares[client]]
+        what = "no data" if none else f"fewer than {plan.min_size} examples"
+        raise DataError(
+            f"{len(none or short)} of {num_clients} clients have {what}: {_some(none or short)}",
+            remedy=f"lower federation.num_clients or partition.min_size: there are {len(examples)} examples",
+        )
+    return shares
+
+
+def holdout(indices: Sequence[int], *, fraction: float, seed: str) -> tuple[list[int], list[int]]:
+    """Holds a share of a client's examples out of training, never so many that fewer than two are left to train on.
+
+    Args:
+        indices: The client's examples.
+        fraction: Share held out, in [0, 1).
+        seed: Hex text; the client's own.
+
+    Returns:
+        Indices to train on and indices held out; both rising.
+    """
+    wanted = max(round(fraction * len(indices)), 1) if fraction else 0
+    count = max(min(wanted, len(indices) - 2), 0)
+    order = np.random.default_rng(as_int(derive(seed, "holdout"))).permutation(len(indices))
+    held_out = {indices[n] for n in order[:count]}
+    return sorted(set(indices) - held_out), sorted(held_out)
+
+
+def describe(
+    examples: Sequence[Example], *, shares: Mapping[str, Sequence[int]], classes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Describes a partition as plain data.
+
+    Args:
+        examples: The training examples.
+        shares: Client id -> indices.
+        classes: Names of the classes; empty where there are none.
+
+    Returns:
+        For each client `client`, `num_examples` and `labels`: class -> number of examples, empty without classes.
+    """
+    rows = []
+    for client, indices in shares.items():
+        counts = Counter(examples[n].label for n in indices)
+        labels = {name: counts[label] for label, name in enumerate(classes)}
+        rows.append({"client": client, "num_examples": len(indices), "labels": labels})
+    return rows
+
+
+def _iid(count: int, *, num_clients: int, seed: str) -> list[list[int]]:
+    """Cuts a seeded shuffle into contiguous shards whose sizes differ by one at most."""
+    order = np.random.default_rng(as_int(derive(seed, "iid"))).permutation(count)
+    return [shard.tolist() for shard in np.array_split(order, num_clients)]
+
+
+def _dirichlet(examples: Sequence[Example], *, plan: PartitionSpec, num_clients: int, seed: str) -> list[list[int]]:
+    """Shares each class by proportions from a Dirichlet(alpha) (Hsu et al. 2019), anew until all have `min_size`."""
+    alpha = plan.alpha
+    if alpha is None:
+        raise DataError("a dirichlet partition needs alpha", remedy="set federation.partition.alpha, for example 0.5")
+    unlabelled = next((example for example in examples if example.label is None), None)
+    if unlabelled is not None:
+        raise DataError(
+            f"a dirichlet partition needs class labels, and {unlabelled.id} has none",
+            remedy="use federation.partition.kind: iid or by_group",
+        )
+    if plan.min_size * num_clients > len(examples):
+        raise DataError(
+            f"{num_clients} clients cannot have {plan.min_size} of {len(examples)} examples each",
+            remedy="lower federation.num_clients or federation.partition.min_size",
+        )
+    labels = np.array([example.label for example in examples])
+    best = 0
+    for attempt in range(NUM_TRIES):
+        rng = np.random.default_rng(as_int(derive(seed, "dirichlet", attempt)))
+        owner = np.empty(len(labels), dtype=np.int64)
+        for label in np.unique(labels):
+            members = rng.permutation(np.flatnonzero(labels == label))
+            edges = np.rint(np.cumsum(_proportions(alpha, num_clients, rng)) * len(members)).astype(np.int64)
+            owner[members] = np.searchsorted(edges[:-1], np.arange(len(members)), side="right")
+        smallest = int(np.bincount(owner, minlength=num_clients).min())
+        if smallest >= plan.min_size:
+            return [np.flatnonzero(owner == client).tolist() for client in range(num_clients)]
+        best = max(best, smallest)
+    raise DataError(
+        f"no dirichlet partition with alpha {alpha} in {NUM_TRIES} tries gave each of {num_clients} clients "
+        f"{plan.min_size} examples (the best gave the smallest {best})",
+        remedy="raise federation.partition.alpha, or lower federation.num_clients or federation.partition.min_size",
+    )
+
+
+def _proportions(alpha: float, num_clients: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Draws from a Dirichlet; a draw that underflows at a tiny alpha gives all to one client, which is its limit."""
+    shares = rng.dirichlet(np.full(num_clients, alpha))
+    if np.isfinite(shares).all() and shares.sum() > 0:
+        return shares
+    return np.eye(num_clients)[rng.integers(num_clients)]
+
+
+def _by_group(examples: Sequence[Example], *, plan: PartitionSpec, num_clients: int) -> list[list[int]]:
+    """Gives each group a client, in the groups' sorted order."""
+    groups: dict[str, list[int]] = {}
+    for n, example in enumerate(examples):
+        groups.setdefault(_group_of(example, plan=plan), []).append(n)
+    if len(groups) != num_clients:
+        raise DataError(
+            f"the data have {len(groups)} groups and there are {num_clients} clients; groups: {_some(sorted(groups))}",
+            remedy=f"set federation.num_clients to {len(groups)}",
+        )
+    return [groups[name] for name in sorted(groups)]
+
+
+def _group_of(example: Example, *, plan: PartitionSpec) -> str:
+    if plan.pattern is not None:
+        stem = example.fields.get("stem", example.id)
+        try:
+            found = re.search(plan.pattern, stem)
+        except re.error as error:
+            raise DataError(
+                f"the pattern {plan.pattern!r} is no regular expression: {error}",
+                remedy="mend federation.partition.pattern",
+            ) from None
+        if found is None or found["group"] is None:
+            raise DataError(
+                f"the pattern {plan.pattern!r} finds no group in {stem}", remedy="mend federation.partition.pattern"
+            )
+        return found["group"]
+    known = {**example.fields, **({} if example.label is None else {"label": f"{example.label:06d}"})}
+    if plan.field not in known:
+        raise DataError(
+            f"{example.id} has no field {plan.field}",
+            remedy=f"set federation.partition.field to one of: {', '.join(sorted(known))}",
+        )
+    return known[plan.field]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

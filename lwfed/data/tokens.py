@@ -1,0 +1,134 @@
+"""From captions to token ids: the tokenizer that is named, or bytes, which need no file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lwfed.data.inputs import InputSettings
+from lwfed.types.errors import DataError, SpecError, UnreachableError
+
+BYTES = "bytes"
+"""Names the byte-level tokenizer: ids are ByT5's, below 259."""
+_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
+_TIMEOUT_S = 5.0
+_NAME_ONE = f"name a local folder in model.encoders.text.tokenizer, or set it to `{BYTES}`"
+
+
+def tokenize(texts: Sequence[str], *, settings: InputSettings) -> dict[str, Tensor]:
+    """Tokenizes texts, cut at `max_tokens` and padded to the longest.
+
+    Args:
+        texts: B texts.
+        settings: Tokenizer and lengths.
+
+    Returns:
+        `ids` int64 [B, T] and `mask` bool [B, T], true where there is a token.
+
+    Raises:
+        DataError, UnreachableError: The tokenizer is not to be had; see `open_tokenizer`.
+        SpecError: It knows more tokens than the encoder.
+    """
+    tokenizer = _checked(settings)
+    rows = tokenizer(list(texts), truncation=True, max_length=settings.max_tokens)["input_ids"]
+    longest = max((len(row) for row in rows), default=0)
+    ids = torch.full((len(rows), longest), tokenizer.pad_token_id or 0, dtype=torch.int64)
+    mask = torch.zeros((len(rows), longest), dtype=torch.bool)
+    for n, row in enumerate(rows):
+        ids[n, : len(row)] = torch.tensor(row, dtype=torch.int64)
+        mask[n, : len(row)] = True
+    return {"ids": ids, "mask": mask}
+
+
+def truncated_share(texts: Sequence[str], *, settings: InputSettings) -> float:
+    """Gives the share of texts, in [0, 1], that are longer than `max_tokens` and so are cut."""
+    if not texts:
+        return 0.0
+    tokenizer = _checked(settings)
+    rows = tokenizer(list(texts), truncation=True, max_length=settings.max_tokens + 1)["input_ids"]
+    return sum(len(row) > settings.max_tokens for row in rows) / len(texts)
+
+
+@lru_cache(maxsize=4)
+def open_tokenizer(name: str | None) -> Any:
+    """Opens a tokenizer; a hub is asked only when neither disk nor cache has it, and only if it answers at once.
+
+    Args:
+        name: A folder, a file of weights beside a tokenizer, or a hub id; None or `bytes`: the byte-level one.
+
+    Returns:
+        A transformers tokenizer.
+
+    Raises:
+        DataError: There is no such folder, its files are damaged, or the hub does not know it.
+        UnreachableError: It is not on this machine, and the hub does not answer.
+    """
+    if name is None or name == BYTES:
+        from transformers import ByT5Tokenizer
+
+        return ByT5Tokenizer(extra_ids=0)
+    path = Path(name).expanduser()
+    if path.is_file():
+        path = path.parent
+    if path.is_dir():
+        if not any((path / file).is_file() for file in _FILES):
+            raise DataError(
+                f"the folder {path} holds no tokenizer ({_FILES[0]} or {_FILES[2]})",
+                remedy=f"put it there, name one in model.encoders.text.tokenizer, or set that to `{BYTES}`",
+            )
+        return _from_pretrained(str(path), local=True)
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise DataError(f"there is no folder {name} for the tokenizer", remedy="mend model.encoders.text.tokenizer")
+    try:
+        return _from_pretrained(name, local=True)
+    except DataError:
+        _ask_hub(name)
+        return _from_pretrained(name, local=False)
+
+
+def _checked(settings: InputSettings) -> Any:
+    tokenizer = open_tokenizer(settings.tokenizer)
+    known = len(tokenizer)
+    if known > (settings.vocab_size or math.inf):
+        raise SpecError(
+            f"the tokenizer knows {known} tokens and the text encoder {settings.vocab_size}",
+            remedy=f"set model.encoders.text.config.vocab_size to {known} or more",
+        )
+    return tokenizer
+
+
+def _from_pretrained(name: str, *, local: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, local_files_only=local)
+    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"the tokenizer {name} cannot be loaded: {reason}",
+            remedy=_NAME_ONE,
+        ) from None
+
+
+def _ask_hub(name: str) -> None:
+    """Asks the hub once, briefly, whether it has the repository: its own client would try for half a minute."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        HfApi().model_info(name, timeout=_TIMEOUT_S)
+    except (RepositoryNotFoundError, ValueError):
+        raise DataError(
+            f"there is no folder {name}, and the hub has no tokenizer of that name", remedy=_NAME_ONE
+        ) from None
+    except Exception as error:  # the hub's client raises its own errors, its HTTP library's, and the system's
+        raise UnreachableError(
+            f"the tokenizer {name} is not on this machine, and the hub does not answer ({type(error).__name__})",
+            remedy=_NAME_ONE,
+        ) from None

@@ -1,0 +1,75 @@
+"""From an image to the square that ViT expects; crops are drawn from a seed that is handed in."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from torch import Tensor
+
+Box = tuple[int, int, int, int]
+"""Left, upper, right and lower edge, in pixels."""
+
+
+def training_pixels(image: Image.Image, *, size: int, rng: np.random.Generator, augment: bool) -> npt.NDArray[np.uint8]:
+    """Gives a training view: a random crop, resized (bilinear, antialiased) to a square.
+
+    Args:
+        image: An RGB image.
+        size: Pixels a side.
+        rng: Draws the crop.
+        augment: Whether to crop; without it the view is the evaluation's.
+
+    Returns:
+        Pixels [3, size, size].
+    """
+    if not augment:
+        return evaluation_pixels(image, size=size)
+    return evaluation_pixels(image.crop(crop_box(image.width, image.height, rng=rng)), size=size)
+
+
+def evaluation_pixels(image: Image.Image, *, size: int) -> npt.NDArray[np.uint8]:
+    """Gives the whole image, resized (bilinear, antialiased) to a square: pixels [3, size, size]."""
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def crop_box(
+    width: int,
+    height: int,
+    *,
+    rng: np.random.Generator,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Box:
+    """Draws a crop of random area and shape (Szegedy et al. 2015, section 6; by the law of RandomResizedCrop).
+
+    Args:
+        width: Of the image, pixels.
+        height: Of the image, pixels.
+        rng: Draws the crop.
+        scale: Least and most share of the image's area.
+        ratio: Least and most width over height.
+
+    Returns:
+        The crop; after ten tries that do not fit, the largest centred one of a permitted shape.
+    """
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        shape = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+        if 0 < w <= width and 0 < h <= height:
+            left, upper = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return left, upper, left + w, upper + h
+    w = max(1, min(width, round(height * ratio[1])))
+    h = max(1, min(height, round(width / ratio[0])))
+    left, upper = (width - w) // 2, (height - h) // 2
+    return left, upper, left + w, upper + h
+
+
+def normalise_pixels(pixels: Tensor) -> Tensor:
+    """Turns bytes [B, 3, H, W] into floats with mean .5 and standard deviation .5, that is in [-1, 1]."""
+    return pixels.float().div_(255).sub_(0.5).div_(0.5)

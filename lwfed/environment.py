@@ -1,0 +1,103 @@
+"""The only place that reads or writes environment variables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+QUIET: Mapping[str, str] = {
+    # nothing phones home
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "true",  # MLflow reads "true", the Hugging Face hub any of 1, true, yes, on
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # a GPU computes the same sums each time
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    # nothing draws over our own progress, or warns about what is not the user's doing
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "TOKENIZERS_PARALLELISM": "false",
+    "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false",
+    # without a network nothing waits for one
+    "HF_HUB_ETAG_TIMEOUT": "5",
+    "HF_HUB_DOWNLOAD_TIMEOUT": "15",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+}
+"""What `quiet` sets where the user set nothing."""
+
+_ADOPTED = "MLFLOW_RUN_ID"
+_PARENT = "LWFED_MLFLOW_PARENT_RUN_ID"
+
+
+def quiet() -> None:
+    """Switches telemetry, noise and long waits of libraries off; what the user has set stands."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+
+
+def mlflow_adopted_run_id() -> str | None:
+    """The MLflow run that the platform opened for this process (`MLFLOW_RUN_ID`); we log into it and never end it."""
+    return _text(_ADOPTED)
+
+
+def mlflow_parent_run_id() -> str | None:
+    """The MLflow run of the whole experiment, made elsewhere (`LWFED_MLFLOW_PARENT_RUN_ID`)."""
+    return _text(_PARENT)
+
+
+def mlflow_uri() -> str | None:
+    """The tracking store that the platform names (`MLFLOW_TRACKING_URI`)."""
+    return _text("MLFLOW_TRACKING_URI")
+
+
+def child_environment(**extra: str) -> dict[str, str]:
+    """Gives the environment for a process we start: ours without the adopted MLflow run, which is for us alone."""
+    inherited = {name: value for name, value in os.environ.items() if name != _ADOPTED}
+    return {**inherited, **extra}
+
+
+def debug() -> bool:
+    """Whether `LWFED_DEBUG` asks for tracebacks in place of one-line errors."""
+    return (_text("LWFED_DEBUG") or "0").lower() not in ("0", "false", "no", "off")
+
+
+def cache_folder() -> Path:
+    """The folder for what can be made again: `LWFED_CACHE`, else `lwfed` below `XDG_CACHE_HOME` or `~/.cache`."""
+    own = _text("LWFED_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(_text("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lwfed"
+
+
+def _text(name: str) -> str | None:
+    return os.environ.get(name, "").strip() or None
+
+
+def rank() -> int:
+    """Number of this process among those of one client (`RANK`, set by torchrun), from 0."""
+    return int(_text("RANK") or 0)
+
+
+@contextmanager
+def ranks() -> Iterator[None]:
+    """Joins the other processes of a client where torchrun started several (`WORLD_SIZE`); alone, does nothing."""
+    if int(_text("WORLD_SIZE") or 1) == 1:
+        yield
+        return
+    import torch
+    import torch.distributed as dist
+
+    device = None
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(_text("LOCAL_RANK") or 0))
+        torch.cuda.set_device(device)
+    dist.init_process_group("gloo" if device is None else "nccl", device_id=device)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,197 @@
+"""Local training: what one client does with the global model in one round.
+
+FedAvg's client update (McMahan et al. 2017, Algorithm 1) with AdamW; with a proximal term it is FedProx's (Li et al.
+2020, arXiv 1812.06127, Algorithm 2). The optimiser starts afresh each round.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from lwfed import ranks
+from lwfed.federated.measure import StepCost, measuring
+from lwfed.plan.stages import Rates
+from lwfed.types.errors import DivergedError
+from lwfed.types.seeds import as_int, derive
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """A part of a batch that fits the device at once.
+
+    Attributes:
+        value: What the loss takes.
+        share: Its part of the batch, in (0, 1].
+        name: How a person finds it again.
+        tensors: The tensors in `value`.
+    """
+
+    value: Any
+    share: float
+    name: str
+    tensors: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSettings:
+    """How a client trains.
+
+    Attributes:
+        steps: Optimiser steps.
+        proximal_mu: FedProx's mu.
+        clip_norm: Largest gradient norm, or None.
+        autocast: Lower precision of the forward pass, or None.
+        seed: Of dropout.
+    """
+
+    steps: int
+    proximal_mu: float
+    clip_norm: float | None
+    autocast: torch.dtype | None
+    seed: str
+
+
+@dataclass(frozen=True, slots=True)
+class LocalResult:
+    """What a client tells of its round.
+
+    Attributes:
+        steps: Optimiser steps taken.
+        loss: Mean loss over all steps.
+        loss_first: Loss of the first step, before any change.
+        wall_s: Seconds.
+        cost: FLOPs and bytes of the first step, where it was measured.
+    """
+
+    steps: int
+    loss: float
+    loss_first: float
+    wall_s: float
+    cost: StepCost | None
+
+
+def train(
+    groups: Sequence[tuple[Sequence[Parameter], Rates]],
+    *,
+    loss: Callable[[Any], Tensor],
+    batches: Iterator[Sequence[MicroBatch]],
+    settings: LocalSettings,
+    device: torch.device,
+    on_step: Callable[[int, float], None] | None = None,
+    known: Sequence[Tensor] | None = None,
+) -> LocalResult:
+    """Trains parameters in place.
+
+    Args:
+        groups: Trained parameters and the rates of each group.
+        loss: Micro-batch -> mean loss, a scalar. Over several ranks each gives its share of the mean.
+        batches: For each step its micro-batches.
+        settings: How.
+        device: Where the parameters lie.
+        on_step: Told the number of steps done and the last loss.
+        known: The model's tensors, to count the first step's FLOPs and bytes; None: nothing is counted.
+
+    Returns:
+        What happened.
+
+    Raises:
+        DivergedError: A loss is NaN or infinite; the batch is named.
+    """
+    parameters = [parameter for members, _ in groups for parameter in members]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": list(members), "lr": rates.learning_rate, "weight_decay": rates.weight_decay}
+            for members, rates in groups
+            if members
+        ],
+        fused=True,
+    )
+    anchor = [parameter.detach().clone() for parameter in parameters] if settings.proximal_mu else None
+    losses: list[float] = []
+    cost: StepCost | None = None
+    started = time.monotonic()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(as_int(derive(settings.seed, "rank", ranks.rank())))
+        for step in range(settings.steps):
+            micros = next(batches)
+            if known is not None and step == 0:
+                inputs = [tensor for micro in micros for tensor in micro.tensors]
+                with measuring(known=[*known, *inputs], device=device) as cost:
+                    value = _gradients(micros, loss, settings, device, cost=cost)
+                cost.gradients_bytes = _nbytes(parameter.grad for parameter in parameters)
+            else:
+                value = _gradients(micros, loss, settings, device)
+            if not math.isfinite(value):
+                raise DivergedError(
+                    f"the loss is {value} at step {step + 1}, {micros[0].name}",
+                    remedy="lower training.learning_rate, set training.clip_norm, or look at these examples",
+                )
+            _step(optimizer, parameters, anchor, settings)
+            if cost is not None and step == 0:
+                states = [value for state in optimizer.state.values() for value in state.values()]
+                cost.optimizer_bytes = _nbytes(state for state in states if state.dim())
+            losses.append(value)
+            if on_step is not None:
+                on_step(step + 1, value)
+    return LocalResult(
+        steps=len(losses),
+        loss=math.fsum(losses) / len(losses),
+        loss_first=losses[0],
+        wall_s=time.monotonic() - started,
+        cost=cost,
+    )
+
+
+def _gradients(
+    micros: Sequence[MicroBatch],
+    loss: Callable[[Any], Tensor],
+    settings: LocalSettings,
+    device: torch.device,
+    *,
+    cost: StepCost | None = None,
+) -> float:
+    """Adds up the gradients of a batch's parts; gives the batch's mean loss."""
+    total = 0.0
+    for micro in micros:
+        with torch.autocast(device.type, dtype=settings.autocast, enabled=settings.autocast is not None):
+            value = loss(micro.value) * micro.share
+        if cost is not None:
+            cost.forward_done()
+        total += float(ranks.total(value.detach()))
+        if not math.isfinite(total):
+            return total
+        value.backward()
+        if cost is not None:
+            cost.backward_done()
+    return total
+
+
+def _nbytes(tensors: Iterable[Tensor | None]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
+
+
+def _step(
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[Parameter],
+    anchor: Sequence[Tensor] | None,
+    settings: LocalSettings,
+) -> None:
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    ranks.total_(gradients)
+    if anchor is not None:  # the gradient of mu/2 |theta - theta_0|^2
+        with torch.no_grad():
+            for parameter, origin in zip(parameters, anchor, strict=True):
+                if parameter.grad is not None:
+                    parameter.grad.add_(parameter - origin, alpha=settings.proximal_mu)
+    if settings.clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)

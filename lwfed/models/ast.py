@@ -1,0 +1,86 @@
+"""AST, the audio spectrogram transformer (transformers), behind the encoder protocol; its feature is the CLS token.
+
+Gong et al. 2021, arXiv 2104.01778; the paper takes the CLS token alone, not its mean with the distillation token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.models.audio_spectrogram_transformer.configuration_audio_spectrogram_transformer import ASTConfig
+from transformers.models.audio_spectrogram_transformer.modeling_audio_spectrogram_transformer import ASTModel
+
+from lwfed.models import transformers_config
+from lwfed.models.protocol import Encoder, State, require_depth
+from lwfed.spec.model import EncoderSpec
+from lwfed.types.errors import SpecError
+
+
+class Ast(Encoder):
+    """A transformers AST: stem = embeddings, blocks = layers, norm = layernorm."""
+
+    def __init__(self, model: Any, *, depth: int) -> None:
+        config = model.config
+        blocks = nn.ModuleList(model.layers[:depth])
+        super().__init__(model.embeddings, blocks=blocks, width=config.hidden_size, init_std=config.initializer_range)
+        self.norm = model.layernorm
+
+    def embed(self, inputs: Float[Tensor, "B F M"]) -> State:
+        return State(self.stem(inputs), None)
+
+    def advance(self, state: State, *, start: int, stop: int) -> State:
+        tokens = state.tokens
+        for block in self.blocks[start:stop]:
+            tokens = block(tokens)
+        return State(tokens, None)
+
+    def pool(self, state: State) -> Tensor:
+        return self.norm(state.tokens)[:, 0]
+
+
+def build(encoder: EncoderSpec, *, depth: int | None) -> Encoder:
+    """Builds the encoder on the default device; see `protocol.Family`."""
+    settings = _config(encoder)
+    depth = require_depth(depth, whole=settings.num_hidden_layers)
+    settings.num_hidden_layers = depth
+    if min(settings.max_length, settings.num_mel_bins) < settings.patch_size:
+        raise SpecError(
+            f"`max_length` {settings.max_length} x `num_mel_bins` {settings.num_mel_bins} of an ast hold no patch",
+            remedy=f"make both at least `config.patch_size`, {settings.patch_size}",
+        )
+    return Ast(transformers_config.build_model(encoder, ASTModel, settings), depth=depth)
+
+
+def whole_depth(encoder: EncoderSpec) -> int:
+    """Gives the number of blocks of the whole encoder."""
+    return int(_config(encoder).num_hidden_layers)
+
+
+def input_settings(encoder: EncoderSpec) -> dict[str, Any]:
+    """Gives `num_mel_bins` and `max_length`, the number of frames."""
+    settings = _config(encoder)
+    return {"num_mel_bins": int(settings.num_mel_bins), "max_length": int(settings.max_length)}
+
+
+def config(encoder: EncoderSpec) -> dict[str, Any]:
+    """Gives the settings of ASTConfig: those of the weights' folder, and the spec's above them."""
+    return transformers_config.values(encoder, ASTConfig)
+
+
+def library_config(encoder: EncoderSpec, *, depth: int) -> dict[str, Any]:
+    """Gives the config.json that `ASTModel.from_pretrained` reads."""
+    settings = _config(encoder, architectures=["ASTModel"])
+    settings.num_hidden_layers = depth
+    return dict(settings.to_dict())
+
+
+def adapt(encoder: EncoderSpec, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Maps a checkpoint's names through transformers; heads of other tasks are dropped."""
+    return transformers_config.adapt(encoder, ASTModel, _config(encoder), tensors)
+
+
+def _config(encoder: EncoderSpec, **extra: Any) -> Any:
+    return transformers_config.make(encoder, ASTConfig, **extra)

@@ -1,0 +1,153 @@
+"""Building: a model without weights, its tensors' specs, their first values, and putting values in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lwfed.models.families import family_of
+from lwfed.models.initial import initial_unit
+from lwfed.models.multimodal import Multimodal
+from lwfed.models.pretrained import pretrained_tensors, require_complete
+from lwfed.params import spec_of
+from lwfed.spec.model import EncoderSpec, ModelSpec
+from lwfed.types.errors import CheckpointError
+from lwfed.types.seeds import derive
+from lwfed.types.tensors import TensorSpec
+
+
+def skeleton(model: ModelSpec, *, depth: Mapping[str, int], num_classes: int | None) -> Multimodal:
+    """Builds a model on the meta device: every name and shape, no weights.
+
+    Args:
+        model: The model.
+        depth: Modality -> number of blocks present.
+        num_classes: C; needed by the supervised objective.
+
+    Returns:
+        The model; `load` gives it weights.
+
+    Raises:
+        SpecError: An architecture or an override is wrong.
+    """
+    with torch.device("meta"):
+        encoders = {m: family_of(encoder).build(encoder, depth=depth[m]) for m, encoder in model.encoders.items()}
+        return Multimodal(model, encoders=encoders, num_classes=num_classes)
+
+
+def encoder_depth(encoder: EncoderSpec) -> int:
+    """Gives the number of blocks of a whole encoder. Raises SpecError where the architecture is wrong."""
+    return family_of(encoder).whole_depth(encoder)
+
+
+def input_settings(encoder: EncoderSpec) -> dict[str, Any]:
+    """Says what an encoder's inputs must look like.
+
+    Returns:
+        vit: `image_size`; text: `max_tokens`, `tokenizer` (None: bytes), `vocab_size`; ast: `num_mel_bins`,
+        `max_length` (frames).
+    """
+    return family_of(encoder).input_settings(encoder)
+
+
+def tensor_specs(module: nn.Module) -> dict[str, TensorSpec]:
+    """Gives the specs of all stored tensors, sorted by canonical name."""
+    parameters = {name for name, _ in module.named_parameters()}
+    state = module.state_dict()
+    return {name: spec_of(state[name], buffer=name not in parameters) for name in sorted(state)}
+
+
+def initial_tensors(
+    model: ModelSpec, *, units: Sequence[str], depth: Mapping[str, int], num_classes: int | None, seed: str
+) -> dict[str, Tensor]:
+    """Gives the tensors that units start from: pretrained ones where the spec names weights, else seeded ones.
+
+    A unit's tensors depend neither on the depth present nor on the other units asked for.
+
+    Args:
+        model: The model.
+        units: Names of the units wanted.
+        depth: Modality -> number of blocks present, enough for the units.
+        num_classes: C; needed by the supervised objective.
+        seed: The run's seed.
+
+    Returns:
+        Canonical name -> tensor on the CPU.
+
+    Raises:
+        SpecError: An architecture or an override is wrong.
+        DataError: Pretrained weights are missing, a pickle, or of another architecture.
+        UnreachableError: A hub id that is neither cached nor to be reached.
+    """
+    module = skeleton(model, depth=depth, num_classes=num_classes)
+    tensors: dict[str, Tensor] = {}
+    wanted: dict[str, list[str]] = {}
+    for unit in units:
+        modality, _, part = unit.partition(".")
+        head = part in ("", "projection")
+        if not head and model.encoders[modality].weights is not None:
+            wanted.setdefault(modality, []).append(unit)
+            continue
+        std = None if head else module.encoder(modality).init_std
+        tensors |= initial_unit(module.get_submodule(unit), prefix=unit, seed=derive(seed, "init", unit), std=std)
+    for modality, names in wanted.items():
+        encoder = model.encoders[modality]
+        found = pretrained_tensors(encoder, modality=modality, units=names)
+        shapes = {
+            f"{unit}.{name}": tuple(tensor.shape)
+            for unit in names
+            for name, tensor in module.get_submodule(unit).state_dict().items()
+        }
+        require_complete(found, shapes=shapes, weights=encoder.weights)
+        tensors |= found
+    return tensors
+
+
+def load(module: Multimodal, tensors: Mapping[str, Tensor]) -> Multimodal:
+    """Puts tensors into a model without copying them: training the model changes them.
+
+    Args:
+        module: The model, such as a skeleton.
+        tensors: Canonical name -> tensor, exactly the model's.
+
+    Returns:
+        The same model.
+
+    Raises:
+        CheckpointError: Names are missing or unexpected, or a shape or type is wrong.
+    """
+    specs = tensor_specs(module)
+    for what, names in (("lacks", sorted(specs.keys() - tensors)), ("has unknown", sorted(tensors.keys() - specs))):
+        if names:
+            raise CheckpointError(
+                f"a checkpoint {what} {len(names)} tensor(s), such as {names[0]}",
+                remedy="it is of another stage or model: start the stage anew",
+            )
+    for name, spec in specs.items():
+        found = spec_of(tensors[name], buffer=spec.buffer)
+        if found != spec:
+            raise CheckpointError(
+                f"{name} is {found.dtype}{list(found.shape)} in a checkpoint, not {spec.dtype}{list(spec.shape)}",
+                remedy="it is of another model: start the stage anew",
+            )
+    module.load_state_dict(dict(tensors), strict=True, assign=True)
+    left = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
+    if left:
+        raise ValueError(f"{left[0]} is not stored in checkpoints: the architecture is not supported")
+    return module
+
+
+def set_trained(module: Multimodal, *, trained: Sequence[str]) -> None:
+    """Sets which units are trained: only they have gradients, dropout and moving BatchNorm statistics.
+
+    Args:
+        module: The model.
+        trained: Names of its units.
+    """
+    module.requires_grad_(False)
+    module.eval()
+    for unit in trained:
+        module.get_submodule(unit).train().requires_grad_(True)

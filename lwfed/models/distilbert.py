@@ -1,0 +1,93 @@
+"""DistilBERT (transformers) behind the encoder protocol; its feature is the first token.
+
+Sanh et al. 2019, arXiv 1910.01108.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.distilbert.configuration_distilbert import DistilBertConfig
+from transformers.models.distilbert.modeling_distilbert import DistilBertModel
+
+from lwfed.models import transformers_config
+from lwfed.models.protocol import Encoder, State, require_depth
+from lwfed.models.weights import tokenizer_of
+from lwfed.spec.model import EncoderSpec
+from lwfed.types.errors import SpecError
+
+
+class DistilBert(Encoder):
+    """A transformers DistilBERT: stem = embeddings; it has no final norm."""
+
+    def __init__(self, model: Any, *, depth: int) -> None:
+        stem, config = model.embeddings, model.config
+        del stem.position_ids  # not stored, and without values on the meta device: positions are passed instead
+        blocks = nn.ModuleList(model.transformer.layer[:depth])
+        super().__init__(stem, blocks=blocks, width=config.dim, init_std=config.initializer_range)
+
+    def embed(self, inputs: Mapping[str, Tensor]) -> State:
+        ids = inputs["ids"]
+        positions = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
+        return State(self.stem(ids, position_ids=positions), inputs["mask"])
+
+    def advance(self, state: State, *, start: int, stop: int) -> State:
+        tokens, mask = state
+        attended = None if mask is None else mask[:, None, None, :]
+        for block in self.blocks[start:stop]:
+            tokens = block(tokens, attended)
+        return State(tokens, mask)
+
+    def pool(self, state: State) -> Tensor:
+        return state.tokens[:, 0]
+
+
+def build(encoder: EncoderSpec, *, depth: int | None) -> Encoder:
+    """Builds the encoder on the default device; see `protocol.Family`."""
+    settings = _config(encoder)
+    depth = require_depth(depth, whole=settings.n_layers)
+    if encoder.max_tokens > settings.max_position_embeddings:
+        raise SpecError(
+            f"`max_tokens` is {encoder.max_tokens}, but the encoder has {settings.max_position_embeddings} positions",
+            remedy="lower max_tokens or raise config.max_position_embeddings",
+        )
+    settings.n_layers = depth
+    return DistilBert(transformers_config.build_model(encoder, DistilBertModel, settings), depth=depth)
+
+
+def whole_depth(encoder: EncoderSpec) -> int:
+    """Gives the number of blocks of the whole encoder."""
+    return int(_config(encoder).n_layers)
+
+
+def input_settings(encoder: EncoderSpec) -> dict[str, Any]:
+    """Gives `max_tokens`, `tokenizer` (None: bytes) and `vocab_size`, above which no token id may be."""
+    return {
+        "max_tokens": encoder.max_tokens,
+        "tokenizer": tokenizer_of(encoder),
+        "vocab_size": int(_config(encoder).vocab_size),
+    }
+
+
+def config(encoder: EncoderSpec) -> dict[str, Any]:
+    """Gives the settings of DistilBertConfig: those of the weights' folder, and the spec's above them."""
+    return transformers_config.values(encoder, DistilBertConfig)
+
+
+def library_config(encoder: EncoderSpec, *, depth: int) -> dict[str, Any]:
+    """Gives the config.json that `DistilBertModel.from_pretrained` reads."""
+    settings = _config(encoder, architectures=["DistilBertModel"])
+    settings.n_layers = depth
+    return dict(settings.to_dict())
+
+
+def adapt(encoder: EncoderSpec, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Maps a checkpoint's names through transformers; heads of other tasks are dropped."""
+    return transformers_config.adapt(encoder, DistilBertModel, _config(encoder), tensors)
+
+
+def _config(encoder: EncoderSpec, **extra: Any) -> Any:
+    return transformers_config.make(encoder, DistilBertConfig, **extra)

@@ -1,0 +1,65 @@
+"""Export: canonical tensors as plain timm and transformers state dicts with their configs, usable without lwfed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lwfed.models import names
+from lwfed.models.families import family_of
+from lwfed.spec.model import EncoderSpec, ModelSpec
+
+
+def to_library(
+    encoder: EncoderSpec, tensors: Mapping[str, Tensor], *, modality: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Gives one encoder in its library's words.
+
+    Args:
+        encoder: The encoder.
+        tensors: Canonical name -> tensor; other modalities and heads may be among them.
+        modality: The encoder's name in the model.
+
+    Returns:
+        The state dict and the config.json: written side by side as `model.safetensors` and `config.json`,
+        `timm.create_model("local-dir:FOLDER", pretrained=True)` or `AutoModel.from_pretrained(FOLDER)` reads them.
+        The model has as many blocks as there are tensors for.
+    """
+    state: dict[str, Tensor] = {}
+    blocks: set[str] = set()
+    for name, tensor in sorted(tensors.items()):
+        owner, _, rest = name.partition(".")
+        if owner != modality or rest.startswith("projection."):
+            continue
+        state[names.to_library(rest, family=encoder.family)] = tensor
+        if rest.startswith("blocks."):
+            blocks.add(rest.split(".")[1])
+    return state, family_of(encoder).library_config(encoder, depth=len(blocks))
+
+
+def heads(model: ModelSpec, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Gives the heads.
+
+    Args:
+        model: The model.
+        tensors: Canonical name -> tensor of the whole model.
+
+    Returns:
+        Head (`image.projection` ..., `prediction`) -> state dict of plain layers, and what a reader must know of them.
+    """
+    states: dict[str, dict[str, Tensor]] = {}
+    for head in (*(f"{modality}.projection" for modality in model.modalities), "prediction"):
+        state = {n.removeprefix(head + "."): t for n, t in sorted(tensors.items()) if n.startswith(head + ".")}
+        if state:
+            states[head] = state
+    config = {
+        "modalities": list(model.modalities),
+        "projection": model.projection.model_dump(mode="json"),
+        "projection_layers": "hidden.<i>: linear (no bias), dropout, BatchNorm1d, ReLU; out: linear (no bias), "
+        "BatchNorm1d without affine; then L2-normalise for retrieval",
+        "objective": model.objective.model_dump(mode="json"),
+        "feature": dict.fromkeys(model.modalities, "token 0 of the last hidden state"),
+    }
+    return states, config

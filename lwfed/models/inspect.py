@@ -1,0 +1,199 @@
+"""Counting: tensors, FLOPs and saved activations of an encoder, measured on a model without weights.
+
+For encoders that the ledger has no formulas for. Nothing is computed: the model lives on the meta device and runs
+under fake CPU tensors, so kernels are chosen as on a CPU and only shapes flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils.flop_counter import FlopCounterMode
+
+from lwfed.models.build import input_settings, tensor_specs
+from lwfed.models.families import family_of
+from lwfed.models.protocol import Encoder, State
+from lwfed.spec.model import EncoderSpec
+
+ITEM_BYTES = 4
+
+
+class SavedBytes:
+    """What autograd keeps for the backward pass while `watch` is open: unique storages, each under its first label.
+
+    Args:
+        exclude: Tensors that are not counted: parameters, buffers, the batch.
+    """
+
+    def __init__(self, exclude: Sequence[Tensor]) -> None:
+        self._seen = {StorageWeakRef(tensor.untyped_storage()) for tensor in exclude}
+        self.label = ""
+        self.nbytes: dict[str, int] = {}
+
+    @property
+    def total(self) -> int:
+        """Bytes under all labels."""
+        return sum(self.nbytes.values())
+
+    def add(self, tensor: Tensor) -> int:
+        """Counts a tensor's storage if it is new.
+
+        Returns:
+            The bytes added.
+        """
+        storage = tensor.untyped_storage()
+        if StorageWeakRef(storage) in self._seen:
+            return 0
+        self._seen.add(StorageWeakRef(storage))
+        self.nbytes[self.label] = self.nbytes.get(self.label, 0) + storage.nbytes()
+        return storage.nbytes()
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Watches autograd."""
+
+        def pack(tensor: Tensor) -> Tensor:
+            self.add(tensor)
+            return tensor
+
+        with saved_tensors_hooks(pack, lambda tensor: tensor):
+            yield
+
+
+def count(encoder: EncoderSpec) -> dict[str, Any]:
+    """Counts an encoder, whole.
+
+    Args:
+        encoder: Any encoder that `lwfed.models.build` can build.
+
+    Returns:
+        A JSON value that the ledger's `Architecture.from_values` reads: name, depth, width, tokens, and for each unit
+        its tensors and, as `[constant, linear, square]` in the number of tokens, a sample's forward, backward and
+        input-gradient FLOPs and saved items. Inputs of a fixed size have only the constant.
+
+    Raises:
+        SpecError: The architecture or an override is wrong.
+    """
+    settings = {"in_chans": 3} | family_of(encoder).config(encoder) | input_settings(encoder)
+    with torch.device("meta"):
+        module = family_of(encoder).build(encoder, depth=None)
+    specs = tensor_specs(module)
+    lengths = [1]
+    if encoder.family == "distilbert":
+        longest = settings["max_tokens"]
+        lengths = [longest - 2, longest - 1, longest] if longest > 3 else [longest]
+    shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in module.state_dict().items()}
+    with FakeTensorMode():
+        values = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
+        module.load_state_dict(values, assign=True)
+        module.train()
+        runs = [_a_sample(module, encoder, settings, length) for length in lengths]
+        tokens = int(module.embed(_inputs(encoder, settings, batch=2, length=lengths[-1])).tokens.shape[1])
+    units = {}
+    for unit in runs[0]:
+        if unit == "pooled":
+            continue
+        tensors = {
+            name.removeprefix(f"{unit}."): [spec.dtype, list(spec.shape), spec.buffer]
+            for name, spec in specs.items()
+            if name.startswith(f"{unit}.")
+        }
+        weights = sum(spec.numel for name, spec in specs.items() if name.startswith(f"{unit}.") and len(spec.shape) > 1)
+        units[unit] = {
+            "tensors": tensors,
+            **{what: _fit([run[unit][what] for run in runs], lengths) for what in runs[0][unit]},
+            "saved_fp32": [0, 0, 0],
+            "copies": [0, 0, 0],
+            "fixed_bytes": 0,
+            "weight_copies": 0 if unit == "stem" else weights,
+        }
+    return {
+        "name": encoder.arch or encoder.family,
+        "depth": len(module.blocks),
+        "width": module.width,
+        "tokens": tokens,
+        "pooled": _fit([run["pooled"]["saved"] for run in runs], lengths),
+        "units": units,
+    }
+
+
+def _a_sample(
+    module: Encoder, encoder: EncoderSpec, settings: dict[str, Any], length: int
+) -> dict[str, dict[str, int]]:
+    """Counts a unit's costs a sample: what a third example adds to a batch of two."""
+    two, three = (_run(module, _inputs(encoder, settings, batch=batch, length=length)) for batch in (2, 3))
+    return {unit: {what: three[unit][what] - two[unit][what] for what in two[unit]} for unit in two}
+
+
+def _run(module: Encoder, inputs: Any) -> dict[str, dict[str, int]]:
+    """Passes a batch through the units, one at a time."""
+    batch = list(inputs.values()) if isinstance(inputs, dict) else [inputs]
+    saved = SavedBytes([*module.parameters(), *module.buffers(), *batch])
+    costs = {"stem": _flops(lambda: module.embed(inputs).tokens, None)}
+    with saved.watch():
+        saved.label = "stem"
+        state = module.embed(inputs)
+        for i in range(len(module.blocks)):
+            saved.label = f"blocks.{i}"
+            state = module.advance(state, start=i, stop=i + 1)
+        saved.label = "norm"
+        feature = module.pool(state)
+        saved.label = "pooled"
+        saved.add(feature)  # the projection head's first product keeps it
+    for i in range(len(module.blocks)):
+        costs[f"blocks.{i}"] = _block_flops(module, state, i)
+    if isinstance(getattr(module, "norm", None), nn.Module):
+        costs["norm"] = {"forward": 0, "backward": 0, "input_gradient": 0}
+    costs["pooled"] = {}
+    for unit, cost in costs.items():
+        cost["saved"] = saved.nbytes.get(unit, 0) // ITEM_BYTES
+    return costs
+
+
+def _block_flops(module: Encoder, state: State, index: int) -> dict[str, int]:
+    def run(tokens: Tensor) -> Tensor:
+        return module.advance(State(tokens, state.mask), start=index, stop=index + 1).tokens
+
+    return _flops(run, state.tokens)
+
+
+def _flops(run: Any, tokens: Tensor | None) -> dict[str, int]:
+    """Counts FLOPs of both passes, with and without a gradient of the input."""
+    counts = []
+    for needs_gradient in (True, False) if tokens is not None else (False,):
+        arguments = () if tokens is None else (tokens.detach().clone().requires_grad_(needs_gradient),)
+        with FlopCounterMode(display=False) as counter:
+            output = run(*arguments)
+            forward = counter.get_total_flops()
+            output.sum().backward()
+            counts.append((forward, counter.get_total_flops() - forward))
+    return {"forward": counts[0][0], "backward": counts[0][1], "input_gradient": counts[0][1] - counts[-1][1]}
+
+
+def _inputs(encoder: EncoderSpec, settings: dict[str, Any], *, batch: int, length: int) -> Any:
+    if encoder.family == "vit":
+        channels = settings["in_chans"]
+        return torch.zeros(batch, channels, settings["image_size"], settings["image_size"])
+    if encoder.family == "ast":
+        return torch.zeros(batch, settings["max_length"], settings["num_mel_bins"])
+    return {
+        "ids": torch.zeros(batch, length, dtype=torch.int64),
+        "mask": torch.ones(batch, length, dtype=torch.bool),
+    }
+
+
+def _fit(values: Sequence[int], lengths: Sequence[int]) -> list[int]:
+    """Finds the square polynomial through counts at three neighbouring lengths; a constant through one."""
+    if len(values) == 1:
+        return [values[0], 0, 0]
+    first, second = values[1] - values[0], values[2] - values[1]
+    square = (second - first) // 2
+    linear = first - square * (lengths[0] + lengths[1])
+    return [values[0] - linear * lengths[0] - square * lengths[0] ** 2, linear, square]

@@ -1,0 +1,86 @@
+"""The whole model: one encoder and projection head a modality, and the prediction head of the supervised objective.
+
+Its `state_dict` names are the canonical names of tensors: `image.blocks.3.attn.qkv.weight`, `text.projection...`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lwfed.models.fusion import FUSIONS
+from lwfed.models.heads import PredictionHead, ProjectionHead
+from lwfed.models.protocol import Encoder, State
+from lwfed.spec.model import ModelSpec
+
+
+class Multimodal(nn.Module):
+    """Encoders by modality, as far as their blocks are present.
+
+    Args:
+        model: The spec.
+        encoders: Modality -> encoder, without a projection head.
+        num_classes: C of the supervised objective; of no account otherwise.
+    """
+
+    def __init__(self, model: ModelSpec, *, encoders: Mapping[str, Encoder], num_classes: int | None) -> None:
+        super().__init__()
+        self.modalities = model.modalities
+        for modality in self.modalities:
+            encoder = encoders[modality]
+            encoder.projection = ProjectionHead(encoder.width, spec=model.projection)
+            self.add_module(modality, encoder)
+        self.prediction: PredictionHead | None = None
+        if model.objective.kind == "supervised":
+            if num_classes is None:
+                raise ValueError("a supervised model needs the number of classes")
+            fusion = FUSIONS[model.objective.fusion]
+            self.fuse = fusion.fuse
+            width = fusion.width(len(self.modalities), model.projection.out)
+            self.prediction = PredictionHead(width, spec=model.objective, num_classes=num_classes)
+
+    def encoder(self, modality: str) -> Encoder:
+        """Gives a modality's encoder."""
+        return cast(Encoder, self.get_submodule(modality))
+
+    def prefix(self, modality: str, inputs: Any, *, cut: int) -> State:
+        """Passes inputs through the stem and the first `cut` blocks, which are frozen: no gradients are kept."""
+        with torch.no_grad():
+            encoder = self.encoder(modality)
+            return encoder.advance(encoder.embed(inputs), start=0, stop=cut)
+
+    def suffix(self, modality: str, state: State, *, cut: int) -> Float[Tensor, "B P"]:
+        """Passes the prefix's tokens through the blocks from `cut` on, the pooling and the projection head."""
+        encoder = self.encoder(modality)
+        state = encoder.advance(state, start=cut, stop=len(encoder.blocks))
+        return cast(ProjectionHead, encoder.projection)(encoder.pool(state))
+
+    def project(self, modality: str, inputs: Any, *, cut: int = 0) -> Float[Tensor, "B P"]:
+        """Embeds inputs.
+
+        Args:
+            modality: Which encoder.
+            inputs: What it takes: an image batch, token ids and mask, or log-mel frames.
+            cut: Number of frozen leading blocks, run without gradients; 0 keeps the stem's gradients too.
+
+        Returns:
+            The projections, not normalised.
+        """
+        if cut:
+            return self.suffix(modality, self.prefix(modality, inputs, cut=cut), cut=cut)
+        return self.suffix(modality, self.encoder(modality).embed(inputs), cut=0)
+
+    def classify(self, projections: Mapping[str, Float[Tensor, "B P"]]) -> Float[Tensor, "B C"]:
+        """Fuses the modalities' projections and gives the classes' logits."""
+        if self.prediction is None:
+            raise ValueError("a contrastive model has no prediction head")
+        return self.prediction(self.fuse(projections))
+
+    def forward(self, inputs: Mapping[str, Any], *, cut: Mapping[str, int] | None = None) -> dict[str, Tensor]:
+        """Embeds every modality of a batch: modality -> projections [B, P]."""
+        cuts = cut or {}
+        return {m: self.project(m, inputs[m], cut=cuts.get(m, 0)) for m in self.modalities}

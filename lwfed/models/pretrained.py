@@ -1,0 +1,81 @@
+"""Pretrained weights under canonical names, unit by unit, as blocks are appended."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from lwfed.models.families import family_of
+from lwfed.models.names import to_canonical
+from lwfed.models.weights import read_tensors, tokenizer_of
+from lwfed.spec.model import EncoderSpec
+from lwfed.types.errors import DataError
+from lwfed.types.tensors import unit_of
+
+
+def pretrained_tensors(encoder: EncoderSpec, *, modality: str, units: Collection[str]) -> dict[str, Tensor]:
+    """Reads an encoder's pretrained tensors.
+
+    Args:
+        encoder: The encoder; it names `weights`.
+        modality: Its name in the model.
+        units: Which of its units, such as `image.stem` and `image.blocks.3`.
+
+    Returns:
+        Canonical name -> tensor, fp32.
+
+    Raises:
+        DataError: The weights are missing, unreadable, a pickle, or of another architecture.
+        UnreachableError: A hub id that is neither cached nor to be reached.
+    """
+    if encoder.weights is None:
+        raise ValueError("the encoder names no weights")
+    library = family_of(encoder).adapt(encoder, read_tensors(encoder.weights))
+    tensors = {f"{modality}.{to_canonical(name, family=encoder.family)}": tensor for name, tensor in library.items()}
+    return {
+        name: tensor.to(torch.float32).contiguous()
+        for name, tensor in sorted(tensors.items())
+        if unit_of(name) in units
+    }
+
+
+def require_complete(tensors: dict[str, Tensor], *, shapes: dict[str, tuple[int, ...]], weights: str | None) -> None:
+    """Checks pretrained tensors against the encoder's own.
+
+    Args:
+        tensors: What was read.
+        shapes: What the encoder has: canonical name -> shape.
+        weights: Where they come from, for the message.
+
+    Raises:
+        DataError: A tensor is missing or of another shape.
+    """
+    for name, shape in sorted(shapes.items()):
+        if name not in tensors:
+            raise DataError(
+                f"the weights {weights} have no tensor for {name}", remedy="name weights of this architecture"
+            )
+        if tuple(tensors[name].shape) != shape:
+            raise DataError(
+                f"{name} is {tuple(tensors[name].shape)} in the weights {weights} and {shape} in the model",
+                remedy="make `config` agree with the weights",
+            )
+
+
+def resolved(encoder: EncoderSpec) -> EncoderSpec:
+    """Writes the architecture of the named weights into `config`, so that no file is needed to build the encoder.
+
+    Returns:
+        The same architecture without `weights`; `tokenizer` is the one in force.
+
+    Raises:
+        DataError: The weights' config.json is missing or of another kind.
+        UnreachableError: A hub id that is neither cached nor to be reached.
+    """
+    if encoder.weights is None:
+        return encoder
+    return encoder.model_copy(
+        update={"weights": None, "tokenizer": tokenizer_of(encoder), "config": family_of(encoder).config(encoder)}
+    )

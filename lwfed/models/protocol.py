@@ -1,0 +1,89 @@
+"""What an encoder is to the rest of lwfed: a stem, a row of blocks that can be cut anywhere, and a pooled feature."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from lwfed.spec.model import EncoderSpec
+
+
+class State(NamedTuple):
+    """What flows from block to block.
+
+    Attributes:
+        tokens: B examples of T tokens of width D.
+        mask: Which tokens are real; None where all are.
+    """
+
+    tokens: Float[Tensor, "B T D"]
+    mask: Bool[Tensor, "B T"] | None
+
+
+class Encoder(nn.Module):
+    """Base of the encoders: F_m = pool after blocks after embed.
+
+    Attributes:
+        stem: From the input to the first tokens.
+        blocks: The blocks that are present, in their order.
+        width: D, of the tokens and of the feature.
+        init_std: Standard deviation of seeded weights.
+    """
+
+    def __init__(self, stem: nn.Module, *, blocks: nn.ModuleList, width: int, init_std: float) -> None:
+        super().__init__()
+        self.stem = stem
+        self.blocks = blocks
+        self.width = width
+        self.init_std = init_std
+
+    def embed(self, inputs: Any) -> State:
+        """Turns a batch of inputs into tokens: the stem alone."""
+        raise NotImplementedError
+
+    def advance(self, state: State, *, start: int, stop: int) -> State:
+        """Passes tokens through the blocks `start` to `stop` - 1."""
+        raise NotImplementedError
+
+    def pool(self, state: State) -> Float[Tensor, "B D"]:
+        """Gives the feature of each example: the CLS token after the final norm, where there is one."""
+        raise NotImplementedError
+
+
+@runtime_checkable
+class Family(Protocol):
+    """What the module of an encoder family offers."""
+
+    def build(self, encoder: EncoderSpec, *, depth: int | None) -> Encoder:
+        """Builds the encoder with its first `depth` blocks (None: all) on the default device.
+
+        Raises:
+            SpecError: The architecture or an override is wrong.
+        """
+
+    def whole_depth(self, encoder: EncoderSpec) -> int:
+        """Gives the number of blocks of the whole encoder."""
+
+    def input_settings(self, encoder: EncoderSpec) -> dict[str, Any]:
+        """Says what the inputs must look like."""
+
+    def config(self, encoder: EncoderSpec) -> dict[str, Any]:
+        """Gives `encoder.config` completed with what the named weights say of the architecture."""
+
+    def library_config(self, encoder: EncoderSpec, *, depth: int) -> dict[str, Any]:
+        """Gives the `config.json` with which the library builds the encoder with `depth` blocks."""
+
+    def adapt(self, encoder: EncoderSpec, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Brings a checkpoint's tensors to the names and shapes of the library's model of this encoder."""
+
+
+def require_depth(depth: int | None, *, whole: int) -> int:
+    """Gives the number of blocks to build, None meaning all of them."""
+    if depth is None:
+        return whole
+    if not 0 <= depth <= whole:
+        raise ValueError(f"an encoder of {whole} blocks has no first {depth}")
+    return depth

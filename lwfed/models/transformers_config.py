@@ -1,0 +1,123 @@
+"""Configurations of transformers' models: the folder's config.json, the spec's overrides above it, nothing unknown."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from transformers.configuration_utils import PreTrainedConfig
+
+from lwfed.models.weights import read_config
+from lwfed.spec.model import EncoderSpec
+from lwfed.types.errors import DataError, SpecError
+
+WITHOUT_EFFECT = {"sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout", "tie_word_embeddings"}
+"""Keys that say nothing of an encoder here; taken from a config.json, refused in a spec."""
+
+
+def values(encoder: EncoderSpec, kind: Any) -> dict[str, Any]:
+    """Gives the architecture's settings: those of the weights' folder, and the spec's above them.
+
+    Args:
+        encoder: The encoder.
+        kind: Its configuration class.
+
+    Returns:
+        Key -> value, in the class's own keys.
+
+    Raises:
+        SpecError: An override is unknown.
+        DataError: The folder holds another kind of model.
+    """
+    known = set(kind.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__) - WITHOUT_EFFECT
+    found = read_config(encoder.weights)
+    if found and found.get("model_type") != kind.model_type:
+        raise DataError(
+            f"the weights {encoder.weights} are a {found.get('model_type')}, not a {kind.model_type}",
+            remedy=f"name weights of a {encoder.family}",
+        )
+    overrides: dict[str, Any] = {}
+    for key, value in encoder.config.items():
+        own = kind.attribute_map.get(key, key)
+        if own not in known:
+            near = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.5)
+            hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(sorted(known))}"
+            raise SpecError(f"a {encoder.family} has no `config.{key}`", remedy=hint)
+        overrides[own] = value
+    folder = {kind.attribute_map.get(key, key): value for key, value in found.items()}
+    return {**{key: value for key, value in folder.items() if key in known}, **overrides}
+
+
+def make(encoder: EncoderSpec, kind: Any, **extra: Any) -> Any:
+    """Makes the configuration, with torch's scaled dot product attention.
+
+    Args:
+        encoder: The encoder.
+        kind: Its configuration class.
+        **extra: Settings above all others.
+
+    Raises:
+        SpecError: A value is of a wrong type or unknown.
+        DataError: The folder holds another kind of model.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    settings = {**values(encoder, kind), **extra}
+    try:
+        return kind(**settings, attn_implementation="sdpa")
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        line = " ".join(str(error).split())
+        raise SpecError(f"a wrong value in a {encoder.family}'s `config`: {line}", remedy="correct it") from None
+
+
+def build_model(encoder: EncoderSpec, kind: Any, config: Any) -> Any:
+    """Builds transformers' model of a configuration on the default device; SpecError where the sizes do not fit."""
+    try:
+        return kind(config)
+    except (TypeError, ValueError, KeyError, AssertionError, RuntimeError, ZeroDivisionError) as error:
+        line = " ".join(str(error).split())
+        raise SpecError(f"transformers cannot build this {encoder.family}: {line}", remedy="correct `config`") from None
+
+
+def adapt(encoder: EncoderSpec, kind: Any, config: Any, tensors: Any) -> dict[str, Any]:
+    """Brings a checkpoint's tensors to the in-memory names of transformers' model, through its own conversions.
+
+    Args:
+        encoder: The encoder, for messages.
+        kind: The model class.
+        config: Its configuration.
+        tensors: Name in the file -> tensor; heads of other tasks may be among them.
+
+    Returns:
+        Name in the model -> tensor, fp32, all that the model has.
+
+    Raises:
+        DataError: Tensors are missing or of another shape.
+    """
+    import torch
+    from transformers.utils import logging
+
+    bar, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model, info = kind.from_pretrained(
+                None, config=config, state_dict=dict(tensors), dtype=torch.float32, output_loading_info=True
+            )
+    except RuntimeError as error:
+        raise DataError(
+            f"the weights {encoder.weights} do not fit the architecture: {' '.join(str(error).split())[:300]}",
+            remedy="make `config` agree with the weights",
+        ) from None
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise DataError(
+            f"the weights {encoder.weights} lack {len(missing)} tensors of this {encoder.family}, such as {missing[0]}",
+            remedy="name weights of this architecture, or make `config` agree with them",
+        )
+    return dict(model.state_dict())

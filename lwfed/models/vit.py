@@ -1,0 +1,153 @@
+"""ViT (timm) behind the encoder protocol; its feature is the CLS token, as in the paper.
+
+Dosovitskiy et al. 2021, arXiv 2010.11929.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+from jaxtyping import Float
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor, device, nn
+
+from lwfed.models.protocol import Encoder, State, require_depth
+from lwfed.models.weights import read_config
+from lwfed.spec.model import EncoderSpec
+from lwfed.types.errors import DataError, SpecError
+
+INIT_STD = 0.02
+MEAN_STD = 0.5
+FIXED = {"num_classes": 0, "global_pool": "token"}
+"""What an encoder is built with whatever the spec says: no classifier, and the CLS token as the feature."""
+
+
+class ViT(Encoder):
+    """A timm ViT: its stem is the library's model without blocks, norm and head, so that its names are timm's own."""
+
+    def __init__(self, model: Any, *, depth: int) -> None:
+        blocks = nn.ModuleList(model.blocks[:depth])
+        norm = model.norm
+        model.blocks, model.norm, model.fc_norm = nn.Sequential(), nn.Identity(), nn.Identity()
+        super().__init__(model, blocks=blocks, width=model.num_features, init_std=INIT_STD)
+        self.norm = norm
+
+    def embed(self, inputs: Float[Tensor, "B 3 H W"]) -> State:
+        stem = self.stem
+        tokens = stem.norm_pre(stem.patch_drop(stem._pos_embed(stem.patch_embed(inputs))))  # type: ignore[operator]
+        return State(tokens, None)
+
+    def advance(self, state: State, *, start: int, stop: int) -> State:
+        tokens = state.tokens
+        for block in self.blocks[start:stop]:
+            tokens = block(tokens)
+        return State(tokens, None)
+
+    def pool(self, state: State) -> Float[Tensor, "B D"]:
+        return self.norm(state.tokens)[:, 0]
+
+
+def build(encoder: EncoderSpec, *, depth: int | None) -> Encoder:
+    """Builds the encoder on the default device; see `protocol.Family`."""
+    model = _library(encoder)
+    return ViT(model, depth=require_depth(depth, whole=len(model.blocks)))
+
+
+def whole_depth(encoder: EncoderSpec) -> int:
+    """Gives the number of blocks of the whole encoder."""
+    with device("meta"):
+        return len(_library(encoder).blocks)
+
+
+def input_settings(encoder: EncoderSpec) -> dict[str, Any]:
+    """Gives `image_size`, pixels a side."""
+    return {"image_size": _image_size(encoder)}
+
+
+def config(encoder: EncoderSpec) -> dict[str, Any]:
+    """Gives timm's model arguments: those of the weights' folder, and the spec's above them."""
+    found = read_config(encoder.weights)
+    known: dict[str, Any] = {}
+    if found:
+        known = dict(found.get("model_args") or {})
+        name = str(found.get("architecture", "")).split(".")[0]
+        if not name:
+            raise DataError(
+                f"the config.json of {encoder.weights} is not timm's: it names no `architecture`",
+                remedy="take weights in timm's format, such as timm's save_for_hf writes",
+            )
+        if encoder.arch and name != encoder.arch.split(".")[0]:
+            raise SpecError(
+                f"the weights {encoder.weights} are a {name}, not a {encoder.arch}", remedy=f"set `arch: {name}`"
+            )
+        size = (found.get("pretrained_cfg") or {}).get("input_size")
+        if size:
+            known.setdefault("img_size", size[-1])
+    values = {**known, **encoder.config}
+    for key, fixed in FIXED.items():
+        if encoder.config.get(key, fixed) != fixed:
+            raise SpecError(f"`config.{key}` of a vit encoder is always {fixed!r}", remedy="leave it out")
+        values.pop(key, None)
+    return values
+
+
+def library_config(encoder: EncoderSpec, *, depth: int) -> dict[str, Any]:
+    """Gives the config.json that `timm.create_model("local-dir:FOLDER", pretrained=True)` reads."""
+    size = _image_size(encoder)
+    return {
+        "architecture": str(encoder.arch).split(".")[0],
+        **FIXED,
+        "model_args": {**config(encoder), **FIXED, "img_size": size, "depth": depth},
+        "pretrained_cfg": {
+            "num_classes": 0,
+            "input_size": [3, size, size],
+            "fixed_input_size": True,
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "mean": [MEAN_STD] * 3,
+            "std": [MEAN_STD] * 3,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+
+
+def adapt(encoder: EncoderSpec, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Maps older names and resizes position embeddings and patches, all through timm; drops the classifier."""
+    with device("meta"):
+        model = _library(encoder)
+    names = set(model.state_dict())
+    return {name: tensor for name, tensor in checkpoint_filter_fn(dict(tensors), model).items() if name in names}
+
+
+def _image_size(encoder: EncoderSpec) -> int:
+    with device("meta"):
+        height, width = _library(encoder).patch_embed.img_size
+    if height != width:
+        raise SpecError(f"a vit of {height} x {width} pixels is not square", remedy="set `config.img_size` to a number")
+    return int(height)
+
+
+def _library(encoder: EncoderSpec) -> Any:
+    """Builds timm's whole model on the default device."""
+    arch = str(encoder.arch)
+    if not timm.is_model(arch.split(".")[0]):
+        near = difflib.get_close_matches(arch, timm.list_models("*vit*"), n=1)
+        hint = f"did you mean {near[0]}?" if near else "see timm.list_models('vit_*')"
+        raise SpecError(f"timm has no architecture `{arch}`", remedy=hint)
+    arguments = {**config(encoder), **FIXED}
+    try:
+        model = timm.create_model(arch, **arguments)
+    except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError, KeyError) as error:
+        raise SpecError(
+            f"timm cannot build {arch} with `config` {dict(encoder.config)}: {error}",
+            remedy="see timm.models.vision_transformer.VisionTransformer for the names",
+        ) from None
+    if not isinstance(model, VisionTransformer) or not list(model.norm.parameters()):
+        raise SpecError(
+            f"{arch} is not a plain ViT with a class token and a final norm", remedy="take vit_tiny_patch16_224, say"
+        )
+    return model

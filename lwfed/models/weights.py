@@ -1,0 +1,190 @@
+"""Files of pretrained weights: a folder, a .safetensors file or a hub id becomes local files, never a pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lwfed.spec.model import EncoderSpec
+from lwfed.types.canonical import digest_of
+from lwfed.types.errors import DataError, UnreachableError
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".h5")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
+PROBE_TIMEOUT_S = 5.0
+
+
+def is_hub_id(weights: str) -> bool:
+    """Says whether `weights` names a model of the hub and not a local path."""
+    local = Path(weights).expanduser()
+    path_like = weights.startswith((".", "~", "/")) or local.suffix in (".safetensors", *PICKLES)
+    return not local.exists() and not path_like and HUB_ID.fullmatch(weights) is not None
+
+
+def tensor_files(weights: str) -> tuple[Path, ...]:
+    """Finds the safetensors files.
+
+    Args:
+        weights: A folder, a file or a hub id.
+
+    Returns:
+        Local files; of a hub id those of its cached or downloaded copy.
+
+    Raises:
+        DataError: There is no such folder or file, or it holds no safetensors.
+        UnreachableError: The hub does not answer and the model is not in its cache.
+    """
+    if is_hub_id(weights):
+        return (hub_file(weights, "model.safetensors"),)
+    path = _local(weights)
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise DataError(f"the weights {path} are not a .safetensors file", remedy=_CONVERT)
+        return (path,)
+    if (path / "model.safetensors").is_file():
+        return (path / "model.safetensors",)
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        files = tuple(path / name for name in sorted(set(_json(index).get("weight_map", {}).values())))
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise DataError(f"{path} lacks {missing[0]}, which its index names", remedy="copy the whole folder")
+        return files
+    if any(file.suffix in PICKLES for file in path.iterdir()):
+        raise DataError(f"the folder {path} has weights only in a format that can run code", remedy=_CONVERT)
+    raise DataError(f"the folder {path} has no model.safetensors", remedy="name the folder that holds it")
+
+
+def read_tensors(weights: str) -> dict[str, Tensor]:
+    """Reads all tensors. Raises what `tensor_files` does, and DataError for a damaged file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Tensor] = {}
+    for file in tensor_files(weights):
+        try:
+            tensors.update(load_file(file))
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"cannot read {file}: {error}", remedy="copy or download it again") from None
+    return tensors
+
+
+def read_config(weights: str | None) -> dict[str, Any]:
+    """Reads the config.json beside the weights; {} for a single file, or where no weights are named.
+
+    Raises:
+        DataError: The folder has none, or it is not JSON.
+        UnreachableError: The hub does not answer and the model is not in its cache.
+    """
+    if weights is None:
+        return {}
+    if is_hub_id(weights):
+        return _json(hub_file(weights, "config.json"))
+    path = _local(weights)
+    if path.is_file():
+        return {}
+    if not (path / "config.json").is_file():
+        raise DataError(
+            f"the folder {path} has no config.json",
+            remedy="add it, or name the .safetensors file itself and describe the architecture in `config`",
+        )
+    return _json(path / "config.json")
+
+
+def tokenizer_of(encoder: EncoderSpec) -> str | None:
+    """Names the tokenizer in force: the spec's, else that of the weights; None: bytes, which needs no file."""
+    weights = encoder.weights
+    if encoder.tokenizer or weights is None:
+        return encoder.tokenizer
+    if is_hub_id(weights):
+        return weights
+    return weights if any((_local(weights) / name).is_file() for name in TOKENIZER_FILES) else None
+
+
+def weights_version(encoder: EncoderSpec) -> str:
+    """Says which weights these are by content and not by place.
+
+    Returns:
+        A digest of the files' names and sha256 (config.json included); the id itself for a hub id; "" without weights.
+
+    Raises:
+        DataError: There is no such folder or file.
+    """
+    if encoder.weights is None:
+        return ""
+    if is_hub_id(encoder.weights):
+        return encoder.weights
+    files = tensor_files(encoder.weights)
+    if len(files) == 1 and _local(encoder.weights).is_file():
+        return _sha256(files[0])
+    return digest_of({file.name: _sha256(file) for file in (*files, files[0].parent / "config.json") if file.is_file()})
+
+
+def hub_file(repo: str, name: str) -> Path:
+    """Gives a local copy of a file of the hub: the cached one, else a download.
+
+    Raises:
+        DataError: The hub has no such model or file.
+        UnreachableError: It is not cached, and the hub does not answer within seconds.
+    """
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.utils import get_session
+
+    try:
+        return Path(hf_hub_download(repo, name, local_files_only=True))
+    except LocalEntryNotFoundError:
+        pass
+    offline = UnreachableError(
+        f"there is no folder `{repo}`, and the model hub does not answer for {repo}/{name}",
+        remedy="check the path or the network, or copy the model's folder here and name it",
+    )
+    if constants.HF_HUB_OFFLINE:
+        raise offline
+    try:  # the hub's own client tries for half a minute where there is no network: ask once before
+        get_session().head(constants.ENDPOINT, timeout=PROBE_TIMEOUT_S)
+    except Exception:  # which errors it has depends on the hub library's HTTP client
+        raise offline from None
+    try:
+        return Path(hf_hub_download(repo, name, etag_timeout=PROBE_TIMEOUT_S))
+    except LocalEntryNotFoundError:
+        raise offline from None
+    except (EntryNotFoundError, HfHubHTTPError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise DataError(f"the model hub gives no {name} of `{repo}`: {line}", remedy="check the id") from None
+    except OSError:
+        raise offline from None
+
+
+_CONVERT = (
+    "save it as model.safetensors: transformers' save_pretrained and timm's save_for_hf do, "
+    "or safetensors.torch.save_file of its state dict"
+)
+
+
+def _local(weights: str) -> Path:
+    path = Path(weights).expanduser()
+    if not path.exists():
+        raise DataError(f"there are no weights at {path}", remedy="check the path, or name a hub id such as owner/name")
+    return path
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}", remedy="copy or download it again") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path} holds no mapping", remedy="copy or download it again")
+    return value
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

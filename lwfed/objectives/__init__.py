@@ -1,0 +1,1 @@
+"""Objectives and metrics: pure functions of tensors."""

@@ -1,0 +1,123 @@
+"""Retrieval metrics: Recall@k between modalities, zero-shot accuracy, and the best matches of a query.
+
+Scores are cosine similarities. They are computed for some queries at a time, so that memory does not grow with
+queries x items. A tie counts against the model: one that maps everything to one point finds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+KS = (1, 5, 10, 50)
+SCORES_AT_A_TIME = 4_000_000
+TIE = 1e-6
+"""Scores no further apart than this are a tie: equal vectors score so differently, by where they lie in a matrix."""
+
+
+def relevance(query_owner: Int64[Tensor, " Q"], item_owner: Int64[Tensor, " I"]) -> Int64[Tensor, "Q R"]:
+    """Says which items are right for each query: those of the same owner.
+
+    Image to text, COCO protocol: the owner of a caption is its image, so an image has up to five right captions;
+    text to image the other way round.
+
+    Args:
+        query_owner: Owner of each query.
+        item_owner: Owner of each item.
+
+    Returns:
+        Indices of the right items in increasing order, filled up with -1.
+    """
+    order = torch.argsort(item_owner, stable=True)
+    owners = item_owner[order]
+    first = torch.searchsorted(owners, query_owner)
+    count = torch.searchsorted(owners, query_owner, right=True) - first
+    steps = torch.arange(int(count.max()) if count.numel() else 0, device=order.device)
+    places = (first[:, None] + steps).clamp(max=max(len(order) - 1, 0))
+    return torch.where(steps < count[:, None], order[places], -1)
+
+
+def recall_at(
+    query_embeddings: Float[Tensor, "Q P"],
+    item_embeddings: Float[Tensor, "I P"],
+    *,
+    relevant: Int64[Tensor, "Q R"],
+    ks: Sequence[int] = KS,
+) -> dict[int, float]:
+    """Recall@k: the share of queries with any right item among the k best.
+
+    Args:
+        query_embeddings: Of the queries; normalised here.
+        item_embeddings: Of the items; normalised here.
+        relevant: Indices of the right items of each query, filled up with -1; at least one each.
+        ks: Depths.
+
+    Returns:
+        k -> recall in [0, 1].
+    """
+    places = best_places(query_embeddings, item_embeddings, relevant=relevant)
+    return {k: float((places < k).double().mean()) for k in ks}
+
+
+def best_places(
+    query_embeddings: Float[Tensor, "Q P"], item_embeddings: Float[Tensor, "I P"], *, relevant: Int64[Tensor, "Q R"]
+) -> Int64[Tensor, " Q"]:
+    """Place, from 0, of each query's best right item: the number of wrong items that do not score below it.
+
+    Args:
+        query_embeddings: Of the queries; normalised here.
+        item_embeddings: Of the items; normalised here.
+        relevant: Indices of the right items of each query, filled up with -1; at least one each.
+    """
+    places = []
+    for rows, scores in _scores(query_embeddings, item_embeddings):
+        right = relevant[rows]
+        known = right >= 0
+        own = scores.gather(1, right.clamp(min=0)).masked_fill(~known, -torch.inf)
+        limit = own.amax(1, keepdim=True) - TIE
+        below = (scores < limit).sum(1)  # NaN is never below: it counts as ahead
+        right_not_below = (known & ~(own < limit)).sum(1)
+        places.append(scores.shape[1] - below - right_not_below)
+    return torch.cat(places)
+
+
+def top_k(
+    query_embeddings: Float[Tensor, "Q P"], item_embeddings: Float[Tensor, "I P"], *, k: int
+) -> tuple[Float[Tensor, "Q K"], Int64[Tensor, "Q K"]]:
+    """The k best items of each query: cosine similarities and indices, best first."""
+    best = []
+    for _, scores in _scores(query_embeddings, item_embeddings):
+        best.append(scores.topk(min(k, scores.shape[1]), dim=1))
+    return torch.cat([values for values, _ in best]), torch.cat([indices for _, indices in best])
+
+
+def zero_shot_accuracy(
+    image_embeddings: Float[Tensor, "N P"],
+    class_embeddings: Float[Tensor, "C K P"],
+    labels: Int64[Tensor, " N"],
+) -> float:
+    """Share of images nearest to their own class's prompts (CLIP, arXiv 2103.00020, section 3.1).
+
+    Args:
+        image_embeddings: Of the images; normalised here.
+        class_embeddings: Of K prompts a class; normalised here, averaged and normalised again.
+        labels: True classes.
+
+    Returns:
+        Accuracy in [0, 1].
+    """
+    classes = F.normalize(class_embeddings.float(), dim=-1).mean(1)
+    return recall_at(image_embeddings, classes, relevant=labels[:, None], ks=(1,))[1]
+
+
+def _scores(queries: Float[Tensor, "Q P"], items: Float[Tensor, "I P"]) -> Iterator[tuple[slice, Float[Tensor, "q I"]]]:
+    """Yields rows of queries and their scores against all items."""
+    queries, items = F.normalize(queries.float(), dim=-1), F.normalize(items.float(), dim=-1)
+    step = max(1, SCORES_AT_A_TIME // max(1, items.shape[0]))
+    for start in range(0, queries.shape[0], step):
+        rows = slice(start, start + step)
+        yield rows, queries[rows] @ items.T

@@ -1,0 +1,80 @@
+"""Parameters as a vector space: named tensors that are added, scaled, measured and selected by unit."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from lwfed.types.canonical import canonical
+from lwfed.types.tensors import TensorSpec, unit_of
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+"""Safetensors name of a type -> torch's."""
+
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def sub(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gives a - b, name by name; the names must be equal."""
+    _same_names(a, b)
+    return {name: a[name] - b[name] for name in a}
+
+
+def add_scaled(a: Mapping[str, Tensor], b: Mapping[str, Tensor], *, scale: float) -> dict[str, Tensor]:
+    """Gives a + scale * b, name by name; the names must be equal."""
+    _same_names(a, b)
+    return {name: torch.add(a[name], b[name], alpha=scale) for name in a}
+
+
+def norm(a: Mapping[str, Tensor]) -> float:
+    """Gives the Euclidean norm over all tensors, summed in float64 in the order of the names."""
+    return math.sqrt(sum(float(a[name].double().square().sum()) for name in sorted(a)))
+
+
+def select(a: Mapping[str, Tensor], *, units: Collection[str]) -> dict[str, Tensor]:
+    """Gives the tensors of some units."""
+    return {name: tensor for name, tensor in a.items() if unit_of(name) in units}
+
+
+def by_unit(a: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Groups tensors by their unit."""
+    units: dict[str, dict[str, Tensor]] = {}
+    for name in sorted(a):
+        units.setdefault(unit_of(name), {})[name] = a[name]
+    return units
+
+
+def spec_of(tensor: Tensor, *, buffer: bool = False) -> TensorSpec:
+    """Gives a tensor's type and shape."""
+    return TensorSpec(shape=tuple(tensor.shape), dtype=DTYPE_NAMES[tensor.dtype], buffer=buffer)
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """Views a tensor's items as bytes, row by row, without a copy where it is contiguous and on the CPU."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return flat.numpy().data.cast("B")
+
+
+def digest_raw(data: memoryview | bytes | bytearray, *, spec: TensorSpec) -> str:
+    """Gives the sha256 of a tensor's type, shape and bytes, as 64 hex digits."""
+    hasher = hashlib.sha256(canonical([spec.dtype, list(spec.shape)]))
+    hasher.update(data)
+    return hasher.hexdigest()
+
+
+def digest(tensor: Tensor) -> str:
+    """Gives the digest of a tensor: of its type, shape and values, wherever it lies."""
+    return digest_raw(raw_bytes(tensor), spec=spec_of(tensor))
+
+
+def _same_names(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
+    if a.keys() != b.keys():
+        odd = sorted(a.keys() ^ b.keys())
+        raise ValueError(f"the two sides name different tensors, {odd[0]} among them; select the same units first")

@@ -1,0 +1,206 @@
+"""The plan: for each stage everything that decides its result, complete and readable, and nothing else.
+
+What only decides where or how fast the work is done (launcher, store, loader workers, tracking, deadlines) is left
+out, so that equal work has equal keys wherever it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lwfed.plan.strategies import Selection, select, stage_rounds
+from lwfed.plan.units import depths_by_stage, group_of
+from lwfed.spec.base import Section
+from lwfed.spec.data import DataSpec, PartitionSpec, ShapesSize
+from lwfed.spec.federation import ExchangeSpec, ServerSpec
+from lwfed.spec.model import ModelSpec
+from lwfed.spec.run import RunSpec, Strategy
+from lwfed.spec.training import EvaluationSpec, TrainingSpec
+from lwfed.types.canonical import digest_of
+from lwfed.types.seeds import derive
+
+REFERENCE_BATCH = 256
+"""The paper's code scales a base learning rate by batch / 256."""
+
+
+class DataPlan(Section):
+    """The data a stage is trained on, by content and not by place."""
+
+    source: str
+    shapes: ShapesSize | None
+    on_bad_example: str
+    test_fraction: float | None
+    augment: bool
+
+    def at(self, *, root: str | None, workers: int) -> DataSpec:
+        """Gives the data as they lie at a place."""
+        chosen = {key: value for key, value in self.model_dump().items() if value is not None}
+        return DataSpec.model_validate({**chosen, "root": root, "workers": workers})
+
+
+class CohortPlan(Section):
+    """Who takes part in a stage."""
+
+    num_clients: int
+    partition: PartitionSpec
+    fraction_fit: float
+    min_fit_clients: int
+    min_available_clients: int
+
+
+class Rates(Section):
+    """The optimiser's settings of a module group, in force."""
+
+    learning_rate: float
+    weight_decay: float
+
+
+class StagePlan(Section):
+    """Everything that decides a stage's result.
+
+    Attributes:
+        stage: s, counted from 1.
+        num_stages: S.
+        first_round: Global number of the stage's first round, counted from 1.
+        rounds: Rounds of this stage; 0 appends the blocks untrained.
+        depth: Modality -> number of blocks present.
+        present: Units of the model.
+        trained: Units trained and exchanged; sorted by the model's order.
+        appended: Units this stage adds.
+        cut: Modality -> number of frozen leading blocks.
+        rates: Module group -> learning rate and weight decay in force.
+        training: Local training; its rates are the base of `rates`.
+        devices: Devices a client.
+        seed: The run's seed, as text.
+    """
+
+    stage: int
+    num_stages: int
+    strategy: Strategy
+    first_round: int
+    rounds: int
+    depth: dict[str, int]
+    present: tuple[str, ...]
+    trained: tuple[str, ...]
+    appended: tuple[str, ...]
+    cut: dict[str, int]
+    rates: dict[str, Rates]
+    model: ModelSpec
+    training: TrainingSpec
+    cohort: CohortPlan
+    server: ServerSpec
+    exchange: ExchangeSpec
+    evaluation: EvaluationSpec
+    data: DataPlan
+    devices: int
+    seed: str
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Units that are present and not trained."""
+        trained = set(self.trained)
+        return tuple(unit for unit in self.present if unit not in trained)
+
+    def round_seed(self, server_round: int, *names: str | int) -> str:
+        """Derives a seed for something in a round of this stage."""
+        return derive(self.seed, "stage", self.stage, "round", server_round, *names)
+
+
+def plan_stages(spec: RunSpec, *, depths: Mapping[str, int]) -> tuple[StagePlan, ...]:
+    """Turns a spec into its stages.
+
+    Args:
+        spec: The experiment.
+        depths: Modality -> number of blocks of its whole encoder.
+
+    Returns:
+        A plan for each stage; end_to_end has one.
+
+    Raises:
+        SpecError: The stage cuts do not fit the encoders.
+    """
+    by_stage = depths_by_stage(spec, depths)
+    rounds = stage_rounds(spec.strategy, spec.stages.rounds)
+    return tuple(
+        _plan_stage(
+            spec,
+            stage=stage,
+            rounds=rounds,
+            depth=by_stage[-1] if len(rounds) == 1 else by_stage[stage - 1],
+            selection=select(spec.strategy, stage, model=spec.model, depths=by_stage),
+        )
+        for stage in range(1, len(rounds) + 1)
+    )
+
+
+def _plan_stage(
+    spec: RunSpec, *, stage: int, rounds: tuple[int, ...], depth: Mapping[str, int], selection: Selection
+) -> StagePlan:
+    data, federation = spec.data, spec.federation
+    return StagePlan(
+        stage=stage,
+        num_stages=len(rounds),
+        strategy=spec.strategy,
+        first_round=sum(rounds[: stage - 1]) + 1,
+        rounds=rounds[stage - 1],
+        depth=dict(depth),
+        present=selection.present,
+        trained=selection.trained,
+        appended=selection.appended,
+        cut=selection.cut,
+        rates={group: _rates(spec, group, stage) for group in sorted({group_of(unit) for unit in selection.trained})},
+        model=spec.model,
+        training=spec.training,
+        cohort=CohortPlan(
+            num_clients=federation.num_clients,
+            partition=federation.partition,
+            fraction_fit=federation.fraction_fit,
+            min_fit_clients=federation.quorum,
+            min_available_clients=min(federation.min_available_clients, federation.num_clients),
+        ),
+        server=federation.server,
+        exchange=spec.exchange,
+        evaluation=spec.evaluation,
+        data=DataPlan(
+            source=data.source,
+            shapes=data.shapes if data.source == "shapes" else None,
+            on_bad_example=data.on_bad_example,
+            test_fraction=data.test_fraction if data.source == "advance" else None,
+            augment=data.augment,
+        ),
+        devices=spec.launch.devices,
+        seed=str(spec.seed),
+    )
+
+
+def _rates(spec: RunSpec, group: str, stage: int) -> Rates:
+    training = spec.training
+    base = training.learning_rates.get(group, training.learning_rate)
+    if isinstance(base, tuple):
+        base = base[stage - 1]
+    return Rates(
+        learning_rate=base * training.batch_size / REFERENCE_BATCH,
+        weight_decay=training.weight_decays.get(group, training.weight_decay),
+    )
+
+
+def stage_key(stage: StagePlan, *, input_digest: str, code_version: str, data_version: str) -> str:
+    """Gives the address of a stage's work: equal inputs have equal keys, so nothing is done twice.
+
+    Args:
+        stage: The stage's plan, which holds the seed.
+        input_digest: Digest of the checkpoint it starts from; empty at the first stage.
+        code_version: Digest of the code that decides numbers.
+        data_version: Digest of the data and of pretrained weights.
+
+    Returns:
+        64 hex digits.
+    """
+    return digest_of(
+        {
+            "input": input_digest,
+            "plan": stage.model_dump(mode="json"),
+            "code": code_version,
+            "data": data_version,
+        }
+    )

@@ -1,0 +1,63 @@
+"""Units: the pieces of a model that are trained or frozen, exchanged and stored as a whole.
+
+A unit's name is the prefix of its tensors' names: `image.stem`, `image.blocks.3`, `image.norm`, `image.projection`,
+`text.stem` ..., `prediction`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lwfed.spec.model import ModelSpec
+from lwfed.spec.run import RunSpec
+from lwfed.types.errors import SpecError
+
+FAMILIES_WITH_FINAL_NORM = frozenset({"vit", "ast"})
+
+
+def depths_by_stage(spec: RunSpec, depths: Mapping[str, int]) -> list[dict[str, int]]:
+    """Gives the number of blocks present at each stage.
+
+    Args:
+        spec: The experiment.
+        depths: Modality -> number of blocks of its whole encoder.
+
+    Returns:
+        For each of the spec's stages, modality -> number of blocks.
+
+    Raises:
+        SpecError: The blocks appended over the stages are not those of the encoder.
+    """
+    present = dict.fromkeys(spec.model.modalities, 0)
+    stages = []
+    for stage in range(1, spec.stages.count + 1):
+        present = {m: present[m] + spec.model.encoders[m].blocks_at(stage) for m in present}
+        stages.append(present)
+    for modality, total in present.items():
+        if total != depths[modality]:
+            where = f"model.encoders.{modality}"
+            raise SpecError(
+                f"`{where}.blocks_per_stage` appends {total} blocks over {spec.stages.count} stages, "
+                f"but the encoder has {depths[modality]}",
+                remedy=f"make them sum to {depths[modality]}, or change the encoder's depth in `{where}.config`",
+            )
+    return stages
+
+
+def units_of(model: ModelSpec, depth: Mapping[str, int]) -> tuple[str, ...]:
+    """Names the units of a model with the given number of blocks a modality, in the order data passes them."""
+    units: list[str] = []
+    for modality, encoder in model.encoders.items():
+        units += [f"{modality}.stem", *(f"{modality}.blocks.{i}" for i in range(depth[modality]))]
+        if encoder.family in FAMILIES_WITH_FINAL_NORM:
+            units.append(f"{modality}.norm")
+        units.append(f"{modality}.projection")
+    if model.objective.kind == "supervised":
+        units.append("prediction")
+    return tuple(units)
+
+
+def group_of(unit: str) -> str:
+    """Gives the module group whose learning rate a unit takes: a modality, `projection` or `prediction`."""
+    parts = unit.split(".")
+    return parts[-1] if parts[-1] in ("projection", "prediction") else parts[0]

@@ -1,0 +1,100 @@
+"""The federation: clients, rounds, quorum, the server's optimiser, what is exchanged and where clients run."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import AliasChoices, Field, model_validator
+
+from lwfed.spec.base import Section
+from lwfed.spec.data import PartitionSpec
+
+
+class ServerSpec(Section):
+    """The server's optimiser (Reddi et al. 2021; Hsu et al. 2019)."""
+
+    kind: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
+    eta: float | None = Field(
+        None, gt=0, description="server learning rate; null: 1 for fedavg and fedavgm, 1e-2 for fedadam and fedyogi"
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="fedavgm")
+    beta_1: float = Field(0.9, ge=0, lt=1)
+    beta_2: float = Field(0.99, ge=0, lt=1)
+    tau: float = Field(1e-3, gt=0, description="fedadam, fedyogi: adaptivity")
+
+    @property
+    def rate(self) -> float:
+        """The server learning rate in force."""
+        if self.eta is not None:
+            return self.eta
+        return 1.0 if self.kind in ("fedavg", "fedavgm") else 1e-2
+
+
+class FederationSpec(Section):
+    """Who takes part."""
+
+    num_clients: int = Field(10, ge=1)
+    partition: PartitionSpec = PartitionSpec()
+    fraction_fit: float = Field(
+        1.0, gt=0, le=1, validation_alias=AliasChoices("fraction_fit", "fraction_train"), description="share of clients"
+    )
+    min_fit_clients: int = Field(
+        2, ge=1, validation_alias=AliasChoices("min_fit_clients", "min_train_nodes"), description="the quorum"
+    )
+    min_available_clients: int = Field(
+        2, ge=1, validation_alias=AliasChoices("min_available_clients", "min_available_nodes")
+    )
+    round_timeout_s: float = Field(3600, gt=0, description="deadline of a round, seconds")
+    server: ServerSpec = ServerSpec()
+
+    @model_validator(mode="after")
+    def _quorum_can_be_met(self) -> Self:
+        for key in ("min_fit_clients", "min_available_clients"):
+            if getattr(self, key) > self.num_clients and key in self.model_fields_set:
+                raise ValueError(f"`{key}` is {getattr(self, key)}, more than the {self.num_clients} clients")
+        return self
+
+    @property
+    def quorum(self) -> int:
+        """Fewest updates a round needs: `min_fit_clients`, or all clients where there are fewer."""
+        return min(self.min_fit_clients, self.num_clients)
+
+
+class ExchangeSpec(Section):
+    """How tensors travel."""
+
+    upload: Literal["fp32"] = "fp32"
+    download: Literal["fp32"] = "fp32"
+
+
+class LaunchSpec(Section):
+    """Where a round's clients run. Not part of what a digest depends on, but for `devices` above one."""
+
+    kind: Literal["in_process", "subprocess"] = "in_process"
+    parallel: int = Field(1, ge=1, description="clients at a time (subprocess)")
+    devices: int = Field(1, ge=1, description="devices a client; above 1 through torchrun (subprocess)")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
+    retries: int = Field(1, ge=0, description="tries again for a client that died (subprocess)")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.kind == "in_process" and (self.devices > 1 or self.parallel > 1):
+            raise ValueError("`launch.devices` and `launch.parallel` above 1 need `launch.kind: subprocess`")
+        return self
+
+
+class StoreSpec(Section):
+    """Where checkpoints live."""
+
+    uri: str = Field("./lwfed-runs", description="a folder")
+    keep_rounds: int = Field(
+        2, ge=0, description="rounds of a stage in work whose weights are kept; 0: all. Stage results always are"
+    )
+
+
+class TrackingSpec(Section):
+    """Where metrics go besides the JSON lines of the store."""
+
+    uri: str | None = Field("sqlite:///mlflow.db", description="an MLflow tracking store; null switches MLflow off")
+    experiment: str = "lwfed"
+    register_as: str | None = Field(None, description="registered model's name; null: the experiment's and the run's")

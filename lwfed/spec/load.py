@@ -1,0 +1,141 @@
+"""Reads a spec: defaults, then a preset or a YAML file, then dotted overrides; mistakes are named with a remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from lwfed.spec.run import RunSpec
+from lwfed.types.errors import NotFoundError, SpecError
+
+DEFAULT_PRESET = "shapes-layerwise"
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship with lwfed."""
+    folder = resources.files("lwfed.spec") / "presets"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_spec(source: str | None = None, *, overrides: Sequence[str] = ()) -> RunSpec:
+    """Reads a spec.
+
+    Args:
+        source: A YAML file or a preset's name; None for the built-in default.
+        overrides: Texts such as `training.batch_size=64`; values are YAML.
+
+    Returns:
+        The complete spec.
+
+    Raises:
+        SpecError: A key is unknown or a value does not fit.
+        NotFoundError: There is no such file or preset.
+    """
+    return build_spec(_read(source or DEFAULT_PRESET), overrides=overrides)
+
+
+def build_spec(values: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> RunSpec:
+    """Builds a spec from plain values and dotted overrides. Raises SpecError as `load_spec` does."""
+    tree: dict[str, Any] = _copy(values)
+    for text in overrides:
+        key, value = _parse_override(text)
+        _put(tree, key.split("."), value)
+    try:
+        return RunSpec.model_validate(tree)
+    except ValidationError as error:
+        raise SpecError(*_explain(error)) from None
+
+
+def to_values(spec: RunSpec) -> dict[str, Any]:
+    """Gives a spec as plain JSON values, complete with its defaults."""
+    return spec.model_dump(mode="json")
+
+
+def _read(source: str) -> Mapping[str, Any]:
+    path = Path(source)
+    if source in preset_names():
+        text = (resources.files("lwfed.spec") / "presets" / f"{source}.yaml").read_text(encoding="utf-8")
+    elif path.is_file():
+        text = path.read_text(encoding="utf-8")
+    else:
+        near = difflib.get_close_matches(source, preset_names(), n=1)
+        hint = f"did you mean the preset `{near[0]}`? " if near else ""
+        raise NotFoundError(
+            f"there is no file or preset `{source}`", remedy=f"{hint}presets: {', '.join(preset_names())}"
+        )
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SpecError(f"{source} is not YAML: {' '.join(str(error).split())}", remedy="mend the file") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise SpecError(f"{source} holds no mapping of keys", remedy="write keys such as `name: my-run`")
+    return values
+
+
+def _copy(value: Any) -> Any:
+    return {str(key): _copy(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        raise SpecError(f"the override `{text}` has no `=`", remedy="write -o training.batch_size=64")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise SpecError(f"the value of the override `{text}` is not YAML", remedy="quote it") from None
+    if isinstance(parsed, str):
+        with suppress(ValueError):  # YAML reads 1e-4 as text
+            parsed = float(parsed) if "e" in parsed.lower() else parsed
+    return key.strip(), parsed
+
+
+def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    for part in path[:-1]:
+        child = tree.setdefault(part, {})
+        if not isinstance(child, dict):
+            child = tree[part] = {}
+        tree = child
+    tree[path[-1]] = value
+
+
+def _explain(error: ValidationError) -> tuple[str]:
+    return ("; ".join(_explain_one(item) for item in error.errors(include_url=False)),)
+
+
+def _explain_one(item: Any) -> str:
+    location = [str(part) for part in item["loc"] if part not in ("contrastive", "supervised")]
+    key = ".".join(location)
+    if item["type"] == "extra_forbidden":
+        known = list(_keys(RunSpec, location[:-1]))
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean `{'.'.join([*location[:-1], near[0]])}`?" if near else f"known: {', '.join(known)}"
+        return f"unknown key `{key}` -> {hint}"
+    message = item["msg"].removeprefix("Value error, ")
+    got = "" if isinstance(item["input"], dict) or "`" in message else f" (got {item['input']!r})"
+    return f"`{key}`: {message}{got}" if key else message
+
+
+def _keys(kind: Any, path: Sequence[str]) -> Iterator[str]:
+    """Yields the known keys below a dotted path of the spec."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        if not path:
+            yield from kind.model_fields
+        elif path[0] in kind.model_fields:
+            yield from _keys(kind.model_fields[path[0]].annotation, path[1:])
+        return
+    arguments = get_args(kind)
+    if get_origin(kind) is dict:
+        yield from _keys(arguments[1], path[1:])
+        return
+    for argument in arguments:
+        yield from _keys(argument, path)

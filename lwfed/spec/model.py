@@ -1,0 +1,105 @@
+"""The model: one encoder a modality, their projection heads, and the objective that joins them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from lwfed.spec.base import Section
+
+Family = Literal["vit", "distilbert", "ast"]
+MODALITY_OF_FAMILY: dict[str, str] = {"vit": "image", "distilbert": "text", "ast": "audio"}
+
+
+class EncoderSpec(Section):
+    """One modality's encoder."""
+
+    family: Family = Field(description="vit (timm), distilbert or ast (transformers)")
+    arch: str | None = Field(None, description="vit: the timm architecture, such as vit_tiny_patch16_224")
+    weights: str | None = Field(None, description="pretrained weights: a folder, a file or a hub id; null: seeded")
+    tokenizer: str | None = Field(
+        None, description="text: a folder or a hub id; null: that of `weights`, else bytes (no file needed)"
+    )
+    max_tokens: int = Field(40, ge=2, description="text: captions are cut at this many tokens")
+    blocks_per_stage: int | tuple[int, ...] = Field(1, description="blocks appended at each stage, or one for all")
+    config: dict[str, Any] = Field(
+        default_factory=dict, description="overrides of the architecture: timm.create_model's or transformers' names"
+    )
+
+    @model_validator(mode="after")
+    def _arch_is_for_vit(self) -> Self:
+        if self.family == "vit" and not self.arch:
+            raise ValueError("a vit needs `arch`, for example vit_tiny_patch16_224")
+        if self.family != "vit" and self.arch:
+            raise ValueError(f"`arch` is for vit; describe {self.family} with `config` or `weights`")
+        return self
+
+    def blocks_at(self, stage: int) -> int:
+        """Number of blocks appended at a stage (counted from 1)."""
+        if isinstance(self.blocks_per_stage, int):
+            return self.blocks_per_stage
+        return self.blocks_per_stage[stage - 1]
+
+
+class ProjectionSpec(Section):
+    """The projection head of each modality: hidden layers with BatchNorm, and a last one without affine."""
+
+    hidden: int = Field(4096, ge=1, description="width of the hidden layers")
+    out: int = Field(256, ge=1, description="width P of the embedding")
+    layers: int = Field(3, ge=1, description="number of linear layers")
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+
+class ContrastiveSpec(Section):
+    """Instance discrimination: symmetric InfoNCE over every pair of modalities."""
+
+    kind: Literal["contrastive"] = "contrastive"
+    temperature: float = Field(0.05, gt=0)
+
+
+class SupervisedSpec(Section):
+    """Classification of fused modalities with cross-entropy."""
+
+    kind: Literal["supervised"] = "supervised"
+    fusion: Literal["concat"] = "concat"
+    hidden: int = Field(256, ge=1, description="width of the prediction head")
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+
+ObjectiveSpec = Annotated[ContrastiveSpec | SupervisedSpec, Field(discriminator="kind")]
+
+
+class ModelSpec(Section):
+    """All of the model."""
+
+    encoders: dict[str, EncoderSpec] = Field(
+        default_factory=lambda: {
+            "image": EncoderSpec(family="vit", arch="vit_tiny_patch16_224", blocks_per_stage=2),
+            "text": EncoderSpec(family="distilbert", blocks_per_stage=1),
+        },
+        description="modality -> encoder",
+    )
+    projection: ProjectionSpec = ProjectionSpec()
+    objective: ObjectiveSpec = ContrastiveSpec()
+
+    @field_validator("encoders")
+    @classmethod
+    def _modalities(cls, encoders: dict[str, EncoderSpec]) -> dict[str, EncoderSpec]:
+        for modality, encoder in encoders.items():
+            expected = MODALITY_OF_FAMILY[encoder.family]
+            if modality != expected:
+                raise ValueError(f"a {encoder.family} encodes `{expected}`, not `{modality}`")
+        return dict(sorted(encoders.items()))
+
+    @model_validator(mode="after")
+    def _enough_modalities(self) -> Self:
+        wanted = 2 if self.objective.kind == "contrastive" else 1
+        if len(self.encoders) < wanted:
+            raise ValueError(f"a {self.objective.kind} objective needs at least {wanted} encoder(s)")
+        return self
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities, sorted."""
+        return tuple(self.encoders)

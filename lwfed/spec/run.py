@@ -1,0 +1,88 @@
+"""One complete, frozen description of an experiment."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from lwfed.spec.base import Section
+from lwfed.spec.data import DataSpec
+from lwfed.spec.federation import ExchangeSpec, FederationSpec, LaunchSpec, StoreSpec, TrackingSpec
+from lwfed.spec.model import ModelSpec
+from lwfed.spec.training import EvaluationSpec, TrainingSpec
+
+Strategy = Literal["layerwise", "progressive", "end_to_end"]
+
+
+class StagesSpec(Section):
+    """The schedule."""
+
+    rounds: tuple[int, ...] = Field(
+        (15, 15, 15, 15, 15, 15), min_length=1, description="rounds of each stage; 0: its blocks are appended untrained"
+    )
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> Self:
+        if any(count < 0 for count in self.rounds):
+            raise ValueError("`stages.rounds` holds a negative number")
+        if not any(self.rounds):
+            raise ValueError("`stages.rounds` are all 0: nothing would be trained")
+        return self
+
+    @property
+    def count(self) -> int:
+        """Number S of stages."""
+        return len(self.rounds)
+
+
+class RunSpec(Section):
+    """All of an experiment."""
+
+    name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)
+    seed: int = Field(0, ge=0)
+    strategy: Strategy = "layerwise"
+    stages: StagesSpec = StagesSpec()
+    data: DataSpec = DataSpec()
+    model: ModelSpec = ModelSpec()
+    training: TrainingSpec = TrainingSpec()
+    federation: FederationSpec = FederationSpec()
+    exchange: ExchangeSpec = ExchangeSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    launch: LaunchSpec = LaunchSpec()
+    store: StoreSpec = StoreSpec()
+    tracking: TrackingSpec = TrackingSpec()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        count = self.stages.count
+        for modality, encoder in self.model.encoders.items():
+            per_stage = encoder.blocks_per_stage
+            where = f"model.encoders.{modality}.blocks_per_stage"
+            if isinstance(per_stage, tuple) and len(per_stage) != count:
+                raise ValueError(f"`{where}` has {len(per_stage)} entries for {count} stages")
+            if any(encoder.blocks_at(s) < 0 for s in range(1, count + 1)) or encoder.blocks_at(1) < 1:
+                raise ValueError(f"`{where}`: the first stage needs at least one block, and no stage a negative number")
+        groups = (*self.model.modalities, "projection", "prediction")
+        for where, table in (
+            ("learning_rates", self.training.learning_rates),
+            ("weight_decays", self.training.weight_decays),
+        ):
+            for group, value in table.items():
+                if group not in groups:
+                    raise ValueError(f"`training.{where}` names the group `{group}`; known: {', '.join(groups)}")
+                if isinstance(value, tuple) and len(value) != count:
+                    raise ValueError(f"`training.{where}.{group}` has {len(value)} entries for {count} stages")
+        offered = {"shapes": {"image", "text", "audio"}, "coco": {"image", "text"}, "advance": {"image", "audio"}}
+        missing = set(self.model.modalities) - offered[self.data.source]
+        if missing:
+            raise ValueError(f"the {self.data.source} data have no {', '.join(sorted(missing))}")
+        if self.model.objective.kind == "supervised" and self.data.source == "coco":
+            raise ValueError("the coco captions have no class labels: use the contrastive objective")
+        micro = self.training.gradient_accumulation * self.launch.devices
+        if self.training.batch_size // micro < 2:
+            raise ValueError(
+                f"`training.batch_size` {self.training.batch_size} over gradient_accumulation x devices = {micro} "
+                "leaves fewer than two examples (BatchNorm needs two)"
+            )
+        return self

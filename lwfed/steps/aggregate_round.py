@@ -1,0 +1,146 @@
+"""The server's part of a round: average the accepted updates tensor by tensor, judge the result, commit it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from lwfed.federated.aggregate import Reader, check_names, normalise_weights, weighted_mean
+from lwfed.federated.server import server_step
+from lwfed.models.build import load, tensor_specs
+from lwfed.plan.stages import StagePlan
+from lwfed.steps.evaluate import evaluate
+from lwfed.steps.runtime import computing, pick_device
+from lwfed.steps.tasks import RoundTask
+from lwfed.steps.workbench import Stage, Workbench
+from lwfed.store import paths
+from lwfed.store.blocks import Block, block_key, read_file, read_tensor, write_block
+from lwfed.store.cache import BlockCache
+from lwfed.store.checkpoint import Checkpoint, read_checkpoint
+from lwfed.types.errors import CheckpointError
+
+
+def aggregate_round(task: RoundTask, *, bench: Workbench) -> str:
+    """Aggregates a round's accepted updates and commits the new global model with its metrics.
+
+    Args:
+        task: Which round; its `accepted.json` must be committed.
+        bench: The process's bench.
+
+    Returns:
+        The new checkpoint's digest.
+
+    Raises:
+        CheckpointError: An update is missing, corrupted, or has other tensors than the plan.
+    """
+    store = bench.store
+    committed = paths.round_checkpoint(task.stage_key, task.server_round)
+    done = read_checkpoint(store, committed)
+    if done is not None:
+        return done.digest
+    stage = bench.stage(task.stage_key)
+    accepted = store.read_ref(paths.accepted(task.stage_key, task.server_round))
+    before = read_checkpoint(store, paths.round_checkpoint(task.stage_key, task.server_round - 1))
+    if accepted is None or before is None:
+        raise CheckpointError(
+            f"round {task.server_round} of stage {task.stage_key[:12]} has no accepted set or no input",
+            remedy="start the run again with the same --run-id",
+        )
+    with computing(threads=stage.plan.training.threads):
+        started = time.monotonic()
+        after, tensors = _aggregate(task, stage=stage, bench=bench, before=before, accepted=accepted["clients"])
+        aggregated = time.monotonic()
+    metrics: dict[str, float] = {}
+    if _due(stage.plan, task.server_round):
+        with computing():
+            metrics = judge(after, trained=tensors, bench=bench, stage=stage, task=task)
+    walls = {"aggregate": aggregated - started, "evaluate": time.monotonic() - aggregated}
+    store.write_ref(paths.round_metrics(task.stage_key, task.server_round), {"metrics": metrics, "wall_s": walls})
+    store.write_ref(committed, after.to_values(), if_absent=True)
+    return after.digest
+
+
+def judge(
+    checkpoint: Checkpoint, *, trained: Mapping[str, Tensor], bench: Workbench, stage: Stage, task: RoundTask
+) -> dict[str, float]:
+    """Evaluates a checkpoint on the test data, using tensors that are at hand already."""
+    plan = stage.plan
+    device = pick_device(task.place.device)
+    source = bench.data(stage, task.place)
+    missing = [unit for unit in plan.present if not any(name in trained for name in checkpoint.blocks[unit].tensors)]
+    frozen = bench.frozen(checkpoint, missing, store=bench.store, cache=BlockCache(None), device=device)
+    tensors = {**frozen, **{name: tensor.to(device) for name, tensor in trained.items()}}
+    return evaluate(
+        load(bench.skeleton(stage.key), tensors),
+        source=source,
+        examples=bench.examples(stage, task.place, "test"),
+        inputs=bench.inputs(stage),
+        model=plan.model,
+        evaluation=plan.evaluation,
+        workers=task.place.workers,
+        device=device,
+    )
+
+
+def _due(plan: StagePlan, server_round: int) -> bool:
+    return server_round == plan.rounds or server_round % plan.evaluation.every == 0
+
+
+def _aggregate(
+    task: RoundTask, *, stage: Stage, bench: Workbench, before: Checkpoint, accepted: Mapping[str, Any]
+) -> tuple[Checkpoint, dict[str, Tensor]]:
+    """Gives the new checkpoint and its trained tensors; one unit of them is built at a time."""
+    store, plan = bench.store, stage.plan
+    updates = {client: _read_update(task, bench, client, item["digest"]) for client, item in accepted.items()}
+    weights = normalise_weights({client: item["num_examples"] for client, item in accepted.items()})
+    buffers = {name for name, spec in tensor_specs(bench.skeleton(stage.key)).items() if spec.buffer}
+    step = server_step(plan.server)
+    blocks, server, kept = dict(before.blocks), dict[str, Block](), dict[str, Tensor]()
+    for unit in plan.trained:
+        old = before.blocks[unit]
+        readers: dict[str, Reader] = {}
+        for client, update in updates.items():
+            block = update[unit]
+            check_names(client, names=set(block.tensors), expected=set(old.tensors))
+            key = f"{paths.updates(task.stage_key, task.server_round, client)}/{block.digest}.safetensors"
+            readers[client] = partial(read_tensor, store, key, block)
+        state = _read_state(store, before.server.get(unit))
+        tensors, states = dict[str, Tensor](), dict[str, Tensor]()
+        for name in old.tensors:
+            mean = weighted_mean(name, readers=readers, weights=weights)
+            if (
+                name in buffers
+                or not mean.is_floating_point()
+                or (plan.server.kind == "fedavg" and plan.server.rate == 1)
+            ):
+                tensors[name] = mean
+                continue
+            theta = read_tensor(store, block_key(old), old, name)
+            slots = {slot: tensor for (owner, slot), tensor in state.items() if owner == name}
+            tensors[name], new = step(theta, mean, slots)
+            states |= {f"{name}:{slot}": tensor for slot, tensor in new.items()}
+        blocks[unit] = write_block(store, tensors)
+        if states:
+            server[unit] = write_block(store, states)
+        kept |= tensors
+    return Checkpoint(blocks=blocks, server=server), kept
+
+
+def _read_update(task: RoundTask, bench: Workbench, client: str, digest: str) -> dict[str, Block]:
+    update = bench.store.read_ref(paths.update(task.stage_key, task.server_round, client))
+    if update is None or update["digest"] != digest:
+        raise CheckpointError(
+            f"the accepted update of {client} is missing or changed", remedy="remove the round's folder and run again"
+        )
+    return {unit: Block.from_values(values) for unit, values in update["blocks"].items()}
+
+
+def _read_state(store: Any, block: Block | None) -> dict[tuple[str, str], Tensor]:
+    if block is None:
+        return {}
+    tensors = read_file(store.fetch(block_key(block)), block)
+    return {(name.rpartition(":")[0], name.rpartition(":")[2]): tensor for name, tensor in tensors.items()}

@@ -1,0 +1,42 @@
+"""Batches moved to a device and cut into parts: for ranks, and for gradient accumulation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lwfed.data.batches import Batch
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Copies a batch to a device; without a copy where it is there."""
+    return _map(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def part(batch: Batch, index: int, count: int) -> Batch:
+    """Gives part `index` of `count` nearly equal parts of a batch, as views."""
+    if count == 1:
+        return batch
+    size = len(batch.ids)
+    rows = slice(size * index // count, size * (index + 1) // count)
+    return _map(batch, lambda tensor: tensor[rows], ids=batch.ids[rows])
+
+
+def tensors_of(batch: Batch) -> tuple[Tensor, ...]:
+    """Gives all tensors of a batch."""
+    found: list[Tensor] = [] if batch.labels is None else [batch.labels]
+    for value in batch.inputs.values():
+        found += value.values() if isinstance(value, dict) else [value]
+    return tuple(found)
+
+
+def _map(batch: Batch, change: Callable[[Tensor], Tensor], *, ids: tuple[str, ...] | None = None) -> Batch:
+    inputs: dict[str, Any] = {
+        modality: {k: change(v) for k, v in value.items()} if isinstance(value, dict) else change(value)
+        for modality, value in batch.inputs.items()
+    }
+    labels = None if batch.labels is None else change(batch.labels)
+    return Batch(inputs=inputs, labels=labels, ids=batch.ids if ids is None else ids)

@@ -1,0 +1,49 @@
+"""What a coordinator needs of the place where a round's work runs; `lwfed.launch` has the places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from lwfed.steps.tasks import ClientTask, RoundTask
+
+Emit = Callable[[str, dict[str, Any]], None]
+"""Told what happens, as (kind, values), by whoever works; it never decides anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a client's task ended.
+
+    Attributes:
+        client: Its id.
+        exit_code: 0, or why it failed (`lwfed.types.errors.EXIT_CODES`).
+        reason: One line; empty on success.
+    """
+
+    client: str
+    exit_code: int = 0
+    reason: str = ""
+
+
+class Launcher(Protocol):
+    """A place where tasks run."""
+
+    def clients(self, step: str, tasks: Sequence[ClientTask], *, deadline_s: float, emit: Emit) -> Iterator[Outcome]:
+        """Runs `train-client` or `evaluate-client` for many clients.
+
+        Args:
+            step: Which.
+            tasks: One a client.
+            deadline_s: Seconds from now after which what is not done is given up.
+            emit: Told about progress: `client_started`, `client_step`, `client_log`.
+
+        Yields:
+            An outcome a task, as they end.
+        """
+        ...
+
+    def server(self, step: str, task: RoundTask) -> None:
+        """Runs `aggregate-round`; raises what it raises."""
+        ...

@@ -1,0 +1,36 @@
+"""The loss of a batch: projections of each modality, joined by the objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from lwfed.data.batches import Batch
+from lwfed.models.multimodal import Multimodal
+from lwfed.objectives.contrastive import contrastive_loss
+from lwfed.objectives.supervised import cross_entropy
+from lwfed.spec.model import ModelSpec
+from lwfed.types.errors import DataError
+
+
+def batch_loss(module: Multimodal, batch: Batch, *, model: ModelSpec, cut: Mapping[str, int]) -> Tensor:
+    """Gives the mean loss of a batch; over several ranks, this rank's share of it.
+
+    Instance discrimination takes the mean over pairs of modalities, supervised learning classifies the fusion.
+
+    Args:
+        module: The model.
+        batch: Inputs and labels on the module's device.
+        model: Which objective.
+        cut: Modality -> frozen leading blocks, which run without gradients.
+
+    Returns:
+        A scalar.
+    """
+    projections = module(batch.inputs, cut=cut)
+    if model.objective.kind == "contrastive":
+        return contrastive_loss(projections, temperature=model.objective.temperature)
+    if batch.labels is None:
+        raise DataError("the data have no labels", remedy="use the contrastive objective")
+    return cross_entropy(module.classify(projections), batch.labels)

@@ -1,0 +1,248 @@
+"""Prepares a run: all that can be wrong is looked for before any work is done, and the bill is predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lwfed.cost.cache import architectures_of
+from lwfed.cost.ledger import end_to_end_cost, stage_costs
+from lwfed.data.partition import holdout, partition
+from lwfed.data.source import Example, Source, open_source
+from lwfed.plan.stages import plan_stages
+from lwfed.spec.load import to_values
+from lwfed.spec.model import EncoderSpec, ModelSpec
+from lwfed.spec.run import RunSpec
+from lwfed.steps import runs
+from lwfed.steps.launcher import Emit
+from lwfed.steps.runs import Options
+from lwfed.steps.version import code_version
+from lwfed.store import paths
+from lwfed.store.protocol import Store
+from lwfed.types.canonical import digest_of
+from lwfed.types.errors import DataError, ResumeError
+from lwfed.types.seeds import derive
+
+
+def draft(spec: RunSpec, *, store: Store, options: Options, cache: Path | None = None) -> dict[str, Any]:
+    """Draws a run up without writing or checking anything large; needs no torch for tabled architectures.
+
+    Args:
+        spec: The experiment.
+        store: Where its parent is read.
+        options: How it is asked for.
+        cache: Folder for counted architectures.
+
+    Returns:
+        A RunRecord; `data.clients` is filled by `prepare`.
+
+    Raises:
+        SpecError: Stage cuts do not fit the encoders.
+        DataError: The data are not there.
+        ResumeError: The run exists with another plan.
+    """
+    architectures = architectures_of(spec.model, folder=cache, count=count_architecture)
+    depths = {modality: item.depth for modality, item in architectures.items()}
+    plans = plan_stages(spec, depths=depths)
+    source = open_source(spec.data)
+    num_classes = len(source.classes) if spec.model.objective.kind == "supervised" else None
+    now = datetime.now(UTC)
+    run_id = options.run_id or f"{spec.name}-{now:%Y%m%d-%H%M%S}"
+    run = {
+        "run_id": run_id,
+        "name": spec.name,
+        "created": now.isoformat(timespec="seconds"),
+        "spec": to_values(spec),
+        "strategy": spec.strategy,
+        "stages": [],
+        "parent": None,
+        "salt": run_id if options.fresh else "",
+        "depths": depths,
+        "model": _resolved(spec.model).model_dump(mode="json"),
+        "num_classes": num_classes,
+        "data": {
+            "source": spec.data.source,
+            "version": digest_of({"data": source.version(), "weights": _weights_versions(spec)}),
+            "num_train": len(source.examples("train")),
+            "num_test": len(source.examples("test")),
+            "clients": {},
+            "classes": list(source.classes),
+        },
+        "code_version": code_version(),
+        "predicted": [c.to_values() for c in stage_costs(plans, architectures=architectures, num_classes=num_classes)],
+        "end_to_end": end_to_end_cost(plans, architectures=architectures, num_classes=num_classes).to_values(),
+    }
+    if options.parent is not None:
+        _take_stages(run, store=store, parent=options.parent)
+    _refuse_other(run, store=store)
+    return run
+
+
+def prepare(run: dict[str, Any], *, store: Store, emit: Emit) -> dict[str, Any]:
+    """Checks the data and the clients' shares, and writes the run down.
+
+    Args:
+        run: What `draft` gave.
+        store: Where to.
+        emit: Told `checking` (done, total) and `warning` (message).
+
+    Returns:
+        The run, complete.
+
+    Raises:
+        DataError: Files cannot be read, or a client has too few examples.
+    """
+    existing = store.read_ref(paths.run(run["run_id"]))
+    if existing is not None:
+        return existing
+    spec = runs.spec_of(run)
+    source = open_source(spec.data)
+    examples = {split: usable(source, split, spec=spec, store=store, emit=emit) for split in ("train", "test")}
+    run["data"]["num_train"], run["data"]["num_test"] = len(examples["train"]), len(examples["test"])
+    run["data"]["clients"] = _client_sizes(spec, examples["train"])
+    _warn_of_truncation(spec, examples["train"], emit=emit)
+    store.write_ref(paths.run(run["run_id"]), run)
+    return run
+
+
+def usable(source: Source, split: str, *, spec: RunSpec, store: Store, emit: Emit) -> Sequence[Example]:
+    """Gives the examples that can be read; every file is read once a version of the data, and the outcome kept.
+
+    Raises:
+        DataError: A file cannot be read and the spec does not say to skip it, or nothing is left.
+    """
+    examples = source.examples(split)
+    if spec.data.source == "shapes":
+        return examples
+    ref = paths.checked_data(source.version(), split)
+    known = store.read_ref(ref)
+    if known is None:
+        from lwfed.data.batches import check_examples
+
+        def tell(done: int, total: int) -> None:
+            emit("checking", {"split": split, "done": done, "total": total})
+
+        checked = check_examples(
+            source, examples=examples, modalities=spec.model.modalities, workers=spec.data.workers, progress=tell
+        )
+        known = {"bad": checked.bad}
+        store.write_ref(ref, known)
+    bad = known["bad"]
+    if bad and spec.data.on_bad_example == "fail":
+        first = next(iter(sorted(bad)))
+        raise DataError(
+            f"{len(bad)} of {len(examples)} {split} examples cannot be read: {bad[first]}",
+            remedy="mend or remove them, or skip them with -o data.on_bad_example=skip",
+        )
+    if bad:
+        names = ", ".join(sorted(bad)[:5])
+        emit("warning", {"message": f"{len(bad)} {split} example(s) cannot be read and are skipped: {names}"})
+    kept = [example for example in examples if example.id not in bad]
+    if not kept:
+        raise DataError(f"no {split} example is left", remedy=f"look at {spec.data.root}")
+    return kept
+
+
+def count_architecture(encoder: EncoderSpec) -> dict[str, Any]:
+    """Counts an encoder that is not in the ledger's table; imports torch."""
+    from lwfed.models.inspect import count
+
+    return count(encoder)
+
+
+def _take_stages(run: dict[str, Any], *, store: Store, parent: tuple[str, int]) -> None:
+    parent_id, first = parent
+    other = runs.read_run(store, parent_id)
+    total = len(runs.plans_of(run))
+    if not 1 <= first <= total:
+        raise ResumeError(f"there is no stage {first} in {parent_id}", remedy=f"name a stage from 1 to {total}")
+    run["stages"] = [item for item in other["stages"] if item["stage"] < first]
+    run["parent"] = {"run_id": parent_id, "stage": first}
+    runs.input_digest_of(store, run, first)
+
+
+def _refuse_other(run: dict[str, Any], *, store: Store) -> None:
+    """Refuses to resume a run whose plan is another."""
+    existing = store.read_ref(paths.run(run["run_id"]))
+    if existing is None:
+        return
+    before, now = runs.plans_of(existing), runs.plans_of(run)
+    if before != now:
+        differing = next((b.stage for b, n in zip(before, now, strict=False) if b != n), min(len(before), len(now)) + 1)
+        old, new = existing["spec"], run["spec"]
+        keys = sorted(key for key in old if old[key] != new.get(key))
+        raise ResumeError(
+            f"the run {run['run_id']} was started with another spec: {', '.join(keys) or 'the plan'} differ(s) from "
+            f"stage {differing} on",
+            remedy="give the spec it was started with, or leave --run-id out to start another run",
+        )
+    if existing["data"]["version"] != run["data"]["version"]:
+        raise ResumeError(
+            f"the data of run {run['run_id']} have changed since it was started",
+            remedy="restore them, or leave --run-id out to start another run",
+        )
+    if existing["code_version"] != run["code_version"]:
+        raise ResumeError(
+            f"the run {run['run_id']} was started by another version of the code or of its libraries",
+            remedy="install that version, or leave --run-id out to start another run",
+        )
+
+
+def _resolved(model: ModelSpec) -> ModelSpec:
+    """Describes encoders by their whole configuration in place of a folder or a hub id, which others may not have."""
+    if all(encoder.weights is None for encoder in model.encoders.values()):
+        return model
+    from lwfed.models.pretrained import resolved
+
+    return model.model_copy(update={"encoders": {m: resolved(encoder) for m, encoder in model.encoders.items()}})
+
+
+def _weights_versions(spec: RunSpec) -> dict[str, str]:
+    named = {modality: encoder for modality, encoder in spec.model.encoders.items() if encoder.weights}
+    if not named:
+        return {}
+    from lwfed.models.weights import weights_version
+
+    return {modality: weights_version(encoder) for modality, encoder in named.items()}
+
+
+def _client_sizes(spec: RunSpec, examples: Sequence[Example]) -> dict[str, int]:
+    shares = partition(
+        examples,
+        plan=spec.federation.partition,
+        num_clients=spec.federation.num_clients,
+        seed=derive(str(spec.seed), "partition"),
+    )
+    sizes = {}
+    for client, indices in shares.items():
+        train, _ = holdout(
+            indices, fraction=spec.evaluation.holdout_fraction, seed=derive(str(spec.seed), "holdout", client)
+        )
+        sizes[client] = len(train)
+        if len(train) < 2:
+            raise DataError(
+                f"{client} has {len(train)} example(s) to train on; BatchNorm and negatives need two",
+                remedy="lower federation.num_clients or evaluation.holdout_fraction, or raise partition.min_size",
+            )
+    return sizes
+
+
+def _warn_of_truncation(spec: RunSpec, examples: Sequence[Example], *, emit: Emit) -> None:
+    if "text" not in spec.model.modalities:
+        return
+    from lwfed.data.tokens import truncated_share
+    from lwfed.steps.workbench import inputs_of
+
+    settings = inputs_of(spec.model)
+    captions = [caption for example in examples[:2000] for caption in example.captions]
+    share = truncated_share(captions, settings=settings)
+    if share > 0.01:
+        emit(
+            "warning",
+            {
+                "message": f"{share:.0%} of the captions are cut at {settings.max_tokens} tokens; "
+                "raise model.encoders.text.max_tokens, or name a tokenizer of words"
+            },
+        )

@@ -1,0 +1,129 @@
+"""Runs: small records that say which stages, by key, make up an experiment."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lwfed.plan.stages import StagePlan, plan_stages, stage_key
+from lwfed.spec.load import build_spec
+from lwfed.spec.model import ModelSpec
+from lwfed.spec.run import RunSpec
+from lwfed.store import paths
+from lwfed.store.protocol import Store
+from lwfed.types.errors import CheckpointError, NotFoundError
+
+Run = Mapping[str, Any]
+"""A RunRecord: run_id, name, created, spec, stages, parent, data, depths, predicted ..."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a run is asked for.
+
+    Attributes:
+        run_id: Its id; None for a new one.
+        fresh: Train anew, even where equal work is committed.
+        parent: The run it starts from, and the first stage it trains itself.
+    """
+
+    run_id: str | None = None
+    fresh: bool = False
+    parent: tuple[str, int] | None = None
+
+
+def read_run(store: Store, run_id: str) -> dict[str, Any]:
+    """Reads a run. Raises NotFoundError with the nearest known id."""
+    run = store.read_ref(paths.run(run_id))
+    if run is None:
+        known = list(run_ids(store))
+        near = difflib.get_close_matches(run_id, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "see `lwfed list`"
+        raise NotFoundError(f"there is no run `{run_id}` in {store.uri}", remedy=hint)
+    return run
+
+
+def run_ids(store: Store) -> Iterator[str]:
+    """Yields the ids of all runs, sorted."""
+    for key in store.list("runs/"):
+        if key.endswith("/run.json"):
+            yield key.split("/")[1]
+
+
+def spec_of(run: Run) -> RunSpec:
+    """Gives a run's spec."""
+    return build_spec(run["spec"])
+
+
+def plans_of(run: Run) -> tuple[StagePlan, ...]:
+    """Gives the plans of all stages of a run; encoders are described whole there, without naming weights."""
+    spec = spec_of(run).model_copy(update={"model": ModelSpec.model_validate(run["model"])})
+    return plan_stages(spec, depths=run["depths"])
+
+
+def key_of(run: Run, plan: StagePlan, *, input_digest: str) -> str:
+    """Gives the key of a stage of a run; `--fresh` runs have keys of their own."""
+    data_version = f"{run['data']['version']}:{run['salt']}" if run["salt"] else run["data"]["version"]
+    return stage_key(plan, input_digest=input_digest, code_version=run["code_version"], data_version=data_version)
+
+
+def stage_key_of(run: Run, stage: int) -> str | None:
+    """Gives the key a run noted for a stage, or None."""
+    return next((item["key"] for item in run["stages"] if item["stage"] == stage), None)
+
+
+def note_stage(store: Store, run: dict[str, Any], stage: int, key: str) -> None:
+    """Writes down which key a stage of a run has."""
+    kept = [item for item in run["stages"] if item["stage"] != stage]
+    run["stages"] = sorted([*kept, {"stage": stage, "key": key}], key=lambda item: item["stage"])
+    store.write_ref(paths.run(run["run_id"]), run)
+
+
+def input_digest_of(store: Store, run: Run, stage: int) -> str:
+    """Gives the digest of the checkpoint a stage starts from; empty at the first.
+
+    Raises:
+        CheckpointError: The stage before is not committed.
+    """
+    if stage == 1:
+        return ""
+    before = stage_key_of(run, stage - 1)
+    committed = None if before is None else store.read_ref(paths.stage_checkpoint(before))
+    if committed is None:
+        raise CheckpointError(
+            f"stage {stage - 1} of run {run['run_id']} is not committed",
+            remedy=f"run it first: lwfed run --run-id {run['run_id']}",
+        )
+    return committed["digest"]
+
+
+def find_finished(store: Store, run: Run) -> str | None:
+    """Looks whether a run's stages are all committed already. Gives the id of the run that made the last, or None."""
+    digest, maker = "", None
+    for plan in plans_of(run):
+        key = key_of(run, plan, input_digest=digest)
+        committed = store.read_ref(paths.stage_checkpoint(key))
+        if committed is None:
+            return None
+        digest, maker = committed["digest"], committed["made_by"]
+    return maker if maker is not None and store.has(paths.summary(maker)) else None
+
+
+def history(store: Store, run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Reads a run's committed records.
+
+    Returns:
+        StageRecords and RoundRecords, in order.
+    """
+    stages, rounds = [], []
+    for item in run["stages"]:
+        record = store.read_ref(paths.stage_record(item["key"]))
+        if record is not None:
+            stages.append(record)
+        server_round = 1
+        while (done := store.read_ref(paths.round_record(item["key"], server_round))) is not None:
+            rounds.append(done)
+            server_round += 1
+    return stages, rounds

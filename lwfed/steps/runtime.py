@@ -1,0 +1,54 @@
+"""How a step computes: device, threads, deterministic kernels, precision; set for its time and put back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from lwfed.types.errors import OutOfMemoryError, SpecError
+
+
+def pick_device(name: str) -> torch.device:
+    """Gives the device a task names. Raises SpecError where it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SpecError("`launch.device` is cuda and torch sees no GPU", remedy="set launch.device=auto")
+    return torch.device(name)
+
+
+def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
+    """Gives the type of mixed precision: `auto` is bf16 on a GPU that has it, and fp32 on a CPU."""
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return torch.bfloat16 if precision == "bf16" else None
+
+
+@contextmanager
+def computing(*, threads: int | None = None) -> Iterator[None]:
+    """Runs with deterministic kernels and a fixed number of CPU threads, which a digest depends on.
+
+    Args:
+        threads: Number of threads; None leaves it.
+
+    Raises:
+        OutOfMemoryError: The device or the host had too little memory.
+    """
+    before, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    try:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(True)
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        if isinstance(error, OutOfMemoryError):
+            raise
+        raise OutOfMemoryError(
+            f"out of memory: {str(error).splitlines()[0] if str(error) else 'the host has no more'}",
+            remedy="lower training.batch_size or raise gradient_accumulation; see `lwfed plan --device-memory`",
+        ) from error
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+        torch.set_num_threads(before)

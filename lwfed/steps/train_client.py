@@ -1,0 +1,230 @@
+"""One client's part of a round: fetch what changed, train on its own examples, commit the update."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lwfed import ranks
+from lwfed.data.batches import Batch, epoch_length, train_batches
+from lwfed.federated.local import LocalResult, LocalSettings, MicroBatch, train
+from lwfed.models.build import load, set_trained
+from lwfed.params import by_unit, select
+from lwfed.plan.stages import StagePlan
+from lwfed.plan.units import group_of
+from lwfed.steps.batching import part, tensors_of, to_device
+from lwfed.steps.losses import batch_loss
+from lwfed.steps.runtime import autocast_type, computing, pick_device
+from lwfed.steps.tasks import ClientTask
+from lwfed.steps.workbench import Stage, Workbench
+from lwfed.store import paths
+from lwfed.store.blocks import block_key, read_file, write_block
+from lwfed.store.cache import BlockCache
+from lwfed.store.checkpoint import Checkpoint, read_checkpoint
+from lwfed.store.counting import CountingStore
+from lwfed.types.canonical import digest_of
+from lwfed.types.errors import CheckpointError, DivergedError
+from lwfed.types.tensors import unit_of
+
+OnStep = Callable[[int, int, float], None]
+"""Told (steps done, steps in all, last loss)."""
+
+
+def train_client(task: ClientTask, *, bench: Workbench, on_step: OnStep | None = None) -> dict[str, Any]:
+    """Trains a client for one round and commits its update.
+
+    A client whose update is committed already does nothing.
+
+    Args:
+        task: Which client and round.
+        bench: The process's bench.
+        on_step: Told about each step.
+
+    Returns:
+        The committed update: client, num_examples, digest, blocks, metrics.
+
+    Raises:
+        DataError: The client's data are missing or too few.
+        DivergedError: A loss or a weight is NaN or infinite.
+        CheckpointError: The global model is missing or corrupted.
+    """
+    ref = paths.update(task.stage_key, task.server_round, task.client)
+    done = bench.store.read_ref(ref)
+    if done is not None:
+        return done
+    stage = bench.stage(task.stage_key)
+    plan = stage.plan
+    with computing(threads=plan.training.threads):
+        device = pick_device(task.place.device)
+        held, held_out = bench.share(stage, task.place, task.client)
+        del held_out
+        store = CountingStore(bench.store)
+        tensors, traffic = fetch_model(task, bench=bench, stage=stage, store=store, device=device)
+        module = load(bench.skeleton(stage.key), tensors)
+        set_trained(module, trained=plan.trained)
+        steps_per_epoch = epoch_length(len(held), plan.training.batch_size)
+        steps = plan.training.local_steps or plan.training.local_epochs * steps_per_epoch
+        batches = train_batches(
+            bench.data(stage, task.place),
+            examples=held,
+            settings=bench.inputs(stage),
+            batch_size=plan.training.batch_size,
+            seed=plan.seed,
+            first_view=(plan.first_round + task.server_round - 2) * -(-steps // steps_per_epoch),
+            augment=plan.data.augment,
+            workers=task.place.workers,
+            num_batches=steps,
+        )
+        with closing(batches):
+            result = train(
+                parameter_groups(module, plan),
+                loss=lambda batch: batch_loss(module, batch, model=plan.model, cut=plan.cut),
+                batches=_micro_batches(batches, plan=plan, client=task.client, device=device),
+                settings=LocalSettings(
+                    steps=steps,
+                    proximal_mu=plan.training.proximal_mu,
+                    clip_norm=plan.training.clip_norm,
+                    autocast=autocast_type(plan.training.precision, device),
+                    seed=plan.round_seed(task.server_round, task.client, "dropout"),
+                ),
+                device=device,
+                on_step=None if on_step is None else lambda step, loss: on_step(step, steps, loss),
+                known=list(tensors.values()) if task.server_round == 1 else None,
+            )
+        trained = select({name: t.detach() for name, t in module.state_dict().items()}, units=plan.trained)
+        _refuse_non_finite(trained, client=task.client)
+        if ranks.rank() != 0:
+            return {}
+        folder = paths.updates(task.stage_key, task.server_round, task.client)
+        blocks = {
+            unit: write_block(store, {name: t.cpu() for name, t in members.items()}, key=folder)
+            for unit, members in by_unit(trained).items()
+        }
+        update = {
+            "client": task.client,
+            "num_examples": len(held),
+            "digest": digest_of({name: digest for b in blocks.values() for name, (digest, _) in b.tensors.items()}),
+            "blocks": {unit: block.to_values() for unit, block in blocks.items()},
+            "metrics": _metrics(result, traffic | {"bytes_up": store.bytes_written}, tensors, plan, len(held)),
+        }
+    bench.store.write_ref(ref, update, if_absent=True)
+    return bench.store.read_ref(ref) or update
+
+
+def fetch_model(
+    task: ClientTask,
+    *,
+    bench: Workbench,
+    stage: Stage,
+    store: CountingStore,
+    device: torch.device,
+    round_offset: int = 1,
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Fetches the global model: trained blocks anew, frozen ones only where the client has not got them.
+
+    Args:
+        task: Which client and round.
+        bench: The process's bench.
+        stage: The stage.
+        store: Counts what is fetched.
+        device: Where to.
+        round_offset: 1 for the model a round starts from, 0 for its result.
+
+    Returns:
+        All tensors of the stage's model, and the bytes fetched.
+
+    Raises:
+        CheckpointError: The model is missing or corrupted.
+    """
+    key = paths.round_checkpoint(stage.key, task.server_round - round_offset)
+    checkpoint = read_checkpoint(bench.store, key)
+    if checkpoint is None:
+        raise CheckpointError(f"{key} is not committed", remedy="start the run again with the same --run-id")
+    _check_units(checkpoint, stage.plan)
+    cache = BlockCache(f"{task.place.cache}/{task.client}" if task.place.cache else None)
+    frozen = bench.frozen(checkpoint, stage.plan.frozen, store=store, cache=cache, device=device)
+    frozen_bytes = store.bytes_read
+    trained: dict[str, Tensor] = {}
+    for unit in stage.plan.trained:
+        block = checkpoint.blocks[unit]
+        for name, tensor in read_file(store.fetch(block_key(block)), block).items():
+            trained[name] = tensor.to(device)
+    traffic = {"bytes_down": store.bytes_read - frozen_bytes, "bytes_down_frozen": frozen_bytes}
+    return {**frozen, **trained}, traffic
+
+
+def _check_units(checkpoint: Checkpoint, plan: StagePlan) -> None:
+    if set(checkpoint.blocks) != set(plan.present):
+        odd = sorted(set(checkpoint.blocks) ^ set(plan.present))
+        raise CheckpointError(f"the checkpoint and the plan differ in {odd[0]}", remedy="train anew with --fresh")
+
+
+def parameter_groups(module: torch.nn.Module, plan: StagePlan) -> list[tuple[list[torch.nn.Parameter], Any]]:
+    """Gives a stage's trained parameters by module group, with the rates of each."""
+    members: dict[str, list[torch.nn.Parameter]] = {group: [] for group in plan.rates}
+    trained = set(plan.trained)
+    for name, parameter in module.named_parameters():
+        if unit_of(name) in trained:
+            members[group_of(unit_of(name))].append(parameter)
+    return [(members[group], rates) for group, rates in plan.rates.items()]
+
+
+def _micro_batches(
+    batches: Iterator[Batch], *, plan: StagePlan, client: str, device: torch.device
+) -> Iterator[list[MicroBatch]]:
+    parts = plan.training.gradient_accumulation
+    for number, batch in enumerate(batches, start=1):
+        micros = []
+        for index in range(parts):
+            whole = part(batch, index, parts)
+            mine = to_device(part(whole, ranks.rank(), ranks.size()), device)
+            micros.append(
+                MicroBatch(
+                    value=mine,
+                    share=len(whole.ids) / len(batch.ids),
+                    name=f"batch {number} of {client} (examples {', '.join(islice(batch.ids, 3))} ...)",
+                    tensors=tensors_of(mine),
+                )
+            )
+        yield micros
+
+
+def _refuse_non_finite(tensors: dict[str, Tensor], *, client: str) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise DivergedError(
+                f"{name} of {client} is not finite after training", remedy="lower training.learning_rate"
+            )
+
+
+def _metrics(
+    result: LocalResult, traffic: dict[str, int], tensors: dict[str, Tensor], plan: StagePlan, num_examples: int
+) -> dict[str, Any]:
+    metrics: dict[str, Any] = {
+        "num_examples": num_examples,
+        "steps": result.steps,
+        "loss": result.loss,
+        "loss_first": result.loss_first,
+        "wall_s": result.wall_s,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        **traffic,
+    }
+    if result.cost is not None:
+        cost = result.cost
+        weights = sum(t.numel() * t.element_size() for t in tensors.values())
+        metrics["step_flops"] = {
+            "forward": cost.forward_flops,
+            "backward": cost.backward_flops,
+            "batch": min(plan.training.batch_size, num_examples),
+        }
+        metrics["peak_tensor_bytes"] = weights + cost.gradients_bytes + cost.optimizer_bytes + cost.activations_bytes
+        metrics["activations_bytes"] = cost.activations_bytes
+        if cost.device_peak_bytes is not None:
+            metrics["device_peak_bytes"] = cost.device_peak_bytes
+    return metrics

@@ -1,0 +1,358 @@
+"""The coordinator of one stage: sample, train, accept, aggregate, commit, round after round.
+
+It holds no state of its own. Killed at any point and started again, it goes on from the last commit: an update that is
+committed is not trained again, an accepted set is not changed, a committed round is skipped.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lwfed.models.build import initial_tensors
+from lwfed.params import by_unit
+from lwfed.plan.cohort import client_ids, sample
+from lwfed.spec.run import RunSpec
+from lwfed.steps import runs
+from lwfed.steps.evaluate import pooled
+from lwfed.steps.launcher import Emit, Launcher, Outcome
+from lwfed.steps.tasks import ClientTask, Place, RoundTask, StageTask
+from lwfed.steps.workbench import Stage, Workbench
+from lwfed.store import paths
+from lwfed.store.blocks import block_key, write_block
+from lwfed.store.checkpoint import Checkpoint, read_checkpoint
+from lwfed.types.canonical import digest_of
+from lwfed.types.errors import CheckpointError, QuorumError
+
+
+def train_stage(task: StageTask, *, launcher: Launcher, bench: Workbench, emit: Emit) -> dict[str, Any]:
+    """Runs a stage to its end.
+
+    Args:
+        task: Which run and stage.
+        launcher: Where clients run.
+        bench: The process's bench.
+        emit: Told what happens: `stage_started`, `round_started`, `client_*`, `round` (a RoundRecord), `stage` (a
+            StageRecord).
+
+    Returns:
+        The StageRecord; `reused` where the work was done before.
+
+    Raises:
+        QuorumError: A round has too few updates.
+        CheckpointError: The stage before is not committed, or an object is corrupted.
+    """
+    store = bench.store
+    run = runs.read_run(store, task.run_id)
+    spec = runs.spec_of(run)
+    plan = runs.plans_of(run)[task.stage - 1]
+    digest = runs.input_digest_of(store, run, task.stage)
+    stage = Stage(
+        key=runs.key_of(run, plan, input_digest=digest),
+        plan=plan,
+        input_digest=digest,
+        num_classes=run["num_classes"],
+    )
+    runs.note_stage(store, run, task.stage, stage.key)
+    record = store.read_ref(paths.stage_record(stage.key))
+    reused = record is not None and store.has(paths.stage_checkpoint(stage.key))
+    emit("stage_started", {"stage": plan.stage, "key": stage.key, "rounds": plan.rounds, "reused": reused})
+    if reused and record is not None:
+        record = {**record, "reused": True}
+        emit("stage", record)
+        return record
+    started = time.monotonic()
+    _begin(stage, run, bench=bench)
+    prune = Pruner(stage, bench=bench, keep_rounds=spec.store.keep_rounds)
+    records = []
+    for server_round in range(1, plan.rounds + 1):
+        records.append(
+            _round(stage, server_round, spec=spec, place=task.place, launcher=launcher, bench=bench, emit=emit)
+        )
+        prune.after(server_round)
+    record = _commit(stage, run, records, bench=bench, wall_s=time.monotonic() - started)
+    prune.finished()
+    emit("stage", record)
+    return record
+
+
+def _begin(stage: Stage, run: runs.Run, *, bench: Workbench) -> None:
+    """Writes the plan, and as round 0 the input checkpoint with the appended blocks."""
+    store, plan = bench.store, stage.plan
+    written = {
+        "key": stage.key,
+        "plan": plan.model_dump(mode="json"),
+        "input_digest": stage.input_digest,
+        "code_version": run["code_version"],
+        "data_version": run["data"]["version"],
+        "num_classes": stage.num_classes,
+        "run_id": run["run_id"],
+    }
+    store.write_ref(paths.stage_plan(stage.key), written, if_absent=True)
+    if store.has(paths.round_checkpoint(stage.key, 0)):
+        return
+    blocks = {}
+    if plan.stage > 1:
+        before = runs.stage_key_of(run, plan.stage - 1)
+        result = None if before is None else read_checkpoint(store, paths.stage_checkpoint(before))
+        if result is None:
+            raise CheckpointError(f"stage {plan.stage - 1} is not committed", remedy="run the stages in order")
+        blocks = dict(result.blocks)
+    tensors = initial_tensors(
+        runs.spec_of(run).model,
+        units=[unit for unit in plan.present if unit not in blocks],
+        depth=plan.depth,
+        num_classes=stage.num_classes,
+        seed=plan.seed,
+    )
+    blocks |= {unit: write_block(store, members) for unit, members in by_unit(tensors).items()}
+    if set(blocks) != set(plan.present):
+        odd = sorted(set(blocks) ^ set(plan.present))
+        raise CheckpointError(
+            f"the checkpoint of stage {plan.stage - 1} and the plan of stage {plan.stage} differ in {odd[0]}",
+            remedy="rerun from an earlier stage, or keep the model and the schedule of the parent run",
+        )
+    store.write_ref(paths.round_checkpoint(stage.key, 0), Checkpoint(blocks=blocks).to_values(), if_absent=True)
+
+
+def _round(
+    stage: Stage,
+    server_round: int,
+    *,
+    spec: RunSpec,
+    place: Place,
+    launcher: Launcher,
+    bench: Workbench,
+    emit: Emit,
+) -> dict[str, Any]:
+    """Runs a round, or what is left of it; gives its RoundRecord."""
+    store, plan = bench.store, stage.plan
+    record = store.read_ref(paths.round_record(stage.key, server_round))
+    if record is not None:
+        emit("round", record)
+        return record
+    started = time.monotonic()
+    cohort = sample(
+        plan.round_seed(server_round, "cohort"),
+        clients=client_ids(plan.cohort.num_clients),
+        fraction_fit=plan.cohort.fraction_fit,
+        min_fit_clients=plan.cohort.min_fit_clients,
+        min_available_clients=plan.cohort.min_available_clients,
+    )
+    emit("round_started", {"stage": plan.stage, "round": server_round, "cohort": list(cohort)})
+    task = RoundTask(store=store.uri, stage_key=stage.key, server_round=server_round, place=place)
+    accepted = store.read_ref(paths.accepted(stage.key, server_round))
+    if accepted is None:
+        accepted = _collect(stage, task, cohort, spec=spec, launcher=launcher, bench=bench, emit=emit)
+    emit("aggregating", {"stage": plan.stage, "round": server_round, "clients": len(accepted["clients"])})
+    launcher.server("aggregate-round", task)
+    checkpoint = read_checkpoint(store, paths.round_checkpoint(stage.key, server_round))
+    if checkpoint is None:
+        raise CheckpointError(f"round {server_round} of stage {plan.stage} was not committed", remedy="run it again")
+    _drop_updates(bench, stage, server_round)
+    federated = _judge_on_clients(stage, task, spec=spec, launcher=launcher, bench=bench, emit=emit)
+    record = _round_record(stage, server_round, bench, accepted, checkpoint, federated, time.monotonic() - started)
+    store.write_ref(paths.round_record(stage.key, server_round), record)
+    emit("round", record)
+    return record
+
+
+def _collect(
+    stage: Stage,
+    task: RoundTask,
+    cohort: Sequence[str],
+    *,
+    spec: RunSpec,
+    launcher: Launcher,
+    bench: Workbench,
+    emit: Emit,
+) -> dict[str, Any]:
+    """Has the cohort train until all are in or the deadline passes, and commits which updates count."""
+    store, plan, server_round = bench.store, stage.plan, task.server_round
+    before = store.read_ref(paths.round_checkpoint(stage.key, server_round - 1)) or {}
+    store.write_ref(
+        paths.round_task(stage.key, server_round),
+        {"cohort": list(cohort), "deadline_s": spec.federation.round_timeout_s, "input": before.get("digest")},
+        if_absent=True,
+    )
+    started = time.monotonic()
+    failed: dict[str, str] = {}
+    waiting = [client for client in cohort if not store.has(paths.update(stage.key, server_round, client))]
+    for outcome in _run_clients("train-client", stage, task, waiting, spec=spec, launcher=launcher, emit=emit):
+        update = store.read_ref(paths.update(stage.key, server_round, outcome.client))
+        if update is None:
+            failed[outcome.client] = outcome.reason or "it ended without an update"
+        emit(
+            "client_done",
+            {
+                "stage": plan.stage,
+                "round": server_round,
+                "client": outcome.client,
+                "failed": failed.get(outcome.client),
+                "metrics": None if update is None else update["metrics"],
+            },
+        )
+    updates = {client: store.read_ref(paths.update(stage.key, server_round, client)) for client in cohort}
+    clients = {
+        client: {key: update[key] for key in ("digest", "num_examples", "metrics")}
+        for client, update in updates.items()
+        if update is not None
+    }
+    if len(clients) < plan.cohort.min_fit_clients:
+        reasons = "; ".join(f"{client}: {reason}" for client, reason in sorted(failed.items()))
+        raise QuorumError(
+            f"round {server_round} of stage {plan.stage} has {len(clients)} of {len(cohort)} updates and needs "
+            f"{plan.cohort.min_fit_clients} ({reasons})",
+            remedy="mend the clients and start again with the same --run-id, or lower federation.min_fit_clients",
+        )
+    accepted = {"clients": clients, "failed": failed, "cohort": list(cohort), "wall_s": time.monotonic() - started}
+    store.write_ref(paths.accepted(stage.key, server_round), accepted, if_absent=True)
+    return store.read_ref(paths.accepted(stage.key, server_round)) or accepted
+
+
+def _run_clients(
+    step: str, stage: Stage, task: RoundTask, clients: Sequence[str], *, spec: RunSpec, launcher: Launcher, emit: Emit
+) -> Sequence[Outcome] | Any:
+    tasks = [ClientTask(**task.model_dump(), client=client) for client in clients]
+    return launcher.clients(step, tasks, deadline_s=spec.federation.round_timeout_s, emit=emit)
+
+
+def _judge_on_clients(
+    stage: Stage, task: RoundTask, *, spec: RunSpec, launcher: Launcher, bench: Workbench, emit: Emit
+) -> dict[str, float]:
+    every, last = stage.plan.evaluation.federated_every, stage.plan.rounds
+    if not every or (task.server_round % every and task.server_round != last):
+        return {}
+    clients = client_ids(stage.plan.cohort.num_clients)
+    for _ in _run_clients("evaluate-client", stage, task, clients, spec=spec, launcher=launcher, emit=emit):
+        pass
+    parts = {}
+    for client in clients:
+        value = bench.store.read_ref(paths.client_evaluation(stage.key, task.server_round, client))
+        if value is not None and value["num_examples"]:
+            parts[client] = (value["num_examples"], value["metrics"])
+    return pooled(parts)
+
+
+def _round_record(
+    stage: Stage,
+    server_round: int,
+    bench: Workbench,
+    accepted: Mapping[str, Any],
+    checkpoint: Checkpoint,
+    federated: Mapping[str, float],
+    wall_s: float,
+) -> dict[str, Any]:
+    judged = bench.store.read_ref(paths.round_metrics(stage.key, server_round)) or {"metrics": {}, "wall_s": {}}
+    clients = {client: item["metrics"] for client, item in sorted(accepted["clients"].items())}
+    examples = sum(metrics["num_examples"] for metrics in clients.values())
+    loss = sum(metrics["num_examples"] * metrics["loss"] for metrics in clients.values()) / examples
+    return {
+        "stage": stage.plan.stage,
+        "round": server_round,
+        "global_round": stage.plan.first_round + server_round - 1,
+        "digest": checkpoint.digest,
+        "metrics": {"train/loss": loss, **judged["metrics"], **federated},
+        "cohort": accepted["cohort"],
+        "clients": clients,
+        "failed": accepted["failed"],
+        "wall_s": {"round": wall_s, "train": accepted["wall_s"], **judged["wall_s"]},
+    }
+
+
+def _commit(
+    stage: Stage, run: runs.Run, records: Sequence[Mapping[str, Any]], *, bench: Workbench, wall_s: float
+) -> dict[str, Any]:
+    """Commits the stage: its last round's checkpoint becomes its result."""
+    store, plan = bench.store, stage.plan
+    result = read_checkpoint(store, paths.round_checkpoint(stage.key, plan.rounds))
+    if result is None:
+        raise CheckpointError(f"the last round of stage {plan.stage} is not committed", remedy="run it again")
+    predicted = next((cost for cost in run["predicted"] if cost["stage"] == plan.stage), None)
+    record = {
+        "stage": plan.stage,
+        "key": stage.key,
+        "digest": result.digest,
+        "input_digest": stage.input_digest,
+        "plan_digest": digest_of(plan.model_dump(mode="json")),
+        "rounds": plan.rounds,
+        "metrics": dict(records[-1]["metrics"]) if records else {},
+        "ledger": {"predicted": predicted, "measured": measured_ledger(records)},
+        "wall_s": wall_s,
+        "reused": False,
+    }
+    store.write_ref(paths.stage_record(stage.key), record)
+    commit = {**result.to_values(), "made_by": run["run_id"]}
+    store.write_ref(paths.stage_checkpoint(stage.key), commit, if_absent=True)
+    return record
+
+
+def measured_ledger(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sums up what clients measured over a stage's rounds.
+
+    Returns:
+        Mean bytes a client and round each way; FLOPs a sample and the largest peak of a measured step.
+    """
+    clients = [metrics for record in records for metrics in record["clients"].values()]
+    ledger: dict[str, Any] = {}
+    for name in ("bytes_up", "bytes_down", "bytes_down_frozen"):
+        if clients:
+            ledger[name] = statistics.fmean(metrics[name] for metrics in clients)
+    flops = [metrics["step_flops"] for metrics in clients if "step_flops" in metrics]
+    for way in ("forward", "backward"):
+        if flops:
+            ledger[f"{way}_flops"] = statistics.fmean(item[way] / item["batch"] for item in flops)
+    for name in ("peak_tensor_bytes", "activations_bytes", "device_peak_bytes"):
+        values = [metrics[name] for metrics in clients if name in metrics]
+        if values:
+            ledger[name] = max(values)
+    return ledger
+
+
+def _drop_updates(bench: Workbench, stage: Stage, server_round: int) -> None:
+    """Removes the tensors of updates that are aggregated; who took part stays written down."""
+    for key in list(bench.store.list(f"{paths.round_folder(stage.key, server_round)}/updates/")):
+        if key.endswith(".safetensors"):
+            bench.store.delete(key)
+
+
+class Pruner:
+    """Removes weights of rounds that are superseded, but never those that another stage's result names."""
+
+    def __init__(self, stage: Stage, *, bench: Workbench, keep_rounds: int) -> None:
+        self._stage, self._store, self._keep = stage, bench.store, keep_rounds
+        self._shared = self._named_elsewhere() if keep_rounds else set()
+
+    def after(self, server_round: int) -> None:
+        """Removes what became superseded by a round's commit."""
+        if self._keep and server_round - self._keep >= 0:
+            self._remove(server_round - self._keep, newer=range(server_round - self._keep + 1, server_round + 1))
+
+    def finished(self) -> None:
+        """Removes the rounds before the stage's result."""
+        if self._keep:
+            last = self._stage.plan.rounds
+            for server_round in range(max(0, last - self._keep + 1), last):
+                self._remove(server_round, newer=[last])
+
+    def _remove(self, server_round: int, *, newer: Sequence[int]) -> None:
+        wanted = set(self._shared)
+        for other in newer:
+            wanted |= self._keys(paths.round_checkpoint(self._stage.key, other))
+        for key in self._keys(paths.round_checkpoint(self._stage.key, server_round)) - wanted:
+            self._store.delete(key)
+
+    def _keys(self, ref: str) -> set[str]:
+        checkpoint = read_checkpoint(self._store, ref)
+        return set() if checkpoint is None else {block_key(block) for block in checkpoint.all_blocks()}
+
+    def _named_elsewhere(self) -> set[str]:
+        mine = paths.stage(self._stage.key) + "/"
+        return {
+            key
+            for ref in self._store.list("stages/")
+            if ref.endswith("/checkpoint.json") and not ref.startswith(mine)
+            for key in self._keys(ref)
+        }

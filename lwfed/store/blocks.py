@@ -1,0 +1,163 @@
+"""Blocks: the tensors of one unit in one safetensors file, addressed by content.
+
+A block's digest is the sha256 of canonical JSON {tensor name: tensor digest}, so that hashing each tensor once serves
+the block's address, the checkpoint's digest and the check of a single tensor read by a byte range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lwfed.params import DTYPES, digest_raw, raw_bytes, spec_of
+from lwfed.store.protocol import Data, Store
+from lwfed.types.canonical import digest_of
+from lwfed.types.errors import CheckpointError
+from lwfed.types.tensors import TensorSpec, layout
+
+
+@dataclass(frozen=True)
+class Block:
+    """What a block holds.
+
+    Attributes:
+        tensors: Tensor name -> (digest, type and shape).
+    """
+
+    tensors: dict[str, tuple[str, TensorSpec]]
+
+    @cached_property
+    def digest(self) -> str:
+        """The block's digest."""
+        return digest_of({name: digest for name, (digest, _) in self.tensors.items()})
+
+    @cached_property
+    def spans(self) -> dict[str, tuple[int, int]]:
+        """Tensor name -> its bytes in the file."""
+        return layout(self.specs).spans
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Length of the file."""
+        return layout(self.specs).nbytes
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """Tensor name -> type and shape."""
+        return {name: spec for name, (_, spec) in self.tensors.items()}
+
+    def to_values(self) -> dict[str, Any]:
+        """Gives JSON values."""
+        return {
+            "digest": self.digest,
+            "nbytes": self.nbytes,
+            "tensors": {
+                name: {"digest": digest, "dtype": spec.dtype, "shape": list(spec.shape)}
+                for name, (digest, spec) in self.tensors.items()
+            },
+        }
+
+    @staticmethod
+    def from_values(values: Mapping[str, Any]) -> Block:
+        """Reads JSON values. Raises CheckpointError where they do not agree with their digest."""
+        block = Block(
+            {
+                name: (item["digest"], TensorSpec(shape=tuple(item["shape"]), dtype=item["dtype"]))
+                for name, item in values["tensors"].items()
+            }
+        )
+        if block.digest != values["digest"]:
+            raise CheckpointError(
+                f"the manifest of block {values['digest'][:12]} is damaged", remedy="restore it, or use --fresh"
+            )
+        return block
+
+
+def block_key(block: Block) -> str:
+    """Gives the key of a block that any checkpoint may share."""
+    return f"blocks/sha256/{block.digest}.safetensors"
+
+
+def describe(tensors: Mapping[str, Tensor]) -> Block:
+    """Hashes tensors."""
+    specs = {name: spec_of(tensor) for name, tensor in tensors.items()}
+    return Block(
+        {name: (digest_raw(raw_bytes(tensors[name]), spec=specs[name]), specs[name]) for name in sorted(specs)}
+    )
+
+
+def file_chunks(tensors: Mapping[str, Tensor]) -> Iterable[Data]:
+    """Yields a safetensors file of some tensors, piece by piece and without copies."""
+    plan = layout({name: spec_of(tensor) for name, tensor in tensors.items()})
+    yield plan.header
+    for name in plan.spans:
+        yield raw_bytes(tensors[name])
+
+
+def write_block(store: Store, tensors: Mapping[str, Tensor], *, key: str | None = None) -> Block:
+    """Writes a block, unless it is there already.
+
+    Args:
+        store: Where to.
+        tensors: The tensors of one unit.
+        key: The folder to write to in place of the shared one.
+
+    Returns:
+        What was written.
+    """
+    block = describe(tensors)
+    path = f"{key}/{block.digest}.safetensors" if key else block_key(block)
+    if not store.has(path):
+        store.put(path, file_chunks(tensors))
+    return block
+
+
+def read_file(path: Path, block: Block, *, verify: bool = True) -> dict[str, Tensor]:
+    """Reads a block's file into fresh tensors and checks every digest.
+
+    Raises:
+        CheckpointError: The file is not what the block says.
+    """
+    tensors: dict[str, Tensor] = {}
+    plan = layout(block.specs)
+    with path.open("rb", buffering=0) as file:
+        if path.stat().st_size != plan.nbytes or file.read(len(plan.header)) != plan.header:
+            raise _corrupted(path, "its length or header is wrong")
+        for name in plan.spans:
+            digest, spec = block.tensors[name]
+            tensor = torch.empty(spec.shape, dtype=DTYPES[spec.dtype])
+            data = raw_bytes(tensor)
+            done = 0
+            while done < len(data):
+                count = file.readinto(data[done:])
+                if not count:
+                    raise _corrupted(path, f"it ends inside {name}")
+                done += count
+            if verify and digest_raw(data, spec=spec) != digest:
+                raise _corrupted(path, f"the digest of {name} is wrong")
+            tensors[name] = tensor
+    return tensors
+
+
+def read_tensor(store: Store, key: str, block: Block, name: str) -> Tensor:
+    """Reads one tensor of a block by its byte range and checks its digest. Raises CheckpointError."""
+    digest, spec = block.tensors[name]
+    start, stop = block.spans[name]
+    data = store.get(key, start=start, stop=stop)
+    if digest_raw(data, spec=spec) != digest:
+        raise _corrupted(Path(key), f"the digest of {name} is wrong")
+    if not data:
+        return torch.empty(spec.shape, dtype=DTYPES[spec.dtype])
+    return torch.frombuffer(data, dtype=DTYPES[spec.dtype]).reshape(spec.shape)
+
+
+def _corrupted(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is corrupted: {what}", remedy="remove that file and its stage, or train anew with --fresh"
+    )

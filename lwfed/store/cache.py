@@ -1,0 +1,44 @@
+"""A client's own cache of frozen blocks: what does not change is fetched once, not every round."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+from lwfed.store.blocks import Block, block_key
+from lwfed.store.protocol import Store
+
+
+class BlockCache:
+    """Blocks kept in a folder that outlives the client's process; without a folder nothing is kept."""
+
+    def __init__(self, folder: str | Path | None) -> None:
+        self._folder = Path(folder) if folder else None
+
+    def fetch(self, store: Store, block: Block) -> Path:
+        """Gives a local file of a block; only a block that is not here yet is asked of the store."""
+        if self._folder is None:
+            return store.fetch(block_key(block))
+        path = self._folder / f"{block.digest}.safetensors"
+        if path.is_file() and path.stat().st_size == block.nbytes:
+            return path
+        source = store.fetch(block_key(block))
+        self._folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        try:
+            os.link(source, temporary)
+        except OSError:  # another file system
+            shutil.copyfile(source, temporary)
+        temporary.replace(path)
+        return path
+
+    def keep_only(self, blocks: Collection[Block]) -> None:
+        """Removes what is not among some blocks, so that the cache does not grow over the stages."""
+        if self._folder is None or not self._folder.is_dir():
+            return
+        wanted = {f"{block.digest}.safetensors" for block in blocks}
+        for path in self._folder.iterdir():
+            if path.name not in wanted:
+                path.unlink(missing_ok=True)

@@ -1,0 +1,72 @@
+"""Checkpoints: a manifest that names the block of every unit; small, readable, and the commit marker itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from lwfed.store.blocks import Block
+from lwfed.store.protocol import Store
+from lwfed.types.canonical import digest_of
+from lwfed.types.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model's weights and its server optimiser's state, by reference.
+
+    Attributes:
+        blocks: Unit -> block of weights.
+        server: Unit -> block of the server optimiser's state; empty where it has none.
+    """
+
+    blocks: dict[str, Block]
+    server: dict[str, Block] = field(default_factory=dict)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of canonical JSON {tensor name: tensor digest}; the clock has no part in it."""
+        return digest_of(
+            {
+                prefix + name: digest
+                for prefix, blocks in (("", self.blocks), ("server:", self.server))
+                for block in blocks.values()
+                for name, (digest, _) in block.tensors.items()
+            }
+        )
+
+    def all_blocks(self) -> Iterator[Block]:
+        """Yields weights' and server's blocks."""
+        yield from self.blocks.values()
+        yield from self.server.values()
+
+    def to_values(self) -> dict[str, Any]:
+        """Gives JSON values."""
+        return {
+            "digest": self.digest,
+            "blocks": {unit: block.to_values() for unit, block in sorted(self.blocks.items())},
+            "server": {unit: block.to_values() for unit, block in sorted(self.server.items())},
+        }
+
+    @staticmethod
+    def from_values(values: Mapping[str, Any]) -> Checkpoint:
+        """Reads JSON values. Raises CheckpointError where they do not agree with their digest."""
+        try:
+            checkpoint = Checkpoint(
+                blocks={unit: Block.from_values(item) for unit, item in values["blocks"].items()},
+                server={unit: Block.from_values(item) for unit, item in values["server"].items()},
+            )
+            named = values["digest"]
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"a checkpoint's manifest lacks {error}", remedy="train anew with --fresh") from None
+        if checkpoint.digest != named:
+            raise CheckpointError(f"the manifest of checkpoint {named[:12]} is damaged", remedy="train with --fresh")
+        return checkpoint
+
+
+def read_checkpoint(store: Store, key: str) -> Checkpoint | None:
+    """Reads the checkpoint that a ref holds; None where it is not committed."""
+    values = store.read_ref(key)
+    return None if values is None else Checkpoint.from_values(values)

@@ -1,0 +1,69 @@
+"""A store that counts the bytes of tensors that pass through it: the measured side of the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lwfed.store.protocol import Data, Store
+
+
+class CountingStore:
+    """Wraps a store and counts.
+
+    Attributes:
+        bytes_read: Bytes of tensor files read.
+        bytes_written: Bytes of tensor files written.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.uri = store.uri
+        self.bytes_read = 0
+        self.bytes_written = 0
+
+    def put(self, key: str, chunks: Iterable[Data]) -> int:
+        """Writes an object and counts it."""
+        count = self._store.put(key, chunks)
+        if key.endswith(".safetensors"):
+            self.bytes_written += count
+        return count
+
+    def get(self, key: str, *, start: int = 0, stop: int | None = None) -> bytearray:
+        """Reads an object and counts it."""
+        data = self._store.get(key, start=start, stop=stop)
+        if key.endswith(".safetensors"):
+            self.bytes_read += len(data)
+        return data
+
+    def fetch(self, key: str) -> Path:
+        """Fetches an object and counts it whole."""
+        path = self._store.fetch(key)
+        if key.endswith(".safetensors"):
+            self.bytes_read += path.stat().st_size
+        return path
+
+    def has(self, key: str) -> bool:
+        """Whether there is such an object or ref."""
+        return self._store.has(key)
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """Yields keys."""
+        return self._store.list(prefix)
+
+    def delete(self, key: str) -> None:
+        """Removes an object or ref."""
+        self._store.delete(key)
+
+    def read_ref(self, key: str) -> Any | None:
+        """Reads a ref; refs are not counted."""
+        return self._store.read_ref(key)
+
+    def write_ref(self, key: str, value: Any, *, if_absent: bool = False) -> bool:
+        """Writes a ref; refs are not counted."""
+        return self._store.write_ref(key, value, if_absent=if_absent)
+
+    def append(self, key: str, data: Data) -> None:
+        """Adds to a log; logs are not counted."""
+        self._store.append(key, data)

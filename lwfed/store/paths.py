@@ -1,0 +1,93 @@
+"""The layout of a store: every key that lwfed writes is named here."""
+
+from __future__ import annotations
+
+
+def stage(key: str) -> str:
+    """Folder of a stage."""
+    return f"stages/{key}"
+
+
+def stage_plan(key: str) -> str:
+    """What the stage is."""
+    return f"stages/{key}/plan.json"
+
+
+def stage_checkpoint(key: str) -> str:
+    """The stage's result; its commit marker."""
+    return f"stages/{key}/checkpoint.json"
+
+
+def stage_record(key: str) -> str:
+    """Metrics and ledger of a stage."""
+    return f"stages/{key}/record.json"
+
+
+def round_folder(key: str, server_round: int) -> str:
+    """Folder of a round; round 0 is the stage's initial model."""
+    return f"stages/{key}/rounds/{server_round:03d}"
+
+
+def round_task(key: str, server_round: int) -> str:
+    """Cohort and input of a round."""
+    return f"{round_folder(key, server_round)}/round.json"
+
+
+def accepted(key: str, server_round: int) -> str:
+    """The updates that count."""
+    return f"{round_folder(key, server_round)}/accepted.json"
+
+
+def round_metrics(key: str, server_round: int) -> str:
+    """Centralised metrics of a round."""
+    return f"{round_folder(key, server_round)}/metrics.json"
+
+
+def round_checkpoint(key: str, server_round: int) -> str:
+    """The round's result; its commit marker."""
+    return f"{round_folder(key, server_round)}/checkpoint.json"
+
+
+def round_record(key: str, server_round: int) -> str:
+    """All that is told of a round once it is over."""
+    return f"{round_folder(key, server_round)}/record.json"
+
+
+def updates(key: str, server_round: int, client: str) -> str:
+    """Folder of a client's update; its credentials can be cut to it."""
+    return f"{round_folder(key, server_round)}/updates/{client}"
+
+
+def update(key: str, server_round: int, client: str) -> str:
+    """The update's commit marker."""
+    return f"{updates(key, server_round, client)}/update.json"
+
+
+def client_evaluation(key: str, server_round: int, client: str) -> str:
+    """A client's judgement of a round's result on its held-out share."""
+    return f"{updates(key, server_round, client)}/evaluation.json"
+
+
+def run(run_id: str) -> str:
+    """The run: its spec and the keys of its stages."""
+    return f"runs/{run_id}/run.json"
+
+
+def summary(run_id: str) -> str:
+    """The run's outcome."""
+    return f"runs/{run_id}/summary.json"
+
+
+def events(run_id: str) -> str:
+    """The run's log of records, one JSON object a line."""
+    return f"runs/{run_id}/events.jsonl"
+
+
+def report(run_id: str) -> str:
+    """The run's report."""
+    return f"runs/{run_id}/report.html"
+
+
+def checked_data(version: str, split: str) -> str:
+    """Which examples of a version of the data cannot be read."""
+    return f"data/{version}/{split}.json"

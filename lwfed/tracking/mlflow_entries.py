@@ -1,0 +1,144 @@
+"""What of a record becomes which entry in MLflow: pure, but for `log`, which keeps to MLflow's limits."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+
+from lwfed.tracking.protocol import Record, finite
+from lwfed.types.canonical import digest_of
+
+METRICS_A_BATCH = 900
+PARAMS_A_BATCH = 100
+TAG_CHARS = 5000
+DIGEST_CHARS = 36
+"""Longest digest that MLflow keeps of a dataset."""
+
+
+def metric_name(name: str) -> str:
+    """Spells a name as MLflow allows: `test/t2i/R@1` becomes `test/t2i/R_at_1`."""
+    return re.sub(r"[^A-Za-z0-9_./ :-]", "_", name.replace("@", "_at_"))
+
+
+def log(
+    client: MlflowClient,
+    run_id: str,
+    *,
+    metrics: Mapping[str, float] | None = None,
+    params: Mapping[str, str] | None = None,
+    tags: Mapping[str, Any] | None = None,
+    step: int = 0,
+    time_ms: int | None = None,
+) -> None:
+    """Logs in as few batches as MLflow's limits allow: one for a round.
+
+    Args:
+        client: The client.
+        run_id: The MLflow run.
+        metrics: Name -> value.
+        params: Name -> text.
+        tags: Name -> value; None is left out.
+        step: The metrics' step.
+        time_ms: The metrics' time, ms since 1970; None: now.
+    """
+    when = int(1000 * time.time()) if time_ms is None else time_ms
+    # the mark that a round is logged must not arrive before the rest of it: keep the order
+    numbers = [Metric(metric_name(name), value, when, step) for name, value in (metrics or {}).items()]
+    texts = [Param(metric_name(name)[:250], value) for name, value in (params or {}).items()]
+    marks = [RunTag(name, str(value)[:TAG_CHARS]) for name, value in (tags or {}).items() if value is not None]
+    for part in _parts(texts, PARAMS_A_BATCH):
+        client.log_batch(run_id, params=part)
+    for part in _parts(numbers, METRICS_A_BATCH):
+        client.log_batch(run_id, metrics=part)
+    for part in _parts(marks, PARAMS_A_BATCH):
+        client.log_batch(run_id, tags=part)
+
+
+def run_tags(run: Record) -> dict[str, Any]:
+    """Lineage of a run."""
+    parent = run.get("parent") or {}
+    return {
+        "lwfed.run_id": run["run_id"],
+        "lwfed.name": run.get("name"),
+        "lwfed.strategy": run.get("strategy"),
+        "lwfed.seed": (run.get("spec") or {}).get("seed"),
+        "lwfed.spec_digest": digest_of(run["spec"]),
+        "lwfed.code_version": run.get("code_version"),
+        "lwfed.data_version": (run.get("data") or {}).get("version"),
+        "lwfed.stage_keys": ",".join(str(stage["key"]) for stage in run.get("stages") or ()),
+        "lwfed.parent_run_id": parent.get("run_id"),
+        "lwfed.parent_stage": parent.get("stage"),
+    }
+
+
+def stage_tags(record: Record) -> dict[str, Any]:
+    """Lineage of a stage; the output digest says that the stage is logged completely."""
+    return {
+        "lwfed.stage_key": record.get("key"),
+        "lwfed.plan_digest": record.get("plan_digest"),
+        "lwfed.input_digest": record.get("input_digest"),
+        "lwfed.rounds": record.get("rounds"),
+        "lwfed.reused": record.get("reused"),
+        "lwfed.output_digest": record["digest"],
+    }
+
+
+def ledger_metrics(record: Record) -> dict[str, float]:
+    """A stage's ledger, predicted and measured, and its wall time, as metrics."""
+    ledger = record.get("ledger") or {}
+    metrics = {
+        f"ledger/{side}/{key}": float(value)
+        for side in ("predicted", "measured")
+        for key, value in (ledger.get(side) or {}).items()
+        if key != "stage" and finite(value)
+    }
+    if finite(record.get("wall_s")):
+        metrics["wall_s/stage"] = float(record["wall_s"])
+    return metrics
+
+
+def dataset_inputs(run: Record) -> list[DatasetInput]:
+    """The data of a run as MLflow's dataset inputs: name, digest, source and profile; contexts train and test."""
+    data = run["data"]
+    root = ((run.get("spec") or {}).get("data") or {}).get("root")
+    source_type, source = ("local", {"uri": root}) if root else ("code", {"tags": {"lwfed.source": data["source"]}})
+    inputs = []
+    for split in ("train", "test"):
+        profile: dict[str, Any] = {"num_rows": data.get(f"num_{split}"), "num_classes": len(data.get("classes") or ())}
+        if split == "train":
+            profile["num_clients"] = len(data.get("clients") or {})
+        dataset = Dataset(
+            name=f"{data['source']}/{split}",
+            digest=str(data["version"])[:DIGEST_CHARS],
+            source_type=source_type,
+            source=json.dumps(source),
+            profile=json.dumps(profile),
+        )
+        inputs.append(DatasetInput(dataset=dataset, tags=[InputTag("mlflow.data.context", split)]))
+    return inputs
+
+
+def note_of(run: Record) -> str:
+    """Describes a run in Markdown, for MLflow's page of it."""
+    data = run.get("data") or {}
+    lines = [
+        f"**{run.get('name')}**: {str(run.get('strategy')).replace('_', ' ')} over {len(run.get('stages') or ())} "
+        f"stages, {len(data.get('clients') or {})} clients, {data.get('source')} data "
+        f"({data.get('num_train')} train, {data.get('num_test')} test).",
+        "",
+        f"`lwfed show {run['run_id']}` shows it, `lwfed report {run['run_id']}` writes the report.",
+    ]
+    if run.get("parent"):
+        lines.append(f"Starts from stage {run['parent']['stage']} of `{run['parent']['run_id']}`.")
+    return "\n".join(lines)
+
+
+def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,131 @@
+"""The registered model's code, which MLflow copies and runs when the model is loaded; it needs lwfed installed.
+
+    mlflow.pyfunc.load_model("models:/<name>/<version>").predict(pandas.DataFrame({"text": ["a red circle"]}))
+
+It lives in the model's folder, outside lwfed: the loader of the weights is named in the model's configuration.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import importlib
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import mlflow
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+
+class Predictor(Protocol):
+    """What the loader gives."""
+
+    kind: str
+    modalities: Sequence[str]
+    classes: Sequence[str]
+
+    def embed_images(self, images: list[Image.Image]) -> np.ndarray:
+        """Embeds images: [B, P]."""
+
+    def embed_texts(self, texts: list[str]) -> np.ndarray:
+        """Embeds texts: [B, P]."""
+
+    def classify(
+        self, images: list[Image.Image] | None, audios: list[tuple[np.ndarray, int]] | None
+    ) -> tuple[list[str], np.ndarray]:
+        """Classifies: labels and probabilities [B, C]; a sound is (mono float32 samples, samples a second)."""
+
+
+def read_bytes(value: Any, *, column: str) -> bytes:
+    """Reads a cell that is a path, bytes, or base64 of a file (with or without a `data:` prefix)."""
+    if isinstance(value, bytes | bytearray):
+        return bytes(value)
+    text = str(value)
+    if len(text) < 4096 and "\n" not in text and Path(text).is_file():
+        return Path(text).read_bytes()
+    try:
+        data = base64.b64decode(text.partition("base64,")[2] or text, validate=True)
+    except binascii.Error:
+        data = b""
+    if not data:
+        raise ValueError(
+            f"the column `{column}` holds {text[:60]!r}, neither a file nor base64 -> give a path or a file's base64"
+        )
+    return data
+
+
+def read_image(value: Any) -> Image.Image:
+    """Reads an image as RGB."""
+    with Image.open(io.BytesIO(read_bytes(value, column="image"))) as image:
+        return image.convert("RGB")
+
+
+def read_audio(value: Any) -> tuple[np.ndarray, int]:
+    """Reads a sound: mono float32 samples and their rate."""
+    import soundfile
+
+    samples, rate = soundfile.read(io.BytesIO(read_bytes(value, column="audio")), dtype="float32", always_2d=True)
+    return samples.mean(axis=1), int(rate)
+
+
+def embed_column(
+    values: Sequence[Any], *, read: Callable[[Any], Any], embed: Callable[[list[Any]], np.ndarray], batch_size: int
+) -> list[list[float] | None]:
+    """Embeds the cells that hold something, a batch at a time; the others stay None."""
+    present = [index for index, value in enumerate(values) if value is not None and value == value]
+    result: list[list[float] | None] = [None] * len(values)
+    for start in range(0, len(present), batch_size):
+        part = present[start : start + batch_size]
+        for index, row in zip(part, embed([read(values[index]) for index in part]), strict=True):
+            result[index] = [float(item) for item in row]
+    return result
+
+
+class LwfedModel(mlflow.pyfunc.PythonModel):
+    """Embeds images and texts, or classifies, with the weights of one checkpoint."""
+
+    def load_context(self, context: Any) -> None:
+        """Fetches the weights; their digest is checked by the loader."""
+        config = context.model_config
+        module, _, function = config["loader"].partition(":")
+        load = getattr(importlib.import_module(module), function)
+        self.predictor: Predictor = load(config["uri"], config["digest"])
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Gives `image_embedding` and `text_embedding`, or `label` and `probabilities`, a row for each row."""
+        batch_size = max(1, int((params or {}).get("batch_size", 32)))
+        if self.predictor.kind == "supervised":
+            return self._classify(model_input, batch_size)
+        readers: dict[str, tuple[Callable[[Any], Any], Callable[[list[Any]], np.ndarray]]] = {
+            "image": (read_image, self.predictor.embed_images),
+            "text": (str, self.predictor.embed_texts),
+        }
+        found = {
+            f"{modality}_embedding": embed_column(
+                list(model_input[modality]), read=read, embed=embed, batch_size=batch_size
+            )
+            for modality, (read, embed) in readers.items()
+            if modality in model_input.columns and modality in self.predictor.modalities
+        }
+        if not found:
+            raise ValueError(f"no column to embed -> give one of: {', '.join(self.predictor.modalities)}")
+        return pd.DataFrame(found, index=model_input.index)
+
+    def _classify(self, rows: pd.DataFrame, batch_size: int) -> pd.DataFrame:
+        labels: list[str] = []
+        probabilities: list[list[float]] = []
+        for start in range(0, len(rows), batch_size):
+            part = rows.iloc[start : start + batch_size]
+            images = [read_image(value) for value in part["image"]] if "image" in self.predictor.modalities else None
+            audios = [read_audio(value) for value in part["audio"]] if "audio" in self.predictor.modalities else None
+            names, shares = self.predictor.classify(images, audios)
+            labels += [str(name) for name in names]
+            probabilities += [[float(item) for item in row] for row in shares]
+        return pd.DataFrame({"label": labels, "probabilities": probabilities}, index=rows.index)
+
+
+mlflow.models.set_model(LwfedModel())

@@ -1,0 +1,196 @@
+"""A tracker is told of records that are already committed; it can be slow, down or absent without changing a result."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeGuard
+
+Record = Mapping[str, Any]
+"""A JSON object: a RunRecord, RoundRecord or StageRecord."""
+
+PARAM_CHARS = 500
+"""Longest value of a parameter; some MLflow servers take no more."""
+
+
+class Tracker(Protocol):
+    """What a run tells. No method raises because a server is down, or waits for one (but `close`)."""
+
+    def start(self, run: Record) -> None:
+        """Takes a run's RunRecord; a resumed run starts again under the same `run_id`."""
+
+    def round(self, record: Record) -> None:
+        """Takes a RoundRecord; one that was taken before is not logged twice."""
+
+    def stage(self, record: Record) -> None:
+        """Takes a StageRecord: the stage is finished."""
+
+    def finish(self, summary: Record, *, artifacts: Sequence[Path] = (), model: Record | None = None) -> None:
+        """Takes the run's end: its summary, files and folders to keep, and the model to register."""
+
+    def fail(self, reason: str) -> None:
+        """Takes the reason why the run ended early."""
+
+    def close(self, timeout: float = 60.0) -> None:
+        """Waits at most `timeout` seconds until all that was told is logged, and lets go of what it holds."""
+
+
+class Trackers:
+    """Tells several trackers, in order."""
+
+    def __init__(self, *trackers: Tracker) -> None:
+        self._trackers = trackers
+
+    def start(self, run: Record) -> None:
+        """See `Tracker.start`."""
+        for tracker in self._trackers:
+            tracker.start(run)
+
+    def round(self, record: Record) -> None:
+        """See `Tracker.round`."""
+        for tracker in self._trackers:
+            tracker.round(record)
+
+    def stage(self, record: Record) -> None:
+        """See `Tracker.stage`."""
+        for tracker in self._trackers:
+            tracker.stage(record)
+
+    def finish(self, summary: Record, *, artifacts: Sequence[Path] = (), model: Record | None = None) -> None:
+        """See `Tracker.finish`."""
+        for tracker in self._trackers:
+            tracker.finish(summary, artifacts=artifacts, model=model)
+
+    def fail(self, reason: str) -> None:
+        """See `Tracker.fail`."""
+        for tracker in self._trackers:
+            tracker.fail(reason)
+
+    def close(self, timeout: float = 60.0) -> None:
+        """See `Tracker.close`."""
+        for tracker in self._trackers:
+            tracker.close(timeout)
+
+
+def tell(tracker: Tracker, event: Record) -> None:
+    """Tells a tracker one event, as `event_*` made it.
+
+    Args:
+        tracker: Who is told.
+        event: A JSON object with the key `event`; unknown kinds are passed over.
+    """
+    kind = event.get("event")
+    if kind == "start":
+        tracker.start(event["record"])
+    elif kind == "round":
+        tracker.round(event["record"])
+    elif kind == "stage":
+        tracker.stage(event["record"])
+    elif kind == "finish":
+        artifacts = [Path(path) for path in event.get("artifacts", ())]
+        tracker.finish(event["record"], artifacts=artifacts, model=event.get("model"))
+    elif kind == "fail":
+        tracker.fail(event["reason"])
+
+
+def event_of(kind: str, record: Record) -> dict[str, Any]:
+    """Makes the event of a start, round or stage."""
+    return {"event": kind, "record": record}
+
+
+def event_of_finish(summary: Record, *, artifacts: Sequence[Path], model: Record | None) -> dict[str, Any]:
+    """Makes the event of a run's end."""
+    paths = [str(path.absolute()) for path in artifacts]
+    return {"event": "finish", "record": summary, "artifacts": paths, "model": model}
+
+
+def event_of_failure(reason: str) -> dict[str, Any]:
+    """Makes the event of a run that ended early."""
+    return {"event": "fail", "reason": reason}
+
+
+def finite(value: Any) -> TypeGuard[float]:
+    """Whether a value is a number that can be logged and drawn."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def flatten(record: Record) -> dict[str, float]:
+    """Turns a RoundRecord into metrics of its global round.
+
+    Args:
+        record: A RoundRecord.
+
+    Returns:
+        Metric name -> value: the round's own `metrics`; `clients/*` who took part and the spread of their losses;
+        `bytes/*` all clients' traffic; `memory/*` the largest client's peak; `flops/*` a step's, the largest client's;
+        `wall_s/*`. Values that are missing, NaN or infinite are left out.
+    """
+    clients = [dict(client) for client in (record.get("clients") or {}).values()]
+    metrics: dict[str, Any] = dict(record.get("metrics") or {})
+    metrics["stage"] = record["stage"]
+    metrics["clients/sampled"] = len(record.get("cohort") or ())
+    metrics["clients/accepted"] = len(clients)
+    metrics["clients/failed"] = len(record.get("failed") or ())
+    losses = _numbers(clients, "loss")
+    if losses:
+        metrics["clients/loss_min"] = min(losses)
+        metrics["clients/loss_max"] = max(losses)
+        metrics["clients/loss_std"] = statistics.pstdev(losses)
+    for key, name, reduce in (
+        ("num_examples", "clients/num_examples", sum),
+        ("bytes_up", "bytes/up", sum),
+        ("bytes_down", "bytes/down", sum),
+        ("bytes_down_frozen", "bytes/down_frozen", sum),
+        ("peak_tensor_bytes", "memory/peak_tensor_bytes", max),
+        ("peak_rss_bytes", "memory/peak_rss_bytes", max),
+    ):
+        values = _numbers(clients, key)
+        if values:
+            metrics[name] = reduce(values)
+    for key in ("forward", "backward"):
+        values = _numbers([client.get("step_flops") or {} for client in clients], key)
+        if values:
+            metrics[f"flops/step_{key}"] = max(values)
+    for key, value in (record.get("wall_s") or {}).items():
+        metrics[f"wall_s/{key}"] = value
+    return {name: float(value) for name, value in metrics.items() if finite(value)}
+
+
+def flatten_params(values: Any, *, prefix: str = "") -> dict[str, str]:
+    """Turns nested values into dotted names and short texts.
+
+    Args:
+        values: JSON values; a list of plain values is one text.
+        prefix: Put before each name.
+
+    Returns:
+        Name -> text of at most `PARAM_CHARS` characters.
+    """
+    return {prefix + name: _short(value) for name, value in _leaves(values, "")}
+
+
+def _numbers(items: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    return [item[key] for item in items if finite(item.get(key))]
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _leaves(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
+        for index, item in enumerate(value):
+            yield from _leaves(item, f"{name}.{index}")
+    else:
+        yield name, value
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        text = "null"
+    elif isinstance(value, list | tuple):
+        text = ", ".join(str(item) for item in value)
+    else:
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= PARAM_CHARS else text[: PARAM_CHARS - 1] + "…"

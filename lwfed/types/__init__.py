@@ -1,0 +1,1 @@
+"""Words that every part of lwfed uses; no torch here."""

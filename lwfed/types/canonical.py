@@ -1,0 +1,22 @@
+"""Canonical JSON, and the digests that are taken over it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+
+def canonical(value: Any) -> bytes:
+    """Encodes a JSON value in one way only: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def digest_of(value: Any) -> str:
+    """Gives the sha256, as 64 hex digits, of a JSON value's canonical form."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def readable(value: Any) -> bytes:
+    """Encodes a JSON value for people: indented, sorted, with a last newline."""
+    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()

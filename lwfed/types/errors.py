@@ -1,0 +1,126 @@
+"""Errors with a problem, a remedy and a numbered exit code: the one table that CLI, pods and docs share."""
+
+from __future__ import annotations
+
+
+class LwfedError(Exception):
+    """An error that a user can act on.
+
+    Args:
+        problem: What is wrong, in one line.
+        remedy: What to do about it, in one line.
+    """
+
+    exit_code = 1
+    name = "unexpected error"
+
+    def __init__(self, problem: str, *, remedy: str = "") -> None:
+        super().__init__(f"{problem} -> {remedy}" if remedy else problem)
+        self.problem = problem
+        self.remedy = remedy
+
+
+class SpecError(LwfedError, ValueError):
+    """The experiment's description is wrong."""
+
+    exit_code = 10
+    name = "bad spec"
+
+
+class DataError(LwfedError, ValueError):
+    """The data are missing, unreadable or do not fit the spec."""
+
+    exit_code = 11
+    name = "bad data"
+
+
+class CheckpointError(LwfedError):
+    """A stored object is missing or its digest is wrong."""
+
+    exit_code = 12
+    name = "missing or corrupted checkpoint"
+
+
+class QuorumError(LwfedError):
+    """A round has fewer updates than `federation.min_fit_clients`."""
+
+    exit_code = 13
+    name = "round below quorum"
+
+
+class DivergedError(LwfedError, ArithmeticError):
+    """A loss is NaN or infinite."""
+
+    exit_code = 14
+    name = "training diverged"
+
+
+class ResumeError(LwfedError, ValueError):
+    """A run is resumed with another spec than it was started with."""
+
+    exit_code = 15
+    name = "resumed run differs"
+
+
+class DiskFullError(LwfedError, OSError):
+    """No space is left where lwfed writes."""
+
+    exit_code = 16
+    name = "no space left"
+
+
+class UnreachableError(LwfedError, ConnectionError):
+    """A store or server does not answer."""
+
+    exit_code = 17
+    name = "store or server unreachable"
+
+
+class OutOfMemoryError(LwfedError, MemoryError):
+    """The device or the host has too little memory for a step."""
+
+    exit_code = 18
+    name = "out of memory"
+
+
+class NotFoundError(LwfedError, LookupError):
+    """A run, a stage or a preset of that name is not known."""
+
+    exit_code = 19
+    name = "not found"
+
+
+EXIT_CODES: dict[int, str] = {
+    0: "success",
+    1: LwfedError.name,
+    2: "wrong command line",
+    **{
+        kind.exit_code: kind.name
+        for kind in (
+            SpecError,
+            DataError,
+            CheckpointError,
+            QuorumError,
+            DivergedError,
+            ResumeError,
+            DiskFullError,
+            UnreachableError,
+            OutOfMemoryError,
+            NotFoundError,
+        )
+    },
+    130: "interrupted",
+}
+"""Exit code -> meaning. `lwfed --help` and the README print this table."""
+
+FINAL_CODES: frozenset[int] = frozenset({SpecError.exit_code, DataError.exit_code, DivergedError.exit_code})
+"""Exit codes after which trying the same work again cannot help."""
+
+
+def exit_name(code: int) -> str:
+    """Names an exit code of a process: one of ours, a signal's, or plain."""
+    if code in EXIT_CODES:
+        return EXIT_CODES[code]
+    if code < 0 or code > 128:
+        return f"killed by signal {-code if code < 0 else code - 128}"
+    return f"exit code {code}"

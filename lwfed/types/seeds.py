@@ -1,0 +1,25 @@
+"""Seeds are hex text derived from names: no global generator, and the same name gives the same numbers anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+
+from lwfed.types.canonical import canonical
+
+
+def derive(seed: str | int, *names: str | int) -> str:
+    """Derives a seed from a parent seed and a path of names.
+
+    Args:
+        seed: The parent seed: hex text, or the spec's integer.
+        names: What the seed is for, such as `("init", "image.blocks.3")`.
+
+    Returns:
+        64 hex digits.
+    """
+    return hashlib.sha256(canonical([str(seed), *names])).hexdigest()
+
+
+def as_int(seed: str) -> int:
+    """Gives the seed as an integer in [0, 2^63), for generators that want one."""
+    return int(seed[:16], 16) >> 1

@@ -1,0 +1,95 @@
+"""What a tensor is without its values, and how a safetensors file lays tensors out: both exact, neither needs torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+ITEM_BYTES: dict[str, int] = {
+    "F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+"""Bytes an item, by the safetensors name of the type."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A named tensor's type and shape.
+
+    Attributes:
+        shape: Sizes, outermost first; `()` for a scalar.
+        dtype: The safetensors name of the type (`F32`, `I64` ...).
+        buffer: Whether it is a buffer (BatchNorm statistics) and not a parameter.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str = "F32"
+    buffer: bool = False
+
+    @property
+    def numel(self) -> int:
+        """Number of items."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the items alone."""
+        return self.numel * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A safetensors file before its data: the header's bytes and where each tensor lies.
+
+    Attributes:
+        header: Length prefix and JSON, padded to 8 bytes.
+        spans: Tensor name -> (first byte, byte after the last) in the file.
+        nbytes: Length of the whole file.
+    """
+
+    header: bytes
+    spans: dict[str, tuple[int, int]]
+    nbytes: int
+
+
+def layout(specs: Mapping[str, TensorSpec]) -> Layout:
+    """Lays tensors out in one file, wide types first and then by name, as the safetensors format wants them aligned.
+
+    Args:
+        specs: Tensor name -> type and shape.
+
+    Returns:
+        The layout; equal specs give equal bytes.
+    """
+    order = sorted(specs, key=lambda name: (-ITEM_BYTES[specs[name].dtype], name))
+    entries: dict[str, dict[str, object]] = {}
+    offset = 0
+    for name in order:
+        spec = specs[name]
+        entries[name] = {
+            "dtype": spec.dtype,
+            "shape": list(spec.shape),
+            "data_offsets": [offset, offset + spec.nbytes],
+        }
+        offset += spec.nbytes
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=True).encode()
+    text += b" " * (-len(text) % 8)
+    header = len(text).to_bytes(8, "little") + text
+    spans: dict[str, tuple[int, int]] = {}
+    end = len(header)
+    for name in order:
+        spans[name] = (end, end + specs[name].nbytes)
+        end = spans[name][1]
+    return Layout(header=header, spans=spans, nbytes=end)
+
+
+def unit_of(name: str) -> str:
+    """Gives the unit a tensor belongs to: `image.blocks.3`, `text.stem`, `text.projection`, `prediction` ...
+
+    A unit is what is trained or frozen, exchanged and stored as a whole.
+    """
+    parts = name.split(".")
+    if parts[0] in ("prediction", "fusion"):
+        return parts[0]
+    return ".".join(parts[:3] if parts[1] == "blocks" else parts[:2])

@@ -1,0 +1,196 @@
+"""Laws: a tabled architecture has the tensors of the module it stands for; what is not understood is not tabled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from lwfed.cost.architectures import VIT_NAMES, tabled
+from lwfed.cost.units import Architecture
+from lwfed.models.build import skeleton, tensor_specs
+from lwfed.models.inspect import count
+from lwfed.spec.model import EncoderSpec, ModelSpec
+
+SMALL_BERT = {"dim": 24, "n_layers": 2, "n_heads": 3, "hidden_dim": 40, "vocab_size": 30, "max_position_embeddings": 64}
+SMALL_AST = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
+UNTABLED = ("reg_tokens", "init_values", "activation")
+ENCODERS: dict[str, dict[str, Any]] = {
+    "vit": {"family": "vit", "arch": "vit_tiny_patch16_224"},
+    "vit-384": {"family": "vit", "arch": "vit_small_patch32_384"},
+    "vit-small": {
+        "family": "vit",
+        "arch": "vit_base_patch16_224",
+        "config": {"img_size": 40, "patch_size": 8, "embed_dim": 36, "depth": 2, "num_heads": 3, "mlp_ratio": 2.5},
+    },
+    "vit-no-bias": {
+        "family": "vit",
+        "arch": "vit_tiny_patch16_224",
+        "config": {"qkv_bias": False, "depth": 1},
+    },
+    "vit-one-channel": {"family": "vit", "arch": "vit_tiny_patch16_224", "config": {"in_chans": 1, "depth": 1}},
+    "distilbert": {"family": "distilbert"},
+    "distilbert-small": {"family": "distilbert", "config": SMALL_BERT},
+    "distilbert-no-dropout": {"family": "distilbert", "config": SMALL_BERT | {"dropout": 0, "attention_dropout": 0.0}},
+    "distilbert-aliases": {"family": "distilbert", "config": {"hidden_size": 24, "num_hidden_layers": 1}},
+    "ast": {"family": "ast"},
+    "ast-small": {
+        "family": "ast",
+        "config": SMALL_AST | {"num_mel_bins": 40, "max_length": 70, "patch_size": 8, "time_stride": 6},
+    },
+    "ast-dropout": {
+        "family": "ast",
+        "config": SMALL_AST
+        | {"max_length": 64, "qkv_bias": False, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1},
+    },
+}
+
+
+def known(values: dict[str, Any]) -> Architecture:
+    architecture = tabled(EncoderSpec.model_validate(values))
+    assert architecture is not None
+    return architecture
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_the_tensors_are_the_module_s(name: str) -> None:
+    encoder = EncoderSpec.model_validate(ENCODERS[name])
+    architecture = known(ENCODERS[name])
+    modality = {"vit": "image", "distilbert": "text", "ast": "audio"}[encoder.family]
+    model = ModelSpec.model_validate({"encoders": {modality: encoder}, "objective": {"kind": "supervised"}})
+    module = skeleton(model, depth={modality: architecture.depth}, num_classes=2)
+    specs = tensor_specs(module)
+    heads = ("prediction.", f"{modality}.projection.")
+    assert architecture.tensors(modality) == {n: s for n, s in specs.items() if not n.startswith(heads)}
+    assert architecture.width == module.encoder(modality).width
+
+
+@pytest.mark.parametrize("name", sorted(VIT_NAMES))
+def test_every_tabled_vit_is_timm_s(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=0)
+    architecture = known({"family": "vit", "arch": name})
+    assert architecture.depth == len(model.blocks)
+    assert {
+        n.removeprefix("image.").removeprefix("stem."): s.shape for n, s in architecture.tensors("image").items()
+    } == {n: tuple(t.shape) for n, t in model.state_dict().items()}
+    assert architecture.tokens == model.patch_embed.num_patches + 1
+
+
+@pytest.mark.parametrize("name", sorted(ENCODERS.keys() - {"vit-one-channel"}))  # the models take three channels
+def test_counting_on_the_meta_device_agrees_with_the_formulas(name: str) -> None:
+    formulas = known(ENCODERS[name])
+    counted = Architecture.from_values(json.loads(json.dumps(count(EncoderSpec.model_validate(ENCODERS[name])))))
+    assert (counted.depth, counted.width, counted.tokens) == (formulas.depth, formulas.width, formulas.tokens)
+    assert counted.units.keys() == formulas.units.keys()
+    tokens = formulas.tokens
+    assert counted.pooled.at(tokens) == formulas.pooled.at(tokens)
+    for unit, formula in formulas.units.items():
+        measured = counted.units[unit]
+        assert measured.tensors == formula.tensors
+        for what in ("forward", "backward", "input_gradient"):
+            assert getattr(measured.cost, what).at(tokens) == getattr(formula.cost, what).at(tokens), (unit, what)
+        assert measured.cost.saved_bytes(tokens) == formula.cost.saved_bytes(tokens), unit
+
+
+def test_counted_texts_scale_with_their_length() -> None:
+    formulas, counted = (
+        known(ENCODERS["distilbert-small"]),
+        count(EncoderSpec.model_validate(ENCODERS["distilbert-small"])),
+    )
+    cost = Architecture.from_values(counted).units["blocks.1"].cost
+    for tokens in (3, 17, 60):
+        assert cost.forward.at(tokens) == formulas.units["blocks.1"].cost.forward.at(tokens)
+        assert cost.saved_bytes(tokens) == formulas.units["blocks.1"].cost.saved_bytes(tokens)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"family": "vit", "arch": "vit_tiny_patch16_224", "config": {"reg_tokens": 4}},
+        {"family": "vit", "arch": "vit_tiny_patch16_224", "config": {"num_classes": 3}},
+        {"family": "vit", "arch": "vit_tiny_patch16_224", "config": {"embed_dim": "wide"}},
+        {"family": "vit", "arch": "vit_tiny_patch16_224", "config": {"num_heads": 0}},
+        {"family": "vit", "arch": "vit_tiny_patch16_224", "config": {"img_size": 8}},
+        {"family": "vit", "arch": "vit_tiny_patch16_224", "config": {"img_size": [64, 32]}},
+        {"family": "vit", "arch": "vit_tiny_patch15_224"},
+        {"family": "vit", "arch": "deit3_small_patch16_224"},
+        {"family": "distilbert", "config": {"activation": "relu"}},
+        {"family": "distilbert", "config": {"colour": 3}},
+        {"family": "distilbert", "config": {"dim": 50, "n_heads": 3}},
+        {"family": "distilbert", "max_tokens": 600},
+        {"family": "distilbert", "weights": "someone/some-model"},
+        {"family": "ast", "config": {"hidden_act": "relu"}},
+        {"family": "ast", "config": {"max_length": 4}},
+        {"family": "ast", "config": {"patch_size": [8, 8]}},
+    ],
+)
+def test_what_is_not_understood_is_not_tabled(values: dict[str, Any]) -> None:
+    assert tabled(EncoderSpec.model_validate(values)) is None
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"family": "vit", "arch": "vit_tiny_patch16_224", "config": {"reg_tokens": 4, "depth": 2, "init_values": 0.1}},
+        {"family": "distilbert", "config": SMALL_BERT | {"activation": "relu"}},
+    ],
+)
+def test_what_is_not_tabled_is_counted(values: dict[str, Any]) -> None:
+    encoder = EncoderSpec.model_validate(values)
+    assert tabled(encoder) is None
+    counted = Architecture.from_values(count(encoder))
+    near = known(values | {"config": {k: v for k, v in values["config"].items() if k not in UNTABLED}})
+    tokens = counted.tokens
+    for unit in near.units:
+        assert counted.units[unit].cost.forward.at(tokens) == near.units[unit].cost.forward.at(tokens)
+    extra = counted.units["blocks.0"].cost.saved_bytes(tokens) - near.units["blocks.0"].cost.saved_bytes(tokens)
+    if encoder.family == "vit":  # two layer scales a block: their inputs are kept
+        assert (tokens, extra) == (201, 2 * 4 * 201 * 192)
+        assert "reg_token" in counted.units["stem"].tensors
+        assert counted.units["blocks.0"].tensors["ls1.gamma"].shape == (192,)
+    else:  # ReLU keeps its output, which the next product keeps too; GELU its input as well
+        assert extra == -4 * tokens * SMALL_BERT["hidden_dim"]
+
+
+def test_weights_in_a_folder_tell_their_architecture(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        json.dumps(SMALL_BERT | {"model_type": "distilbert", "torch_dtype": "float32"})
+    )
+    from_folder = known({"family": "distilbert", "weights": str(tmp_path)})
+    assert from_folder == known({"family": "distilbert", "config": SMALL_BERT})
+    deeper = known({"family": "distilbert", "weights": str(tmp_path), "config": {"n_layers": 3}})
+    assert deeper.depth == 3
+    assert tabled(EncoderSpec(family="ast", weights=str(tmp_path))) is None
+    (tmp_path / "config.json").write_text("{")
+    assert tabled(EncoderSpec(family="distilbert", weights=str(tmp_path))) is None
+
+
+def test_timm_weights_in_a_folder_tell_their_size(tmp_path: Path) -> None:
+    config = {
+        "architecture": "vit_tiny_patch16_224",
+        "model_args": {"depth": 3, "num_classes": 0, "global_pool": "token"},
+        "pretrained_cfg": {"input_size": [3, 64, 64]},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    architecture = known({"family": "vit", "arch": "vit_tiny_patch16_224", "weights": str(tmp_path)})
+    assert (architecture.depth, architecture.tokens) == (3, 17)
+    assert tabled(EncoderSpec(family="vit", arch="vit_small_patch16_224", weights=str(tmp_path))) is None
+
+
+def test_known_hub_ids_are_tabled() -> None:
+    assert known({"family": "ast", "weights": "bookbot/distil-ast-audioset"}).depth == 6
+    assert known({"family": "distilbert", "weights": "distilbert-base-cased"}).units["stem"].tensors[
+        "word_embeddings.weight"
+    ].shape == (28996, 768)
+    assert tabled(EncoderSpec(family="ast", weights="distilbert-base-cased")) is None
+
+
+def test_an_architecture_survives_json() -> None:
+    for values in ENCODERS.values():
+        architecture = known(values)
+        assert Architecture.from_values(json.loads(json.dumps(architecture.to_values()))) == architecture

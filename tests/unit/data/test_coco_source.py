@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from lwfed.data.batches import check_examples, eval_batches
+from lwfed.data.coco import open_coco
+from lwfed.data.inputs import InputSettings
+from lwfed.data.source import open_source
+from lwfed.spec.data import DataSpec
+from lwfed.types.errors import DataError
+
+MINI = Path(__file__).parents[3].parent / "shared/data/coco-mini"
+SETTINGS = InputSettings(modalities=("image", "text"), image_size=32)
+
+
+def write_coco(root: Path, *, count: int = 3) -> dict[str, Any]:
+    """Writes a tiny data set; returns the tree of its training captions."""
+    trees: dict[str, Any] = {}
+    for folder in ("train2017", "val2017"):
+        (root / folder).mkdir(parents=True)
+        (root / "annotations").mkdir(exist_ok=True)
+        trees[folder] = {
+            "images": [{"id": n, "file_name": f"{n:012d}.jpg"} for n in range(count)],
+            "annotations": [
+                {"id": 10 * n + k, "image_id": n, "caption": f" thing {n},\n said {k} "}
+                for k in (1, 0)
+                for n in range(count)
+            ],
+        }
+        for n in range(count):
+            Image.new("RGB", (40, 30), (n * 40, 90, 10)).save(root / folder / f"{n:012d}.jpg")
+        save(root, folder, trees[folder])
+    return trees["train2017"]
+
+
+def save(root: Path, folder: str, tree: Any) -> None:
+    (root / "annotations" / f"captions_{folder}.json").write_text(json.dumps(tree))
+
+
+@pytest.mark.skipif(not MINI.is_dir(), reason="the sample coco-mini is not on this machine")
+def test_coco_mini() -> None:
+    source = open_source(DataSpec(source="coco", root=str(MINI)))
+    train, test = source.examples("train"), source.examples("test")
+    assert (len(train), len(test), source.classes) == (80, 79, ())
+    assert all(len(example.captions) == 5 and example.label is None for example in (*train, *test))
+    checked = check_examples(source, examples=test[:6], modalities=SETTINGS.modalities, workers=2)
+    assert (checked.good, checked.bad) == (tuple(test[:6]), {})
+    batch = next(eval_batches(source, examples=test[:6], settings=SETTINGS, batch_size=4, workers=0))
+    assert batch.inputs["image"].shape == (4, 3, 32, 32)
+    assert batch.labels is None
+    assert batch.ids == tuple(example.id for example in test[:4])
+
+
+def test_order_and_captions_are_the_json_s_own(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    example = open_coco(tmp_path).examples("train")[1]
+    assert example.id == "train2017/000000000001.jpg"
+    assert example.captions == ("thing 1, said 0", "thing 1, said 1")
+    assert example.fields == {"stem": "000000000001"}
+
+
+def test_the_version_tells_content_and_not_place(tmp_path: Path) -> None:
+    tree = write_coco(tmp_path / "a")
+    before = open_coco(tmp_path / "a").version()
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert open_coco(tmp_path / "b").version() == before
+    tree["annotations"][0]["caption"] = "another"
+    save(tmp_path / "b", "train2017", tree)
+    assert open_coco(tmp_path / "b").version() != before
+    Image.new("RGB", (90, 90)).save(tmp_path / "a" / "val2017" / "000000000000.jpg")
+    assert open_coco(tmp_path / "a").version() != before
+
+
+def test_a_missing_root_folder_or_json_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"there is no folder .*nowhere for the coco data -> set data.root"):
+        open_source(DataSpec(source="coco", root=str(tmp_path / "nowhere")))
+    write_coco(tmp_path)
+    (tmp_path / "annotations" / "captions_val2017.json").unlink()
+    with pytest.raises(DataError, match=r"no file .*captions_val2017.json -> data.root needs train2017/"):
+        open_coco(tmp_path)
+    shutil.rmtree(tmp_path / "val2017")
+    with pytest.raises(DataError, match=r"no folder .*val2017 -> data.root needs"):
+        open_coco(tmp_path)
+
+
+def test_a_caption_without_its_image_is_named(tmp_path: Path) -> None:
+    tree = write_coco(tmp_path)
+    lost = tmp_path / "train2017" / "000000000002.jpg"
+    lost.unlink()
+    with pytest.raises(DataError, match=r"000000000002.jpg of a caption in captions_train2017.json is missing -> rest"):
+        open_coco(tmp_path)
+    source = open_source(DataSpec(source="coco", root=str(tmp_path), on_bad_example="skip"))
+    checked = check_examples(source, examples=source.examples("train"), modalities=("image", "text"))
+    assert [example.fields["stem"] for example in checked.good] == ["000000000000", "000000000001"]
+    assert checked.bad == {"train2017/000000000002.jpg": f"there is no image {lost}"}
+    tree["annotations"].append({"id": 99, "image_id": 77, "caption": "an orphan"})
+    save(tmp_path, "train2017", tree)
+    with pytest.raises(DataError, match=r"'an orphan' has the image id 77, which is not in `images` -> add"):
+        open_coco(tmp_path, missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "is no captions json"),
+        ('{"images": [{"id": 1}], "annotations": []}', "is no captions json: KeyError at 'file_name'"),
+        ('{"images": [], "annotations": [{"id": 1, "image_id": 1, "caption": null}]}', "is no captions json"),
+        ('{"images": [], "annotations": []}', "holds no captions"),
+    ],
+)
+def test_a_damaged_json_is_named(tmp_path: Path, content: str, problem: str) -> None:
+    write_coco(tmp_path)
+    (tmp_path / "annotations" / "captions_train2017.json").write_text(content)
+    with pytest.raises(DataError, match=f"captions_train2017.json {problem}.* -> ") as caught:
+        open_coco(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_truncated_image_is_named_in_one_line(tmp_path: Path, workers: int) -> None:
+    write_coco(tmp_path)
+    path = tmp_path / "train2017" / "000000000001.jpg"
+    path.write_bytes(path.read_bytes()[:-60])
+    source = open_coco(tmp_path)
+    with pytest.raises(DataError, match=r"000000000001.jpg cannot be read: .*[Tt]runcated.* -> mend") as caught:
+        list(eval_batches(source, examples=source.train, settings=SETTINGS, batch_size=2, workers=workers))
+    assert "\n" not in str(caught.value)
+    path.write_bytes(b"no image at all")
+    checked = check_examples(source, examples=source.train, modalities=("image",))
+    assert list(checked.bad) == ["train2017/000000000001.jpg"]
+    assert "cannot be read" in checked.bad["train2017/000000000001.jpg"]
+
+
+def test_images_of_other_modes_are_read_as_rgb(tmp_path: Path) -> None:
+    write_coco(tmp_path, count=4)
+    folder = tmp_path / "train2017"
+    Image.new("L", (8, 8), 7).save(folder / "000000000000.jpg")
+    Image.new("CMYK", (8, 8)).save(folder / "000000000001.jpg")
+    Image.new("P", (8, 8)).save(folder / "000000000002.jpg", format="PNG", transparency=b"\x00\x01")
+    Image.new("RGBA", (8, 8)).save(folder / "000000000003.jpg", format="PNG")
+    source = open_coco(tmp_path)
+    assert {source.image(example).mode for example in source.train} == {"RGB"}
+
+
+def test_there_is_no_sound(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    source = open_coco(tmp_path)
+    with pytest.raises(DataError, match="no sound for"):
+        source.waveform(source.train[0])

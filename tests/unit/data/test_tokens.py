@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import ByT5Tokenizer
+
+from lwfed.data.batches import caption_batches
+from lwfed.data.inputs import InputSettings, settings_for
+from lwfed.data.tokens import open_tokenizer, tokenize, truncated_share
+from lwfed.types.errors import DataError, SpecError, UnreachableError
+
+BYTES = InputSettings(modalities=("text",), max_tokens=12, vocab_size=259)
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Writes a word-level BERT tokenizer of nine tokens."""
+    folder.mkdir()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "circle", "square"]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+
+
+def test_bytes_need_no_file_and_pad_to_the_longest() -> None:
+    made = tokenize(["a é", "red circle and more"], settings=BYTES)
+    assert (made["ids"].dtype, made["mask"].dtype) == (torch.int64, torch.bool)
+    assert made["ids"].shape == made["mask"].shape == (2, 12)
+    assert made["mask"].sum(dim=1).tolist() == [5, 12]
+    assert made["ids"][0, :5].tolist() == ByT5Tokenizer()("a é")["input_ids"]
+    assert made["ids"][1, -1] == 1  # the end is kept when a caption is cut
+    assert made["ids"].max() < 259
+    assert not made["ids"][~made["mask"]].any()
+
+
+def test_the_share_of_cut_captions() -> None:
+    assert truncated_share(["short", "a caption too long", "12345678901"], settings=BYTES) == pytest.approx(1 / 3)
+    assert truncated_share([], settings=BYTES) == 0
+
+
+def test_a_tokenizer_of_a_folder_or_beside_weights(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path / "bert")
+    (tmp_path / "bert" / "model.safetensors").write_bytes(b"")
+    for name in (tmp_path / "bert", tmp_path / "bert" / "model.safetensors"):
+        settings = settings_for({"text": {"tokenizer": str(name), "max_tokens": 6, "vocab_size": 30_522}})
+        made = tokenize(["a red circle", "a square"], settings=settings)
+        assert made["ids"].tolist() == [[2, 5, 6, 7, 3], [2, 5, 8, 3, 0]]
+        assert made["mask"].tolist() == [[True] * 5, [True] * 4 + [False]]
+
+
+def test_caption_batches_hold_every_text_once() -> None:
+    texts = [str(n) for n in range(5)]
+    batches = list(caption_batches(texts, settings=BYTES, batch_size=2))
+    assert [batch["ids"][:, 0].tolist() for batch in batches] == [[51, 52], [53, 54], [55]]
+
+
+def test_more_tokens_than_the_encoder_knows_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"knows 259 tokens and the text encoder 64 -> set .*vocab_size to 259 or more"):
+        tokenize(["a"], settings=InputSettings(modalities=("text",), vocab_size=64))
+
+
+def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no tokenizer .* -> put it there"):
+        open_tokenizer(str(tmp_path))
+    with pytest.raises(DataError, match=r"there is no folder .*nowhere for the tokenizer -> mend"):
+        open_tokenizer(str(tmp_path / "nowhere"))
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(DataError, match=r"cannot be loaded: .* -> name a local folder") as caught:
+        open_tokenizer(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hub_that_is_not_there_is_not_waited_for() -> None:
+    begin = time.monotonic()
+    with pytest.raises(UnreachableError, match=r"is not on this machine, and the hub does not answer .* `bytes`"):
+        open_tokenizer("nobody-at-all/no-such-tokenizer-here")
+    assert time.monotonic() - begin < 30
+
+
+def test_settings_join_what_the_encoders_want() -> None:
+    settings = settings_for(
+        {
+            "text": {"tokenizer": None, "max_tokens": 64},
+            "image": {"image_size": (32, 32)},
+            "audio": {"num_mel_bins": 32, "max_length": 72},
+        }
+    )
+    assert settings == InputSettings(
+        modalities=("audio", "image", "text"), image_size=32, max_tokens=64, num_mel_bins=32, frames=72
+    )
+    with pytest.raises(ValueError, match="image encoder wants `colour`"):
+        settings_for({"image": {"colour": 1}})
+    with pytest.raises(ValueError, match="are not square"):
+        settings_for({"image": {"image_size": (32, 64)}})

@@ -1,0 +1,146 @@
+"""Records become events, metrics and parameters, and come back from a log that was torn by a kill."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lwfed.tracking.jsonlines import JsonLines, encode_event, read_events, replay
+from lwfed.tracking.protocol import PARAM_CHARS, Trackers, flatten, flatten_params
+
+Record = dict[str, Any]
+
+
+class Log:
+    """A log in memory."""
+
+    def __init__(self, data: bytes = b"") -> None:
+        self.data = data
+
+    def append(self, data: bytes) -> None:
+        self.data += data
+
+    def read(self) -> bytes:
+        return self.data
+
+
+def open_log(log: Log) -> JsonLines:
+    return JsonLines(append=log.append, read=log.read)
+
+
+def test_a_round_becomes_its_metrics(rounds: list[Record]) -> None:
+    metrics = flatten(rounds[1])
+    assert metrics["test/t2i/R@1"] == 0.2
+    assert metrics["stage"] == 1
+    assert (metrics["clients/sampled"], metrics["clients/accepted"], metrics["clients/failed"]) == (3, 2, 1)
+    assert (metrics["clients/loss_min"], metrics["clients/loss_max"], metrics["clients/loss_std"]) == (0.5, 1.5, 0.5)
+    assert (metrics["bytes/up"], metrics["bytes/down"], metrics["bytes/down_frozen"]) == (200, 400, 100)
+    assert metrics["memory/peak_rss_bytes"] == 7000
+    assert (metrics["flops/step_forward"], metrics["flops/step_backward"]) == (10, 20)
+    assert metrics["wall_s/round"] == 2.0
+    assert "test/loss" not in metrics
+
+
+def test_metrics_are_finite_numbers() -> None:
+    record = {"stage": 1, "metrics": {"a": math.nan, "b": math.inf, "c": "x", "d": True, "e": 1}, "clients": {}}
+    assert flatten(record) == {
+        "e": 1.0, "stage": 1.0, "clients/sampled": 0.0, "clients/accepted": 0.0, "clients/failed": 0.0
+    }  # fmt: skip
+
+
+def test_parameters_are_dotted_and_short() -> None:
+    values = {"a": {"b": [1, 2], "c": None, "d": True}, "e": [{"f": 1}], "g": {}, "h": "x" * 2 * PARAM_CHARS}
+    params = flatten_params(values, prefix="p.")
+    assert params["p.a.b"] == "1, 2"
+    assert params["p.a.c"] == "null"
+    assert params["p.a.d"] == "true"
+    assert params["p.e.0.f"] == "1"
+    assert params["p.g"] == "{}"
+    assert len(params["p.h"]) == PARAM_CHARS
+
+
+def test_a_resumed_run_logs_nothing_twice(
+    make_run: Callable[..., Record], rounds: list[Record], stages: list[Record]
+) -> None:
+    log = Log()
+    for _ in range(2):
+        tracker = open_log(log)
+        tracker.start(make_run("r"))
+        for record in rounds:
+            tracker.round(record)
+        tracker.stage(stages[0])
+    kinds = [event["event"] for event in read_events(log.data)]
+    assert kinds == ["start", "round", "round", "round", "stage", "start"]
+
+
+def test_a_torn_line_is_passed_over_and_the_log_goes_on(make_run: Callable[..., Record], rounds: list[Record]) -> None:
+    log = Log()
+    tracker = open_log(log)
+    tracker.start(make_run("r"))
+    tracker.round(rounds[0])
+    whole = log.data
+    for cut in range(len(whole) - 40, len(whole)):
+        torn = Log(whole[:cut])
+        again = open_log(torn)
+        again.round(rounds[0])
+        again.round(rounds[1])
+        events = read_events(torn.data)
+        assert [event["event"] for event in events] == ["start", "round", "round"]
+        assert [event["record"] for event in events[1:]] == rounds[:2]
+
+
+def test_numbers_that_json_does_not_know_become_null() -> None:
+    line = encode_event({"event": "round", "x": [math.nan, math.inf, 1.5]})
+    assert json.loads(line)["x"] == [None, None, 1.5]
+    assert line.endswith(b"\n")
+
+
+def test_replay_tells_the_run_as_it_ended(
+    make_run: Callable[..., Record], rounds: list[Record], stages: list[Record], tmp_path: Path
+) -> None:
+    log, copy = Log(), Log()
+    tracker = Trackers(open_log(log))
+    tracker.start(make_run("r"))
+    tracker.round(rounds[0])
+    tracker.fail("lost power")
+    tracker = Trackers(open_log(log))
+    tracker.start(make_run("r"))
+    for record in rounds:
+        tracker.round(record)
+    for record in stages:
+        tracker.stage(record)
+    tracker.finish({"digest": "d"}, artifacts=[tmp_path / "report.html"], model={"digest": "d"})
+    tracker.close()
+    replay(read_events(log.data), open_log(copy))
+    told = [
+        (event["event"], event.get("record", {}).get("stage"), event.get("record", {}).get("round"))
+        for event in read_events(copy.data)
+    ]
+    assert told == [
+        ("start", None, None), ("round", 1, 1), ("round", 1, 2), ("stage", 1, None), ("stage", 2, None),
+        ("round", 3, 1), ("stage", 3, None), ("finish", None, None),
+    ]  # fmt: skip
+    end = read_events(copy.data)[-1]
+    assert end["artifacts"] == [str(tmp_path / "report.html")]
+    assert end["model"] == {"digest": "d"}
+
+
+def test_an_end_before_the_last_start_is_not_told(make_run: Callable[..., Record]) -> None:
+    log, copy = Log(), Log()
+    tracker = open_log(log)
+    tracker.start(make_run("r"))
+    tracker.fail("lost power")
+    tracker.start(make_run("r"))
+    tracker.warn("something")
+    replay(read_events(log.data), open_log(copy))
+    assert [event["event"] for event in read_events(copy.data)] == ["start"]
+
+
+@pytest.mark.parametrize("data", [b"", b"\n", b"[1]\n", b"\xff\xfe\n", b'{"a":1}\n'])
+def test_what_is_no_event_is_passed_over(data: bytes) -> None:
+    assert read_events(data) == []
