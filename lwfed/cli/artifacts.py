@@ -9,6 +9,8 @@ import typer
 from lwfed.cli.console import make_console, print_json
 from lwfed.cli.history import open_runs, pick_run
 from lwfed.cli.options import DEFAULT_STORE, Folder, Json, RunId, StoreUri
+from lwfed.cli.trackers import replay_log
+from lwfed.steps import runs
 
 
 def report(
@@ -17,6 +19,9 @@ def report(
         str | None,
         typer.Option("--output", "-O", metavar="FILE", help="Where to write it; default: beside the run."),
     ] = None,
+    mlflow: Annotated[
+        bool, typer.Option("--mlflow", help="Tell MLflow what it has missed, from the run's log, too.")
+    ] = False,
     store: StoreUri = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
@@ -29,10 +34,16 @@ def report(
     from lwfed.steps.workbench import Workbench
 
     written = write_report(run, bench=Workbench(opened), output=None if output is None else Path(output))
+    told = replay_log(run, runs.spec_of(run).tracking, store=opened) if mlflow else None
     if as_json:
-        print_json({"run_id": run["run_id"], "report": str(written)})
+        print_json({"run_id": run["run_id"], "report": str(written), "mlflow": told})
         return
-    make_console().print(f"report  {written}", highlight=False, soft_wrap=True)
+    console = make_console()
+    console.print(f"report  {written}", highlight=False, soft_wrap=True)
+    if told is not None:
+        trouble = f"; {told['down']}" if told["down"] else ""
+        line = f"mlflow  {told['delivered']} of {told['told']} records are there, run {told['run_id']}{trouble}"
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def export(

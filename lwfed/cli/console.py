@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-WIDTH = 120
+WIDTH = 132
 
 
 def make_console(*, stderr: bool = False) -> Console:

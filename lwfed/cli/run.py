@@ -6,7 +6,6 @@ import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
@@ -19,6 +18,7 @@ from lwfed.cli.console import make_console, print_json
 from lwfed.cli.display import Display
 from lwfed.cli.history import open_runs, pick_run
 from lwfed.cli.options import DEFAULT_STORE, Json, Overrides, RunId, Spec, StoreUri
+from lwfed.cli.trackers import make_trackers
 from lwfed.spec.load import build_spec, load_spec
 from lwfed.spec.run import RunSpec
 from lwfed.steps import runs
@@ -104,8 +104,10 @@ def _train(
     bench = Workbench(store)
     total = sum(plan.rounds for plan in runs.plans_of(drafted))
     with Display(console, total_rounds=total) as display:
-        run = prepare(drafted, store=store, emit=display)
-        trackers = _trackers(run, spec, store=store, warn=lambda line: display("warning", {"message": line}))
+        run = prepare(drafted, store=store, emit=display, cache=environment.cache_folder())
+        trackers, mlflow = make_trackers(
+            run, spec.tracking, store=store, warn=lambda line: display("warning", {"message": line})
+        )
         told: dict[str, Callable[[dict[str, Any]], None]] = {
             "run": trackers.start,
             "round": trackers.round,
@@ -134,36 +136,11 @@ def _train(
             raise
         finally:
             trackers.close()
+            if mlflow is not None and not mlflow.status.complete:
+                display(
+                    "warning", {"message": f"MLflow lacks records; lwfed report {run['run_id']} --mlflow logs them"}
+                )
     return summary
-
-
-def _trackers(run: dict[str, Any], spec: RunSpec, *, store: LocalStore, warn: Callable[[str], None]) -> Any:
-    from lwfed.tracking.jsonlines import JsonLines
-    from lwfed.tracking.protocol import Trackers
-
-    key = paths.events(run["run_id"])
-    lines = JsonLines(
-        append=lambda data: store.append(key, data), read=lambda: bytes(store.get(key)) if store.has(key) else b""
-    )
-    uri = environment.mlflow_uri() or spec.tracking.uri
-    if spec.tracking.uri is None or uri is None:
-        return Trackers(lines)
-    from lwfed.tracking.mlflow_process import MlflowTracker
-    from lwfed.tracking.mlflow_target import Target, absolute_uri
-
-    target = Target(
-        uri=absolute_uri(uri, folder=Path.cwd()),
-        experiment=spec.tracking.experiment,
-        adopted_run_id=environment.mlflow_adopted_run_id(),
-        parent_run_id=environment.mlflow_parent_run_id(),
-        register_as=spec.tracking.register_as,
-    )
-
-    def on_warning(line: str) -> None:
-        warn(line)
-        lines.warn(line)
-
-    return Trackers(lines, MlflowTracker(target, on_warning=on_warning))
 
 
 def _show_finished(run_id: str, *, store: LocalStore, console: Console, as_json: bool) -> None:
@@ -181,10 +158,9 @@ def _show_finished(run_id: str, *, store: LocalStore, console: Console, as_json:
 
 
 def _closing_lines(summary: dict[str, Any], *, store: LocalStore, console: Console, spec: RunSpec) -> None:
-    shown = [name for name in summary["metrics"] if not name.startswith("train/")]
-    console.print(
-        "  ".join(f"{text.title(name)} {text.score(name, summary['metrics'][name])}" for name in shown), highlight=False
-    )
+    shown = text.in_order(name for name in summary["metrics"] if not name.startswith("train/"))
+    scores = [f"{text.title(name)} {text.score(name, summary['metrics'][name])}" for name in shown]
+    console.print("  ".join(scores), highlight=False, soft_wrap=True)
     say = {"run": summary["run_id"], "digest": summary["digest"], "time": text.duration(summary["wall_s"])}
     report = store.root / paths.report(summary["run_id"])
     if report.is_file():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -20,34 +20,43 @@ def stages_table(stages: Sequence[Record], *, end_to_end: Record) -> Table:
         stages: Of a summary.
         end_to_end: The predicted cost of training the model whole.
     """
-    metrics = [name for name in text.HEADLINES if any(name in stage["metrics"] for stage in stages)][:3]
-    table = make_table("Stages")
-    for name in ("stage", "rounds", *(text.title(metric) for metric in metrics)):
-        table.add_column(name, justify="right")
-    for name in ("up a round", "peak memory", "predicted", "FLOP a sample", "predicted", "time"):
-        table.add_column(name, justify="right")
+    metrics = [name for name in text.HEADLINES if any(name in stage["metrics"] for stage in stages)][:2]
+    table = make_table("Stages; in brackets, what was predicted")
+    heads = ("up a round", "peak memory", "FLOP a sample", "time")
+    for name in ("stage", "rounds", *(text.title(metric) for metric in metrics), *heads):
+        table.add_column(name, justify="right", no_wrap=True)
     for stage in stages:
         measured, predicted = stage["ledger"]["measured"], stage["ledger"]["predicted"] or {}
-        seen = measured.get("forward_flops", 0) + measured.get("backward_flops", 0)
-        told = predicted.get("forward_flops", 0) + predicted.get("backward_flops", 0)
         table.add_row(
             str(stage["stage"]),
             str(stage["rounds"]),
             *(text.score(metric, stage["metrics"].get(metric)) for metric in metrics),
-            text.size(measured["bytes_up"]) if "bytes_up" in measured else "-",
-            text.size(measured["peak_tensor_bytes"]) if "peak_tensor_bytes" in measured else "-",
-            text.size(predicted["peak_bytes"]) if predicted else "-",
-            text.flops(seen) if seen else "-",
-            text.flops(told) if told else "-",
+            _beside(measured.get("bytes_up"), predicted.get("exchanged_bytes"), text.size),
+            _beside(measured.get("peak_tensor_bytes"), predicted.get("peak_bytes"), text.size),
+            _beside(_flops(measured), _flops(predicted), text.flops),
             "reused" if stage["reused"] else text.duration(stage["wall_s"]),
         )
     table.add_section()
-    whole = end_to_end["forward_flops"] + end_to_end["backward_flops"]
     table.add_row(
-        "end_to_end", "", *("" for _ in metrics), text.size(end_to_end["exchanged_bytes"]), "",
-        text.size(end_to_end["peak_bytes"]), "", text.flops(whole), "", style="dim",
-    )  # fmt: skip
+        "end_to_end",
+        "",
+        *("" for _ in metrics),
+        _beside(None, end_to_end["exchanged_bytes"], text.size),
+        _beside(None, end_to_end["peak_bytes"], text.size),
+        _beside(None, _flops(end_to_end), text.flops),
+        "",
+        style="dim",
+    )
     return table
+
+
+def _beside(measured: float | None, predicted: float | None, write: Callable[[float], str]) -> str:
+    told = f"({write(predicted)})" if predicted else ""
+    return f"{write(measured)} {told}" if measured else told
+
+
+def _flops(ledger: Record) -> float | None:
+    return ledger["forward_flops"] + ledger["backward_flops"] if "forward_flops" in ledger else None
 
 
 def plan_table(rows: Sequence[Record]) -> Table:
@@ -63,8 +72,14 @@ def plan_table(rows: Sequence[Record]) -> Table:
         if row["stage"] in ("end_to_end", "total"):
             table.add_section()
         cells = _total_cells(row) if row["stage"] == "total" else _stage_cells(row)
-        table.add_row(*cells, *([row.get("verdict", "")] if with_device else []))
+        table.add_row(*cells, *([_verdict(row)] if with_device else []))
     return table
+
+
+def _verdict(row: Record) -> str:
+    if "fits" not in row:
+        return ""
+    return f"{'yes' if row['fits'] else 'no'}, batch <= {row['largest_batch']}" if row["largest_batch"] else "no"
 
 
 def _stage_cells(row: Record) -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 
 def size(count: float) -> str:
     """Writes bytes: `190.5 MB` (powers of 1000)."""
@@ -14,16 +17,16 @@ def size(count: float) -> str:
 
 def amount(count: float) -> str:
     """Writes a count: `47.6 M`."""
-    for unit in ("", " k", " M"):
-        if abs(count) < 999.5:
+    for unit in ("", " k", " M", " G", " T", " P"):
+        if abs(count) < 999.5 or unit == " P":
             return f"{count:.0f}" if not unit else f"{count:.1f}{unit}"
         count /= 1000
-    return f"{count:.1f} G"
+    raise AssertionError("unreachable")
 
 
 def flops(count: float) -> str:
     """Writes FLOPs: `3.06 GFLOP`."""
-    return f"{count / 1e9:.2f} GFLOP" if count >= 1e7 else f"{count / 1e6:.2f} MFLOP"
+    return f"{count / 1e9:.2f} GFLOP" if count >= 1e9 else f"{count / 1e6:.1f} MFLOP"
 
 
 def times(factor: float) -> str:
@@ -45,6 +48,11 @@ HEADLINES = ("test/t2i/R@1", "test/i2t/R@1", "test/i2a/R@1", "test/a2i/R@1", "te
 """Metrics that tables show, those that a run has."""
 
 TITLES = {"train/loss": "train loss", "test/loss": "test loss"}
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Sorts metrics as people count: R@5 before R@10."""
+    return sorted(names, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
 
 
 def title(metric: str) -> str:

@@ -81,7 +81,7 @@ def metric_figure(panel: Panel, *, stages: Sequence[Stage]) -> str:
     parts = [
         shade(plot, stages),
         stage_names(plot, stages),
-        y_axis(plot, values=marks, labels=labels),
+        y_axis(plot, values=marks, labels=names),
         round_axis(plot),
     ]
     ends: list[tuple[float, str, int]] = []
@@ -96,7 +96,7 @@ def metric_figure(panel: Panel, *, stages: Sequence[Stage]) -> str:
             ends.append((plot.py(last), text(last), colour))
     for y, content, colour in _apart(ends, top=plot.top, bottom=plot.bottom):
         parts.append(words(plot.right + 7, y + 4, content, class_=f"f{colour} strong"))
-    dashed = [("clients' held-out", None)] if any(series.dashed for series in panel.series) else []
+    dashed = [("clients", None)] if any(series.dashed for series in panel.series) else []
     parts.append(_legend([*colours.items(), *dashed], y=height - 10, left=plot.left))
     return figure(parts, width=width, height=height, label=f"{panel.title} over global rounds")
 
@@ -201,8 +201,7 @@ def _place(name: str) -> tuple[str, str, str]:
         source, target = MODALITIES.get(pair[0], pair[0]), MODALITIES.get(pair[2], pair[2])
         return f"recall-{pair}", f"{source.capitalize()} to {target} recall", recall
     if rest in ("accuracy", "precision", "recall", "f1"):
-        macro = "" if rest == "accuracy" else "macro "
-        return "classification", "Classification", macro + rest.replace("f1", "F1")
+        return "classification", "Classification (macro averages)", rest.replace("f1", "F1")
     if rest.startswith("zero_shot"):
         return "zero-shot", "Zero-shot classification", rest.rpartition("/")[2]
     return "other-" + name.replace("/", "-"), name, name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 
@@ -21,7 +22,7 @@ def participation_figure(run: Record, *, stages: Sequence[Stage], rounds: Sequen
     wide = plot.px(2) - plot.px(1)
     gap_x, gap_y = (2.0, 2.0) if wide > 8 and tall > 8 else (0.6 if wide > 3 else 0.0, 0.6)
     rows = {client: index for index, client in enumerate(clients)}
-    every = max(1, round(14 / tall))
+    every = math.ceil(14 / tall)
     parts = [stage_names(plot, stages)]
     parts += [
         words(plot.left - 8, top + tall * (index + 0.5) + 4, client, anchor="end")
@@ -56,7 +57,7 @@ def partition_figure(run: Record) -> str:
     width, height = 560.0, tall * len(clients) + 12
     high = max([1, *clients.values()])
     plot = Plot(92, 4, width - 60, height - 8, (0.0, float(high)), (0.0, 1.0))
-    every = max(1, round(14 / tall))
+    every = math.ceil(14 / tall)
     parts = []
     for index, (client, count) in enumerate(clients.items()):
         y = plot.top + tall * index

@@ -29,6 +29,7 @@ def finish_run(run: runs.Run, summary: Mapping[str, Any], *, bench: Workbench, t
     Returns:
         The report's file.
     """
+    run = runs.read_run(bench.store, run["run_id"])  # its stages were noted while it went on
     report = write_report(run, bench=bench)
     stages, rounds = runs.history(bench.store, run)
     artifacts = [report]

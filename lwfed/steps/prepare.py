@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from lwfed.cost.cache import architectures_of
 from lwfed.cost.ledger import end_to_end_cost, stage_costs
+from lwfed.cost.units import Architecture
 from lwfed.data.partition import holdout, partition
 from lwfed.data.source import Example, Source, open_source
-from lwfed.plan.stages import plan_stages
+from lwfed.plan.stages import StagePlan, plan_stages
 from lwfed.spec.load import to_values
 from lwfed.spec.model import EncoderSpec, ModelSpec
 from lwfed.spec.run import RunSpec
@@ -24,6 +25,11 @@ from lwfed.store.protocol import Store
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import DataError, ResumeError
 from lwfed.types.seeds import derive
+
+LOOKED_AT = 2000
+"""Examples whose captions are looked at."""
+WORTH_A_WARNING = 0.01
+"""Share of cut captions that is told."""
 
 
 def draft(spec: RunSpec, *, store: Store, options: Options, cache: Path | None = None) -> dict[str, Any]:
@@ -71,8 +77,7 @@ def draft(spec: RunSpec, *, store: Store, options: Options, cache: Path | None =
             "classes": list(source.classes),
         },
         "code_version": code_version(),
-        "predicted": [c.to_values() for c in stage_costs(plans, architectures=architectures, num_classes=num_classes)],
-        "end_to_end": end_to_end_cost(plans, architectures=architectures, num_classes=num_classes).to_values(),
+        **_predict(plans, architectures=architectures, num_classes=num_classes),
     }
     if options.parent is not None:
         _take_stages(run, store=store, parent=options.parent)
@@ -80,13 +85,14 @@ def draft(spec: RunSpec, *, store: Store, options: Options, cache: Path | None =
     return run
 
 
-def prepare(run: dict[str, Any], *, store: Store, emit: Emit) -> dict[str, Any]:
+def prepare(run: dict[str, Any], *, store: Store, emit: Emit, cache: Path | None = None) -> dict[str, Any]:
     """Checks the data and the clients' shares, and writes the run down.
 
     Args:
         run: What `draft` gave.
         store: Where to.
         emit: Told `checking` (done, total) and `warning` (message).
+        cache: Folder for counted architectures.
 
     Returns:
         The run, complete.
@@ -102,7 +108,14 @@ def prepare(run: dict[str, Any], *, store: Store, emit: Emit) -> dict[str, Any]:
     examples = {split: usable(source, split, spec=spec, store=store, emit=emit) for split in ("train", "test")}
     run["data"]["num_train"], run["data"]["num_test"] = len(examples["train"]), len(examples["test"])
     run["data"]["clients"] = _client_sizes(spec, examples["train"])
-    _warn_of_truncation(spec, examples["train"], emit=emit)
+    tokens = _look_at_captions(spec, examples["train"], emit=emit)
+    architectures = architectures_of(spec.model, folder=cache, count=count_architecture)
+    run |= _predict(
+        [_as_seen(plan, most_examples=max(run["data"]["clients"].values())) for plan in runs.plans_of(run)],
+        architectures=architectures,
+        num_classes=run["num_classes"],
+        tokens={modality: item.tokens for modality, item in architectures.items()} | tokens,
+    )
     store.write_ref(paths.run(run["run_id"]), run)
     return run
 
@@ -229,16 +242,35 @@ def _client_sizes(spec: RunSpec, examples: Sequence[Example]) -> dict[str, int]:
     return sizes
 
 
-def _warn_of_truncation(spec: RunSpec, examples: Sequence[Example], *, emit: Emit) -> None:
+def _predict(
+    plans: Sequence[StagePlan],
+    *,
+    architectures: Mapping[str, Architecture],
+    num_classes: int | None,
+    tokens: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+    costs = stage_costs(plans, architectures=architectures, num_classes=num_classes, tokens=tokens)
+    whole = end_to_end_cost(plans, architectures=architectures, num_classes=num_classes, tokens=tokens)
+    return {"predicted": [cost.to_values() for cost in costs], "end_to_end": whole.to_values()}
+
+
+def _as_seen(plan: StagePlan, *, most_examples: int) -> StagePlan:
+    """Gives a plan with the batch size that clients reach with the examples they have."""
+    batch = min(plan.training.batch_size, most_examples)
+    return plan.model_copy(update={"training": plan.training.model_copy(update={"batch_size": batch})})
+
+
+def _look_at_captions(spec: RunSpec, examples: Sequence[Example], *, emit: Emit) -> dict[str, int]:
+    """Warns of captions that are cut, and gives the tokens that a batch is padded to on average."""
     if "text" not in spec.model.modalities:
-        return
-    from lwfed.data.tokens import truncated_share
+        return {}
+    from lwfed.data.tokens import tokenize, truncated_share
     from lwfed.steps.workbench import inputs_of
 
     settings = inputs_of(spec.model)
-    captions = [caption for example in examples[:2000] for caption in example.captions]
+    captions = [caption for example in examples[:LOOKED_AT] for caption in example.captions]
     share = truncated_share(captions, settings=settings)
-    if share > 0.01:
+    if share > WORTH_A_WARNING:
         emit(
             "warning",
             {
@@ -246,3 +278,8 @@ def _warn_of_truncation(spec: RunSpec, examples: Sequence[Example], *, emit: Emi
                 "raise model.encoders.text.max_tokens, or name a tokenizer of words"
             },
         )
+    captions.sort(key=lambda caption: derive("0", caption))
+    size = min(spec.training.batch_size, len(captions))
+    batches = [captions[start : start + size] for start in range(0, len(captions) - size + 1, size)]
+    lengths = [int(tokenize(batch, settings=settings)["mask"].shape[1]) for batch in batches]
+    return {"text": round(sum(lengths) / len(lengths))}

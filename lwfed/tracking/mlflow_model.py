@@ -27,7 +27,7 @@ def signature_of(kind: str, *, modalities: tuple[str, ...]) -> ModelSignature:
     """Gives the columns a model takes and gives.
 
     Args:
-        kind: `contrastive` (embeds images and texts; a row may hold either) or `supervised` (classifies).
+        kind: `contrastive` (embeds; a row may hold any of the modalities) or `supervised` (classifies).
         modalities: What it takes: `image`, `text`, `audio`.
 
     Returns:
@@ -38,9 +38,8 @@ def signature_of(kind: str, *, modalities: tuple[str, ...]) -> ModelSignature:
         takes = Schema([ColSpec(DataType.string, modality) for modality in modalities])
         gives = Schema([ColSpec(DataType.string, "label"), ColSpec(Array(DataType.double), "probabilities")])
         return ModelSignature(takes, gives, params)
-    embedded = [modality for modality in modalities if modality in ("image", "text")]
-    takes = Schema([ColSpec(DataType.string, modality, required=False) for modality in embedded])
-    gives = Schema([ColSpec(Array(DataType.float), f"{modality}_embedding", required=False) for modality in embedded])
+    takes = Schema([ColSpec(DataType.string, modality, required=False) for modality in modalities])
+    gives = Schema([ColSpec(Array(DataType.float), f"{modality}_embedding", required=False) for modality in modalities])
     return ModelSignature(takes, gives, params)
 
 

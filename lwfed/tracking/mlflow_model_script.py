@@ -34,10 +34,11 @@ class Predictor(Protocol):
     def embed_texts(self, texts: list[str]) -> np.ndarray:
         """Embeds texts: [B, P]."""
 
-    def classify(
-        self, images: list[Image.Image] | None, audios: list[tuple[np.ndarray, int]] | None
-    ) -> tuple[list[str], np.ndarray]:
-        """Classifies: labels and probabilities [B, C]; a sound is (mono float32 samples, samples a second)."""
+    def embed_audios(self, audios: list[tuple[np.ndarray, int]]) -> np.ndarray:
+        """Embeds sounds, each mono float32 samples and samples a second: [B, P]."""
+
+    def classify(self, **given: list[Any]) -> tuple[list[str], np.ndarray]:
+        """Classifies `images`, `audios`, `texts`, all that its modalities name: labels and probabilities [B, C]."""
 
 
 def read_bytes(value: Any, *, column: str) -> bytes:
@@ -85,8 +86,11 @@ def embed_column(
     return result
 
 
+READERS: dict[str, Callable[[Any], Any]] = {"image": read_image, "text": str, "audio": read_audio}
+
+
 class LwfedModel(mlflow.pyfunc.PythonModel):
-    """Embeds images and texts, or classifies, with the weights of one checkpoint."""
+    """Embeds images, texts and sounds, or classifies, with the weights of one checkpoint."""
 
     def load_context(self, context: Any) -> None:
         """Fetches the weights; their digest is checked by the loader."""
@@ -96,20 +100,19 @@ class LwfedModel(mlflow.pyfunc.PythonModel):
         self.predictor: Predictor = load(config["uri"], config["digest"])
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Gives `image_embedding` and `text_embedding`, or `label` and `probabilities`, a row for each row."""
+        """Gives `image_embedding`, `text_embedding` ..., or `label` and `probabilities`, a row for each row."""
         batch_size = max(1, int((params or {}).get("batch_size", 32)))
         if self.predictor.kind == "supervised":
             return self._classify(model_input, batch_size)
-        readers: dict[str, tuple[Callable[[Any], Any], Callable[[list[Any]], np.ndarray]]] = {
-            "image": (read_image, self.predictor.embed_images),
-            "text": (str, self.predictor.embed_texts),
-        }
         found = {
             f"{modality}_embedding": embed_column(
-                list(model_input[modality]), read=read, embed=embed, batch_size=batch_size
+                list(model_input[modality]),
+                read=READERS[modality],
+                embed=getattr(self.predictor, f"embed_{modality}s"),
+                batch_size=batch_size,
             )
-            for modality, (read, embed) in readers.items()
-            if modality in model_input.columns and modality in self.predictor.modalities
+            for modality in self.predictor.modalities
+            if modality in model_input.columns
         }
         if not found:
             raise ValueError(f"no column to embed -> give one of: {', '.join(self.predictor.modalities)}")
@@ -120,9 +123,8 @@ class LwfedModel(mlflow.pyfunc.PythonModel):
         probabilities: list[list[float]] = []
         for start in range(0, len(rows), batch_size):
             part = rows.iloc[start : start + batch_size]
-            images = [read_image(value) for value in part["image"]] if "image" in self.predictor.modalities else None
-            audios = [read_audio(value) for value in part["audio"]] if "audio" in self.predictor.modalities else None
-            names, shares = self.predictor.classify(images, audios)
+            given = {f"{m}s": [READERS[m](value) for value in part[m]] for m in self.predictor.modalities}
+            names, shares = self.predictor.classify(**given)
             labels += [str(name) for name in names]
             probabilities += [[float(item) for item in row] for row in shares]
         return pd.DataFrame({"label": labels, "probabilities": probabilities}, index=rows.index)

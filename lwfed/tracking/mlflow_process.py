@@ -171,7 +171,8 @@ def serve(folder: Path, *, gone: threading.Event) -> None:
         folder: Holds `target.json` and `events.jsonl`; `status.json` is written there.
         gone: Set when the process that writes has ended.
     """
-    delivery = Delivery(Target(**json.loads((folder / "target.json").read_bytes())))
+    target = Target(**json.loads((folder / "target.json").read_bytes()))
+    delivery = Delivery(target)
     offset, closing, ended = 0, False, False
     written: Status | None = None
     while True:
@@ -193,6 +194,8 @@ def serve(folder: Path, *, gone: threading.Event) -> None:
         if delivery.status() != written:
             written = delivery.status()
             _publish(folder, written)
+        if closing and not ended and target.stage is None:
+            delivery.abandon()  # an error that nobody foresaw; a process of one stage is not the run's end
         if closing or lost:
             break
         if not whole:

@@ -78,7 +78,8 @@ def cost(stage: int, total: int, *, everything: bool = False) -> Record:
     trained = EVERYTHING if everything else HEADS + 7_978_000 + (STEM if stage == 1 else 0)
     depth = total if everything else stage
     return {
-        "stage": stage, "present_params": EVERYTHING if everything else HEADS + STEM + depth * 7_978_000, "trained_params": trained,
+        "stage": stage, "present_params": EVERYTHING if everything else HEADS + STEM + depth * 7_978_000,
+        "trained_params": trained,
         "exchanged_params": trained, "exchanged_bytes": 4 * trained, "frozen_bytes": 0,
         "newly_frozen_bytes": 0 if stage == 1 else 4 * 7_978_000,
         "forward_flops": 2.1e9 if everything else 0.35e9 * stage, "backward_flops": 4.2e9 if everything else 0.7e9,
@@ -137,7 +138,8 @@ def one_client(num_examples: int, loss: float, generator: np.random.Generator) -
 def one_stage(stage: int, count: int, predicted: Record, found: list[Record]) -> Record:
     measured = {
         "bytes_up": predicted["exchanged_bytes"], "bytes_down": predicted["exchanged_bytes"],
-        "bytes_down_frozen": predicted["newly_frozen_bytes"] / count, "forward_flops": predicted["forward_flops"] * 1.01,
+        "bytes_down_frozen": predicted["newly_frozen_bytes"] / count,
+        "forward_flops": predicted["forward_flops"] * 1.01,
         "backward_flops": predicted["backward_flops"] * 0.99, "peak_tensor_bytes": predicted["peak_bytes"] * 0.96,
     } if count else {}  # fmt: skip
     return {

@@ -369,3 +369,16 @@ def test_addresses(tmp_path: Path) -> None:
     assert absolute_uri("http://host:5000", folder=tmp_path) == "http://host:5000"
     assert artifact_location("http://host:5000", experiment="x") is None
     assert absolute_uri(uri, folder=Path("/elsewhere")) == uri
+
+
+@pytest.mark.parametrize(("stage", "status"), [(None, "KILLED"), (1, "RUNNING")])
+def test_closed_without_an_end(
+    mlflow_uri: str, make_run: MakeRun, rounds: list[Record], stage: int | None, status: str
+) -> None:
+    target = Target(uri=mlflow_uri, experiment="closed", system_metrics_s=0, stage=stage)
+    tracker = MlflowTracker(target, on_warning=pytest.fail)
+    tracker.start(make_run(f"closed-{stage}"))
+    tracker.round(rounds[0])
+    tracker.close(60)
+    assert tracker.status.complete
+    assert client_of(mlflow_uri).get_run(tracker.status.run_id).info.status == status

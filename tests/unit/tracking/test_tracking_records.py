@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lwfed.environment import child_environment
 from lwfed.tracking.jsonlines import JsonLines, encode_event, read_events, replay
 from lwfed.tracking.protocol import PARAM_CHARS, Trackers, flatten, flatten_params
 
@@ -144,3 +148,12 @@ def test_an_end_before_the_last_start_is_not_told(make_run: Callable[..., Record
 @pytest.mark.parametrize("data", [b"", b"\n", b"[1]\n", b"\xff\xfe\n", b'{"a":1}\n'])
 def test_what_is_no_event_is_passed_over(data: bytes) -> None:
     assert read_events(data) == []
+
+
+def test_a_tracker_costs_the_run_no_heavy_import() -> None:
+    code = "import sys, lwfed.tracking.mlflow_process; print({'mlflow', 'torch', 'pandas', 'numpy'} & set(sys.modules))"
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=child_environment(PYTHONPATH=path)
+    )
+    assert found.stdout.strip() == "set()"

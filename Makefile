@@ -1,0 +1,87 @@
+# One environment in .venv, made when a target first needs it: by uv where there is one, else by venv and pip.
+#   make run ARGS="--json"        more arguments for the command behind a target
+#   make PYTHON=python3.12 run    with another Python (3.11 or later)
+#   make UV= run                  without uv
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13; do $$p --version >/dev/null 2>&1 && echo $$p && exit; done; echo python3)
+UV := $(shell uv --version >/dev/null 2>&1 && echo uv)
+ARGS ?=
+PORT ?= 5000
+
+VENV := .venv
+BIN := $(VENV)/bin
+DONE := $(VENV)/.installed
+BEGUN := $(VENV)/.installing
+RECENT := -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+
+ifeq ($(UV),uv)
+CREATE = uv venv --quiet --python $(PYTHON) $(VENV)
+INSTALL = uv pip install --python $(BIN)/python
+else
+CREATE = $(PYTHON) -m venv $(VENV)
+INSTALL = { $(BIN)/python -m pip --version >/dev/null 2>&1 || $(CREATE); } && $(BIN)/python -m pip install
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test quick-test bench lint format types contracts docs mlflow constraints clean
+
+help: ## show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+setup: $(DONE) ## make the environment in .venv
+
+# An environment that is broken or half-made (BEGUN stands) is made anew; DONE is written last.
+$(DONE): pyproject.toml constraints.txt
+	@$(PYTHON) $(RECENT) || { echo "error: $(PYTHON) is not Python 3.11 or later -> make PYTHON=python3.12 ..." >&2; exit 1; }
+	@if [ -e $(BEGUN) ] || ! $(BIN)/python $(RECENT); then \
+	  echo "making $(VENV) with $(if $(UV),uv,venv and pip): PyTorch and its libraries take minutes and 6 GB"; \
+	  rm -rf $(VENV) && $(CREATE); \
+	fi
+	@touch $(BEGUN)
+	$(INSTALL) -c constraints.txt -e '.[dev]'
+	@touch $(DONE) && rm -f $(BEGUN)
+
+run: $(DONE) ## train the built-in experiment, from its first stage to its report
+	$(BIN)/lwfed run $(ARGS)
+
+test: $(DONE) ## run all tests but the measurements
+	$(BIN)/python -m pytest -m "not bench" $(ARGS)
+
+quick-test: $(DONE) ## run the tests that take a moment
+	$(BIN)/python -m pytest -m "not bench and not slow" $(ARGS)
+
+bench: $(DONE) ## run the measurements
+	$(BIN)/python -m pytest -m bench -s $(ARGS)
+
+lint: $(DONE) ## check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(DONE) ## mend style and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(DONE) ## check types
+	$(BIN)/mypy
+
+contracts: $(DONE) ## check who imports whom
+	$(BIN)/lint-imports
+
+docs: $(DONE) ## write docs/spec.md and docs/cli.md again from the code
+	$(BIN)/python -m lwfed.cli.reference docs
+
+mlflow: $(DONE) ## open the MLflow UI on the runs of this folder (PORT=5000)
+	MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true \
+	  $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --port $(PORT) $(ARGS)
+
+constraints: ## take the newest versions that pyproject.toml allows, and write them to constraints.txt
+	rm -rf $(VENV) && $(CREATE)
+	$(INSTALL) -e '.[dev]'
+	{ grep '^#' constraints.txt; $(BIN)/python -c 'import re; from importlib.metadata import distributions; \
+	print(*sorted({re.sub("[-_.]+", "-", found.name).lower() + "==" + found.version for found in distributions() \
+	if found.name not in ("lwfed", "pip")}), sep="\n")'; } > $(VENV)/constraints.txt
+	mv $(VENV)/constraints.txt constraints.txt && touch $(DONE)
+
+clean: ## remove what tools leave behind, and .venv; runs stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist *.egg-info
+	find lwfed tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,183 @@
+"""The reference pages of the documentation, written from the spec's fields and the commands themselves: `make docs`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import annotated_types
+import typer
+from pydantic import AliasChoices, BaseModel
+from pydantic.fields import FieldInfo
+
+from lwfed.cli.main import app
+from lwfed.spec.run import RunSpec
+from lwfed.types.errors import EXIT_CODES, FINAL_CODES
+
+WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null", Any: "anything"}
+GENERATED = "<!-- Written by `make docs` from the code; edit the code. -->"
+
+
+def spec_reference() -> str:
+    """Writes docs/spec.md: every key of a spec, with its type, default and meaning."""
+    lines = [
+        GENERATED,
+        "# The spec",
+        "",
+        "A spec is a YAML file; every key has a default, so it may be three lines. `-o KEY=VALUE` changes one key from "
+        "the command line; the value is YAML: `-o training.batch_size=64 -o stages.rounds='[2, 2, 2]'`. "
+        "Unknown keys are refused, with the nearest known one. A run stores its spec complete with the defaults; "
+        "`lwfed show RUN` prints it.",
+        "",
+    ]
+    for path, kind in _sections(RunSpec, ""):
+        lines += [f"## {f'`{path}`' if path else 'Top level'}", "", _first_line(kind), ""]
+        lines += _table(
+            ("key", "type", "default", "meaning"),
+            [_row(name, field, path) for name, field in kind.model_fields.items()],
+        )
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def cli_reference() -> str:
+    """Writes docs/cli.md: every command with its arguments and options, and the exit codes."""
+    root: Any = typer.main.get_command(app)
+    lines = [
+        GENERATED,
+        "# The command line",
+        "",
+        "`lwfed --help` and `lwfed COMMAND --help` say the same. SPEC is a YAML file or the name of a preset; without it "
+        "the built-in experiment is taken. With `--json` the last line of standard output is one JSON object, and "
+        "progress goes to standard error. `LWFED_DEBUG=1` shows the traceback behind an error.",
+        "",
+    ]
+    for name, command in root.commands.items():
+        usage = [p.make_metavar(command.make_context(name, [], resilient_parsing=True)) for p in _arguments(command)]
+        lines += [f"## `{' '.join(['lwfed', name, *usage])}`", "", _paragraphs(command.help), ""]
+        options = [p for p in command.params if p.param_type_name == "option"]
+        if options:
+            rows = [(f"`{', '.join(p.opts)}{_metavar(p)}`", _cell(p.help or "")) for p in options]
+            lines += _table(("option", "meaning"), rows)
+    lines += [
+        "## Exit codes",
+        "",
+        "An error is one line on standard error, `error: PROBLEM -> REMEDY`, and one of these codes. "
+        f"After {', '.join(map(str, sorted(FINAL_CODES)))} trying the same again cannot help, and lwfed does not.",
+        "",
+    ]
+    lines += _table(("code", "meaning"), [(str(code), name) for code, name in sorted(EXIT_CODES.items())])
+    return "\n".join(lines).rstrip() + "\n"
+
+
+PAGES = {"spec.md": spec_reference, "cli.md": cli_reference}
+
+
+def main(folder: str = "docs") -> None:
+    """Writes the pages to a folder."""
+    for name, write in PAGES.items():
+        (Path(folder) / name).write_text(write(), encoding="utf-8")
+
+
+def _sections(kind: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Yields each section of a spec with its dotted path, outer ones first."""
+    yield path, kind
+    for name, field in kind.model_fields.items():
+        below = f"{path}.{name}" if path else name
+        in_mapping = get_origin(field.annotation) is dict
+        found = list(_models(field.annotation))
+        for model in found:
+            place = f"{below}.<name>" if in_mapping else below
+            if len(found) > 1:
+                place += f" (kind: {model.model_fields['kind'].default})"
+            yield from _sections(model, place)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)
+
+
+def _row(name: str, field: FieldInfo, path: str) -> tuple[str, ...]:
+    key = f"`{name}`"
+    if isinstance(field.validation_alias, AliasChoices):
+        others = [str(choice) for choice in field.validation_alias.choices if choice != name]
+        key += "".join(f" or `{other}`" for other in others)
+    limits = ", ".join(filter(None, map(_limit, field.metadata)))
+    type_text = _type(field.annotation) + (f", {limits}" if limits else "")
+    return key, type_text, _default(field), _cell(field.description or "")
+
+
+def _type(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(arguments[0])
+    if origin is Literal:
+        return " / ".join(f"`{choice}`" for choice in arguments)
+    if origin in (Union, types.UnionType):
+        models = list(_models(annotation))
+        return "section" if models else " or ".join(map(_type, arguments))
+    if origin is tuple:
+        return f"list of {_type(arguments[0])}s"
+    if origin is dict:
+        return "mapping of sections" if list(_models(annotation)) else f"mapping to {_type(arguments[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "section"
+    return WORDS[annotation]
+
+
+def _limit(constraint: Any) -> str:
+    """Writes one of pydantic's constraints in words."""
+    for kind, name, words in (
+        (annotated_types.Ge, "ge", "at least"),
+        (annotated_types.Gt, "gt", "above"),
+        (annotated_types.Le, "le", "at most"),
+        (annotated_types.Lt, "lt", "below"),
+    ):
+        if isinstance(constraint, kind):
+            return f"{words} {getattr(constraint, name):g}"
+    return ""
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "none: needed"
+    value = field.get_default(call_default_factory=True, validated_data={})
+    if isinstance(value, BaseModel):
+        return ""
+    if isinstance(value, dict) and any(isinstance(item, BaseModel) for item in value.values()):
+        return ", ".join(f"`{key}`" for key in value)
+    return f"`{json.dumps(value, ensure_ascii=False)}`"
+
+
+def _first_line(kind: type[BaseModel]) -> str:
+    return (kind.__doc__ or "").strip().splitlines()[0]
+
+
+def _arguments(command: Any) -> list[Any]:
+    return [p for p in command.params if p.param_type_name == "argument"]
+
+
+def _metavar(option: Any) -> str:
+    return "" if option.is_flag else f" {option.metavar}"
+
+
+def _paragraphs(text: str) -> str:
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [*(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)), ""]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

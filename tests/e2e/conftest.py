@@ -1,0 +1,34 @@
+"""One finished run that many tests start from: training it once is enough."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.command import Ended, succeed, write_spec
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps counted architectures out of the home folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LWFED_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
+    """A folder with spec.yaml and its finished run `first`, not to be changed, and what the command said."""
+    folder = tmp_path_factory.mktemp("trained")
+    return folder, succeed("run", write_spec(folder), "--run-id", "first", "--json", cwd=folder)
+
+
+@pytest.fixture
+def finished(trained: tuple[Path, Ended], tmp_path: Path) -> Path:
+    """A copy of the folder with the finished run."""
+    folder = tmp_path / "finished"
+    shutil.copytree(trained[0], folder)
+    return folder

@@ -1,0 +1,198 @@
+"""The report holds what the records say, needs nothing from outside, and copes with what is missing."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from lwfed.steps.figures import figures, panels_of
+from lwfed.steps.figures_rounds import stages_of
+from lwfed.steps.report import final_metrics, render
+from lwfed.steps.svg import round_ticks, ticks
+
+Record = dict[str, Any]
+Records = tuple[Record, list[Record], list[Record]]
+Make = Callable[..., Records]
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Checks that elements are closed, and collects what the page refers to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.references: list[str] = []
+        self.counts: dict[str, int] = {}
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        self.references += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "data")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_needs_nothing_else(make_records: Make, make_retrieval: Callable[[], list[Record]]) -> None:
+    run, stages, rounds = make_records()
+    html = render(run, stages, rounds, retrieval=make_retrieval())
+    page = Page(html)
+    assert page.open == []
+    assert page.references
+    assert all(reference.startswith("data:image/jpeg;base64,") for reference in page.references)
+    assert not re.search(r"https?://|@import|url\(", html)
+    assert page.counts.get("script", 0) == 0
+    assert len(html) < 1_000_000
+
+
+def test_the_page_says_what_the_records_say(make_records: Make, make_retrieval: Callable[[], list[Record]]) -> None:
+    run, stages, rounds = make_records()
+    page = Page(render(run, stages, rounds, retrieval=make_retrieval()))
+    assert run["run_id"] in page.text
+    assert run["parent"]["run_id"] in page.text
+    assert "complete" in page.text
+    for record in stages:
+        assert record["digest"][:12] in page.text
+        assert record["key"][:12] in page.text
+    failed = [(r["global_round"], client) for r in rounds for client in r["failed"]]
+    assert failed
+    assert f"{failed[0][0]}, {failed[0][1]}: failed: killed by signal 9" in page.text
+    assert "rounds:" in page.text  # the spec
+    assert "1–2 untrained" in page.text
+    assert page.counts["img"] == 20
+    assert page.text.count("✓") == 4
+    best = final_metrics(stages, rounds)["test/t2i/R@1"]
+    assert f"{100 * best:.1f}" in page.text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rounds": (1,), "num_clients": 2, "failures": False},
+        {"rounds": (3,), "num_clients": 1, "objective": "supervised", "strategy": "end_to_end"},
+        {"rounds": (5, 0, 3, 0), "num_clients": 4, "failures": False},
+        {"rounds": (15,) * 6, "num_clients": 40, "every": 5},
+        {"rounds": (2, 2), "every": 9},
+    ],
+)
+def test_runs_of_other_shapes(make_records: Make, changes: Record) -> None:
+    run, stages, rounds = make_records(**changes)
+    page = Page(render(run, stages, rounds))
+    assert page.open == []
+    assert "nan" not in page.text.lower().replace("finance", "")
+    assert "Retrieval" not in page.text
+
+
+def test_a_run_that_goes_on_or_failed(make_records: Make) -> None:
+    run, stages, rounds = make_records()
+    assert "3 of 6 stages, 6 rounds" in Page(render(run, stages[:3], rounds[:6])).text
+    assert "No round is committed yet." in Page(render(run, [], [])).text
+    page = Page(render(run, stages[:3], rounds[:6], failure="1 update <and> 2 needed"))
+    assert "1 update <and> 2 needed" in page.text
+
+
+def test_values_that_are_missing(make_records: Make) -> None:
+    run, stages, rounds = make_records(rounds=(3, 2))
+    for value in (None, math.nan, math.inf):
+        rounds[1]["metrics"]["test/loss"] = value
+        rounds[2]["clients"] = {}
+        rounds[3]["clients"][next(iter(rounds[3]["clients"]))]["loss"] = value
+        stages[0]["ledger"]["measured"] = {"bytes_up": value}
+        stages[1]["ledger"] = {}
+        page = Page(render({**run, "predicted": [], "end_to_end": {}, "parent": None}, stages, rounds))
+        assert page.open == []
+    gap = next(panel for panel in panels_of(rounds) if panel.key == "loss").series[0]
+    assert [number for number, value in gap.points if value is None] == [2]
+
+
+def test_text_of_others_is_escaped(make_records: Make) -> None:
+    run, stages, rounds = make_records(rounds=(1,), num_clients=2)
+    rounds[0]["failed"] = {"client-000": "<script>alert(1)</script>"}
+    rounds[0]["metrics"]["<b>odd</b>"] = 1.0
+    found = render({**run, "name": "<i>x</i>"}, stages, rounds, retrieval=[{"query": "<u>", "results": []}])
+    assert "<script>" not in found
+    assert "<b>odd" not in found
+    assert "<i>x" not in found
+    assert "<u>" not in found
+
+
+def test_images_may_be_png_or_missing(make_records: Make, make_retrieval: Callable[[], list[Record]]) -> None:
+    run, stages, rounds = make_records(rounds=(1,))
+    results = make_retrieval()[0]["results"][:3]
+    raw = io.BytesIO()
+    results[0].pop("image").convert("RGBA").save(raw, format="PNG")
+    results[0]["png_base64"] = base64.b64encode(raw.getvalue()).decode()
+    results[1] = {"score": 0.1, "relevant": False, "caption": None}
+    results[2] = {"png_base64": "AAAA", "score": 0.1, "relevant": False}
+    page = Page(render(run, stages, rounds, retrieval=[{"query": "q", "results": results}]))
+    assert page.counts["img"] == 1
+    assert page.text.count("no image") == 2
+
+
+def test_figures_are_files_of_their_own(make_records: Make) -> None:
+    run, stages, rounds = make_records()
+    found = figures(run, stages=stages, rounds=rounds)
+    assert {"recall-t2i.svg", "recall-i2t.svg", "loss.svg", "participation.svg", "resources-memory.svg"} <= set(found)
+    for text in found.values():
+        assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_the_same_records_give_the_same_page(make_records: Make) -> None:
+    run, stages, rounds = make_records()
+    assert render(run, stages, rounds) == render(run, stages[::-1], rounds[::-1])
+
+
+def test_panels_gather_what_belongs_together(make_records: Make) -> None:
+    _, _, rounds = make_records(rounds=(2,), objective="supervised")
+    panels = {panel.key: panel for panel in panels_of(rounds)}
+    assert list(panels) == ["classification", "loss"]
+    names = [(series.label, series.dashed) for series in panels["classification"].series]
+    assert ("F1", False) in names
+    assert ("F1", True) in names
+    _, _, rounds = make_records(rounds=(2,))
+    assert [panel.key for panel in panels_of(rounds)] == ["recall-t2i", "recall-i2t", "zero-shot", "loss"]
+    assert [series.label for series in panels_of(rounds)[0].series] == ["R@1", "R@5", "R@10", "R@50"]
+
+
+def test_stages_lie_along_the_rounds(make_records: Make) -> None:
+    run, stages, rounds = make_records(rounds=(0, 2, 0, 3))
+    spans = [(stage.number, stage.first, stage.last, stage.rounds) for stage in stages_of(run, stages, rounds)]
+    assert spans == [(1, 1, 0, 0), (2, 1, 2, 2), (3, 3, 2, 0), (4, 3, 5, 3)]
+    assert [stage.number for stage in stages_of(run, stages[:3], rounds[:4])] == [1, 2, 3, 4]
+    assert [stage.number for stage in stages_of(run, stages[:2], rounds[:2])] == [1, 2]
+
+
+@pytest.mark.parametrize("last", [1, 2, 7, 8, 9, 36, 90, 120, 1000])
+def test_round_ticks_are_whole_and_hold_the_ends(last: int) -> None:
+    found = round_ticks(last)
+    assert found[0] == 1
+    assert found[-1] == last
+    assert found == sorted(set(found))
+    assert len(found) <= 10
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 0.003), (2.1, 3.7), (0, 1e12), (-1, 1), (3, 3)])
+def test_ticks_are_round_and_inside(low: float, high: float) -> None:
+    found = ticks(low, high)
+    assert 1 <= len(found) <= 8
+    assert all(low - 1e-9 <= value <= high + 1e-9 for value in found)
+    assert ticks(0, 3.5 * 1024**3, count=4, base=1024) == [0, 1024**3, 2 * 1024**3, 3 * 1024**3]
