@@ -23,21 +23,21 @@ INSTALL = { $(BIN)/python -m pip --version >/dev/null 2>&1 || $(CREATE); } && $(
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test quick-test bench lint format types contracts docs mlflow constraints clean
+.PHONY: help setup run test quick-test bench lint format types contracts docs mlflow constraints clean broken
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: $(DONE) ## make the environment in .venv
 
-# An environment that is broken or half-made (BEGUN stands) is made anew; DONE is written last.
-$(DONE): pyproject.toml constraints.txt
+# An environment that is broken or half-made (BEGUN stands) is made anew; DONE goes first and is written last.
+$(DONE): pyproject.toml constraints.txt $(if $(wildcard $(BIN)/lwfed),,broken)
 	@$(PYTHON) $(RECENT) || { echo "error: $(PYTHON) is not Python 3.11 or later -> make PYTHON=python3.12 ..." >&2; exit 1; }
 	@if [ -e $(BEGUN) ] || ! $(BIN)/python $(RECENT); then \
 	  echo "making $(VENV) with $(if $(UV),uv,venv and pip): PyTorch and its libraries take minutes and 6 GB"; \
-	  rm -rf $(VENV) && $(CREATE); \
+	  rm -f $(DONE) && rm -rf $(VENV) && $(CREATE); \
 	fi
-	@touch $(BEGUN)
+	@touch $(BEGUN) && rm -f $(DONE)
 	$(INSTALL) -c constraints.txt -e '.[dev]'
 	@touch $(DONE) && rm -f $(BEGUN)
 
@@ -75,7 +75,7 @@ mlflow: $(DONE) ## open the MLflow UI on the runs of this folder (PORT=5000)
 	  $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --port $(PORT) $(ARGS)
 
 constraints: ## take the newest versions that pyproject.toml allows, and write them to constraints.txt
-	rm -rf $(VENV) && $(CREATE)
+	rm -f $(DONE) && rm -rf $(VENV) && $(CREATE)
 	$(INSTALL) -e '.[dev]'
 	{ grep '^#' constraints.txt; $(BIN)/python -c 'import re; from importlib.metadata import distributions; \
 	print(*sorted({re.sub("[-_.]+", "-", found.name).lower() + "==" + found.version for found in distributions() \
@@ -83,5 +83,6 @@ constraints: ## take the newest versions that pyproject.toml allows, and write t
 	mv $(VENV)/constraints.txt constraints.txt && touch $(DONE)
 
 clean: ## remove what tools leave behind, and .venv; runs stay
+	rm -f $(DONE)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist *.egg-info
 	find lwfed tests -name __pycache__ -type d -prune -exec rm -rf {} +

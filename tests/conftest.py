@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
+import pytest
 import torch
 from jaxtyping import install_import_hook
+
+if TYPE_CHECKING:
+    from tests.tiny import Finished
 
 CHECKED = ("lwfed.models", "lwfed.objectives", "lwfed.federated")
 
@@ -13,3 +18,11 @@ torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 install_import_hook(CHECKED, "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The tiny experiment, run once: two stages of two rounds. To be read and left alone."""
+    from tests.tiny import run_tiny  # after the hook
+
+    return run_tiny(tmp_path_factory.mktemp("finished"))

@@ -24,6 +24,8 @@ Start with:
 
 EPILOG = "Exit codes: " + "; ".join(f"{code} {name}" for code, name in sorted(EXIT_CODES.items())) + "."
 
+INTERRUPTED = "interrupted -> what is committed stands; run it again to go on"
+
 app = typer.Typer(
     help=HELP, epilog=EPILOG, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]}, add_completion=False,
@@ -62,7 +64,11 @@ def main() -> None:
     except LwfedError as error:
         _end(str(error), error.exit_code)
     except KeyboardInterrupt:
-        _end("interrupted -> what is committed stands; run it again to go on", 130)
+        _end(INTERRUPTED, 130)
+    except SystemExit as ended:
+        if ended.code == 130:  # what typer makes of an interrupt
+            _end(INTERRUPTED, 130)
+        raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -50,13 +50,13 @@ def cli_reference() -> str:
         GENERATED,
         "# The command line",
         "",
-        "`lwfed --help` and `lwfed COMMAND --help` say the same. SPEC is a YAML file or the name of a preset; without it "
-        "the built-in experiment is taken. With `--json` the last line of standard output is one JSON object, and "
+        "`lwfed --help` and `lwfed COMMAND --help` say the same. SPEC is a YAML file or a preset's name; without it"
+        " the built-in experiment is taken. With `--json` the last line of standard output is one JSON object, and "
         "progress goes to standard error. `LWFED_DEBUG=1` shows the traceback behind an error.",
         "",
     ]
     for name, command in root.commands.items():
-        usage = [p.make_metavar(command.make_context(name, [], resilient_parsing=True)) for p in _arguments(command)]
+        usage = [p.metavar for p in command.params if p.param_type_name == "argument"]
         lines += [f"## `{' '.join(['lwfed', name, *usage])}`", "", _paragraphs(command.help), ""]
         options = [p for p in command.params if p.param_type_name == "option"]
         if options:
@@ -110,7 +110,9 @@ def _row(name: str, field: FieldInfo, path: str) -> tuple[str, ...]:
         key += "".join(f" or `{other}`" for other in others)
     limits = ", ".join(filter(None, map(_limit, field.metadata)))
     type_text = _type(field.annotation) + (f", {limits}" if limits else "")
-    return key, type_text, _default(field), _cell(field.description or "")
+    models = list(_models(field.annotation))
+    meaning = field.description or " Or: ".join(map(_first_line, models))
+    return key, type_text, _default(field), _cell(meaning)
 
 
 def _type(annotation: Any) -> str:
@@ -157,10 +159,6 @@ def _default(field: FieldInfo) -> str:
 
 def _first_line(kind: type[BaseModel]) -> str:
     return (kind.__doc__ or "").strip().splitlines()[0]
-
-
-def _arguments(command: Any) -> list[Any]:
-    return [p for p in command.params if p.param_type_name == "argument"]
 
 
 def _metavar(option: Any) -> str:

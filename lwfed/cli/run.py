@@ -18,7 +18,7 @@ from lwfed.cli.console import make_console, print_json
 from lwfed.cli.display import Display
 from lwfed.cli.history import open_runs, pick_run
 from lwfed.cli.options import DEFAULT_STORE, Json, Overrides, RunId, Spec, StoreUri
-from lwfed.cli.trackers import make_trackers
+from lwfed.cli.trackers import is_told, make_trackers
 from lwfed.spec.load import build_spec, load_spec
 from lwfed.spec.run import RunSpec
 from lwfed.steps import runs
@@ -80,7 +80,7 @@ def _execute(spec: RunSpec, *, options: Options, as_json: bool, last_stage: int 
     drafted = draft(spec, store=store, options=options, cache=environment.cache_folder())
     if not options.fresh and options.parent is None and last_stage is None:
         done = runs.find_finished(store, drafted)
-        if done is not None and options.run_id in (None, done):
+        if done is not None and options.run_id in (None, done) and is_told(done, store=store):
             _show_finished(done, store=store, console=console, as_json=as_json)
             return
     with _ending_on_terminate():

@@ -78,6 +78,15 @@ def replay_log(run: Run, spec: TrackingSpec, *, store: LocalStore) -> dict[str, 
     return {"uri": target.uri, **status.values()}
 
 
+def is_told(run_id: str, *, store: LocalStore) -> bool:
+    """Whether a run's log tells of its end: it was not killed between its last stage and its report."""
+    told = False
+    for event in read_events(_log({"run_id": run_id}, store=store)):
+        if event["event"] in ("start", "finish"):
+            told = event["event"] == "finish"
+    return told
+
+
 def _log(run: Run, *, store: LocalStore) -> bytes:
     key = paths.events(run["run_id"])
     return bytes(store.get(key)) if store.has(key) else b""

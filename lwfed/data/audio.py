@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 import warnings
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.signal import resample_poly
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from lwfed.data.source import Waveform
+
+if TYPE_CHECKING:  # scipy takes more than a second to import, and data without sound never need it
+    from scipy.sparse import csr_array
 
 SAMPLE_RATE = 16_000
 WINDOW, HOP, FFT = 400, 160, 512
@@ -67,12 +69,15 @@ def resample(samples: Waveform, *, rate: int) -> Waveform:
     """
     if rate == SAMPLE_RATE:
         return samples
+    from scipy.signal import resample_poly
+
     common = math.gcd(rate, SAMPLE_RATE)
     return np.asarray(resample_poly(samples, SAMPLE_RATE // common, rate // common), dtype=np.float32)
 
 
 @lru_cache(maxsize=4)
 def _filters(num_mel_bins: int) -> csr_array:
+    from scipy.sparse import csr_array
     from transformers.audio_utils import mel_filter_bank
 
     with warnings.catch_warnings():

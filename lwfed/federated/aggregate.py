@@ -51,10 +51,11 @@ def weighted_mean(name: str, *, readers: Mapping[str, Reader], weights: Mapping[
         if not tensor.is_floating_point():
             total = tensor if total is None else torch.maximum(total, tensor)
             continue
-        if total is None:
+        if total is None:  # not zero plus the first, which would turn -0 into 0
             like = tensor
-            total = torch.zeros(tensor.shape, dtype=torch.float64)
-        total.add_(tensor, alpha=weights[client])
+            total = tensor.double() * weights[client]
+        else:
+            total.add_(tensor, alpha=weights[client])
     if total is None:
         raise ValueError(f"no client sent {name}; a round needs at least one update")
     if like is None:

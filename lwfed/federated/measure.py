@@ -18,7 +18,8 @@ class StepCost:
     Attributes:
         forward_flops: Of the whole batch; 1 multiply-add = 2 FLOPs.
         backward_flops: Likewise.
-        activations_bytes: Unique storages that autograd kept for one backward pass, weights and inputs apart.
+        activations_bytes: Unique storages that autograd kept for one backward pass, weights and inputs apart; the
+            most of several passes.
         gradients_bytes: Bytes of all gradients.
         optimizer_bytes: Bytes of the optimiser's states.
         device_peak_bytes: The device's own peak, where it counts.
@@ -32,14 +33,17 @@ class StepCost:
     device_peak_bytes: int | None = None
     _counter: FlopCounterMode | None = field(default=None, repr=False)
     _seen: int = 0
+    _saved: dict[int, int] = field(default_factory=dict, repr=False)
 
     def forward_done(self) -> None:
         """Books what was counted since the last call as forward."""
         self.forward_flops += self._since()
 
     def backward_done(self) -> None:
-        """Books what was counted since the last call as backward."""
+        """Books what was counted since the last call as backward, and what autograd kept for it."""
         self.backward_flops += self._since()
+        self.activations_bytes = max(self.activations_bytes, sum(self._saved.values()))
+        self._saved.clear()
 
     def _since(self) -> int:
         if self._counter is None:
@@ -61,20 +65,18 @@ def measuring(*, known: Iterable[Tensor], device: torch.device) -> Iterator[Step
         The cost, complete once the block is left.
     """
     ignored = {tensor.untyped_storage().data_ptr() for tensor in known}
-    saved: dict[int, int] = {}
+    counter = FlopCounterMode(display=False)
+    cost = StepCost(_counter=counter)
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in ignored:
-            saved[storage.data_ptr()] = max(saved.get(storage.data_ptr(), 0), storage.nbytes())
+            cost._saved[storage.data_ptr()] = max(cost._saved.get(storage.data_ptr(), 0), storage.nbytes())
         return tensor
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    counter = FlopCounterMode(display=False)
-    cost = StepCost(_counter=counter)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), counter:
         yield cost
-    cost.activations_bytes = sum(saved.values())
     if device.type == "cuda":
         cost.device_peak_bytes = torch.cuda.max_memory_allocated(device)

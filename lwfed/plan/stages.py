@@ -7,6 +7,7 @@ out, so that equal work has equal keys wherever it runs.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from lwfed.plan.strategies import Selection, select, stage_rounds
 from lwfed.plan.units import depths_by_stage, group_of
@@ -196,11 +197,10 @@ def stage_key(stage: StagePlan, *, input_digest: str, code_version: str, data_ve
     Returns:
         64 hex digits.
     """
-    return digest_of(
-        {
-            "input": input_digest,
-            "plan": stage.model_dump(mode="json"),
-            "code": code_version,
-            "data": data_version,
-        }
-    )
+    values = stage.model_dump(mode="json")
+    return key_of_values(values, input_digest=input_digest, code_version=code_version, data_version=data_version)
+
+
+def key_of_values(plan: Mapping[str, Any], *, input_digest: str, code_version: str, data_version: str) -> str:
+    """Gives the key of a stage whose plan is at hand as it is written down; see `stage_key`."""
+    return digest_of({"input": input_digest, "plan": plan, "code": code_version, "data": data_version})

@@ -12,8 +12,8 @@ from lwfed.spec.base import Section
 class ShapesSize(Section):
     """How many built-in scenes to draw, and how large."""
 
-    train: int = Field(960, ge=4)
-    test: int = Field(200, ge=4)
+    train: int = Field(960, ge=4, description="scenes to train on")
+    test: int = Field(200, ge=4, description="scenes to test on")
     image_size: int = Field(32, ge=16, description="pixels a side")
     seed: int = Field(0, description="seed of the scenes, apart from the run's seed")
 
@@ -45,7 +45,9 @@ class DataSpec(Section):
 class PartitionSpec(Section):
     """How training examples are shared among clients."""
 
-    kind: Literal["iid", "dirichlet", "by_group", "local"] = "iid"
+    kind: Literal["iid", "dirichlet", "by_group", "local"] = Field(
+        "iid", description="local: each client trains on all of its own data.root"
+    )
     alpha: float | None = Field(
         None, gt=0, validation_alias=AliasChoices("alpha", "beta"), description="dirichlet: concentration"
     )

@@ -13,13 +13,15 @@ from lwfed.spec.data import PartitionSpec
 class ServerSpec(Section):
     """The server's optimiser (Reddi et al. 2021; Hsu et al. 2019)."""
 
-    kind: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
+    kind: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = Field(
+        "fedavg", description="what is done with the mean of the updates"
+    )
     eta: float | None = Field(
         None, gt=0, description="server learning rate; null: 1 for fedavg and fedavgm, 1e-2 for fedadam and fedyogi"
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="fedavgm")
-    beta_1: float = Field(0.9, ge=0, lt=1)
-    beta_2: float = Field(0.99, ge=0, lt=1)
+    beta_1: float = Field(0.9, ge=0, lt=1, description="fedadam, fedyogi: decay of the first moment")
+    beta_2: float = Field(0.99, ge=0, lt=1, description="fedadam, fedyogi: decay of the second moment")
     tau: float = Field(1e-3, gt=0, description="fedadam, fedyogi: adaptivity")
 
     @property
@@ -33,16 +35,22 @@ class ServerSpec(Section):
 class FederationSpec(Section):
     """Who takes part."""
 
-    num_clients: int = Field(10, ge=1)
+    num_clients: int = Field(10, ge=1, description="clients that share the training examples")
     partition: PartitionSpec = PartitionSpec()
     fraction_fit: float = Field(
         1.0, gt=0, le=1, validation_alias=AliasChoices("fraction_fit", "fraction_train"), description="share of clients"
     )
     min_fit_clients: int = Field(
-        2, ge=1, validation_alias=AliasChoices("min_fit_clients", "min_train_nodes"), description="the quorum"
+        2,
+        ge=1,
+        validation_alias=AliasChoices("min_fit_clients", "min_train_nodes"),
+        description="the quorum; a single client is enough where there is no second",
     )
     min_available_clients: int = Field(
-        2, ge=1, validation_alias=AliasChoices("min_available_clients", "min_available_nodes")
+        2,
+        ge=1,
+        validation_alias=AliasChoices("min_available_clients", "min_available_nodes"),
+        description="fewest clients that must have data before a round begins",
     )
     round_timeout_s: float = Field(3600, gt=0, description="deadline of a round, seconds")
     server: ServerSpec = ServerSpec()
@@ -50,7 +58,7 @@ class FederationSpec(Section):
     @model_validator(mode="after")
     def _quorum_can_be_met(self) -> Self:
         for key in ("min_fit_clients", "min_available_clients"):
-            if getattr(self, key) > self.num_clients and key in self.model_fields_set:
+            if getattr(self, key) > max(self.num_clients, 2):  # 2 is the default
                 raise ValueError(f"`{key}` is {getattr(self, key)}, more than the {self.num_clients} clients")
         return self
 
@@ -63,14 +71,16 @@ class FederationSpec(Section):
 class ExchangeSpec(Section):
     """How tensors travel."""
 
-    upload: Literal["fp32"] = "fp32"
-    download: Literal["fp32"] = "fp32"
+    upload: Literal["fp32"] = Field("fp32", description="from a client to the server")
+    download: Literal["fp32"] = Field("fp32", description="from the server to a client")
 
 
 class LaunchSpec(Section):
     """Where a round's clients run. Not part of what a digest depends on, but for `devices` above one."""
 
-    kind: Literal["in_process", "subprocess"] = "in_process"
+    kind: Literal["in_process", "subprocess"] = Field(
+        "in_process", description="subprocess: each client is a process of its own"
+    )
     parallel: int = Field(1, ge=1, description="clients at a time (subprocess)")
     devices: int = Field(1, ge=1, description="devices a client; above 1 through torchrun (subprocess)")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
@@ -96,5 +106,5 @@ class TrackingSpec(Section):
     """Where metrics go besides the JSON lines of the store."""
 
     uri: str | None = Field("sqlite:///mlflow.db", description="an MLflow tracking store; null switches MLflow off")
-    experiment: str = "lwfed"
+    experiment: str = Field("lwfed", description="the MLflow experiment that runs are put in")
     register_as: str | None = Field(None, description="registered model's name; null: the experiment's and the run's")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -16,6 +16,18 @@ from lwfed.spec.run import RunSpec
 from lwfed.types.errors import NotFoundError, SpecError
 
 DEFAULT_PRESET = "shapes-layerwise"
+
+_VARIANT = re.compile(r"contrastive|supervised|int|float|tuple\[.*\]")
+"""Parts of an error's location that are no keys, but say which of several types was tried."""
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML in which 1e-4 is a number, as in YAML 1.2 and as people write it; PyYAML's is 1.1, where it is text."""
+
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 def preset_names() -> list[str]:
@@ -63,7 +75,7 @@ def _read(source: str) -> Mapping[str, Any]:
     if source in preset_names():
         text = (resources.files("lwfed.spec") / "presets" / f"{source}.yaml").read_text(encoding="utf-8")
     elif path.is_file():
-        text = path.read_text(encoding="utf-8")
+        text = _text(path)
     else:
         near = difflib.get_close_matches(source, preset_names(), n=1)
         hint = f"did you mean the preset `{near[0]}`? " if near else ""
@@ -71,8 +83,8 @@ def _read(source: str) -> Mapping[str, Any]:
             f"there is no file or preset `{source}`", remedy=f"{hint}presets: {', '.join(preset_names())}"
         )
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        values = _parse(text)
+    except (yaml.YAMLError, ValueError) as error:  # such as the date 2026-99-99
         raise SpecError(f"{source} is not YAML: {' '.join(str(error).split())}", remedy="mend the file") from None
     if values is None:
         return {}
@@ -90,13 +102,22 @@ def _parse_override(text: str) -> tuple[str, Any]:
     if not sign or not key.strip():
         raise SpecError(f"the override `{text}` has no `=`", remedy="write -o training.batch_size=64")
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
+        return key.strip(), _parse(value)
+    except (yaml.YAMLError, ValueError):
         raise SpecError(f"the value of the override `{text}` is not YAML", remedy="quote it") from None
-    if isinstance(parsed, str):
-        with suppress(ValueError):  # YAML reads 1e-4 as text
-            parsed = float(parsed) if "e" in parsed.lower() else parsed
-    return key.strip(), parsed
+
+
+def _parse(text: str) -> Any:
+    return yaml.load(text, Loader=_Yaml)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise SpecError(f"{path} is not text in UTF-8", remedy="name a YAML file") from None
+    except OSError as error:
+        raise SpecError(f"{path} cannot be read: {error.strerror}", remedy="name a YAML file") from None
 
 
 def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
@@ -109,11 +130,12 @@ def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
 
 
 def _explain(error: ValidationError) -> tuple[str]:
-    return ("; ".join(_explain_one(item) for item in error.errors(include_url=False)),)
+    # a value that fits none of several types has an error for each
+    return ("; ".join(dict.fromkeys(_explain_one(item) for item in error.errors(include_url=False))),)
 
 
 def _explain_one(item: Any) -> str:
-    location = [str(part) for part in item["loc"] if part not in ("contrastive", "supervised")]
+    location = [str(part) for part in item["loc"] if not _VARIANT.fullmatch(str(part))]
     key = ".".join(location)
     if item["type"] == "extra_forbidden":
         known = list(_keys(RunSpec, location[:-1]))

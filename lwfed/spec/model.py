@@ -48,23 +48,23 @@ class ProjectionSpec(Section):
     hidden: int = Field(4096, ge=1, description="width of the hidden layers")
     out: int = Field(256, ge=1, description="width P of the embedding")
     layers: int = Field(3, ge=1, description="number of linear layers")
-    dropout: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(0.1, ge=0, lt=1, description="after each hidden linear layer")
 
 
 class ContrastiveSpec(Section):
     """Instance discrimination: symmetric InfoNCE over every pair of modalities."""
 
     kind: Literal["contrastive"] = "contrastive"
-    temperature: float = Field(0.05, gt=0)
+    temperature: float = Field(0.05, gt=0, description="divides the cosine similarities")
 
 
 class SupervisedSpec(Section):
     """Classification of fused modalities with cross-entropy."""
 
     kind: Literal["supervised"] = "supervised"
-    fusion: Literal["concat"] = "concat"
+    fusion: Literal["concat"] = Field("concat", description="how the projections are joined")
     hidden: int = Field(256, ge=1, description="width of the prediction head")
-    dropout: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(0.1, ge=0, lt=1, description="of the prediction head")
 
 
 ObjectiveSpec = Annotated[ContrastiveSpec | SupervisedSpec, Field(discriminator="kind")]
@@ -82,6 +82,11 @@ class ModelSpec(Section):
     )
     projection: ProjectionSpec = ProjectionSpec()
     objective: ObjectiveSpec = ContrastiveSpec()
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _contrastive_unless_named(cls, objective: Any) -> Any:
+        return {"kind": "contrastive", **objective} if isinstance(objective, dict) else objective
 
     @field_validator("encoders")
     @classmethod

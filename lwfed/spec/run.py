@@ -39,9 +39,11 @@ class StagesSpec(Section):
 class RunSpec(Section):
     """All of an experiment."""
 
-    name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)
-    seed: int = Field(0, ge=0)
-    strategy: Strategy = "layerwise"
+    name: str = Field(
+        "experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60, description="runs are named after it"
+    )
+    seed: int = Field(0, ge=0, description="all randomness comes from it")
+    strategy: Strategy = Field("layerwise", description="what is trained and exchanged at each stage")
     stages: StagesSpec = StagesSpec()
     data: DataSpec = DataSpec()
     model: ModelSpec = ModelSpec()

@@ -16,14 +16,14 @@ class TrainingSpec(Section):
 
     local_epochs: int = Field(3, ge=1, description="passes over the client's data in a round")
     local_steps: int | None = Field(None, ge=1, description="optimiser steps in a round, in place of local_epochs")
-    batch_size: int = Field(32, ge=2)
+    batch_size: int = Field(32, ge=2, description="examples a step; at most those of the client")
     gradient_accumulation: int = Field(1, ge=1, description="micro-batches a step; a step still sees batch_size")
     learning_rate: float = Field(1.0e-4, gt=0, description="base rate; scaled by batch_size / 256")
     learning_rates: dict[str, Rate] = Field(
         default_factory=dict,
         description="base rate of a module group (a modality, projection, prediction), one or one a stage",
     )
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's")
     weight_decays: dict[str, float] = Field(default_factory=dict, description="weight decay of a module group")
     clip_norm: float | None = Field(None, gt=0, description="largest norm of a step's gradient; null: no clipping")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device has it")
@@ -37,7 +37,7 @@ class EvaluationSpec(Section):
     every: int = Field(1, ge=1, description="centralised evaluation every k rounds, and after each stage's last")
     federated_every: int = Field(0, ge=0, description="evaluation on clients' held-out shares every k rounds; 0: never")
     holdout_fraction: float = Field(0.0, ge=0, lt=1, description="share of a client's examples held out of training")
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, description="examples at a time")
     classes: tuple[str, ...] = Field((), description="zero-shot: class names; empty: those of the data, if any")
     prompts: tuple[str, ...] = Field(("a photo of a {c}",), description="zero-shot: templates, {c} is the class")
 

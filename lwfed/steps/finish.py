@@ -11,6 +11,7 @@ from lwfed.steps.experiment import place_of
 from lwfed.steps.figures import figures
 from lwfed.steps.report import render
 from lwfed.steps.retrieval import retrieval_grid
+from lwfed.steps.serve import uri_of
 from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
 from lwfed.store.checkpoint import read_checkpoint
@@ -39,7 +40,7 @@ def finish_run(run: runs.Run, summary: Mapping[str, Any], *, bench: Workbench, t
         artifacts.append(bench.store.fetch(key))
     spec = runs.spec_of(run)
     model = {
-        "uri": f"{bench.store.uri}#{run['stages'][-1]['key']}",
+        "uri": uri_of(bench.store.uri, run["stages"][-1]["key"]),
         "digest": summary["digest"],
         "kind": spec.model.objective.kind,
         "modalities": list(spec.model.modalities),

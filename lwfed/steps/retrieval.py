@@ -6,7 +6,6 @@ from contextlib import closing
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lwfed.data.batches import eval_batches
 from lwfed.data.source import Example
@@ -16,7 +15,7 @@ from lwfed.steps.evaluate import embed
 from lwfed.steps.runtime import computing, pick_device
 from lwfed.steps.tasks import Place
 from lwfed.steps.workbench import Stage, Workbench
-from lwfed.store.blocks import block_key, read_file
+from lwfed.store.cache import BlockCache
 from lwfed.store.checkpoint import Checkpoint
 
 NUM_QUERIES = 8
@@ -44,9 +43,9 @@ def retrieval_grid(checkpoint: Checkpoint, *, stage: Stage, bench: Workbench, pl
         return []
     device = pick_device(place.device)
     source, inputs = bench.data(stage, place), bench.inputs(stage)
-    tensors: dict[str, Tensor] = {}
-    for block in checkpoint.blocks.values():
-        tensors |= {name: t.to(device) for name, t in read_file(bench.store.fetch(block_key(block)), block).items()}
+    tensors = bench.frozen(
+        checkpoint, list(checkpoint.blocks), store=bench.store, cache=BlockCache(None), device=device
+    )
     module = load(bench.skeleton(stage.key), tensors).eval()
     firsts = [Example(e.id, e.label, e.captions[:1], e.fields) for e in examples]
     batches = eval_batches(

@@ -64,9 +64,16 @@ def plans_of(run: Run) -> tuple[StagePlan, ...]:
 
 
 def key_of(run: Run, plan: StagePlan, *, input_digest: str) -> str:
-    """Gives the key of a stage of a run; `--fresh` runs have keys of their own."""
-    data_version = f"{run['data']['version']}:{run['salt']}" if run["salt"] else run["data"]["version"]
-    return stage_key(plan, input_digest=input_digest, code_version=run["code_version"], data_version=data_version)
+    """Gives the key of a stage of a run."""
+    return stage_key(
+        plan, input_digest=input_digest, code_version=run["code_version"], data_version=data_version_of(run)
+    )
+
+
+def data_version_of(run: Run) -> str:
+    """Gives the version of a run's data as keys have it; `--fresh` runs have one of their own."""
+    version: str = run["data"]["version"]
+    return f"{version}:{run['salt']}" if run["salt"] else version
 
 
 def stage_key_of(run: Run, stage: int) -> str | None:

@@ -86,7 +86,7 @@ def _begin(stage: Stage, run: runs.Run, *, bench: Workbench) -> None:
         "plan": plan.model_dump(mode="json"),
         "input_digest": stage.input_digest,
         "code_version": run["code_version"],
-        "data_version": run["data"]["version"],
+        "data_version": runs.data_version_of(run),
         "num_classes": stage.num_classes,
         "run_id": run["run_id"],
     }

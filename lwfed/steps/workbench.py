@@ -17,7 +17,7 @@ from lwfed.data.partition import holdout, partition
 from lwfed.data.source import Example, Source, open_source
 from lwfed.models.build import input_settings, skeleton
 from lwfed.models.multimodal import Multimodal
-from lwfed.plan.stages import DataPlan, StagePlan
+from lwfed.plan.stages import DataPlan, StagePlan, key_of_values
 from lwfed.spec.model import ModelSpec
 from lwfed.steps.tasks import Place
 from lwfed.store import paths
@@ -57,6 +57,7 @@ class Workbench:
         self.skeleton = lru_cache(maxsize=1)(self._skeleton)
         self.train_examples = lru_cache(maxsize=1)(self._train_examples)
         self.shares = lru_cache(maxsize=1)(self._shares)
+        self._inputs = lru_cache(maxsize=1)(lambda key: inputs_of(self.stage(key).plan.model))
         self._kept: dict[str, dict[str, Tensor]] = {}
 
     @staticmethod
@@ -68,6 +69,12 @@ class Workbench:
         values = self.store.read_ref(paths.stage_plan(key))
         if values is None:
             raise CheckpointError(f"the stage {key[:12]} is not in the store {self.store.uri}", remedy="start it again")
+        decides = {name: values.get(name) for name in ("input_digest", "code_version", "data_version")}
+        if key_of_values(values.get("plan"), **decides) != key:
+            raise CheckpointError(
+                f"the plan of stage {key[:12]} is not what its key says: {paths.stage_plan(key)} is damaged",
+                remedy="remove the stage's folder and run it again, or train anew with --fresh",
+            )
         return Stage(
             key=key,
             plan=StagePlan.model_validate(values["plan"]),
@@ -123,7 +130,7 @@ class Workbench:
 
     def inputs(self, stage: Stage) -> InputSettings:
         """Says how a stage's model wants its inputs."""
-        return inputs_of(stage.plan.model)
+        return self._inputs(stage.key)
 
     def frozen(
         self, checkpoint: Checkpoint, units: Sequence[str], *, store: Store, cache: BlockCache, device: torch.device

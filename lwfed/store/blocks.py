@@ -21,6 +21,8 @@ from lwfed.types.canonical import digest_of
 from lwfed.types.errors import CheckpointError
 from lwfed.types.tensors import TensorSpec, layout
 
+_ANEW = "restore it, or train anew with --fresh"
+
 
 @dataclass(frozen=True)
 class Block:
@@ -66,16 +68,19 @@ class Block:
     @staticmethod
     def from_values(values: Mapping[str, Any]) -> Block:
         """Reads JSON values. Raises CheckpointError where they do not agree with their digest."""
-        block = Block(
-            {
-                name: (item["digest"], TensorSpec(shape=tuple(item["shape"]), dtype=item["dtype"]))
-                for name, item in values["tensors"].items()
-            }
-        )
-        if block.digest != values["digest"]:
-            raise CheckpointError(
-                f"the manifest of block {values['digest'][:12]} is damaged", remedy="restore it, or use --fresh"
+        try:
+            block = Block(
+                {
+                    name: (item["digest"], TensorSpec(shape=tuple(item["shape"]), dtype=item["dtype"]))
+                    for name, item in values["tensors"].items()
+                }
             )
+            told = (values["digest"], values["nbytes"])
+            sound = told == (block.digest, block.nbytes)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise CheckpointError(f"a block's manifest is damaged: {error!r}", remedy=_ANEW) from None
+        if not sound:
+            raise CheckpointError(f"the manifest of block {str(told[0])[:12]} is damaged", remedy=_ANEW)
         return block
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from lwfed.store.blocks import Block, block_key
@@ -18,20 +19,28 @@ class BlockCache:
         self._folder = Path(folder) if folder else None
 
     def fetch(self, store: Store, block: Block) -> Path:
-        """Gives a local file of a block; only a block that is not here yet is asked of the store."""
+        """Gives a local file of a block; only a block that is not here yet is asked of the store.
+
+        Where the folder cannot be written or is full, the block is not kept and comes from the store each time.
+        """
         if self._folder is None:
             return store.fetch(block_key(block))
         path = self._folder / f"{block.digest}.safetensors"
         if path.is_file() and path.stat().st_size == block.nbytes:
             return path
         source = store.fetch(block_key(block))
-        self._folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}")
         try:
-            os.link(source, temporary)
-        except OSError:  # another file system
-            shutil.copyfile(source, temporary)
-        temporary.replace(path)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(source, temporary)
+            except OSError:  # another file system
+                shutil.copyfile(source, temporary)
+            temporary.replace(path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink()
+            return source
         return path
 
     def keep_only(self, blocks: Collection[Block]) -> None:

@@ -11,6 +11,7 @@ from lwfed.store.blocks import Block
 from lwfed.store.protocol import Store
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import CheckpointError
+from lwfed.types.tensors import unit_of
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class Checkpoint:
             }
         )
 
+    @property
+    def in_place(self) -> bool:
+        """Whether every tensor lies in the block of its unit."""
+        both = (*self.blocks.items(), *self.server.items())
+        return all(unit_of(name) == unit for unit, block in both for name in block.tensors)
+
     def all_blocks(self) -> Iterator[Block]:
         """Yields weights' and server's blocks."""
         yield from self.blocks.values()
@@ -59,10 +66,14 @@ class Checkpoint:
                 server={unit: Block.from_values(item) for unit, item in values["server"].items()},
             )
             named = values["digest"]
-        except (KeyError, TypeError) as error:
+        except KeyError as error:
             raise CheckpointError(f"a checkpoint's manifest lacks {error}", remedy="train anew with --fresh") from None
-        if checkpoint.digest != named:
-            raise CheckpointError(f"the manifest of checkpoint {named[:12]} is damaged", remedy="train with --fresh")
+        except (TypeError, AttributeError) as error:
+            raise CheckpointError(f"a checkpoint's manifest is damaged: {error}", remedy="train with --fresh") from None
+        if checkpoint.digest != named or not checkpoint.in_place:
+            raise CheckpointError(
+                f"the manifest of checkpoint {str(named)[:12]} is damaged", remedy="train with --fresh"
+            )
         return checkpoint
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,9 +72,9 @@ class LocalStore:
         """Reads a ref; None where there is none."""
         try:
             return json.loads(self._path(key).read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # no JSON, or no text at all
             raise CheckpointError(f"{key} is not JSON ({error})", remedy=_damaged(key)) from None
 
     def write_ref(self, key: str, value: Any, *, if_absent: bool = False) -> bool:
@@ -114,7 +114,7 @@ class LocalStore:
                     f"no space is left in {self.root} for {key}",
                     remedy="free some space and start the run again with the same --run-id: nothing committed is lost",
                 ) from error
-            if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM):
+            if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM, errno.EEXIST):
                 raise UnreachableError(
                     f"cannot write {key} in {self.root}: {error.strerror}",
                     remedy="name a folder that can be written with -o store.uri=FOLDER",
@@ -123,13 +123,12 @@ class LocalStore:
 
     @contextmanager
     def _temporary(self, path: Path) -> Iterator[tuple[Any, Path]]:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".writing-", delete=False) as file:
-            temporary = Path(file.name)
-            try:
+        temporary = path.parent / f".writing-{secrets.token_hex(8)}"
+        try:
+            with temporary.open("xb") as file:  # closing it writes what is buffered, and may fail
                 yield file, temporary
-            finally:
-                file.close()
-                temporary.unlink(missing_ok=True)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def open_store(uri: str) -> LocalStore:

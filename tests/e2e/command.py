@@ -140,7 +140,9 @@ def together(*calls: Callable[[], Ended]) -> list[Ended]:
         return list(pool.map(lambda call: call(), calls))
 
 
-def until(happened: Callable[[], Any], *, process: subprocess.Popen[str], timeout: float = 120, every: float = 0.001) -> None:
+def until(
+    happened: Callable[[], Any], *, process: subprocess.Popen[str], timeout: float = 120, every: float = 0.001
+) -> None:
     """Waits until something happened while a command runs."""
     ends_at = time.monotonic() + timeout
     while not happened():

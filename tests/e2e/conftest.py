@@ -27,8 +27,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
 
 
 @pytest.fixture
-def finished(trained: tuple[Path, Ended], tmp_path: Path) -> Path:
+def copied(trained: tuple[Path, Ended], tmp_path: Path) -> Path:
     """A copy of the folder with the finished run."""
-    folder = tmp_path / "finished"
+    folder = tmp_path / "copied"
     shutil.copytree(trained[0], folder)
     return folder

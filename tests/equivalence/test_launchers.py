@@ -1,10 +1,11 @@
-"""Wherever clients run, the same spec ends in the same checkpoint; with several devices a client, in nearly the same."""
+"""Wherever clients run, a spec ends in the same checkpoint; with several devices a client, in nearly the same."""
 
 from __future__ import annotations
 
 import json
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -13,64 +14,86 @@ from torch import Tensor
 
 from tests.e2e.command import Ended, committed, succeed, together, write_spec
 
-JUDGED = {"evaluation__federated_every": 1, "evaluation__holdout_fraction": 0.25, "stages__rounds": [1, 1]}
 CLOCK = {"wall_s", "peak_rss_bytes"}
+RATE = 0.01 * 8 / 256
+"""The learning rate in force; one step is taken, and AdamW moves each weight by it at most."""
+NO_GRADIENT = (
+    "image.norm.bias",  # a shift that the next BatchNorm takes away
+    "text.blocks.0.output_layer_norm.bias",
+    "text.blocks.0.attention.k_lin.bias",  # a shift that the softmax takes away
+)
+"""Their gradient is zero but for rounding, and AdamW divides it by its own size: they move by the rate, anywhere."""
+
+
+class Ran(NamedTuple):
+    here: Ended
+    outside: Ended
+    joined: Ended
+    folder: Path
 
 
 @pytest.fixture(scope="module")
-def in_process_and_subprocess(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[Path, Ended], tuple[Path, Ended]]:
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """One spec in this process, in processes of its clients, and (its first stage) with two devices a client."""
     folder = tmp_path_factory.mktemp("launchers")
-    one = write_spec(folder, name="one.yaml", **JUDGED, store__uri="./one")
-    two = write_spec(folder, name="two.yaml", **JUDGED, store__uri="./two")
-    outside = ("-o", "launch.kind=subprocess", "-o", "launch.parallel=2")
+
+    def run(name: str, *options: str, **changes: object) -> partial[Ended]:
+        spec = write_spec(
+            folder,
+            name=f"{name}.yaml",
+            store={"uri": f"./{name}", "keep_rounds": 0},
+            **{"evaluation__holdout_fraction": 0.25, "stages__rounds": [1, 1], **changes},
+        )
+        return partial(succeed, "run", spec, *(f"-olaunch.{option}" for option in options), "--json", cwd=folder)
+
     ended = together(
-        partial(succeed, "run", one, "--json", cwd=folder), partial(succeed, "run", two, *outside, "--json", cwd=folder)
+        run("outside", "kind=subprocess", "parallel=2", evaluation__federated_every=1),
+        run("here", evaluation__federated_every=1),
+        run("joined", "kind=subprocess", "devices=2", stages__rounds=[1, 0]),
     )
-    return (folder / "one", ended[0]), (folder / "two", ended[1])
+    return Ran(outside=ended[0], here=ended[1], joined=ended[2], folder=folder)
 
 
 @pytest.mark.slow
-def test_in_process_and_subprocess_end_in_one_digest(
-    in_process_and_subprocess: tuple[tuple[Path, Ended], tuple[Path, Ended]],
-) -> None:
-    (one, here), (two, outside) = in_process_and_subprocess
-    assert here.json["digest"] == outside.json["digest"]
-    assert [stage["digest"] for stage in here.json["stages"]] == [stage["digest"] for stage in outside.json["stages"]]
-    assert here.json["metrics"] == outside.json["metrics"]
-    assert "federated/t2i/R@1" in here.json["metrics"] and "test/t2i/R@1" in here.json["metrics"]
-    assert here.json["ledger"]["measured"] == outside.json["ledger"]["measured"]
+def test_in_process_and_subprocess_end_in_one_digest(ran: Ran) -> None:
+    here, outside = ran.here.json, ran.outside.json
+    assert here["digest"] == outside["digest"]
+    assert [stage["digest"] for stage in here["stages"]] == [stage["digest"] for stage in outside["stages"]]
+    assert here["metrics"] == outside["metrics"]
+    assert {"federated/t2i/R@1", "test/t2i/R@1"} <= here["metrics"].keys()
+    assert here["ledger"]["measured"] == outside["ledger"]["measured"]
+    one, two = ran.folder / "here", ran.folder / "outside"
     for pattern in ("blocks/sha256/*", "stages/*/checkpoint.json", "stages/*/rounds/*/updates/*/*.json"):
         names = [[str(path.relative_to(store)) for path in sorted(store.glob(pattern))] for store in (one, two)]
         assert names[0] == names[1] and names[0], pattern
-    for update in one.glob("stages/*/rounds/*/updates/*/update.json"):
-        values = [json.loads((store / update.relative_to(one)).read_bytes()) for store in (one, two)]
-        for value in values:
-            value["metrics"] = {key: item for key, item in value["metrics"].items() if key not in CLOCK}
-        assert values[0] == values[1]
+    for update in committed(one, "rounds/*/updates/*/update.json"):
+        assert _timeless(update) == _timeless(two / update.relative_to(one))
 
 
 @pytest.mark.slow
-def test_two_devices_a_client_train_nearly_as_one(
-    in_process_and_subprocess: tuple[tuple[Path, Ended], tuple[Path, Ended]], tmp_path: Path
-) -> None:
-    """Sums over two ranks are rounded otherwise than sums over one, and AdamW divides a small gradient by its size.
+def test_two_devices_a_client_train_nearly_as_one(ran: Ran) -> None:
+    """Sums over two ranks are rounded otherwise than sums over one; 1e-6 is a 300th of what a weight moves.
 
-    So the distance is taken relative to the distance trained, over all tensors; a lost negative or a BatchNorm that
-    sees its own rank alone moves it to above 0.1.
+    A lost negative, or a BatchNorm that sees its own rank alone, moves most weights by more than the tolerance.
     """
-    spec = write_spec(tmp_path, **(JUDGED | {"stages__rounds": [1, 0], "evaluation__federated_every": 0}))
-    ended = succeed("run", spec, "-o", "launch.kind=subprocess", "-o", "launch.devices=2", "--json", cwd=tmp_path)
-    assert [stage["rounds"] for stage in ended.json["stages"]] == [1, 0]
-    one, two = in_process_and_subprocess[0][0], tmp_path / "lwfed-runs"
-    before, alone, joined = (_weights(one, 0), _weights(one, 1), _weights(two, 1))
-    assert alone.keys() == joined.keys() == before.keys()
-    names = [name for name, tensor in alone.items() if tensor.is_floating_point()]
-    moved = sum(float((alone[name] - before[name]).double().square().sum()) for name in names) ** 0.5
-    apart = sum(float((alone[name] - joined[name]).double().square().sum()) for name in names) ** 0.5
-    print(f"moved {moved:.3g}, apart {apart:.3g}, ratio {apart / moved:.2g}")
-    for name in names:
-        print(name, float((alone[name]-joined[name]).abs().max()), float((alone[name]-before[name]).abs().max()))
-    assert 0 < moved and apart < 0.02 * moved
+    assert [stage["rounds"] for stage in ran.joined.json["stages"]] == [1, 0]
+    before, alone = _weights(ran.folder / "here", 0), _weights(ran.folder / "here", 1)
+    joined = _weights(ran.folder / "joined", 1)
+    assert before.keys() == alone.keys() == joined.keys()
+    assert any(float((alone[name] - before[name]).abs().max()) > 0.9 * RATE for name in alone if "running" not in name)
+    far, count = 0, 0
+    for name, tensor in alone.items():
+        apart = (tensor.double() - joined[name].double()).abs()
+        assert float(apart.max()) <= max(2.01 * RATE, 1e-5 * float(tensor.double().abs().max())), name
+        if name not in NO_GRADIENT:
+            far, count = far + int((apart > 1e-6 + 1e-5 * tensor.double().abs()).sum()), count + tensor.numel()
+    assert far <= 5e-3 * count  # a weight here and there whose gradient is zero, as of an input that GELU shuts off
+
+
+def _timeless(path: Path) -> dict[str, object]:
+    value = json.loads(path.read_bytes())
+    value["metrics"] = {key: item for key, item in value["metrics"].items() if key not in CLOCK}
+    return dict(value)
 
 
 def _weights(store: Path, server_round: int) -> dict[str, Tensor]:

@@ -1,0 +1,203 @@
+"""Laws of the ledger: what it predicts is what a store sees and what a real step costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from lwfed.cost.cache import architectures_of
+from lwfed.cost.ledger import StageCost, stage_costs
+from lwfed.data.batches import Batch, epoch_length, train_batches
+from lwfed.launch.in_process import InProcess
+from lwfed.models.build import skeleton, tensor_specs
+from lwfed.steps import runs
+from lwfed.steps.aggregate_round import aggregate_round
+from lwfed.steps.prepare import count_architecture
+from lwfed.steps.tasks import ClientTask, Place, RoundTask
+from lwfed.steps.train_client import train_client
+from lwfed.steps.workbench import Workbench
+from lwfed.store import paths
+from lwfed.store.counting import CountingStore
+from lwfed.store.local import LocalStore
+from tests.tiny import Finished, accept, begun, client_task, round_task, run_tiny
+
+STRATEGIES = ("layerwise", "progressive", "end_to_end")
+SUPERVISED = "model.objective={kind: supervised, hidden: 12}"
+
+
+class Weighing(InProcess):
+    """The launcher of this process, which weighs the updates that lie in the store before they are aggregated."""
+
+    def __init__(self, bench: Workbench) -> None:
+        super().__init__(bench)
+        self.bench = bench
+        self.weights: dict[tuple[str, int, str], int] = {}
+
+    def server(self, step: str, task: RoundTask) -> None:
+        folder = Path(self.bench.store.uri) / paths.round_folder(task.stage_key, task.server_round) / "updates"
+        for client in sorted(folder.iterdir()):
+            size = sum(file.stat().st_size for file in client.glob("*.safetensors"))
+            self.weights[task.stage_key, task.server_round, client.name] = size
+        super().server(step, task)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_bytes_on_disk_are_the_ledgers(tmp_path: Path, strategy: str) -> None:
+    launchers: list[Weighing] = []
+
+    def make(bench: Workbench) -> Weighing:
+        launchers.append(Weighing(bench))
+        return launchers[-1]
+
+    done = run_tiny(tmp_path, f"strategy={strategy}", launcher=make)
+    weights = launchers[0].weights
+    assert len(weights) == 8
+    for stage, (key, cost) in enumerate(zip(done.keys, done.run["predicted"], strict=True), start=1):
+        rounds = [record for record in done.told("round") if record["stage"] == stage]
+        for record in rounds:
+            for client, metrics in record["clients"].items():
+                assert weights[key, record["round"], client] == cost["exchanged_bytes"]
+                assert metrics["bytes_up"] == metrics["bytes_down"] == cost["exchanged_bytes"]
+                frozen = cost["newly_frozen_bytes"] if record["round"] == 1 else 0
+                assert metrics["bytes_down_frozen"] == frozen, "a frozen block is sent once"
+        measured = done.summary["stages"][stage - 1]["ledger"]["measured"]
+        assert measured["bytes_up"] == cost["exchanged_bytes"]
+        assert measured["bytes_down_frozen"] == cost["newly_frozen_bytes"] / len(rounds)
+        assert cost["frozen_bytes"] == sum(done.checkpoint(stage).blocks[u].nbytes for u in done.plans[stage - 1].frozen)
+
+
+def test_a_store_sees_the_ledgers_bytes(tmp_path: Path) -> None:
+    """One client of stage 2, round 1, by itself: all that it reads and writes, counted outside of lwfed's own count."""
+    done = run_tiny(tmp_path / "store", "store.keep_rounds=0", "stages.rounds=[1,1]")
+    store = CountingStore(done.store)
+    key, cost, cache = done.keys[1], done.run["predicted"][1], tmp_path / "cache"
+    for cached, frozen in ((None, cost["frozen_bytes"]), (cache, cost["frozen_bytes"]), (cache, 0)):
+        for written in list(done.store.list(paths.updates(key, 1, "client-000") + "/")):
+            done.store.delete(written)
+        bench = Workbench(store)  # a process that has nothing at hand
+        store.bytes_read = store.bytes_written = 0
+        place = Place(device="cpu", cache=None if cached is None else str(cached))
+        task = ClientTask(store=store.uri, stage_key=key, server_round=1, place=place, client="client-000")
+        update = train_client(task, bench=bench)
+        assert store.bytes_written == cost["exchanged_bytes"] == update["metrics"]["bytes_up"]
+        assert store.bytes_read == cost["exchanged_bytes"] + frozen
+        assert update["metrics"]["bytes_down_frozen"] == frozen
+
+
+def test_an_update_that_is_committed_moves_no_byte(tmp_path: Path) -> None:
+    store = CountingStore(LocalStore(tmp_path))
+    bench, stage, _ = begun(tmp_path, store=store)
+    first = train_client(client_task(bench, stage, "client-000"), bench=bench)
+    store.bytes_read = store.bytes_written = 0
+    assert train_client(client_task(bench, stage, "client-000"), bench=bench) == first
+    assert store.bytes_read == store.bytes_written == 0
+
+
+def test_the_server_reads_each_update_once_and_writes_one_model(tmp_path: Path) -> None:
+    store = CountingStore(LocalStore(tmp_path))
+    bench, stage, _ = begun(tmp_path, "federation.num_clients=3", "evaluation.every=99", store=store)
+    accept(bench, stage, ["client-000", "client-001", "client-002"])
+    specs = tensor_specs(bench.skeleton(stage.key))
+    items = sum(spec.nbytes for spec in specs.values())
+    cost = runs.read_run(bench.store, next(runs.run_ids(bench.store)))["predicted"][0]
+    store.bytes_read = store.bytes_written = 0
+    aggregate_round(round_task(bench, stage), bench=bench)
+    assert store.bytes_read == 3 * items, "tensors by their range, headers apart"
+    assert store.bytes_written == cost["exchanged_bytes"]
+
+
+@pytest.mark.parametrize("objective", ["contrastive", "supervised"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_parameters_are_the_modules(tmp_path: Path, strategy: str, objective: str) -> None:
+    overrides = (f"strategy={strategy}", *([SUPERVISED] if objective == "supervised" else []))
+    done = run_tiny(tmp_path, "stages.rounds=[0,1]", *overrides)
+    for plan, cost in zip(done.plans, done.run["predicted"], strict=True):
+        module = skeleton(plan.model, depth=plan.depth, num_classes=done.run["num_classes"])
+        specs = tensor_specs(module)
+        assert cost["present_params"] == sum(p.numel() for p in module.parameters())
+        trained = [module.get_submodule(unit) for unit in plan.trained]
+        assert cost["trained_params"] == sum(p.numel() for unit in trained for p in unit.parameters())
+        assert cost["exchanged_params"] == cost["trained_params"]
+        assert cost["weights_bytes"] == sum(spec.nbytes for spec in specs.values())
+        assert cost["gradients_bytes"] == 4 * cost["trained_params"]
+        assert cost["optimizer_bytes"] == 8 * cost["trained_params"]
+
+
+@pytest.mark.parametrize("objective", ["contrastive", "supervised"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_flops_and_peak_of_a_real_step_are_the_ledgers(tmp_path: Path, strategy: str, objective: str) -> None:
+    """At the batch's own length of text. In a model this small the loss counts: its similarity matrices are added."""
+    overrides = (f"strategy={strategy}", *([SUPERVISED] if objective == "supervised" else []))
+    done = run_tiny(tmp_path, "stages.rounds=[1,1]", *overrides)
+    for stage, plan in enumerate(done.plans, start=1):
+        record = next(record for record in done.told("round") if record["stage"] == stage)
+        for client, metrics in record["clients"].items():
+            batch = first_batch(done, stage, client)
+            size, length = batch.inputs["text"]["ids"].shape
+            cost = price(done, stage, tokens=length)
+            width = plan.model.projection.out
+            loss = 2 * (2 * size * size * width) if objective == "contrastive" else 0  # a @ b.T and b @ a.T
+            step = metrics["step_flops"]
+            assert step["batch"] == size
+            assert step["forward"] == pytest.approx(size * cost.forward_flops + loss, rel=0.02)
+            assert step["backward"] == pytest.approx(size * cost.backward_flops + 2 * loss, rel=0.02)
+            assert metrics["peak_tensor_bytes"] == pytest.approx(cost.peak_bytes, rel=0.10)
+        first = done.summary["stages"][stage - 1]["ledger"]["measured"]
+        mean = sum(m["step_flops"]["forward"] / m["step_flops"]["batch"] for m in record["clients"].values()) / 2
+        assert first["forward_flops"] == pytest.approx(mean)
+
+
+def test_gradient_accumulation_lowers_the_peak_as_predicted(tmp_path: Path) -> None:
+    peaks = {}
+    for parts in (1, 2):
+        done = run_tiny(tmp_path / str(parts), "stages.rounds=[1,0]", f"training.gradient_accumulation={parts}")
+        metrics = done.told("round")[0]["clients"]["client-000"]
+        length = first_batch(done, 1, "client-000").inputs["text"]["ids"].shape[1]
+        peaks[parts] = (metrics["peak_tensor_bytes"], price(done, 1, tokens=length).peak_bytes)
+    assert peaks[2][1] < 0.7 * peaks[1][1]
+    assert peaks[2][0] == pytest.approx(peaks[2][1], rel=0.10)
+
+
+def first_batch(done: Finished, stage: int, client: str) -> Batch:
+    """Reads what a client's first step of a stage's first round has read."""
+    plan = done.plans[stage - 1]
+    written = done.bench.stage(done.keys[stage - 1])
+    place = Place(device="cpu")
+    held, _ = done.bench.share(written, place, client)
+    epoch = epoch_length(len(held), plan.training.batch_size)
+    steps = plan.training.local_epochs * epoch
+    batches = train_batches(
+        done.bench.data(written, place),
+        examples=held,
+        settings=done.bench.inputs(written),
+        batch_size=plan.training.batch_size,
+        seed=plan.seed,
+        first_view=(plan.first_round - 1) * -(-steps // epoch),
+        augment=plan.data.augment,
+        workers=0,
+        num_batches=1,
+    )
+    return next(batches)
+
+
+def price(done: Finished, stage: int, *, tokens: int) -> StageCost:
+    """The ledger at a length of text."""
+    model = runs.spec_of(done.run).model
+    architectures = architectures_of(model, folder=None, count=count_architecture)
+    lengths: dict[str, Any] = {m: item.tokens for m, item in architectures.items()} | {"text": tokens}
+    costs = stage_costs(
+        done.plans, architectures=architectures, num_classes=done.run["num_classes"], tokens=lengths
+    )  # fmt: skip
+    return costs[stage - 1]
+
+
+def test_the_first_batch_is_what_the_client_saw(finished: Finished) -> None:
+    """The helper above must not drift from the client: a batch of full size, from the client's own share."""
+    batch = first_batch(finished, 1, "client-000")
+    written = finished.bench.stage(finished.keys[0])
+    held, _ = finished.bench.share(written, Place(device="cpu"), "client-000")
+    assert set(batch.ids) <= {example.id for example in held} and len(batch.ids) == 8
+    assert isinstance(batch.inputs["image"], Tensor)

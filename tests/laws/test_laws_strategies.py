@@ -1,0 +1,102 @@
+"""Laws of the strategies: what is not trained does not change, and with one stage they are one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lwfed.models.build import initial_tensors
+from lwfed.steps import runs
+from lwfed.store import paths
+from lwfed.types.tensors import unit_of
+from tests.tiny import ONE_STAGE, Finished, run_tiny, tensor_digests, tensors_of
+
+STRATEGIES = ("layerwise", "progressive", "end_to_end")
+
+
+def test_with_one_stage_all_strategies_are_one(tmp_path: Path) -> None:
+    done = {s: run_tiny(tmp_path / s, *ONE_STAGE, f"strategy={s}") for s in STRATEGIES}
+    assert len({run.digest for run in done.values()}) == 1
+    assert len({run.keys[0] for run in done.values()}) == 3, "and yet they are three plans"
+    rounds = {tuple(record["digest"] for record in run.told("round")) for run in done.values()}
+    assert len(rounds) == 1, "round by round"
+
+
+def test_end_to_end_is_one_stage_of_all_rounds(tmp_path: Path) -> None:
+    whole = run_tiny(tmp_path / "a", "strategy=end_to_end")
+    one = run_tiny(tmp_path / "b", *ONE_STAGE, "stages.rounds=[4]", "strategy=end_to_end")
+    assert whole.digest == one.digest and len(whole.summary["stages"]) == 1
+
+
+@pytest.mark.parametrize("server_round", [1, 2])
+def test_frozen_blocks_are_bit_equal_before_and_after_a_round(finished: Finished, server_round: int) -> None:
+    plan = finished.plans[1]
+    assert plan.frozen == ("image.stem", "image.blocks.0", "text.stem", "text.blocks.0")
+    before, after = finished.checkpoint(2, server_round - 1), finished.checkpoint(2, server_round)
+    for unit in plan.frozen:
+        assert after.blocks[unit].to_values() == before.blocks[unit].to_values() == stage_one(finished, unit)
+    changed = {unit_of(n) for n, d in tensor_digests(after).items() if d != tensor_digests(before)[n]}
+    assert changed == set(plan.trained), "and all that is trained did change"
+
+
+def test_frozen_tensors_are_equal_in_value_too(finished: Finished) -> None:
+    first = tensors_of(finished.store, finished.checkpoint(1))
+    last = tensors_of(finished.store, finished.checkpoint(2))
+    frozen = {name for name in first if unit_of(name) in finished.plans[1].frozen}
+    assert frozen and all(torch.equal(first[name], last[name]) for name in frozen)
+    heads = {name for name in first if unit_of(name) == "image.projection"}
+    assert all(not torch.equal(first[name], last[name]) for name in heads), "heads are trained at every stage"
+
+
+def test_what_a_stage_starts_from_is_the_result_of_the_stage_before(finished: Finished) -> None:
+    result, start = tensor_digests(finished.checkpoint(1)), tensor_digests(finished.checkpoint(2, 0))
+    assert {name: start[name] for name in result} == result
+    assert {unit_of(name) for name in start.keys() - result} == {"image.blocks.1", "text.blocks.1"}
+    assert finished.summary["stages"][1]["digest"] == finished.checkpoint(2).digest
+
+
+def test_progressive_trains_everything_that_is_present(tmp_path: Path) -> None:
+    done = run_tiny(tmp_path, "strategy=progressive", "stages.rounds=[1,1]")
+    before, after = tensor_digests(done.checkpoint(2, 0)), tensor_digests(done.checkpoint(2))
+    changed = {unit_of(name) for name in after if after[name] != before[name]}
+    assert changed == set(done.plans[1].present)
+
+
+@pytest.mark.parametrize("rounds", ["[0,2]", "[2,0]"])
+def test_a_stage_without_rounds_appends_its_blocks_as_they_are_drawn(tmp_path: Path, rounds: str) -> None:
+    done = run_tiny(tmp_path, f"stages.rounds={rounds}")
+    untrained = 1 if rounds == "[0,2]" else 2
+    plan = done.plans[untrained - 1]
+    checkpoint = done.checkpoint(untrained)
+    assert done.summary["stages"][untrained - 1]["rounds"] == 0
+    drawn = initial_tensors(
+        runs.spec_of(done.run).model, units=plan.appended, depth=plan.depth, num_classes=None, seed=plan.seed
+    )
+    stored = tensors_of(done.store, checkpoint)
+    assert drawn.keys() <= stored.keys()
+    for name, tensor in drawn.items():
+        assert torch.equal(stored[name], tensor), name
+    if untrained == 2:
+        before = tensor_digests(done.checkpoint(1))
+        assert {n: d for n, d in tensor_digests(checkpoint).items() if n in before} == before
+    else:
+        final = tensor_digests(done.checkpoint(2))
+        frozen = {n: d for n, d in tensor_digests(checkpoint).items() if unit_of(n) in done.plans[1].frozen}
+        assert frozen and {n: final[n] for n in frozen} == frozen, "drawn, frozen, never trained"
+
+
+def test_rounds_are_counted_over_all_stages(finished: Finished) -> None:
+    numbers = [(r["stage"], r["round"], r["global_round"]) for r in finished.told("round")]
+    assert numbers == [(1, 1, 1), (1, 2, 2), (2, 1, 3), (2, 2, 4)]
+    assert finished.store.has(paths.stage_checkpoint(finished.keys[1]))
+
+
+def test_the_seed_changes_everything_and_the_place_nothing(finished: Finished, tmp_path: Path) -> None:
+    assert run_tiny(tmp_path / "a", "seed=1").digest != finished.digest
+    assert run_tiny(tmp_path / "b", "data.workers=1", "evaluation.batch_size=3").digest == finished.digest
+
+
+def stage_one(finished: Finished, unit: str) -> dict[str, object]:
+    return finished.checkpoint(1).blocks[unit].to_values()

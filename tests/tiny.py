@@ -1,0 +1,231 @@
+"""A whole experiment that takes a second: a ViT of 4 patches, a DistilBERT of two layers, 24 scenes, two clients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lwfed.launch.in_process import InProcess
+from lwfed.plan.stages import StagePlan
+from lwfed.spec.load import build_spec
+from lwfed.spec.run import RunSpec
+from lwfed.steps import runs
+from lwfed.steps.experiment import run_stages
+from lwfed.steps.launcher import Launcher
+from lwfed.steps.prepare import draft, prepare
+from lwfed.steps.runs import Options
+from lwfed.steps.tasks import ClientTask, Place, RoundTask
+from lwfed.steps.train_client import train_client
+from lwfed.steps.workbench import Stage, Workbench
+from lwfed.store import paths
+from lwfed.store.blocks import Block, block_key, read_file
+from lwfed.store.checkpoint import Checkpoint, read_checkpoint
+from lwfed.store.local import LocalStore
+from lwfed.store.protocol import Store
+
+VALUES: dict[str, Any] = {
+    "name": "tiny",
+    "strategy": "layerwise",
+    "stages": {"rounds": [2, 2]},
+    "data": {
+        "source": "shapes",
+        "workers": 0,
+        "augment": False,
+        "shapes": {"train": 24, "test": 8, "image_size": 16},
+    },
+    "model": {
+        "encoders": {
+            "image": {
+                "family": "vit",
+                "arch": "vit_tiny_patch16_224",
+                "blocks_per_stage": 1,
+                "config": {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2},
+            },
+            "text": {
+                "family": "distilbert",
+                "blocks_per_stage": 1,
+                "max_tokens": 64,
+                "config": {
+                    "vocab_size": 384,
+                    "dim": 16,
+                    "hidden_dim": 32,
+                    "n_layers": 2,
+                    "n_heads": 2,
+                    "max_position_embeddings": 64,
+                },
+            },
+        },
+        "projection": {"hidden": 16, "out": 8, "dropout": 0.1},
+        "objective": {"kind": "contrastive", "temperature": 0.07},
+    },
+    "training": {"local_epochs": 1, "batch_size": 8, "learning_rate": 4.0e-2},
+    "federation": {"num_clients": 2},
+    "launch": {"device": "cpu"},
+    "tracking": {"uri": None},
+}
+"""Two stages of two rounds."""
+
+ONE_STAGE = (
+    "stages.rounds=[2]",
+    "model.encoders.image.blocks_per_stage=2",
+    "model.encoders.text.blocks_per_stage=2",
+)
+"""Overrides: the same model in one stage."""
+
+DEPTHS = {"image": 2, "text": 2}
+
+Event = tuple[str, dict[str, Any]]
+Emit = Callable[[str, dict[str, Any]], None]
+
+
+def tiny_spec(root: Path | str, *overrides: str) -> RunSpec:
+    """Gives the spec, with a store in a folder."""
+    return build_spec({**VALUES, "store": {"uri": str(root)}}, overrides=overrides)
+
+
+@dataclass
+class Finished:
+    """A run that is over, and what it told while it went on."""
+
+    run: dict[str, Any]
+    summary: dict[str, Any]
+    bench: Workbench
+    events: list[Event] = field(default_factory=list)
+
+    @property
+    def store(self) -> Store:
+        return self.bench.store
+
+    @property
+    def digest(self) -> str:
+        return str(self.summary["digest"])
+
+    @property
+    def plans(self) -> tuple[StagePlan, ...]:
+        return runs.plans_of(self.run)
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of the stages."""
+        return [item["key"] for item in runs.read_run(self.store, self.run["run_id"])["stages"]]
+
+    def told(self, kind: str) -> list[dict[str, Any]]:
+        """Values of all events of a kind."""
+        return [values for name, values in self.events if name == kind]
+
+    def checkpoint(self, stage: int, server_round: int | None = None) -> Checkpoint:
+        """A round's manifest, or the stage's."""
+        key = self.keys[stage - 1]
+        ref = paths.stage_checkpoint(key) if server_round is None else paths.round_checkpoint(key, server_round)
+        found = read_checkpoint(self.store, ref)
+        assert found is not None
+        return found
+
+
+def prepared(spec: RunSpec, *, store: Store, options: Options | None = None) -> dict[str, Any]:
+    """Draws up and prepares a run."""
+    return prepare(draft(spec, store=store, options=options or Options()), store=store, emit=ignore)
+
+
+def run_tiny(
+    root: Path | str,
+    *overrides: str,
+    options: Options | None = None,
+    emit: Emit | None = None,
+    launcher: Callable[[Workbench], Launcher] = InProcess,
+    bench: Workbench | None = None,
+) -> Finished:
+    """Runs the tiny experiment to its end, or until `emit` raises."""
+    bench = bench or Workbench(LocalStore(root))
+    run = prepared(tiny_spec(root, *overrides), store=bench.store, options=options)
+    events: list[Event] = []
+
+    def note(kind: str, values: dict[str, Any]) -> None:
+        events.append((kind, values))
+        if emit is not None:
+            emit(kind, values)
+
+    summary = run_stages(run, launcher=launcher(bench), bench=bench, emit=note, cache=Path(root) / "cache")
+    return Finished(run=run, summary=summary, bench=bench, events=events)
+
+
+class Stopped(BaseException):
+    """A run that is killed: nothing between the launcher and the test may catch it."""
+
+
+def begun(root: Path | str, *overrides: str, store: Store | None = None) -> tuple[Workbench, Stage, Place]:
+    """Gives a store in which stage 1 is begun and none of its clients has trained."""
+    bench = Workbench(store or LocalStore(root))
+
+    def stop(kind: str, values: dict[str, Any]) -> None:
+        if kind == "round_started":
+            raise Stopped
+
+    run = prepared(tiny_spec(root, *overrides), store=bench.store)
+    try:
+        run_stages(run, launcher=InProcess(bench), bench=bench, emit=stop, cache=None)
+    except Stopped:
+        pass
+    key = runs.stage_key_of(runs.read_run(bench.store, run["run_id"]), 1)
+    assert key is not None
+    return bench, bench.stage(key), Place(device="cpu")
+
+
+def client_task(bench: Workbench, stage: Stage, client: str, *, server_round: int = 1, **place: Any) -> ClientTask:
+    """Gives the task of a client."""
+    return ClientTask(
+        store=bench.store.uri,
+        stage_key=stage.key,
+        server_round=server_round,
+        place=Place(device="cpu", **place),
+        client=client,
+    )
+
+
+def round_task(bench: Workbench, stage: Stage, *, server_round: int = 1) -> RoundTask:
+    """Gives the task of a round's aggregation."""
+    return RoundTask(store=bench.store.uri, stage_key=stage.key, server_round=server_round, place=Place(device="cpu"))
+
+
+def accept(bench: Workbench, stage: Stage, clients: Sequence[str], *, server_round: int = 1) -> dict[str, Any]:
+    """Has clients train and commits their updates as those that count; gives the updates."""
+    updates = {
+        client: train_client(client_task(bench, stage, client, server_round=server_round), bench=bench)
+        for client in clients
+    }
+    kept = {c: {key: u[key] for key in ("digest", "num_examples", "metrics")} for c, u in updates.items()}
+    bench.store.write_ref(paths.accepted(stage.key, server_round), {"clients": kept, "failed": {}})
+    return updates
+
+
+def update_tensors(bench: Workbench, stage: Stage, client: str, *, server_round: int = 1) -> dict[str, Tensor]:
+    """Reads a client's update."""
+    update = bench.store.read_ref(paths.update(stage.key, server_round, client))
+    assert update is not None
+    folder = paths.updates(stage.key, server_round, client)
+    tensors: dict[str, Tensor] = {}
+    for values in update["blocks"].values():
+        block = Block.from_values(values)
+        tensors |= read_file(bench.store.fetch(f"{folder}/{block.digest}.safetensors"), block)
+    return tensors
+
+
+def tensors_of(store: Store, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Reads all weights of a checkpoint."""
+    tensors: dict[str, Tensor] = {}
+    for block in checkpoint.blocks.values():
+        tensors |= read_file(store.fetch(block_key(block)), block)
+    return tensors
+
+
+def tensor_digests(checkpoint: Checkpoint) -> dict[str, str]:
+    """Gives tensor name -> digest, without reading a weight."""
+    return {name: digest for block in checkpoint.blocks.values() for name, (digest, _) in block.tensors.items()}
+
+
+def ignore(kind: str, values: dict[str, Any]) -> None:
+    """Takes an event and does nothing."""

@@ -1,0 +1,69 @@
+"""Laws of a stage's key: it changes with all that decides the result, and with nothing else."""
+
+from __future__ import annotations
+
+import pytest
+
+from lwfed.plan.stages import plan_stages, stage_key
+from lwfed.spec.load import build_spec
+from tests.tiny import DEPTHS, VALUES
+
+VERSIONS = {"input_digest": "", "code_version": "c", "data_version": "d"}
+
+
+def keys(*overrides: str, depths: dict[str, int] | None = None, **versions: str) -> list[str]:
+    plans = plan_stages(build_spec(VALUES, overrides=overrides), depths=depths or DEPTHS)
+    return [stage_key(plan, **{**VERSIONS, **versions}) for plan in plans]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "name=other", "launch={kind: subprocess, parallel: 4, retries: 3, device: cpu}", "launch.device=auto",
+        "store.uri=/elsewhere", "store.keep_rounds=0", "tracking={uri: 'http://x', experiment: y, register_as: z}",
+        "data.workers=7", "federation.round_timeout_s=5",
+    ],
+)  # fmt: skip
+def test_a_key_does_not_change_with_where_and_how_fast(override: str) -> None:
+    assert keys(override) == keys()
+
+
+def test_a_key_does_not_change_with_the_place_of_the_data() -> None:
+    advance = ("data={source: advance, root: /a}", "model.encoders={image: {family: vit, arch: x}, audio: {family: ast}}")
+    depths = {"image": 2, "audio": 2}
+    assert keys(*advance, depths=depths) == keys(*advance, "data.root=/b", depths=depths)
+    assert keys(*advance, depths=depths) != keys(*advance, "data.test_fraction=0.5", depths=depths)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1", "strategy=progressive", "stages.rounds=[3,2]", "data.augment=true", "data.shapes.train=30",
+        "data.on_bad_example=skip", "model.encoders.text.max_tokens=32", "model.encoders.image.config.num_heads=4",
+        "model.projection.dropout=0.2", "model.objective.temperature=0.1", "training.batch_size=6",
+        "training.learning_rate=1e-3", "training.learning_rates.projection=1e-3", "training.local_epochs=2",
+        "training.local_steps=3", "training.proximal_mu=0.1", "training.clip_norm=1", "training.precision=bf16",
+        "training.threads=2", "training.weight_decay=0.1", "training.gradient_accumulation=2",
+        "federation.num_clients=3", "federation.partition={kind: dirichlet, alpha: 1}", "federation.fraction_fit=0.5",
+        "federation.min_fit_clients=1", "federation.server.kind=fedadam", "federation.server.eta=0.5",
+        "evaluation.holdout_fraction=0.2", "evaluation.every=2",
+    ],
+)  # fmt: skip
+def test_a_key_changes_with_what_decides_the_result(override: str) -> None:
+    assert keys(override)[0] != keys()[0]
+
+
+def test_a_key_changes_with_devices_because_sums_are_taken_apart() -> None:
+    assert keys("launch={kind: subprocess, devices: 2}")[0] != keys()[0]
+
+
+@pytest.mark.parametrize("version", ["input_digest", "code_version", "data_version"])
+def test_a_key_changes_with_input_code_and_data(version: str) -> None:
+    assert keys(**{version: "x"})[0] != keys()[0]
+
+
+def test_each_stage_has_a_key_and_a_later_change_leaves_the_earlier_ones() -> None:
+    first, second = keys()
+    assert first != second and len(first) == 64
+    later = keys("stages.rounds=[2,3]")
+    assert later[0] == first and later[1] != second
