@@ -84,7 +84,7 @@ def rank() -> int:
 
 
 @contextmanager
-def ranks() -> Iterator[None]:
+def ranks(*, use_gpu: bool) -> Iterator[None]:
     """Joins the other processes of a client where torchrun started several (`WORLD_SIZE`); alone, does nothing."""
     if int(_text("WORLD_SIZE") or 1) == 1:
         yield
@@ -93,7 +93,7 @@ def ranks() -> Iterator[None]:
     import torch.distributed as dist
 
     device = None
-    if torch.cuda.is_available():
+    if use_gpu and torch.cuda.is_available():
         device = torch.device("cuda", int(_text("LOCAL_RANK") or 0))
         torch.cuda.set_device(device)
     dist.init_process_group("gloo" if device is None else "nccl", device_id=device)

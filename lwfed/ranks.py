@@ -25,6 +25,15 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
+def agree(yes: bool) -> bool:
+    """Gives the first rank's answer to all, where each might see something else."""
+    if size() == 1:
+        return yes
+    answer = [yes]
+    dist.broadcast_object_list(answer, src=0)
+    return answer[0]
+
+
 def total(tensor: Tensor) -> Tensor:
     """Sums a tensor over the ranks; its gradient is summed over them too."""
     return tensor if size() == 1 else _Total.apply(tensor)

@@ -12,8 +12,7 @@ from lwfed.cli.console import make_console, make_table, print_json
 from lwfed.cli.options import Json, Overrides, Spec
 from lwfed.spec.load import DEFAULT_PRESET, load_spec, preset_names
 from lwfed.spec.run import RunSpec
-from lwfed.types.errors import DataError
-from lwfed.types.seeds import derive
+from lwfed.types.errors import DataError, SpecError
 
 BAR = 40
 
@@ -90,17 +89,20 @@ def plan(
 def partition(spec: Spec = None, override: Overrides = None, as_json: Json = False) -> None:
     """Show how the training examples are shared among clients: sizes, and a histogram of the labels."""
     from lwfed.data.partition import describe
-    from lwfed.data.partition import partition as share
-    from lwfed.data.source import open_source
+    from lwfed.steps.prepare import server_source
+    from lwfed.steps.shares import readable_examples, shares_of
+    from lwfed.store.local import open_store
 
     values = load_spec(spec, overrides=override or [])
-    source = open_source(values.data)
-    examples = source.examples("train")
-    shares = share(
+    if values.federation.partition.kind == "local" and values.federation.num_clients > 1:
+        raise SpecError("a local partition cuts nothing: each client has a folder of its own", remedy="see data.root")
+    source, store = server_source(values), open_store(values.store.uri)
+    examples = readable_examples(source, "train", modalities=values.model.modalities, store=store)
+    shares = shares_of(
         examples,
-        plan=values.federation.partition,
+        kind=values.federation.partition,
         num_clients=values.federation.num_clients,
-        seed=derive(str(values.seed), "partition"),
+        seed=str(values.seed),
     )
     told = describe(examples, shares=shares, classes=source.classes)
     if as_json:

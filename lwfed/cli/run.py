@@ -63,9 +63,10 @@ def rerun(
 
     Makes a new run that names its parent.
     """
-    parent = pick_run(open_runs(store), run_id)
+    opened = open_runs(store)
+    parent = pick_run(opened, run_id)
     changed = list(override or [])
-    values = build_spec(parent["spec"], overrides=changed)
+    values = build_spec(parent["spec"], overrides=[f"store.uri={opened.uri}", *changed])
     if not changed and not fresh:
         fresh = True  # the same work again is what was asked for
     options = Options(run_id=_checked(new_id), fresh=fresh, parent=(parent["run_id"], stage))

@@ -13,9 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from lwfed import environment
-from lwfed.types.errors import SpecError
+from lwfed.types.errors import LwfedError, SpecError
 
-STEPS = ("train-client", "evaluate-client", "aggregate-round", "train-stage")
+STEPS = ("train-client", "evaluate-client", "aggregate-round", "evaluate-round", "train-stage")
 POLL_S = 1.0
 
 
@@ -28,8 +28,13 @@ def step(
     if name not in STEPS:
         raise SpecError(f"there is no step `{name}`", remedy=f"name one of {', '.join(STEPS)}")
     values = _read(task)
-    with environment.ranks():
-        result = _run(name, values, as_json=as_json)
+    try:
+        with environment.ranks(use_gpu=values.get("place", {}).get("device") != "cpu"):
+            result = _run(name, values, as_json=as_json)
+    except LwfedError as error:
+        if as_json:
+            _tell("failed", {"exit_code": error.exit_code, "message": str(error)})
+        raise
     if result and not as_json:
         typer.echo(json.dumps(result))
 
@@ -38,7 +43,7 @@ def _run(name: str, values: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
     from lwfed.launch.in_process import step_teller
     from lwfed.launch.launchers import make_launcher
     from lwfed.steps import runs
-    from lwfed.steps.aggregate_round import aggregate_round
+    from lwfed.steps.aggregate_round import aggregate_round, evaluate_round
     from lwfed.steps.evaluate_client import evaluate_client
     from lwfed.steps.tasks import ClientTask, RoundTask, StageTask
     from lwfed.steps.train_client import train_client
@@ -47,8 +52,7 @@ def _run(name: str, values: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
 
     def emit(kind: str, told: dict[str, Any]) -> None:
         if as_json and environment.rank() == 0:
-            sys.stdout.write(json.dumps({"event": kind, "values": told}) + "\n")
-            sys.stdout.flush()
+            _tell(kind, told)
 
     if name in ("train-client", "evaluate-client"):
         client = ClientTask.model_validate(values)
@@ -59,14 +63,21 @@ def _run(name: str, values: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
             update = train_client(client, bench=bench, on_step=step_teller(client.client, emit))
             return {"digest": update.get("digest", "")}
         return evaluate_client(client, bench=bench)
-    if name == "aggregate-round":
+    if name in ("aggregate-round", "evaluate-round"):
         round_task = RoundTask.model_validate(values)
+        if name == "evaluate-round":
+            return evaluate_round(round_task, bench=Workbench.at(round_task.store))
         return {"digest": aggregate_round(round_task, bench=Workbench.at(round_task.store))}
     stage_task = StageTask.model_validate(values)
     bench = Workbench.at(stage_task.store)
     spec = runs.spec_of(runs.read_run(bench.store, stage_task.run_id))
     record = train_stage(stage_task, launcher=make_launcher(spec.launch, bench=bench), bench=bench, emit=emit)
     return {"digest": record["digest"]}
+
+
+def _tell(kind: str, values: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps({"event": kind, "values": values}) + "\n")
+    sys.stdout.flush()
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -30,12 +30,14 @@ class MicroBatch:
     Attributes:
         value: What the loss takes.
         share: Its part of the batch, in (0, 1].
+        rows: Its examples on this device.
         name: How a person finds it again.
         tensors: The tensors in `value`.
     """
 
     value: Any
     share: float
+    rows: int
     name: str
     tensors: tuple[Tensor, ...] = ()
 
@@ -69,6 +71,7 @@ class LocalResult:
         loss_first: Loss of the first step, before any change.
         wall_s: Seconds.
         cost: FLOPs and bytes of the first step, where it was measured.
+        first_rows: Examples of the first step on this device.
     """
 
     steps: int
@@ -76,6 +79,7 @@ class LocalResult:
     loss_first: float
     wall_s: float
     cost: StepCost | None
+    first_rows: int
 
 
 def train(
@@ -116,12 +120,14 @@ def train(
     )
     anchor = [parameter.detach().clone() for parameter in parameters] if settings.proximal_mu else None
     losses: list[float] = []
+    first_rows = 0
     cost: StepCost | None = None
     started = time.monotonic()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(as_int(derive(settings.seed, "rank", ranks.rank())))
         for step in range(settings.steps):
             micros = next(batches)
+            first_rows = first_rows or sum(micro.rows for micro in micros)
             if known is not None and step == 0:
                 inputs = [tensor for micro in micros for tensor in micro.tensors]
                 with measuring(known=[*known, *inputs], device=device) as cost:
@@ -147,6 +153,7 @@ def train(
         loss_first=losses[0],
         wall_s=time.monotonic() - started,
         cost=cost,
+        first_rows=first_rows,
     )
 
 

@@ -8,13 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lwfed.environment import debug
-from lwfed.steps.aggregate_round import aggregate_round
+from lwfed.steps.aggregate_round import aggregate_round, evaluate_round
 from lwfed.steps.evaluate_client import evaluate_client
 from lwfed.steps.launcher import Emit, Outcome
 from lwfed.steps.tasks import ClientTask, RoundTask
 from lwfed.steps.train_client import train_client
 from lwfed.steps.workbench import Workbench
-from lwfed.types.errors import LwfedError
+from lwfed.types.errors import SHARED_CODES, LwfedError
+
+SERVER_STEPS: dict[str, Callable[..., object]] = {
+    "aggregate-round": aggregate_round,
+    "evaluate-round": evaluate_round,
+}
 
 
 class InProcess:
@@ -34,10 +39,8 @@ class InProcess:
             yield self._run(step, task, emit)
 
     def server(self, step: str, task: RoundTask) -> None:
-        """Runs the aggregation here."""
-        if step != "aggregate-round":
-            raise ValueError(f"`{step}` is not a step of the server")
-        aggregate_round(task, bench=self._bench)
+        """Runs the server's step here."""
+        SERVER_STEPS[step](task, bench=self._bench)
 
     def _run(self, step: str, task: ClientTask, emit: Emit) -> Outcome:
         try:
@@ -46,6 +49,8 @@ class InProcess:
             else:
                 evaluate_client(task, bench=self._bench)
         except LwfedError as error:
+            if error.exit_code in SHARED_CODES:
+                raise
             return Outcome(task.client, error.exit_code, str(error))
         except Exception as error:  # a fault in one client must not end the others
             if debug():

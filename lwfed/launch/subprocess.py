@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from lwfed.launch.in_process import InProcess
 from lwfed.steps.launcher import Emit, Outcome
 from lwfed.steps.tasks import ClientTask, RoundTask
 from lwfed.steps.workbench import Workbench
-from lwfed.types.errors import FINAL_CODES, exit_name
+from lwfed.types.errors import FINAL_CODES, SHARED_CODES, error_of, exit_name
 
 GRACE_S = 5.0
 """Seconds between asking a process to end and ending it."""
@@ -37,6 +38,7 @@ class _Child:
     attempt: int
     process: subprocess.Popen[str]
     log: Path
+    failure: tuple[int, str] | None = None
 
 
 class Subprocess:
@@ -75,7 +77,7 @@ class Subprocess:
                     except queue.Empty:
                         break
                     if line is not None:
-                        _tell(running[pid].task.client, line, emit)
+                        _tell(running[pid], line, emit)
                         continue
                     child = running.pop(pid)
                     outcome = _outcome(child)
@@ -83,6 +85,8 @@ class Subprocess:
                         emit("client_log", {"client": child.task.client, "line": f"tried again: {outcome.reason}"})
                         waiting.append((child.task, child.attempt + 1))
                         continue
+                    if outcome.exit_code in SHARED_CODES:
+                        raise error_of(outcome.exit_code, f"{outcome.client}: {outcome.reason}")
                     yield outcome
                 late = [child.task.client for child in running.values()] + [task.client for task, _ in waiting]
             finally:
@@ -123,12 +127,15 @@ def _listen(process: subprocess.Popen[str], news: queue.SimpleQueue[tuple[int, s
     news.put((process.pid, None))
 
 
-def _tell(client: str, line: str, emit: Emit) -> None:
+def _tell(child: _Child, line: str, emit: Emit) -> None:
     try:
         event = json.loads(line)
         kind, values = event["event"], event["values"]
     except (ValueError, KeyError, TypeError):
-        emit("client_log", {"client": client, "line": line.rstrip()})
+        emit("client_log", {"client": child.task.client, "line": line.rstrip()})
+        return
+    if kind == "failed":  # torchrun hides its processes' exit codes
+        child.failure = (values["exit_code"], values["message"])
         return
     emit(kind, values)
 
@@ -137,6 +144,8 @@ def _outcome(child: _Child) -> Outcome:
     code = child.process.returncode
     if code == 0:
         return Outcome(child.task.client)
+    if child.failure is not None:
+        return Outcome(child.task.client, child.failure[0], child.failure[1])
     lines = [line for line in child.log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     named = [line for line in lines if line.startswith("error: ")]
     last = named[-1].removeprefix("error: ") if named else (lines[-1] if lines else "it left no word")
@@ -148,7 +157,8 @@ def _end(processes: Sequence[subprocess.Popen[str]]) -> None:
     for sign in (signal.SIGTERM, signal.SIGKILL):
         for process in processes:
             if process.poll() is None:
-                os.killpg(process.pid, sign)
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, sign)
         ends_at = time.monotonic() + GRACE_S
         while any(process.poll() is None for process in processes) and time.monotonic() < ends_at:
             time.sleep(0.02)

@@ -7,7 +7,7 @@ out, so that equal work has equal keys wherever it runs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from lwfed.plan.strategies import Selection, select, stage_rounds
 from lwfed.plan.units import depths_by_stage, group_of
@@ -16,7 +16,7 @@ from lwfed.spec.data import DataSpec, PartitionSpec, ShapesSize
 from lwfed.spec.federation import ExchangeSpec, ServerSpec
 from lwfed.spec.model import ModelSpec
 from lwfed.spec.run import RunSpec, Strategy
-from lwfed.spec.training import EvaluationSpec, TrainingSpec
+from lwfed.spec.training import EvaluationSpec
 from lwfed.types.canonical import digest_of
 from lwfed.types.seeds import derive
 
@@ -49,6 +49,19 @@ class CohortPlan(Section):
     min_available_clients: int
 
 
+class TrainingPlan(Section):
+    """A client's work in a round; its rates are in `StagePlan.rates`."""
+
+    local_epochs: int
+    local_steps: int | None
+    batch_size: int
+    gradient_accumulation: int
+    clip_norm: float | None
+    precision: Literal["auto", "fp32", "bf16"]
+    proximal_mu: float
+    threads: int
+
+
 class Rates(Section):
     """The optimiser's settings of a module group, in force."""
 
@@ -70,7 +83,8 @@ class StagePlan(Section):
         appended: Units this stage adds.
         cut: Modality -> number of frozen leading blocks.
         rates: Module group -> learning rate and weight decay in force.
-        training: Local training; its rates are the base of `rates`.
+        model: The model; an encoder's `blocks_per_stage` is the number this stage appends.
+        training: Local training.
         devices: Devices a client.
         seed: The run's seed, as text.
     """
@@ -87,7 +101,7 @@ class StagePlan(Section):
     cut: dict[str, int]
     rates: dict[str, Rates]
     model: ModelSpec
-    training: TrainingSpec
+    training: TrainingPlan
     cohort: CohortPlan
     server: ServerSpec
     exchange: ExchangeSpec
@@ -150,8 +164,8 @@ def _plan_stage(
         appended=selection.appended,
         cut=selection.cut,
         rates={group: _rates(spec, group, stage) for group in sorted({group_of(unit) for unit in selection.trained})},
-        model=spec.model,
-        training=spec.training,
+        model=_model_at(spec.model, stage=stage, depth=depth, only_stage=len(rounds) == 1),
+        training=TrainingPlan.model_validate(spec.training.model_dump(include=set(TrainingPlan.model_fields))),
         cohort=CohortPlan(
             num_clients=federation.num_clients,
             partition=federation.partition,
@@ -172,6 +186,15 @@ def _plan_stage(
         devices=spec.launch.devices,
         seed=str(spec.seed),
     )
+
+
+def _model_at(model: ModelSpec, *, stage: int, depth: Mapping[str, int], only_stage: bool) -> ModelSpec:
+    """Gives the model without the blocks that other stages append, which decide nothing here."""
+    encoders = {
+        m: encoder.model_copy(update={"blocks_per_stage": depth[m] if only_stage else encoder.blocks_at(stage)})
+        for m, encoder in model.encoders.items()
+    }
+    return model.model_copy(update={"encoders": encoders})
 
 
 def _rates(spec: RunSpec, group: str, stage: int) -> Rates:

@@ -79,6 +79,14 @@ class RunSpec(Section):
         missing = set(self.model.modalities) - offered[self.data.source]
         if missing:
             raise ValueError(f"the {self.data.source} data have no {', '.join(sorted(missing))}")
+        if self.federation.partition.kind == "local" and self.federation.num_clients > 1:
+            if "{client}" not in (self.data.root or ""):
+                raise ValueError(
+                    "a local partition needs a folder for each client and one for the server's test data: "
+                    "put {client} into `data.root`, for example /data/{client}"
+                )
+        elif "{client}" in (self.data.root or ""):
+            raise ValueError("`data.root` names {client}: set `federation.partition.kind` to local")
         if self.model.objective.kind == "supervised" and self.data.source == "coco":
             raise ValueError("the coco captions have no class labels: use the contrastive objective")
         micro = self.training.gradient_accumulation * self.launch.devices

@@ -64,6 +64,33 @@ def aggregate_round(task: RoundTask, *, bench: Workbench) -> str:
     return after.digest
 
 
+def evaluate_round(task: RoundTask, *, bench: Workbench) -> dict[str, float]:
+    """Judges a committed round that was not judged, such as round 0 of a last stage that trains nothing.
+
+    Args:
+        task: Which round.
+        bench: The process's bench.
+
+    Returns:
+        Its metrics, which are written beside it.
+
+    Raises:
+        CheckpointError: The round is not committed.
+    """
+    ref = paths.round_metrics(task.stage_key, task.server_round)
+    done = bench.store.read_ref(ref)
+    if done is not None:
+        return done["metrics"]
+    checkpoint = read_checkpoint(bench.store, paths.round_checkpoint(task.stage_key, task.server_round))
+    if checkpoint is None:
+        raise CheckpointError(f"round {task.server_round} is not committed", remedy="start the run again")
+    started = time.monotonic()
+    with computing():
+        metrics = judge(checkpoint, trained={}, bench=bench, stage=bench.stage(task.stage_key), task=task)
+    bench.store.write_ref(ref, {"metrics": metrics, "wall_s": {"evaluate": time.monotonic() - started}})
+    return metrics
+
+
 def judge(
     checkpoint: Checkpoint, *, trained: Mapping[str, Tensor], bench: Workbench, stage: Stage, task: RoundTask
 ) -> dict[str, float]:

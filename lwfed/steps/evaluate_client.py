@@ -42,7 +42,7 @@ def evaluate_client(task: ClientTask, *, bench: Workbench) -> dict[str, Any]:
             tensors, _ = fetch_model(task, bench=bench, stage=stage, store=store, device=device, round_offset=0)
             metrics = evaluate(
                 load(bench.skeleton(stage.key), tensors),
-                source=bench.data(stage, task.place),
+                source=bench.data(stage, task.place, task.client),
                 examples=held_out,
                 inputs=bench.inputs(stage),
                 model=plan.model,

@@ -67,9 +67,10 @@ def run_stages(
     emit("run", run)
     total = len(runs.plans_of(run))
     first = run["parent"]["stage"] if run["parent"] else 1
-    records = runs.history(bench.store, {**run, "stages": [s for s in run["stages"] if s["stage"] < first]})[0]
+    taken = runs.history(bench.store, {**run, "stages": [s for s in run["stages"] if s["stage"] < first]})[0]
+    records = [{**record, "reused": True} for record in taken]
     for record in records:
-        emit("stage", {**record, "reused": True})
+        emit("stage", record)
     for stage in range(first, min(total, last_stage or total) + 1):
         task = StageTask(store=bench.store.uri, run_id=run["run_id"], stage=stage, place=place)
         records.append(train_stage(task, launcher=launcher, bench=bench, emit=emit))

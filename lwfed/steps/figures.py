@@ -10,19 +10,22 @@ from lwfed.steps.figures_clients import participation_figure, partition_figure
 from lwfed.steps.figures_rounds import Stage, round_axis, rounds_plot, shade, stage_names, stages_of
 from lwfed.steps.formats import flops_text, measure_text, memory_text, number_text, percent_text, traffic_text
 from lwfed.steps.svg import (
+    LABEL_GAP,
     NUM_COLOURS,
     Plot,
     extent,
     figure,
     hint,
     line,
+    margin,
     standalone,
     tag,
+    text_width,
     ticks,
     words,
     y_axis,
 )
-from lwfed.tracking.protocol import Record, finite
+from lwfed.tracking.protocol import Record, finite, stage_numbers
 
 MODALITIES = {"i": "image", "t": "text", "a": "audio"}
 
@@ -75,9 +78,12 @@ def metric_figure(panel: Panel, *, stages: Sequence[Stage]) -> str:
     values = [value for series in panel.series for _, value in series.points if value is not None]
     high = max(values)
     span = (0.0, min(1.0, high * 1.12) if high > 0 else 1.0) if panel.share else extent(values)
-    plot = rounds_plot(stages, left=52, top=44, right=width - 58, bottom=height - 60, y=span)
     marks = ticks(*span)
     names = [percent_text(mark) if panel.share else number_text(mark) for mark in marks]
+    text = percent_text if panel.share else measure_text
+    lasts = [[value for _, value in series.points if value is not None][-1] for series in panel.series]
+    right = margin([text(value) for value in lasts], least=58)
+    plot = rounds_plot(stages, left=margin(names), top=44, right=width - right, bottom=height - 60, y=span)
     parts = [
         shade(plot, stages),
         stage_names(plot, stages),
@@ -87,11 +93,9 @@ def metric_figure(panel: Panel, *, stages: Sequence[Stage]) -> str:
     ends: list[tuple[float, str, int]] = []
     labels = list(dict.fromkeys(series.label for series in panel.series))
     colours = {label: index % NUM_COLOURS + 1 for index, label in enumerate(labels)}
-    text = percent_text if panel.share else measure_text
-    for series in panel.series:
+    for series, last in zip(panel.series, lasts, strict=True):
         colour = colours[series.label]
         parts.append(_curve(plot, series, colour=colour, text=text))
-        last = [value for _, value in series.points if value is not None][-1]
         if not series.dashed or all(other.dashed for other in panel.series):
             ends.append((plot.py(last), text(last), colour))
     for y, content, colour in _apart(ends, top=plot.top, bottom=plot.bottom):
@@ -121,14 +125,14 @@ def resource_figure(key: str, *, run: Record, stages: Sequence[Record]) -> str |
     costs = {cost["stage"]: cost for cost in run.get("predicted") or ()}
     whole = predicted(run.get("end_to_end") or {})
     rows = []
-    for entry in run["stages"]:
-        record = done.get(entry["stage"], {})
+    for stage in stage_numbers(run):
+        record = done.get(stage, {})
         ledger = record.get("ledger") or {}
         rows.append(
             (
-                entry["stage"],
+                stage,
                 record.get("rounds"),
-                predicted(ledger.get("predicted") or costs.get(entry["stage"]) or {}),
+                predicted(ledger.get("predicted") or costs.get(stage) or {}),
                 measured(ledger.get("measured") or {}),
             )
         )
@@ -137,17 +141,20 @@ def resource_figure(key: str, *, run: Record, stages: Sequence[Record]) -> str |
         return None
     width, height = 560.0, 270.0
     high = 1.13 * max(known)
-    plot = Plot(66, 12, width - 14, height - 52, (0.0, float(len(rows))), (0.0, high))
     marks = ticks(0, high, count=4, base=1024 if text is memory_text else 10)
-    parts = [y_axis(plot, values=marks, labels=[text(mark) for mark in marks])]
+    names = [text(mark) for mark in marks]
+    plot = Plot(margin([*names, "stage"]), 12, width - 14, height - 52, (0.0, float(len(rows))), (0.0, high))
+    parts = [y_axis(plot, values=marks, labels=names)]
+    parts.append(words(plot.left - LABEL_GAP, plot.bottom + 18, "stage", anchor="end"))
     if finite(whole):
         y = plot.py(whole)
         parts.append(line([(plot.left, y), (plot.right, y)], class_="reference"))
-        parts.append(line([(plot.left + 262, height - 14), (plot.left + 284, height - 14)], class_="reference"))
-        parts.append(words(plot.left + 290, height - 10, f"end to end: {text(whole)}", class_="strong"))
+        parts.append(line([(plot.left + 200, height - 14), (plot.left + 222, height - 14)], class_="reference"))
+        parts.append(words(plot.left + 228, height - 10, f"end to end: {text(whole)}", class_="strong"))
     for index, (stage, rounds, expected, found) in enumerate(rows):
         middle = plot.px(index + 0.5)
-        wide = min(34.0, 0.34 * (plot.right - plot.left) / len(rows))
+        room = (plot.right - plot.left) / len(rows)
+        wide = min(34.0, 0.34 * room)
         parts.append(words(middle, plot.bottom + 18, stage, anchor="middle"))
         if rounds == 0:
             parts.append(words(middle, plot.bottom - 8, "no rounds" if len(rows) < 8 else "–", anchor="middle"))
@@ -161,11 +168,12 @@ def resource_figure(key: str, *, run: Record, stages: Sequence[Record]) -> str |
         top = max((value for value in (expected, found) if finite(value)), default=None)
         against = found if finite(found) and found > 0 else expected
         if top is not None and finite(whole) and finite(against) and against > 0:
-            factor = f"{whole / against:.2f}×"
-            parts.append(words(middle, plot.py(top) - 6, factor, class_="strong halo", anchor="middle"))
+            for factor in (f"{whole / against:.2f}×", f"{whole / against:.1f}×"):
+                if text_width(factor, strong=True) <= room:
+                    parts.append(words(middle, plot.py(top) - 6, factor, class_="strong halo", anchor="middle"))
+                    break
     parts.append(line([(plot.left, plot.bottom), (plot.right, plot.bottom)], class_="axis"))
-    parts.append(words(plot.left, height - 10, "stage"))
-    for left, style, name in ((plot.left + 60, "f1 s1 predicted", "predicted"), (plot.left + 160, "f1", "measured")):
+    for left, style, name in ((plot.left, "f1 s1 predicted", "predicted"), (plot.left + 100, "f1", "measured")):
         parts.append(tag("rect", x=left, y=height - 20, width=12, height=12, rx=2, class_=style))
         parts.append(words(left + 18, height - 10, name))
     return figure(parts, width=width, height=height, label=f"{title}, by stage, against end to end")
@@ -257,7 +265,7 @@ def _legend(entries: Sequence[tuple[str, int | None]], *, y: float, left: float)
         style = "series reference dashed" if colour is None else f"series s{colour}"
         parts.append(line([(x, y - 4), (x + 20, y - 4)], class_=style))
         parts.append(words(x + 26, y, label))
-        x += 40 + 6.8 * len(label)
+        x += 26 + text_width(label) + 18
     return "".join(parts)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from lwfed.steps.figures_rounds import Stage, round_axis, rounds_plot, shade, stage_names
 from lwfed.steps.formats import count_text, number_text
-from lwfed.steps.svg import Plot, area, extent, figure, hint, line, tag, ticks, words, y_axis
+from lwfed.steps.svg import Plot, area, extent, figure, hint, line, margin, tag, ticks, words, y_axis
 from lwfed.tracking.protocol import Record, finite
 
 
@@ -18,7 +18,8 @@ def participation_figure(run: Record, *, stages: Sequence[Stage], rounds: Sequen
     tall = 16.0 if len(clients) <= 20 else max(4.0, 320 / len(clients))
     width, top = 1140.0, 44.0
     bottom = top + tall * len(clients)
-    plot = rounds_plot(stages, left=92, top=top, right=width - 58, bottom=bottom, y=(0.0, float(len(clients))))
+    left = margin(clients, least=92)
+    plot = rounds_plot(stages, left=left, top=top, right=width - 58, bottom=bottom, y=(0.0, float(len(clients))))
     wide = plot.px(2) - plot.px(1)
     gap_x, gap_y = (2.0, 2.0) if wide > 8 and tall > 8 else (0.6 if wide > 3 else 0.0, 0.6)
     rows = {client: index for index, client in enumerate(clients)}
@@ -46,7 +47,7 @@ def participation_figure(run: Record, *, stages: Sequence[Stage], rounds: Sequen
         parts.append(tag("rect", x=left, y=bottom + 12, width=12, height=12, rx=2, class_=style))
         parts.append(words(left + 18, bottom + 22, name))
         left += 110
-    spread, height = _spread(stages, rounds, top=bottom + 62, width=width)
+    spread, height = _spread(stages, rounds, top=bottom + 62, left=plot.left, width=width)
     return figure([*parts, spread], width=width, height=height, label="Participation of clients and spread of losses")
 
 
@@ -56,7 +57,8 @@ def partition_figure(run: Record) -> str:
     tall = 20.0 if len(clients) <= 24 else max(5.0, 480 / len(clients))
     width, height = 560.0, tall * len(clients) + 12
     high = max([1, *clients.values()])
-    plot = Plot(92, 4, width - 60, height - 8, (0.0, float(high)), (0.0, 1.0))
+    right = width - margin([count_text(high)])
+    plot = Plot(margin(clients, least=92), 4, right, height - 8, (0.0, float(high)), (0.0, 1.0))
     every = math.ceil(14 / tall)
     parts = []
     for index, (client, count) in enumerate(clients.items()):
@@ -80,7 +82,9 @@ def _state(record: Record, client: str) -> tuple[str, str]:
     return "took", f"took part, {count_text(found.get('num_examples', 0))} examples{loss}"
 
 
-def _spread(stages: Sequence[Stage], rounds: Sequence[Record], *, top: float, width: float) -> tuple[str, float]:
+def _spread(
+    stages: Sequence[Stage], rounds: Sequence[Record], *, top: float, left: float, width: float
+) -> tuple[str, float]:
     """Draws least, middle half, mean and largest of the clients' losses; gives the drawing and where it ends."""
     found = []
     for record in rounds:
@@ -92,7 +96,7 @@ def _spread(stages: Sequence[Stage], rounds: Sequence[Record], *, top: float, wi
         return "", top - 24
     bottom = top + 190
     span = extent(value for _, losses, _ in found for value in losses)
-    plot = rounds_plot(stages, left=92, top=top, right=width - 58, bottom=bottom, y=span)
+    plot = rounds_plot(stages, left=left, top=top, right=width - 58, bottom=bottom, y=span)
     marks = ticks(*span)
     parts = [
         words(plot.left, top - 10, "Training loss of the clients that took part", class_="strong"),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lwfed.steps.svg import Plot, hint, line, round_ticks, tag, words
-from lwfed.tracking.protocol import Record
+from lwfed.tracking.protocol import Record, stage_numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,7 @@ def stages_of(run: Record, stages: Sequence[Record], rounds: Sequence[Record]) -
     """Lays a run's stages along its global rounds, as far as they are recorded."""
     finished = {record["stage"]: int(record["rounds"]) for record in stages}
     result, first = [], 1
-    for entry in run["stages"]:
-        number = entry["stage"]
+    for number in stage_numbers(run):
         recorded = sum(1 for record in rounds if record["stage"] == number)
         if number not in finished and not recorded:
             break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
 from lwfed.store.checkpoint import read_checkpoint
 from lwfed.tracking.protocol import Trackers
+from lwfed.types.errors import DataError
 
 
 def finish_run(run: runs.Run, summary: Mapping[str, Any], *, bench: Workbench, trackers: Trackers) -> Path:
@@ -67,7 +69,8 @@ def write_report(run: runs.Run, *, bench: Workbench, output: Path | None = None)
         key = stages[-1]["key"]
         checkpoint = read_checkpoint(bench.store, paths.stage_checkpoint(key))
         if checkpoint is not None:
-            grid = retrieval_grid(checkpoint, stage=bench.stage(key), bench=bench, place=place_of(run, cache=None))
+            with suppress(DataError):  # a report is written where the data are not, too; without pictures
+                grid = retrieval_grid(checkpoint, stage=bench.stage(key), bench=bench, place=place_of(run, cache=None))
     html = render(run, stages, rounds, retrieval=grid).encode()
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -41,9 +41,13 @@ class Launcher(Protocol):
 
         Yields:
             An outcome a task, as they end.
+
+        Raises:
+            LwfedError: What no other client can help, such as a full disk or a corrupted checkpoint
+                (`lwfed.types.errors.SHARED_CODES`).
         """
         ...
 
     def server(self, step: str, task: RoundTask) -> None:
-        """Runs `aggregate-round`; raises what it raises."""
+        """Runs `aggregate-round` or `evaluate-round`; raises what it raises."""
         ...

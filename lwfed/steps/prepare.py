@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 from lwfed.cost.cache import architectures_of
 from lwfed.cost.ledger import end_to_end_cost, stage_costs
 from lwfed.cost.units import Architecture
-from lwfed.data.partition import holdout, partition
 from lwfed.data.source import Example, Source, open_source
+from lwfed.plan.cohort import client_ids
 from lwfed.plan.stages import StagePlan, plan_stages
 from lwfed.spec.load import to_values
 from lwfed.spec.model import EncoderSpec, ModelSpec
@@ -19,11 +20,12 @@ from lwfed.spec.run import RunSpec
 from lwfed.steps import runs
 from lwfed.steps.launcher import Emit
 from lwfed.steps.runs import Options
+from lwfed.steps.shares import CLIENT_MARK, SERVER, root_for, shares_at, split_share
 from lwfed.steps.version import code_version
 from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.types.canonical import digest_of
-from lwfed.types.errors import DataError, ResumeError
+from lwfed.types.errors import DataError, ResumeError, SpecError
 from lwfed.types.seeds import derive
 
 LOOKED_AT = 2000
@@ -52,10 +54,12 @@ def draft(spec: RunSpec, *, store: Store, options: Options, cache: Path | None =
     architectures = architectures_of(spec.model, folder=cache, count=count_architecture)
     depths = {modality: item.depth for modality, item in architectures.items()}
     plans = plan_stages(spec, depths=depths)
-    source = open_source(spec.data)
+    spec = _placed(spec, store=store)
+    source = server_source(spec)
+    _refuse_classes(spec, source)
     num_classes = len(source.classes) if spec.model.objective.kind == "supervised" else None
     now = datetime.now(UTC)
-    run_id = options.run_id or f"{spec.name}-{now:%Y%m%d-%H%M%S}"
+    run_id = options.run_id or f"{spec.name}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     run = {
         "run_id": run_id,
         "name": spec.name,
@@ -70,7 +74,7 @@ def draft(spec: RunSpec, *, store: Store, options: Options, cache: Path | None =
         "num_classes": num_classes,
         "data": {
             "source": spec.data.source,
-            "version": digest_of({"data": source.version(), "weights": _weights_versions(spec)}),
+            "version": digest_of({"data": _data_versions(spec, source), "weights": _weights_versions(spec)}),
             "num_train": len(source.examples("train")),
             "num_test": len(source.examples("test")),
             "clients": {},
@@ -100,15 +104,16 @@ def prepare(run: dict[str, Any], *, store: Store, emit: Emit, cache: Path | None
     Raises:
         DataError: Files cannot be read, or a client has too few examples.
     """
-    existing = store.read_ref(paths.run(run["run_id"]))
+    existing = _resumed(run, store=store)
     if existing is not None:
         return existing
     spec = runs.spec_of(run)
-    source = open_source(spec.data)
-    examples = {split: usable(source, split, spec=spec, store=store, emit=emit) for split in ("train", "test")}
-    run["data"]["num_train"], run["data"]["num_test"] = len(examples["train"]), len(examples["test"])
-    run["data"]["clients"] = _client_sizes(spec, examples["train"])
-    tokens = _look_at_captions(spec, examples["train"], emit=emit)
+    source = server_source(spec)
+    run["data"]["num_test"] = len(usable(source, "test", spec=spec, store=store, emit=emit))
+    train = _training_examples(spec, source, store=store, emit=emit)
+    run["data"]["clients"] = _client_sizes(runs.plans_of(run)[0], train)
+    run["data"]["num_train"] = sum(len(examples) for examples in {id(e): e for e in train.values()}.values())
+    tokens = _look_at_captions(spec, next(iter(train.values())), emit=emit)
     architectures = architectures_of(spec.model, folder=cache, count=count_architecture)
     run |= _predict(
         [_as_seen(plan, most_examples=max(run["data"]["clients"].values())) for plan in runs.plans_of(run)],
@@ -116,8 +121,24 @@ def prepare(run: dict[str, Any], *, store: Store, emit: Emit, cache: Path | None
         num_classes=run["num_classes"],
         tokens={modality: item.tokens for modality, item in architectures.items()} | tokens,
     )
-    store.write_ref(paths.run(run["run_id"]), run)
+    if not store.write_ref(paths.run(run["run_id"]), run, if_absent=True):  # another process has just taken the name
+        return _resumed(run, store=store) or run
     return run
+
+
+def server_source(spec: RunSpec) -> Source:
+    """Opens the data that the server judges on, and where clients have no data of their own, all data."""
+    return open_source(spec.data.model_copy(update={"root": root_for(spec.data.root, SERVER)}))
+
+
+def client_sources(spec: RunSpec) -> dict[str, Source]:
+    """Opens the data of every client that has a folder of its own (`{client}` in `data.root`); else none."""
+    if CLIENT_MARK not in (spec.data.root or ""):
+        return {}
+    return {
+        client: open_source(spec.data.model_copy(update={"root": root_for(spec.data.root, client)}))
+        for client in client_ids(spec.federation.num_clients)
+    }
 
 
 def usable(source: Source, split: str, *, spec: RunSpec, store: Store, emit: Emit) -> Sequence[Example]:
@@ -129,20 +150,22 @@ def usable(source: Source, split: str, *, spec: RunSpec, store: Store, emit: Emi
     examples = source.examples(split)
     if spec.data.source == "shapes":
         return examples
-    ref = paths.checked_data(source.version(), split)
+    ref = paths.checked_data(source.version(), spec.model.modalities, split)
     known = store.read_ref(ref)
-    if known is None:
+    again = known is not None and spec.data.on_bad_example == "fail"  # they may have been mended
+    doubtful = [e for e in examples if e.id in known["bad"]] if known is not None and again else examples
+    if doubtful and (known is None or again):
         from lwfed.data.batches import check_examples
 
         def tell(done: int, total: int) -> None:
             emit("checking", {"split": split, "done": done, "total": total})
 
         checked = check_examples(
-            source, examples=examples, modalities=spec.model.modalities, workers=spec.data.workers, progress=tell
+            source, examples=doubtful, modalities=spec.model.modalities, workers=spec.data.workers, progress=tell
         )
         known = {"bad": checked.bad}
         store.write_ref(ref, known)
-    bad = known["bad"]
+    bad = known["bad"] if known is not None else {}
     if bad and spec.data.on_bad_example == "fail":
         first = next(iter(sorted(bad)))
         raise DataError(
@@ -181,6 +204,12 @@ def _refuse_other(run: dict[str, Any], *, store: Store) -> None:
     existing = store.read_ref(paths.run(run["run_id"]))
     if existing is None:
         return
+    if existing["salt"] != run["salt"] and run["salt"]:
+        raise ResumeError(
+            f"the run {run['run_id']} exists already", remedy="leave --fresh out, or give another --run-id"
+        )
+    if run["parent"] is not None and existing["parent"] != run["parent"]:
+        raise ResumeError(f"the run {run['run_id']} exists and has another parent", remedy="give another --run-id")
     before, now = runs.plans_of(existing), runs.plans_of(run)
     if before != now:
         differing = next((b.stage for b, n in zip(before, now, strict=False) if b != n), min(len(before), len(now)) + 1)
@@ -203,6 +232,55 @@ def _refuse_other(run: dict[str, Any], *, store: Store) -> None:
         )
 
 
+def _resumed(run: dict[str, Any], *, store: Store) -> dict[str, Any] | None:
+    """Gives the run as it was written down before, with what may change for a resume (places, deadlines ...)."""
+    existing = store.read_ref(paths.run(run["run_id"]))
+    if existing is None:
+        return None
+    _refuse_other(run, store=store)
+    resumed = {**existing, "spec": run["spec"]}
+    if resumed != existing:
+        store.write_ref(paths.run(run["run_id"]), resumed)
+    return resumed
+
+
+def _placed(spec: RunSpec, *, store: Store) -> RunSpec:
+    """Writes places out whole, so that a run can be gone on with from any folder."""
+    root = None if spec.data.root is None else str(Path(spec.data.root).expanduser().absolute())
+    return spec.model_copy(
+        update={
+            "data": spec.data.model_copy(update={"root": root}),
+            "store": spec.store.model_copy(update={"uri": store.uri}),
+        }
+    )
+
+
+def _refuse_classes(spec: RunSpec, source: Source) -> None:
+    """Refuses zero-shot classes that do not fit the data's labels."""
+    named = spec.evaluation.classes
+    if named and source.classes and len(named) != len(source.classes):
+        raise SpecError(
+            f"`evaluation.classes` names {len(named)} classes and the data have {len(source.classes)}",
+            remedy=f"name one for each of: {', '.join(source.classes)}",
+        )
+
+
+def _data_versions(spec: RunSpec, source: Source) -> Any:
+    clients = client_sources(spec)
+    if not clients:
+        return source.version()
+    return {SERVER: source.version(), **{client: own.version() for client, own in clients.items()}}
+
+
+def _training_examples(spec: RunSpec, source: Source, *, store: Store, emit: Emit) -> dict[str, Sequence[Example]]:
+    """Gives for each client the examples its share is cut from."""
+    own = client_sources(spec)
+    if own:
+        return {client: usable(its, "train", spec=spec, store=store, emit=emit) for client, its in own.items()}
+    everything = usable(source, "train", spec=spec, store=store, emit=emit)
+    return dict.fromkeys(client_ids(spec.federation.num_clients), everything)
+
+
 def _resolved(model: ModelSpec) -> ModelSpec:
     """Describes encoders by their whole configuration in place of a folder or a hub id, which others may not have."""
     if all(encoder.weights is None for encoder in model.encoders.values()):
@@ -221,24 +299,16 @@ def _weights_versions(spec: RunSpec) -> dict[str, str]:
     return {modality: weights_version(encoder) for modality, encoder in named.items()}
 
 
-def _client_sizes(spec: RunSpec, examples: Sequence[Example]) -> dict[str, int]:
-    shares = partition(
-        examples,
-        plan=spec.federation.partition,
-        num_clients=spec.federation.num_clients,
-        seed=derive(str(spec.seed), "partition"),
-    )
+def _client_sizes(plan: StagePlan, examples: Mapping[str, Sequence[Example]]) -> dict[str, int]:
+    """Gives the number of training examples of each client. Raises DataError where one has too few."""
     sizes = {}
-    for client, indices in shares.items():
-        train, _ = holdout(
-            indices, fraction=spec.evaluation.holdout_fraction, seed=derive(str(spec.seed), "holdout", client)
-        )
+    shares: dict[str, list[int]] = {}
+    cut: Sequence[Example] | None = None
+    for client, mine in examples.items():
+        if mine is not cut:
+            shares, cut = shares_at(plan, mine), mine
+        train, _ = split_share(client, examples=mine, shares=shares, plan=plan)
         sizes[client] = len(train)
-        if len(train) < 2:
-            raise DataError(
-                f"{client} has {len(train)} example(s) to train on; BatchNorm and negatives need two",
-                remedy="lower federation.num_clients or evaluation.holdout_fraction, or raise partition.min_size",
-            )
     return sizes
 
 

@@ -38,9 +38,9 @@ def retrieval_grid(checkpoint: Checkpoint, *, stage: Stage, bench: Workbench, pl
         empty where the model has no images and texts.
     """
     model = stage.plan.model
-    examples = bench.examples(stage, place, "test")[:NUM_CANDIDATES]
     if model.objective.kind != "contrastive" or not {"image", "text"} <= set(model.modalities):
         return []
+    examples = bench.examples(stage, place, "test")[:NUM_CANDIDATES]
     device = pick_device(place.device)
     source, inputs = bench.data(stage, place), bench.inputs(stage)
     tensors = bench.frozen(

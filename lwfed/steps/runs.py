@@ -129,8 +129,13 @@ def history(store: Store, run: Run) -> tuple[list[dict[str, Any]], list[dict[str
         record = store.read_ref(paths.stage_record(item["key"]))
         if record is not None:
             stages.append(record)
-        server_round = 1
-        while (done := store.read_ref(paths.round_record(item["key"], server_round))) is not None:
-            rounds.append(done)
-            server_round += 1
+        rounds += rounds_of(store, item["key"])
     return stages, rounds
+
+
+def rounds_of(store: Store, key: str) -> list[dict[str, Any]]:
+    """Reads the committed RoundRecords of a stage, in order."""
+    rounds: list[dict[str, Any]] = []
+    while (done := store.read_ref(paths.round_record(key, len(rounds) + 1))) is not None:
+        rounds.append(done)
+    return rounds

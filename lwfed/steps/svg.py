@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from html import escape
 
 NUM_COLOURS = 6
+FONT_PX = 12
+LABEL_GAP = 8.0
+"""Px between an axis and its labels."""
 Span = tuple[float, float]
 
 
@@ -54,12 +57,12 @@ def _ticks(low: float, high: float, *, count: int) -> list[float]:
 
 
 def round_ticks(last: int, *, count: int = 8) -> list[int]:
-    """Gives about `count` whole numbers from 1 to `last`, both among them."""
+    """Gives about `count` whole numbers from 1 to `last`, both among them; evenly spaced but for the ends."""
     if last <= count:
         return list(range(1, last + 1))
     step = next(s for p in range(6) for s in (10**p, 2 * 10**p, 5 * 10**p) if last / s <= count)
-    inner = [number for number in range(step, last + 1, step) if last - number >= step / 2]
-    return [*([1] if not inner or inner[0] > 1 else []), *inner, last]
+    inner = [number for number in range(3 if step == 2 else step, last, step) if last - number >= 0.7 * step]
+    return [1, *inner, last]
 
 
 def extent(values: Iterable[float], *, zero: bool = False) -> Span:
@@ -80,6 +83,20 @@ def tag(name: str, content: str = "", **attributes: object) -> str:
         f' {key.rstrip("_").replace("_", "-")}="{escape(_value(value))}"' for key, value in attributes.items()
     )
     return f"<{name}{text}>{content}</{name}>" if content else f"<{name}{text}/>"
+
+
+def text_width(text: str, *, strong: bool = False) -> float:
+    """Gives about how wide a figure's text is, px, in the widest face that browsers fall back to (DejaVu Sans)."""
+    ems = sum(
+        0.9 if char in "MWmw%×@" else 0.32 if char in " .,:;'|il-/" else 0.7 if char.isupper() else 0.64
+        for char in text
+    )
+    return FONT_PX * ems * (1.1 if strong else 1.0)
+
+
+def margin(labels: Iterable[str], *, least: float = 44.0) -> float:
+    """Gives the room that labels need left of a plot, px."""
+    return max([least, *(LABEL_GAP + 4 + text_width(label) for label in labels)])
 
 
 def words(x: float, y: float, content: object, *, class_: str = "t", anchor: str = "start") -> str:
@@ -114,7 +131,7 @@ def y_axis(plot: Plot, *, values: Sequence[float], labels: Sequence[str]) -> str
     for value, label in zip(values, labels, strict=True):
         y = plot.py(value)
         parts.append(line([(plot.left, y), (plot.right, y)], class_="grid"))
-        parts.append(words(plot.left - 8, y + 4, label, anchor="end"))
+        parts.append(words(plot.left - LABEL_GAP, y + 4, label, anchor="end"))
     return "".join(parts)
 
 
@@ -146,7 +163,8 @@ _DARK = (
 )
 STYLE = (
     f":root{{color-scheme:light dark;{_LIGHT}}}@media (prefers-color-scheme:dark){{:root{{{_DARK}}}}}"
-    "svg text{font-size:12px;fill:var(--soft)}svg .strong{fill:var(--ink);font-weight:600}"
+    f"svg text{{font-size:{FONT_PX}px;fill:var(--soft)}}"
+    "svg .strong{fill:var(--ink);font-weight:600}"
     "svg .grid{stroke:var(--faint);fill:none}svg .axis{stroke:var(--soft);fill:none}"
     "svg .band{fill:var(--band)}svg .band.odd{fill:none}svg .mark{stroke:var(--soft);stroke-dasharray:2 4;fill:none}"
     "svg .diamond{fill:var(--soft)}svg .series{fill:none;stroke-width:2.2;stroke-linejoin:round}"

@@ -56,14 +56,13 @@ def train_client(task: ClientTask, *, bench: Workbench, on_step: OnStep | None =
     """
     ref = paths.update(task.stage_key, task.server_round, task.client)
     done = bench.store.read_ref(ref)
-    if done is not None:
-        return done
+    if ranks.agree(done is not None):
+        return done or {}
     stage = bench.stage(task.stage_key)
     plan = stage.plan
     with computing(threads=plan.training.threads):
         device = pick_device(task.place.device)
-        held, held_out = bench.share(stage, task.place, task.client)
-        del held_out
+        held, _ = bench.share(stage, task.place, task.client)
         store = CountingStore(bench.store)
         tensors, traffic = fetch_model(task, bench=bench, stage=stage, store=store, device=device)
         module = load(bench.skeleton(stage.key), tensors)
@@ -71,7 +70,7 @@ def train_client(task: ClientTask, *, bench: Workbench, on_step: OnStep | None =
         steps_per_epoch = epoch_length(len(held), plan.training.batch_size)
         steps = plan.training.local_steps or plan.training.local_epochs * steps_per_epoch
         batches = train_batches(
-            bench.data(stage, task.place),
+            bench.data(stage, task.place, task.client),
             examples=held,
             settings=bench.inputs(stage),
             batch_size=plan.training.batch_size,
@@ -106,12 +105,13 @@ def train_client(task: ClientTask, *, bench: Workbench, on_step: OnStep | None =
             unit: write_block(store, {name: t.cpu() for name, t in members.items()}, key=folder)
             for unit, members in by_unit(trained).items()
         }
+        traffic["bytes_up"] = sum(block.nbytes for block in blocks.values())
         update = {
             "client": task.client,
             "num_examples": len(held),
             "digest": digest_of({name: digest for b in blocks.values() for name, (digest, _) in b.tensors.items()}),
             "blocks": {unit: block.to_values() for unit, block in blocks.items()},
-            "metrics": _metrics(result, traffic | {"bytes_up": store.bytes_written}, tensors, plan, len(held)),
+            "metrics": _metrics(result, traffic, tensors, num_examples=len(held)),
         }
     bench.store.write_ref(ref, update, if_absent=True)
     return bench.store.read_ref(ref) or update
@@ -147,7 +147,7 @@ def fetch_model(
     if checkpoint is None:
         raise CheckpointError(f"{key} is not committed", remedy="start the run again with the same --run-id")
     _check_units(checkpoint, stage.plan)
-    cache = BlockCache(f"{task.place.cache}/{task.client}" if task.place.cache else None)
+    cache = BlockCache(f"{task.place.cache}/{task.client}/{ranks.rank()}" if task.place.cache else None)
     frozen = bench.frozen(checkpoint, stage.plan.frozen, store=store, cache=cache, device=device)
     frozen_bytes = store.bytes_read
     trained: dict[str, Tensor] = {}
@@ -178,8 +178,8 @@ def parameter_groups(module: torch.nn.Module, plan: StagePlan) -> list[tuple[lis
 def _micro_batches(
     batches: Iterator[Batch], *, plan: StagePlan, client: str, device: torch.device
 ) -> Iterator[list[MicroBatch]]:
-    parts = plan.training.gradient_accumulation
     for number, batch in enumerate(batches, start=1):
+        parts = max(1, min(plan.training.gradient_accumulation, len(batch.ids) // (2 * ranks.size())))
         micros = []
         for index in range(parts):
             whole = part(batch, index, parts)
@@ -188,6 +188,7 @@ def _micro_batches(
                 MicroBatch(
                     value=mine,
                     share=len(whole.ids) / len(batch.ids),
+                    rows=len(mine.ids),
                     name=f"batch {number} of {client} (examples {', '.join(islice(batch.ids, 3))} ...)",
                     tensors=tensors_of(mine),
                 )
@@ -197,14 +198,16 @@ def _micro_batches(
 
 def _refuse_non_finite(tensors: dict[str, Tensor], *, client: str) -> None:
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not tensor.is_floating_point() or bool(tensor.sum().isfinite()):  # one pass, and no copy
+            continue
+        if not bool(torch.isfinite(tensor).all()):
             raise DivergedError(
                 f"{name} of {client} is not finite after training", remedy="lower training.learning_rate"
             )
 
 
 def _metrics(
-    result: LocalResult, traffic: dict[str, int], tensors: dict[str, Tensor], plan: StagePlan, num_examples: int
+    result: LocalResult, traffic: dict[str, int], tensors: dict[str, Tensor], *, num_examples: int
 ) -> dict[str, Any]:
     metrics: dict[str, Any] = {
         "num_examples": num_examples,
@@ -221,7 +224,7 @@ def _metrics(
         metrics["step_flops"] = {
             "forward": cost.forward_flops,
             "backward": cost.backward_flops,
-            "batch": min(plan.training.batch_size, num_examples),
+            "batch": result.first_rows,
         }
         metrics["peak_tensor_bytes"] = weights + cost.gradients_bytes + cost.optimizer_bytes + cost.activations_bytes
         metrics["activations_bytes"] = cost.activations_bytes

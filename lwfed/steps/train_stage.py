@@ -18,10 +18,11 @@ from lwfed.spec.run import RunSpec
 from lwfed.steps import runs
 from lwfed.steps.evaluate import pooled
 from lwfed.steps.launcher import Emit, Launcher, Outcome
+from lwfed.steps.prune import prune_rounds
 from lwfed.steps.tasks import ClientTask, Place, RoundTask, StageTask
 from lwfed.steps.workbench import Stage, Workbench
 from lwfed.store import paths
-from lwfed.store.blocks import block_key, write_block
+from lwfed.store.blocks import write_block
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import CheckpointError, QuorumError
@@ -60,20 +61,23 @@ def train_stage(task: StageTask, *, launcher: Launcher, bench: Workbench, emit: 
     reused = record is not None and store.has(paths.stage_checkpoint(stage.key))
     emit("stage_started", {"stage": plan.stage, "key": stage.key, "rounds": plan.rounds, "reused": reused})
     if reused and record is not None:
+        for told in runs.rounds_of(store, stage.key):
+            emit("round", told)
         record = {**record, "reused": True}
         emit("stage", record)
         return record
     started = time.monotonic()
     _begin(stage, run, bench=bench)
-    prune = Pruner(stage, bench=bench, keep_rounds=spec.store.keep_rounds)
     records = []
     for server_round in range(1, plan.rounds + 1):
         records.append(
             _round(stage, server_round, spec=spec, place=task.place, launcher=launcher, bench=bench, emit=emit)
         )
-        prune.after(server_round)
+        prune_rounds(stage, store=store, keep_rounds=spec.store.keep_rounds, server_round=server_round)
+    if not plan.rounds and plan.stage == plan.num_stages:
+        task_0 = RoundTask(store=store.uri, stage_key=stage.key, server_round=0, place=task.place)
+        launcher.server("evaluate-round", task_0)
     record = _commit(stage, run, records, bench=bench, wall_s=time.monotonic() - started)
-    prune.finished()
     emit("stage", record)
     return record
 
@@ -152,8 +156,10 @@ def _round(
     if checkpoint is None:
         raise CheckpointError(f"round {server_round} of stage {plan.stage} was not committed", remedy="run it again")
     _drop_updates(bench, stage, server_round)
-    federated = _judge_on_clients(stage, task, spec=spec, launcher=launcher, bench=bench, emit=emit)
+    federated, unjudged = _judge_on_clients(stage, task, spec=spec, launcher=launcher, bench=bench, emit=emit)
     record = _round_record(stage, server_round, bench, accepted, checkpoint, federated, time.monotonic() - started)
+    if unjudged:
+        record["failed_evaluations"] = unjudged
     store.write_ref(paths.round_record(stage.key, server_round), record)
     emit("round", record)
     return record
@@ -221,19 +227,23 @@ def _run_clients(
 
 def _judge_on_clients(
     stage: Stage, task: RoundTask, *, spec: RunSpec, launcher: Launcher, bench: Workbench, emit: Emit
-) -> dict[str, float]:
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Gives the clients' pooled metrics where they are due, and why some clients gave none."""
     every, last = stage.plan.evaluation.federated_every, stage.plan.rounds
     if not every or (task.server_round % every and task.server_round != last):
-        return {}
+        return {}, {}
     clients = client_ids(stage.plan.cohort.num_clients)
-    for _ in _run_clients("evaluate-client", stage, task, clients, spec=spec, launcher=launcher, emit=emit):
-        pass
+    failed: dict[str, str] = {}
+    for outcome in _run_clients("evaluate-client", stage, task, clients, spec=spec, launcher=launcher, emit=emit):
+        if outcome.exit_code:
+            failed[outcome.client] = outcome.reason
+            emit("warning", {"message": f"{outcome.client} could not evaluate: {outcome.reason}"})
     parts = {}
     for client in clients:
         value = bench.store.read_ref(paths.client_evaluation(stage.key, task.server_round, client))
         if value is not None and value["num_examples"]:
             parts[client] = (value["num_examples"], value["metrics"])
-    return pooled(parts)
+    return pooled(parts), failed
 
 
 def _round_record(
@@ -271,6 +281,7 @@ def _commit(
     if result is None:
         raise CheckpointError(f"the last round of stage {plan.stage} is not committed", remedy="run it again")
     predicted = next((cost for cost in run["predicted"] if cost["stage"] == plan.stage), None)
+    judged = store.read_ref(paths.round_metrics(stage.key, plan.rounds)) or {"metrics": {}}
     record = {
         "stage": plan.stage,
         "key": stage.key,
@@ -278,7 +289,7 @@ def _commit(
         "input_digest": stage.input_digest,
         "plan_digest": digest_of(plan.model_dump(mode="json")),
         "rounds": plan.rounds,
-        "metrics": dict(records[-1]["metrics"]) if records else {},
+        "metrics": dict(records[-1]["metrics"]) if records else judged["metrics"],
         "ledger": {"predicted": predicted, "measured": measured_ledger(records)},
         "wall_s": wall_s,
         "reused": False,
@@ -316,43 +327,3 @@ def _drop_updates(bench: Workbench, stage: Stage, server_round: int) -> None:
     for key in list(bench.store.list(f"{paths.round_folder(stage.key, server_round)}/updates/")):
         if key.endswith(".safetensors"):
             bench.store.delete(key)
-
-
-class Pruner:
-    """Removes weights of rounds that are superseded, but never those that another stage's result names."""
-
-    def __init__(self, stage: Stage, *, bench: Workbench, keep_rounds: int) -> None:
-        self._stage, self._store, self._keep = stage, bench.store, keep_rounds
-        self._shared = self._named_elsewhere() if keep_rounds else set()
-
-    def after(self, server_round: int) -> None:
-        """Removes what became superseded by a round's commit."""
-        if self._keep and server_round - self._keep >= 0:
-            self._remove(server_round - self._keep, newer=range(server_round - self._keep + 1, server_round + 1))
-
-    def finished(self) -> None:
-        """Removes the rounds before the stage's result."""
-        if self._keep:
-            last = self._stage.plan.rounds
-            for server_round in range(max(0, last - self._keep + 1), last):
-                self._remove(server_round, newer=[last])
-
-    def _remove(self, server_round: int, *, newer: Sequence[int]) -> None:
-        wanted = set(self._shared)
-        for other in newer:
-            wanted |= self._keys(paths.round_checkpoint(self._stage.key, other))
-        for key in self._keys(paths.round_checkpoint(self._stage.key, server_round)) - wanted:
-            self._store.delete(key)
-
-    def _keys(self, ref: str) -> set[str]:
-        checkpoint = read_checkpoint(self._store, ref)
-        return set() if checkpoint is None else {block_key(block) for block in checkpoint.all_blocks()}
-
-    def _named_elsewhere(self) -> set[str]:
-        mine = paths.stage(self._stage.key) + "/"
-        return {
-            key
-            for ref in self._store.list("stages/")
-            if ref.endswith("/checkpoint.json") and not ref.startswith(mine)
-            for key in self._keys(ref)
-        }

@@ -8,8 +8,12 @@ from importlib import metadata, resources
 
 from lwfed.types.canonical import digest_of
 
-DECIDING = ("models", "objectives", "federated", "data")
-LIBRARIES = ("torch", "torchvision", "timm", "transformers", "numpy", "scipy", "pillow")
+DECIDING = ("models", "objectives", "federated", "data", "plan", "types")
+DECIDING_FILES = (
+    "params.py", "ranks.py", "steps/aggregate_round.py", "steps/batching.py", "steps/losses.py", "steps/runtime.py",
+    "steps/shares.py", "steps/train_client.py", "steps/train_stage.py", "steps/workbench.py",
+)  # fmt: skip
+LIBRARIES = ("torch", "torchvision", "timm", "transformers", "tokenizers", "numpy", "scipy", "pillow", "soundfile")
 
 
 @lru_cache(maxsize=1)
@@ -21,6 +25,6 @@ def code_version() -> str:
         for entry in (package / folder).iterdir():
             if entry.name.endswith(".py"):
                 sources[f"{folder}/{entry.name}"] = hashlib.sha256(entry.read_bytes()).hexdigest()
-    for name in ("params.py", "ranks.py"):
+    for name in DECIDING_FILES:
         sources[name] = hashlib.sha256((package / name).read_bytes()).hexdigest()
     return digest_of({"sources": sources, "libraries": {name: metadata.version(name) for name in LIBRARIES}})

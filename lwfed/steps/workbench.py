@@ -13,21 +13,19 @@ import torch
 from torch import Tensor
 
 from lwfed.data.inputs import InputSettings, settings_for
-from lwfed.data.partition import holdout, partition
 from lwfed.data.source import Example, Source, open_source
 from lwfed.models.build import input_settings, skeleton
 from lwfed.models.multimodal import Multimodal
 from lwfed.plan.stages import DataPlan, StagePlan, key_of_values
 from lwfed.spec.model import ModelSpec
+from lwfed.steps.shares import SERVER, readable_examples, root_for, shares_at, split_share
 from lwfed.steps.tasks import Place
 from lwfed.store import paths
-from lwfed.store.blocks import read_file
 from lwfed.store.cache import BlockCache
 from lwfed.store.checkpoint import Checkpoint
 from lwfed.store.local import open_store
 from lwfed.store.protocol import Store
-from lwfed.types.errors import CheckpointError, DataError
-from lwfed.types.seeds import derive
+from lwfed.types.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -55,8 +53,7 @@ class Workbench:
         self.source = lru_cache(maxsize=2)(_open)
         self.stage = lru_cache(maxsize=4)(self._stage)
         self.skeleton = lru_cache(maxsize=1)(self._skeleton)
-        self.train_examples = lru_cache(maxsize=1)(self._train_examples)
-        self.shares = lru_cache(maxsize=1)(self._shares)
+        self._shares = lru_cache(maxsize=1)(self._share)
         self._inputs = lru_cache(maxsize=1)(lambda key: inputs_of(self.stage(key).plan.model))
         self._kept: dict[str, dict[str, Tensor]] = {}
 
@@ -82,47 +79,28 @@ class Workbench:
             num_classes=values["num_classes"],
         )
 
-    def data(self, stage: Stage, place: Place) -> Source:
-        """Opens the data of a stage at a place."""
-        return self.source(stage.plan.data, place.root, place.workers)
+    def data(self, stage: Stage, place: Place, who: str = SERVER) -> Source:
+        """Opens the data of a stage at a place: a client's, or the server's test data."""
+        return self.source(stage.plan.data, root_for(place.root, who), place.workers)
 
-    def examples(self, stage: Stage, place: Place, split: str) -> list[Example]:
+    def examples(self, stage: Stage, place: Place, split: str, who: str = SERVER) -> list[Example]:
         """Gives the examples of a split that can be read."""
-        source = self.data(stage, place)
-        known = self.store.read_ref(paths.checked_data(source.version(), split))
-        bad = known["bad"] if known else {}
-        return [example for example in source.examples(split) if example.id not in bad]
+        source = self.data(stage, place, who)
+        return readable_examples(source, split, modalities=stage.plan.model.modalities, store=self.store)
 
     def share(self, stage: Stage, place: Place, client: str) -> tuple[list[Example], list[Example]]:
         """Gives a client's examples: those it trains on and those it holds out.
 
         Raises:
-            DataError: It has fewer than two to train on.
+            DataError: It has too few to train on.
         """
-        plan = stage.plan
-        examples = self.train_examples(stage.key, place)
-        indices = self.shares(stage.key, place)[client]
-        train, held_out = holdout(
-            indices, fraction=plan.evaluation.holdout_fraction, seed=derive(plan.seed, "holdout", client)
-        )
-        if len(train) < 2:
-            raise DataError(
-                f"{client} has {len(train)} example(s) to train on; BatchNorm and negatives need two",
-                remedy="lower federation.num_clients or evaluation.holdout_fraction, or raise partition.min_size",
-            )
-        return [examples[i] for i in train], [examples[i] for i in held_out]
+        examples, shares = self._shares(stage.key, place.model_copy(update={"root": root_for(place.root, client)}))
+        return split_share(client, examples=examples, shares=shares, plan=stage.plan)
 
-    def _train_examples(self, key: str, place: Place) -> list[Example]:
-        return self.examples(self.stage(key), place, "train")
-
-    def _shares(self, key: str, place: Place) -> dict[str, list[int]]:
+    def _share(self, key: str, place: Place) -> tuple[list[Example], dict[str, list[int]]]:
         stage = self.stage(key)
-        return partition(
-            self.train_examples(key, place),
-            plan=stage.plan.cohort.partition,
-            num_clients=stage.plan.cohort.num_clients,
-            seed=derive(stage.plan.seed, "partition"),
-        )
+        examples = self.examples(stage, place, "train")
+        return examples, shares_at(stage.plan, examples)
 
     def _skeleton(self, key: str) -> Multimodal:
         stage = self.stage(key)
@@ -143,7 +121,7 @@ class Workbench:
         for name, block in wanted.items():
             path = cache.fetch(store, block)
             if name not in self._kept:
-                self._kept[name] = {k: t.to(device) for k, t in read_file(path, block).items()}
+                self._kept[name] = {k: t.to(device) for k, t in cache.read(path, block, store=store).items()}
         return {name: tensor for tensors in self._kept.values() for name, tensor in tensors.items()}
 
 

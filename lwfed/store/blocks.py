@@ -106,7 +106,7 @@ def file_chunks(tensors: Mapping[str, Tensor]) -> Iterable[Data]:
 
 
 def write_block(store: Store, tensors: Mapping[str, Tensor], *, key: str | None = None) -> Block:
-    """Writes a block, unless it is there already.
+    """Writes a block, unless it is there already and whole.
 
     Args:
         store: Where to.
@@ -118,9 +118,17 @@ def write_block(store: Store, tensors: Mapping[str, Tensor], *, key: str | None 
     """
     block = describe(tensors)
     path = f"{key}/{block.digest}.safetensors" if key else block_key(block)
-    if not store.has(path):
+    if not (store.has(path) and _intact(store, path, block)):
         store.put(path, file_chunks(tensors))
     return block
+
+
+def _intact(store: Store, key: str, block: Block) -> bool:
+    try:
+        read_file(store.fetch(key), block)
+    except CheckpointError:
+        return False
+    return True
 
 
 def read_file(path: Path, block: Block, *, verify: bool = True) -> dict[str, Tensor]:

@@ -8,8 +8,11 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from lwfed.store.blocks import Block, block_key
+from torch import Tensor
+
+from lwfed.store.blocks import Block, block_key, read_file
 from lwfed.store.protocol import Store
+from lwfed.types.errors import CheckpointError
 
 
 class BlockCache:
@@ -42,6 +45,16 @@ class BlockCache:
                 temporary.unlink()
             return source
         return path
+
+    def read(self, path: Path, block: Block, *, store: Store) -> dict[str, Tensor]:
+        """Reads what `fetch` gave; a damaged copy is dropped and fetched again. Raises CheckpointError."""
+        try:
+            return read_file(path, block)
+        except CheckpointError:
+            if path.parent != self._folder:  # it is the store's own
+                raise
+            path.unlink(missing_ok=True)
+            return read_file(self.fetch(store, block), block)
 
     def keep_only(self, blocks: Collection[Block]) -> None:
         """Removes what is not among some blocks, so that the cache does not grow over the stages."""

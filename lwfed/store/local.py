@@ -5,15 +5,19 @@ from __future__ import annotations
 import errno
 import json
 import os
-import secrets
+import time
+import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lwfed.store.protocol import Data
 from lwfed.types.canonical import readable
 from lwfed.types.errors import CheckpointError, DiskFullError, SpecError, UnreachableError
+
+SCRATCH = ".writing"
+SCRATCH_AGE_S = 86_400
 
 
 class LocalStore:
@@ -22,10 +26,11 @@ class LocalStore:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser().absolute()
         self.uri = str(self.root)
+        self._swept = False
 
     def put(self, key: str, chunks: Iterable[Data]) -> int:
         """Writes an object; see `Store.put`."""
-        with self._writing(key) as path, self._temporary(path) as (file, temporary):
+        with self._writing(key) as path, self._temporary() as (file, temporary):
             count = 0
             for chunk in chunks:
                 count += len(memoryview(chunk).cast("B"))
@@ -59,9 +64,10 @@ class LocalStore:
         """Yields the keys that start with a prefix, sorted."""
         folder = self._path(prefix) if prefix.endswith("/") or not prefix else self._path(prefix).parent
         found = []
-        for parent, _, names in os.walk(folder):
+        for parent, folders, names in os.walk(folder):
+            folders[:] = [name for name in folders if name != SCRATCH]
             base = Path(parent).relative_to(self.root).as_posix()
-            found += [f"{base}/{name}" if base != "." else name for name in names if not name.startswith(".")]
+            found += [f"{base}/{name}" if base != "." else name for name in names]
         yield from sorted(key for key in found if key.startswith(prefix))
 
     def delete(self, key: str) -> None:
@@ -79,7 +85,7 @@ class LocalStore:
 
     def write_ref(self, key: str, value: Any, *, if_absent: bool = False) -> bool:
         """Writes a ref at once; see `Store.write_ref`."""
-        with self._writing(key) as path, self._temporary(path) as (file, temporary):
+        with self._writing(key) as path, self._temporary() as (file, temporary):
             file.write(readable(value))
             file.flush()
             os.fsync(file.fileno())
@@ -122,10 +128,19 @@ class LocalStore:
             raise
 
     @contextmanager
-    def _temporary(self, path: Path) -> Iterator[tuple[Any, Path]]:
-        temporary = path.parent / f".writing-{secrets.token_hex(8)}"
+    def _temporary(self) -> Iterator[tuple[BinaryIO, Path]]:
+        """Opens a file in the store's scratch folder; what a kill left there is removed after a day."""
+        folder = self.root / SCRATCH
+        folder.mkdir(parents=True, exist_ok=True)
+        if not self._swept:
+            self._swept = True
+            for left in folder.iterdir():
+                with suppress(FileNotFoundError):
+                    if time.time() - left.stat().st_mtime > SCRATCH_AGE_S:
+                        left.unlink()
+        temporary = folder / uuid.uuid4().hex
         try:
-            with temporary.open("xb") as file:  # closing it writes what is buffered, and may fail
+            with temporary.open("xb") as file:  # closing it writes what is buffered, and fails on a full disk
                 yield file, temporary
         finally:
             temporary.unlink(missing_ok=True)

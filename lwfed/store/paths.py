@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def stage(key: str) -> str:
     """Folder of a stage."""
@@ -88,6 +90,6 @@ def report(run_id: str) -> str:
     return f"runs/{run_id}/report.html"
 
 
-def checked_data(version: str, split: str) -> str:
-    """Which examples of a version of the data cannot be read."""
-    return f"data/{version}/{split}.json"
+def checked_data(version: str, modalities: Sequence[str], split: str) -> str:
+    """Which examples of a version of the data cannot be read in some modalities."""
+    return f"data/{version}/{split}-{'-'.join(modalities)}.json"

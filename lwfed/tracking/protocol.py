@@ -116,6 +116,12 @@ def finite(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def stage_numbers(run: Record) -> list[int]:
+    """Gives the numbers of all stages of a run: those it foresees, and those it has noted keys of so far."""
+    known = [*(run.get("predicted") or ()), *(run.get("stages") or ())]
+    return sorted({int(stage["stage"]) for stage in known})
+
+
 def flatten(record: Record) -> dict[str, float]:
     """Turns a RoundRecord into metrics of its global round.
 
@@ -133,6 +139,8 @@ def flatten(record: Record) -> dict[str, float]:
     metrics["clients/sampled"] = len(record.get("cohort") or ())
     metrics["clients/accepted"] = len(clients)
     metrics["clients/failed"] = len(record.get("failed") or ())
+    if record.get("failed_evaluations"):
+        metrics["clients/failed_evaluations"] = len(record["failed_evaluations"])
     losses = _numbers(clients, "loss")
     if losses:
         metrics["clients/loss_min"] = min(losses)

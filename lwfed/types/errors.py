@@ -117,6 +117,20 @@ FINAL_CODES: frozenset[int] = frozenset({SpecError.exit_code, DataError.exit_cod
 """Exit codes after which trying the same work again cannot help."""
 
 
+SHARED_CODES: frozenset[int] = frozenset(
+    {SpecError.exit_code, CheckpointError.exit_code, DiskFullError.exit_code, UnreachableError.exit_code}
+)
+"""Exit codes of a client whose cause is not the client's own: they end the stage, whatever the quorum."""
+
+
+def error_of(code: int, message: str) -> LwfedError:
+    """Makes the error that ended another process with an exit code of ours."""
+    kinds = (SpecError, DataError, CheckpointError, QuorumError, DivergedError, ResumeError, DiskFullError)
+    known = {kind.exit_code: kind for kind in (*kinds, UnreachableError, OutOfMemoryError, NotFoundError)}
+    problem, _, remedy = message.partition(" -> ")
+    return known.get(code, LwfedError)(problem, remedy=remedy)
+
+
 def exit_name(code: int) -> str:
     """Names an exit code of a process: one of ours, a signal's, or plain."""
     if code in EXIT_CODES:

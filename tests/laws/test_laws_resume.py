@@ -31,6 +31,11 @@ def stop_at(kind: str, count: int) -> Callable[[str, dict[str, Any]], None]:
     return emit
 
 
+def rounds(done: Finished) -> dict[int, str]:
+    """Global round -> digest, of the rounds that were told."""
+    return {record["global_round"]: record["digest"] for record in done.told("round")}
+
+
 @pytest.mark.parametrize(
     ("kind", "count"),
     [
@@ -47,9 +52,7 @@ def test_stopped_anywhere_a_run_ends_in_the_same_digest(
     done = run_tiny(tmp_path, options=RUN)
     assert done.digest == finished.digest
     assert done.keys == finished.keys
-    assert [record["digest"] for record in done.told("round")][-2:] == [
-        record["digest"] for record in finished.told("round")
-    ][-2:]
+    assert rounds(done).items() <= rounds(finished).items()
 
 
 def test_stopped_at_every_event_a_run_still_ends_in_the_same_digest(finished: Finished, tmp_path: Path) -> None:
@@ -112,7 +115,7 @@ def test_a_commit_that_lost_its_record_is_picked_up(finished: Finished, tmp_path
     store.delete(paths.summary("again"))
     done = run_tiny(tmp_path, options=RUN)
     assert done.digest == finished.digest and not done.told("client_done")
-    assert [r["digest"] for r in done.told("round")] == [r["digest"] for r in finished.told("round")][2:]
+    assert rounds(done).items() <= rounds(finished).items() and {3, 4} <= rounds(done).keys()
     assert store.has(paths.stage_record(first))
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from lwfed.steps import runs
 from lwfed.steps.prepare import draft
 from lwfed.steps.runs import Options
+from lwfed.store import paths
+from lwfed.store.checkpoint import read_checkpoint
 from lwfed.store.local import LocalStore
-from tests.tiny import Finished, run_tiny, tiny_spec
+from tests.tiny import Finished, run_tiny, tensors_of, tiny_spec
 
 
 def files(root: Path) -> set[str]:
@@ -42,7 +44,7 @@ def test_a_finished_run_is_found_whatever_decides_no_number(finished: Finished) 
 def test_stages_that_are_equal_are_shared_by_different_runs(tmp_path: Path) -> None:
     first = run_tiny(tmp_path, options=Options(run_id="first"))
     other = run_tiny(tmp_path, "training.learning_rates={image: [4.0e-2, 1.0e-2]}", options=Options(run_id="other"))
-    assert other.keys[0] != first.keys[0], "the whole training section is part of each stage's plan"
+    assert other.keys[0] == first.keys[0] and other.keys[1] != first.keys[1], "stage 1 has the rates it had"
     longer = run_tiny(tmp_path, "stages.rounds=[2,3]", options=Options(run_id="longer"))
     assert longer.keys[0] == first.keys[0] and longer.summary["stages"][0]["reused"]
     assert not longer.summary["stages"][1]["reused"]
@@ -74,14 +76,9 @@ def test_pruning_keeps_what_other_stages_name(tmp_path: Path) -> None:
     run_tiny(tmp_path, "stages.rounds=[3,3]", "store.keep_rounds=1", options=Options(run_id="one"))
     run_tiny(tmp_path, "stages.rounds=[3,3]", "store.keep_rounds=1", "strategy=progressive",
              options=Options(run_id="two"))  # fmt: skip
-    from tests.tiny import tensors_of
-
     for run_id in ("one", "two"):
         store = LocalStore(tmp_path)
         for item in runs.read_run(store, run_id)["stages"]:
-            from lwfed.store import paths
-            from lwfed.store.checkpoint import read_checkpoint
-
             checkpoint = read_checkpoint(store, paths.stage_checkpoint(item["key"]))
             assert checkpoint is not None and tensors_of(store, checkpoint)
 

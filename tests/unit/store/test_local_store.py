@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from lwfed.store.local import LocalStore, open_store
+from lwfed.store.local import SCRATCH, LocalStore, open_store
 from lwfed.types.errors import CheckpointError, SpecError, UnreachableError
 
 
@@ -39,8 +40,6 @@ def test_what_is_put_is_got_whole_and_in_part(store: LocalStore) -> None:
 
 
 def test_a_wide_memory_view_counts_in_bytes(store: LocalStore) -> None:
-    import numpy as np
-
     numbers = np.arange(5, dtype=np.int64)
     assert store.put("n", [numbers.data]) == 40 == len(store.get("n"))
     assert store.put("empty", []) == 0 and store.get("empty") == b""
@@ -115,7 +114,7 @@ def test_readers_never_see_half_a_ref(store: LocalStore) -> None:
     values = [{"n": n, "fill": "x" * 20_000} for n in range(2)]
     store.write_ref("r", values[0])
     with ThreadPoolExecutor(1) as pool:
-        writing = pool.submit(lambda: [store.write_ref("r", values[n % 2]) for n in range(200)])
+        writing = pool.submit(lambda: [store.write_ref("r", values[n % 2]) for n in range(60)])
         while not writing.done():
             assert store.read_ref("r") in values
 
@@ -154,8 +153,20 @@ def test_keys_are_listed_by_prefix_and_sorted(store: LocalStore) -> None:
     assert list(store.list("b")) == ["b/10", "b/2", "b/c/d", "bb/1"], "a prefix is a text, not a folder"
     assert list(store.list("b/1")) == ["b/10"]
     assert list(store.list("nothing/")) == []
-    (store.root / ".writing-abc").write_bytes(b"left by a kill")
-    assert ".writing-abc" not in list(store.list(""))
+
+
+def test_what_a_kill_left_is_neither_listed_nor_kept_for_ever(store: LocalStore) -> None:
+    store.put("a", [b""])
+    old, new = store.root / SCRATCH / "old", store.root / SCRATCH / "new"
+    for left in (old, new):
+        left.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    assert list(store.list("")) == ["a"]
+    store.put("b", [b""])
+    again = LocalStore(store.root)  # the next process
+    again.put("c", [b""])
+    assert not old.exists(), "a day later nobody writes it any more"
+    assert new.exists(), "another process may be writing it"
 
 
 def test_deleting_and_reading_what_is_not_there(store: LocalStore) -> None:
