@@ -79,7 +79,7 @@ def _look_at_store(uri: str) -> Iterator[Finding]:
         good = opened.read_ref("doctor.json") == {"written": True}
         opened.delete("doctor.json")
         if not existed:
-            opened.root.rmdir()
+            shutil.rmtree(opened.root)
         yield ("ok", f"store {opened.uri} can be written", "") if good else ("fail", f"store {uri} loses data", "")
         folder = opened.root if existed else opened.root.parent
         free = shutil.disk_usage(folder).free

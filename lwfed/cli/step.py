@@ -11,11 +11,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from lwfed import environment
+from lwfed.steps.tasks import ClientTask, RoundTask, StageTask
 from lwfed.types.errors import LwfedError, SpecError
 
-STEPS = ("train-client", "evaluate-client", "aggregate-round", "evaluate-round", "train-stage")
+STEPS: dict[str, type[RoundTask] | type[StageTask]] = {
+    "train-client": ClientTask,
+    "evaluate-client": ClientTask,
+    "aggregate-round": RoundTask,
+    "evaluate-round": RoundTask,
+    "train-stage": StageTask,
+}
 POLL_S = 1.0
 
 
@@ -27,10 +35,10 @@ def step(
     """Run one step, as a client's process or a pod does."""
     if name not in STEPS:
         raise SpecError(f"there is no step `{name}`", remedy=f"name one of {', '.join(STEPS)}")
-    values = _read(task)
+    work = _task_of(name, _read(task))
     try:
-        with environment.ranks(use_gpu=values.get("place", {}).get("device") != "cpu"):
-            result = _run(name, values, as_json=as_json)
+        with environment.ranks(use_gpu=work.place.device != "cpu"):
+            result = _run(name, work, as_json=as_json)
     except LwfedError as error:
         if as_json:
             _tell("failed", {"exit_code": error.exit_code, "message": str(error)})
@@ -39,13 +47,12 @@ def step(
         typer.echo(json.dumps(result))
 
 
-def _run(name: str, values: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
+def _run(name: str, task: RoundTask | StageTask, *, as_json: bool) -> dict[str, Any]:
     from lwfed.launch.in_process import step_teller
     from lwfed.launch.launchers import make_launcher
     from lwfed.steps import runs
     from lwfed.steps.aggregate_round import aggregate_round, evaluate_round
     from lwfed.steps.evaluate_client import evaluate_client
-    from lwfed.steps.tasks import ClientTask, RoundTask, StageTask
     from lwfed.steps.train_client import train_client
     from lwfed.steps.train_stage import train_stage
     from lwfed.steps.workbench import Workbench
@@ -54,25 +61,32 @@ def _run(name: str, values: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
         if as_json and environment.rank() == 0:
             _tell(kind, told)
 
-    if name in ("train-client", "evaluate-client"):
-        client = ClientTask.model_validate(values)
-        if client.parent_pid is not None:
-            _end_with(client.parent_pid)
-        bench = Workbench.at(client.store)
+    if isinstance(task, ClientTask):
+        if task.parent_pid is not None:
+            _end_with(task.parent_pid)
+        bench = Workbench.at(task.store)
         if name == "train-client":
-            update = train_client(client, bench=bench, on_step=step_teller(client.client, emit))
+            update = train_client(task, bench=bench, on_step=step_teller(task.client, emit))
             return {"digest": update.get("digest", "")}
-        return evaluate_client(client, bench=bench)
-    if name in ("aggregate-round", "evaluate-round"):
-        round_task = RoundTask.model_validate(values)
+        return evaluate_client(task, bench=bench)
+    bench = Workbench.at(task.store)
+    if isinstance(task, RoundTask):
         if name == "evaluate-round":
-            return evaluate_round(round_task, bench=Workbench.at(round_task.store))
-        return {"digest": aggregate_round(round_task, bench=Workbench.at(round_task.store))}
-    stage_task = StageTask.model_validate(values)
-    bench = Workbench.at(stage_task.store)
-    spec = runs.spec_of(runs.read_run(bench.store, stage_task.run_id))
-    record = train_stage(stage_task, launcher=make_launcher(spec.launch, bench=bench), bench=bench, emit=emit)
+            return evaluate_round(task, bench=bench)
+        return {"digest": aggregate_round(task, bench=bench)}
+    spec = runs.spec_of(runs.read_run(bench.store, task.run_id))
+    record = train_stage(task, launcher=make_launcher(spec.launch, bench=bench), bench=bench, emit=emit)
     return {"digest": record["digest"]}
+
+
+def _task_of(name: str, values: dict[str, Any]) -> RoundTask | StageTask:
+    try:
+        return STEPS[name].model_validate(values)
+    except ValidationError as error:
+        wrong = "; ".join(f"`{'.'.join(map(str, item['loc']))}`: {item['msg']}" for item in error.errors())
+        raise SpecError(
+            f"the task of {name} is wrong: {wrong}", remedy="see lwfed/steps/tasks.py for its keys"
+        ) from None
 
 
 def _tell(kind: str, values: dict[str, Any]) -> None:

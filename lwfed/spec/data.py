@@ -23,7 +23,9 @@ class DataSpec(Section):
 
     source: Literal["shapes", "coco", "advance"] = Field("shapes", description="shapes is built in: no download")
     root: str | None = Field(
-        None, description="coco: train2017/ val2017/ annotations/; advance: [train/ test/] vision/ sound/"
+        None,
+        description="coco: train2017/ val2017/ annotations/; advance: [train/ test/] vision/ sound/; a local "
+        "partition puts {client} into it, which is each client's id, and `server` for the test data",
     )
     shapes: ShapesSize = ShapesSize()
     workers: int = Field(2, ge=0, description="processes that decode and augment; 0: in the training process")

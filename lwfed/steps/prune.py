@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from lwfed.steps.workbench import Stage
 from lwfed.store import paths
 from lwfed.store.blocks import block_key
 from lwfed.store.checkpoint import read_checkpoint
 from lwfed.store.protocol import Store
+from lwfed.types.errors import CheckpointError
 
 
 def prune_rounds(stage: Stage, *, store: Store, keep_rounds: int, server_round: int) -> None:
@@ -52,9 +54,11 @@ def _refs_of_others(store: Store, *, mine: str) -> Iterator[str]:
 
 
 def _blocks(store: Store, refs: Sequence[str] | Iterator[str]) -> set[str]:
+    """Names the blocks of checkpoints; one that is missing or damaged names none, and ends no other run."""
     found: set[str] = set()
     for ref in refs:
-        checkpoint = read_checkpoint(store, ref)
-        if checkpoint is not None:
-            found |= {block_key(block) for block in checkpoint.all_blocks()}
+        with suppress(CheckpointError):
+            checkpoint = read_checkpoint(store, ref)
+            if checkpoint is not None:
+                found |= {block_key(block) for block in checkpoint.all_blocks()}
     return found

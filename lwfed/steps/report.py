@@ -6,6 +6,7 @@ import base64
 import binascii
 import io
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -20,7 +21,7 @@ from lwfed.steps.figures import RESOURCES, metric_figure, panels_of, resource_fi
 from lwfed.steps.figures_clients import participation_figure, partition_figure
 from lwfed.steps.figures_rounds import stages_of
 from lwfed.steps.svg import STYLE
-from lwfed.tracking.protocol import Record, finite
+from lwfed.tracking.protocol import Record, finite, stage_numbers
 from lwfed.types.canonical import digest_of
 
 THUMBNAIL = 132
@@ -60,6 +61,7 @@ def render(
     text = (resources.files("lwfed.steps") / "report_template.html").read_text(encoding="utf-8")
     return environment.from_string(text).render(
         run=run,
+        num_stages=len(stage_numbers(run)),
         stages=stages,
         status=_status(run, stages, rounds, failure),
         failure=failure,
@@ -84,7 +86,7 @@ def render(
 
 def _status(run: Record, stages: Sequence[Record], rounds: Sequence[Record], failure: str | None) -> tuple[str, str]:
     """Gives what became of the run, in words and as a class."""
-    total = len(run["stages"])
+    total = len(stage_numbers(run))
     if failure:
         return "failed", "bad"
     if len(stages) == total:
@@ -120,8 +122,9 @@ def _tiles(run: Record, stages: Sequence[Record], rounds: Sequence[Record]) -> l
             )
     seconds = sum(record["wall_s"] for record in stages if finite(record.get("wall_s")))
     part = [len(record.get("clients") or ()) for record in rounds]
-    mean = f"{sum(part) / len(part):.1f} clients each, " if part else ""
-    note = f"{mean}{formats.time_text(seconds)} in all"
+    clients = f"{statistics.fmean(part):.1f}".removesuffix(".0") if part else ""
+    mean = f"{clients} client{'' if clients == '1' else 's'} each, " if part else ""
+    note = f"{mean}{formats.time_text(seconds)} in all".replace(" in all", "\N{NO-BREAK SPACE}in\N{NO-BREAK SPACE}all")
     tiles.append({"title": "Rounds", "value": formats.count_text(len(rounds)), "note": note})
     for tile in tiles:
         tile["note"] = re.sub(r"(?<=\d) (?=[A-Za-z])", "\N{NO-BREAK SPACE}", tile["note"])
@@ -141,16 +144,16 @@ def _ledger(run: Record, stages: Sequence[Record]) -> list[dict[str, Any]]:
     done = {record["stage"]: record for record in stages}
     costs = {cost["stage"]: cost for cost in run.get("predicted") or ()}
     rows = []
-    for entry in run["stages"]:
-        record = done.get(entry["stage"], {})
+    for stage in stage_numbers(run):
+        record = done.get(stage, {})
         ledger = record.get("ledger") or {}
         rows.append(
             {
-                "stage": entry["stage"],
+                "stage": stage,
                 "rounds": record.get("rounds"),
                 "wall_s": record.get("wall_s"),
                 "reused": record.get("reused", False),
-                "predicted": _quantities(ledger.get("predicted") or costs.get(entry["stage"]) or {}),
+                "predicted": _quantities(ledger.get("predicted") or costs.get(stage) or {}),
                 "measured": _quantities(ledger.get("measured") or {}),
             }
         )
@@ -215,26 +218,39 @@ def _or_nan(value: Any) -> float:
 
 
 def _failures(rounds: Sequence[Record]) -> list[dict[str, Any]]:
+    """Which clients failed in which round, at training or at judging the model on their held-out share."""
     return [
-        {"round": record["global_round"], "stage": record["stage"], "client": client, "reason": reason}
+        {"round": record["global_round"], "client": client, "work": work, "reason": reason}
         for record in rounds
-        for client, reason in sorted((record.get("failed") or {}).items())
+        for key, work in (("failed", "training"), ("failed_evaluations", "evaluation"))
+        for client, reason in sorted((record.get(key) or {}).items())
     ]
 
 
 def _query(item: Mapping[str, Any]) -> dict[str, Any]:
-    results = [{**result, "jpeg": _thumbnail(result)} for result in item["results"]]
+    results = []
+    for result in item["results"]:
+        picture = _picture(result)
+        shape = 1.0 if picture is None else picture.width / picture.height
+        results.append({**result, "jpeg": _thumbnail(picture), "shape": f"{min(2.5, max(0.6, shape)):.3g}"})
     return {"query": item["query"], "results": results, "hit": any(result["relevant"] for result in results)}
 
 
-def _thumbnail(result: Mapping[str, Any]) -> str:
-    """Gives a small JPEG of an image as base64; empty where there is none that can be read."""
-    image = result.get("image")
+def _picture(result: Mapping[str, Any]) -> Image.Image | None:
+    """Gives a result's image; None where there is none that can be read."""
+    image: Image.Image | None = result.get("image")
+    if image is not None:
+        return image
+    try:
+        return Image.open(io.BytesIO(base64.b64decode(result.get("png_base64") or "", validate=True)))
+    except (binascii.Error, UnidentifiedImageError, OSError):
+        return None
+
+
+def _thumbnail(image: Image.Image | None) -> str:
+    """Gives a small JPEG of an image as base64; empty for None."""
     if image is None:
-        try:
-            image = Image.open(io.BytesIO(base64.b64decode(result.get("png_base64") or "", validate=True)))
-        except (binascii.Error, UnidentifiedImageError, OSError):
-            return ""
+        return ""
     small = image.convert("RGB")
     factor = 2 * THUMBNAIL / max(small.size)
     method = Image.Resampling.NEAREST if factor >= 2 else Image.Resampling.LANCZOS  # small drawings stay sharp

@@ -61,7 +61,7 @@ def round_ticks(last: int, *, count: int = 8) -> list[int]:
     if last <= count:
         return list(range(1, last + 1))
     step = next(s for p in range(6) for s in (10**p, 2 * 10**p, 5 * 10**p) if last / s <= count)
-    inner = [number for number in range(3 if step == 2 else step, last, step) if last - number >= 0.7 * step]
+    inner = [number for number in range(3 if step == 2 else step, last, step) if last - number >= 0.6 * step]
     return [1, *inner, last]
 
 

@@ -68,9 +68,14 @@ class JsonLines:
         """See `Tracker.close`: every line is already written."""
 
     def _write(self, event: Mapping[str, Any]) -> None:
-        line = encode_event({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **event})
+        line = encode_event(dated(event))
         self._append(b"\n" + line if self._torn else line)
         self._torn = False
+
+
+def dated(event: Mapping[str, Any]) -> dict[str, Any]:
+    """Notes in an event when it is told: now, unless it says so already."""
+    return {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **event}
 
 
 def encode_event(event: Mapping[str, Any]) -> bytes:
@@ -99,13 +104,19 @@ def read_events(data: bytes) -> list[dict[str, Any]]:
 
 
 def replay(events: Iterable[Record], tracker: Tracker) -> None:
-    """Tells a tracker a whole log again, each round and stage once.
+    """Tells a tracker a whole log again, each round and stage once; see `as_it_ended`. The tracker is not closed."""
+    for event in as_it_ended(events):
+        tell(tracker, event)
 
-    Of several starts and ends (a run that was resumed) the last counts.
+
+def as_it_ended(events: Iterable[Record]) -> list[Record]:
+    """Gives a log's events as if the run had never been stopped: each round and stage once, in order.
 
     Args:
-        events: What `read_events` gave.
-        tracker: Who is told; it is not closed.
+        events: What `read_events` gave; of several starts and ends (a run that was resumed) the last counts.
+
+    Returns:
+        The start, the rounds of each stage before the stage, and the end where there is one.
     """
     starts: list[Record] = []
     ends: list[Record] = []
@@ -121,8 +132,7 @@ def replay(events: Iterable[Record], tracker: Tracker) -> None:
             record = event["record"]
             number = record["global_round"] if kind == "round" else -1
             told[(record["stage"], kind == "stage", number)] = event
-    for event in [*starts[-1:], *(told[key] for key in sorted(told)), *ends[-1:]]:
-        tell(tracker, event)
+    return [*starts[-1:], *(told[key] for key in sorted(told)), *ends[-1:]]
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,9 @@
 
 `MlflowClient` throughout: there is no active run, so a run that the platform opened can be adopted and is never ended.
 Every call may raise; `lwfed.tracking.mlflow_delivery` guards it. Telling the same records twice logs them once.
+
+A point is dated by the run's date and the rounds' own seconds, so that the same records give the same dates; but never
+later than it was told: the rounds of a stage that another run trained cost this run no time.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from lwfed import __version__
 from lwfed.tracking.mlflow_entries import (
     dataset_inputs,
+    keys_of,
+    keys_tag,
     ledger_metrics,
     log,
     note_of,
@@ -52,11 +57,14 @@ class Recorder:
         self.run_id: str | None = None
         self.experiment_id: str | None = None
         self.model: str | None = None
+        self.told_at: str | None = None
+        """When what comes next was told, as ISO 8601; None: now."""
         self._target = target
         self._live = live
         self._run: Record = {}
         self._last: dict[str, int] = {}  # MLflow run -> last global round logged
         self._children: dict[int, str] = {}
+        self._keys: dict[int, str] = {}
         self._owned: set[str] = set()
         self._time_ms = 0
         self._round = 0
@@ -65,9 +73,10 @@ class Recorder:
     def start(self, run: Record) -> None:
         """See `Tracker.start`."""
         self._run = run
-        self._time_ms = _created_ms(run)
+        self._time_ms = _milliseconds(run.get("created"))
         self._round = 0
         self._children = {}
+        self._keys = keys_of(run)
         target = self._target
         adopted = self.client.get_run(target.adopted_run_id) if target.adopted_run_id else None
         self.experiment_id = adopted.info.experiment_id if adopted else self._experiment()
@@ -85,7 +94,7 @@ class Recorder:
             self.client,
             self.run_id,
             params={name: value for name, value in params.items() if name not in known},
-            tags={**run_tags(run), **({"mlflow.note.content": note_of(run)} if ours else {})},
+            tags={**run_tags(run), **keys_tag(self._keys), **({"mlflow.note.content": note_of(run)} if ours else {})},
         )
         if not whole.inputs or not whole.inputs.dataset_inputs:
             self.client.log_inputs(self.run_id, datasets=dataset_inputs(run))
@@ -97,14 +106,15 @@ class Recorder:
         """See `Tracker.round`."""
         number = int(record["global_round"])
         seconds = (record.get("wall_s") or {}).get("round")
-        self._time_ms += int(1000 * seconds) if finite(seconds) else 1
-        self._round = max(self._round, number)
+        by_itself = self._time_ms + (int(1000 * seconds) if finite(seconds) else 1)
+        when = max(self._time_ms + 1, min(by_itself, _milliseconds(self.told_at)))
         metrics = {**flatten(record), MARK: float(number)}
         for run_id in (self._child(int(record["stage"])), self._whole_id()):
             if number > self._last[run_id]:
                 self._reopen(run_id)
-                log(self.client, run_id, metrics=metrics, step=number, time_ms=self._time_ms)
+                log(self.client, run_id, metrics=metrics, step=number, time_ms=when)
                 self._last[run_id] = number
+        self._time_ms, self._round = when, max(self._round, number)  # only now: a round that fails is told again
 
     def stage(self, record: Record) -> None:
         """See `Tracker.stage`."""
@@ -119,6 +129,8 @@ class Recorder:
             log(self.client, self._whole_id(), metrics=ledger, step=stage, time_ms=self._time_ms)
             log(self.client, child, metrics={**ledger, **final}, tags=tags, step=self._round, time_ms=self._time_ms)
         self._end(child, "FINISHED")
+        self._keys[stage] = str(record["key"])
+        log(self.client, self._whole_id(), tags=keys_tag(self._keys))
 
     def finish(self, summary: Record, *, artifacts: Sequence[Path] = (), model: Record | None = None) -> None:
         """See `Tracker.finish`."""
@@ -146,8 +158,7 @@ class Recorder:
             )
             self.model = f"{name}/{version}"
             log(self.client, run_id, tags={"lwfed.model": self.model, "lwfed.model_digest": model["digest"]})
-        if summary.get("digest"):
-            log(self.client, run_id, tags={"lwfed.digest": summary["digest"]})
+        log(self.client, run_id, tags={"lwfed.digest": summary.get("digest"), **keys_tag(self._keys)})
         self._end(run_id, "FINISHED")
 
     def fail(self, reason: str) -> None:
@@ -261,9 +272,9 @@ class Recorder:
             self._monitor = None
 
 
-def _created_ms(run: Record) -> int:
-    """Gives when the run was made, ms since 1970: rounds are dated from it, so the same records give the same dates."""
+def _milliseconds(moment: str | None) -> int:
+    """Gives a moment in ISO 8601 as ms since 1970; now where there is none."""
     try:
-        return int(1000 * datetime.fromisoformat(str(run["created"])).timestamp())
-    except (KeyError, ValueError):
+        return int(1000 * datetime.fromisoformat(str(moment)).timestamp())
+    except ValueError:
         return int(1000 * time.time())

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lwfed.tracking.jsonlines import replay
+from lwfed.tracking.jsonlines import as_it_ended
 from lwfed.tracking.mlflow_target import Target
-from lwfed.tracking.protocol import Record, Tracker, event_of, event_of_failure, event_of_finish, tell
+from lwfed.tracking.protocol import Record, tell
 
 FIRST_WAIT_S = 5.0
 LONGEST_WAIT_S = 120.0
@@ -92,7 +92,9 @@ class Delivery:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # what MLflow and SQLAlchemy would tell their own developers
-                    tell(self._connected(), event)
+                    recorder = self._connected()
+                    recorder.told_at = event.get("time")
+                    tell(recorder, event)
             except Exception as error:  # whatever a server, a database or a library does: training goes on
                 if not self._after_failure(event, _line(error)):
                     return False
@@ -130,13 +132,12 @@ class Delivery:
             model=recorder.model if recorder else None,
         )
 
-    def _connected(self) -> Tracker:
+    def _connected(self) -> Any:
         if self._recorder is None:
             from lwfed.tracking.mlflow import Recorder
 
             self._recorder = Recorder(self._target, live=self._live)
-        recorder: Tracker = self._recorder
-        return recorder
+        return self._recorder
 
     def _after_failure(self, event: Record, reason: str) -> bool:
         """Decides what follows a failure.
@@ -165,36 +166,6 @@ class Delivery:
         return True
 
 
-class Queue:
-    """A tracker that puts what it is told into a delivery."""
-
-    def __init__(self, delivery: Delivery) -> None:
-        self._delivery = delivery
-
-    def start(self, run: Record) -> None:
-        """See `Tracker.start`."""
-        self._delivery.add(event_of("start", run))
-
-    def round(self, record: Record) -> None:
-        """See `Tracker.round`."""
-        self._delivery.add(event_of("round", record))
-
-    def stage(self, record: Record) -> None:
-        """See `Tracker.stage`."""
-        self._delivery.add(event_of("stage", record))
-
-    def finish(self, summary: Record, *, artifacts: Any = (), model: Record | None = None) -> None:
-        """See `Tracker.finish`."""
-        self._delivery.add(event_of_finish(summary, artifacts=artifacts, model=model))
-
-    def fail(self, reason: str) -> None:
-        """See `Tracker.fail`."""
-        self._delivery.add(event_of_failure(reason))
-
-    def close(self, timeout: float = 60.0) -> None:
-        """See `Tracker.close`."""
-
-
 def replay_to_mlflow(events: Iterable[Record], *, target: Target) -> Status:
     """Brings MLflow up to date with a JSON-lines log: what it has already is not logged twice.
 
@@ -206,7 +177,8 @@ def replay_to_mlflow(events: Iterable[Record], *, target: Target) -> Status:
         How far it came; it never raises because MLflow is down.
     """
     delivery = Delivery(target, live=False)
-    replay(events, Queue(delivery))
+    for event in as_it_ended(events):
+        delivery.add(event)
     delivery.drain(now=True)
     delivery.close()
     return delivery.status()

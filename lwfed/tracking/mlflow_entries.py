@@ -11,7 +11,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
-from lwfed.tracking.protocol import Record, finite
+from lwfed.tracking.protocol import Record, finite, stage_numbers
 from lwfed.types.canonical import digest_of
 
 METRICS_A_BATCH = 900
@@ -61,7 +61,7 @@ def log(
 
 
 def run_tags(run: Record) -> dict[str, Any]:
-    """Lineage of a run."""
+    """Lineage of a run, as far as it is known when the run starts; see `keys_tag`."""
     parent = run.get("parent") or {}
     return {
         "lwfed.run_id": run["run_id"],
@@ -71,10 +71,19 @@ def run_tags(run: Record) -> dict[str, Any]:
         "lwfed.spec_digest": digest_of(run["spec"]),
         "lwfed.code_version": run.get("code_version"),
         "lwfed.data_version": (run.get("data") or {}).get("version"),
-        "lwfed.stage_keys": ",".join(str(stage["key"]) for stage in run.get("stages") or ()),
         "lwfed.parent_run_id": parent.get("run_id"),
         "lwfed.parent_stage": parent.get("stage"),
     }
+
+
+def keys_of(run: Record) -> dict[int, str]:
+    """Stage -> key, of the stages whose keys a run has noted so far: none when it is new."""
+    return {int(stage["stage"]): str(stage["key"]) for stage in run.get("stages") or ()}
+
+
+def keys_tag(keys: Mapping[int, str]) -> dict[str, str]:
+    """The keys of a run's stages, in order; no tag where none is known, so that a known one stays."""
+    return {"lwfed.stage_keys": ",".join(keys[stage] for stage in sorted(keys))} if keys else {}
 
 
 def stage_tags(record: Record) -> dict[str, Any]:
@@ -127,9 +136,10 @@ def dataset_inputs(run: Record) -> list[DatasetInput]:
 def note_of(run: Record) -> str:
     """Describes a run in Markdown, for MLflow's page of it."""
     data = run.get("data") or {}
+    stages, clients = len(stage_numbers(run)), len(data.get("clients") or {})
     lines = [
-        f"**{run.get('name')}**: {str(run.get('strategy')).replace('_', ' ')} over {len(run.get('stages') or ())} "
-        f"stages, {len(data.get('clients') or {})} clients, {data.get('source')} data "
+        f"**{run.get('name')}**: {str(run.get('strategy')).replace('_', ' ')} over {stages} "
+        f"stage{'' if stages == 1 else 's'}, {clients} client{'' if clients == 1 else 's'}, {data.get('source')} data "
         f"({data.get('num_train')} train, {data.get('num_test')} test).",
         "",
         f"`lwfed show {run['run_id']}` shows it, `lwfed report {run['run_id']}` writes the report.",

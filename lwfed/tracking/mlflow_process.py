@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lwfed import environment
-from lwfed.tracking.jsonlines import encode_event, read_events
+from lwfed.tracking.jsonlines import dated, encode_event, read_events
 from lwfed.tracking.mlflow_delivery import Delivery, Status
 from lwfed.tracking.mlflow_target import Target
 from lwfed.tracking.protocol import Record, event_of, event_of_failure, event_of_finish
@@ -124,7 +124,7 @@ class MlflowTracker:
             return  # closed, or never started: the JSON-lines log has it
         self._told += 1
         try:
-            self._append(encode_event(event))
+            self._append(encode_event(dated(event)))
         except OSError as error:
             self._give_up(str(error))
         self._look()

@@ -66,7 +66,9 @@ def test_bytes_on_disk_are_the_ledgers(tmp_path: Path, strategy: str) -> None:
         measured = done.summary["stages"][stage - 1]["ledger"]["measured"]
         assert measured["bytes_up"] == cost["exchanged_bytes"]
         assert measured["bytes_down_frozen"] == cost["newly_frozen_bytes"] / len(rounds)
-        assert cost["frozen_bytes"] == sum(done.checkpoint(stage).blocks[u].nbytes for u in done.plans[stage - 1].frozen)
+        assert cost["frozen_bytes"] == sum(
+            done.checkpoint(stage).blocks[u].nbytes for u in done.plans[stage - 1].frozen
+        )
 
 
 def test_a_store_sees_the_ledgers_bytes(tmp_path: Path) -> None:

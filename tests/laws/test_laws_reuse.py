@@ -33,8 +33,9 @@ def test_a_finished_run_is_found_whatever_decides_no_number(finished: Finished) 
         root, "name=other", "launch={kind: subprocess, parallel: 2, device: cpu}", "data.workers=2",
         "federation.round_timeout_s=5", "store.keep_rounds=0", "tracking.uri=sqlite:///x.db",
     )  # fmt: skip
-    assert runs.find_finished(finished.store, draft(again, store=finished.store, options=Options())) == (
-        finished.run["run_id"]
+    assert (
+        runs.find_finished(finished.store, draft(again, store=finished.store, options=Options()))
+        == (finished.run["run_id"])
     )
     for override in ("seed=1", "strategy=progressive", "stages.rounds=[2,1]", "training.batch_size=6"):
         other = draft(tiny_spec(root, override), store=finished.store, options=Options())

@@ -29,7 +29,10 @@ def test_a_key_does_not_change_with_where_and_how_fast(override: str) -> None:
 
 
 def test_a_key_does_not_change_with_the_place_of_the_data() -> None:
-    advance = ("data={source: advance, root: /a}", "model.encoders={image: {family: vit, arch: x}, audio: {family: ast}}")
+    advance = (
+        "data={source: advance, root: /a}",
+        "model.encoders={image: {family: vit, arch: x}, audio: {family: ast}}",
+    )
     depths = {"image": 2, "audio": 2}
     assert keys(*advance, depths=depths) == keys(*advance, "data.root=/b", depths=depths)
     assert keys(*advance, depths=depths) != keys(*advance, "data.test_fraction=0.5", depths=depths)

@@ -30,7 +30,11 @@ MISTAKES = [
     ("federation.min_available_nodes=9", "`min_available_clients` is 9", "more than the 2 clients"),
     ("federation.server.kind=fedprox", "federation.server.kind", "'fedavg', 'fedavgm', 'fedadam' or 'fedyogi'"),
     ("model.encoders.image.blocks_per_stage=x", "`model.encoders.image.blocks_per_stage`", "valid integer"),
-    ("model.encoders.image.blocks_per_stage=[1,1,1]", "model.encoders.image.blocks_per_stage", "3 entries for 2 stages"),
+    (
+        "model.encoders.image.blocks_per_stage=[1,1,1]",
+        "model.encoders.image.blocks_per_stage",
+        "3 entries for 2 stages",
+    ),
     ("model.encoders.text.blocks_per_stage=[0,2]", "model.encoders.text.blocks_per_stage", "at least one block"),
     ("model.encoders.text.blocks_per_stage=[3,-1]", "model.encoders.text.blocks_per_stage", "no stage a negative"),
     ("model.encoders.image.arch=null", "`arch`", "for example vit_tiny_patch16_224"),

@@ -34,7 +34,9 @@ def test_numbers_are_read_as_people_write_them(tmp_path: Path, text: str) -> Non
 
 def test_a_small_number_is_a_number_in_free_tables_too(tmp_path: Path) -> None:
     """An encoder's `config` has no types of its own: what YAML reads is what the library gets."""
-    encoders = "model: {encoders: {text: {family: distilbert, config: {layer_norm_eps: 1e-6}}, image: {family: vit, arch: x}}}"
+    encoders = (
+        "model: {encoders: {text: {family: distilbert, config: {layer_norm_eps: 1e-6}}, image: {family: vit, arch: x}}}"
+    )
     assert from_file(tmp_path, encoders).model.encoders["text"].config == {"layer_norm_eps": 1e-6}
     given = build_spec(VALUES, overrides=["model.encoders.text.config.layer_norm_eps=1e-6"])
     assert given.model.encoders["text"].config["layer_norm_eps"] == 1e-6

@@ -46,7 +46,10 @@ def test_recall_is_counted_over_all_captions(tmp_path: Path) -> None:
     module = model_of(bench, stage)
     scores = judge(bench, stage, module)
     ks = (1, 5, 10, 50)
-    expected_names = {f"test/{way}/R@{k}" for way in ("t2i", "i2t") for k in ks} | {"test/loss", "test/zero_shot/accuracy"}
+    expected_names = {f"test/{way}/R@{k}" for way in ("t2i", "i2t") for k in ks} | {
+        "test/loss",
+        "test/zero_shot/accuracy",
+    }
     assert set(scores) == expected_names
     examples = bench.examples(stage, PLACE, "test")
     batches = eval_batches(

@@ -74,7 +74,9 @@ def test_an_update_holds_what_is_trained_and_nothing_else(tmp_path: Path) -> Non
 
 def test_rates_reach_the_right_parameters(tmp_path: Path) -> None:
     bench, stage, _ = begun(
-        tmp_path, "training.learning_rates={image: 1e-1, text: 1e-2, projection: 1e-3}", "training.weight_decays.text=0.5"
+        tmp_path,
+        "training.learning_rates={image: 1e-1, text: 1e-2, projection: 1e-3}",
+        "training.weight_decays.text=0.5",
     )
     groups = parameter_groups(bench.skeleton(stage.key), stage.plan)
     by_name = {id(p): name for name, p in bench.skeleton(stage.key).named_parameters()}

@@ -35,7 +35,7 @@ def make_run() -> Callable[..., Record]:
         return {
             "run_id": run_id,
             "name": "small",
-            "created": "2026-05-01T10:00:00+00:00",
+            "created": "2024-05-01T10:00:00+00:00",
             "spec": {
                 "name": "small", "seed": 3, "data": {"source": "shapes", "root": None}, "stages": {"rounds": [2, 0, 1]},
             },

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,66 @@ def test_the_run_tree(
     )
 
 
+def test_a_new_run_counts_its_stages_and_notes_their_keys_as_they_come(
+    mlflow_uri: str, make_run: MakeRun, rounds: list[Record], stages: list[Record]
+) -> None:
+    run = make_run("keys-1", stages=[], predicted=[{"stage": stage} for stage in (1, 2, 3)])
+    recorder = recorder_of(mlflow_uri, experiment="keys")
+    client = client_of(mlflow_uri)
+
+    def tags() -> Record:
+        found: Record = client.get_run(recorder.run_id).data.tags
+        return found
+
+    recorder.start(run)
+    assert "over 3 stages" in tags()["mlflow.note.content"]
+    assert "lwfed.stage_keys" not in tags()
+    for record in rounds[:2]:
+        recorder.round(record)
+    recorder.stage(stages[0])
+    assert tags()["lwfed.stage_keys"] == "key1"
+    recorder.stage(stages[1])
+    assert tags()["lwfed.stage_keys"] == "key1,key2"
+    recorder.start(run)  # a replayed log's start knows no keys
+    assert tags()["lwfed.stage_keys"] == "key1,key2"
+    tell_all(recorder, run, rounds, stages)
+    assert tags()["lwfed.stage_keys"] == "key1,key2,key3"
+
+
+def test_a_stage_that_another_run_trained_has_all_its_rounds(
+    mlflow_uri: str, make_run: MakeRun, rounds: list[Record], stages: list[Record]
+) -> None:
+    begin_ms = int(1000 * time.time())
+    created = datetime.fromtimestamp(begin_ms / 1000, UTC).isoformat()
+    run = make_run("reused-1", created=created, stages=[], predicted=[{"stage": stage} for stage in (1, 2, 3)])
+    long_ago = [{**record, "wall_s": {"round": 3600.0}} if record["stage"] == 1 else record for record in rounds]
+    told = [{**record, "reused": record["stage"] == 1} for record in stages]
+    data = bytearray()
+    log = JsonLines(append=data.extend, read=lambda: bytes(data))
+    tell_all(log, run, long_ago, told)
+    end_ms = int(1000 * time.time())
+    live = recorder_of(mlflow_uri, experiment="reused")
+    tell_all(live, run, long_ago, told)
+    client = client_of(mlflow_uri)
+    found = [(live.run_id, int(1000 * time.time()))]
+    for _ in range(2):
+        status = replay_to_mlflow(read_events(bytes(data)), target=Target(uri=mlflow_uri, experiment="reused-later"))
+        assert status.complete
+        found.append((status.run_id, end_ms))
+    for run_id, latest_ms in found:
+        whole = client.get_run(run_id)
+        points = client.get_metric_history(run_id, "train/loss")
+        assert [point.step for point in points] == [1, 2, 3]
+        dates = [point.timestamp for point in points]
+        assert dates == sorted(set(dates))
+        assert begin_ms < dates[0] and dates[-1] <= latest_ms + 3  # not in the future, though the rounds took hours
+        children = children_of(client, whole.info.experiment_id, run_id)
+        assert [child.data.tags["lwfed.reused"] for child in children] == ["True", "False", "False"]
+        assert [step for step, _ in history(client, children[0].info.run_id, "train/loss")] == [1, 2]
+        assert [step for step, _ in history(client, children[2].info.run_id, "train/loss")] == [3]
+        assert whole.data.tags["lwfed.stage_keys"] == "key1,key2,key3"
+
+
 def test_a_resumed_run_goes_on_in_the_same_runs(
     mlflow_uri: str, make_run: MakeRun, rounds: list[Record], stages: list[Record]
 ) -> None:
@@ -190,7 +251,7 @@ def test_a_server_that_is_down_stops_nothing_and_is_told_later(
         assert [step for step, _ in history(client, str(status.run_id), "train/loss")] == [1, 2, 3]
         assert client.get_run(status.run_id).info.status == "FINISHED"
     metric = client.get_metric_history(status.run_id, "train/loss")[1]
-    assert metric.timestamp == 1777629600000 + 4000  # the run's date, and the rounds' own wall time
+    assert metric.timestamp == 1714557600000 + 4000  # the run's date, and the rounds' own wall time
 
 
 def test_delivery_waits_between_tries_and_ends_complete(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,15 +7,17 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lwfed.environment import child_environment
-from lwfed.tracking.jsonlines import JsonLines, encode_event, read_events, replay
-from lwfed.tracking.protocol import PARAM_CHARS, Trackers, flatten, flatten_params
+from lwfed.tracking.jsonlines import JsonLines, as_it_ended, dated, encode_event, read_events, replay
+from lwfed.tracking.protocol import PARAM_CHARS, Trackers, flatten, flatten_params, stage_numbers
 
 Record = dict[str, Any]
 
@@ -50,6 +52,21 @@ def test_a_round_becomes_its_metrics(rounds: list[Record]) -> None:
     assert "test/loss" not in metrics
 
 
+def test_evaluations_that_failed_are_counted_where_there_are_any(rounds: list[Record]) -> None:
+    assert "clients/failed_evaluations" not in flatten(rounds[0])
+    assert "clients/failed_evaluations" not in flatten({**rounds[0], "failed_evaluations": {}})
+    failed = {"client-000": "lost", "client-004": "out of memory"}
+    assert flatten({**rounds[0], "failed_evaluations": failed})["clients/failed_evaluations"] == 2
+
+
+def test_all_stages_of_a_run_are_known_before_they_are_noted(make_run: Callable[..., Record]) -> None:
+    foreseen = [{"stage": stage} for stage in (1, 2, 3)]
+    assert stage_numbers(make_run("r", stages=[], predicted=foreseen)) == [1, 2, 3]
+    assert stage_numbers(make_run("r", stages=[{"stage": 1, "key": "k"}], predicted=foreseen)) == [1, 2, 3]
+    assert stage_numbers(make_run("r")) == [1, 2, 3]
+    assert stage_numbers({}) == []
+
+
 def test_metrics_are_finite_numbers() -> None:
     record = {"stage": 1, "metrics": {"a": math.nan, "b": math.inf, "c": "x", "d": True, "e": 1}, "clients": {}}
     assert flatten(record) == {
@@ -80,6 +97,32 @@ def test_a_resumed_run_logs_nothing_twice(
         tracker.stage(stages[0])
     kinds = [event["event"] for event in read_events(log.data)]
     assert kinds == ["start", "round", "round", "round", "stage", "start"]
+
+
+def test_a_reused_stage_is_told_with_its_rounds_and_once(
+    make_run: Callable[..., Record], rounds: list[Record], stages: list[Record]
+) -> None:
+    log, copy = Log(), Log()
+    for _ in range(2):  # told, stopped, and told again
+        tracker = open_log(log)
+        tracker.start(make_run("new", stages=[]))
+        for record in rounds[:2]:
+            tracker.round(record)
+        tracker.stage({**stages[0], "reused": True})
+    tracker.stage(stages[1])
+    tracker.round(rounds[2])
+    told = [(event["event"], event["record"].get("global_round")) for event in as_it_ended(read_events(log.data))]
+    assert told == [("start", None), ("round", 1), ("round", 2), ("stage", None), ("stage", None), ("round", 3)]
+    replay(read_events(log.data), open_log(copy))
+    assert [event["record"] for event in read_events(copy.data)] == [
+        event["record"] for event in as_it_ended(read_events(log.data))
+    ]
+
+
+def test_events_say_when_they_were_told_and_keep_it() -> None:
+    event = dated({"event": "fail", "reason": "x"})
+    assert abs(datetime.fromisoformat(event["time"]).timestamp() - time.time()) < 5
+    assert dated(event) == event
 
 
 def test_a_torn_line_is_passed_over_and_the_log_goes_on(make_run: Callable[..., Record], rounds: list[Record]) -> None:

@@ -17,7 +17,9 @@ def test_every_kind_has_an_exit_code_of_its_own() -> None:
     codes = [kind.exit_code for kind in KINDS]
     assert len(set(codes)) == len(codes) and set(codes) <= set(EXIT_CODES)
     assert all(EXIT_CODES[kind.exit_code] == kind.name for kind in KINDS)
-    assert not {code for code in codes if code != 1} & {0, 1, 2, *range(126, 256)}, "the shell's own codes are left alone"
+    assert not {code for code in codes if code != 1} & {0, 1, 2, *range(126, 256)}, (
+        "the shell's own codes are left alone"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
