@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,10 +167,8 @@ def begun(root: Path | str, *overrides: str, store: Store | None = None) -> tupl
             raise Stopped
 
     run = prepared(tiny_spec(root, *overrides), store=bench.store)
-    try:
+    with suppress(Stopped):
         run_stages(run, launcher=InProcess(bench), bench=bench, emit=stop, cache=None)
-    except Stopped:
-        pass
     key = runs.stage_key_of(runs.read_run(bench.store, run["run_id"]), 1)
     assert key is not None
     return bench, bench.stage(key), Place(device="cpu")

@@ -82,7 +82,7 @@ def metric_figure(panel: Panel, *, stages: Sequence[Stage]) -> str:
     names = [percent_text(mark) if panel.share else number_text(mark) for mark in marks]
     text = percent_text if panel.share else measure_text
     lasts = [[value for _, value in series.points if value is not None][-1] for series in panel.series]
-    right = margin([text(value) for value in lasts], least=58)
+    right = max([58.0, *(11 + text_width(text(value), strong=True) for value in lasts)])
     plot = rounds_plot(stages, left=margin(names), top=44, right=width - right, bottom=height - 60, y=span)
     parts = [
         shade(plot, stages),

@@ -17,7 +17,7 @@ from lwfed.steps.workbench import Stage, Workbench
 from lwfed.store import paths
 from lwfed.store.blocks import block_key, read_file
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
-from tests.tiny import accept, begun, round_task, tensors_of, update_tensors
+from tests.tiny import accept, begun, round_task, run_tiny, tensors_of, update_tensors
 
 CLIENTS = ("client-000", "client-001", "client-002")
 THREE = "federation.num_clients=3"
@@ -45,7 +45,7 @@ def reaccept(bench: Workbench, stage: Stage, order: tuple[str, ...], *, factor: 
 
 
 def test_a_round_depends_neither_on_the_order_of_clients_nor_on_a_common_factor(tmp_path: Path) -> None:
-    bench, stage, _ = begun(tmp_path, *UNEVEN)
+    bench, stage, _ = begun(tmp_path, *UNEVEN, "evaluation.every=99")
     updates = accept(bench, stage, CLIENTS[::-1])
     assert len({update["num_examples"] for update in updates.values()}) > 1, "the weights must differ to say something"
     digest = commit(bench, stage).digest
@@ -154,8 +154,6 @@ def test_fedavg_with_a_rate_of_one_is_the_mean_bit_for_bit(tmp_path: Path) -> No
 
 
 def test_server_moments_are_committed_with_rounds_and_start_anew_at_each_stage(tmp_path: Path) -> None:
-    from tests.tiny import run_tiny
-
     done = run_tiny(tmp_path, "federation.server.kind=fedyogi")
     first, second = done.checkpoint(1), done.checkpoint(2)
     assert set(first.server) == set(done.plans[0].trained) and set(second.server) == set(done.plans[1].trained)

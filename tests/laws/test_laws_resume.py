@@ -59,12 +59,13 @@ def test_stopped_at_every_event_a_run_still_ends_in_the_same_digest(finished: Fi
     """Each attempt dies at the first event that no attempt before it has seen, and so makes a step of progress."""
     seen: set[tuple[Any, ...]] = set()
 
+    steps = ("stage_started", "round_started", "client_done", "aggregating", "round", "stage")
+
     def emit(kind: str, values: dict[str, Any]) -> None:
         place = (kind, *(values.get(key) for key in ("stage", "round", "client", "step")))
-        if kind in ("stage_started", "round_started", "client_done", "aggregating", "round", "stage"):
-            if place not in seen:
-                seen.add(place)
-                raise Stopped
+        if kind in steps and place not in seen:
+            seen.add(place)
+            raise Stopped
 
     attempts = 0
     done = None

@@ -35,7 +35,7 @@ def test_times_have_two_units_at_most(seconds: float, written: str) -> None:
 def test_sizes_grow_with_what_they_say() -> None:
     factors = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
     last = -1.0
-    for exponent in range(0, 120):
+    for exponent in range(120):
         count = 1.3**exponent
         number, unit = text.size(count).split()
         value = float(number) * factors[unit]

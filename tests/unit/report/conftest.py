@@ -43,7 +43,7 @@ def build(
     predicted = [cost(stage, len(rounds)) for stage in range(1, len(rounds) + 1)]
     whole = cost(1, 1, everything=True)
     run = {
-        "run_id": "shapes-layerwise-20261123-091500",
+        "run_id": "shapes-layerwise-20261123-091500-3f9a",
         "name": "shapes-layerwise",
         "created": "2026-11-23T09:15:00+00:00",
         "strategy": strategy,
@@ -56,7 +56,7 @@ def build(
             "model": {"objective": {"kind": objective}},
         },
         "stages": [{"stage": stage, "key": digest("key", stage)} for stage in range(1, len(rounds) + 1)],
-        "parent": {"run_id": "shapes-layerwise-20261122-180000", "stage": 2} if len(rounds) > 2 else None,
+        "parent": {"run_id": "another name of a run", "stage": 2} if len(rounds) > 2 else None,
         "data": {
             "source": "shapes", "version": digest("data", 0), "num_train": sum(clients.values()), "num_test": 200,
             "clients": clients, "classes": ["circle", "square", "star"],

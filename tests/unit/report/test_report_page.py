@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import math
 import re
 import xml.etree.ElementTree as ElementTree
@@ -12,11 +13,12 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from lwfed.steps.figures import figures, panels_of
 from lwfed.steps.figures_rounds import stages_of
 from lwfed.steps.report import final_metrics, render
-from lwfed.steps.svg import round_ticks, ticks
+from lwfed.steps.svg import margin, round_ticks, text_width, ticks
 
 Record = dict[str, Any]
 Records = tuple[Record, list[Record], list[Record]]
@@ -31,6 +33,8 @@ class Page(HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.references: list[str] = []
+        self.classes: list[str] = []
+        self.scrolling: list[bool] = []
         self.counts: dict[str, int] = {}
         self.text = ""
         self.feed(text)
@@ -39,14 +43,18 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.counts[tag] = self.counts.get(tag, 0) + 1
         self.references += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "data")]
+        if tag == "table":
+            self.scrolling.append(any("scroll" in names.split() for names in self.classes))
         if tag not in VOID:
             self.open.append(tag)
+            self.classes.append(dict(attrs).get("class") or "")
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.counts[tag] = self.counts.get(tag, 0) + 1
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+        self.classes.pop()
 
     def handle_data(self, data: str) -> None:
         self.text += data
@@ -105,9 +113,68 @@ def test_runs_of_other_shapes(make_records: Make, changes: Record) -> None:
 def test_a_run_that_goes_on_or_failed(make_records: Make) -> None:
     run, stages, rounds = make_records()
     assert "3 of 6 stages, 6 rounds" in Page(render(run, stages[:3], rounds[:6])).text
+    begun = {**run, "stages": run["stages"][:3]}  # a run notes its stages' keys while it goes on
+    assert render(begun, stages[:3], rounds[:6]) == render(run, stages[:3], rounds[:6])
     assert "No round is committed yet." in Page(render(run, [], [])).text
     page = Page(render(run, stages[:3], rounds[:6], failure="1 update <and> 2 needed"))
     assert "1 update <and> 2 needed" in page.text
+
+
+def test_evaluations_that_failed_are_listed_with_the_failures(make_records: Make) -> None:
+    run, stages, rounds = make_records(rounds=(3,), failures=False)
+    assert "Failures" not in Page(render(run, stages, rounds)).text
+    rounds[0]["failed"] = {"client-002": "lost"}
+    rounds[1]["failed_evaluations"] = {"client-001": "out of memory"}
+    rounds[2]["failed_evaluations"] = {}
+    lines = Page(render(run, stages, rounds)).text.partition("Failures")[2].partition("Lineage")[0].split("\n")
+    assert [line for line in lines if line.strip()][1:] == [
+        "1client-002traininglost",
+        "2client-001evaluationout of memory",
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"objective": "supervised", "rounds": (3, 4)}, {"rounds": (5,) * 12, "num_clients": 30}, {"rounds": (4, 0)}],
+)
+def test_no_text_is_cut_at_a_figures_edge(make_records: Make, changes: Record) -> None:
+    run, stages, rounds = make_records(**changes)
+    for cost in [run["end_to_end"], *run["predicted"], *(s["ledger"]["predicted"] for s in stages)]:
+        cost["forward_flops"], cost["backward_flops"] = 100_000_000, 50_000_000  # "150 MFLOP"
+    run["data"]["clients"] |= {"a-hospital-with-a-long-name": 123_456_789}
+    for number, record in enumerate(rounds):
+        record["metrics"] |= {"odd": -123_456_789.0 * number, "odder": 1e-7 * number}
+    for name, text in figures(run, stages=stages, rounds=rounds).items():
+        svg = ElementTree.fromstring(text)
+        width = float(svg.attrib["viewBox"].split()[2])
+        for element in svg.iter("{http://www.w3.org/2000/svg}text"):
+            content = element.text or ""
+            wide = text_width(content, strong="strong" in element.attrib["class"])
+            share = {"start": 0.0, "middle": 0.5, "end": 1.0}[element.attrib["text-anchor"]]
+            left = float(element.attrib["x"]) - share * wide
+            assert left >= 0 and left + wide <= width, f"{name}: {content}"
+
+
+def test_room_for_labels_grows_with_the_longest() -> None:
+    assert margin(["1", "2"]) == margin([]) == 44
+    assert margin(["0 FLOP", "150 MFLOP"]) == margin(["150 MFLOP"]) > margin(["50 MFLOP"]) > 44
+
+
+def test_wide_tables_scroll_in_their_own_frame(make_records: Make) -> None:
+    run, stages, rounds = make_records()
+    assert Page(render(run, stages, rounds)).scrolling == [True, True, True]
+
+
+def test_retrieved_images_keep_their_shape(make_records: Make) -> None:
+    run, stages, rounds = make_records(rounds=(1,))
+    shapes = {(640, 480): "1.33", (480, 640): "0.75", (20, 20): "1", (900, 90): "2.5"}
+    results = [{"image": Image.new("RGB", size), "score": 0.5, "relevant": False, "caption": "c"} for size in shapes]
+    html = render(run, stages, rounds, retrieval=[{"query": "q", "results": results}])
+    assert re.findall(r"--shape:([\d.]+)\"", html) == list(shapes.values())
+    assert "object-fit: contain" in html
+    for (width, height), data in zip(shapes, re.findall(r"base64,([^\"]+)", html), strict=True):
+        image = Image.open(io.BytesIO(base64.b64decode(data)))
+        assert image.width / image.height == pytest.approx(width / height, rel=0.02)
 
 
 def test_values_that_are_missing(make_records: Make) -> None:
@@ -181,13 +248,16 @@ def test_stages_lie_along_the_rounds(make_records: Make) -> None:
     assert [stage.number for stage in stages_of(run, stages[:2], rounds[:2])] == [1, 2]
 
 
-@pytest.mark.parametrize("last", [1, 2, 7, 8, 9, 36, 90, 120, 1000])
+@pytest.mark.parametrize("last", [1, 2, 7, 8, 9, 15, 16, 36, 90, 120, 1000])
 def test_round_ticks_are_whole_and_hold_the_ends(last: int) -> None:
     found = round_ticks(last)
     assert found[0] == 1
     assert found[-1] == last
     assert found == sorted(set(found))
     assert len(found) <= 10
+    inner = {later - sooner for sooner, later in itertools.pairwise(found[1:-1])}
+    assert len(inner) <= 1  # evenly spaced, and the ends not crowded
+    assert all(later - sooner >= 0.6 * max(inner, default=1) for sooner, later in itertools.pairwise(found))
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 0.003), (2.1, 3.7), (0, 1e12), (-1, 1), (3, 3)])

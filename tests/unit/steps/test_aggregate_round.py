@@ -9,8 +9,10 @@ import pytest
 from lwfed.steps.aggregate_round import aggregate_round
 from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
+from lwfed.store.blocks import Block
 from lwfed.store.checkpoint import read_checkpoint
 from lwfed.types.errors import CheckpointError
+from lwfed.types.tensors import TensorSpec
 from tests.tiny import accept, begun, round_task, run_tiny
 
 CLIENTS = ("client-000", "client-001")
@@ -66,9 +68,6 @@ def test_an_update_that_is_not_what_was_accepted_is_refused(tmp_path: Path, dama
     else:
         block = update["blocks"]["image.norm"]
         del block["tensors"]["image.norm.bias"]
-        from lwfed.store.blocks import Block
-        from lwfed.types.tensors import TensorSpec
-
         rest = {n: (i["digest"], TensorSpec(tuple(i["shape"]), i["dtype"])) for n, i in block["tensors"].items()}
         update["blocks"]["image.norm"] = Block(rest).to_values()
         bench.store.write_ref(ref, update)

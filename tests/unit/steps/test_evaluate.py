@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def test_recall_is_counted_over_all_captions(tmp_path: Path) -> None:
         hits = [bool((owner[similar[:, n].argsort(descending=True)[:k]] == n).any()) for n in range(12)]
         assert scores[f"test/i2t/R@{k}"] == pytest.approx(sum(hits) / 12, abs=1e-6)
     assert all(0 <= value <= 1 for name, value in scores.items() if name != "test/loss")
-    assert all(scores[f"test/t2i/R@{a}"] <= scores[f"test/t2i/R@{b}"] for a, b in zip(ks, ks[1:], strict=False))
+    assert all(scores[f"test/t2i/R@{a}"] <= scores[f"test/t2i/R@{b}"] for a, b in pairwise(ks))
 
 
 @pytest.mark.parametrize("objective", ["contrastive", "supervised"])

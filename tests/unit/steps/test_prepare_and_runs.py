@@ -9,7 +9,7 @@ import pytest
 from lwfed.plan.stages import plan_stages
 from lwfed.spec.load import build_spec
 from lwfed.steps import runs
-from lwfed.steps.prepare import draft
+from lwfed.steps.prepare import draft, prepare
 from lwfed.steps.runs import Options
 from lwfed.store import paths
 from lwfed.store.local import LocalStore
@@ -91,7 +91,7 @@ def test_a_parent_must_be_there_and_have_the_stage(finished: Finished) -> None:
 
 def test_a_parent_whose_stage_is_not_committed_is_refused(store: LocalStore) -> None:
     prepared(tiny_spec(store.root), store=store, options=Options(run_id="mine"))
-    with pytest.raises(CheckpointError, match="stage 1 of run .* is not committed") as caught:
+    with pytest.raises(CheckpointError, match=r"stage 1 of run .* is not committed") as caught:
         draft(tiny_spec(store.root), store=store, options=Options(parent=("mine", 2)))
     assert "lwfed run" in caught.value.remedy
 
@@ -132,8 +132,6 @@ def test_what_is_predicted_is_of_the_batch_that_clients_reach(store: LocalStore)
 
 
 def test_captions_that_are_cut_are_told(store: LocalStore) -> None:
-    from lwfed.steps.prepare import prepare
-
     told: list[tuple[str, dict[str, object]]] = []
     run = draft(tiny_spec(store.root, "model.encoders.text.max_tokens=10"), store=store, options=Options())
     prepare(run, store=store, emit=lambda kind, values: told.append((kind, values)))

@@ -129,10 +129,13 @@ def test_a_diverging_client_says_which_examples(tmp_path: Path) -> None:
     assert not bench.store.has(paths.update(stage.key, 1, FIRST)), "nothing is committed"
 
 
-def test_dropout_and_order_differ_between_rounds_and_clients(tmp_path: Path) -> None:
-    bench, stage, _ = begun(tmp_path, "federation.partition.kind=iid")
-    seeds = {stage.plan.round_seed(r, c, "dropout") for r in (1, 2) for c in ("client-000", "client-001")}
-    assert len(seeds) == 4
+def test_dropout_is_seeded_by_round_and_client_and_does_drop(tmp_path: Path) -> None:
+    losses = {}
+    for dropout in ("0.0", "0.4"):
+        bench, stage, _ = begun(tmp_path / dropout, f"model.projection.dropout={dropout}")
+        losses[dropout] = train_client(client_task(bench, stage, FIRST), bench=bench)["metrics"]["loss_first"]
+        assert len({stage.plan.round_seed(r, c, "dropout") for r in (1, 2) for c in (FIRST, "client-001")}) == 4
+    assert losses["0.0"] != losses["0.4"]
 
 
 @pytest.mark.parametrize("loss", ["checkpoint", "block"])
@@ -145,7 +148,7 @@ def test_a_model_that_is_not_there_is_named(tmp_path: Path, loss: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         train_client(client_task(bench, stage, FIRST), bench=bench)
     assert caught.value.remedy
-    with pytest.raises(CheckpointError, match="rounds/006/checkpoint.json is not committed"):
+    with pytest.raises(CheckpointError, match=r"rounds/006/checkpoint\.json is not committed"):
         train_client(client_task(bench, stage, FIRST, server_round=7), bench=bench)
 
 

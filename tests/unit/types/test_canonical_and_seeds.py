@@ -11,7 +11,7 @@ from lwfed.types.seeds import as_int, derive
 
 
 def test_equal_values_have_one_encoding() -> None:
-    assert canonical({"b": [1, 2.5], "a": "é"}) == canonical(dict([("a", "é"), ("b", (1, 2.5))])) == (
+    assert canonical({"b": [1, 2.5], "a": "é"}) == canonical({"a": "é", "b": (1, 2.5)}) == (
         '{"a":"é","b":[1,2.5]}'.encode()
     )  # fmt: skip
     assert json.loads(readable({"b": 1, "a": [2]})) == {"a": [2], "b": 1}
@@ -34,7 +34,8 @@ def test_digests_tell_values_apart() -> None:
 
 def test_seeds_depend_on_every_name_and_on_how_names_are_cut() -> None:
     seeds = [
-        derive("0"), derive("0", "a"), derive("0", "b"), derive("0", "a", "b"), derive("0", "ab"), derive("0", "b", "a"),
+        derive("0"), derive("0", "a"), derive("0", "b"), derive("0", "a", "b"), derive("0", "ab"),
+        derive("0", "b", "a"),
         derive("0", 1), derive("0", "1"), derive("1"), derive("1", "a"), derive(derive("0", "a"), "b"),
     ]  # fmt: skip
     assert len(set(seeds)) == len(seeds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def test_length_and_spans_are_the_files(tmp_path: Path) -> None:
         assert start % tensor.element_size() == 0, "aligned"
     covered = sorted(plan.spans.values())
     assert covered[0][0] == len(plan.header) and covered[-1][1] == plan.nbytes
-    assert all(a[1] == b[0] for a, b in zip(covered, covered[1:], strict=False)), "no gaps"
+    assert all(a[1] == b[0] for a, b in pairwise(covered)), "no gaps"
 
 
 def test_files_of_one_type_are_those_that_the_library_writes() -> None:
