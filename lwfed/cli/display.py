@@ -111,6 +111,8 @@ class Display:
         self._clients = {"": f"aggregating {values['clients']} updates and evaluating"}
 
     def _on_round(self, record: dict[str, Any]) -> None:
+        if self._stage.get("reused"):
+            return
         self._done += 1
         self._metrics = record["metrics"]
         self._bytes += sum(c["bytes_up"] + c["bytes_down"] for c in record["clients"].values())

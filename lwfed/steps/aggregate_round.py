@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from lwfed.steps.runtime import computing, pick_device
 from lwfed.steps.tasks import RoundTask
 from lwfed.steps.workbench import Stage, Workbench
 from lwfed.store import paths
+from lwfed.store.ahead import ahead
 from lwfed.store.blocks import Block, block_key, read_file, read_tensor, write_block
 from lwfed.store.cache import BlockCache
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
@@ -129,12 +130,17 @@ def _aggregate(
     blocks, server, kept = dict(before.blocks), dict[str, Block](), dict[str, Tensor]()
     for unit in plan.trained:
         old = before.blocks[unit]
-        readers: dict[str, Reader] = {}
+        keys: dict[str, tuple[str, Block]] = {}
         for client, update in updates.items():
             block = update[unit]
             check_names(client, names=set(block.tensors), expected=set(old.tensors))
             key = f"{paths.updates(task.stage_key, task.server_round, client)}/{block.digest}.safetensors"
-            readers[client] = partial(read_tensor, store, key, block)
+            keys[client] = key, block
+        # in the order in which the mean asks: the next tensor is read and checked while one is added
+        tensors_in_order = ahead(
+            partial(read_tensor, store, *keys[client], name) for name in old.tensors for client in sorted(keys)
+        )
+        readers = dict.fromkeys(keys, _next_of(tensors_in_order))
         state = _read_state(store, before.server.get(unit))
         tensors, states = dict[str, Tensor](), dict[str, Tensor]()
         for name in old.tensors:
@@ -155,6 +161,11 @@ def _aggregate(
             server[unit] = write_block(store, states)
         kept |= tensors
     return Checkpoint(blocks=blocks, server=server), kept
+
+
+def _next_of(tensors: Iterator[Tensor]) -> Reader:
+    """Makes a reader of tensors that come in the order in which they are asked for."""
+    return lambda _name: next(tensors)
 
 
 def _read_update(task: RoundTask, bench: Workbench, client: str, digest: str) -> dict[str, Block]:

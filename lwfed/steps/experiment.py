@@ -70,6 +70,9 @@ def run_stages(
     taken = runs.history(bench.store, {**run, "stages": [s for s in run["stages"] if s["stage"] < first]})[0]
     records = [{**record, "reused": True} for record in taken]
     for record in records:
+        emit("stage_started", {key: record[key] for key in ("stage", "key", "rounds", "reused")})
+        for told in runs.rounds_of(bench.store, record["key"]):
+            emit("round", told)
         emit("stage", record)
     for stage in range(first, min(total, last_stage or total) + 1):
         task = StageTask(store=bench.store.uri, run_id=run["run_id"], stage=stage, place=place)

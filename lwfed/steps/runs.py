@@ -128,7 +128,8 @@ def history(store: Store, run: Run) -> tuple[list[dict[str, Any]], list[dict[str
     for item in run["stages"]:
         record = store.read_ref(paths.stage_record(item["key"]))
         if record is not None:
-            stages.append(record)
+            made_by = (store.read_ref(paths.stage_checkpoint(item["key"])) or {}).get("made_by")
+            stages.append({**record, "reused": made_by != run["run_id"]})
         rounds += rounds_of(store, item["key"])
     return stages, rounds
 

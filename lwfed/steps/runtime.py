@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -37,12 +38,13 @@ def computing(*, threads: int | None = None) -> Iterator[None]:
         OutOfMemoryError: The device or the host had too little memory.
     """
     before, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    filling = torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic
+    filling = settings.fill_uninitialized_memory
     try:
         if threads is not None:
             torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over each new tensor, to find faults
+        settings.fill_uninitialized_memory = False  # a pass over each new tensor, to find faults
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         if isinstance(error, OutOfMemoryError):
@@ -52,6 +54,6 @@ def computing(*, threads: int | None = None) -> Iterator[None]:
             remedy="lower training.batch_size or raise gradient_accumulation; see `lwfed plan --device-memory`",
         ) from error
     finally:
-        torch.utils.deterministic.fill_uninitialized_memory = filling
+        settings.fill_uninitialized_memory = filling
         torch.use_deterministic_algorithms(deterministic)
         torch.set_num_threads(before)

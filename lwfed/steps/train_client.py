@@ -24,6 +24,7 @@ from lwfed.steps.runtime import autocast_type, computing, pick_device
 from lwfed.steps.tasks import ClientTask
 from lwfed.steps.workbench import Stage, Workbench
 from lwfed.store import paths
+from lwfed.store.ahead import together
 from lwfed.store.blocks import block_key, read_file, write_block
 from lwfed.store.cache import BlockCache
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
@@ -101,10 +102,9 @@ def train_client(task: ClientTask, *, bench: Workbench, on_step: OnStep | None =
         if ranks.rank() != 0:
             return {}
         folder = paths.updates(task.stage_key, task.server_round, task.client)
-        blocks = {
-            unit: write_block(store, {name: t.cpu() for name, t in members.items()}, key=folder)
-            for unit, members in by_unit(trained).items()
-        }
+        units = {unit: {name: t.cpu() for name, t in members.items()} for unit, members in by_unit(trained).items()}
+        written = together(lambda members: write_block(store, members, key=folder), units.values())
+        blocks = dict(zip(units, written, strict=True))
         traffic["bytes_up"] = sum(block.nbytes for block in blocks.values())
         update = {
             "client": task.client,
@@ -150,11 +150,9 @@ def fetch_model(
     cache = BlockCache(f"{task.place.cache}/{task.client}/{ranks.rank()}" if task.place.cache else None)
     frozen = bench.frozen(checkpoint, stage.plan.frozen, store=store, cache=cache, device=device)
     frozen_bytes = store.bytes_read
-    trained: dict[str, Tensor] = {}
-    for unit in stage.plan.trained:
-        block = checkpoint.blocks[unit]
-        for name, tensor in read_file(store.fetch(block_key(block)), block).items():
-            trained[name] = tensor.to(device)
+    blocks = [checkpoint.blocks[unit] for unit in stage.plan.trained]
+    read = together(lambda block: read_file(store.fetch(block_key(block)), block), blocks)
+    trained = {name: tensor.to(device) for members in read for name, tensor in members.items()}
     traffic = {"bytes_down": store.bytes_read - frozen_bytes, "bytes_down_frozen": frozen_bytes}
     return {**frozen, **trained}, traffic
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from lwfed.data.inputs import InputSettings, settings_for
@@ -72,9 +73,15 @@ class Workbench:
                 f"the plan of stage {key[:12]} is not what its key says: {paths.stage_plan(key)} is damaged",
                 remedy="remove the stage's folder and run it again, or train anew with --fresh",
             )
+        try:
+            plan = StagePlan.model_validate(values["plan"])
+        except ValidationError:
+            raise CheckpointError(
+                f"the plan of stage {key[:12]} is of another version of lwfed", remedy="use that version, or train anew"
+            ) from None
         return Stage(
             key=key,
-            plan=StagePlan.model_validate(values["plan"]),
+            plan=plan,
             input_digest=values["input_digest"],
             num_classes=values["num_classes"],
         )

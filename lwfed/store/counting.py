@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,26 +23,30 @@ class CountingStore:
         self.uri = store.uri
         self.bytes_read = 0
         self.bytes_written = 0
+        self._lock = threading.Lock()
 
     def put(self, key: str, chunks: Iterable[Data]) -> int:
         """Writes an object and counts it."""
         count = self._store.put(key, chunks)
         if key.endswith(".safetensors"):
-            self.bytes_written += count
+            with self._lock:
+                self.bytes_written += count
         return count
 
     def get(self, key: str, *, start: int = 0, stop: int | None = None) -> bytearray:
         """Reads an object and counts it."""
         data = self._store.get(key, start=start, stop=stop)
         if key.endswith(".safetensors"):
-            self.bytes_read += len(data)
+            with self._lock:
+                self.bytes_read += len(data)
         return data
 
     def fetch(self, key: str) -> Path:
         """Fetches an object and counts it whole."""
         path = self._store.fetch(key)
         if key.endswith(".safetensors"):
-            self.bytes_read += path.stat().st_size
+            with self._lock:
+                self.bytes_read += path.stat().st_size
         return path
 
     def has(self, key: str) -> bool:
