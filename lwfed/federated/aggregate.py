@@ -53,7 +53,7 @@ def weighted_mean(name: str, *, readers: Mapping[str, Reader], weights: Mapping[
             continue
         if total is None:  # not zero plus the first, which would turn -0 into 0
             like = tensor
-            total = tensor.double().mul_(weights[client])
+            total = tensor.to(torch.float64, copy=True).mul_(weights[client])
         else:
             total.add_(tensor, alpha=weights[client])
     if total is None:

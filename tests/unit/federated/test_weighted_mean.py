@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 import torch
@@ -38,10 +40,12 @@ def test_the_type_is_kept(dtype: torch.dtype) -> None:
 
 
 def test_the_order_of_arrival_changes_no_bit() -> None:
-    tensors = parts(6)
-    weights = {client: n + 1 for n, client in enumerate(tensors)}
-    backwards = dict(reversed(tensors.items()))
-    assert torch.equal(mean_of(tensors, weights), mean_of(backwards, weights))
+    """Values whose sum in float64 does depend on the order in which they are added."""
+    tensors = {"a": torch.tensor([1e20, 1.0]), "b": torch.tensor([1.0, 1e20]), "c": torch.tensor([-1e20, -1e20])}
+    assert (1e20 + 1.0) - 1e20 != (1e20 - 1e20) + 1.0
+    weights = dict.fromkeys(tensors, 1)
+    means = [mean_of(dict(order), weights) for order in permutations(tensors.items())]
+    assert len(means) == 6 and all(torch.equal(mean, means[0]) for mean in means)
 
 
 def test_the_mean_lies_between_the_clients_and_of_equals_is_their_value() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -141,3 +142,18 @@ def test_updates_are_dropped_once_they_are_aggregated(finished: Finished) -> Non
 
 def test_a_clients_cache_is_gone_when_the_run_is_over(finished: Finished) -> None:
     assert not (Path(finished.store.uri) / "cache" / finished.run["run_id"]).exists()
+
+
+def test_while_it_runs_a_clients_cache_holds_the_frozen_blocks_and_nothing_else(tmp_path: Path) -> None:
+    held: list[set[str]] = []
+
+    def look(kind: str, values: dict[str, Any]) -> None:
+        if kind == "client_done" and values["stage"] == 2:
+            (folder,) = (tmp_path / "cache").glob(f"*/{values['client']}/0")
+            held.append({path.name for path in folder.iterdir()})
+            (folder / "left-by-a-kill.4711").write_bytes(b"x")
+
+    done = run_tiny(tmp_path, "training.local_steps=1", emit=look)
+    start = done.checkpoint(2, 0)
+    frozen = {f"{start.blocks[unit].digest}.safetensors" for unit in done.plans[1].frozen}
+    assert len(held) == 4 and all(names == frozen for names in held)
