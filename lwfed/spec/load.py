@@ -12,9 +12,17 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from lwfed.spec.model import ModelSpec
 from lwfed.spec.run import RunSpec
 from lwfed.types.errors import NotFoundError, SpecError
 
+ALIASES = {
+    "fraction_train": "fraction_fit",
+    "min_train_nodes": "min_fit_clients",
+    "min_available_nodes": "min_available_clients",
+    "beta": "alpha",
+}
+"""Other tools' names of keys, in overrides of a spec that may hold ours already."""
 DEFAULT_PRESET = "shapes-layerwise"
 
 _VARIANT = re.compile(r"contrastive|supervised|int|float|tuple\[.*\]")
@@ -22,7 +30,15 @@ _VARIANT = re.compile(r"contrastive|supervised|int|float|tuple\[.*\]")
 
 
 class _Yaml(yaml.SafeLoader):
-    """YAML in which 1e-4 is a number, as in YAML 1.2 and as people write it; PyYAML's is 1.1, where it is text."""
+    """YAML in which 1e-4 is a number, as in YAML 1.2 and as people write it, and a key stands once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuses a key that stands twice, of which PyYAML takes the last in silence."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key `{twice}` stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Yaml.add_implicit_resolver(
@@ -58,7 +74,12 @@ def build_spec(values: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> R
     tree: dict[str, Any] = _copy(values)
     for text in overrides:
         key, value = _parse_override(text)
-        _put(tree, key.split("."), value)
+        path = key.split(".")
+        if path[:2] == ["model", "encoders"] and len(path) > 2:  # a part of an encoder is changed, the rest stands
+            model = tree.setdefault("model", {})
+            if isinstance(model, dict):
+                model.setdefault("encoders", ModelSpec().model_dump(mode="json")["encoders"])
+        _put(tree, path, value)
     try:
         return RunSpec.model_validate(tree)
     except ValidationError as error:
@@ -126,7 +147,8 @@ def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
         if not isinstance(child, dict):
             child = tree[part] = {}
         tree = child
-    tree[path[-1]] = value
+    ours = ALIASES.get(path[-1])
+    tree[ours if ours in tree else path[-1]] = value
 
 
 def _explain(error: ValidationError) -> tuple[str]:

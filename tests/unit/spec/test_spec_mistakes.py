@@ -112,3 +112,9 @@ def test_a_preset_that_is_not_there_is_guessed() -> None:
         load_spec("shapes-layrwise")
     with pytest.raises(NotFoundError, match=r"presets: .*shapes-layerwise"):
         load_spec("/nowhere.yaml")
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "twice.yaml").write_text("training:\n  batch_size: 8\n  batch_size: 16\n")
+    with pytest.raises(SpecError, match="`batch_size` stands twice"):
+        load_spec(str(tmp_path / "twice.yaml"))

@@ -137,3 +137,14 @@ def test_presets_of_one_experiment_differ_in_their_strategy_alone() -> None:
         assert all(values["model"] == alike[0]["model"] for values in alike)
         assert all(values["data"] == alike[0]["data"] for values in alike)
         assert len({spec.strategy for spec in specs}) == len(specs)
+
+
+def test_a_part_of_a_default_encoder_can_be_changed() -> None:
+    spec = build_spec({"name": "three-lines"}, overrides=["model.encoders.image.blocks_per_stage=3"])
+    assert spec.model.encoders["image"].blocks_per_stage == 3
+    assert spec.model.encoders["image"].arch and set(spec.model.encoders) == {"image", "text"}
+
+
+def test_another_tools_name_overrides_a_complete_spec() -> None:
+    complete = to_values(build_spec({}))
+    assert build_spec(complete, overrides=["federation.min_train_nodes=3"]).federation.min_fit_clients == 3
