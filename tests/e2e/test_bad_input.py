@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from functools import partial
@@ -69,26 +70,28 @@ def test_a_wrong_command_line_is_refused(trained: Any) -> None:
 
 
 @pytest.mark.slow
-def test_a_corrupted_checkpoint_is_refused_and_fresh_trains_anew(copied: Path, trained: tuple[Path, Ended]) -> None:
-    """One byte of a block that stage 2 starts from, and then one of the manifest that names it."""
-    store = copied / "lwfed-runs"
-    first = json.loads((store / "runs/first/run.json").read_bytes())["stages"][0]["key"]
-    manifest = store / "stages" / first / "checkpoint.json"
-    block = json.loads(manifest.read_bytes())["blocks"]["text.blocks.0"]["digest"]
-    path = store / f"blocks/sha256/{block}.safetensors"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])
-    before = contents(store)
-    again = ("rerun", "first", "--stage", "2", "-o", "seed=0", "-o", "training.learning_rate=0.02")
-    ended = lwfed(*again, "--run-id", "bad", cwd=copied)
-    refused(ended, code=CHECKPOINT, says=(block, "corrupted", "--fresh"))
-    after = contents(store)
+def test_a_corrupted_checkpoint_is_refused_and_fresh_trains_anew(
+    copied: Path, trained: tuple[Path, Ended], tmp_path: Path
+) -> None:
+    """One byte of a block that stage 2 starts from, and elsewhere one digest in the manifest that names it."""
+    other = tmp_path / "other"
+    shutil.copytree(copied, other)
+    stage = json.loads((copied / "lwfed-runs/runs/first/run.json").read_bytes())["stages"][0]["key"]
+    manifest = f"lwfed-runs/stages/{stage}/checkpoint.json"
+    block = json.loads((copied / manifest).read_bytes())["blocks"]["text.blocks.0"]["digest"]
+    for folder in (copied, other):
+        path = folder / f"lwfed-runs/blocks/sha256/{block}.safetensors"
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])
+    (other / manifest).write_bytes((other / manifest).read_bytes().replace(block.encode(), b"0" * 64))
+    before = contents(copied / "lwfed-runs")
+    again = ("rerun", "first", "--stage", "2", "--run-id", "again", "-o", "training.learning_rate=0.02")
+    byte, digest = together(partial(lwfed, *again, cwd=copied), partial(lwfed, *again, cwd=other))
+    refused(byte, code=CHECKPOINT, says=(block, "corrupted", "--fresh"))
+    refused(digest, code=CHECKPOINT, says=("damaged", "--fresh"))
+    after = contents(copied / "lwfed-runs")
     assert {name: after[name] for name in before} == before
-
-    manifest.write_bytes(manifest.read_bytes().replace(block.encode(), b"0" * 64))
-    ended = lwfed("rerun", "first", "--stage", "2", "--run-id", "worse", cwd=copied)
-    refused(ended, code=CHECKPOINT, says=("damaged", "--fresh"))
-    fresh = succeed("run", "spec.yaml", "--fresh", "--json", cwd=copied)
+    fresh = succeed("run", "spec.yaml", "--fresh", "--json", cwd=other)
     assert fresh.json["digest"] == trained[1].json["digest"]
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,10 @@ from tests.e2e.command import (
     Ended,
     committed,
     environment,
-    lwfed,
     processes_of,
     start,
     succeed,
+    together,
     until,
     wait,
     write_spec,
@@ -29,33 +30,36 @@ from tests.e2e.command import (
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_killed_at_many_writes_it_ends_in_the_same_digest(
-    seed: int, trained: tuple[Path, Ended], tmp_path: Path
-) -> None:
+def test_killed_at_many_writes_it_ends_in_the_same_digest(trained: tuple[Path, Ended], tmp_path: Path) -> None:
     """Dozens of kills, each before a change of the store: between files, and between a file and its commit."""
-    spec = write_spec(tmp_path)
-    command = ["run", str(spec), "--run-id", "killed", "--json"]
+    folders = [tmp_path / seed for seed in ("1", "2")]
+    for folder, driven in zip(folders, together(*(partial(_drive, folder) for folder in folders)), strict=True):
+        assert driven.code == 0, driven.out + driven.err + (folder / killer.OUTPUT).read_text()
+        forks = [json.loads(line) for line in driven.out.splitlines()]
+        assert [fork["status"] for fork in forks[:-1]] == [-signal.SIGKILL] * (len(forks) - 1)
+        assert len(forks) > 15 and forks[-1]["status"] == 0
+        told = json.loads((folder / killer.OUTPUT).read_text().splitlines()[-1])
+        whole = trained[1].json
+        assert told["digest"] == whole["digest"] and told["metrics"] == whole["metrics"]
+        assert told["ledger"]["predicted"] == whole["ledger"]["predicted"] and told["status"] == "finished"
+        for name, count in told["ledger"]["measured"].items():  # what a killed client had sent is not sent again
+            assert 0 < count <= whole["ledger"]["measured"][name], name
+        store = folder / "lwfed-runs"
+        events = [json.loads(line) for line in (store / "runs/killed/events.jsonl").read_text().splitlines() if line]
+        kinds = [event["event"] for event in events]
+        assert (kinds.count("round"), kinds.count("stage"), kinds[-1]) == (3, 2, "finish")
+        assert {path.name for path in (store / "runs/killed").iterdir()} >= {"run.json", "summary.json", "report.html"}
+        assert _result(store) == _result(trained[0] / "lwfed-runs")
+
+
+def _drive(folder: Path) -> Ended:
+    folder.mkdir()
+    command = ["run", str(write_spec(folder)), "--run-id", "killed", "--json"]
     driven = subprocess.run(
-        [sys.executable, killer.__file__, str(seed), "--", *command],
-        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240, check=False,
+        [sys.executable, killer.__file__, folder.name, "--", *command],
+        cwd=folder, env=environment(), capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
-    assert driven.returncode == 0, driven.stdout + driven.stderr + (tmp_path / killer.OUTPUT).read_text()
-    forks = [json.loads(line) for line in driven.stdout.splitlines()]
-    assert [fork["status"] for fork in forks[:-1]] == [-signal.SIGKILL] * (len(forks) - 1)
-    assert len(forks) > 15 and forks[-1]["status"] == 0
-    told = json.loads((tmp_path / killer.OUTPUT).read_text().splitlines()[-1])
-    whole = trained[1].json
-    assert told["digest"] == whole["digest"] and told["metrics"] == whole["metrics"]
-    assert told["ledger"]["predicted"] == whole["ledger"]["predicted"] and told["status"] == "finished"
-    for name, count in told["ledger"]["measured"].items():  # what a killed client had sent is not sent again
-        assert 0 < count <= whole["ledger"]["measured"][name], name
-    store = tmp_path / "lwfed-runs"
-    events = [json.loads(line) for line in (store / "runs/killed/events.jsonl").read_text().splitlines() if line]
-    kinds = [event["event"] for event in events]
-    assert (kinds.count("round"), kinds.count("stage"), kinds[-1]) == (3, 2, "finish")
-    assert {path.name for path in (store / "runs/killed").iterdir()} >= {"run.json", "summary.json", "report.html"}
-    assert _result(store) == _result(trained[0] / "lwfed-runs")
+    return Ended(driven.returncode, driven.stdout, driven.stderr)
 
 
 def _result(store: Path) -> dict[str, bytes]:
@@ -70,17 +74,15 @@ def _result(store: Path) -> dict[str, bytes]:
     return found
 
 
-def test_interrupted_and_terminated_it_goes_on(trained: tuple[Path, Ended], tmp_path: Path) -> None:
+def test_interrupted_it_goes_on(trained: tuple[Path, Ended], tmp_path: Path) -> None:
     command = ["run", write_spec(tmp_path), "--run-id", "again"]
-    store = tmp_path / "lwfed-runs"
-    for sign, sight in ((signal.SIGINT, "rounds/001/updates/*/update.json"), (signal.SIGTERM, "rounds/002/round.json")):
-        running = start(*command, cwd=tmp_path)
-        until(lambda sight=sight: committed(store, sight), process=running)
-        running.send_signal(sign)
-        ended = wait(running)
-        assert ended.code == 130, ended
-        assert ended.errors == ["error: interrupted -> what is committed stands; run it again to go on"]
-        assert "--run-id again" in ended.out
+    running = start(*command, cwd=tmp_path)
+    until(lambda: committed(tmp_path / "lwfed-runs", "rounds/001/updates/*/update.json"), process=running)
+    running.send_signal(signal.SIGINT)
+    ended = wait(running)
+    assert ended.code == 130, ended
+    assert ended.errors == ["error: interrupted -> what is committed stands; run it again to go on"]
+    assert "--run-id again" in ended.out
     assert succeed(*command, "--json", cwd=tmp_path).json["digest"] == trained[1].json["digest"]
 
 
@@ -88,7 +90,7 @@ def test_clients_in_processes_end_with_the_run_and_it_goes_on(tmp_path: Path) ->
     """Terminated after the first update, then killed with -9 between aggregation and the round's record."""
     judged = {"stages__rounds": [1, 0], "evaluation__federated_every": 1, "evaluation__holdout_fraction": 0.25}
     spec = write_spec(tmp_path, **judged)
-    whole = succeed("run", spec, "-o", "store.uri=./whole", "--json", cwd=tmp_path).json
+    undisturbed = start("run", spec, "-o", "store.uri=./whole", "--json", cwd=tmp_path)
     folder = tmp_path / "in-processes"
     folder.mkdir()
     shutil.copy(spec, folder)
@@ -98,7 +100,8 @@ def test_clients_in_processes_end_with_the_run_and_it_goes_on(tmp_path: Path) ->
     running = start(*command, cwd=folder)
     until(lambda: committed(store, "rounds/001/updates/*/update.json"), process=running)
     running.terminate()
-    assert wait(running).code == 130
+    ended = wait(running)
+    assert ended.code == 130 and len(ended.errors) == 1
     assert processes_of(folder) == []
 
     running = start(*command, cwd=folder)
@@ -113,8 +116,7 @@ def test_clients_in_processes_end_with_the_run_and_it_goes_on(tmp_path: Path) ->
         time.sleep(0.1)
     assert not committed(store, "checkpoint.json")
 
-    ended = lwfed(*command, "--json", cwd=folder)
-    assert ended.code == 0, ended.err
+    ended, whole = succeed(*command, "--json", cwd=folder), wait(undisturbed).json
     assert ended.json["digest"] == whole["digest"] and ended.json["metrics"] == whole["metrics"]
 
 
