@@ -7,6 +7,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13; do $$p --version >/
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv)
 ARGS ?=
 PORT ?= 5000
+JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -45,7 +46,7 @@ run: $(DONE) ## train the built-in experiment, from its first stage to its repor
 	$(BIN)/lwfed run $(ARGS)
 
 test: $(DONE) ## run all tests but the measurements
-	$(BIN)/python -m pytest -m "not bench" $(ARGS)
+	$(BIN)/python -m pytest -m "not bench" -n $(JOBS) --dist loadfile $(ARGS)
 
 quick-test: $(DONE) ## run the tests that take a moment
 	$(BIN)/python -m pytest -m "not bench and not slow" $(ARGS)
