@@ -89,8 +89,8 @@ def plan(
 def partition(spec: Spec = None, override: Overrides = None, as_json: Json = False) -> None:
     """Show how the training examples are shared among clients: sizes, and a histogram of the labels."""
     from lwfed.data.partition import describe
-    from lwfed.steps.prepare import server_source
     from lwfed.steps.shares import readable_examples, shares_of
+    from lwfed.steps.sources import server_source
     from lwfed.store.local import open_store
 
     values = load_spec(spec, overrides=override or [])

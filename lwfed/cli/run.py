@@ -87,7 +87,7 @@ def _execute(spec: RunSpec, *, options: Options, as_json: bool, last_stage: int 
     with _ending_on_terminate():
         summary = _train(drafted, spec, store=store, console=console, last_stage=last_stage)
     console.print()
-    console.print(tables.stages_table(summary["stages"], end_to_end=drafted["end_to_end"]))
+    console.print(tables.stages_table(summary["stages"], end_to_end=summary["ledger"]["predicted"]["end_to_end"]))
     _closing_lines(summary, store=store, console=console, spec=spec)
     if as_json:
         print_json(summary)

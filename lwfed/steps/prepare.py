@@ -11,8 +11,7 @@ from typing import Any
 from lwfed.cost.cache import architectures_of
 from lwfed.cost.ledger import end_to_end_cost, stage_costs
 from lwfed.cost.units import Architecture
-from lwfed.data.source import Example, Source, open_source
-from lwfed.plan.cohort import client_ids
+from lwfed.data.source import Example, Source
 from lwfed.plan.stages import StagePlan, plan_stages
 from lwfed.spec.load import to_values
 from lwfed.spec.model import EncoderSpec, ModelSpec
@@ -20,12 +19,13 @@ from lwfed.spec.run import RunSpec
 from lwfed.steps import runs
 from lwfed.steps.launcher import Emit
 from lwfed.steps.runs import Options
-from lwfed.steps.shares import CLIENT_MARK, SERVER, root_for, shares_at, split_share
+from lwfed.steps.shares import shares_at, split_share
+from lwfed.steps.sources import data_versions, server_source, training_examples, usable
 from lwfed.steps.version import code_version
 from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.types.canonical import digest_of
-from lwfed.types.errors import DataError, ResumeError, SpecError
+from lwfed.types.errors import ResumeError, SpecError
 from lwfed.types.seeds import derive
 
 LOOKED_AT = 2000
@@ -74,7 +74,7 @@ def draft(spec: RunSpec, *, store: Store, options: Options, cache: Path | None =
         "num_classes": num_classes,
         "data": {
             "source": spec.data.source,
-            "version": digest_of({"data": _data_versions(spec, source), "weights": _weights_versions(spec)}),
+            "version": digest_of({"data": data_versions(spec, source), "weights": _weights_versions(spec)}),
             "num_train": len(source.examples("train")),
             "num_test": len(source.examples("test")),
             "clients": {},
@@ -110,7 +110,7 @@ def prepare(run: dict[str, Any], *, store: Store, emit: Emit, cache: Path | None
     spec = runs.spec_of(run)
     source = server_source(spec)
     run["data"]["num_test"] = len(usable(source, "test", spec=spec, store=store, emit=emit))
-    train = _training_examples(spec, source, store=store, emit=emit)
+    train = training_examples(spec, source, store=store, emit=emit)
     run["data"]["clients"] = _client_sizes(runs.plans_of(run)[0], train)
     run["data"]["num_train"] = sum(len(examples) for examples in {id(e): e for e in train.values()}.values())
     tokens = _look_at_captions(spec, next(iter(train.values())), emit=emit)
@@ -124,61 +124,6 @@ def prepare(run: dict[str, Any], *, store: Store, emit: Emit, cache: Path | None
     if not store.write_ref(paths.run(run["run_id"]), run, if_absent=True):  # another process has just taken the name
         return _resumed(run, store=store) or run
     return run
-
-
-def server_source(spec: RunSpec) -> Source:
-    """Opens the data that the server judges on, and where clients have no data of their own, all data."""
-    return open_source(spec.data.model_copy(update={"root": root_for(spec.data.root, SERVER)}))
-
-
-def client_sources(spec: RunSpec) -> dict[str, Source]:
-    """Opens the data of every client that has a folder of its own (`{client}` in `data.root`); else none."""
-    if CLIENT_MARK not in (spec.data.root or ""):
-        return {}
-    return {
-        client: open_source(spec.data.model_copy(update={"root": root_for(spec.data.root, client)}))
-        for client in client_ids(spec.federation.num_clients)
-    }
-
-
-def usable(source: Source, split: str, *, spec: RunSpec, store: Store, emit: Emit) -> Sequence[Example]:
-    """Gives the examples that can be read; every file is read once a version of the data, and the outcome kept.
-
-    Raises:
-        DataError: A file cannot be read and the spec does not say to skip it, or nothing is left.
-    """
-    examples = source.examples(split)
-    if spec.data.source == "shapes":
-        return examples
-    ref = paths.checked_data(source.version(), spec.model.modalities, split)
-    known = store.read_ref(ref)
-    again = known is not None and spec.data.on_bad_example == "fail"  # they may have been mended
-    doubtful = [e for e in examples if e.id in known["bad"]] if known is not None and again else examples
-    if doubtful and (known is None or again):
-        from lwfed.data.batches import check_examples
-
-        def tell(done: int, total: int) -> None:
-            emit("checking", {"split": split, "done": done, "total": total})
-
-        checked = check_examples(
-            source, examples=doubtful, modalities=spec.model.modalities, workers=spec.data.workers, progress=tell
-        )
-        known = {"bad": checked.bad}
-        store.write_ref(ref, known)
-    bad = known["bad"] if known is not None else {}
-    if bad and spec.data.on_bad_example == "fail":
-        first = next(iter(sorted(bad)))
-        raise DataError(
-            f"{len(bad)} of {len(examples)} {split} examples cannot be read: {bad[first]}",
-            remedy="mend or remove them, or skip them with -o data.on_bad_example=skip",
-        )
-    if bad:
-        names = ", ".join(sorted(bad)[:5])
-        emit("warning", {"message": f"{len(bad)} {split} example(s) cannot be read and are skipped: {names}"})
-    kept = [example for example in examples if example.id not in bad]
-    if not kept:
-        raise DataError(f"no {split} example is left", remedy=f"look at {spec.data.root}")
-    return kept
 
 
 def count_architecture(encoder: EncoderSpec) -> dict[str, Any]:
@@ -263,22 +208,6 @@ def _refuse_classes(spec: RunSpec, source: Source) -> None:
             f"`evaluation.classes` names {len(named)} classes and the data have {len(source.classes)}",
             remedy=f"name one for each of: {', '.join(source.classes)}",
         )
-
-
-def _data_versions(spec: RunSpec, source: Source) -> Any:
-    clients = client_sources(spec)
-    if not clients:
-        return source.version()
-    return {SERVER: source.version(), **{client: own.version() for client, own in clients.items()}}
-
-
-def _training_examples(spec: RunSpec, source: Source, *, store: Store, emit: Emit) -> dict[str, Sequence[Example]]:
-    """Gives for each client the examples its share is cut from."""
-    own = client_sources(spec)
-    if own:
-        return {client: usable(its, "train", spec=spec, store=store, emit=emit) for client, its in own.items()}
-    everything = usable(source, "train", spec=spec, store=store, emit=emit)
-    return dict.fromkeys(client_ids(spec.federation.num_clients), everything)
 
 
 def _resolved(model: ModelSpec) -> ModelSpec:

@@ -1,0 +1,87 @@
+"""The data of a run, opened where they lie: all that can be wrong with a file is found before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lwfed.data.source import Example, Source, open_source
+from lwfed.plan.cohort import client_ids
+from lwfed.spec.run import RunSpec
+from lwfed.steps.launcher import Emit
+from lwfed.steps.shares import CLIENT_MARK, SERVER, root_for
+from lwfed.store import paths
+from lwfed.store.protocol import Store
+from lwfed.types.errors import DataError
+
+
+def server_source(spec: RunSpec) -> Source:
+    """Opens the data that the server judges on, and where clients have no data of their own, all data."""
+    return open_source(spec.data.model_copy(update={"root": root_for(spec.data.root, SERVER)}))
+
+
+def client_sources(spec: RunSpec) -> dict[str, Source]:
+    """Opens the data of every client that has a folder of its own (`{client}` in `data.root`); else none."""
+    if CLIENT_MARK not in (spec.data.root or ""):
+        return {}
+    return {
+        client: open_source(spec.data.model_copy(update={"root": root_for(spec.data.root, client)}))
+        for client in client_ids(spec.federation.num_clients)
+    }
+
+
+def data_versions(spec: RunSpec, source: Source) -> Any:
+    """Gives the versions of all data of a run: a digest, or one for each client that has data of its own."""
+    clients = client_sources(spec)
+    if not clients:
+        return source.version()
+    return {SERVER: source.version(), **{client: own.version() for client, own in clients.items()}}
+
+
+def usable(source: Source, split: str, *, spec: RunSpec, store: Store, emit: Emit) -> Sequence[Example]:
+    """Gives the examples that can be read; every file is read once a version of the data, and the outcome kept.
+
+    Raises:
+        DataError: A file cannot be read and the spec does not say to skip it, or nothing is left.
+    """
+    examples = source.examples(split)
+    if spec.data.source == "shapes":
+        return examples
+    ref = paths.checked_data(source.version(), spec.model.modalities, split)
+    known = store.read_ref(ref)
+    again = known is not None and spec.data.on_bad_example == "fail"  # they may have been mended
+    doubtful = [e for e in examples if e.id in known["bad"]] if known is not None and again else examples
+    if doubtful and (known is None or again):
+        from lwfed.data.batches import check_examples
+
+        def tell(done: int, total: int) -> None:
+            emit("checking", {"split": split, "done": done, "total": total})
+
+        checked = check_examples(
+            source, examples=doubtful, modalities=spec.model.modalities, workers=spec.data.workers, progress=tell
+        )
+        known = {"bad": checked.bad}
+        store.write_ref(ref, known)
+    bad = known["bad"] if known is not None else {}
+    if bad and spec.data.on_bad_example == "fail":
+        first = next(iter(sorted(bad)))
+        raise DataError(
+            f"{len(bad)} of {len(examples)} {split} examples cannot be read: {bad[first]}",
+            remedy="mend or remove them, or skip them with -o data.on_bad_example=skip",
+        )
+    if bad:
+        names = ", ".join(sorted(bad)[:5])
+        emit("warning", {"message": f"{len(bad)} {split} example(s) cannot be read and are skipped: {names}"})
+    kept = [example for example in examples if example.id not in bad]
+    if not kept:
+        raise DataError(f"no {split} example is left", remedy=f"look at {spec.data.root}")
+    return kept
+
+
+def training_examples(spec: RunSpec, source: Source, *, store: Store, emit: Emit) -> dict[str, Sequence[Example]]:
+    """Gives for each client the examples its share is cut from."""
+    own = client_sources(spec)
+    if own:
+        return {client: usable(its, "train", spec=spec, store=store, emit=emit) for client, its in own.items()}
+    everything = usable(source, "train", spec=spec, store=store, emit=emit)
+    return dict.fromkeys(client_ids(spec.federation.num_clients), everything)
