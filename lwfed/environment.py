@@ -101,3 +101,43 @@ def ranks(*, use_gpu: bool) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def job_index() -> int:
+    """Number of this pod in its Indexed Job (`JOB_COMPLETION_INDEX`), from 0."""
+    return int(_text("JOB_COMPLETION_INDEX") or 0)
+
+
+def run_id() -> str | None:
+    """The run's name, where it is given to a process (`LWFED_RUN_ID`)."""
+    return _text("LWFED_RUN_ID")
+
+
+def kfp_run_id() -> str | None:
+    """The pipeline run that this process is a task of (`KFP_RUN_ID`)."""
+    return _text("KFP_RUN_ID")
+
+
+def own_name() -> str:
+    """Names this process to others: its pod, else its host."""
+    return _text("KFP_POD_NAME") or _text("POD_NAME") or _text("HOSTNAME") or "this machine"
+
+
+def kfp_endpoint() -> str | None:
+    """The address of Kubeflow Pipelines (`KF_PIPELINES_ENDPOINT`), as its own client reads it."""
+    return _text("KF_PIPELINES_ENDPOINT")
+
+
+def kfp_ui() -> str | None:
+    """The address of its web pages, where that is another (`KF_PIPELINES_UI_ENDPOINT`)."""
+    return _text("KF_PIPELINES_UI_ENDPOINT")
+
+
+def kfp_token_file() -> str | None:
+    """The file with a pod's own token for Kubeflow Pipelines (`KF_PIPELINES_SA_TOKEN_PATH`)."""
+    return _text("KF_PIPELINES_SA_TOKEN_PATH")
+
+
+def named(name: str) -> str | None:
+    """A variable that the user names, such as the one that holds a token."""
+    return _text(name)

@@ -9,7 +9,7 @@ import typer
 from lwfed.cli.console import make_console, print_json
 from lwfed.cli.history import open_runs, pick_run
 from lwfed.cli.options import DEFAULT_STORE, Folder, Json, RunId, StoreUri
-from lwfed.cli.trackers import replay_log
+from lwfed.launch.trackers import replay_log
 from lwfed.steps import runs
 
 

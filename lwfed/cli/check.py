@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import secrets
 import shutil
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from lwfed import __version__, environment
 from lwfed.cli import text
 from lwfed.cli.console import make_console, print_json
 from lwfed.cli.options import DEFAULT_STORE, Json, StoreUri
-from lwfed.store.local import open_store
+from lwfed.store.opening import open_store
 from lwfed.types.errors import LwfedError
 
 LIBRARIES = ("torch", "torchvision", "timm", "transformers", "safetensors", "mlflow", "pydantic", "typer", "numpy")
@@ -72,19 +73,21 @@ def _look_at_machine() -> Iterator[Finding]:
 
 
 def _look_at_store(uri: str) -> Iterator[Finding]:
+    folder = None if "://" in uri else Path(uri).expanduser().absolute()
+    existed = folder is None or folder.exists()
     try:
         opened = open_store(uri)
-        existed = opened.root.exists()
-        opened.write_ref("doctor.json", {"written": True})
-        good = opened.read_ref("doctor.json") == {"written": True}
+        mark = secrets.token_hex(8)
+        opened.write_ref("doctor.json", {"written": mark})
+        good = opened.read_ref("doctor.json") == {"written": mark}
         opened.delete("doctor.json")
-        if not existed:
-            shutil.rmtree(opened.root)
         yield ("ok", f"store {opened.uri} can be written", "") if good else ("fail", f"store {uri} loses data", "")
-        folder = opened.root if existed else opened.root.parent
-        free = shutil.disk_usage(folder).free
-        level = "ok" if free > LOW_DISK_BYTES else "warn"
-        yield level, f"{text.size(free)} free on its disk", "" if level == "ok" else "free some space"
+        if folder is not None:
+            if not existed:
+                shutil.rmtree(folder)
+            free = shutil.disk_usage(folder if existed else folder.parent).free
+            level = "ok" if free > LOW_DISK_BYTES else "warn"
+            yield level, f"{text.size(free)} free on its disk", "" if level == "ok" else "free some space"
     except (LwfedError, OSError) as error:
         yield "fail", f"store {uri}: {error}", ""
 

@@ -11,11 +11,12 @@ from lwfed.cli.console import make_console, make_table, print_json
 from lwfed.cli.options import DEFAULT_STORE, Json, RunId, StoreUri
 from lwfed.steps import runs
 from lwfed.store import paths
-from lwfed.store.local import LocalStore, open_store
+from lwfed.store.opening import open_store
+from lwfed.store.protocol import Store
 from lwfed.types.errors import NotFoundError
 
 
-def open_runs(uri: str) -> LocalStore:
+def open_runs(uri: str) -> Store:
     """Opens a store that must have runs. Raises NotFoundError where it has none."""
     store = open_store(uri)
     if next(iter(runs.run_ids(store)), None) is None:
@@ -23,7 +24,7 @@ def open_runs(uri: str) -> LocalStore:
     return store
 
 
-def pick_run(store: LocalStore, run_id: str) -> dict[str, Any]:
+def pick_run(store: Store, run_id: str) -> dict[str, Any]:
     """Reads a run; `latest` is the one that was started last. Raises NotFoundError."""
     if run_id != "latest":
         return runs.read_run(store, run_id)
@@ -85,7 +86,7 @@ def _from(parent: dict[str, Any] | None) -> str:
     return f" (from {parent['run_id']}, stage {parent['stage']})" if parent else ""
 
 
-def _overview(store: LocalStore, run: runs.Run) -> dict[str, Any]:
+def _overview(store: Store, run: runs.Run) -> dict[str, Any]:
     stages, rounds = runs.history(store, run)
     summary = store.read_ref(paths.summary(run["run_id"]))
     metrics = (rounds[-1] if rounds else {}).get("metrics", {})

@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 import traceback
+from importlib import metadata
 
 import typer
 
@@ -20,6 +21,7 @@ Start with:
   lwfed run                    the built-in experiment, no data or cluster needed
   lwfed plan coco-layerwise    what an experiment will cost, before it runs
   lwfed list                   what has run
+  lwfed submit SPEC            run it on a cluster with Kubeflow Pipelines
 """
 
 EPILOG = "Exit codes: " + "; ".join(f"{code} {name}" for code, name in sorted(EXIT_CODES.items())) + "."
@@ -41,6 +43,9 @@ app.command("export")(artifacts.export)
 app.command("presets")(plan.presets)
 app.command("doctor")(check.doctor)
 app.command("step")(step.step)
+for plugin in sorted(metadata.entry_points(group="lwfed.commands"), key=lambda entry: entry.name):
+    for command_name, command in plugin.load().items():
+        app.command(command_name)(command)
 
 
 def _version(asked: bool) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from types import FrameType
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib import metadata
 from typing import Annotated, Any
 
 import typer
@@ -18,14 +19,15 @@ from lwfed.cli.console import make_console, print_json
 from lwfed.cli.display import Display
 from lwfed.cli.history import open_runs, pick_run
 from lwfed.cli.options import DEFAULT_STORE, Json, Overrides, RunId, Spec, StoreUri
-from lwfed.cli.trackers import is_told, make_trackers
+from lwfed.launch.trackers import is_told, make_trackers
 from lwfed.spec.load import build_spec, load_spec
 from lwfed.spec.run import RunSpec
 from lwfed.steps import runs
 from lwfed.steps.runs import Options
 from lwfed.store import paths
-from lwfed.store.local import LocalStore, open_store
-from lwfed.types.errors import LwfedError, SpecError
+from lwfed.store.opening import open_store
+from lwfed.store.protocol import Store
+from lwfed.types.errors import LwfedError, NotFoundError, SpecError
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -57,12 +59,22 @@ def rerun(
     new_id: Annotated[str | None, typer.Option("--run-id", metavar="ID", help="Name the new run.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Train anew, even where equal work is committed.")] = False,
     store: StoreUri = DEFAULT_STORE,
+    endpoint: Annotated[
+        str | None, typer.Option("--endpoint", metavar="URL", help="Submit it to Kubeflow Pipelines there.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="With --endpoint: follow it to its end.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train a run again from one of its stages; the stages before it stay as they are.
 
-    Makes a new run that names its parent.
+    Makes a new run that names its parent. With --endpoint it trains on the cluster, else on this machine.
     """
+    if endpoint is not None:
+        _resubmit(
+            run_id, stage=stage, only=only, override=override, fresh=fresh, store=store, endpoint=endpoint, wait=wait,
+            as_json=as_json,
+        )  # fmt: skip
+        return
     opened = open_runs(store)
     parent = pick_run(opened, run_id)
     changed = list(override or [])
@@ -73,19 +85,34 @@ def rerun(
     _execute(values, options=options, as_json=as_json, last_stage=stage if only else None)
 
 
+def _resubmit(run_id: str, **options: Any) -> None:
+    """Hands a rerun on the cluster to the plugin that knows Kubeflow Pipelines."""
+    for plugin in metadata.entry_points(group="lwfed.reruns"):
+        plugin.load()(run_id, **options)
+        return
+    raise NotFoundError("Kubeflow Pipelines are not installed", remedy="pip install 'lwfed[kubeflow]'")
+
+
 def _execute(spec: RunSpec, *, options: Options, as_json: bool, last_stage: int | None = None) -> None:
-    from lwfed.steps.prepare import draft
+    from lwfed.steps.prepare import draft, new_run_id
 
     console = make_console(stderr=as_json)
     store = open_store(spec.store.uri)
-    drafted = draft(spec, store=store, options=options, cache=environment.cache_folder())
-    if not options.fresh and options.parent is None and last_stage is None:
-        done = runs.find_finished(store, drafted)
-        if done is not None and options.run_id in (None, done) and is_told(done, store=store):
-            _show_finished(done, store=store, console=console, as_json=as_json)
-            return
-    with _ending_on_terminate():
-        summary = _train(drafted, spec, store=store, console=console, last_stage=last_stage)
+    drafted = None
+    if spec.launch.kind == "kubernetes":  # only pods see the data
+        options = replace(options, run_id=options.run_id or new_run_id(spec, now=datetime.now(UTC)))
+    else:
+        drafted = draft(spec, store=store, options=options, cache=environment.cache_folder())
+        if not options.fresh and options.parent is None and last_stage is None:
+            done = runs.find_finished(store, drafted)
+            if done is not None and options.run_id in (None, done) and is_told(done, store=store):
+                _show_finished(done, store=store, console=console, as_json=as_json)
+                return
+        options = replace(options, run_id=drafted["run_id"])
+    with console.status("loading torch and the models") if console.is_terminal else nullcontext():
+        from lwfed.cli.session import ending_on_terminate
+    with ending_on_terminate():
+        summary = _train(spec, options=options, drafted=drafted, store=store, console=console, last_stage=last_stage)
     console.print()
     console.print(tables.stages_table(summary["stages"], end_to_end=summary["ledger"]["predicted"]["end_to_end"]))
     _closing_lines(summary, store=store, console=console, spec=spec)
@@ -94,18 +121,30 @@ def _execute(spec: RunSpec, *, options: Options, as_json: bool, last_stage: int 
 
 
 def _train(
-    drafted: dict[str, Any], spec: RunSpec, *, store: LocalStore, console: Console, last_stage: int | None
+    spec: RunSpec,
+    *,
+    options: Options,
+    drafted: dict[str, Any] | None,
+    store: Store,
+    console: Console,
+    last_stage: int | None,
 ) -> dict[str, Any]:
-    with console.status("loading torch and the models") if console.is_terminal else nullcontext():
-        from lwfed.launch.launchers import make_launcher
-        from lwfed.steps.experiment import run_stages
-        from lwfed.steps.finish import finish_run
-        from lwfed.steps.prepare import prepare
-        from lwfed.steps.workbench import Workbench
-    bench = Workbench(store)
-    total = sum(plan.rounds for plan in runs.plans_of(drafted))
-    with Display(console, total_rounds=total) as display:
-        run = prepare(drafted, store=store, emit=display, cache=environment.cache_folder())
+    from lwfed.cli.session import client_cache, driving
+    from lwfed.steps.experiment import place_of, run_stages
+    from lwfed.steps.finish import tell_finish
+    from lwfed.steps.prepare import prepare
+    from lwfed.steps.prepare_run import prepare_there
+    from lwfed.steps.tasks import RunTask
+
+    run_id = options.run_id or ""
+    with (
+        Display(console, total_rounds=sum(spec.stages.rounds)) as display,
+        driving(spec, run_id=run_id, store=store) as (bench, launcher),
+    ):
+        if drafted is None:
+            run = prepare_there(spec, options=options, launcher=launcher, store=store, emit=display)
+        else:
+            run = prepare(drafted, store=store, emit=display, cache=environment.cache_folder())
         trackers, mlflow = make_trackers(
             run, spec.tracking, store=store, warn=lambda line: display("warning", {"message": line})
         )
@@ -121,15 +160,13 @@ def _train(
                 told[kind](values)
 
         try:
+            cache = None if launcher.remote else client_cache(store)
             summary = run_stages(
-                run,
-                launcher=make_launcher(spec.launch, bench=bench),
-                bench=bench,
-                emit=emit,
-                cache=store.root / "cache",
-                last_stage=last_stage,
-            )
-            finish_run(run, summary, bench=bench, trackers=trackers)
+                run, launcher=launcher, bench=bench, emit=emit, cache=cache, last_stage=last_stage
+            )  # fmt: skip
+            task = RunTask(store=store.uri, run_id=run_id, place=place_of(run, cache=None))
+            launcher.server("finish", task, emit=emit)
+            tell_finish(run, summary, store=store, trackers=trackers)
         except (LwfedError, KeyboardInterrupt) as error:
             trackers.fail(str(error) or "interrupted")
             if isinstance(error, KeyboardInterrupt):
@@ -144,7 +181,7 @@ def _train(
     return summary
 
 
-def _show_finished(run_id: str, *, store: LocalStore, console: Console, as_json: bool) -> None:
+def _show_finished(run_id: str, *, store: Store, console: Console, as_json: bool) -> None:
     run = runs.read_run(store, run_id)
     summary: dict[str, Any] = store.read_ref(paths.summary(run_id)) or {}
     console.print(
@@ -158,14 +195,14 @@ def _show_finished(run_id: str, *, store: LocalStore, console: Console, as_json:
         print_json(summary)
 
 
-def _closing_lines(summary: dict[str, Any], *, store: LocalStore, console: Console, spec: RunSpec) -> None:
+def _closing_lines(summary: dict[str, Any], *, store: Store, console: Console, spec: RunSpec) -> None:
     shown = text.in_order(name for name in summary["metrics"] if not name.startswith("train/"))
     scores = [f"{text.title(name)} {text.score(name, summary['metrics'][name])}" for name in shown]
     console.print("  ".join(scores), highlight=False, soft_wrap=True)
     say = {"run": summary["run_id"], "digest": summary["digest"], "time": text.duration(summary["wall_s"])}
-    report = store.root / paths.report(summary["run_id"])
-    if report.is_file():
-        say["report"] = str(report)
+    report = paths.report(summary["run_id"])
+    if store.has(report):
+        say["report"] = f"{store.uri}/{report}"
     if spec.tracking.uri is not None:
         say["mlflow"] = f"mlflow ui --backend-store-uri {environment.mlflow_uri() or spec.tracking.uri}"
     for name, value in say.items():
@@ -176,17 +213,3 @@ def _checked(run_id: str | None) -> str | None:
     if run_id is not None and not RUN_ID.fullmatch(run_id):
         raise SpecError(f"`{run_id}` cannot name a run", remedy="use letters, digits, dots, dashes and underscores")
     return run_id
-
-
-@contextmanager
-def _ending_on_terminate() -> Iterator[None]:
-    """Turns SIGTERM into an interrupt, so that clients are ended and trackers told."""
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -1,27 +1,37 @@
-"""`lwfed step`: one step with its task from a file; what a subprocess and a pod run."""
+"""`lwfed step`: one step with its task from a file or a Job's list; what a subprocess and a pod run."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
 from lwfed import environment
-from lwfed.steps.tasks import ClientTask, RoundTask, StageTask
-from lwfed.types.errors import LwfedError, SpecError
+from lwfed.steps.heartbeat import watch
+from lwfed.steps.tasks import ClientTask, InspectTask, PrepareTask, RoundTask, RunTask, StageTask
+from lwfed.store import paths
+from lwfed.store.opening import open_store
+from lwfed.types.errors import CoordinatorGoneError, LwfedError, NotFoundError, SpecError
 
-STEPS: dict[str, type[RoundTask] | type[StageTask]] = {
+Task = RunTask | RoundTask
+
+STEPS: dict[str, type[Task]] = {
+    "inspect-client": InspectTask,
     "train-client": ClientTask,
     "evaluate-client": ClientTask,
+    "prepare": PrepareTask,
     "aggregate-round": RoundTask,
     "evaluate-round": RoundTask,
+    "finish": RunTask,
     "train-stage": StageTask,
 }
 POLL_S = 1.0
@@ -29,14 +39,29 @@ POLL_S = 1.0
 
 def step(
     name: Annotated[str, typer.Argument(metavar="NAME", help=f"One of {', '.join(STEPS)}.")],
-    task: Annotated[Path, typer.Option("--task", metavar="FILE", help="The task, as JSON; - reads standard input.")],
+    task: Annotated[
+        Path | None, typer.Option("--task", metavar="FILE", help="The task, as JSON; - reads standard input.")
+    ] = None,
+    store: Annotated[str | None, typer.Option("--store", metavar="URI", help="The store that holds the Job.")] = None,
+    job: Annotated[
+        str | None, typer.Option("--job", metavar="NAME", help="The Job; the pod's index picks the task of its list.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print progress as one JSON object a line.")] = False,
 ) -> None:
     """Run one step, as a client's process or a pod does."""
     if name not in STEPS:
         raise SpecError(f"there is no step `{name}`", remedy=f"name one of {', '.join(STEPS)}")
-    work = _task_of(name, _read(task))
+    signal.signal(signal.SIGTERM, _terminated)  # a container's first process ignores what it does not handle
     try:
+        if task is not None:
+            values, beat = _read(task), None
+        elif store is not None and job is not None:
+            values, beat = _task_of_job(store, job, index=environment.job_index())
+        else:
+            raise SpecError("a step needs its task", remedy="give --task FILE, or --store URI and --job NAME")
+        work = _task_of(name, values)
+        if beat is not None:
+            _end_without_coordinator(store or "", beat, as_json=as_json)
         with environment.ranks(use_gpu=work.place.device != "cpu"):
             result = _run(name, work, as_json=as_json)
     except LwfedError as error:
@@ -47,39 +72,35 @@ def step(
         typer.echo(json.dumps(result))
 
 
-def _run(name: str, task: RoundTask | StageTask, *, as_json: bool) -> dict[str, Any]:
-    from lwfed.launch.in_process import step_teller
-    from lwfed.launch.launchers import make_launcher
-    from lwfed.steps import runs
-    from lwfed.steps.aggregate_round import aggregate_round, evaluate_round
-    from lwfed.steps.evaluate_client import evaluate_client
-    from lwfed.steps.train_client import train_client
-    from lwfed.steps.train_stage import train_stage
+def _run(name: str, task: Task, *, as_json: bool) -> dict[str, Any]:
+    from lwfed.launch.in_process import run_client_step, run_server_step
     from lwfed.steps.workbench import Workbench
 
     def emit(kind: str, told: dict[str, Any]) -> None:
         if as_json and environment.rank() == 0:
             _tell(kind, told)
 
-    if isinstance(task, ClientTask):
+    bench = Workbench.at(task.store)
+    if isinstance(task, ClientTask | InspectTask):
         if task.parent_pid is not None:
             _end_with(task.parent_pid)
-        bench = Workbench.at(task.store)
-        if name == "train-client":
-            update = train_client(task, bench=bench, on_step=step_teller(task.client, emit))
-            return {"digest": update.get("digest", "")}
-        return evaluate_client(task, bench=bench)
-    bench = Workbench.at(task.store)
-    if isinstance(task, RoundTask):
-        if name == "evaluate-round":
-            return evaluate_round(task, bench=bench)
-        return {"digest": aggregate_round(task, bench=bench)}
+        return run_client_step(name, task, bench=bench, emit=emit)
+    if not isinstance(task, StageTask):
+        return run_server_step(name, task, bench=bench, emit=emit)
+    from lwfed.launch.launchers import make_launcher
+    from lwfed.steps import runs
+    from lwfed.steps.train_stage import train_stage
+
     spec = runs.spec_of(runs.read_run(bench.store, task.run_id))
-    record = train_stage(task, launcher=make_launcher(spec.launch, bench=bench), bench=bench, emit=emit)
+    launcher = make_launcher(spec, bench=bench, run_id=task.run_id)
+    try:
+        record = train_stage(task, launcher=launcher, bench=bench, emit=emit)
+    finally:
+        launcher.close()
     return {"digest": record["digest"]}
 
 
-def _task_of(name: str, values: dict[str, Any]) -> RoundTask | StageTask:
+def _task_of(name: str, values: dict[str, Any]) -> Task:
     try:
         return STEPS[name].model_validate(values)
     except ValidationError as error:
@@ -87,6 +108,17 @@ def _task_of(name: str, values: dict[str, Any]) -> RoundTask | StageTask:
         raise SpecError(
             f"the task of {name} is wrong: {wrong}", remedy="see lwfed/steps/tasks.py for its keys"
         ) from None
+
+
+def _task_of_job(uri: str, job: str, *, index: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Gives a pod's task, and the heartbeat it is to watch."""
+    listed = open_store(uri).read_ref(paths.job(job))
+    if listed is None:
+        raise NotFoundError(f"the store {uri} has no Job {job}", remedy="the coordinator writes it before it makes it")
+    tasks = listed["tasks"]
+    if index >= len(tasks):
+        raise SpecError(f"the Job {job} has {len(tasks)} task(s), and no number {index}", remedy="delete that Job")
+    return tasks[index], listed.get("heartbeat")
 
 
 def _tell(kind: str, values: dict[str, Any]) -> None:
@@ -107,10 +139,15 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
+def _terminated(number: int, _frame: FrameType | None) -> None:
+    """Ends at once: what is not committed is trained again, and nothing half-written counts."""
+    os._exit(128 + number)
+
+
 def _end_with(parent: int) -> None:
     """Ends this process soon after the one that asked for its work is gone, however that ended."""
 
-    def watch() -> None:
+    def look() -> None:
         while True:
             try:
                 os.kill(parent, 0)
@@ -118,4 +155,26 @@ def _end_with(parent: int) -> None:
                 os._exit(1)
             time.sleep(POLL_S)
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=look, daemon=True).start()
+
+
+def _end_without_coordinator(uri: str, beat: dict[str, Any], *, as_json: bool) -> None:
+    """Ends this process when the coordinator shows no sign of life."""
+    error = CoordinatorGoneError(
+        f"no sign of life from the coordinator of {beat['run_id']} for {beat['timeout_s']:g} s",
+        remedy="start the run again with the same --run-id: nothing committed is lost",
+    )
+
+    def gone() -> None:
+        if as_json:
+            _tell("failed", {"exit_code": error.exit_code, "message": str(error)})
+        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.flush()
+        os._exit(error.exit_code)
+
+    def look() -> None:
+        watch(
+            open_store(uri), beat["run_id"], every_s=beat["every_s"], timeout_s=beat["timeout_s"], on_gone=gone
+        )  # fmt: skip
+
+    threading.Thread(target=look, daemon=True, name="heartbeat").start()

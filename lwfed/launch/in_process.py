@@ -7,28 +7,56 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from lwfed.environment import debug
+from lwfed.environment import cache_folder, debug
 from lwfed.steps.aggregate_round import aggregate_round, evaluate_round
 from lwfed.steps.evaluate_client import evaluate_client
+from lwfed.steps.finish import finish
+from lwfed.steps.inspect_client import inspect_client
 from lwfed.steps.launcher import Emit, Outcome
-from lwfed.steps.tasks import ClientTask, RoundTask
+from lwfed.steps.prepare_run import prepare_here
+from lwfed.steps.tasks import ClientTask, InspectTask, PoolTask, PrepareTask, RoundTask, RunTask, ServerTask
 from lwfed.steps.train_client import train_client
 from lwfed.steps.workbench import Workbench
 from lwfed.types.errors import SHARED_CODES, LwfedError
 
-SERVER_STEPS: dict[str, Callable[..., object]] = {
-    "aggregate-round": aggregate_round,
-    "evaluate-round": evaluate_round,
-}
+
+def run_server_step(step: str, task: ServerTask, *, bench: Workbench, emit: Emit) -> dict[str, Any]:
+    """Runs a step of the server's pool in this process; gives its result as plain values."""
+    match step, task:
+        case "prepare", PrepareTask():
+            run = prepare_here(task, bench=bench, emit=emit, cache=cache_folder())
+            return {"run_id": run["run_id"]}
+        case "aggregate-round", RoundTask():
+            return {"digest": aggregate_round(task, bench=bench)}
+        case "evaluate-round", RoundTask():
+            return dict(evaluate_round(task, bench=bench))
+        case "finish", RunTask():
+            return {"report": finish(task, bench=bench)}
+    raise ValueError(f"`{step}` is no step of the server with a {type(task).__name__}")
+
+
+def run_client_step(step: str, task: PoolTask, *, bench: Workbench, emit: Emit) -> dict[str, Any]:
+    """Runs a client's step in this process; gives its result as plain values."""
+    match step, task:
+        case "train-client", ClientTask():
+            update = train_client(task, bench=bench, on_step=step_teller(task.client, emit))
+            return {"digest": update.get("digest", "")}
+        case "evaluate-client", ClientTask():
+            return evaluate_client(task, bench=bench)
+        case "inspect-client", InspectTask():
+            return inspect_client(task, bench=bench, emit=emit)
+    raise ValueError(f"`{step}` is no step of a client with a {type(task).__name__}")
 
 
 class InProcess:
     """The launcher that needs nothing but this process."""
 
+    remote = False
+
     def __init__(self, bench: Workbench) -> None:
         self._bench = bench
 
-    def clients(self, step: str, tasks: Sequence[ClientTask], *, deadline_s: float, emit: Emit) -> Iterator[Outcome]:
+    def clients(self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit) -> Iterator[Outcome]:
         """Runs tasks in order; see `Launcher.clients`."""
         started = time.monotonic()
         for task in tasks:
@@ -38,16 +66,16 @@ class InProcess:
             emit("client_started", {"client": task.client, "step": step})
             yield self._run(step, task, emit)
 
-    def server(self, step: str, task: RoundTask) -> None:
+    def server(self, step: str, task: ServerTask, *, emit: Emit) -> None:
         """Runs the server's step here."""
-        SERVER_STEPS[step](task, bench=self._bench)
+        run_server_step(step, task, bench=self._bench, emit=emit)
 
-    def _run(self, step: str, task: ClientTask, emit: Emit) -> Outcome:
+    def close(self) -> None:
+        """Has nothing to let go of."""
+
+    def _run(self, step: str, task: PoolTask, emit: Emit) -> Outcome:
         try:
-            if step == "train-client":
-                train_client(task, bench=self._bench, on_step=step_teller(task.client, emit))
-            else:
-                evaluate_client(task, bench=self._bench)
+            run_client_step(step, task, bench=self._bench, emit=emit)
         except LwfedError as error:
             if error.exit_code in SHARED_CODES:
                 raise

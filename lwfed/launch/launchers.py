@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from lwfed.launch.in_process import InProcess
 from lwfed.launch.subprocess import Subprocess
-from lwfed.spec.federation import LaunchSpec
+from lwfed.spec.run import RunSpec
 from lwfed.steps.launcher import Launcher
 from lwfed.steps.workbench import Workbench
 
 
-def make_launcher(spec: LaunchSpec, *, bench: Workbench) -> Launcher:
+def make_launcher(spec: RunSpec, *, bench: Workbench, run_id: str) -> Launcher:
     """Makes the launcher of a spec.
 
     Args:
-        spec: Kind, and how many clients and devices at a time.
+        spec: Which kind, and what that needs.
         bench: The coordinator's bench.
+        run_id: The run that is worked on; Jobs carry its name.
+
+    Raises:
+        UnreachableError: No Kubernetes cluster answers.
     """
-    if spec.kind == "subprocess":
-        return Subprocess(bench, parallel=spec.parallel, devices=spec.devices, retries=spec.retries)
+    launch = spec.launch
+    if launch.kind == "kubernetes":
+        from lwfed.launch.kubernetes import KubernetesLauncher
+
+        return KubernetesLauncher(spec, store=bench.store, run_id=run_id)
+    if launch.kind == "subprocess":
+        return Subprocess(bench, parallel=launch.parallel, devices=launch.devices, retries=launch.retries)
     return InProcess(bench)

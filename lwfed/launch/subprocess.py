@@ -24,7 +24,7 @@ from pathlib import Path
 from lwfed.environment import child_environment
 from lwfed.launch.in_process import InProcess
 from lwfed.steps.launcher import Emit, Outcome
-from lwfed.steps.tasks import ClientTask, RoundTask
+from lwfed.steps.tasks import PoolTask, ServerTask
 from lwfed.steps.workbench import Workbench
 from lwfed.types.errors import FINAL_CODES, SHARED_CODES, error_of, exit_name
 
@@ -34,7 +34,7 @@ GRACE_S = 5.0
 
 @dataclass(slots=True)
 class _Child:
-    task: ClientTask
+    task: PoolTask
     attempt: int
     process: subprocess.Popen[str]
     log: Path
@@ -51,11 +51,13 @@ class Subprocess:
         retries: Tries again for a client that died of something a second try may not meet.
     """
 
+    remote = False
+
     def __init__(self, bench: Workbench, *, parallel: int, devices: int, retries: int) -> None:
         self._server = InProcess(bench)
         self._parallel, self._devices, self._retries = parallel, devices, retries
 
-    def clients(self, step: str, tasks: Sequence[ClientTask], *, deadline_s: float, emit: Emit) -> Iterator[Outcome]:
+    def clients(self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit) -> Iterator[Outcome]:
         """Runs tasks, `parallel` at a time; see `Launcher.clients`."""
         ends_at = time.monotonic() + deadline_s
         waiting = deque((task, 1) for task in tasks)
@@ -94,12 +96,15 @@ class Subprocess:
             for client in late:
                 yield Outcome(client, 1, f"not done before the deadline of {deadline_s:g} s")
 
-    def server(self, step: str, task: RoundTask) -> None:
-        """Runs the aggregation in the coordinator's process."""
-        self._server.server(step, task)
+    def server(self, step: str, task: ServerTask, *, emit: Emit) -> None:
+        """Runs the server's step in the coordinator's process."""
+        self._server.server(step, task, emit=emit)
+
+    def close(self) -> None:
+        """Has nothing to let go of: `clients` ends what it started."""
 
     def _start(
-        self, step: str, task: ClientTask, attempt: int, folder: Path, news: queue.SimpleQueue[tuple[int, str | None]]
+        self, step: str, task: PoolTask, attempt: int, folder: Path, news: queue.SimpleQueue[tuple[int, str | None]]
     ) -> _Child:
         path = folder / f"{task.client}-{attempt}.json"
         path.write_text(task.model_copy(update={"parent_pid": os.getpid()}).model_dump_json(), encoding="utf-8")

@@ -78,11 +78,11 @@ class ExchangeSpec(Section):
 class LaunchSpec(Section):
     """Where a round's clients run. Not part of what a digest depends on, but for `devices` above one."""
 
-    kind: Literal["in_process", "subprocess"] = Field(
-        "in_process", description="subprocess: each client is a process of its own"
+    kind: Literal["in_process", "subprocess", "kubernetes"] = Field(
+        "in_process", description="subprocess: each client is a process of its own; kubernetes: a pod of its own"
     )
     parallel: int = Field(1, ge=1, description="clients at a time (subprocess)")
-    devices: int = Field(1, ge=1, description="devices a client; above 1 through torchrun (subprocess)")
+    devices: int = Field(1, ge=1, description="devices a client; above 1 through torchrun (subprocess, kubernetes)")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     retries: int = Field(1, ge=0, description="tries again for a client that died (subprocess)")
 
@@ -96,7 +96,7 @@ class LaunchSpec(Section):
 class StoreSpec(Section):
     """Where checkpoints live."""
 
-    uri: str = Field("./lwfed-runs", description="a folder")
+    uri: str = Field("./lwfed-runs", description="a folder, or s3://bucket/prefix")
     keep_rounds: int = Field(
         2, ge=0, description="rounds of a stage in work whose weights are kept; 0: all. Stage results always are"
     )

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from lwfed.spec.base import Section
 from lwfed.spec.data import DataSpec
 from lwfed.spec.federation import ExchangeSpec, FederationSpec, LaunchSpec, StoreSpec, TrackingSpec
+from lwfed.spec.kubernetes import KubernetesSpec
 from lwfed.spec.model import ModelSpec
 from lwfed.spec.training import EvaluationSpec, TrainingSpec
 
@@ -54,6 +55,7 @@ class RunSpec(Section):
     launch: LaunchSpec = LaunchSpec()
     store: StoreSpec = StoreSpec()
     tracking: TrackingSpec = TrackingSpec()
+    kubernetes: KubernetesSpec = KubernetesSpec()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
@@ -87,6 +89,8 @@ class RunSpec(Section):
                 )
         elif "{client}" in (self.data.root or ""):
             raise ValueError("`data.root` names {client}: set `federation.partition.kind` to local")
+        if self.launch.kind == "kubernetes":
+            self._pods_can_run()
         if self.model.objective.kind == "supervised" and self.data.source == "coco":
             raise ValueError("the coco captions have no class labels: use the contrastive objective")
         micro = self.training.gradient_accumulation * self.launch.devices
@@ -96,3 +100,14 @@ class RunSpec(Section):
                 "leaves fewer than two examples (BatchNorm needs two)"
             )
         return self
+
+    def _pods_can_run(self) -> None:
+        kubernetes = self.kubernetes
+        if not kubernetes.image:
+            raise ValueError("`launch.kind` is kubernetes: name the image of the pods in `kubernetes.image`")
+        for pool in kubernetes.pools:
+            if max(pool.gpus, 1) != self.launch.devices:
+                raise ValueError(
+                    f"`kubernetes.pools` {pool.name} has {pool.gpus} GPUs and `launch.devices` is "
+                    f"{self.launch.devices}: set launch.devices={max(pool.gpus, 1)}, which a digest depends on"
+                )

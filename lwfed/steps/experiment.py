@@ -63,7 +63,8 @@ def run_stages(
     """
     started = time.monotonic()
     place = place_of(run, cache=cache)
-    pick_device(place.device)
+    if not launcher.remote:
+        pick_device(place.device)
     emit("run", run)
     total = len(runs.plans_of(run))
     first = run["parent"]["stage"] if run["parent"] else 1

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from lwfed.steps.tasks import ClientTask, RoundTask
+from lwfed.steps.tasks import PoolTask, ServerTask
 
 Emit = Callable[[str, dict[str, Any]], None]
 """Told what happens, as (kind, values), by whoever works; it never decides anything."""
@@ -28,16 +28,22 @@ class Outcome:
 
 
 class Launcher(Protocol):
-    """A place where tasks run."""
+    """A place where tasks run.
 
-    def clients(self, step: str, tasks: Sequence[ClientTask], *, deadline_s: float, emit: Emit) -> Iterator[Outcome]:
-        """Runs `train-client` or `evaluate-client` for many clients.
+    Attributes:
+        remote: Whether it is another machine: what this process sees of the data says nothing about it.
+    """
+
+    remote: bool
+
+    def clients(self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit) -> Iterator[Outcome]:
+        """Runs `train-client`, `evaluate-client` or `inspect-client` for many clients.
 
         Args:
             step: Which.
             tasks: One a client.
             deadline_s: Seconds from now after which what is not done is given up.
-            emit: Told about progress: `client_started`, `client_step`, `client_log`.
+            emit: Told about progress: `client_started`, `client_step`, `client_log`, `waiting`.
 
         Yields:
             An outcome a task, as they end.
@@ -48,6 +54,10 @@ class Launcher(Protocol):
         """
         ...
 
-    def server(self, step: str, task: RoundTask) -> None:
-        """Runs `aggregate-round` or `evaluate-round`; raises what it raises."""
+    def server(self, step: str, task: ServerTask, *, emit: Emit) -> None:
+        """Runs `prepare`, `aggregate-round`, `evaluate-round` or `finish`; raises what it raises."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of threads and connections; what runs goes on."""
         ...

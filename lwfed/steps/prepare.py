@@ -20,7 +20,7 @@ from lwfed.steps import runs
 from lwfed.steps.launcher import Emit
 from lwfed.steps.runs import Options
 from lwfed.steps.shares import shares_at, split_share
-from lwfed.steps.sources import data_versions, server_source, training_examples, usable
+from lwfed.steps.sources import data_versions, server_source, spec_at, training_examples, usable
 from lwfed.steps.version import code_version
 from lwfed.store import paths
 from lwfed.store.protocol import Store
@@ -34,7 +34,15 @@ WORTH_A_WARNING = 0.01
 """Share of cut captions that is told."""
 
 
-def draft(spec: RunSpec, *, store: Store, options: Options, cache: Path | None = None) -> dict[str, Any]:
+def draft(
+    spec: RunSpec,
+    *,
+    store: Store,
+    options: Options,
+    cache: Path | None = None,
+    root: str | None = None,
+    told: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Draws a run up without writing or checking anything large; needs no torch for tabled architectures.
 
     Args:
@@ -42,6 +50,8 @@ def draft(spec: RunSpec, *, store: Store, options: Options, cache: Path | None =
         store: Where its parent is read.
         options: How it is asked for.
         cache: Folder for counted architectures.
+        root: Where this machine has the data; None: where the spec says.
+        told: Client -> what it told of data that only it can see; see `inspect_client`.
 
     Returns:
         A RunRecord; `data.clients` is filled by `prepare`.
@@ -54,12 +64,12 @@ def draft(spec: RunSpec, *, store: Store, options: Options, cache: Path | None =
     architectures = architectures_of(spec.model, folder=cache, count=count_architecture)
     depths = {modality: item.depth for modality, item in architectures.items()}
     plans = plan_stages(spec, depths=depths)
-    spec = _placed(spec, store=store)
-    source = server_source(spec)
+    spec = placed(spec, store=store)
+    source = server_source(spec_at(spec, root=root))
     _refuse_classes(spec, source)
     num_classes = len(source.classes) if spec.model.objective.kind == "supervised" else None
     now = datetime.now(UTC)
-    run_id = options.run_id or f"{spec.name}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    run_id = options.run_id or new_run_id(spec, now=now)
     run = {
         "run_id": run_id,
         "name": spec.name,
@@ -74,7 +84,7 @@ def draft(spec: RunSpec, *, store: Store, options: Options, cache: Path | None =
         "num_classes": num_classes,
         "data": {
             "source": spec.data.source,
-            "version": digest_of({"data": data_versions(spec, source), "weights": _weights_versions(spec)}),
+            "version": digest_of({"data": data_versions(spec_at(spec, root=root), source, told=told), "weights": _weights_versions(spec)}),
             "num_train": len(source.examples("train")),
             "num_test": len(source.examples("test")),
             "clients": {},
@@ -89,7 +99,15 @@ def draft(spec: RunSpec, *, store: Store, options: Options, cache: Path | None =
     return run
 
 
-def prepare(run: dict[str, Any], *, store: Store, emit: Emit, cache: Path | None = None) -> dict[str, Any]:
+def prepare(
+    run: dict[str, Any],
+    *,
+    store: Store,
+    emit: Emit,
+    cache: Path | None = None,
+    root: str | None = None,
+    told: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Checks the data and the clients' shares, and writes the run down.
 
     Args:
@@ -97,6 +115,8 @@ def prepare(run: dict[str, Any], *, store: Store, emit: Emit, cache: Path | None
         store: Where to.
         emit: Told `checking` (done, total) and `warning` (message).
         cache: Folder for counted architectures.
+        root: Where this machine has the data; None: where the spec says.
+        told: Client -> what it told of data that only it can see.
 
     Returns:
         The run, complete.
@@ -107,13 +127,20 @@ def prepare(run: dict[str, Any], *, store: Store, emit: Emit, cache: Path | None
     existing = _resumed(run, store=store)
     if existing is not None:
         return existing
-    spec = runs.spec_of(run)
+    spec = spec_at(runs.spec_of(run), root=root)
     source = server_source(spec)
     run["data"]["num_test"] = len(usable(source, "test", spec=spec, store=store, emit=emit))
-    train = training_examples(spec, source, store=store, emit=emit)
-    run["data"]["clients"] = _client_sizes(runs.plans_of(run)[0], train)
-    run["data"]["num_train"] = sum(len(examples) for examples in {id(e): e for e in train.values()}.values())
-    tokens = _look_at_captions(spec, next(iter(train.values())), emit=emit)
+    if told:
+        for its in told.values():  # what a client may not write: its credentials are cut to its own prefix
+            store.write_ref(paths.checked_data(its["version"], spec.model.modalities, "train"), {"bad": its["bad"]})
+        run["data"]["clients"] = {client: its["num_train"] for client, its in sorted(told.items())}
+        run["data"]["num_train"] = sum(its["num_examples"] for its in told.values())
+        tokens = {}
+    else:
+        train = training_examples(spec, source, store=store, emit=emit)
+        run["data"]["clients"] = _client_sizes(runs.plans_of(run)[0], train)
+        run["data"]["num_train"] = sum(len(examples) for examples in {id(e): e for e in train.values()}.values())
+        tokens = _look_at_captions(spec, next(iter(train.values())), emit=emit)
     architectures = architectures_of(spec.model, folder=cache, count=count_architecture)
     run |= _predict(
         [_as_seen(plan, most_examples=max(run["data"]["clients"].values())) for plan in runs.plans_of(run)],
@@ -124,6 +151,11 @@ def prepare(run: dict[str, Any], *, store: Store, emit: Emit, cache: Path | None
     if not store.write_ref(paths.run(run["run_id"]), run, if_absent=True):  # another process has just taken the name
         return _resumed(run, store=store) or run
     return run
+
+
+def new_run_id(spec: RunSpec, *, now: datetime) -> str:
+    """Names a run after its spec and the time."""
+    return f"{spec.name}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def count_architecture(encoder: EncoderSpec) -> dict[str, Any]:
@@ -189,7 +221,7 @@ def _resumed(run: dict[str, Any], *, store: Store) -> dict[str, Any] | None:
     return resumed
 
 
-def _placed(spec: RunSpec, *, store: Store) -> RunSpec:
+def placed(spec: RunSpec, *, store: Store) -> RunSpec:
     """Writes places out whole, so that a run can be gone on with from any folder."""
     root = None if spec.data.root is None else str(Path(spec.data.root).expanduser().absolute())
     return spec.model_copy(

@@ -37,6 +37,7 @@ def render(
     *,
     retrieval: Sequence[Mapping[str, Any]] | None = None,
     failure: str | None = None,
+    links: Mapping[str, str] | None = None,
 ) -> str:
     """Renders a run's report.
 
@@ -47,6 +48,7 @@ def render(
         retrieval: Queries with what was retrieved: `{"query": text, "results": [{"image": PIL image or
             "png_base64": text, "score": cosine, "relevant": bool, "caption": text}]}`.
         failure: Why the run ended early.
+        links: Name -> address of what else there is to see.
 
     Returns:
         An HTML document that needs nothing else.
@@ -65,6 +67,7 @@ def render(
         stages=stages,
         status=_status(run, stages, rounds, failure),
         failure=failure,
+        links=dict(links or {}),
         digest=stages[-1]["digest"] if stages else None,
         spec_digest=digest_of(run["spec"]),
         tiles=_tiles(run, stages, rounds),

@@ -88,6 +88,22 @@ def note_stage(store: Store, run: dict[str, Any], stage: int, key: str) -> None:
     store.write_ref(paths.run(run["run_id"]), run)
 
 
+def note_committed(store: Store, run: dict[str, Any], *, before: int) -> None:
+    """Writes down the keys of committed stages before one that the run did not train itself.
+
+    Args:
+        store: Where the run is.
+        run: The run; changed in place.
+        before: The stage whose predecessors are looked for.
+    """
+    for plan in plans_of(run)[: before - 1]:
+        if stage_key_of(run, plan.stage) is None:
+            key = key_of(run, plan, input_digest=input_digest_of(store, run, plan.stage))
+            if not store.has(paths.stage_checkpoint(key)):
+                return
+            note_stage(store, run, plan.stage, key)
+
+
 def input_digest_of(store: Store, run: Run, stage: int) -> str:
     """Gives the digest of the checkpoint a stage starts from; empty at the first.
 

@@ -48,13 +48,24 @@ def split_share(
     Raises:
         DataError: It has too few to train on.
     """
-    train, held_out = holdout(
-        shares[client], fraction=plan.evaluation.holdout_fraction, seed=derive(plan.seed, "holdout", client)
+    train, held_out = holdout_of(
+        client, shares[client], fraction=plan.evaluation.holdout_fraction, seed=plan.seed, devices=plan.devices
     )
-    fewest = 2 * plan.devices
-    if len(train) < fewest:
+    return [examples[i] for i in train], [examples[i] for i in held_out]
+
+
+def holdout_of(
+    client: str, share: Sequence[int], *, fraction: float, seed: str, devices: int
+) -> tuple[list[int], list[int]]:
+    """Splits a client's share, as indices, into what it trains on and what it holds out.
+
+    Raises:
+        DataError: It has too few to train on.
+    """
+    train, held_out = holdout(share, fraction=fraction, seed=derive(seed, "holdout", client))
+    if len(train) < 2 * devices:
         raise DataError(
             f"{client} has {len(train)} example(s) to train on; BatchNorm and negatives need two a device",
             remedy="lower federation.num_clients or evaluation.holdout_fraction, or raise partition.min_size",
         )
-    return [examples[i] for i in train], [examples[i] for i in held_out]
+    return train, held_out

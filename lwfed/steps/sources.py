@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lwfed.data.source import Example, Source, open_source
@@ -30,8 +30,16 @@ def client_sources(spec: RunSpec) -> dict[str, Source]:
     }
 
 
-def data_versions(spec: RunSpec, source: Source) -> Any:
-    """Gives the versions of all data of a run: a digest, or one for each client that has data of its own."""
+def data_versions(spec: RunSpec, source: Source, *, told: Mapping[str, Any] | None = None) -> Any:
+    """Gives the versions of all data of a run: a digest, or one for each client that has data of its own.
+
+    Args:
+        spec: The experiment.
+        source: The server's data.
+        told: Client -> what it told of data that only it can see (`inspect_client`); None: all data are here.
+    """
+    if told:
+        return {SERVER: source.version(), **{client: its["version"] for client, its in sorted(told.items())}}
     clients = client_sources(spec)
     if not clients:
         return source.version()
@@ -44,25 +52,54 @@ def usable(source: Source, split: str, *, spec: RunSpec, store: Store, emit: Emi
     Raises:
         DataError: A file cannot be read and the spec does not say to skip it, or nothing is left.
     """
-    examples = source.examples(split)
     if spec.data.source == "shapes":
-        return examples
+        return source.examples(split)
     ref = paths.checked_data(source.version(), spec.model.modalities, split)
     known = store.read_ref(ref)
-    again = known is not None and spec.data.on_bad_example == "fail"  # they may have been mended
-    doubtful = [e for e in examples if e.id in known["bad"]] if known is not None and again else examples
-    if doubtful and (known is None or again):
-        from lwfed.data.batches import check_examples
+    bad = unreadable(source, split, spec=spec, known=None if known is None else known["bad"], emit=emit)
+    if known is None or known["bad"] != bad:
+        store.write_ref(ref, {"bad": bad})
+    return readable(source, split, bad, spec=spec, emit=emit)
 
-        def tell(done: int, total: int) -> None:
-            emit("checking", {"split": split, "done": done, "total": total})
 
-        checked = check_examples(
-            source, examples=doubtful, modalities=spec.model.modalities, workers=spec.data.workers, progress=tell
-        )
-        known = {"bad": checked.bad}
-        store.write_ref(ref, known)
-    bad = known["bad"] if known is not None else {}
+def unreadable(
+    source: Source, split: str, *, spec: RunSpec, known: Mapping[str, str] | None, emit: Emit
+) -> Mapping[str, str]:
+    """Reads every file of a split, and names the examples that cannot be read with the reason.
+
+    Args:
+        source: The data.
+        split: `train` or `test`.
+        spec: The experiment.
+        known: What was found before, which is looked at again alone: it may have been mended; None: nothing yet.
+        emit: Told `checking`.
+    """
+    again = known is not None and spec.data.on_bad_example == "fail"
+    if spec.data.source == "shapes" or (known is not None and not again):
+        return known or {}
+    doubtful = [e for e in source.examples(split) if known is None or e.id in known]
+    if not doubtful:
+        return {}
+    from lwfed.data.batches import check_examples
+
+    def tell(done: int, total: int) -> None:
+        emit("checking", {"split": split, "done": done, "total": total})
+
+    checked = check_examples(
+        source, examples=doubtful, modalities=spec.model.modalities, workers=spec.data.workers, progress=tell
+    )
+    return checked.bad
+
+
+def readable(
+    source: Source, split: str, bad: Mapping[str, str], *, spec: RunSpec, emit: Emit
+) -> Sequence[Example]:
+    """Gives the examples of a split without the bad ones.
+
+    Raises:
+        DataError: There are bad ones and the spec does not say to skip them, or nothing is left.
+    """
+    examples = source.examples(split)
     if bad and spec.data.on_bad_example == "fail":
         first = next(iter(sorted(bad)))
         raise DataError(
@@ -85,3 +122,9 @@ def training_examples(spec: RunSpec, source: Source, *, store: Store, emit: Emit
         return {client: usable(its, "train", spec=spec, store=store, emit=emit) for client, its in own.items()}
     everything = usable(source, "train", spec=spec, store=store, emit=emit)
     return dict.fromkeys(client_ids(spec.federation.num_clients), everything)
+
+def spec_at(spec: RunSpec, *, root: str | None) -> RunSpec:
+    """Gives a spec whose data lie where this machine has them; None leaves them."""
+    if root is None:
+        return spec
+    return spec.model_copy(update={"data": spec.data.model_copy(update={"root": root})})

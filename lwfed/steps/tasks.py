@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from lwfed.spec.base import Section
 
@@ -25,17 +25,69 @@ class Place(Section):
     cache: str | None = None
 
 
+class RunTask(Section):
+    """Work on a whole run, such as its report.
+
+    Attributes:
+        store: URI of the store.
+        run_id: The run.
+    """
+
+    store: str
+    run_id: str
+    place: Place = Place()
+
+
+class PrepareTask(RunTask):
+    """What prepares a run where its data are.
+
+    Attributes:
+        spec: The experiment, complete.
+        fresh: Train anew, even where equal work is committed.
+        parent: The run it starts from, and the first stage it trains itself.
+    """
+
+    spec: dict[str, Any]
+    fresh: bool = False
+    parent: tuple[str, int] | None = None
+
+
+class InspectTask(RunTask):
+    """A client's look at its own data, where nobody else can see them.
+
+    Attributes:
+        client: Its id.
+        spec: The experiment, complete.
+    """
+
+    client: str
+    spec: dict[str, Any]
+    parent_pid: int | None = None
+
+
+class StageTask(RunTask):
+    """All rounds of one stage.
+
+    Attributes:
+        stage: s, counted from 1.
+    """
+
+    stage: int
+
+
 class RoundTask(Section):
     """Work on one round of one stage.
 
     Attributes:
         store: URI of the store.
+        run_id: The run that asks for it; None: nobody to name.
         stage_key: The stage.
         server_round: r, counted from 1.
         place: Where things lie.
     """
 
     store: str
+    run_id: str | None = None
     stage_key: str
     server_round: int
     place: Place = Place()
@@ -53,15 +105,7 @@ class ClientTask(RoundTask):
     parent_pid: int | None = None
 
 
-class StageTask(Section):
-    """All rounds of one stage.
-
-    Attributes:
-        run_id: The run it belongs to.
-        stage: s, counted from 1.
-    """
-
-    store: str
-    run_id: str
-    stage: int
-    place: Place = Place()
+ServerTask = RunTask | RoundTask
+"""What the server's pool works on."""
+PoolTask = ClientTask | InspectTask
+"""What a client works on."""

@@ -17,9 +17,10 @@ from lwfed.plan.cohort import client_ids, sample
 from lwfed.spec.run import RunSpec
 from lwfed.steps import runs
 from lwfed.steps.evaluate import pooled
+from lwfed.steps.gap import Gap
 from lwfed.steps.launcher import Emit, Launcher, Outcome
 from lwfed.steps.prune import prune_rounds
-from lwfed.steps.tasks import ClientTask, Place, RoundTask, StageTask
+from lwfed.steps.tasks import ClientTask, RoundTask, StageTask
 from lwfed.steps.workbench import Stage, Workbench
 from lwfed.store import paths
 from lwfed.store.blocks import write_block
@@ -69,14 +70,15 @@ def train_stage(task: StageTask, *, launcher: Launcher, bench: Workbench, emit: 
     started = time.monotonic()
     _begin(stage, run, bench=bench)
     records = []
+    gap = Gap(emit)
     for server_round in range(1, plan.rounds + 1):
-        records.append(
-            _round(stage, server_round, spec=spec, place=task.place, launcher=launcher, bench=bench, emit=emit)
-        )
+        records.append(_round(stage, server_round, task=task, spec=spec, launcher=launcher, bench=bench, gap=gap))
         prune_rounds(stage, store=store, keep_rounds=spec.store.keep_rounds, server_round=server_round)
     if not plan.rounds and plan.stage == plan.num_stages:
-        task_0 = RoundTask(store=store.uri, stage_key=stage.key, server_round=0, place=task.place)
-        launcher.server("evaluate-round", task_0)
+        task_0 = RoundTask(
+            store=store.uri, run_id=task.run_id, stage_key=stage.key, server_round=0, place=task.place
+        )
+        launcher.server("evaluate-round", task_0, emit=emit)
     record = _commit(stage, run, records, bench=bench, wall_s=time.monotonic() - started)
     emit("stage", record)
     return record
@@ -125,14 +127,14 @@ def _round(
     stage: Stage,
     server_round: int,
     *,
+    task: StageTask,
     spec: RunSpec,
-    place: Place,
     launcher: Launcher,
     bench: Workbench,
-    emit: Emit,
+    gap: Gap,
 ) -> dict[str, Any]:
     """Runs a round, or what is left of it; gives its RoundRecord."""
-    store, plan = bench.store, stage.plan
+    store, plan, emit = bench.store, stage.plan, gap.tell
     record = store.read_ref(paths.round_record(stage.key, server_round))
     if record is not None:
         emit("round", record)
@@ -146,18 +148,21 @@ def _round(
         min_available_clients=plan.cohort.min_available_clients,
     )
     emit("round_started", {"stage": plan.stage, "round": server_round, "cohort": list(cohort)})
-    task = RoundTask(store=store.uri, stage_key=stage.key, server_round=server_round, place=place)
+    work = RoundTask(
+        store=store.uri, run_id=task.run_id, stage_key=stage.key, server_round=server_round, place=task.place
+    )
     accepted = store.read_ref(paths.accepted(stage.key, server_round))
     if accepted is None:
-        accepted = _collect(stage, task, cohort, spec=spec, launcher=launcher, bench=bench, emit=emit)
+        accepted = _collect(stage, work, cohort, spec=spec, launcher=launcher, bench=bench, emit=emit)
     emit("aggregating", {"stage": plan.stage, "round": server_round, "clients": len(accepted["clients"])})
-    launcher.server("aggregate-round", task)
+    launcher.server("aggregate-round", work, emit=emit)
     checkpoint = read_checkpoint(store, paths.round_checkpoint(stage.key, server_round))
     if checkpoint is None:
         raise CheckpointError(f"round {server_round} of stage {plan.stage} was not committed", remedy="run it again")
     _drop_updates(bench, stage, server_round)
-    federated, unjudged = _judge_on_clients(stage, task, spec=spec, launcher=launcher, bench=bench, emit=emit)
+    federated, unjudged = _judge_on_clients(stage, work, spec=spec, launcher=launcher, bench=bench, emit=emit)
     record = _round_record(stage, server_round, bench, accepted, checkpoint, federated, time.monotonic() - started)
+    record["wall_s"] |= gap.close_round(record["wall_s"])
     if unjudged:
         record["failed_evaluations"] = unjudged
     store.write_ref(paths.round_record(stage.key, server_round), record)

@@ -90,6 +90,31 @@ def report(run_id: str) -> str:
     return f"runs/{run_id}/report.html"
 
 
+def figure(run_id: str, name: str) -> str:
+    """A figure of the run's report; an empty name gives their folder."""
+    return f"runs/{run_id}/figures/{name}"
+
+
 def checked_data(version: str, modalities: Sequence[str], split: str) -> str:
     """Which examples of a version of the data cannot be read in some modalities."""
     return f"data/{version}/{split}-{'-'.join(modalities)}.json"
+
+
+def spec(digest: str) -> str:
+    """A spec too long to travel as a pipeline's parameter."""
+    return f"specs/{digest}.json"
+
+
+def job(name: str) -> str:
+    """The tasks of a Kubernetes Job, one a pod."""
+    return f"jobs/{name}.json"
+
+
+def heartbeat(run_id: str) -> str:
+    """The sign of life of a run's coordinator."""
+    return f"heartbeats/{run_id}.json"
+
+
+def client_data(run_id: str, client: str) -> str:
+    """What a client tells of data that only it can see."""
+    return f"runs/{run_id}/clients/{client}/data.json"

@@ -71,6 +71,7 @@ def run_tags(run: Record) -> dict[str, Any]:
         "lwfed.spec_digest": digest_of(run["spec"]),
         "lwfed.code_version": run.get("code_version"),
         "lwfed.data_version": (run.get("data") or {}).get("version"),
+        "lwfed.store": ((run.get("spec") or {}).get("store") or {}).get("uri"),
         "lwfed.parent_run_id": parent.get("run_id"),
         "lwfed.parent_stage": parent.get("stage"),
     }
@@ -84,6 +85,17 @@ def keys_of(run: Record) -> dict[int, str]:
 def keys_tag(keys: Mapping[int, str]) -> dict[str, str]:
     """The keys of a run's stages, in order; no tag where none is known, so that a known one stays."""
     return {"lwfed.stage_keys": ",".join(keys[stage] for stage in sorted(keys))} if keys else {}
+
+
+def output_tag(stage: int) -> str:
+    """The tag of a whole run that holds a stage's output digest, and says that the stage's ledger is logged."""
+    return f"lwfed.output_digest.{stage}"
+
+
+def last_round(run: Record, stage: int) -> int:
+    """Global number of the last round up to a stage."""
+    rounds = [int(count) for count in run["spec"]["stages"]["rounds"]]
+    return sum(rounds if run.get("strategy") == "end_to_end" else rounds[:stage])
 
 
 def stage_tags(record: Record) -> dict[str, Any]:

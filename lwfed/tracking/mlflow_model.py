@@ -9,7 +9,7 @@ from pathlib import Path
 
 import mlflow.pyfunc
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput
+from mlflow.entities import LoggedModel, LoggedModelOutput
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
@@ -76,28 +76,14 @@ def register_model(
         params={"kind": str(model["kind"]), "modalities": ", ".join(modalities)},
         model_type=str(model["kind"]),
     )
-    with tempfile.TemporaryDirectory(prefix="lwfed-model-") as scratch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MLflow asks for an input example, which would load the weights
+    with tempfile.TemporaryDirectory(prefix="lwfed-model-") as scratch:
         folder = Path(scratch) / "model"
-        mlflow.pyfunc.save_model(
-            str(folder),
-            python_model=str(SCRIPT),
-            mlflow_model=Model(
-                artifact_path=logged.artifact_location,
-                model_uuid=logged.model_id,
-                model_id=logged.model_id,
-                run_id=run_id,
-            ),
-            signature=signature_of(str(model["kind"]), modalities=modalities),
-            pip_requirements=[f"lwfed=={__version__}"],
-            model_config={
-                "uri": str(model["uri"]),
-                "digest": str(model["digest"]),
-                "loader": str(model.get("loader", LOADER)),
-            },
-            metadata={"lwfed": {"digest": str(model["digest"]), "classes": list(model.get("classes") or ())}},
-        )
-        client.log_model_artifacts(logged.model_id, str(folder))
+        _save(model, folder, logged=logged, run_id=run_id)
+        try:
+            client.log_model_artifacts(logged.model_id, str(folder))
+        except Exception:
+            client.delete_logged_model(logged.model_id)  # it is tried again, with a new one
+            raise
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=step)])
     try:
@@ -111,3 +97,24 @@ def register_model(
     )
     log(client, run_id, tags={"lwfed.model_id": logged.model_id})
     return str(version.version)
+
+
+def _save(model: Record, folder: Path, *, logged: LoggedModel, run_id: str) -> None:
+    """Writes the model's files: code, and by reference its weights."""
+    uri, digest = str(model["uri"]), str(model["digest"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow asks for an input example, which would load the weights
+        mlflow.pyfunc.save_model(
+            str(folder),
+            python_model=str(SCRIPT),
+            mlflow_model=Model(
+                artifact_path=logged.artifact_location,
+                model_uuid=logged.model_id,
+                model_id=logged.model_id,
+                run_id=run_id,
+            ),
+            signature=signature_of(str(model["kind"]), modalities=tuple(model["modalities"])),
+            pip_requirements=[f"lwfed=={__version__}"],
+            model_config={"uri": uri, "digest": digest, "loader": str(model.get("loader", LOADER))},
+            metadata={"lwfed": {"uri": uri, "digest": digest, "classes": list(model.get("classes") or ())}},
+        )

@@ -54,6 +54,13 @@ class MlflowTracker:
         """How far delivery was when it was last looked at; final after `close`."""
         return self._status
 
+    def address(self) -> str:
+        """Where people see the run of the experiment; empty where MLflow has no pages, or not answered yet."""
+        uri, status = self._target.uri, self._status
+        if status.run_id is None or not uri.startswith(("http://", "https://")):
+            return ""
+        return f"{uri.rstrip('/')}/#/experiments/{status.experiment_id}/runs/{status.run_id}"
+
     def start(self, run: Record) -> None:
         """See `Tracker.start`."""
         try:
@@ -184,7 +191,7 @@ def serve(folder: Path, *, gone: threading.Event) -> None:
         offset += len(whole)
         for event in read_events(whole):
             closing = closing or event["event"] == "close"
-            ended = ended or event["event"] in ("finish", "fail")
+            ended = ended or _is_end(event, stage=target.stage)
             if event["event"] != "close":
                 delivery.add(event)
         if lost and not closing and not ended:
@@ -194,8 +201,8 @@ def serve(folder: Path, *, gone: threading.Event) -> None:
         if delivery.status() != written:
             written = delivery.status()
             _publish(folder, written)
-        if closing and not ended and target.stage is None:
-            delivery.abandon()  # an error that nobody foresaw; a process of one stage is not the run's end
+        if closing and not ended:
+            delivery.abandon()  # an error that nobody foresaw
         if closing or lost:
             break
         if not whole:
@@ -204,6 +211,13 @@ def serve(folder: Path, *, gone: threading.Event) -> None:
     _publish(folder, delivery.status())
     if gone.is_set():
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_end(event: Mapping[str, Any], *, stage: int | None) -> bool:
+    """Whether a process with some part of a run has told all it is to tell."""
+    if event["event"] == "stage":
+        return stage is not None and event["record"]["stage"] == stage
+    return event["event"] in ("finish", "fail")
 
 
 def main() -> None:

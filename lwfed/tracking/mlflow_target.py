@@ -16,8 +16,10 @@ class Target:
         experiment: The experiment's name.
         adopted_run_id: The run that the platform opened for this process; logged into, never ended.
         parent_run_id: The run of the whole experiment, where another process made it.
-        stage: The one stage this process works on: the adopted run is that stage's. None: all of the experiment, and
-            the adopted run is the experiment's.
+        stage: The part this process has. None: all of the experiment, and the adopted run is the experiment's. s: that
+            stage; the adopted run is that stage's. 0: one of several processes, and no stage (it prepares, judges,
+            reports); the adopted run is a task's, and the platform's run above it the experiment's.
+        pipeline_run_id: The pipeline run that this process is a task of.
         register_as: The registered model's name; None: the experiment's and the run's.
         system_metrics_s: Seconds between samples of CPU, memory, disk, network and GPU; 0: none.
     """
@@ -27,6 +29,7 @@ class Target:
     adopted_run_id: str | None = None
     parent_run_id: str | None = None
     stage: int | None = None
+    pipeline_run_id: str | None = None
     register_as: str | None = None
     system_metrics_s: float = 5.0
 

@@ -38,15 +38,24 @@ class Tracker(Protocol):
 
 
 class Trackers:
-    """Tells several trackers, in order."""
+    """Tells several trackers, in order.
 
-    def __init__(self, *trackers: Tracker) -> None:
+    Args:
+        trackers: Who is told.
+        missed: Events of rounds and stages that some of them may have missed: told after the first start.
+    """
+
+    def __init__(self, *trackers: Tracker, missed: Sequence[Record] = ()) -> None:
         self._trackers = trackers
+        self._missed = missed
 
     def start(self, run: Record) -> None:
         """See `Tracker.start`."""
         for tracker in self._trackers:
             tracker.start(run)
+        missed, self._missed = self._missed, ()
+        for event in missed:
+            tell(self, event)
 
     def round(self, record: Record) -> None:
         """See `Tracker.round`."""

@@ -90,25 +90,23 @@ class NotFoundError(LwfedError, LookupError):
     name = "not found"
 
 
+class CoordinatorGoneError(LwfedError):
+    """The coordinator that asked for the work shows no sign of life."""
+
+    exit_code = 20
+    name = "coordinator gone"
+
+
+KINDS: tuple[type[LwfedError], ...] = (
+    SpecError, DataError, CheckpointError, QuorumError, DivergedError, ResumeError, DiskFullError, UnreachableError,
+    OutOfMemoryError, NotFoundError, CoordinatorGoneError,
+)  # fmt: skip
+
 EXIT_CODES: dict[int, str] = {
     0: "success",
     1: LwfedError.name,
     2: "wrong command line",
-    **{
-        kind.exit_code: kind.name
-        for kind in (
-            SpecError,
-            DataError,
-            CheckpointError,
-            QuorumError,
-            DivergedError,
-            ResumeError,
-            DiskFullError,
-            UnreachableError,
-            OutOfMemoryError,
-            NotFoundError,
-        )
-    },
+    **{kind.exit_code: kind.name for kind in KINDS},
     130: "interrupted",
 }
 """Exit code -> meaning. `lwfed --help` and the README print this table."""
@@ -125,10 +123,8 @@ SHARED_CODES: frozenset[int] = frozenset(
 
 def error_of(code: int, message: str) -> LwfedError:
     """Makes the error that ended another process with an exit code of ours."""
-    kinds = (SpecError, DataError, CheckpointError, QuorumError, DivergedError, ResumeError, DiskFullError)
-    known = {kind.exit_code: kind for kind in (*kinds, UnreachableError, OutOfMemoryError, NotFoundError)}
     problem, _, remedy = message.partition(" -> ")
-    return known.get(code, LwfedError)(problem, remedy=remedy)
+    return next((kind for kind in KINDS if kind.exit_code == code), LwfedError)(problem, remedy=remedy)
 
 
 def exit_name(code: int) -> str:

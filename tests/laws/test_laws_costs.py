@@ -16,7 +16,8 @@ from lwfed.models.build import skeleton, tensor_specs
 from lwfed.steps import runs
 from lwfed.steps.aggregate_round import aggregate_round
 from lwfed.steps.prepare import count_architecture
-from lwfed.steps.tasks import ClientTask, Place, RoundTask
+from lwfed.steps.launcher import Emit
+from lwfed.steps.tasks import ClientTask, Place, RoundTask, ServerTask
 from lwfed.steps.train_client import train_client
 from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
@@ -36,12 +37,13 @@ class Weighing(InProcess):
         self.bench = bench
         self.weights: dict[tuple[str, int, str], int] = {}
 
-    def server(self, step: str, task: RoundTask) -> None:
+    def server(self, step: str, task: ServerTask, *, emit: Emit) -> None:
+        assert isinstance(task, RoundTask)
         folder = Path(self.bench.store.uri) / paths.round_folder(task.stage_key, task.server_round) / "updates"
         for client in sorted(folder.iterdir()):
             size = sum(file.stat().st_size for file in client.glob("*.safetensors"))
             self.weights[task.stage_key, task.server_round, client.name] = size
-        super().server(step, task)
+        super().server(step, task, emit=emit)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

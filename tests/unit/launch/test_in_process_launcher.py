@@ -11,6 +11,7 @@ from lwfed.launch.in_process import InProcess
 from lwfed.launch.launchers import make_launcher
 from lwfed.launch.subprocess import Subprocess
 from lwfed.spec.federation import LaunchSpec
+from lwfed.spec.run import RunSpec
 from lwfed.steps.launcher import Outcome
 from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
@@ -65,5 +66,5 @@ def test_nobody_starts_after_the_deadline(tmp_path: Path) -> None:
 
 def test_a_spec_names_its_launcher(tmp_path: Path) -> None:
     bench = Workbench(LocalStore(tmp_path))
-    assert isinstance(make_launcher(LaunchSpec(), bench=bench), InProcess)
-    assert isinstance(make_launcher(LaunchSpec(kind="subprocess", parallel=3), bench=bench), Subprocess)
+    assert isinstance(make_launcher(RunSpec(), bench=bench, run_id="r"), InProcess)
+    assert isinstance(make_launcher(RunSpec(launch=LaunchSpec(kind="subprocess", parallel=3)), bench=bench, run_id="r"), Subprocess)

@@ -1,0 +1,58 @@
+"""What a process that drives a run holds while it does: a bench, a launcher, and a heartbeat where pods watch for one."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from types import FrameType
+
+from lwfed import environment
+from lwfed.launch.launchers import make_launcher
+from lwfed.spec.run import RunSpec
+from lwfed.steps.heartbeat import beating
+from lwfed.steps.launcher import Launcher
+from lwfed.steps.workbench import Workbench
+from lwfed.store.local import LocalStore
+from lwfed.store.protocol import Store
+
+
+@contextmanager
+def driving(spec: RunSpec, *, run_id: str, store: Store) -> Iterator[tuple[Workbench, Launcher]]:
+    """Opens what it takes to drive a run, and lets go of it afterwards.
+
+    Args:
+        spec: The experiment.
+        run_id: The run.
+        store: Where it is.
+
+    Raises:
+        UnreachableError: The cluster does not answer.
+    """
+    bench = Workbench(store)
+    with ExitStack() as stack:
+        launcher = stack.enter_context(closing(make_launcher(spec, bench=bench, run_id=run_id)))
+        if launcher.remote:
+            every_s, by = spec.kubernetes.heartbeat_s, environment.own_name()
+            stack.enter_context(beating(store, run_id, every_s=every_s, by=by))
+        yield bench, launcher
+
+
+def client_cache(store: Store) -> Path:
+    """Gives the folder in which clients of this machine keep frozen blocks; beside the blocks, where they are here."""
+    return store.root / "cache" if isinstance(store, LocalStore) else environment.cache_folder() / "clients"
+
+
+@contextmanager
+def ending_on_terminate() -> Iterator[None]:
+    """Turns SIGTERM into an interrupt, so that clients are ended and trackers told."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

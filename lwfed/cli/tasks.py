@@ -1,0 +1,417 @@
+"""The tasks of a pipeline: what the bodies of its components call. Plain values in, plain values out.
+
+Each task is a process of its own, on any machine: what it needs of another is in the store, and the strings that chain
+tasks only say what must be found there. So a task that runs twice, or after its work is done, changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from lwfed import environment
+from lwfed.cli.console import make_console
+from lwfed.cli.display import Display
+from lwfed.cli.session import client_cache, driving, ending_on_terminate
+from lwfed.launch.trackers import make_trackers
+from lwfed.spec.kubernetes import KubernetesSpec, PoolSpec
+from lwfed.spec.run import RunSpec
+from lwfed.steps import runs
+from lwfed.steps.experiment import place_of, summarise
+from lwfed.steps.finish import tell_finish
+from lwfed.steps.launcher import Emit, Launcher
+from lwfed.steps.prepare import draft, prepare as prepare_locally
+from lwfed.steps.prepare_run import prepare_there
+from lwfed.steps.report import render
+from lwfed.steps.runs import Options
+from lwfed.steps.specs import unpack_spec
+from lwfed.steps.tasks import RoundTask, RunTask, StageTask
+from lwfed.steps.train_stage import train_stage as run_stage
+from lwfed.steps.workbench import Workbench
+from lwfed.store import paths
+from lwfed.store.opening import open_store
+from lwfed.store.protocol import Store
+from lwfed.tracking.protocol import Trackers
+from lwfed.types.canonical import digest_of
+from lwfed.types.errors import CheckpointError, LwfedError, SpecError
+
+
+class Prepared(NamedTuple):
+    """What `prepare` gives: names, and what decides the first stage's result besides its plan."""
+
+    run_id: str
+    input_digest: str
+    data_version: str
+    code_version: str
+
+
+class StageDone(NamedTuple):
+    """What a stage gives: its checkpoint's digest, its last metrics, and a page for people."""
+
+    digest: str
+    metrics: dict[str, float]
+    html: str
+
+
+class Evaluated(NamedTuple):
+    """What the final evaluation gives."""
+
+    metrics: dict[str, float]
+    html: str
+
+
+class Reported(NamedTuple):
+    """What a finished run gives: where its model lies, its report, its metrics."""
+
+    model_uri: str
+    html: str
+    metrics: dict[str, float]
+
+
+class _Session(NamedTuple):
+    spec: RunSpec
+    run_id: str
+    store: Store
+    bench: Workbench
+    launcher: Launcher
+    emit: Emit
+    track: Callable[..., Trackers]
+    """Makes the trackers of (run, stage), and tells them that it is at work."""
+    links: Callable[[], dict[str, str]]
+    """Closes the trackers; gives where in MLflow people can look."""
+
+
+def prepare(*, spec: str, store: str, parent: str = "", fresh: bool = False) -> Prepared:
+    """Checks the data and draws the run up.
+
+    Args:
+        spec: What `pack_spec` gave.
+        store: The store's URI.
+        parent: `RUN:STAGE` of a rerun: the run it starts from and the first stage it trains; empty for none.
+        fresh: Train anew, even where equal work is committed.
+
+    Returns:
+        Names and digests for the stages.
+
+    Raises:
+        LwfedError: What `prepare_here` raises.
+    """
+    with _session(spec, store) as session:
+        taken = _parent(parent)
+        options = Options(run_id=session.run_id, fresh=fresh, parent=taken)
+        if session.launcher.remote:
+            run = prepare_there(
+                session.spec, options=options, launcher=session.launcher, store=session.store, emit=session.emit
+            )
+        else:
+            cache = environment.cache_folder()
+            drafted = draft(session.spec, store=session.store, options=options, cache=cache)
+            run = prepare_locally(drafted, store=session.store, emit=session.emit, cache=cache)
+        session.emit("run", run)
+        session.track(run)
+        first = taken[1] if taken else 1
+        return Prepared(
+            run_id=run["run_id"],
+            input_digest=runs.input_digest_of(session.store, run, first),
+            data_version=runs.data_version_of(run),
+            code_version=run["code_version"],
+        )
+
+
+def train_stage(
+    *,
+    spec: str,
+    store: str,
+    stage: int,
+    plan_digest: str,
+    input_digest: str,
+    data_version: str,
+    code_version: str,
+    resources: Mapping[str, Any] | None = None,
+) -> StageDone:
+    """Runs all rounds of a stage, or what is left of them.
+
+    Args:
+        spec: What `pack_spec` gave.
+        store: The store's URI.
+        stage: s, counted from 1.
+        plan_digest: Digest of the stage's plan as the pipeline was built with; empty: not known then.
+        input_digest: Digest of the checkpoint it starts from; empty at the first stage.
+        data_version: As `prepare` gave it.
+        code_version: As `prepare` gave it.
+        resources: What was set on this task of the pipeline, for client pods whose pool does not say.
+
+    Returns:
+        The result.
+
+    Raises:
+        SpecError: The pipeline was built from another spec than the run's.
+        LwfedError: What `lwfed.steps.train_stage` raises.
+    """
+    with _session(spec, store, resources=resources) as session:
+        run = _run_at(session, stage)
+        told = {"the plan": plan_digest or None, "the data": data_version, "the code": code_version}
+        found = {
+            "the plan": digest_of(runs.plans_of(run)[stage - 1].model_dump(mode="json")),
+            "the data": runs.data_version_of(run),
+            "the code": run["code_version"],
+            "the input": runs.input_digest_of(session.store, run, stage),
+        }
+        for what, value in {**told, "the input": input_digest}.items():
+            if value is not None and value != found[what]:
+                raise SpecError(
+                    f"{what} of stage {stage} is {value[:12] or 'none'} for the pipeline and "
+                    f"{found[what][:12] or 'none'} for the run {session.run_id}",
+                    remedy="compile the pipeline again with the lwfed of the image, and submit it anew",
+                )
+        trackers = session.track(run, stage=stage)
+        task = StageTask(
+            store=session.store.uri,
+            run_id=run["run_id"],
+            stage=stage,
+            place=place_of(run, cache=None if session.launcher.remote else client_cache(session.store)),
+        )
+        session.emit("run", run)
+        with _told_of_failure(trackers):
+            record = run_stage(
+                task, launcher=session.launcher, bench=session.bench, emit=_telling(session.emit, trackers)
+            )
+        return StageDone(
+            digest=record["digest"],
+            metrics=dict(record["metrics"]),
+            html=_page(session, run),
+        )
+
+
+def evaluate(*, spec: str, store: str, stage: int, digest: str) -> Evaluated:
+    """Judges a stage's result on the server's test data, unless that is done.
+
+    Args:
+        spec: What `pack_spec` gave.
+        store: The store's URI.
+        stage: s, counted from 1.
+        digest: Of the stage's result.
+
+    Returns:
+        The metrics.
+
+    Raises:
+        CheckpointError: The stage is not committed with that digest.
+    """
+    with _session(spec, store) as session:
+        run = _run_at(session, stage + 1)
+        key = _committed_key(session, run, stage, digest)
+        plan = runs.plans_of(run)[stage - 1]
+        task = RoundTask(
+            store=session.store.uri,
+            run_id=run["run_id"],
+            stage_key=key,
+            server_round=plan.rounds,
+            place=place_of(run, cache=None),
+        )
+        ref = paths.round_metrics(key, plan.rounds)
+        if not session.store.has(ref):
+            session.launcher.server("evaluate-round", task, emit=session.emit)
+        metrics = (session.store.read_ref(ref) or {"metrics": {}})["metrics"]
+        return Evaluated(metrics=metrics, html=_page(session, run))
+
+
+def report(*, spec: str, store: str, stage: int, digest: str) -> Reported:
+    """Writes the run's report and figures, and tells the trackers that it is over.
+
+    Args:
+        spec: What `pack_spec` gave.
+        store: The store's URI.
+        stage: The last stage of the pipeline.
+        digest: Of its result.
+
+    Returns:
+        Where the final model lies, and the report.
+
+    Raises:
+        CheckpointError: The stage is not committed with that digest.
+    """
+    with _session(spec, store) as session:
+        run = _run_at(session, stage + 1)
+        key = _committed_key(session, run, stage, digest)
+        stages, _ = runs.history(session.store, run)
+        wall_s = sum(record["wall_s"] for record in stages if not record["reused"])
+        summary = summarise(run, stages, wall_s=wall_s, complete=len(stages) == len(runs.plans_of(run)))
+        session.store.write_ref(paths.summary(run["run_id"]), summary)
+        place = place_of(run, cache=None)
+        task = RunTask(store=session.store.uri, run_id=run["run_id"], place=place)
+        session.launcher.server("finish", task, emit=session.emit)
+        trackers = session.track(run)
+        tell_finish(run, summary, store=session.store, trackers=trackers)
+        session.emit("summary", summary)
+        html = bytes(session.store.get(paths.report(run["run_id"]))).decode()
+        uri = session.store.uri if "://" in session.store.uri else f"file://{session.store.uri}"
+        return Reported(
+            model_uri=f"{uri}/{paths.stage_checkpoint(key)}", html=html, metrics=dict(summary["metrics"])
+        )  # fmt: skip
+
+
+def cleanup(*, spec: str, store: str, state: str) -> None:
+    """Ends what a failed run leaves: its Jobs, and its run in MLflow. Of a run that succeeded nothing is left.
+
+    Args:
+        spec: What `pack_spec` gave.
+        store: The store's URI.
+        state: SUCCEEDED, FAILED or CANCELLED, as the pipeline says.
+    """
+    if state == "SUCCEEDED":
+        return
+    opened = open_store(store)
+    values = unpack_spec(spec, store=opened)
+    run_id = run_id_of(values)
+    if values.launch.kind == "kubernetes":
+        from lwfed.launch.kubernetes import delete_jobs
+
+        delete_jobs(run_id, namespace=values.kubernetes.namespace)
+    run = opened.read_ref(paths.run(run_id))
+    if run is None:
+        return
+    display = Display(make_console())
+    trackers, _ = make_trackers(run, values.tracking, store=opened, warn=_warn_by(display))
+    trackers.start(run)
+    trackers.fail(f"the pipeline ended as {state}; the failed task's log says why")
+    trackers.close()
+
+
+def run_id_of(spec: RunSpec) -> str:
+    """Names the run that this process works on.
+
+    Returns:
+        `LWFED_RUN_ID`; else the spec's name with the first characters of the pipeline run's id (`KFP_RUN_ID`); else
+        with those of the spec's digest.
+    """
+    named = environment.run_id()
+    if named:
+        return named
+    tail = environment.kfp_run_id() or digest_of(spec.model_dump(mode="json"))
+    return f"{spec.name}-{tail[:8]}"
+
+
+@contextmanager
+def _session(spec: str, store: str, *, resources: Mapping[str, Any] | None = None) -> Iterator[_Session]:
+    """Opens what a task needs, and closes it; shows progress as plain lines, which are the task's log."""
+    opened = open_store(store)
+    values = with_resources(unpack_spec(spec, store=opened), resources)
+    run_id = run_id_of(values)
+    display = Display(make_console(), total_rounds=sum(values.stages.rounds))
+    made: list[tuple[Trackers, Any]] = []
+
+    def track(run: runs.Run, *, stage: int | None = None) -> Trackers:
+        found, mlflow = make_trackers(run, values.tracking, store=opened, warn=_warn_by(display), stage=stage)
+        found.start(run)
+        made.append((found, mlflow))
+        return found
+
+    def links() -> dict[str, str]:
+        addresses = {}
+        for found, mlflow in made:
+            found.close()
+            if mlflow is not None and mlflow.status.run_id is not None:
+                addresses["MLflow"] = mlflow.address()
+        return {name: address for name, address in addresses.items() if address}
+
+    with ending_on_terminate(), display, driving(values, run_id=run_id, store=opened) as (bench, launcher):
+        try:
+            yield _Session(values, run_id, opened, bench, launcher, display, track, links)
+        finally:
+            for found, _ in made:
+                found.close()
+
+
+def with_resources(spec: RunSpec, resources: Mapping[str, Any] | None) -> RunSpec:
+    """Gives client pools what was set on the pipeline's task, where they say nothing themselves.
+
+    Args:
+        spec: The experiment.
+        resources: A `dsl.TaskConfig` as plain values; None or empty values change nothing.
+    """
+    if not resources:
+        return spec
+    wanted = resources.get("resources") or {}
+    if isinstance(wanted, str):
+        wanted = json.loads(wanted)
+    requests, limits = wanted.get("requests") or {}, wanted.get("limits") or {}
+    accelerators = {name: int(count) for name, count in limits.items() if "/" in name}
+    pools = []
+    for pool in spec.kubernetes.pools:
+        said = pool.model_fields_set
+        found: dict[str, Any] = {
+            "cpu": requests.get("cpu"),
+            "memory": requests.get("memory"),
+            "cpu_limit": limits.get("cpu"),
+            "memory_limit": limits.get("memory"),
+            "gpus": next(iter(accelerators.values()), None),
+            "gpu_resource": next(iter(accelerators), None),
+            "node_selector": resources.get("node_selector") or None,
+            "tolerations": resources.get("tolerations") or None,
+            "affinity": resources.get("affinity") or None,
+        }
+        update = {key: value for key, value in found.items() if value is not None and key not in said}
+        pools.append(PoolSpec.model_validate({**pool.model_dump(exclude_unset=True), **update}))
+    values = {**spec.kubernetes.model_dump(exclude_unset=True), "pools": pools}
+    return spec.model_copy(update={"kubernetes": KubernetesSpec.model_validate(values)})
+
+
+def _parent(text: str) -> tuple[str, int] | None:
+    if not text:
+        return None
+    run_id, sign, stage = text.rpartition(":")
+    if not sign or not stage.isdigit():
+        raise SpecError(f"`{text}` names no parent", remedy="write RUN:STAGE")
+    return run_id, int(stage)
+
+
+def _run_at(session: _Session, stage: int) -> dict[str, Any]:
+    """Reads the run, with the stages before one noted: the pipeline may have skipped their tasks as done."""
+    run = runs.read_run(session.store, session.run_id)
+    runs.note_committed(session.store, run, before=stage)
+    return run
+
+
+def _committed_key(session: _Session, run: runs.Run, stage: int, digest: str) -> str:
+    key = runs.stage_key_of(run, stage)
+    committed = None if key is None else session.store.read_ref(paths.stage_checkpoint(key))
+    if key is None or committed is None or committed["digest"] != digest:
+        raise CheckpointError(
+            f"stage {stage} of {run['run_id']} is not committed with digest {digest[:12]}",
+            remedy="run its task again",
+        )
+    return key
+
+
+def _page(session: _Session, run: runs.Run) -> str:
+    """Gives the report of what is committed so far, with the address of the run in MLflow."""
+    stages, rounds = runs.history(session.store, run)
+    return render(run, stages, rounds, links=session.links())
+
+
+def _telling(emit: Emit, trackers: Trackers) -> Emit:
+    def tell(kind: str, values: dict[str, Any]) -> None:
+        emit(kind, values)
+        if kind == "round":
+            trackers.round(values)
+        elif kind == "stage":
+            trackers.stage(values)
+
+    return tell
+
+
+@contextmanager
+def _told_of_failure(trackers: Trackers) -> Iterator[None]:
+    try:
+        yield
+    except LwfedError as error:
+        trackers.fail(str(error))
+        raise
+
+
+def _warn_by(display: Display) -> Callable[[str], None]:
+    return lambda line: display("warning", {"message": line})

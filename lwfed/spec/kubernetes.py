@@ -1,0 +1,153 @@
+"""Where pods run: namespace, image, and the pools of clients that share a pod template.
+
+Nothing here decides a number: none of it is part of a stage's plan.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from lwfed.spec.base import Section
+from lwfed.types.errors import SpecError
+
+LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+QUANTITY = re.compile(r"^\d+(\.\d+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$")
+
+
+class VolumeSpec(Section):
+    """A volume of a pool's pods; exactly one of claim, host_path, config_map, secret and empty_dir."""
+
+    name: str = Field(pattern=LABEL, max_length=40, description="its name in the pod")
+    mount_path: str = Field(pattern="^/", description="where pods see it")
+    claim: str | None = Field(None, description="a PersistentVolumeClaim")
+    host_path: str | None = Field(None, description="a folder of the node, such as a silo's own disk")
+    config_map: str | None = Field(None, description="a ConfigMap")
+    secret: str | None = Field(None, description="a Secret")
+    empty_dir: str | None = Field(None, description='an empty folder that ends with the pod: its size, or ""')
+    sub_path: str | None = Field(None, description="a folder within the volume")
+    read_only: bool = Field(True, description="whether pods may only read it")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        sources = ("claim", "host_path", "config_map", "secret", "empty_dir")
+        named = [source for source in sources if getattr(self, source) is not None]
+        if len(named) != 1:
+            raise ValueError(f"the volume `{self.name}` needs exactly one of {', '.join(sources)}")
+        return self
+
+
+class PoolSpec(Section):
+    """Clients that share a pod template; a silo with its own data and credentials is a pool of one."""
+
+    name: str = Field(pattern=LABEL, max_length=20, description="its name in Jobs and labels")
+    clients: tuple[str, ...] = Field(
+        (), description="ids or patterns such as client-00*; empty: all that no other pool names"
+    )
+    gpus: int = Field(0, ge=0, description="GPUs a pod; above 1 the client trains through torchrun")
+    gpu_resource: str = Field("nvidia.com/gpu", description="the GPUs' name on the nodes")
+    cpu: str | None = Field(None, description="CPUs asked for; null: those of the stage task, else 1")
+    memory: str | None = Field(None, description="memory asked for; null: that of the stage task")
+    cpu_limit: str | None = Field(None, description="most CPUs; null: no limit")
+    memory_limit: str | None = Field(None, description="most memory; null: what is asked for")
+    ephemeral_storage: str | None = Field(None, description="disk of the node asked for")
+    shm: str | None = Field(None, description="size of /dev/shm; null: 1Gi with GPUs, else the node's default")
+    node_selector: dict[str, str] = Field({}, description="labels of the nodes pods may run on")
+    tolerations: tuple[dict[str, Any], ...] = Field((), description="taints pods tolerate, as Kubernetes writes them")
+    affinity: dict[str, Any] | None = Field(None, description="affinity, as Kubernetes writes it")
+    volumes: tuple[VolumeSpec, ...] = Field((), description="volumes of its pods")
+    data_root: str | None = Field(None, description="data.root in its pods; null: the spec's")
+    cache: str | None = Field(None, description="a folder on a volume where clients keep frozen blocks between rounds")
+    secret: str | None = Field(None, description="Secret with its store credentials; null: kubernetes.secret")
+    env: dict[str, str] = Field({}, description="environment of its pods, besides kubernetes.env")
+    image: str | None = Field(None, description="image of its pods; null: kubernetes.image")
+    service_account: str | None = Field(None, description="null: kubernetes.service_account")
+    priority_class: str | None = Field(None, description="null: kubernetes.priority_class")
+    runtime_class: str | None = Field(None, description="RuntimeClass of its pods")
+    parallel: int | None = Field(None, ge=1, description="pods at a time; null: all")
+
+    @model_validator(mode="after")
+    def _quantities(self) -> Self:
+        for key in ("cpu", "memory", "cpu_limit", "memory_limit", "ephemeral_storage", "shm"):
+            value = getattr(self, key)
+            if value is not None and not QUANTITY.fullmatch(value):
+                raise ValueError(f"`{key}` {value} is no quantity: write 500m, 4, 8Gi ...")
+        return self
+
+
+class CoordinatorSpec(Section):
+    """The pod of a stage's coordinator: a small one on a CPU."""
+
+    cpu: str = Field("500m", description="CPUs asked for")
+    memory: str = Field("2Gi", description="memory asked for, and its limit")
+    node_selector: dict[str, str] = Field({}, description="labels of the nodes it may run on")
+    tolerations: tuple[dict[str, Any], ...] = Field((), description="taints it tolerates")
+
+
+class KubernetesSpec(Section):
+    """Pods and Jobs. Not part of what a digest depends on."""
+
+    namespace: str = Field("kubeflow", pattern=LABEL, max_length=63, description="where Jobs are made")
+    image: str = Field("", description="the image of all pods, best by digest: REPOSITORY@sha256:...")
+    image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = Field("IfNotPresent", description="when to pull")
+    image_pull_secrets: tuple[str, ...] = Field((), description="Secrets to pull with")
+    service_account: str | None = Field(None, description="of client and server pods; they need no rights")
+    secret: str | None = Field(
+        None, description="Secret that becomes environment of every pod: AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL_S3 ..."
+    )
+    env: dict[str, str] = Field({}, description="environment of every pod")
+    queue: str | None = Field(None, description="Kueue's LocalQueue for Jobs")
+    priority_class: str | None = Field(None, description="PriorityClass of client and server pods")
+    run_as_user: int | None = Field(
+        None, ge=0, description="numeric user of pods; null: the image's. 0 gives up runAsNonRoot"
+    )
+    retries: int = Field(2, ge=0, description="tries again for a client within a Job (backoffLimitPerIndex)")
+    attempts: int = Field(2, ge=1, description="Jobs for the same work, where one is lost or fails as a whole")
+    job_ttl_s: int = Field(3600, ge=0, description="seconds after which finished Jobs are removed")
+    pending_timeout_s: float = Field(600, gt=0, description="seconds after which a pod that cannot start is given up")
+    heartbeat_s: float = Field(15, gt=0, description="seconds between signs of life of the coordinator")
+    heartbeat_timeout_s: float = Field(120, gt=0, description="silence after which client pods end by themselves")
+    coordinator: CoordinatorSpec = CoordinatorSpec()
+    server: PoolSpec = PoolSpec(name="server")
+    pools: tuple[PoolSpec, ...] = Field((PoolSpec(name="clients"),), min_length=1, description="pools of clients")
+
+    @model_validator(mode="after")
+    def _pools_fit(self) -> Self:
+        names = [pool.name for pool in (*self.pools, self.server)]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two of `kubernetes.pools` and `kubernetes.server` are named {name}")
+        if self.server.clients:
+            raise ValueError("`kubernetes.server.clients`: the server's pool has no clients")
+        if sum(not pool.clients for pool in self.pools) > 1:
+            raise ValueError("only one of `kubernetes.pools` may leave `clients` out: the one for all others")
+        if self.heartbeat_timeout_s < 2 * self.heartbeat_s:
+            raise ValueError("`kubernetes.heartbeat_timeout_s` is less than two beats: raise it")
+        return self
+
+    def pool_of(self, client: str) -> PoolSpec:
+        """Gives the pool of a client: the first that names it, else the one that names none.
+
+        Raises:
+            SpecError: No pool takes it.
+        """
+        for pool in self.pools:
+            if any(fnmatchcase(client, pattern) for pattern in pool.clients):
+                return pool
+        for pool in self.pools:
+            if not pool.clients:
+                return pool
+        raise SpecError(
+            f"no pool of `kubernetes.pools` takes {client}", remedy="name it in one, or add a pool without `clients`"
+        )
+
+    def by_pool(self, clients: Iterable[str]) -> list[tuple[PoolSpec, list[str]]]:
+        """Groups clients by pool, both in their order. Raises SpecError as `pool_of` does."""
+        names: dict[str, list[str]] = {}
+        for client in clients:
+            names.setdefault(self.pool_of(client).name, []).append(client)
+        return [(pool, names[pool.name]) for pool in self.pools if pool.name in names]

@@ -1,0 +1,56 @@
+"""A client looks at data that only it can see, and tells what a run needs to know of them: never an example."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lwfed.data.source import open_source
+from lwfed.spec.load import build_spec
+from lwfed.steps.launcher import Emit
+from lwfed.steps.shares import holdout_of, root_for
+from lwfed.steps.sources import readable, spec_at, unreadable
+from lwfed.steps.tasks import InspectTask
+from lwfed.steps.workbench import Workbench
+from lwfed.store import paths
+
+
+def inspect_client(task: InspectTask, *, bench: Workbench, emit: Emit) -> dict[str, Any]:
+    """Opens and checks a client's own data and commits what they are.
+
+    Args:
+        task: Which client.
+        bench: The process's bench.
+        emit: Told `checking` and `warning`.
+
+    Returns:
+        The committed value: client, version, num_train (examples it trains on), num_examples, bad (example -> why it
+        cannot be read).
+
+    Raises:
+        DataError: The data are missing, unreadable or too few.
+    """
+    spec = spec_at(build_spec(task.spec), root=task.place.root)
+    source = open_source(spec.data.model_copy(update={"root": root_for(spec.data.root, task.client)}))
+    ref = paths.client_data(task.run_id, task.client)
+    known = bench.store.read_ref(ref)
+    if known is not None and known["version"] != source.version():
+        known = None
+    bad = unreadable(source, "train", spec=spec, known=None if known is None else known["bad"], emit=emit)
+    examples = readable(source, "train", bad, spec=spec, emit=emit)
+    train, _ = holdout_of(
+        task.client,
+        range(len(examples)),
+        fraction=spec.evaluation.holdout_fraction,
+        seed=str(spec.seed),
+        devices=spec.launch.devices,
+    )
+    value = {
+        "client": task.client,
+        "version": source.version(),
+        "num_examples": len(examples),
+        "num_train": len(train),
+        "bad": dict(bad),
+    }
+    if value != known:
+        bench.store.write_ref(ref, value)
+    return value

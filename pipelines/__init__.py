@@ -1,0 +1,1 @@
+"""The pipeline of an experiment: built, compiled, submitted, rerun."""

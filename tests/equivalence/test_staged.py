@@ -1,0 +1,160 @@
+"""An experiment as a chain of tasks, each on its own, is the experiment in one piece."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lwfed.cli import tasks
+from lwfed.plan.stages import plan_stages
+from lwfed.spec.load import build_spec
+from lwfed.spec.run import RunSpec
+from lwfed.steps import runs
+from lwfed.steps.specs import pack_spec
+from lwfed.store import paths
+from lwfed.store.local import LocalStore
+from lwfed.types.canonical import digest_of
+from lwfed.types.errors import CheckpointError, SpecError
+from tests.tiny import DEPTHS, VALUES, Finished
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> RunSpec:
+    return build_spec({**VALUES, "store": {"uri": str(tmp_path / "store")}})
+
+
+@pytest.fixture
+def store(spec: RunSpec) -> LocalStore:
+    return LocalStore(spec.store.uri)
+
+
+def named(monkeypatch: pytest.MonkeyPatch, run_id: str) -> None:
+    monkeypatch.setenv("LWFED_RUN_ID", run_id)
+
+
+def plan_digest(spec: RunSpec, stage: int) -> str:
+    return digest_of(plan_stages(spec, depths=DEPTHS)[stage - 1].model_dump(mode="json"))
+
+
+def chain(
+    spec: RunSpec, store: LocalStore, *, stages: tuple[int, ...] = (1, 2), **prepare: Any
+) -> tuple[list[str], tasks.Reported]:
+    """Runs the tasks as a pipeline chains them: only strings go from one to the next."""
+    common = {"spec": pack_spec(spec, store=store), "store": store.uri}
+    prepared = tasks.prepare(**common, **prepare)
+    digests, digest = [], prepared.input_digest
+    for stage in stages:
+        done = tasks.train_stage(
+            **common,
+            stage=stage,
+            plan_digest=plan_digest(spec, stage),
+            input_digest=digest,
+            data_version=prepared.data_version,
+            code_version=prepared.code_version,
+        )
+        assert done.html.startswith("<!doctype html>") and done.metrics
+        digest = done.digest
+        digests.append(digest)
+    last = stages[-1]
+    assert tasks.evaluate(**common, stage=last, digest=digest).metrics.keys() >= {"test/loss", "test/t2i/R@1"}
+    return digests, tasks.report(**common, stage=last, digest=digest)
+
+
+def test_a_chain_of_tasks_ends_in_the_digest_of_a_run(
+    spec: RunSpec, store: LocalStore, finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named(monkeypatch, "r")
+    digests, reported = chain(spec, store)
+    assert digests[-1] == finished.summary["digest"]
+    summary = store.read_ref(paths.summary("r"))
+    assert summary["status"] == "finished" and summary["digest"] == digests[-1]
+    key = runs.read_run(store, "r")["stages"][-1]["key"]
+    assert reported.model_uri == f"file://{store.uri}/{paths.stage_checkpoint(key)}"
+    assert store.has(paths.report("r")) and "t2i" in reported.html
+
+    named(monkeypatch, "again")  # all is committed: nothing is trained
+    again, _ = chain(spec, store)
+    assert again == digests
+    assert all(record["reused"] for record in runs.history(store, runs.read_run(store, "again"))[0])
+
+    named(monkeypatch, "skipping")  # the platform skips stage 1, whose strings are those of the run before
+    common = {"spec": pack_spec(spec, store=store), "store": store.uri}
+    prepared = tasks.prepare(**common)
+    done = tasks.train_stage(
+        **common, stage=2, plan_digest="", input_digest=digests[0],
+        data_version=prepared.data_version, code_version=prepared.code_version,
+    )  # fmt: skip
+    assert done.digest == digests[1]
+
+    named(monkeypatch, "rerun")
+    rerun, _ = chain(spec, store, stages=(2,), parent="r:2")
+    assert rerun == digests[1:]
+    assert runs.read_run(store, "rerun")["parent"] == {"run_id": "r", "stage": 2}
+
+    named(monkeypatch, "fresh")
+    fresh, _ = chain(spec, store, fresh=True)
+    records, _ = runs.history(store, runs.read_run(store, "fresh"))
+    assert fresh == digests and not any(record["reused"] for record in records)
+
+
+def test_strings_that_do_not_fit_the_run_are_refused(
+    spec: RunSpec, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named(monkeypatch, "r")
+    common = {"spec": pack_spec(spec, store=store), "store": store.uri}
+    prepared = tasks.prepare(**common)
+    right = {
+        "plan_digest": plan_digest(spec, 1),
+        "input_digest": "",
+        "data_version": prepared.data_version,
+        "code_version": prepared.code_version,
+    }
+    for name, what in (("plan_digest", "the plan"), ("data_version", "the data"), ("code_version", "the code")):
+        with pytest.raises(SpecError, match=what):
+            tasks.train_stage(**common, stage=1, **{**right, name: "0" * 64})
+    with pytest.raises(SpecError, match="the input"):
+        tasks.train_stage(**common, stage=1, **{**right, "input_digest": "0" * 64})
+    with pytest.raises(CheckpointError, match="stage 1 of run r is not committed"):
+        tasks.train_stage(**common, stage=2, **right)
+    with pytest.raises(CheckpointError, match="is not committed with digest"):
+        tasks.report(**common, stage=2, digest="0" * 64)
+    with pytest.raises(SpecError, match="names no parent"):
+        tasks.prepare(**common, parent="r")
+
+
+def test_a_run_is_named_after_the_pipelines(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LWFED_RUN_ID", raising=False)
+    monkeypatch.delenv("KFP_RUN_ID", raising=False)
+    by_digest = tasks.run_id_of(spec)
+    assert by_digest == tasks.run_id_of(spec) and by_digest.startswith("tiny-")
+    monkeypatch.setenv("KFP_RUN_ID", "0123456789abcdef-0123")
+    assert tasks.run_id_of(spec) == "tiny-01234567"
+    monkeypatch.setenv("LWFED_RUN_ID", "mine")
+    assert tasks.run_id_of(spec) == "mine"
+
+
+def test_resources_of_the_task_go_where_pools_say_nothing() -> None:
+    spec = build_spec(
+        {
+            "kubernetes": {
+                "image": "x",
+                "pools": [{"name": "a"}, {"name": "b", "clients": ["client-000"], "gpus": 2, "memory": "1Gi"}],
+            }
+        }
+    )
+    told = {
+        "resources": {
+            "requests": {"cpu": "4", "memory": "16Gi"},
+            "limits": {"memory": "32Gi", "nvidia.com/gpu": "1"},
+        },
+        "node_selector": {"gpu": "a100"},
+        "tolerations": [{"key": "gpu", "operator": "Exists"}],
+    }
+    first, second = tasks.with_resources(spec, told).kubernetes.pools
+    assert (first.cpu, first.memory, first.memory_limit, first.gpus) == ("4", "16Gi", "32Gi", 1)
+    assert first.node_selector == {"gpu": "a100"} and first.tolerations == ({"key": "gpu", "operator": "Exists"},)
+    assert (second.cpu, second.memory, second.gpus) == ("4", "1Gi", 2)
+    for nothing in (None, {}, {"resources": {}, "tolerations": None}):
+        assert tasks.with_resources(spec, nothing) == spec
