@@ -1,0 +1,3 @@
+"""The component, under its own name."""
+
+from components.cleanup.component import cleanup as cleanup

@@ -1,0 +1,3 @@
+"""The component, under its own name."""
+
+from components.evaluate.component import evaluate as evaluate

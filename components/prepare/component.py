@@ -1,0 +1,31 @@
+"""The first task of an experiment: everything that can be wrong is looked for before any work is done."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+IMAGE = "lwfed"
+"""An image with lwfed and kfp; name your own through `components.building.at`."""
+
+
+@dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
+def prepare(spec: str, store: str, parent: str = "", fresh: bool = False) -> NamedTuple(
+    "Outputs", [("input_digest", str), ("data_version", str), ("code_version", str)]
+):  # type: ignore[valid-type]
+    """Checks the data and draws the run up.
+
+    Args:
+        spec: The experiment, as JSON, or `sha256:` and its digest in the store.
+        store: The store's URI, such as `s3://bucket/prefix`.
+        parent: `RUN:STAGE` of a rerun; empty for none.
+        fresh: Train anew, even where equal work is committed.
+
+    Returns:
+        input_digest: Digest of the checkpoint that the first stage starts from; empty for none.
+        data_version: Digest of the data and of pretrained weights.
+        code_version: Digest of the code that decides numbers.
+    """
+    from lwfed.cli import tasks
+
+    done = tasks.prepare(spec=spec, store=store, parent=parent, fresh=fresh)
+    return done.input_digest, done.data_version, done.code_version

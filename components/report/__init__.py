@@ -1,0 +1,3 @@
+"""The component, under its own name."""
+
+from components.report.component import report as report

@@ -1,0 +1,149 @@
+"""What went wrong between us and Kubeflow Pipelines, in one line with a remedy."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from lwfed.types.errors import LwfedError, NotFoundError, SpecError, UnreachableError
+
+LONGEST = 600
+"""Characters of a server's message that are passed on."""
+
+TOKEN_REMEDY = "give --token-file, --existing-token-env or --cookies of someone who may, and --namespace of a profile"
+PORT_FORWARD = (
+    "check --endpoint; for a cluster's own: kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80, "
+    "then --endpoint http://localhost:8080"
+)
+
+
+class RefusedError(LwfedError):
+    """Kubeflow Pipelines will not do it.
+
+    Args:
+        problem: What is wrong.
+        remedy: What to do.
+        status: The HTTP status.
+    """
+
+    def __init__(self, problem: str, *, remedy: str = "", status: int = 0) -> None:
+        super().__init__(problem, remedy=remedy)
+        self.status = status
+
+
+def explained(
+    error: Exception, *, endpoint: str, about: str, missing: Callable[[str], LwfedError] | None = None
+) -> LwfedError:
+    """Turns what a call raised into an error that a user can act on.
+
+    Args:
+        error: Of the generated API, of the connection, or of reading an answer that is no API's.
+        endpoint: The server.
+        about: What was asked for.
+        missing: Makes the error of a 404, where it is not that `about` is missing.
+
+    Returns:
+        The error to raise.
+    """
+    status = getattr(error, "status", None)
+    if isinstance(status, int) and status:
+        return _of_status(status, error, endpoint=endpoint, about=about, missing=missing)
+    if status == 0 or _is_tls(error):
+        return UnreachableError(
+            f"{endpoint} is not trusted: {_short(str(getattr(error, 'reason', '') or error))}",
+            remedy="name the file of its authority with --ssl-ca-cert",
+        )
+    if isinstance(error, OSError) or type(error).__module__.startswith("urllib3"):
+        return UnreachableError(f"{endpoint} does not answer: {_cause(error)}", remedy=PORT_FORWARD)
+    return no_api(endpoint)
+
+
+def no_api(endpoint: str) -> LwfedError:
+    """Says that something else lives at an address."""
+    return NotFoundError(
+        f"at {endpoint} there is no API of Kubeflow Pipelines 2",
+        remedy="on a full Kubeflow the address ends in /pipeline, and asks for --cookies or a token",
+    )
+
+
+def message_of(body: Any) -> str:
+    """Finds the sentence in an answer: the API's, the upload's, or plain text; a web page has none."""
+    text = body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body or "")
+    try:
+        values = json.loads(text)
+    except ValueError:
+        values = None
+    if isinstance(values, dict):
+        for key in ("message", "error_message", "error"):
+            if isinstance(values.get(key), str) and values[key]:
+                return _short(values[key])
+        return ""
+    return "" if "<" in text[:200] else _short(text)
+
+
+def _of_status(
+    status: int,
+    error: Exception,
+    *,
+    endpoint: str,
+    about: str,
+    missing: Callable[[str], LwfedError] | None,
+) -> LwfedError:
+    said = message_of(getattr(error, "body", None))
+    tail = f": {said}" if said else ""
+    if status == 401 or "there is no user identity" in said:
+        return UnreachableError(f"{endpoint} does not know who asks ({status}){tail}", remedy=TOKEN_REMEDY)
+    if status == 403:
+        return UnreachableError(f"{endpoint} forbids {about} ({status}){tail}", remedy=TOKEN_REMEDY)
+    if 300 <= status < 400:
+        return UnreachableError(
+            f"{endpoint} sends us elsewhere ({status}), most likely to a login",
+            remedy="give the address it sends to, --cookies of a session in a browser, or a token",
+        )
+    if status == 404:
+        if missing is not None:
+            return missing(endpoint)
+        return NotFoundError(f"{endpoint} does not know {about}{tail}", remedy="check the id, and --namespace")
+    if status in (400, 409, 412):
+        kind = SpecError if status == 400 and "parameter" in said else None
+        if kind is not None:
+            return kind(f"{endpoint} refuses {about}{tail}", remedy="submit with the lwfed that compiled the pipeline")
+        return RefusedError(f"{endpoint} refuses {about} ({status}){tail}", status=status)
+    if status in (502, 503, 504):
+        return UnreachableError(f"{endpoint} does not answer ({status}){tail}", remedy="try again in a minute")
+    return RefusedError(f"{endpoint} failed at {about} ({status}){tail}", status=status)
+
+
+def _short(text: str) -> str:
+    """Puts a message on one line; the API says the same thing several times over, each inside the last."""
+    line = " ".join(text.split())
+    parts: list[str] = []
+    for part in re.split(r"(?<=[a-z.)\]'\"]): ", line):
+        if part.rstrip(".") not in [known.rstrip(".") for known in parts]:
+            parts.append(part)
+    line = ": ".join(parts)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."
+
+
+def _is_tls(error: BaseException | None) -> bool:
+    while error is not None:
+        if "SSL" in type(error).__name__:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _cause(error: Exception) -> str:
+    text = str(error)
+    for pattern, said in (
+        (r"refused", "connection refused"),
+        (r"[Nn]ame or service not known|resolve|getaddrinfo", "there is no host of that name"),
+        (r"[Tt]imed? ?out", "no answer in time"),
+        (r"reset", "the connection was cut"),
+        (r"unreachable|No route", "no way there"),
+    ):
+        if re.search(pattern, text):
+            return said
+    return _short(text) or type(error).__name__

@@ -1,0 +1,280 @@
+"""Runs that Kubeflow Pipelines know: found by any of their names, read, retried, terminated; and their tasks' logs."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from lwfed.spec.run import RunSpec
+from lwfed.steps.specs import unpack_spec
+from lwfed.store.opening import open_store
+from lwfed.types.errors import LwfedError, NotFoundError
+from pipelines.client import Kfp
+from pipelines.client_errors import RefusedError
+from pipelines.client_submit import PIPELINE, _named
+from pipelines.follow_tasks import Task, node_id, task_names
+
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+TAIL = re.compile(r"(?:.*-)?([0-9a-f]{8})")
+PAGE = 100
+PAGES = 20
+OVER = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a run's own pipeline says of it.
+
+    Attributes:
+        tasks: Its tasks by name: title and stage.
+        spec: The experiment; None where the store that holds it is out of reach.
+        store: The store's URI.
+        name: What lwfed calls the run.
+    """
+
+    tasks: Mapping[str, Task]
+    spec: RunSpec | None
+    store: str | None
+    name: str | None
+
+
+def find_run(kfp: Kfp, text: str) -> Any:
+    """Finds a run by its id, the first eight or more characters of that, lwfed's id of it, or its name.
+
+    Args:
+        kfp: The server.
+        text: Any of them, or `latest`.
+
+    Returns:
+        The run as the API gives it.
+
+    Raises:
+        NotFoundError: There is none, or there are several.
+    """
+    if UUID.fullmatch(text):
+        return get_run(kfp, text)
+    tail = TAIL.fullmatch(text)
+    pipeline = _own_pipeline(kfp) if text == "latest" else None
+    named: list[Any] = []
+    for run in _runs(kfp):
+        run_id = str(run.run_id)
+        if text == "latest":
+            if pipeline is not None and _pipeline_of(run) == pipeline:
+                return get_run(kfp, run_id)
+        elif (tail and run_id.startswith(tail[1])) or (len(text) >= 8 and run_id.startswith(text)):
+            return get_run(kfp, run_id)
+        elif run.display_name == text:
+            named.append(run)
+    if len(named) == 1:
+        return get_run(kfp, str(named[0].run_id))
+    if named:
+        ids = ", ".join(str(run.run_id)[:8] for run in named[:5])
+        raise NotFoundError(f"{len(named)} runs are named {text}", remedy=f"name one by its id: {ids}")
+    where = f" in {kfp.namespace}" if kfp.namespace else ""
+    raise NotFoundError(
+        f"{kfp.endpoint} knows no run {text}{where}",
+        remedy="give the id that `lwfed submit` printed; see also --namespace",
+    )
+
+
+def get_run(kfp: Kfp, run_id: str) -> Any:
+    """Reads a run."""
+    return kfp.call(kfp.client._run_api.run_service_get_run, run_id, about=f"the run {run_id}")
+
+
+def is_over(run: Any) -> bool:
+    """Whether a run has ended. Its date of ending says nothing: it is that of 1970 while a run is being cancelled."""
+    return run.state in OVER
+
+
+def was_cancelled(run: Any) -> bool:
+    """Whether a run was ended by hand: it ends as FAILED then too, and only its history says so."""
+    states = [item.state for item in run.state_history or () if item.state != "FAILED"]
+    return run.state == "CANCELED" or (run.state == "FAILED" and states[-1:] == ["CANCELING"])
+
+
+def facts_of(kfp: Kfp, run: Any) -> Facts:
+    """Reads what a run's pipeline says: its tasks, its spec, its store."""
+    pipeline = _pipeline_spec(kfp, run)
+    given = dict(run.runtime_config.parameters or {}) if run.runtime_config else {}
+    constants = _constants(pipeline)
+    text, store = (given.get(key) or constants.get(key) for key in ("spec", "store"))
+    spec = _spec(text, store)
+    name = f"{spec.name}-{str(run.run_id)[:8]}" if spec else None
+    return Facts(tasks=task_names(pipeline), spec=spec, store=store, name=name)
+
+
+def retry(kfp: Kfp, run: Any) -> None:
+    """Starts the failed tasks of a run again; those that succeeded stay.
+
+    Raises:
+        RefusedError: It has not failed, or Kubeflow Pipelines cannot.
+    """
+    run_id = str(run.run_id)
+    if run.state in ("SUCCEEDED", "SKIPPED"):
+        raise RefusedError(
+            f"the run {run_id} is {run.state}: nothing of it failed",
+            remedy="lwfed rerun RUN --stage S trains a stage anew",
+        )
+    if not is_over(run):
+        raise RefusedError(
+            f"the run {run_id} is {run.state}: only what has failed can be tried again",
+            remedy=f"wait for its end, or end it: lwfed cancel {run_id}",
+        )
+    try:
+        kfp.call(kfp.client._run_api.run_service_retry_run, run_id, about=f"to retry the run {run_id}")
+    except RefusedError as error:
+        raise RefusedError(
+            error.problem,
+            remedy="submit the experiment again: what is committed is not done twice",
+            status=error.status,
+        ) from None
+
+
+def terminate(kfp: Kfp, run: Any) -> bool:
+    """Ends a run's tasks. Gives False where it was over already."""
+    if is_over(run):
+        return False
+    try:
+        kfp.call(kfp.client._run_api.run_service_terminate_run, str(run.run_id), about=f"to end the run {run.run_id}")
+    except LwfedError as error:
+        if "Row not found" in str(error):  # it ended in between
+            return False
+        raise
+    return True
+
+
+def read_log(kfp: Kfp, run: Any, node: str) -> str:
+    """Reads all that a pod has written.
+
+    Args:
+        kfp: The server.
+        run: The run.
+        node: The pod's name, as the task names it.
+
+    Returns:
+        Its log: of the pod while it is there, else the archived one.
+
+    Raises:
+        NotFoundError: There is none.
+        UnreachableError: The server does not answer.
+    """
+    run_id, names = str(run.run_id), list(dict.fromkeys([node, node_id(node, run)]))
+    archived = [f"/apis/v2beta1/runs/{run_id}/nodes/{quote(name)}/artifacts/main-logs:read" for name in reversed(names)]
+    live = [log_path(run_id, name) for name in names]
+    ended = is_over(run)
+    for path in [*archived, *live] if ended else [*live, *archived]:
+        try:
+            content = b"".join(kfp.read(path, about=f"the log of {node}"))
+        except (RefusedError, NotFoundError):
+            continue
+        text = _unwrapped(content)
+        if text.strip():
+            return text
+    raise NotFoundError(f"there is no log of {node}", remedy="its pod may not have started; see the run's page")
+
+
+def follow_log(kfp: Kfp, run: Any, node: str) -> Iterator[str]:
+    """Yields the lines of a running pod as it writes them."""
+    rest = b""
+    for part in kfp.read(log_path(str(run.run_id), node) + "?follow=true", about=f"the log of {node}", follow=True):
+        *lines, rest = (rest + part).split(b"\n")
+        yield from (line.decode("utf-8", "replace") for line in lines)
+    if rest:
+        yield rest.decode("utf-8", "replace")
+
+
+def log_path(run_id: str, node: str) -> str:
+    """The path of a pod's log."""
+    return f"/apis/v1alpha1/runs/{run_id}/nodes/{quote(node)}/log"
+
+
+def _runs(kfp: Kfp) -> Iterator[Any]:
+    token: str | None = None
+    for _ in range(PAGES):
+        found = kfp.call(
+            kfp.client._run_api.run_service_list_runs,
+            about="runs",
+            namespace=kfp.namespace,
+            page_token=token,
+            page_size=PAGE,
+            sort_by="created_at desc",
+        )
+        yield from found.runs or ()
+        token = found.next_page_token
+        if not token:
+            return
+
+
+def _own_pipeline(kfp: Kfp) -> str | None:
+    found = kfp.call(
+        kfp.client._pipelines_api.pipeline_service_list_pipelines,
+        about="pipelines",
+        filter=_named(PIPELINE),
+        namespace=kfp.namespace,
+    )
+    return next((str(pipeline.pipeline_id) for pipeline in found.pipelines or ()), None)
+
+
+def _pipeline_of(run: Any) -> str | None:
+    reference = run.pipeline_version_reference
+    return reference.pipeline_id if reference else None
+
+
+def _pipeline_spec(kfp: Kfp, run: Any) -> Mapping[str, Any]:
+    spec = run.pipeline_spec
+    reference = run.pipeline_version_reference
+    if not spec and reference is not None:
+        version = kfp.call(
+            kfp.client._pipelines_api.pipeline_service_get_pipeline_version,
+            reference.pipeline_id,
+            reference.pipeline_version_id,
+            about="the run's pipeline version",
+        )
+        spec = version.pipeline_spec
+    if not isinstance(spec, dict):
+        return {}
+    inner = spec.get("pipeline_spec")
+    return inner if isinstance(inner, dict) else spec
+
+
+def _constants(pipeline: Mapping[str, Any]) -> dict[str, str]:
+    """Gives the texts that a compiled pipeline hands to its tasks, and its parameters' defaults."""
+    found: dict[str, str] = {}
+    definitions = (pipeline.get("root") or {}).get("inputDefinitions") or {}
+    for key, value in (definitions.get("parameters") or {}).items():
+        if isinstance(value.get("defaultValue"), str):
+            found[key] = value["defaultValue"]
+    for dag in [pipeline.get("root") or {}, *(pipeline.get("components") or {}).values()]:
+        for task in ((dag.get("dag") or {}).get("tasks") or {}).values():
+            for key, value in ((task.get("inputs") or {}).get("parameters") or {}).items():
+                constant = (value.get("runtimeValue") or {}).get("constant")
+                if isinstance(constant, str):
+                    found.setdefault(key, constant)
+    return found
+
+
+def _spec(text: str | None, store: str | None) -> RunSpec | None:
+    if not text or not store:
+        return None
+    try:
+        return unpack_spec(text, store=open_store(store))
+    except (LwfedError, OSError):
+        return None
+
+
+def _unwrapped(content: bytes) -> str:
+    """Takes an artifact out of the JSON that the API wraps it in, in base64."""
+    if content.startswith(b"{"):
+        try:
+            values = json.loads(content)
+        except ValueError:
+            values = None
+        if isinstance(values, dict) and set(values) == {"data"}:
+            content = base64.b64decode(values["data"] or "")
+    return content.decode("utf-8", "replace")

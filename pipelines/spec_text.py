@@ -1,0 +1,57 @@
+"""A spec as a pipeline's parameter: what differs from the defaults, so that it stays small wherever it is repeated.
+
+Each task's copy of it is escaped several times over in the workflow object, which may not grow.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from lwfed.spec.load import build_spec, to_values
+from lwfed.spec.run import RunSpec
+from lwfed.steps.specs import LONGEST, pack_spec
+from lwfed.store.protocol import Store
+from lwfed.types.canonical import canonical
+
+DISCRIMINATOR = "kind"
+"""The key that says which of several sections is meant; it is always told."""
+
+
+def spec_text(spec: RunSpec, *, store: Store | None = None) -> str:
+    """Gives a spec as one string that `lwfed.steps.specs.unpack_spec` reads; the same for equal specs.
+
+    Args:
+        spec: The experiment.
+        store: Where one that is too long is written; None only looks, and writes nothing.
+
+    Returns:
+        Canonical JSON, or `sha256:` and the digest of what the store holds.
+    """
+    values = said(spec)
+    if to_values(build_spec(values)) != to_values(spec):
+        return pack_spec(spec, store=store)
+    text = canonical(values)
+    return text.decode() if len(text) <= LONGEST else pack_spec(spec, store=store)
+
+
+def said(section: BaseModel) -> dict[str, Any]:
+    """Gives a section as plain values, without those that are defaults."""
+    found: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        default = None if field.is_required() else field.get_default(call_default_factory=True, validated_data={})
+        if name == DISCRIMINATOR or field.is_required() or value != default:
+            found[name] = _plain(value)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return said(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

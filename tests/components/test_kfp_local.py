@@ -1,0 +1,73 @@
+"""The whole pipeline as processes of this machine: the digest of `lwfed run`, and nothing done twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from kfp import local
+
+from components.building import at
+from components.prepare import prepare
+from components.train_stage import train_stage
+from lwfed.steps import runs
+from lwfed.store import paths
+from lwfed.store.local import LocalStore
+from pipelines.local import PipelineFailedError, run_locally
+from pipelines.spec_text import spec_text
+from tests.tiny import run_tiny, tiny_spec
+
+SHORT = ("stages.rounds=[1,1]",)
+OUTSIDE = (*SHORT, "launch.kind=subprocess", "launch.parallel=2")
+PYTHON = "python"
+"""No image is pulled; kfp warns of one that is not Python's."""
+
+
+@pytest.mark.slow
+def test_pipeline_ends_in_the_digest_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    here = run_tiny(tmp_path / "here", *SHORT)
+    spec = tiny_spec(tmp_path / "store", *OUTSIDE)
+    run_locally(spec, folder=tmp_path / "tasks", run_id="piped")
+
+    store = LocalStore(tmp_path / "store")
+    run = runs.read_run(store, "piped")
+    stages, rounds = runs.history(store, run)
+    assert stages[-1]["digest"] == here.digest and len(rounds) == 2
+    summary = store.read_ref(paths.summary("piped"))
+    assert summary is not None and summary["digest"] == here.digest and summary["complete"]
+    outputs = next((tmp_path / "tasks").glob("lwfed-experiment-*"))
+    assert (outputs / "train-stage-2" / "digest").read_text() == here.digest
+    assert "</html>" in (outputs / "report" / "page").read_text(encoding="utf-8")
+    model = (outputs / "report" / "model_uri").read_text().removeprefix("file://")
+    assert Path(model).is_file()
+
+    # the same work, asked for by another run, is known by its key
+    monkeypatch.setenv("LWFED_RUN_ID", "again")
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path / "tasks"))
+    text, uri = spec_text(spec), str(tmp_path / "store")
+    begun = at(prepare, PYTHON)(spec=text, store=uri)
+    plan_digest = ""
+    done = at(train_stage, PYTHON)(
+        spec=text, store=uri, stage=1, plan_digest=plan_digest, **{key: begun.outputs[key] for key in begun.outputs}
+    )
+    again = runs.read_run(store, "again")
+    assert done.outputs["digest"] == stages[0]["digest"]
+    assert again["stages"] == run["stages"][:1]
+    assert runs.history(store, again)[0][0]["reused"]
+    assert done.outputs["metrics"].metadata
+    capfd.readouterr()
+
+
+@pytest.mark.slow
+def test_a_failed_task_ends_the_pipeline_and_what_it_leaves_is_cleaned_up(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spec = tiny_spec(tmp_path / "store", "data={source: coco, root: /nowhere}")
+    with pytest.raises(PipelineFailedError, match="prepare"):
+        run_locally(spec, folder=tmp_path / "tasks")
+    told = capfd.readouterr().out
+    assert "lwfed.types.errors.DataError: " in told and '"state": "FAILED"' in told
+    outputs = next((tmp_path / "tasks").glob("lwfed-experiment-*"))
+    assert {path.name for path in outputs.iterdir()} == {"cleanup"}
