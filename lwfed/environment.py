@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from lwfed.types.errors import SpecError
+
 QUIET: Mapping[str, str] = {
     # nothing phones home
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -118,9 +120,20 @@ def kfp_run_id() -> str | None:
     return _text("KFP_RUN_ID")
 
 
+def pod_name() -> str | None:
+    """The pod that this process runs in, where it is told (`KFP_POD_NAME`, `POD_NAME`)."""
+    return _text("KFP_POD_NAME") or _text("POD_NAME")
+
+
 def own_name() -> str:
     """Names this process to others: its pod, else its host."""
-    return _text("KFP_POD_NAME") or _text("POD_NAME") or _text("HOSTNAME") or "this machine"
+    return pod_name() or _text("HOSTNAME") or "this machine"
+
+
+def for_pods(run_id: str) -> dict[str, str]:
+    """Gives what pods we start are to know: the run, and its MLflow run as a parent, never as one to adopt."""
+    parent = mlflow_parent_run_id() or mlflow_adopted_run_id()
+    return {"LWFED_RUN_ID": run_id, **({_PARENT: parent} if parent else {})}
 
 
 def kfp_endpoint() -> str | None:
@@ -141,3 +154,48 @@ def kfp_token_file() -> str | None:
 def named(name: str) -> str | None:
     """A variable that the user names, such as the one that holds a token."""
     return _text(name)
+
+
+def s3_patience_s() -> float:
+    """Seconds that a request to an S3 server is tried again while the server is gone (`LWFED_S3_PATIENCE_S`)."""
+    text = _text("LWFED_S3_PATIENCE_S") or "120"
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise SpecError(
+            f"LWFED_S3_PATIENCE_S={text} is no number of seconds", remedy="set it to 0 or more; 120 is the default"
+        )
+    return seconds
+
+
+def s3_secret_folder() -> Path | None:
+    """The folder of a mounted secret with the keys of an S3 server, one a file (`LWFED_S3_SECRET_DIR`)."""
+    folder = _text("LWFED_S3_SECRET_DIR")
+    return None if folder is None else Path(folder).expanduser()
+
+
+def s3_endpoint() -> str | None:
+    """The address of an S3 server that is not AWS's (`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`)."""
+    return _text("AWS_ENDPOINT_URL_S3") or _text("AWS_ENDPOINT_URL")
+
+
+def aws_variables() -> tuple[tuple[str, str], ...]:
+    """All that boto3 reads from the environment (`AWS_*`): a client is made anew where it changes."""
+    return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+
+
+def s3_region() -> str | None:
+    """The region to sign requests for (`AWS_REGION`, `AWS_DEFAULT_REGION`)."""
+    return _text("AWS_REGION") or _text("AWS_DEFAULT_REGION")
+
+
+def minio_admin() -> tuple[str | None, str | None]:
+    """Name and password of MinIO's administrator (`MINIO_ROOT_USER`, `MINIO_ROOT_PASSWORD`)."""
+    return _text("MINIO_ROOT_USER"), _text("MINIO_ROOT_PASSWORD")
+
+
+def ca_bundle() -> str | None:
+    """The file of the authority that signed a server's certificate (`AWS_CA_BUNDLE`)."""
+    return _text("AWS_CA_BUNDLE")

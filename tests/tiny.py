@@ -23,7 +23,7 @@ from lwfed.steps.tasks import ClientTask, Place, RoundTask
 from lwfed.steps.train_client import train_client
 from lwfed.steps.workbench import Stage, Workbench
 from lwfed.store import paths
-from lwfed.store.blocks import Block, block_key, read_file
+from lwfed.store.blocks import Block, block_key, read_block
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
 from lwfed.store.local import LocalStore
 from lwfed.store.protocol import Store
@@ -209,7 +209,7 @@ def update_tensors(bench: Workbench, stage: Stage, client: str, *, server_round:
     tensors: dict[str, Tensor] = {}
     for values in update["blocks"].values():
         block = Block.from_values(values)
-        tensors |= read_file(bench.store.fetch(f"{folder}/{block.digest}.safetensors"), block)
+        tensors |= read_block(bench.store, f"{folder}/{block.digest}.safetensors", block)
     return tensors
 
 
@@ -217,7 +217,7 @@ def tensors_of(store: Store, checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Reads all weights of a checkpoint."""
     tensors: dict[str, Tensor] = {}
     for block in checkpoint.blocks.values():
-        tensors |= read_file(store.fetch(block_key(block)), block)
+        tensors |= read_block(store, block_key(block), block)
     return tensors
 
 

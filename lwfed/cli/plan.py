@@ -91,7 +91,7 @@ def partition(spec: Spec = None, override: Overrides = None, as_json: Json = Fal
     from lwfed.data.partition import describe
     from lwfed.steps.shares import readable_examples, shares_of
     from lwfed.steps.sources import server_source
-    from lwfed.store.local import open_store
+    from lwfed.store.opening import open_store
 
     values = load_spec(spec, overrides=override or [])
     if values.federation.partition.kind == "local" and values.federation.num_clients > 1:

@@ -19,7 +19,7 @@ from lwfed.steps.tasks import RoundTask
 from lwfed.steps.workbench import Stage, Workbench
 from lwfed.store import paths
 from lwfed.store.ahead import ahead
-from lwfed.store.blocks import Block, block_key, read_file, read_tensor, write_block
+from lwfed.store.blocks import Block, block_key, read_block, read_tensor, write_block
 from lwfed.store.cache import BlockCache
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
 from lwfed.types.errors import CheckpointError
@@ -180,5 +180,5 @@ def _read_update(task: RoundTask, bench: Workbench, client: str, digest: str) ->
 def _read_state(store: Any, block: Block | None) -> dict[tuple[str, str], Tensor]:
     if block is None:
         return {}
-    tensors = read_file(store.fetch(block_key(block)), block)
+    tensors = read_block(store, block_key(block), block)
     return {(name.rpartition(":")[0], name.rpartition(":")[2]): tensor for name, tensor in tensors.items()}

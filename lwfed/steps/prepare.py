@@ -84,7 +84,9 @@ def draft(
         "num_classes": num_classes,
         "data": {
             "source": spec.data.source,
-            "version": digest_of({"data": data_versions(spec_at(spec, root=root), source, told=told), "weights": _weights_versions(spec)}),
+            "version": digest_of(
+                {"data": data_versions(spec_at(spec, root=root), source, told=told), "weights": _weights_versions(spec)}
+            ),
             "num_train": len(source.examples("train")),
             "num_test": len(source.examples("test")),
             "clients": {},

@@ -44,9 +44,7 @@ def prepare_here(task: PrepareTask, *, bench: Workbench, emit: Emit, cache: Path
     return prepare(run, store=store, emit=emit, cache=cache, root=task.place.root, told=told)
 
 
-def prepare_there(
-    spec: RunSpec, *, options: Options, launcher: Launcher, store: Store, emit: Emit
-) -> dict[str, Any]:
+def prepare_there(spec: RunSpec, *, options: Options, launcher: Launcher, store: Store, emit: Emit) -> dict[str, Any]:
     """Prepares a run whose data only the launcher's machines have; `options.run_id` must be given.
 
     Raises:

@@ -91,9 +91,7 @@ def unreadable(
     return checked.bad
 
 
-def readable(
-    source: Source, split: str, bad: Mapping[str, str], *, spec: RunSpec, emit: Emit
-) -> Sequence[Example]:
+def readable(source: Source, split: str, bad: Mapping[str, str], *, spec: RunSpec, emit: Emit) -> Sequence[Example]:
     """Gives the examples of a split without the bad ones.
 
     Raises:
@@ -122,6 +120,7 @@ def training_examples(spec: RunSpec, source: Source, *, store: Store, emit: Emit
         return {client: usable(its, "train", spec=spec, store=store, emit=emit) for client, its in own.items()}
     everything = usable(source, "train", spec=spec, store=store, emit=emit)
     return dict.fromkeys(client_ids(spec.federation.num_clients), everything)
+
 
 def spec_at(spec: RunSpec, *, root: str | None) -> RunSpec:
     """Gives a spec whose data lie where this machine has them; None leaves them."""

@@ -47,7 +47,9 @@ def unpack_spec(text: str, *, store: Store) -> RunSpec:
         digest = text.removeprefix(MARK)
         values = store.read_ref(paths.spec(digest))
         if values is None:
-            raise NotFoundError(f"the store {store.uri} has no spec {digest[:12]}", remedy="submit the experiment again")
+            raise NotFoundError(
+                f"the store {store.uri} has no spec {digest[:12]}", remedy="submit the experiment again"
+            )
         if digest_of(values) != digest:
             raise SpecError(f"the spec {digest[:12]} of the store is damaged", remedy="submit the experiment again")
         return build_spec(values)

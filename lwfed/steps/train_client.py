@@ -25,7 +25,7 @@ from lwfed.steps.tasks import ClientTask
 from lwfed.steps.workbench import Stage, Workbench
 from lwfed.store import paths
 from lwfed.store.ahead import together
-from lwfed.store.blocks import block_key, read_file, write_block
+from lwfed.store.blocks import block_key, read_block, write_block
 from lwfed.store.cache import BlockCache
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
 from lwfed.store.counting import CountingStore
@@ -151,7 +151,7 @@ def fetch_model(
     frozen = bench.frozen(checkpoint, stage.plan.frozen, store=store, cache=cache, device=device)
     frozen_bytes = store.bytes_read
     blocks = [checkpoint.blocks[unit] for unit in stage.plan.trained]
-    read = together(lambda block: read_file(store.fetch(block_key(block)), block), blocks)
+    read = together(lambda block: read_block(store, block_key(block), block), blocks)
     trained = {name: tensor.to(device) for members in read for name, tensor in members.items()}
     traffic = {"bytes_down": store.bytes_read - frozen_bytes, "bytes_down_frozen": frozen_bytes}
     return {**frozen, **trained}, traffic

@@ -75,9 +75,7 @@ def train_stage(task: StageTask, *, launcher: Launcher, bench: Workbench, emit: 
         records.append(_round(stage, server_round, task=task, spec=spec, launcher=launcher, bench=bench, gap=gap))
         prune_rounds(stage, store=store, keep_rounds=spec.store.keep_rounds, server_round=server_round)
     if not plan.rounds and plan.stage == plan.num_stages:
-        task_0 = RoundTask(
-            store=store.uri, run_id=task.run_id, stage_key=stage.key, server_round=0, place=task.place
-        )
+        task_0 = RoundTask(store=store.uri, run_id=task.run_id, stage_key=stage.key, server_round=0, place=task.place)
         launcher.server("evaluate-round", task_0, emit=emit)
     record = _commit(stage, run, records, bench=bench, wall_s=time.monotonic() - started)
     emit("stage", record)

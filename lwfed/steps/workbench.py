@@ -24,7 +24,7 @@ from lwfed.steps.tasks import Place
 from lwfed.store import paths
 from lwfed.store.cache import BlockCache
 from lwfed.store.checkpoint import Checkpoint
-from lwfed.store.local import open_store
+from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store
 from lwfed.types.errors import CheckpointError
 
@@ -126,9 +126,10 @@ class Workbench:
         wanted = {f"{block.digest}@{device}": block for block in blocks}
         self._kept = {name: tensors for name, tensors in self._kept.items() if name in wanted}
         for name, block in wanted.items():
-            path = cache.fetch(store, block)
-            if name not in self._kept:
-                self._kept[name] = {k: t.to(device) for k, t in cache.read(path, block, store=store).items()}
+            if name in self._kept:
+                cache.hold(store, block)
+            else:
+                self._kept[name] = {k: t.to(device) for k, t in cache.read(store, block).items()}
         return {name: tensor for tensors in self._kept.values() for name, tensor in tensors.items()}
 
 

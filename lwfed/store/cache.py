@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
 
-from lwfed.store.blocks import Block, block_key, read_file
+from lwfed.store.blocks import Block, block_key, read_block
+from lwfed.store.counting import CountingStore
+from lwfed.store.local import LocalStore
 from lwfed.store.protocol import Store
-from lwfed.types.errors import CheckpointError
+from lwfed.types.errors import CheckpointError, LwfedError
 
 
 class BlockCache:
@@ -21,46 +22,65 @@ class BlockCache:
     def __init__(self, folder: str | Path | None) -> None:
         self._folder = Path(folder) if folder else None
 
-    def fetch(self, store: Store, block: Block) -> Path:
-        """Gives a local file of a block; only a block that is not here yet is asked of the store.
+    def read(self, store: Store, block: Block) -> dict[str, Tensor]:
+        """Reads a block into fresh tensors; only one that is not kept yet is asked of the store.
 
-        Where the folder cannot be written or is full, the block is not kept and comes from the store each time.
+        A damaged copy is dropped. Where the folder cannot be written or is full, the block is not
+        kept and comes from the store each time.
+
+        Raises:
+            CheckpointError: The store's own is missing or damaged.
         """
-        if self._folder is None:
-            return store.fetch(block_key(block))
-        path = self._folder / f"{block.digest}.safetensors"
-        if path.is_file() and path.stat().st_size == block.nbytes:
-            return path
-        source = store.fetch(block_key(block))
-        temporary = path.with_suffix(f".{os.getpid()}")
+        path = self._keep(store, block)
+        if path is None:
+            return read_block(store, block_key(block), block)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(source, temporary)
-            except OSError:  # another file system
-                shutil.copyfile(source, temporary)
-            temporary.replace(path)
-        except OSError:
-            with suppress(OSError):
-                temporary.unlink()
-            return source
-        return path
-
-    def read(self, path: Path, block: Block, *, store: Store) -> dict[str, Tensor]:
-        """Reads what `fetch` gave; a damaged copy is dropped and fetched again. Raises CheckpointError."""
-        try:
-            return read_file(path, block)
+            return read_block(LocalStore(path.parent), path.name, block)
         except CheckpointError:
-            if path.parent != self._folder:  # it is the store's own
-                raise
             path.unlink(missing_ok=True)
-            return read_file(self.fetch(store, block), block)
+        return read_block(store, block_key(block), block)
+
+    def hold(self, store: Store, block: Block) -> None:
+        """Keeps a block whose tensors this process has already, as a process of the client's own would."""
+        if self._folder is None and isinstance(store, CountingStore):
+            store.count_as_read(block.nbytes)
+        self._keep(store, block)
 
     def keep_only(self, blocks: Collection[Block]) -> None:
         """Removes what is not among some blocks, so that the cache does not grow over the stages."""
         if self._folder is None or not self._folder.is_dir():
             return
-        wanted = {f"{block.digest}.safetensors" for block in blocks}
+        wanted = {_name(block) for block in blocks}
         for path in self._folder.iterdir():
             if path.name not in wanted:
                 path.unlink(missing_ok=True)
+
+    def _keep(self, store: Store, block: Block) -> Path | None:
+        """Gives the kept file of a block, fetched if need be; None where it cannot be kept."""
+        if self._folder is None:
+            return None
+        path = self._folder / _name(block)
+        if path.is_file() and path.stat().st_size == block.nbytes:
+            return path
+        temporary = path.with_suffix(f".{os.getpid()}")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            temporary.unlink(missing_ok=True)  # of a process that was killed
+            store.fetch(block_key(block), to=temporary)
+            temporary.replace(path)
+        except LwfedError:
+            _remove(temporary)
+            raise
+        except OSError:
+            _remove(temporary)
+            return None
+        return path
+
+
+def _name(block: Block) -> str:
+    return f"{block.digest}.safetensors"
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,11 @@ class CountingStore:
         self.bytes_written = 0
         self._lock = threading.Lock()
 
+    @property
+    def verifies_writes(self) -> bool:
+        """As the store's."""
+        return self._store.verifies_writes
+
     def put(self, key: str, chunks: Iterable[Data]) -> int:
         """Writes an object and counts it."""
         count = self._store.put(key, chunks)
@@ -36,30 +41,40 @@ class CountingStore:
     def get(self, key: str, *, start: int = 0, stop: int | None = None) -> bytearray:
         """Reads an object and counts it."""
         data = self._store.get(key, start=start, stop=stop)
-        if key.endswith(".safetensors"):
-            with self._lock:
-                self.bytes_read += len(data)
+        self._count(key, len(data))
         return data
 
-    def fetch(self, key: str) -> Path:
+    def read_into(self, key: str, buffers: Sequence[memoryview | bytearray], *, nbytes: int | None = None) -> None:
+        """Reads an object into some memory and counts it."""
+        self._store.read_into(key, buffers, nbytes=nbytes)
+        self._count(key, sum(memoryview(buffer).nbytes for buffer in buffers))
+
+    def fetch(self, key: str, *, to: Path | None = None) -> Path:
         """Fetches an object and counts it whole."""
-        path = self._store.fetch(key)
-        if key.endswith(".safetensors"):
-            with self._lock:
-                self.bytes_read += path.stat().st_size
+        path = self._store.fetch(key, to=to)
+        self._count(key, path.stat().st_size)
         return path
+
+    def count_as_read(self, nbytes: int) -> None:
+        """Counts what another process than this would have read."""
+        with self._lock:
+            self.bytes_read += nbytes
 
     def has(self, key: str) -> bool:
         """Whether there is such an object or ref."""
         return self._store.has(key)
 
+    def size(self, key: str) -> int | None:
+        """Gives an object's length."""
+        return self._store.size(key)
+
     def list(self, prefix: str) -> Iterator[str]:
         """Yields keys."""
         return self._store.list(prefix)
 
-    def delete(self, key: str) -> None:
-        """Removes an object or ref."""
-        self._store.delete(key)
+    def delete(self, *keys: str) -> None:
+        """Removes objects, refs or logs."""
+        self._store.delete(*keys)
 
     def read_ref(self, key: str) -> Any | None:
         """Reads a ref; refs are not counted."""
@@ -72,3 +87,11 @@ class CountingStore:
     def append(self, key: str, data: Data) -> None:
         """Adds to a log; logs are not counted."""
         self._store.append(key, data)
+
+    def read_log(self, key: str) -> bytes:
+        """Reads a log; logs are not counted."""
+        return self._store.read_log(key)
+
+    def _count(self, key: str, nbytes: int) -> None:
+        if key.endswith(".safetensors"):
+            self.count_as_read(nbytes)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from lwfed.store.keys import checked, ends_early, not_there, other_length, remedy_for
 from lwfed.store.protocol import Data
 from lwfed.types.canonical import readable
-from lwfed.types.errors import CheckpointError, DiskFullError, SpecError, UnreachableError
+from lwfed.types.errors import CheckpointError, DiskFullError, UnreachableError
 
 SCRATCH = ".writing"
 SCRATCH_AGE_S = 86_400
@@ -22,6 +24,8 @@ SCRATCH_AGE_S = 86_400
 
 class LocalStore:
     """A store in a folder of this machine."""
+
+    verifies_writes = False
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser().absolute()
@@ -46,19 +50,46 @@ class LocalStore:
         with path.open("rb") as file:
             file.seek(start)
             if file.readinto(data) != len(data):
-                raise CheckpointError(f"{key} ends before byte {start + len(data)}", remedy=_damaged(key))
+                raise ends_early(key, byte=start + len(data))
         return data
 
-    def fetch(self, key: str) -> Path:
-        """Gives the object's own file."""
+    def read_into(self, key: str, buffers: Sequence[memoryview | bytearray], *, nbytes: int | None = None) -> None:
+        """Reads an object into some memory; see `Store.read_into`."""
+        views = [memoryview(buffer).cast("B") for buffer in buffers]
+        expected = sum(map(len, views)) if nbytes is None else nbytes
+        with self.fetch(key).open("rb", buffering=0) as file:
+            found = os.fstat(file.fileno()).st_size
+            if found != expected:
+                raise other_length(key, found=found, expected=expected)
+            for view in views:
+                done = 0
+                while done < len(view):
+                    count = file.readinto(view[done:])
+                    if not count:  # cut short while it is read
+                        raise other_length(key, found=file.tell(), expected=expected)
+                    done += count
+
+    def fetch(self, key: str, *, to: Path | None = None) -> Path:
+        """Gives the object's own file, or another name of it."""
         path = self._path(key)
         if not path.is_file():
-            raise CheckpointError(f"{key} is not in the store {self.root}", remedy=_damaged(key))
-        return path
+            raise not_there(key, store=self.uri)
+        if to is None:
+            return path
+        try:
+            os.link(path, to)
+        except OSError:  # another file system
+            shutil.copyfile(path, to)
+        return to
 
     def has(self, key: str) -> bool:
-        """Whether there is such an object or ref."""
+        """Whether there is such an object, ref or log."""
         return self._path(key).is_file()
+
+    def size(self, key: str) -> int | None:
+        """Gives an object's length."""
+        path = self._path(key)
+        return path.stat().st_size if path.is_file() else None
 
     def list(self, prefix: str) -> Iterator[str]:
         """Yields the keys that start with a prefix, sorted."""
@@ -70,9 +101,10 @@ class LocalStore:
             found += [f"{base}/{name}" if base != "." else name for name in names]
         yield from sorted(key for key in found if key.startswith(prefix))
 
-    def delete(self, key: str) -> None:
-        """Removes an object or ref, if it is there."""
-        self._path(key).unlink(missing_ok=True)
+    def delete(self, *keys: str) -> None:
+        """Removes objects, refs or logs that are there."""
+        for key in keys:
+            self._path(key).unlink(missing_ok=True)
 
     def read_ref(self, key: str) -> Any | None:
         """Reads a ref; None where there is none."""
@@ -81,7 +113,7 @@ class LocalStore:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except ValueError as error:  # no JSON, or no text at all
-            raise CheckpointError(f"{key} is not JSON ({error})", remedy=_damaged(key)) from None
+            raise CheckpointError(f"{key} is not JSON ({error})", remedy=remedy_for(key)) from None
 
     def write_ref(self, key: str, value: Any, *, if_absent: bool = False) -> bool:
         """Writes a ref at once; see `Store.write_ref`."""
@@ -103,10 +135,13 @@ class LocalStore:
         with self._writing(key) as path, path.open("ab") as file:
             file.write(data)
 
+    def read_log(self, key: str) -> bytes:
+        """Reads a log."""
+        path = self._path(key)
+        return path.read_bytes() if path.is_file() else b""
+
     def _path(self, key: str) -> Path:
-        if ".." in key.split("/") or key.startswith("/"):
-            raise CheckpointError(f"`{key}` is not a key", remedy="keys are relative and hold no `..`")
-        return self.root / key
+        return self.root / checked(key)
 
     @contextmanager
     def _writing(self, key: str) -> Iterator[Path]:
@@ -144,21 +179,3 @@ class LocalStore:
                 yield file, temporary
         finally:
             temporary.unlink(missing_ok=True)
-
-
-def open_store(uri: str) -> LocalStore:
-    """Opens the store that a spec names.
-
-    Raises:
-        SpecError: The URI has a scheme that is not known.
-    """
-    scheme, sign, rest = uri.partition("://")
-    if sign and scheme != "file":
-        raise SpecError(f"`store.uri` {uri}: there is no store for {scheme}://", remedy="name a folder")
-    return LocalStore(rest if sign else uri)
-
-
-def _damaged(key: str) -> str:
-    stage = "/".join(key.split("/")[:2])
-    where = f"remove {stage} from the store" if key.startswith("stages/") else "restore it from a backup"
-    return f"{where}, or train anew with --fresh"

@@ -1,8 +1,8 @@
-"""The whole surface of a store: immutable objects, and refs, which are small JSON values written last."""
+"""The whole surface of a store: immutable objects, refs, which are small JSON values written last, and logs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,16 +10,27 @@ Data = bytes | bytearray | memoryview
 
 
 class Store(Protocol):
-    """Objects and refs under keys such as `stages/<key>/plan.json`."""
+    """Objects, refs and logs under keys such as `stages/<key>/plan.json`.
+
+    Whatever is asked may raise UnreachableError where the store does not answer or refuses.
+
+    Attributes:
+        uri: Where it is; `open_store` opens it again.
+        verifies_writes: Whether the store itself checks what it is sent, so that an object of the right size is whole.
+    """
 
     uri: str
+
+    @property
+    def verifies_writes(self) -> bool:
+        """See the attributes."""
+        ...
 
     def put(self, key: str, chunks: Iterable[Data]) -> int:
         """Writes an object whole or not at all; equal keys hold equal bytes. Gives its length in bytes.
 
         Raises:
             DiskFullError: There is no space left.
-            UnreachableError: The store does not answer.
         """
         ...
 
@@ -31,20 +42,42 @@ class Store(Protocol):
         """
         ...
 
-    def fetch(self, key: str) -> Path:
-        """Gives a local file with the object's bytes, to be read and left alone. Raises as `get` does."""
+    def read_into(self, key: str, buffers: Sequence[memoryview | bytearray], *, nbytes: int | None = None) -> None:
+        """Reads an object from its start into some memory, one buffer after the other.
+
+        Args:
+            key: Which object.
+            buffers: What is filled, in order.
+            nbytes: The object's length; None: that of the buffers together.
+
+        Raises:
+            CheckpointError: There is no such object, or it has another length.
+        """
+        ...
+
+    def fetch(self, key: str, *, to: Path | None = None) -> Path:
+        """Gives a local file with the object's bytes, to be read and left alone. Raises as `get` does.
+
+        Args:
+            key: Which object.
+            to: Where the file shall be; it must not exist. None: wherever the store has or puts it.
+        """
         ...
 
     def has(self, key: str) -> bool:
-        """Whether there is such an object or ref."""
+        """Whether there is such an object or ref; see `read_log` for logs."""
+        ...
+
+    def size(self, key: str) -> int | None:
+        """Gives an object's length in bytes, None where there is none."""
         ...
 
     def list(self, prefix: str) -> Iterator[str]:
-        """Yields the keys that start with a prefix, sorted."""
+        """Yields the keys that start with a prefix, sorted; a log is one key."""
         ...
 
-    def delete(self, key: str) -> None:
-        """Removes an object or ref; nothing happens where there is none."""
+    def delete(self, *keys: str) -> None:
+        """Removes objects, refs or logs; nothing happens where there is none."""
         ...
 
     def read_ref(self, key: str) -> Any | None:
@@ -57,4 +90,8 @@ class Store(Protocol):
 
     def append(self, key: str, data: Data) -> None:
         """Adds bytes to the end of a log; a log has one writer and is never part of a result."""
+        ...
+
+    def read_log(self, key: str) -> bytes:
+        """Reads all that was appended; nothing where there is no log."""
         ...

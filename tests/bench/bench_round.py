@@ -33,9 +33,9 @@ from lwfed.steps.tasks import Place
 from lwfed.steps.train_client import parameter_groups
 from lwfed.steps.workbench import Stage, Workbench
 from lwfed.store import paths
-from lwfed.store.blocks import block_key, read_file
+from lwfed.store.blocks import block_key, read_block
 from lwfed.store.checkpoint import read_checkpoint
-from lwfed.store.local import open_store
+from lwfed.store.opening import open_store
 
 DATA = Path(__file__).parents[2].parent / "shared/data/coco-mini"
 ROUNDS = 5
@@ -94,7 +94,7 @@ def _bare_round(stage: Stage, bench: Workbench, place: Place, server_round: int)
     assert checkpoint is not None
     tensors = {}
     for block in checkpoint.blocks.values():
-        tensors |= read_file(bench.store.fetch(block_key(block)), block)
+        tensors |= read_block(bench.store, block_key(block), block)
     module = load(skeleton(plan.model, depth=plan.depth, num_classes=None), tensors)
     set_trained(module, trained=plan.trained)
     before = torch.get_num_threads()

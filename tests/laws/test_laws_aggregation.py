@@ -15,7 +15,7 @@ from lwfed.models.build import tensor_specs
 from lwfed.steps.aggregate_round import aggregate_round
 from lwfed.steps.workbench import Stage, Workbench
 from lwfed.store import paths
-from lwfed.store.blocks import block_key, read_file
+from lwfed.store.blocks import block_key, read_block
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
 from tests.tiny import accept, begun, round_task, run_tiny, tensors_of, update_tensors
 
@@ -159,7 +159,7 @@ def test_server_moments_are_committed_with_rounds_and_start_anew_at_each_stage(t
     assert set(first.server) == set(done.plans[0].trained) and set(second.server) == set(done.plans[1].trained)
     assert not done.checkpoint(2, 0).server, "stage 2 starts without moments"
     for block in second.server.values():
-        assert all(torch.isfinite(t).all() for t in read_file(done.store.fetch(block_key(block)), block).values())
+        assert all(torch.isfinite(t).all() for t in read_block(done.store, block_key(block), block).values())
 
 
 def mean_of(sent: Mapping[str, Mapping[str, Tensor]], names: list[str] | None) -> dict[str, Tensor]:

@@ -15,8 +15,8 @@ from lwfed.launch.in_process import InProcess
 from lwfed.models.build import skeleton, tensor_specs
 from lwfed.steps import runs
 from lwfed.steps.aggregate_round import aggregate_round
-from lwfed.steps.prepare import count_architecture
 from lwfed.steps.launcher import Emit
+from lwfed.steps.prepare import count_architecture
 from lwfed.steps.tasks import ClientTask, Place, RoundTask, ServerTask
 from lwfed.steps.train_client import train_client
 from lwfed.steps.workbench import Workbench

@@ -18,6 +18,7 @@ SILENT = {
     "lwfed/steps/tasks.py",  # where things lie
     "lwfed/steps/evaluate.py",  # judges, and changes no weight
     "lwfed/steps/evaluate_client.py",
+    "lwfed/steps/gap.py",  # measures
     "lwfed/steps/launcher.py",
     "lwfed/steps/prune.py",
     "lwfed/steps/runs.py",

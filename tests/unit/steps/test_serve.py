@@ -17,7 +17,7 @@ from lwfed.steps.serve import Predictor, load_predictor, uri_of
 from lwfed.steps.tasks import Place
 from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
-from lwfed.store.blocks import block_key, read_file
+from lwfed.store.blocks import block_key, read_block
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
 from lwfed.types.errors import CheckpointError, DataError, SpecError
 from tests.unit.steps import tiny_runs
@@ -63,7 +63,7 @@ def _evaluated(served: Served) -> Embedded:
     stage = bench.stage(key)
     tensors = {}
     for block in _checkpoint(served).blocks.values():
-        tensors |= read_file(bench.store.fetch(block_key(block)), block)
+        tensors |= read_block(bench.store, block_key(block), block)
     module = load(bench.skeleton(key), tensors).eval()
     examples = bench.examples(stage, Place(), "test")
     batches = eval_batches(

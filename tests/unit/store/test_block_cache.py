@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lwfed.store.blocks import Block, block_key, read_file, write_block
+from lwfed.store.blocks import Block, block_key, write_block
 from lwfed.store.cache import BlockCache
 from lwfed.store.counting import CountingStore
 from lwfed.store.local import LocalStore
@@ -25,15 +25,15 @@ def block_of(store: CountingStore, value: float) -> Block:
 def test_a_block_is_fetched_once(store: CountingStore, tmp_path: Path) -> None:
     block = block_of(store, 1.0)
     for _ in range(3):
-        path = BlockCache(tmp_path / "cache").fetch(store, block)  # a new process each time
-        assert torch.equal(read_file(path, block)["image.blocks.0.w"], torch.ones(100))
+        read = BlockCache(tmp_path / "cache").read(store, block)  # a new process each time
+        assert torch.equal(read["image.blocks.0.w"], torch.ones(100))
         assert store.bytes_read == block.nbytes
 
 
 def test_without_a_folder_nothing_is_kept(store: CountingStore) -> None:
     block = block_of(store, 1.0)
     for times in (1, 2):
-        read_file(BlockCache(None).fetch(store, block), block)
+        assert BlockCache(None).read(store, block)
         assert store.bytes_read == times * block.nbytes
     BlockCache(None).keep_only([])
 
@@ -41,9 +41,9 @@ def test_without_a_folder_nothing_is_kept(store: CountingStore) -> None:
 def test_what_the_store_has_lost_the_cache_still_has(store: CountingStore, tmp_path: Path) -> None:
     block = block_of(store, 1.0)
     cache = BlockCache(tmp_path / "cache")
-    cache.fetch(store, block)
+    cache.hold(store, block)
     store.delete(block_key(block))
-    assert read_file(cache.fetch(store, block), block)
+    assert cache.read(store, block)
 
 
 def test_keeping_only_some_bounds_the_cache(store: CountingStore, tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_keeping_only_some_bounds_the_cache(store: CountingStore, tmp_path: Path
         wanted = blocks[number - 2 : number]
         cache.keep_only(wanted)
         for block in wanted:
-            cache.fetch(store, block)
+            cache.hold(store, block)
         assert {path.name for path in folder.iterdir()} == {f"{block.digest}.safetensors" for block in wanted}
     assert store.bytes_read == sum(block.nbytes for block in blocks[:5]), "each was fetched once"
     (folder / "left-by-a-kill.4711").write_bytes(b"x")
@@ -68,5 +68,4 @@ def test_a_file_cut_short_is_fetched_anew(store: CountingStore, tmp_path: Path) 
     folder = tmp_path / "cache"
     folder.mkdir()
     (folder / f"{block.digest}.safetensors").write_bytes(b"half")
-    path = BlockCache(folder).fetch(store, block)
-    assert torch.equal(read_file(path, block)["image.blocks.0.w"], torch.ones(100))
+    assert torch.equal(BlockCache(folder).read(store, block)["image.blocks.0.w"], torch.ones(100))

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lwfed.params import digest
-from lwfed.store.blocks import Block, block_key, describe, read_file, read_tensor, write_block
+from lwfed.store.blocks import Block, block_key, describe, read_block, read_tensor, write_block
 from lwfed.store.counting import CountingStore
 from lwfed.store.local import LocalStore
 from lwfed.types.canonical import digest_of
@@ -39,7 +39,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 def test_a_block_is_read_as_it_was_written(store: LocalStore) -> None:
     block = write_block(store, TENSORS)
     path = store.fetch(block_key(block))
-    read = read_file(path, block)
+    read = read_block(store, block_key(block), block)
     assert read.keys() == TENSORS.keys() == load_file(path).keys()
     assert all(same(read[name], TENSORS[name]) for name in TENSORS)
     assert path.stat().st_size == block.nbytes
@@ -48,7 +48,7 @@ def test_a_block_is_read_as_it_was_written(store: LocalStore) -> None:
 def test_a_tensor_read_by_its_range_is_that_of_the_whole_file(store: LocalStore) -> None:
     counting = CountingStore(store)
     block = write_block(counting, TENSORS)
-    read = read_file(store.fetch(block_key(block)), block)
+    read = read_block(store, block_key(block), block)
     for name, tensor in read.items():
         counting.bytes_read = 0
         assert same(read_tensor(counting, block_key(block), block, name), tensor), name
@@ -78,10 +78,9 @@ def test_equal_blocks_are_written_once(store: LocalStore) -> None:
 
 def test_reading_gives_fresh_tensors(store: LocalStore) -> None:
     block = write_block(store, TENSORS)
-    path = store.fetch(block_key(block))
-    read_file(path, block)["image.blocks.0.w"].add_(1)
+    read_block(store, block_key(block), block)["image.blocks.0.w"].add_(1)
     read_tensor(store, block_key(block), block, "image.blocks.0.w").add_(1)
-    assert same(read_file(path, block)["image.blocks.0.w"], TENSORS["image.blocks.0.w"])
+    assert same(read_block(store, block_key(block), block)["image.blocks.0.w"], TENSORS["image.blocks.0.w"])
 
 
 def test_a_wrong_bit_anywhere_is_noticed(store: LocalStore) -> None:
@@ -91,7 +90,7 @@ def test_a_wrong_bit_anywhere_is_noticed(store: LocalStore) -> None:
     for position in range(block.nbytes):
         path.write_bytes(content[:position] + bytes([content[position] ^ 1 << position % 8]) + content[position + 1 :])
         with pytest.raises(CheckpointError, match="corrupted") as caught:
-            read_file(path, block)
+            read_block(store, block_key(block), block)
         assert "--fresh" in caught.value.remedy and caught.value.exit_code == 12
         hit = [name for name, (start, stop) in block.spans.items() if start <= position < stop]
         for name in hit:
@@ -112,7 +111,7 @@ def test_a_file_of_another_length_is_noticed(store: LocalStore, change: str) -> 
         }[change]
     )  # fmt: skip
     with pytest.raises(CheckpointError, match="corrupted"):
-        read_file(path, block)
+        read_block(store, block_key(block), block)
     if change in ("shorter", "empty", "header alone"):
         last = max(block.spans, key=lambda name: block.spans[name][1])
         with pytest.raises(CheckpointError, match="ends before byte"):
@@ -131,4 +130,4 @@ def test_a_file_that_swapped_two_tensors_is_noticed(store: LocalStore) -> None:
     block = write_block(store, tensors)
     swapped = write_block(store, {"image.stem.a": tensors["image.stem.b"], "image.stem.b": tensors["image.stem.a"]})
     with pytest.raises(CheckpointError, match="digest"):
-        read_file(store.fetch(block_key(swapped)), block)
+        read_block(store, block_key(swapped), block)

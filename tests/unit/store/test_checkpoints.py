@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lwfed.params import by_unit, digest
-from lwfed.store.blocks import block_key, read_file, read_tensor, write_block
+from lwfed.store.blocks import block_key, read_block, read_tensor, write_block
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
 from lwfed.store.local import LocalStore
 from lwfed.types.canonical import digest_of
@@ -105,7 +105,7 @@ def load_all(store: LocalStore) -> dict[str, str]:
     found: dict[str, str] = {}
     for kind, blocks in (("", checkpoint.blocks), ("server:", checkpoint.server)):
         for unit, block in blocks.items():
-            tensors: dict[str, Tensor] = read_file(store.fetch(block_key(block)), block)
+            tensors: dict[str, Tensor] = read_block(store, block_key(block), block)
             for name, tensor in tensors.items():
                 found[f"{kind}{unit} {name}"] = digest(tensor)
                 assert digest(read_tensor(store, block_key(block), block, name)) == digest(tensor)

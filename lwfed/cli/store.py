@@ -1,0 +1,223 @@
+"""`lwfed store`: a bucket is made ready, clients' credentials are cut to their own folders, a store is tried out."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+
+from lwfed import environment
+from lwfed.cli import text
+from lwfed.cli.console import make_console, make_table, print_json
+from lwfed.cli.options import Json
+from lwfed.plan.cohort import client_ids
+from lwfed.store.policies import client_policy, server_policy
+from lwfed.types.errors import LwfedError, SpecError, UnreachableError
+
+if TYPE_CHECKING:
+    from lwfed.store.provision import Provisioned
+
+app = typer.Typer(
+    help="Make an S3 store ready, print its policies, try it out.", no_args_is_help=True, rich_markup_mode=None
+)
+
+Uri = Annotated[str, typer.Argument(metavar="URI", help="s3://bucket/prefix")]
+Namespace = Annotated[str, typer.Option("--namespace", metavar="NS", help="Of the Secrets.")]
+SECRET_NAME = "lwfed-store"
+
+
+@app.command("init")
+def init(
+    uri: Uri,
+    clients: Annotated[int, typer.Option("--clients", metavar="N", min=0, help="client-000 ... of a federation.")] = 10,
+    client: Annotated[
+        list[str] | None, typer.Option("--client", metavar="ID", help="One client in their place; may be repeated.")
+    ] = None,
+    admin_user: Annotated[
+        str | None, typer.Option("--admin-user", metavar="NAME", help="Default: MINIO_ROOT_USER.")
+    ] = None,
+    admin_password: Annotated[
+        str | None,
+        typer.Option("--admin-password", metavar="TEXT", help="Default: MINIO_ROOT_PASSWORD, which no one else sees."),
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option("--endpoint", metavar="URL", help="The server; default: AWS_ENDPOINT_URL_S3.")
+    ] = None,
+    pod_endpoint: Annotated[
+        str | None, typer.Option("--pod-endpoint", metavar="URL", help="The server as pods name it.")
+    ] = None,
+    output: Annotated[
+        str, typer.Option("--output", "-O", metavar="DIR", help="A Secret a file, or - for standard output.")
+    ] = "-",
+    authority: Annotated[
+        Path | None,
+        typer.Option("--ca", metavar="FILE", help="Who signed the server's certificate; goes into the Secrets."),
+    ] = None,
+    namespace: Namespace = "kubeflow",
+    versioning: Annotated[bool, typer.Option("--versioning", help="Keep what is overwritten or deleted.")] = False,
+    rotate: Annotated[bool, typer.Option("--rotate", help="New secrets for users that exist, too.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the policies and touch nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make the bucket, and on MinIO a user for the server and one for each client; print their Secrets.
+
+    Doing it again changes nothing: secrets of users that exist stand, and are not printed again.
+    """
+    ids = list(client or client_ids(clients))
+    if dry_run:
+        policies = {"server": server_policy(uri), **{one: client_policy(uri, one) for one in ids}}
+        print_json({"uri": uri, "policies": policies})
+        return
+    from lwfed.store.provision import provision
+    from lwfed.store.s3_client import Access
+
+    name, password = environment.minio_admin()
+    address = endpoint or environment.s3_endpoint()
+    if address is None:
+        raise SpecError("no server is named", remedy="give --endpoint http://HOST:PORT, or set AWS_ENDPOINT_URL_S3")
+    admin = Access(
+        access_key=admin_user or name,
+        secret_key=admin_password or password,
+        endpoint=address,
+        region=environment.s3_region(),
+        ca_bundle=None if authority is None else str(authority),
+    )
+    folder = None if output == "-" else Path(output)
+    known = {} if folder is None else _known(folder)
+    done = provision(uri, clients=ids, admin=admin, versioning=versioning, rotate=rotate, known=known)
+    shared = {"AWS_ENDPOINT_URL_S3": pod_endpoint or address}
+    if authority is not None:
+        shared["ca.crt"] = _text_of(authority)
+    manifests = {
+        user.who: _secret(user.who, user.access_key, user.secret_key, shared, namespace=namespace)
+        for user in done.users
+        if user.secret_key is not None
+    }
+    if folder is not None:
+        _write(folder, manifests)
+    if as_json:
+        users = [{**asdict(user), "secret": _secret_name(user.who)} for user in done.users]
+        print_json({"uri": uri, "bucket_made": done.bucket_made, "notes": list(done.notes), "users": users})
+        return
+    if folder is None and manifests:
+        sys.stdout.write(yaml.safe_dump_all(manifests.values(), sort_keys=False))
+    _tell(uri, done, folder)
+
+
+@app.command("policy")
+def policy(
+    client: Annotated[str, typer.Argument(metavar="CLIENT", help="A client's id, or `server`.")],
+    uri: Annotated[str, typer.Option("--store", metavar="URI", help="The store.")] = "s3://lwfed",
+    may_list: Annotated[
+        bool,
+        typer.Option("--list/--no-list", help="Let it list keys; AWS tells who may not that missing is forbidden."),
+    ] = True,
+) -> None:
+    """Print the policy of a client's credentials, for AWS, SeaweedFS or another server with IAM's policies."""
+    print_json(server_policy(uri) if client == "server" else client_policy(uri, client, may_list=may_list))
+
+
+@app.command("check")
+def check(
+    uri: Annotated[str, typer.Argument(metavar="URI", help="s3://bucket/prefix, or a folder.")],
+    megabytes: Annotated[int, typer.Option("--megabytes", metavar="N", min=1, help="Length of the object.")] = 64,
+    as_json: Json = False,
+) -> None:
+    """Write, read and remove some objects: does it work, do first writers win, how fast is it?"""
+    from lwfed.store.opening import open_store
+    from lwfed.store.trial import try_out
+
+    found = try_out(open_store(uri), nbytes=megabytes * 1_000_000)
+    if as_json:
+        print_json({"uri": uri, "good": found.good, **asdict(found)})
+    else:
+        table = make_table(f"store {uri}")
+        for column in ("", "found"):
+            table.add_column(column)
+        wins = {True: "decided by the server", None: "decided by the file system"}
+        for name, value in (
+            ("what is written comes back", "yes" if found.whole else "no"),
+            ("the first writer wins", wins.get(found.conditional, "looked up before: not safe from races")),
+            ("logs", "yes" if found.logs else "no"),
+            ("a ref written and read", f"{1000 * found.latency_s:.1f} ms"),
+            ("writing", f"{text.size(found.write_bytes_per_s)}/s"),
+            ("reading", f"{text.size(found.read_bytes_per_s)}/s"),
+        ):
+            table.add_row(name, value)
+        make_console().print(table)
+    if not found.good:
+        raise UnreachableError(f"the store {uri} does not keep what it is given", remedy="use another server")
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path} cannot be read: {error}", remedy="name a PEM file with --ca") from None
+
+
+def _secret_name(who: str) -> str:
+    return f"{SECRET_NAME}-{who}".lower().replace("_", "-")
+
+
+def _secret(
+    who: str, access_key: str, secret_key: str | None, shared: dict[str, str], *, namespace: str
+) -> dict[str, Any]:
+    """Gives a Kubernetes Secret: as environment, or mounted as LWFED_S3_SECRET_DIR."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": _secret_name(who),
+            "namespace": namespace,
+            "labels": {"app.kubernetes.io/part-of": "lwfed"},
+        },
+        "type": "Opaque",
+        "stringData": {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key, **shared},
+    }
+
+
+def _known(folder: Path) -> dict[str, str]:
+    """Reads the secrets that were written to a folder before: client -> secret."""
+    known = {}
+    for path in sorted(folder.glob("*.yaml")) if folder.is_dir() else ():
+        try:
+            known[path.stem] = str(yaml.safe_load(path.read_text())["stringData"]["AWS_SECRET_ACCESS_KEY"])
+        except (KeyError, TypeError, yaml.YAMLError):
+            raise SpecError(f"{path} holds no Secret of lwfed's", remedy="name another folder with --output") from None
+    return known
+
+
+def _write(folder: Path, manifests: dict[str, dict[str, Any]]) -> None:
+    """Writes files that only their owner can read."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for who, manifest in manifests.items():
+            path = folder / f"{who}.yaml"
+            path.touch(mode=0o600)
+            path.chmod(0o600)
+            path.write_text(yaml.safe_dump(manifest, sort_keys=False))
+    except OSError as error:
+        raise LwfedError(
+            f"the secrets cannot be written to {folder}: {error.strerror}",
+            remedy="name another folder and do it again with --rotate: they are told once",
+        ) from error
+
+
+def _tell(uri: str, done: Provisioned, folder: Path | None) -> None:
+    """Says on standard error what was done."""
+    console = make_console(stderr=True)
+    new = sum(user.made for user in done.users)
+    told = sum(user.secret_key is not None for user in done.users)
+    console.print(
+        f"{uri}: bucket {'made' if done.bucket_made else 'was there'}, {new} users made, {len(done.users) - new} were "
+        f"there, {told} secrets {'printed' if folder is None else f'written to {folder}'}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for note in done.notes:
+        console.print(note, highlight=False, soft_wrap=True)

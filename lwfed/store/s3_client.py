@@ -1,0 +1,324 @@
+"""How an S3 server is asked: one client a process, patience while the server is gone, and errors with a remedy.
+
+All of a request's retries are made here and none by botocore, so that their time has one bound: `LWFED_S3_PATIENCE_S`
+seconds after the first failure, or after the last byte that still came.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import botocore.session
+from botocore import exceptions
+from botocore.config import Config
+from urllib3.exceptions import HTTPError
+
+from lwfed import environment
+from lwfed.types.errors import DiskFullError, LwfedError, SpecError, UnreachableError
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT_S = 10.0
+READ_TIMEOUT_S = 60.0
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 5.0
+TOLD_AFTER_S = 10.0
+CONNECTIONS = 32
+
+FILES: dict[str, tuple[str, ...]] = {
+    "access_key": ("accesskey", "AWS_ACCESS_KEY_ID", "access_key", "username"),
+    "secret_key": ("secretkey", "AWS_SECRET_ACCESS_KEY", "secret_key", "password"),
+    "session_token": ("sessiontoken", "AWS_SESSION_TOKEN"),
+    "endpoint": ("endpoint", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+    "region": ("region", "AWS_REGION", "AWS_DEFAULT_REGION"),
+}
+"""What a mounted secret may hold -> names of its file; `ca.crt` is whoever signed the server's certificate."""
+
+TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
+TRANSIENT_CODES = frozenset(
+    {
+        "RequestTimeout", "SlowDown", "SlowDownRead", "SlowDownWrite", "InternalError", "ServiceUnavailable",
+        "ThrottlingException", "OperationAborted", "ConditionalRequestConflict", "IncompleteBody", "BadDigest",
+        "XAmzContentSHA256Mismatch",
+    }
+)  # fmt: skip
+FULL = "XMinioStorageFull"
+FULL_CODES = frozenset({FULL, "XMinioAdminBucketQuotaExceeded", "QuotaExceeded", "InsufficientStorage"})
+CREDENTIAL_CODES = frozenset(
+    {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "InvalidTokenId"}
+)
+
+CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or LWFED_S3_SECRET_DIR to a mounted secret"
+
+
+@dataclass(frozen=True)
+class Access:
+    """Where a server is and who asks; what is None comes from boto3's own chain (environment, profile, platform)."""
+
+    access_key: str | None = None
+    secret_key: str | None = None
+    session_token: str | None = None
+    endpoint: str | None = None
+    region: str | None = None
+    ca_bundle: str | None = None
+
+
+class RefusedError(Exception):
+    """An answer that the caller expects: `status` and `code`; `repeated` where an earlier try may have got through."""
+
+    def __init__(self, status: int, code: str, *, repeated: bool) -> None:
+        super().__init__(f"{status} {code}")
+        self.status = status
+        self.code = code
+        self.repeated = repeated
+
+
+class BrokenOffError(OSError):
+    """An answer that ended too early, or work that was given up."""
+
+
+def read_access() -> Access:
+    """Reads a mounted secret, where one is named. Raises SpecError where it lacks its keys."""
+    folder = environment.s3_secret_folder()
+    if folder is None:
+        return Access()
+    found = {name: _first(folder, files) for name, files in FILES.items()}
+    bundle = folder / "ca.crt"
+    access = Access(**found, ca_bundle=str(bundle) if bundle.is_file() else None)
+    if access.access_key is None or access.secret_key is None:
+        raise SpecError(
+            f"the folder {folder} (LWFED_S3_SECRET_DIR) has no files accesskey and secretkey",
+            remedy="mount a secret with these keys there, or with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        )
+    return access
+
+
+def _first(folder: Path, names: Collection[str]) -> str | None:
+    for name in names:
+        try:
+            text = (folder / name).read_text().strip()
+        except OSError:
+            continue
+        if text:
+            return text
+    return None
+
+
+@lru_cache(maxsize=8)
+def _client(process: int, access: Access, patience_s: float, variables: tuple[tuple[str, str], ...]) -> Any:
+    """Makes a process's client; a forked child makes its own, and so does another environment."""
+    endpoint = access.endpoint or environment.s3_endpoint()
+    client = _make(access, patience_s, path_style=endpoint is not None)
+    if endpoint is None and ".amazonaws.com" not in client.meta.endpoint_url:  # of a profile
+        client = _make(access, patience_s, path_style=True)
+    return client
+
+
+def _make(access: Access, patience_s: float, *, path_style: bool) -> Any:
+    session = botocore.session.get_session()
+    limit = max(1.0, patience_s)
+    config = Config(
+        connect_timeout=min(CONNECT_TIMEOUT_S, limit),
+        read_timeout=min(READ_TIMEOUT_S, limit),
+        retries={"total_max_attempts": 1, "mode": "standard"},
+        max_pool_connections=CONNECTIONS,
+        tcp_keepalive=True,
+        # The body's sha256 is in the signature, which servers check. Trailing checksums, botocore's own way, are
+        # refused by some of them, and what is read is checked against our own digests.
+        s3={"addressing_style": "path" if path_style else "auto", "payload_signing_enabled": True},
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    return session.create_client(
+        "s3",
+        region_name=access.region or environment.s3_region() or session.get_config_variable("region") or "us-east-1",
+        endpoint_url=access.endpoint,
+        verify=access.ca_bundle,
+        aws_access_key_id=access.access_key,
+        aws_secret_access_key=access.secret_key,
+        aws_session_token=access.session_token,
+        config=config,
+    )
+
+
+class Connection:
+    """A bucket of a server, as one store asks for it.
+
+    Args:
+        uri: The store; for messages.
+        bucket: Its bucket.
+        patience_s: How long to try again; None: `LWFED_S3_PATIENCE_S`.
+        access: Who asks where; None: the mounted secret, else boto3's own chain.
+    """
+
+    def __init__(self, uri: str, bucket: str, *, patience_s: float | None = None, access: Access | None = None) -> None:
+        self.uri = uri
+        self.bucket = bucket
+        self.patience_s = environment.s3_patience_s() if patience_s is None else patience_s
+        self._access = access
+        self._given = access is not None
+
+    @property
+    def client(self) -> Any:
+        """The process's client."""
+        if self._access is None:
+            self._access = read_access()
+        try:
+            return _client(os.getpid(), self._access, self.patience_s, environment.aws_variables())
+        except (exceptions.BotoCoreError, ValueError) as error:
+            raise SpecError(
+                f"the S3 server of {self.uri} cannot be asked: {error}",
+                remedy="check AWS_ENDPOINT_URL_S3 (http://HOST:PORT), AWS_PROFILE and AWS_CA_BUNDLE",
+            ) from None
+
+    @property
+    def endpoint(self) -> str:
+        """The server's address."""
+        return str(self.client.meta.endpoint_url)
+
+    def ask(
+        self,
+        work: Callable[[Any], T],
+        *,
+        about: str,
+        expected: Collection[int] = (),
+        progress: Callable[[], int] = int,
+        given_up: threading.Event | None = None,
+        patience_s: float | None = None,
+    ) -> T:
+        """Does something with the client, again and again while the server is gone.
+
+        Args:
+            work: What to do; it may be done several times.
+            about: What it is about; for messages.
+            expected: Statuses that are the caller's to judge; they raise RefusedError.
+            progress: Tells how far the work has come; each step forward starts the patience anew.
+            given_up: Ends the trying.
+            patience_s: How long to try; None: as long as the connection does.
+
+        Raises:
+            UnreachableError: The server does not answer, or refuses.
+            DiskFullError: It has no space left.
+        """
+        patience = self.patience_s if patience_s is None else patience_s
+        failed_at, far, pause, repeated, told = 0.0, progress(), FIRST_PAUSE_S, False, False
+        while True:
+            try:
+                return work(self.client)
+            except LwfedError:
+                raise
+            except exceptions.ClientError as error:
+                status, code = _answer(error)
+                if status == 500 and "no space left" in str(error):  # as MinIO tells it before it counts its space
+                    code = FULL
+                if status in expected and code not in TRANSIENT_CODES and code != "NoSuchBucket":
+                    raise RefusedError(status, code, repeated=repeated) from None
+                if (code in CREDENTIAL_CODES or code == "403") and self._renewed():  # HEAD has no body to say why
+                    continue
+                if code == FULL or not (status in TRANSIENT_STATUS or code in TRANSIENT_CODES):
+                    raise self._refusal(error, status, code, about) from None
+                trouble = f"{status} {code}"
+            except (exceptions.BotoCoreError, HTTPError, OSError) as error:
+                final = self._final(error, about)
+                if final is not None:
+                    raise final from None
+                trouble = _reason(error)
+            now = time.monotonic()
+            if not repeated or progress() > far:
+                failed_at, far, pause = now, progress(), FIRST_PAUSE_S
+            repeated = True
+            left = patience - (now - failed_at)
+            if left <= 0 or (given_up is not None and given_up.is_set()):
+                raise UnreachableError(
+                    f"the S3 server {self.endpoint} of {self.uri} does not answer ({trouble}); it was asked {about} "
+                    f"for {now - failed_at:.0f} s",
+                    remedy="start it, or set AWS_ENDPOINT_URL_S3 to where it is, and start the run again with the "
+                    "same --run-id: nothing committed is lost",
+                ) from None
+            if not told and now - failed_at > TOLD_AFTER_S:
+                told = True
+                logging.getLogger("lwfed").warning(
+                    "%s does not answer (%s); it is tried for %.0f s more", self.endpoint, trouble, left
+                )
+            (given_up or threading.Event()).wait(min(pause * random.uniform(0.7, 1.3), left))
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def refusal(self, refused: RefusedError, about: str) -> LwfedError:
+        """Gives the error for an answer that was expected and is none of those that can be dealt with."""
+        return self._refusal(refused, refused.status, refused.code, about)
+
+    def _renewed(self) -> bool:
+        """Reads a mounted secret again; whether it has changed since."""
+        if self._given:
+            return False
+        access = read_access()
+        changed = access != self._access
+        self._access = access
+        return changed
+
+    def _refusal(self, error: Exception, status: int, code: str, about: str) -> LwfedError:
+        who = f"the S3 server {self.endpoint} of {self.uri}"
+        if status == 507 or code in FULL_CODES:
+            return DiskFullError(
+                f"{who} has no space left {about} ({code})",
+                remedy="free some space or raise its quota, and start the run again with the same --run-id: nothing "
+                "committed is lost",
+            )
+        if code == "NoSuchBucket":
+            return UnreachableError(
+                f"{who} has no bucket {self.bucket}", remedy=f"make it with `lwfed store init {self.uri}`"
+            )
+        if code in CREDENTIAL_CODES:
+            return UnreachableError(f"{who} does not know these credentials ({code})", remedy=CREDENTIALS)
+        if status in (401, 403):
+            return UnreachableError(
+                f"{who} forbids these credentials {about} ({code})",
+                remedy=f"check {'them' if code.isdigit() else 'their policy'}: `lwfed store policy` prints what they "
+                f"need, `lwfed store init {self.uri}` makes others",
+            )
+        text = getattr(error, "response", {}).get("Error", {}).get("Message") or str(error)
+        return UnreachableError(
+            f"{who} refuses {about}: {status} {code} {text}", remedy="`lwfed store check` shows what it can do"
+        )
+
+    def _final(self, error: Exception, about: str) -> LwfedError | None:
+        """Gives the error that trying again cannot mend."""
+        text = str(error)
+        if isinstance(
+            error,
+            exceptions.NoCredentialsError | exceptions.PartialCredentialsError | exceptions.CredentialRetrievalError,
+        ):
+            return UnreachableError(f"there are no credentials for {self.uri} ({text})", remedy=CREDENTIALS)
+        if isinstance(error, exceptions.ParamValidationError | exceptions.UnknownEndpointError):
+            return SpecError(f"`store.uri` {self.uri}: {text}", remedy="name it s3://bucket/prefix")
+        if isinstance(error, exceptions.SSLError) or "CA certificate bundle" in text:
+            return UnreachableError(
+                f"the S3 server {self.endpoint} of {self.uri} cannot be trusted: {_reason(error)}",
+                remedy="set AWS_CA_BUNDLE to the certificate of its authority, or put it into the mounted secret as "
+                "ca.crt; for a server without TLS name http://",
+            )
+        return None
+
+
+def _answer(error: exceptions.ClientError) -> tuple[int, str]:
+    """Gives status and code of an answer; one to HEAD has no body to tell them in."""
+    told = error.response.get("ResponseMetadata", {})
+    status = int(told.get("HTTPStatusCode", 0))
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    if code.isdigit() or not code:
+        code = told.get("HTTPHeaders", {}).get("x-minio-error-code", code)
+    return status, code
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:197]}..."
