@@ -127,4 +127,4 @@ def _with_files_at_hand(event: Record, run: Run, *, store: Store) -> Record:
 
 
 def _read_log(store: Store, key: str) -> bytes:
-    return bytes(store.get(key)) if store.has(key) else b""
+    return store.read_log(key)

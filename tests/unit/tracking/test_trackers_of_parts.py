@@ -1,0 +1,79 @@
+"""The log of a run that several processes tell: whole, and nothing in it twice, though some of it nobody told."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lwfed.launch.trackers import NO_STAGE, is_told, make_trackers, target_of
+from lwfed.spec.federation import TrackingSpec
+from lwfed.steps import runs
+from lwfed.store import paths
+from lwfed.store.opening import open_store
+from lwfed.store.protocol import Store
+from lwfed.tracking.jsonlines import read_events
+from lwfed.tracking.protocol import Trackers
+from tests.tiny import Finished
+
+OFF = TrackingSpec(uri=None)
+
+
+@pytest.fixture
+def store(finished: Finished, tmp_path: Path) -> Store:
+    """A store with a finished run that nobody told of."""
+    shutil.copytree(finished.store.uri, tmp_path / "store")
+    return open_store(str(tmp_path / "store"))
+
+
+def part(run: Mapping[str, Any], store: Store, stage: int | None) -> Trackers:
+    """Makes the trackers of a process, and tells them that it is at work."""
+    trackers, mlflow = make_trackers(run, OFF, store=store, warn=pytest.fail, stage=stage)
+    assert mlflow is None
+    trackers.start(run)
+    return trackers
+
+
+def told(store: Store, run: Mapping[str, Any]) -> list[tuple[str, int | None]]:
+    """Gives the events of a run's log: what, and which round or stage."""
+    found = []
+    for event in read_events(bytes(store.get(paths.events(run["run_id"])))):
+        record = event["record"]
+        found.append((event["event"], record.get("global_round", record.get("stage"))))
+    return found
+
+
+def test_stages_whose_tasks_the_pipeline_left_out_are_told_by_the_next(finished: Finished, store: Store) -> None:
+    run = runs.read_run(store, finished.run["run_id"])
+    rounds = finished.told("round")
+    trackers = part({**run, "stages": run["stages"][:1]}, store, 2)  # stage 1 was known to the pipeline
+    trackers.round(rounds[2])
+    first = [("start", None), ("round", 1), ("round", 2), ("stage", 1), ("round", 3)]
+    assert told(store, run) == first
+    trackers = part(run, store, 2)  # the task is tried again: stage 2 is committed by now
+    for record in rounds[2:]:
+        trackers.round(record)
+    trackers.stage(finished.told("stage")[1])
+    again = [*first, ("start", None), ("round", 4), ("stage", 2)]
+    assert told(store, run) == again
+    trackers = part(run, store, NO_STAGE)
+    assert not is_told(run["run_id"], store=store)
+    trackers.finish(finished.summary)
+    assert told(store, run) == [*again, ("start", None), ("finish", None)]
+    assert is_told(run["run_id"], store=store)
+
+
+def test_a_process_knows_its_part_from_its_caller_and_its_runs_from_the_platform(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in (("MLFLOW_TRACKING_URI", "http://server"), ("MLFLOW_RUN_ID", "task"), ("KFP_RUN_ID", "p")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LWFED_MLFLOW_PARENT_RUN_ID", "whole")
+    target = target_of(TrackingSpec(), stage=2)
+    assert target is not None
+    assert (target.uri, target.adopted_run_id, target.parent_run_id) == ("http://server", "task", "whole")
+    assert (target.stage, target.pipeline_run_id) == (2, "p")
+    assert target_of(OFF, stage=2) is None
