@@ -107,6 +107,9 @@ class Display:
     def _on_client_log(self, values: dict[str, Any]) -> None:
         self._say(f"  [dim]{values['client']}: {escape(values['line'])}[/]")
 
+    def _on_waiting(self, values: dict[str, Any]) -> None:
+        self._say(f"  [yellow]{values['client']}[/] {escape(values['line'])}")
+
     def _on_aggregating(self, values: dict[str, Any]) -> None:
         self._clients = {"": f"aggregating {values['clients']} updates and evaluating"}
 
@@ -127,6 +130,7 @@ class Display:
         self._say(
             f"  round {record['round']}/{self._stage.get('rounds', '?')}  {len(record['clients'])} clients  {scores}  "
             f"{text.duration(record['wall_s']['round'])}"
+            + (f"  overhead {record['wall_s']['overhead']:.1f} s" if "overhead" in record["wall_s"] else "")
         )
         self._clients = {}
 

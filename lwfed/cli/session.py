@@ -1,4 +1,4 @@
-"""What a process that drives a run holds while it does: a bench, a launcher, and a heartbeat where pods watch for one."""
+"""What a process that drives a run holds: a bench, a launcher, and a heartbeat where pods watch for one."""
 
 from __future__ import annotations
 

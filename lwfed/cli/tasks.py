@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from lwfed import environment
@@ -23,7 +22,8 @@ from lwfed.steps import runs
 from lwfed.steps.experiment import place_of, summarise
 from lwfed.steps.finish import tell_finish
 from lwfed.steps.launcher import Emit, Launcher
-from lwfed.steps.prepare import draft, prepare as prepare_locally
+from lwfed.steps.prepare import draft
+from lwfed.steps.prepare import prepare as prepare_locally
 from lwfed.steps.prepare_run import prepare_there
 from lwfed.steps.report import render
 from lwfed.steps.runs import Options

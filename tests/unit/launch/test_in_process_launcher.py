@@ -67,4 +67,6 @@ def test_nobody_starts_after_the_deadline(tmp_path: Path) -> None:
 def test_a_spec_names_its_launcher(tmp_path: Path) -> None:
     bench = Workbench(LocalStore(tmp_path))
     assert isinstance(make_launcher(RunSpec(), bench=bench, run_id="r"), InProcess)
-    assert isinstance(make_launcher(RunSpec(launch=LaunchSpec(kind="subprocess", parallel=3)), bench=bench, run_id="r"), Subprocess)
+    assert isinstance(
+        make_launcher(RunSpec(launch=LaunchSpec(kind="subprocess", parallel=3)), bench=bench, run_id="r"), Subprocess
+    )

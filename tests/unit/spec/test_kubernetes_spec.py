@@ -19,7 +19,11 @@ def kubernetes(**values: Any) -> KubernetesSpec:
 
 def test_the_first_pool_that_names_a_client_has_it_and_the_one_without_names_the_rest() -> None:
     spec = kubernetes(
-        pools=[{"name": "rest"}, {"name": "silo", "clients": ["client-002"]}, {"name": "low", "clients": ["client-00[01]"]}]
+        pools=[
+            {"name": "rest"},
+            {"name": "silo", "clients": ["client-002"]},
+            {"name": "low", "clients": ["client-00[01]"]},
+        ]
     )
     assert [(pool.name, clients) for pool, clients in spec.by_pool(CLIENTS)] == [
         ("rest", ["client-003"]),

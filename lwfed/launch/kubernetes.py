@@ -1,0 +1,349 @@
+"""Clients as pods of a cluster: an Indexed Job for each pool and round, then one Job for the server's part.
+
+The pods run the same steps as a laptop does, with their tasks from the store. A coordinator that dies leaves the Jobs
+running; the next one finds them by their names and goes on, and without a next one they end by themselves.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from lwfed.launch import kubernetes_reasons as reasons
+from lwfed.launch.kubernetes_api import Cluster, connect
+from lwfed.launch.kubernetes_jobs import Begun, Call, Jobs, delete_run_jobs, surroundings
+from lwfed.launch.kubernetes_logs import Logs
+from lwfed.launch.kubernetes_manifests import CONTAINER, memory_limit
+from lwfed.launch.kubernetes_names import SERVER, committed
+from lwfed.launch.kubernetes_state import Ended, Fact, JobState, Lost, Said, Started
+from lwfed.launch.kubernetes_watch import Broken, Heard, Line, News, Queue, Warned, Watch
+from lwfed.spec.kubernetes import PoolSpec
+from lwfed.spec.run import RunSpec
+from lwfed.steps.launcher import Emit, Outcome
+from lwfed.steps.tasks import PoolTask, RoundTask, ServerTask
+from lwfed.store import paths
+from lwfed.store.protocol import Store
+from lwfed.types.errors import SHARED_CODES, LwfedError, NotFoundError, error_of
+
+TICK_S = 1.0
+"""Seconds between looks at what has become due, while nothing is heard."""
+LOOK_S = 5.0
+"""Seconds after which a pod that does not start has its events read, and between two such looks."""
+LOOKS = 4
+"""Most pods of a Job whose events are read at a time."""
+DRAIN_S = 1.0
+"""Seconds for which the last lines of pods are waited for."""
+TAIL = 20
+"""Lines of a failed pod's log that are shown where it was not followed."""
+PASSED_ON = frozenset({"client_step", "checking", "warning"})
+"""Events of pods that are told on; others could say what only a coordinator may."""
+
+
+class KubernetesLauncher:
+    """The launcher of a cluster.
+
+    Args:
+        spec: The experiment.
+        store: The run's store, which pods reach under the same URI.
+        run_id: The run.
+
+    Raises:
+        UnreachableError: No cluster is configured, or it does not answer.
+    """
+
+    remote = True
+
+    def __init__(self, spec: RunSpec, *, store: Store, run_id: str) -> None:
+        self._settings = spec.kubernetes
+        self._store, self._run_id = store, run_id
+        self._cluster = connect(spec.kubernetes.namespace)
+        around = surroundings(self._cluster, run_id=run_id)
+        self._jobs = Jobs(self._settings, cluster=self._cluster, store=store, run_id=run_id, around=around)
+
+    def clients(self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit) -> Iterator[Outcome]:
+        """Runs tasks in the pods of their clients' pools; see `Launcher.clients`."""
+        if not tasks:
+            return
+        of_client = {task.client: task for task in tasks}
+        work = [
+            (pool, [_placed(of_client[client], pool) for client in clients])
+            for pool, clients in self._settings.by_pool(of_client)
+        ]
+        call = self._jobs.call(step, tasks[0], deadline_s=deadline_s)
+        for outcome in self._following(call, work, emit=emit).outcomes():
+            if outcome.exit_code in SHARED_CODES:
+                raise error_of(outcome.exit_code, f"{outcome.client}: {outcome.reason}")
+            yield outcome
+
+    def server(self, step: str, task: ServerTask, *, emit: Emit) -> None:
+        """Runs the server's step in a pod of its pool, unless its result is committed already."""
+        if committed(self._store, step, task):
+            return
+        pool = self._settings.server
+        call = self._jobs.call(step, task, deadline_s=None)
+        for outcome in self._following(call, [(pool, [_placed(task, pool)])], emit=emit).outcomes():
+            if outcome.exit_code:
+                raise error_of(outcome.exit_code, outcome.reason)
+
+    def close(self) -> None:
+        """Lets go of connections; pods go on."""
+        self._cluster.close()
+
+    def _following(
+        self, call: Call, work: Sequence[tuple[PoolSpec, Sequence[PoolTask | ServerTask]]], *, emit: Emit
+    ) -> _Following:
+        task = work[0][1][0]
+        predicted = _predicted_memory(self._store, self._run_id, task) if call.step == "train-client" else ""
+        return _Following(
+            call, work, jobs=self._jobs, cluster=self._cluster, settings=self._settings, emit=emit,
+            predicted=predicted,
+        )  # fmt: skip
+
+
+class _Following:
+    """The Jobs of one call, from their start to the last outcome."""
+
+    def __init__(
+        self,
+        call: Call,
+        work: Sequence[tuple[PoolSpec, Sequence[PoolTask | ServerTask]]],
+        *,
+        jobs: Jobs,
+        cluster: Cluster,
+        settings: Any,
+        emit: Emit,
+        predicted: str,
+    ) -> None:
+        self._call, self._jobs, self._cluster, self._settings = call, jobs, cluster, settings
+        self._emit, self._predicted = emit, predicted
+        self._work = {pool.name: (pool, tasks) for pool, tasks in work}
+        self._states: dict[str, JobState] = {}
+        self._begun: dict[str, tuple[str, Begun]] = {}
+        self._made: dict[str, int] = dict.fromkeys(self._work, 0)
+        self._clients: dict[str, str] = {}
+        self._news: Queue = queue.SimpleQueue()
+        self._logs = Logs(cluster, news=self._news)
+        self._looked_at = time.monotonic()
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Yields an outcome a task as they end; see `Launcher.clients` for what it raises.
+
+        Whoever stops listening leaves the Jobs as they are: a coordinator that is ended has a successor.
+        """
+        ends_at = time.monotonic() + (self._call.deadline_s or float("inf"))
+        watches: list[Watch] = []
+        try:
+            for name, (_, tasks) in self._work.items():
+                self._begin(name, tasks)
+            watches += [
+                Watch(self._cluster, resource, selector=self._call.selector, news=self._news)
+                for resource in ("jobs", "pods")
+            ]
+            while self._open() and time.monotonic() < ends_at:
+                for outcome in self._next(min(TICK_S, max(0.0, ends_at - time.monotonic()))):
+                    if outcome.exit_code in SHARED_CODES:
+                        self._end_all()
+                    yield outcome
+            yield from self._late()
+            self._drain()
+            self._tidy()
+        except LwfedError:
+            self._end_all()
+            raise
+        finally:
+            for watch in watches:
+                watch.close()
+            self._logs.close()
+
+    def _open(self) -> bool:
+        return any(state.open for state in self._states.values())
+
+    def _begin(self, name: str, tasks: Sequence[PoolTask | ServerTask]) -> None:
+        pool = self._work[name][0]
+        begun = self._jobs.begin(self._call, pool, tasks)
+        self._made[name] += 1
+        if begun.adopted:
+            self._emit("warning", {"message": f"goes on with the Job {begun.name}, which another coordinator made"})
+        self._begun[begun.uid] = (name, begun)
+        self._states[begun.uid] = JobState(
+            name=begun.name,
+            uid=begun.uid,
+            clients=begun.clients,
+            open={_client_of(task) for task in tasks},
+            retries=self._settings.retries,
+            pending_timeout_s=self._settings.pending_timeout_s,
+            explain=partial(self._explain, pool),
+        )
+
+    def _next(self, wait_s: float) -> Iterator[Outcome]:
+        """Waits for news and takes all that is there; looks at what has become due."""
+        try:
+            item: News | None = self._news.get(timeout=wait_s)
+        except queue.Empty:
+            item = None
+        while item is not None:
+            yield from self._settle(self._take(item))
+            item = None if self._news.empty() else self._news.get()
+        now = time.monotonic()
+        for uid, state in list(self._states.items()):
+            yield from self._settle((uid, fact) for fact in state.on_time(now=now))
+        if now - self._looked_at >= LOOK_S:
+            self._looked_at = now
+            yield from self._settle(self._look(now))
+
+    def _take(self, item: News) -> list[tuple[str, Fact]]:
+        """Gives what news says of a Job."""
+        now = time.monotonic()
+        match item:
+            case Broken(error):
+                raise error
+            case Warned(text):
+                self._emit("warning", {"message": text})
+            case Line(pod, text):
+                self._show(pod, text)
+            case Heard("jobs", kind, value):
+                uid = value["metadata"]["uid"]
+                if uid in self._states:
+                    return [(uid, fact) for fact in self._states[uid].on_job(kind, value, now=now)]
+            case Heard("pods", kind, value):
+                for owner in value["metadata"].get("ownerReferences") or ():
+                    if owner["uid"] in self._states:
+                        facts = self._states[owner["uid"]].on_pod(kind, value, now=now)
+                        return [(owner["uid"], fact) for fact in facts]
+        return []
+
+    def _look(self, now: float) -> list[tuple[str, Fact]]:
+        """Reads what the cluster tells of pods that do not start, and of Jobs without pods."""
+        facts: list[tuple[str, Fact]] = []
+        for uid, state in self._states.items():
+            try:
+                for pod, _ in state.slow_pods(now=now, after_s=LOOK_S)[:LOOKS]:
+                    state.on_pod_events(pod, self._cluster.events_of(pod), now=now)
+                if state.lacks_pods():
+                    facts += [(uid, fact) for fact in state.on_job_events(self._cluster.events_of(uid), now=now)]
+            except LwfedError:
+                return facts  # the watches notice where it matters
+        return facts
+
+    def _settle(self, facts: Any) -> Iterator[Outcome]:
+        for uid, fact in facts:
+            match fact:
+                case Started(client, pod, node):
+                    self._clients[pod] = client
+                    self._logs.follow(pod)
+                    told = {"client": client, "step": self._call.step, "pod": pod, "node": node}
+                    self._emit("client_started", told)
+                case Said(client, line):
+                    self._emit("waiting", {"client": client, "line": line})
+                case Ended(outcome):
+                    yield outcome
+                case Lost(reason):
+                    yield from self._replace(uid, reason)
+
+    def _replace(self, uid: str, reason: str) -> Iterator[Outcome]:
+        """Has another Job do what a lost one has not done."""
+        state, (name, begun) = self._states.pop(uid), self._begun.pop(uid)
+        _, tasks = self._work[name]
+        left = [task for task in tasks if _client_of(task) in state.open]
+        if self._made[name] < self._settings.attempts:
+            message = f"the Job {begun.name} ended with {len(left)} task(s) undone: {reason}; another is made"
+            self._emit("warning", {"message": message})
+            self._begin(name, left)
+            return
+        for task in left:
+            client = _client_of(task)
+            failed = state.failure_of(client)
+            code, words = (failed.exit_code, failed.reason) if failed else (1, f"the Job {begun.name} ended: {reason}")
+            yield Outcome(client, code, words)
+
+    def _late(self) -> Iterator[Outcome]:
+        """Gives up what is not done by the deadline."""
+        for state in self._states.values():
+            for client in sorted(state.open):
+                why = state.why_open(client)
+                words = f"not done before the deadline of {self._call.deadline_s:g} s" + (f"; {why}" if why else "")
+                yield Outcome(client, 1, words)
+
+    def _tidy(self) -> None:
+        """Ends Jobs that would go on for nobody; those that are done are removed by the cluster in time."""
+        for uid, (_, begun) in self._begun.items():
+            if not self._states[uid].succeeded:
+                self._jobs.end(begun)
+            self._jobs.forget(begun)
+
+    def _end_all(self) -> None:
+        for _, begun in self._begun.values():
+            self._jobs.end(begun)
+
+    def _drain(self) -> None:
+        """Shows the last lines of pods that have ended."""
+        until = time.monotonic() + DRAIN_S
+        while self._logs.busy() and time.monotonic() < until:
+            try:
+                item = self._news.get(timeout=0.05)
+            except queue.Empty:
+                continue
+            if isinstance(item, Line):
+                self._show(item.pod, item.text)
+
+    def _show(self, pod: str, text: str) -> None:
+        client = self._clients.get(pod, pod)
+        event = reasons.log_event(text)
+        if event is None:
+            self._emit("client_log", {"client": client, "line": text})
+        elif event[0] in PASSED_ON:
+            self._emit(*event)
+
+    def _explain(self, pool: PoolSpec, pod: Mapping[str, Any]) -> reasons.Failure:
+        """Says why a pod failed, and shows the end of its log where nobody followed it."""
+        name = pod["metadata"]["name"]
+        found = reasons.failure(
+            pod, container=CONTAINER, memory_limit=memory_limit(pool), predicted=self._predicted, pool=pool.name
+        )
+        if not found.retried and not self._logs.tells(name):
+            for line in reasons.words_of(self._logs.tail(name, lines=TAIL)):
+                self._emit("client_log", {"client": self._clients.get(name, name), "line": line})
+        return found
+
+
+def delete_jobs(run_id: str, *, namespace: str) -> int:
+    """Removes all Jobs of a run and their pods; gives how many there were.
+
+    Raises:
+        UnreachableError: No cluster is configured, it does not answer, or it does not let us.
+    """
+    cluster = connect(namespace)
+    try:
+        return len(delete_run_jobs(cluster, run_id))
+    finally:
+        cluster.close()
+
+
+def _client_of(task: PoolTask | ServerTask) -> str:
+    return str(getattr(task, "client", SERVER))
+
+
+def _placed(task: Any, pool: PoolSpec) -> Any:
+    """Gives a task with the places of its pool's pods."""
+    place = task.place.model_copy(update={"cache": pool.cache})
+    if pool.data_root is not None:
+        place = place.model_copy(update={"root": pool.data_root})
+    return task.model_copy(update={"place": place})
+
+
+def _predicted_memory(store: Store, run_id: str, task: PoolTask | ServerTask) -> str:
+    """Says what the ledger predicts of a client's memory; empty where nothing is known."""
+    if not isinstance(task, RoundTask):
+        return ""
+    try:
+        run = store.read_ref(paths.run(run_id)) or {}
+    except NotFoundError:
+        return ""
+    stage = next((item["stage"] for item in run.get("stages", ()) if item["key"] == task.stage_key), None)
+    cost = next((cost for cost in run.get("predicted", ()) if cost["stage"] == stage), None)
+    if cost is None:
+        return ""
+    return f"the ledger predicts {reasons.size(cost['peak_bytes'])} of tensors, besides 0.5Gi or more of libraries"
