@@ -10,7 +10,7 @@ import typer
 from lwfed.cli.console import make_console
 from lwfed.cli.options import Json, Spec
 from lwfed.spec.load import build_spec, load_spec
-from lwfed.types.errors import LwfedError, NotFoundError, UnreachableError
+from lwfed.types.errors import NotFoundError, UnreachableError
 from pipelines.client_options import (
     Authority,
     Cookies,
@@ -24,6 +24,7 @@ from pipelines.client_options import (
     access_of,
 )  # fmt: skip
 from pipelines.client_stages import check_parent, parse_parent, parse_stages
+from pipelines.compile import compile_command
 from pipelines.follow import START_TIMEOUT_S
 
 Wait = Annotated[bool, typer.Option("--wait", help="Follow it to its end; the exit code is the run's own.")]
@@ -223,7 +224,7 @@ def logs(
     ssl_ca_cert: Authority = None,
 ) -> None:
     """Print what the tasks of a pipeline run, or the pods of a client, have written."""
-    from pipelines.client_commands import client_logs, task_logs
+    from pipelines.client_logs import client_logs, task_logs
 
     access = access_of(endpoint, namespace, token, token_file, existing_token_env, cookies, ssl_ca_cert)
     if client is not None:
@@ -239,11 +240,10 @@ def _check_parent(uri: str, parent: tuple[str, int], *, say: Callable[[str], Any
         check_parent(open_store(uri), parent)
     except UnreachableError as error:
         say(f"{error.problem}; that {parent[0]} has stage {parent[1] - 1} is left for the cluster to see")
-    except LwfedError:
-        raise
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
+    "compile": compile_command,
     "submit": submit,
     "retry": retry,
     "cancel": cancel,

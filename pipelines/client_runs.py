@@ -16,7 +16,7 @@ from lwfed.store.opening import open_store
 from lwfed.types.errors import LwfedError, NotFoundError
 from pipelines.client import Kfp
 from pipelines.client_errors import RefusedError
-from pipelines.client_submit import PIPELINE, _named
+from pipelines.client_submit import PIPELINE, named
 from pipelines.follow_tasks import Task, node_id, task_names
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -215,7 +215,7 @@ def _own_pipeline(kfp: Kfp) -> str | None:
     found = kfp.call(
         kfp.client._pipelines_api.pipeline_service_list_pipelines,
         about="pipelines",
-        filter=_named(PIPELINE),
+        filter=named(PIPELINE),
         namespace=kfp.namespace,
     )
     return next((str(pipeline.pipeline_id) for pipeline in found.pipelines or ()), None)

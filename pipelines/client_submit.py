@@ -117,7 +117,7 @@ def ensure_experiment(kfp: Kfp, name: str) -> str:
 
     service = kfp.client._experiment_api
     found = kfp.call(
-        service.experiment_service_list_experiments, about="experiments", filter=_named(name), namespace=kfp.namespace
+        service.experiment_service_list_experiments, about="experiments", filter=named(name), namespace=kfp.namespace
     )
     for experiment in found.experiments or ():
         if experiment.storage_state == "ARCHIVED":
@@ -211,7 +211,7 @@ def _pipeline_id(kfp: Kfp) -> str | None:
     found = kfp.call(
         kfp.client._pipelines_api.pipeline_service_list_pipelines,
         about="pipelines",
-        filter=_named(PIPELINE),
+        filter=named(PIPELINE),
         namespace=kfp.namespace,
     )
     return next((str(pipeline.pipeline_id) for pipeline in found.pipelines or ()), None)
@@ -240,12 +240,12 @@ def _find_version(kfp: Kfp, pipeline_id: str, name: str) -> str | None:
         kfp.client._pipelines_api.pipeline_service_list_pipeline_versions,
         pipeline_id,
         about="versions of the pipeline",
-        filter=_named(name),
+        filter=named(name),
     )
     return next((str(item.pipeline_version_id) for item in found.pipeline_versions or ()), None)
 
 
-def _named(name: str) -> str:
+def named(name: str) -> str:
     return json.dumps({"predicates": [{"operation": EQUALS, "key": "display_name", "stringValue": name}]})
 
 
