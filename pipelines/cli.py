@@ -93,8 +93,8 @@ def submit(
         _check_parent(values.store.uri, parent, say=lambda line: console.print(line, highlight=False))
     access = access_of(endpoint, namespace, token, token_file, existing_token_env, cookies, ssl_ca_cert)
     submission = Submission(
-        spec=values, stages=chosen, parent=parent, fresh=fresh, cache=cache, name=name, experiment=experiment, cron=cron,
-        service_account=service_account, pipeline_root=pipeline_root, mlflow_plugin=mlflow_plugin,
+        spec=values, stages=chosen, parent=parent, fresh=fresh, cache=cache, name=name, experiment=experiment,
+        cron=cron, service_account=service_account, pipeline_root=pipeline_root, mlflow_plugin=mlflow_plugin,
     )  # fmt: skip
     submit_run(access, submission, console=console, as_json=as_json, wait=wait, start_timeout=start_timeout)
 
@@ -154,7 +154,8 @@ def resubmit(
     parent = (str(run["run_id"]), stage)
     before = check_parent(opened, parent)
     changed = list(override or [])
-    values = build_spec(run["spec"], overrides=[f"store.uri={opened.uri}", *changed])
+    launcher = [] if before.kubernetes.image else ["launch.kind=kubernetes"]  # the parent trained on a machine
+    values = build_spec(run["spec"], overrides=[f"store.uri={opened.uri}", *launcher, *changed])
     if not changed and not fresh:
         fresh = True  # the same work again is what was asked for
     last = f"{stage}" if only else f"{stage}-{before.stages.count}"

@@ -1,12 +1,13 @@
-"""A connection to Kubeflow Pipelines: kfp's own client, made quiet, quick to give up and plain about what went wrong."""
+"""A connection to Kubeflow Pipelines: kfp's own client, made quiet, quick to give up and plain about what is wrong."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -83,13 +84,16 @@ class Kfp:
         """
         return _call(method, *args, endpoint=self.endpoint, about=about, **options)
 
-    def read(self, path: str, *, about: str, follow: bool = False) -> Iterator[bytes]:
+    def read(
+        self, path: str, *, about: str, follow: bool = False, missing: Callable[[str], LwfedError] | None = None
+    ) -> Iterator[bytes]:
         """Reads what the generated API has no method for, piece by piece.
 
         Args:
             path: Such as `/apis/v1alpha1/runs/R/nodes/N/log`.
             about: What is asked for.
             follow: Wait for more as long as there is more.
+            missing: Makes the error of a 404, where it is not that `about` is missing.
 
         Yields:
             The answer's bytes.
@@ -107,7 +111,7 @@ class Kfp:
         )  # fmt: skip
         try:
             if not 200 <= answer.status <= 299:
-                raise explained(_refusal(answer), endpoint=self.endpoint, about=about)
+                raise explained(_refusal(answer), endpoint=self.endpoint, about=about, missing=missing)
             yield from answer.stream(4096)
         except OSError as error:
             raise explained(error, endpoint=self.endpoint, about=about) from None
@@ -137,18 +141,22 @@ def connect(access: Access, *, namespace: str | None = None) -> Kfp:
     endpoint = _endpoint(access, namespace)
     with _silence():
         client = _client(access, endpoint)
-    health = _call(
-        client._healthz_api.healthz_service_get_healthz, endpoint=endpoint, about="its health", missing=no_api
-    )  # fmt: skip
-    multi_user = bool(getattr(health, "multi_user", False))
+    kfp = Kfp(client, endpoint, ui=(environment.kfp_ui() or endpoint).rstrip("/"), multi_user=False, namespace=None)
+    if not _is_multi_user(kfp):
+        return kfp
     own = access.namespace or _pod_namespace() or client.get_user_namespace() or namespace
-    return Kfp(
-        client=client,
-        endpoint=endpoint,
-        ui=(environment.kfp_ui() or endpoint).rstrip("/"),
-        multi_user=multi_user,
-        namespace=own if multi_user else None,
-    )
+    return replace(kfp, multi_user=True, namespace=own)
+
+
+def _is_multi_user(kfp: Kfp) -> bool:
+    """Asks the server for its kind. A web page answers with 200 too, and the generated API takes that for good."""
+    try:
+        health = json.loads(b"".join(kfp.read("/apis/v2beta1/healthz", about="its health", missing=no_api)))
+    except (ValueError, UnicodeDecodeError):
+        health = None
+    if not isinstance(health, dict):
+        raise no_api(kfp.endpoint)
+    return bool(health.get("multi_user"))
 
 
 def _endpoint(access: Access, namespace: str | None) -> str:
@@ -215,7 +223,6 @@ def _call(
     *args: Any,
     endpoint: str,
     about: str,
-    missing: Callable[[str], LwfedError] | None = None,
     **options: Any,
 ) -> T:
     options = {name: value for name, value in options.items() if value is not None}
@@ -226,7 +233,7 @@ def _call(
     except LwfedError:
         raise
     except Exception as error:
-        raise explained(error, endpoint=endpoint, about=about, missing=missing) from None
+        raise explained(error, endpoint=endpoint, about=about) from None
 
 
 def _timeout(*, follow: bool) -> Any:

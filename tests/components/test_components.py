@@ -1,4 +1,4 @@
-"""Components are thin: they import nothing but kfp, call a task of lwfed by its real names, and pages say what they are."""
+"""Components are thin: they import nothing but kfp, call a task of lwfed by its real names; pages say what they are."""
 
 from __future__ import annotations
 

@@ -137,7 +137,8 @@ def test_settings_of_a_stage_are_for_clients_where_pools_are_silent(
     "overrides",
     [
         (
-            "kubernetes.coordinator={memory: 3Gi, node_selector: {disk: ssd}, tolerations: [{key: cpu, operator: Exists}]}",
+            "kubernetes.coordinator="
+            "{memory: 3Gi, node_selector: {disk: ssd}, tolerations: [{key: cpu, operator: Exists}]}",
         ),
         ("kubernetes.pools=[{name: clients, cpu: '2', memory: 8Gi}]",),
     ],

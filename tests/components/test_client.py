@@ -1,0 +1,508 @@
+"""submit, retry, cancel and logs, over HTTP, against a server that answers as Kubeflow Pipelines 2.17 were seen to."""
+
+from __future__ import annotations
+
+import io
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from lwfed.launch.kubernetes_names import task_list
+from lwfed.spec.load import load_spec
+from lwfed.steps.specs import MARK, unpack_spec
+from lwfed.steps.tasks import ClientTask
+from lwfed.store import paths
+from lwfed.store.opening import open_store
+from lwfed.types.errors import LwfedError, UnreachableError
+from pipelines.client import Access
+from pipelines.client_commands import Submission, retry_run, submit_run
+from pipelines.client_logs import task_logs
+from pipelines.follow import Pace
+from tests.components.cluster_server import Objects, pod
+from tests.components.conftest import Command
+from tests.components.kfp_server import TASKS, Frame, State, failing, pod_of, stuck, succeeding
+
+QUICK = Pace(poll_s=0.05, first_poll_s=0.05, quiet_s=0.2, start_timeout_s=0.7, patience_s=1.0)
+QUORUM = "round 2 of stage 2 has 1 update, below the quorum of 2 -> see why clients failed"
+TRACE = f"Traceback (most recent call last):\n  ...\nlwfed.types.errors.QuorumError: {QUORUM}\n"
+DIGEST = "ab" * 32
+
+
+def submitted(kfp: State, spec: str) -> tuple[str, Exception | None]:
+    """Submits by the function itself, at a pace for tests; gives what it said and what it raised."""
+    said = io.StringIO()
+    console = Console(file=said, width=400)
+    try:
+        submit_run(
+            Access(endpoint=kfp.endpoint), Submission(spec=load_spec(spec)), console=console, as_json=False, wait=True,
+            pace=QUICK,
+        )  # fmt: skip
+    except LwfedError as error:
+        return said.getvalue(), error
+    return said.getvalue(), None
+
+
+# --- submit ----------------------------------------------------------------------------------------------------------
+
+
+def test_submit_starts_a_run_and_tells_where(lwfed: Command, kfp: State, spec: str) -> None:
+    ended = lwfed("submit", spec, "--json")
+    assert ended.code == 0, ended.err
+    run_id, run = kfp.only_run()
+    told = ended.json
+    assert told["kfp_run_id"] == run_id and told["run_id"] == f"tiny-{run_id[:8]}"
+    assert told["url"] == f"{kfp.endpoint}/#/runs/details/{run_id}" and told["url"] in ended.err
+    assert told["stages"] == ["stage 1: image 0, text 0", "stage 2: image 1, text 1"]
+    assert 0 < told["file_bytes"] < 64 * 1024 and not told["version_reused"]
+    (experiment,) = kfp.experiments
+    assert (experiment["display_name"], run.body["experiment_id"]) == ("lwfed", experiment["experiment_id"])
+    (pipeline,) = kfp.pipelines
+    assert pipeline["display_name"] == "lwfed-experiment"
+    assert run.body["pipeline_version_reference"] == {
+        "pipeline_id": pipeline["pipeline_id"], "pipeline_version_id": told["version_id"],
+    }  # fmt: skip
+    assert not run.body.get("plugins_input")
+
+
+def test_submitted_again_it_takes_the_version_that_is_there(lwfed: Command, kfp: State, spec: str) -> None:
+    first, second, third = (lwfed("submit", spec, "--json", *more).json for more in ((), (), ("-o", "seed=7")))
+    assert second["version_reused"] and second["version_id"] == first["version_id"]
+    assert not third["version_reused"] and third["version_id"] != first["version_id"]
+    assert third["pipeline_id"] == first["pipeline_id"] and third["experiment_id"] == first["experiment_id"]
+    assert len(kfp.runs) == 3 and len(kfp.pipelines) == 1 and len(kfp.experiments) == 1
+    assert sum("/pipelines/upload" in ask for ask in kfp.asked) == 3  # the pipeline, and two versions
+
+
+def test_options_reach_the_run(lwfed: Command, kfp: State, spec: str) -> None:
+    ended = lwfed(
+        "submit", spec, "--name", "mine", "--experiment", "ours", "--service-account", "sa", "--pipeline-root",
+        "s3://bucket/root", "--mlflow-plugin", "--no-cache",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    _, run = kfp.only_run()
+    assert kfp.experiments[0]["display_name"] == "ours"
+    assert (run.body["display_name"], run.body["service_account"]) == ("mine", "sa")
+    assert run.body["runtime_config"]["pipeline_root"] == "s3://bucket/root"
+    assert run.body["plugins_input"] == {"mlflow": {"experiment_name": "lwfed"}}
+    components = kfp.versions[-1]["pipeline_spec"]["pipeline_spec"]["components"]
+    tasks = components["comp-exit-handler-1"]["dag"]["tasks"]
+    assert not any(task.get("cachingOptions") for task in tasks.values())
+
+
+def test_a_spec_that_no_cluster_can_run_reaches_no_server(lwfed: Command, kfp: State, spec: str) -> None:
+    ended = lwfed("submit", spec, "-o", "kubernetes.image=")
+    assert ended.code == 10 and "kubernetes.image" in ended.error and not kfp.asked
+
+
+def test_wait_ends_as_a_run_that_succeeds(lwfed: Command, kfp: State, spec: str) -> None:
+    kfp.script = succeeding(cached=["train-stage-1"])
+    ended = lwfed("submit", spec, "--wait", "--json")
+    assert ended.code == 0, ended.err
+    told = ended.json
+    assert told["state"] == "SUCCEEDED" and told["error"] is None
+    assert {row["task"]: row["state"] for row in told["tasks"]} == {
+        **dict.fromkeys((*TASKS, "cleanup"), "SUCCEEDED"), "train-stage-1": "CACHED",
+    }  # fmt: skip
+    assert [row["stage"] for row in told["tasks"] if row["stage"]] == [1, 2]
+    assert re.search(r"stage 2: image 1, text 1 +succeeded +1 min 30 s", ended.err)
+    assert "the run is succeeded" in ended.err and not kfp.only_run()[1].body.get("error")
+
+
+def test_wait_tells_the_digest_that_the_store_has(stored: None, kfp: State, spec: str) -> None:
+    kfp.script = [Frame("RUNNING", {"prepare": "RUNNING"})] * 40 + succeeding()
+    store = open_store(load_spec(spec).store.uri)
+
+    def train() -> None:
+        while not kfp.runs:
+            time.sleep(0.01)
+        name = f"tiny-{kfp.only_run()[0][:8]}"
+        store.write_ref(paths.summary(name), {"digest": DIGEST, "metrics": {"test/loss": 0.5}})
+
+    training = threading.Thread(target=train)
+    training.start()
+    said, error = submitted(kfp, spec)
+    training.join()
+    assert error is None and DIGEST in said and "test loss 0.500" in said
+
+
+def test_wait_ends_with_the_named_reason_of_the_failed_task(lwfed: Command, kfp: State, spec: str) -> None:
+    kfp.script = failing("train-stage-2")
+    kfp.logs = {"train-stage-2": TRACE, "train-stage-1": "error: not this -> one\n", "cleanup": "done\n"}
+    ended = lwfed("submit", spec, "--wait", "--json")
+    assert ended.code == 13
+    assert ended.error == f"error: stage 2: image 1, text 1 failed: {QUORUM}"
+    assert ended.json["state"] == "FAILED"
+    assert ended.json["error"]["exit_code"] == 13 and ended.json["error"]["name"] == "round below quorum"
+
+
+@pytest.mark.parametrize(
+    ("log", "code", "words"),
+    [
+        ("error: the data are gone -> mount them\nexit status 11\n", 11, "the data are gone -> mount them"),
+        ('{"event": "failed", "values": {"exit_code": 18, "message": "out of memory -> less"}}\n', 18, "out of memory"),
+        ("ModuleNotFoundError: No module named 'lwfed'\n", 1, "ModuleNotFoundError: No module named 'lwfed'"),
+        ("Killed\nexit status 137\n", 18, "killed from outside"),
+        ("one\ntwo\n", 1, "one | two -> lwfed logs "),
+        ("", 1, "there is no log of "),
+    ],
+)
+def test_reasons_are_found_in_logs(log: str, code: int, words: str, kfp: State, spec: str) -> None:
+    kfp.script, kfp.logs, kfp.pods_gone = failing("prepare"), {"prepare": log}, True
+    _, error = submitted(kfp, spec)
+    assert isinstance(error, LwfedError)
+    assert words in str(error) and error.exit_code == code and str(error).startswith("prepare failed")
+
+
+def test_what_cannot_start_is_told_by_the_clusters_own_words(kfp: State, cluster: Objects, spec: str) -> None:
+    kfp.script = stuck()
+    message = 'Back-off pulling image "registry.example/lwfed"'
+    waits = {"name": "main", "state": {"waiting": {"reason": "ImagePullBackOff", "message": message}}}
+
+    def appear() -> None:
+        while not kfp.runs:
+            time.sleep(0.01)
+        labels = {"pipeline/runid": kfp.only_run()[0]}
+        begun = {"name": "init", "state": {"terminated": {"exitCode": 0}}}
+        cluster.pods = [
+            pod("lwfed-abc", labels, initContainerStatuses=[begun], containerStatuses=[waits]),
+            pod("other", {"pipeline/runid": "another"}, containerStatuses=[{**waits, "name": "other"}]),
+        ]
+
+    threading.Thread(target=appear).start()
+    said, error = submitted(kfp, spec)
+    line = f"lwfed-abc: its image cannot be had: ImagePullBackOff: {message}"
+    assert line in said and "other" not in said.replace("another", "")
+    assert line in str(error) and "lwfed cancel" in str(error) and "no container" in str(error)
+
+
+def test_what_the_cluster_refuses_to_make_leads_to_its_quota(kfp: State, cluster: Objects, spec: str) -> None:
+    kfp.script = stuck()
+    said, error = submitted(kfp, spec)
+    assert "kubectl -n kubeflow describe quota" in said and error is not None
+
+
+def test_what_cannot_start_without_a_cluster_in_reach_is_told_with_a_remedy(kfp: State, spec: str) -> None:
+    kfp.script = stuck()
+    said, error = submitted(kfp, spec)
+    run_id, _ = kfp.only_run()
+    assert f"kubectl get pods -l pipeline/runid={run_id}" in said and error is not None
+
+
+def test_a_server_that_goes_away_is_waited_for(kfp: State, spec: str) -> None:
+    kfp.script = [Frame("RUNNING", {"prepare": "RUNNING"})] * 3 + succeeding()
+
+    def hide() -> None:
+        while not kfp.runs or kfp.only_run()[1].at < 1:
+            time.sleep(0.005)
+        kfp.token = "nobody has it"
+        time.sleep(0.3)
+        kfp.token = ""
+
+    hiding = threading.Thread(target=hide)
+    hiding.start()
+    said, error = submitted(kfp, spec)
+    hiding.join()
+    assert error is None and "trying again" in said
+
+
+def test_a_server_that_stays_away_ends_it(kfp: State, spec: str) -> None:
+    kfp.script = [Frame("RUNNING", {"prepare": "RUNNING"})]
+
+    def hide() -> None:
+        while not kfp.runs or kfp.only_run()[1].at < 0:
+            time.sleep(0.005)
+        kfp.token = "nobody has it"
+
+    threading.Thread(target=hide).start()
+    _, error = submitted(kfp, spec)
+    assert isinstance(error, UnreachableError)
+
+
+def test_a_long_spec_goes_by_its_digest(stored: None, lwfed: Command, kfp: State, spec: str) -> None:
+    many = ", ".join(f"client-{number:04d}" for number in range(3000))
+    ended = lwfed(
+        "submit", spec, "-o", "federation.num_clients=3000", "-o", "data.shapes.train=12000", "-o",
+        f"kubernetes.pools=[{{name: all, clients: [{many}]}}]", "--json",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    text = kfp.spec_text()
+    assert text.startswith(MARK) and ended.json["file_bytes"] < 64 * 1024
+    held = unpack_spec(text, store=open_store(load_spec(spec).store.uri))
+    assert held.federation.num_clients == 3000 and held.launch.kind == "kubernetes"
+    kfp.only_run()[1].frames = failing("prepare")[-1:]
+    assert f"tiny-{kfp.only_run()[0][:8]} is retried" in lwfed("retry", "latest").out  # its name is in the store
+
+
+# --- servers that are not what they should be ------------------------------------------------------------------------
+
+
+def test_a_dead_server_is_told_within_seconds(lwfed: Command, spec: str) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        began = time.monotonic()
+        ended = lwfed("submit", spec, "--endpoint", f"http://127.0.0.1:{nobody.getsockname()[1]}")
+    assert ended.code == 17 and "connection refused" in ended.error and "kubectl port-forward" in ended.error
+    assert time.monotonic() - began < 5
+
+
+def test_no_server_named_is_told(lwfed: Command, kfp: State, spec: str) -> None:
+    ended = lwfed("submit", spec, "--endpoint", "")
+    assert ended.code == 10 and "--endpoint" in ended.error
+
+
+@pytest.mark.parametrize("command", [["submit"], ["retry", "latest"], ["cancel", "latest"], ["logs", "latest"]])
+def test_what_is_not_kubeflow_pipelines_is_told(command: list[str], lwfed: Command, kfp: State, spec: str) -> None:
+    kfp.is_kfp = False
+    ended = lwfed(*command, *([spec] if command == ["submit"] else []))
+    assert ended.code == 19 and "no API of Kubeflow Pipelines 2" in ended.error
+
+
+def test_a_token_opens_and_a_wrong_one_does_not(
+    lwfed: Command, kfp: State, spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kfp.token = "open-sesame"
+    (tmp_path / "token").write_text("open-sesame")
+    monkeypatch.setenv("MY_TOKEN", "open-sesame")
+    for wrong in ([], ["--token", "wrong"]):
+        ended = lwfed("submit", spec, *wrong)
+        assert ended.code == 17 and "does not know who asks (401)" in ended.error and "--token-file" in ended.error
+    assert not kfp.runs
+    for right in (
+        ["--token", kfp.token], ["--token-file", str(tmp_path / "token")], ["--existing-token-env", "MY_TOKEN"],
+    ):  # fmt: skip
+        assert lwfed("submit", spec, *right).code == 0
+    assert len(kfp.runs) == 3
+
+
+def test_a_multi_user_kubeflow_puts_all_into_the_namespace(lwfed: Command, kfp: State, spec: str) -> None:
+    kfp.multi_user = True
+    ended = lwfed("submit", spec)
+    assert ended.code == 17 and "forbids" in ended.error and "namespace kubeflow" in ended.error
+    ended = lwfed("submit", spec, "--namespace", "alice", "--json")
+    assert ended.code == 0, ended.err
+    assert ended.json["namespace"] == kfp.experiments[0]["namespace"] == "alice"
+    assert '"namespace":"alice"' in kfp.spec_text()
+    assert lwfed("submit", spec, "-o", "kubernetes.namespace=alice").code == 0
+    assert lwfed("logs", "latest", "--namespace", "bob").code == 17
+
+
+# --- schedules -------------------------------------------------------------------------------------------------------
+
+
+def test_cron_makes_a_schedule(lwfed: Command, kfp: State, spec: str) -> None:
+    ended = lwfed("submit", spec, "--cron", "0 3 * * 1", "--json")
+    assert ended.code == 0, ended.err
+    (schedule,) = kfp.schedules
+    assert ended.json["recurring_run_id"] == schedule["recurring_run_id"] and not kfp.runs
+    assert schedule["trigger"]["cron_schedule"]["cron"] == "0 0 3 * * 1" == ended.json["cron"]
+    assert (schedule["mode"], schedule["max_concurrency"], schedule["no_catchup"]) == ("ENABLE", "1", True)
+    assert ended.json["url"].endswith(f"/#/recurringrun/details/{schedule['recurring_run_id']}")
+
+
+@pytest.mark.parametrize("arguments", [["--cron", "every monday"], ["--cron", "0 3 * * 1", "--wait"]])
+def test_schedules_that_cannot_be_are_refused(arguments: list[str], lwfed: Command, kfp: State, spec: str) -> None:
+    ended = lwfed("submit", spec, *arguments)
+    assert ended.code == 10 and not kfp.asked
+
+
+# --- retry -----------------------------------------------------------------------------------------------------------
+
+
+def failed(kfp: State) -> str:
+    """Gives the id of a run whose second stage failed."""
+    return kfp.add_run(failing("train-stage-2")[-1:], name="mine")
+
+
+def test_retry_goes_on_to_the_end_that_comes_after(lwfed: Command, kfp: State, spec: str) -> None:
+    run_id = failed(kfp)
+    ended = lwfed("retry", run_id[:8], "--wait", "--json")
+    assert ended.code == 0, ended.err
+    assert ended.json["state"] == "SUCCEEDED" and ended.json["kfp_run_id"] == run_id
+    assert f"POST /apis/v2beta1/runs/{run_id}:retry" in kfp.asked
+
+
+def test_retry_that_fails_again_says_why(kfp: State, lwfed: Command, spec: str) -> None:
+    run_id = failed(kfp)
+    kfp.after_retry, kfp.logs = failing("train-stage-2"), {"train-stage-2": TRACE}
+    with pytest.raises(LwfedError, match="below the quorum"):
+        retry_run(
+            Access(endpoint=kfp.endpoint), run_id, console=Console(file=io.StringIO()), as_json=False, wait=True,
+            pace=QUICK,
+        )  # fmt: skip
+
+
+def test_retry_of_what_did_not_fail_is_refused(lwfed: Command, kfp: State, spec: str) -> None:
+    kfp.add_run(succeeding()[-1:])
+    ended = lwfed("retry", "latest")
+    assert ended.code == 1 and "is SUCCEEDED: nothing of it failed" in ended.error and "lwfed rerun" in ended.error
+    kfp.only_run()[1].frames = [Frame("RUNNING")]
+    ended = lwfed("retry", "latest")
+    assert "only what has failed" in ended.error and "lwfed cancel" in ended.error
+    assert not any(":retry" in ask for ask in kfp.asked)
+
+
+def test_what_kubeflow_says_of_a_retry_is_passed_on(lwfed: Command, kfp: State, spec: str) -> None:
+    failed(kfp)
+    kfp.retry_message = "Workflow must be Failed/Error to retry"
+    ended = lwfed("retry", "mine")
+    assert ended.code == 1 and "(409): Workflow must be Failed/Error to retry" in ended.error
+    assert "submit the experiment again" in ended.error
+
+
+def test_a_run_that_is_not_there_is_told(lwfed: Command, kfp: State, spec: str) -> None:
+    failed(kfp)
+    for name in ("nothing", "00000000-0000-0000-0000-000000000000", "tiny-00000000"):
+        ended = lwfed("retry", name)
+        assert ended.code == 19 and name in ended.error
+    failed(kfp)
+    assert "2 runs are named mine" in lwfed("retry", "mine").error
+
+
+# --- cancel ----------------------------------------------------------------------------------------------------------
+
+
+def running(kfp: State) -> tuple[str, str]:
+    """Gives the id of a run whose stage 2 goes on, and lwfed's."""
+    run_id = kfp.add_run(failing("train-stage-2")[:1])
+    return run_id, f"tiny-{run_id[:8]}"
+
+
+def job(name: str, run: str) -> dict[str, Any]:
+    labels = {"app.kubernetes.io/managed-by": "lwfed", "lwfed/run": run}
+    return {"metadata": {"name": name, "uid": f"uid-{name}", "labels": labels}, "spec": {}}
+
+
+def test_cancel_terminates_then_deletes_the_jobs_of_that_run(
+    lwfed: Command, kfp: State, cluster: Objects, spec: str
+) -> None:
+    run_id, name = running(kfp)
+    cluster.jobs = [job("lwfed-1-a1", name), job("lwfed-2-a1", name), job("lwfed-3-a1", "another")]
+    ended = lwfed("cancel", name, "--json")
+    assert ended.code == 0, ended.err
+    assert ended.json["terminated"] and ended.json["state"] == "FAILED" and ended.json["jobs_deleted"] == 2
+    assert [item["metadata"]["name"] for item in cluster.jobs] == ["lwfed-3-a1"]
+    assert f"POST /apis/v2beta1/runs/{run_id}:terminate" in kfp.asked
+    assert all("/namespaces/kubeflow/" in ask for ask in cluster.asked if "jobs" in ask)
+
+    again = lwfed("cancel", name, "--json")
+    assert again.code == 0 and not again.json["terminated"] and again.json["jobs_deleted"] == 0
+    assert "was over already: FAILED" in again.err
+
+
+def test_a_run_that_ends_while_it_is_cancelled_is_over(lwfed: Command, kfp: State, cluster: Objects) -> None:
+    run_id = kfp.add_run([Frame("RUNNING"), Frame("SUCCEEDED")])
+    kfp.before_terminate = lambda run: run.look()
+    ended = lwfed("cancel", run_id, "--json")
+    assert ended.code == 0, ended.err
+    assert any(":terminate" in ask for ask in kfp.asked) and not ended.json["terminated"]
+    assert ended.json["state"] == "SUCCEEDED" and "over already" in ended.err
+
+
+def test_cancel_without_a_cluster_says_what_may_go_on(lwfed: Command, kfp: State, spec: str) -> None:
+    _, name = running(kfp)
+    ended = lwfed("cancel", "latest", "--json")
+    assert ended.code == 17 and f"Jobs of {name} may go on" in ended.error
+    assert f"kubectl -n kubeflow delete jobs -l 'app.kubernetes.io/managed-by=lwfed,lwfed/run={name}'" in ended.error
+    assert ended.json["terminated"] and ended.json["jobs_deleted"] is None
+
+
+def test_a_cancelled_run_is_told_apart_from_a_failed_one(kfp: State, lwfed: Command, spec: str) -> None:
+    run_id, _ = running(kfp)
+    kfp.logs = {"train-stage-2": TRACE}
+    lwfed("cancel", run_id)
+    ended = lwfed("logs", run_id, "--follow")
+    assert ended.code == 1 and "the run was cancelled" in ended.error and "quorum" not in ended.error
+
+
+# --- logs ------------------------------------------------------------------------------------------------------------
+
+
+def test_logs_of_tasks_come_in_their_order(lwfed: Command, kfp: State, spec: str) -> None:
+    run_id = failed(kfp)
+    kfp.logs = {"prepare": "p1\np2\n", "train-stage-1": "s1\n", "train-stage-2": "s2\n", "prepare-driver": "no\n"}
+    for gone in (False, True):  # from pods, and from the archive
+        kfp.pods_gone = gone
+        ended = lwfed("logs", run_id)
+        assert ended.code == 0, ended.err
+        assert ended.out.splitlines() == [
+            f"-- prepare  ({pod_of(run_id, 'prepare')})", "p1", "p2",
+            f"-- stage 1: image 0, text 0  ({pod_of(run_id, 'train-stage-1')})", "s1",
+            f"-- stage 2: image 1, text 1  ({pod_of(run_id, 'train-stage-2')})", "s2",
+        ]  # fmt: skip
+        assert "clean up" in ended.err  # which has none
+    one = lwfed("logs", run_id, "--stage", "2")
+    assert one.out.splitlines()[1:] == ["s2"]
+
+
+def test_logs_that_are_not_there_are_told(lwfed: Command, kfp: State, spec: str) -> None:
+    kfp.add_run(stuck())
+    ended = lwfed("logs", "latest")
+    assert ended.code == 19 and "--follow waits for it" in ended.error
+    ended = lwfed("logs", "latest", "--stage", "3")
+    assert ended.code == 19 and "its stages: 1, 2" in ended.error
+
+
+def test_followed_logs_are_told_once_and_end_as_the_run(kfp: State, lwfed: Command, spec: str) -> None:
+    kfp.add_run([*stuck(), *failing("train-stage-1")])
+    kfp.logs = {"prepare": "p1\n", "train-stage-1": TRACE}
+    lines: list[str] = []
+    with pytest.raises(LwfedError, match="below the quorum") as ended:
+        task_logs(
+            Access(endpoint=kfp.endpoint), "latest", stage=None, follow=True, write=lines.append,
+            console=Console(file=io.StringIO()), poll_s=0.01,
+        )  # fmt: skip
+    assert ended.value.exit_code == 13
+    assert lines.count("p1") == 1 and lines.count(TRACE.splitlines()[-1]) == 1
+
+
+@pytest.fixture
+def training(stored: None, kfp: State, cluster: Objects, spec: str) -> Iterator[str]:
+    """A run with pods of two clients and of the server; gives lwfed's id of it."""
+    _, name = running(kfp)
+    store = load_spec(spec).store.uri
+    tasks = [
+        ClientTask(
+            store=store, run_id=name, stage_key=DIGEST, server_round=2, client=f"client-00{number}",
+        )
+        for number in (0, 1)
+    ]  # fmt: skip
+    listed = task_list("train-client", tasks, run_id=name, heartbeat_s=15, heartbeat_timeout_s=120)
+    open_store(store).write_ref(paths.job("lwfed-abab-r002-train-clients-a1"), listed)
+    for number in (0, 1):
+        labels = {
+            "app.kubernetes.io/managed-by": "lwfed", "lwfed/run": name, "lwfed/step": "train-client",
+            "lwfed/stage-key": DIGEST[:8], "lwfed/round": "2",
+            "batch.kubernetes.io/job-name": "lwfed-abab-r002-train-clients-a1",
+            "batch.kubernetes.io/job-completion-index": str(number),
+        }  # fmt: skip
+        made = pod(f"train-{number}", labels, phase="Running")
+        command = ["lwfed", "step", "train-client", "--store", store, "--job", "lwfed-abab-r002-train-clients-a1"]
+        made["spec"]["containers"] = [{"name": "lwfed", "command": command}]
+        cluster.pods.append(made)
+        cluster.logs[f"train-{number}"] = f"step 1 of {number}\n"
+    yield name
+
+
+def test_logs_of_a_client_come_from_its_pods(training: str, lwfed: Command, cluster: Objects, spec: str) -> None:
+    ended = lwfed("logs", training, "--client", "client-001")
+    assert ended.code == 0, ended.err
+    assert ended.out.splitlines() == ["-- round 2, train-client of client-001  (train-1, running)", "step 1 of 1"]
+    assert any("container=lwfed" in ask for ask in cluster.asked)
+    ended = lwfed("logs", training, "--client", "client-007")
+    assert ended.code == 19 and "there are pods of client-000, client-001" in ended.error
+
+    store = open_store(load_spec(spec).store.uri)
+    store.write_ref(paths.run(training), {"stages": [{"stage": 1, "key": "00" * 32}, {"stage": 2, "key": DIGEST}]})
+    assert lwfed("logs", training, "--client", "client-000", "--stage", "2").code == 0
+    assert lwfed("logs", training, "--client", "client-000", "--stage", "1").code == 19
+    cluster.pods = []
+    assert "kubernetes.job_ttl_s" in lwfed("logs", training, "--client", "client-000").error
+    cluster.forbids = True
+    assert lwfed("logs", training, "--client", "client-000").code == 17
