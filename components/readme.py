@@ -13,6 +13,7 @@ GENERATED = "<!-- Written by `python -m components.readme` from component.py and
 FOLDER = Path(__file__).parent
 NAMES = ("prepare", "train_stage", "evaluate", "report", "cleanup")
 """The components, in the order of the pipeline."""
+WIDTH = 120
 
 
 def readme(name: str) -> str:
@@ -48,13 +49,12 @@ def main() -> None:
 
 
 def _use(name: str, inputs: Mapping[str, Any]) -> list[str]:
-    needed = [key for key, item in inputs.items() if not item.optional]
-    return [
-        f"from components.{name} import {name}",
-        "from components.building import at",
-        "",
-        f'task = at({name}, "REGISTRY/lwfed@sha256:...")({", ".join(f"{key}={key}" for key in needed)})',
-    ]
+    needed = [f"{key}={key}" for key, item in inputs.items() if not item.optional]
+    call = f'task = at({name}, "REGISTRY/lwfed@sha256:...")('
+    lines = [f"{call}{', '.join(needed)})"]
+    if len(lines[0]) > WIDTH:  # as ruff writes it
+        lines = [call, *(f"    {item}," for item in needed), ")"]
+    return [f"from components.{name} import {name}", "from components.building import at", "", *lines]
 
 
 def _metadata(metadata: Mapping[str, Any]) -> list[str]:
