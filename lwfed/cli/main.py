@@ -11,7 +11,7 @@ from importlib import metadata
 import typer
 
 from lwfed import __version__, environment
-from lwfed.cli import artifacts, check, history, plan, run, step
+from lwfed.cli import artifacts, check, history, plan, run, step, store
 from lwfed.types.errors import EXIT_CODES, DiskFullError, LwfedError
 
 HELP = """Federated multimodal learning, trained stage by stage: layer-wise, progressive or end to end.
@@ -43,6 +43,7 @@ app.command("export")(artifacts.export)
 app.command("presets")(plan.presets)
 app.command("doctor")(check.doctor)
 app.command("step")(step.step)
+app.add_typer(store.app, name="store")
 for plugin in sorted(metadata.entry_points(group="lwfed.commands"), key=lambda entry: entry.name):
     for command_name, command in plugin.load().items():
         app.command(command_name)(command)

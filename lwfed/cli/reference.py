@@ -34,8 +34,13 @@ def spec_reference() -> str:
         "`lwfed show RUN` prints it.",
         "",
     ]
+    told: dict[type[BaseModel], str] = {}
     for path, kind in _sections(RunSpec, ""):
         lines += [f"## {f'`{path}`' if path else 'Top level'}", "", _first_line(kind), ""]
+        if kind in told:
+            lines += [f"Its keys are those of `{told[kind]}`.", ""]
+            continue
+        told[kind] = path
         lines += _table(
             ("key", "type", "default", "meaning"),
             [_row(name, field, path) for name, field in kind.model_fields.items()],
@@ -55,12 +60,12 @@ def cli_reference() -> str:
         "progress goes to standard error. `LWFED_DEBUG=1` shows the traceback behind an error.",
         "",
     ]
-    for name, command in root.commands.items():
+    for name, command in _commands(root):
         usage = [p.metavar for p in command.params if p.param_type_name == "argument"]
         lines += [f"## `{' '.join(['lwfed', name, *usage])}`", "", _paragraphs(command.help), ""]
         options = [p for p in command.params if p.param_type_name == "option"]
         if options:
-            rows = [(f"`{', '.join(p.opts)}{_metavar(p)}`", _cell(p.help or "")) for p in options]
+            rows = [(f"`{', '.join([*p.opts, *p.secondary_opts])}{_metavar(p)}`", _cell(p.help or "")) for p in options]
             lines += _table(("option", "meaning"), rows)
     lines += [
         "## Exit codes",
@@ -80,6 +85,15 @@ def main(folder: str = "docs") -> None:
     """Writes the pages to a folder."""
     for name, write in PAGES.items():
         (Path(folder) / name).write_text(write(), encoding="utf-8")
+
+
+def _commands(group: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the commands of a group, and those of groups within it under both names."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{above}{name} ")
+        else:
+            yield f"{above}{name}", command
 
 
 def _sections(kind: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel]]]:
@@ -127,7 +141,9 @@ def _type(annotation: Any) -> str:
     if origin is tuple:
         return f"list of {_type(arguments[0])}s"
     if origin is dict:
-        return "mapping of sections" if list(_models(annotation)) else f"mapping to {_type(arguments[1])}"
+        if list(_models(annotation)):
+            return "mapping of sections"
+        return "mapping" if arguments[1] is Any else f"mapping to {_type(arguments[1])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "section"
     return WORDS[annotation]
@@ -154,6 +170,8 @@ def _default(field: FieldInfo) -> str:
         return ""
     if isinstance(value, dict) and any(isinstance(item, BaseModel) for item in value.values()):
         return ", ".join(f"`{key}`" for key in value)
+    if isinstance(value, tuple):
+        value = [item.model_dump(exclude_unset=True) if isinstance(item, BaseModel) else item for item in value]
     return f"`{json.dumps(value, ensure_ascii=False)}`"
 
 
