@@ -112,6 +112,8 @@ class Kfp:
         try:
             if not 200 <= answer.status <= 299:
                 raise explained(_refusal(answer), endpoint=self.endpoint, about=about, missing=missing)
+            if "text/html" in (answer.headers.get("Content-Type") or ""):
+                raise no_api(self.endpoint)
             yield from answer.stream(4096)
         except OSError as error:
             raise explained(error, endpoint=self.endpoint, about=about) from None

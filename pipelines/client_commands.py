@@ -19,7 +19,7 @@ from lwfed.spec.run import RunSpec
 from lwfed.types.errors import LwfedError, SpecError
 from pipelines.client import Access, Kfp, connect
 from pipelines.client_cluster import end_jobs
-from pipelines.client_runs import Facts, facts_of, find_run, get_run, is_over, retry, terminate
+from pipelines.client_runs import Facts, facts_of, find_run, get_run, is_over, retry, run_name, terminate
 from pipelines.client_submit import RunOptions, cron_of, ensure_version, package, start
 from pipelines.client_wait import Awaited, error_values, settle
 from pipelines.compile import Compiled, compile_pipeline, for_cluster
@@ -224,11 +224,6 @@ def cancel_run(access: Access, run: str, *, console: Console, as_json: bool) -> 
         print_json({**told, "jobs_deleted": jobs, "error": error_values(error)})
     if error is not None:
         raise error
-
-
-def run_name(spec: RunSpec, run_id: str) -> str:
-    """Gives what lwfed calls a pipeline run of a spec: its tasks name it so themselves."""
-    return f"{spec.name}-{run_id[:8]}"
 
 
 def _compile(submission: Submission, spec: RunSpec, folder: Path) -> Compiled:

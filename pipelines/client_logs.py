@@ -144,7 +144,9 @@ def _followed(
             over = is_over(found)
             for state, pod in _pods(found, facts, stage):
                 try:
-                    _tell(kfp, found, state, pod, told=told, write=write, console=console, live=not over)
+                    _tell(
+                        kfp, found, state, pod, told=told, write=write, console=console, live_s=None if over else poll_s
+                    )
                 except UnreachableError as error:
                     if time.monotonic() - answered > PATIENCE_S:
                         raise
@@ -177,16 +179,16 @@ def _tell(
     told: set[str],
     write: Write,
     console: Console,
-    live: bool = False,
+    live_s: float | None = None,
 ) -> None:
     """Writes the log of a pod once; of one that runs, while it does."""
     if pod.name in told or pod.state in ("PENDING", "SKIPPED"):
         return
-    running = live and pod.state == "RUNNING"
+    running = live_s is not None and pod.state == "RUNNING"
     head = f"-- {state.task.title}" + (", its driver" if pod.is_driver else "") + f"  ({pod.name})"
     try:
         if running:
-            lines = follow_log(kfp, found, pod.name)
+            lines = follow_log(kfp, found, pod.name, poll_s=live_s or POLL_S)
             first = next(lines, None)
             if first is None:
                 return

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import re
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from lwfed.spec.run import RunSpec
 from lwfed.steps.specs import unpack_spec
@@ -17,12 +18,14 @@ from lwfed.types.errors import LwfedError, NotFoundError
 from pipelines.client import Kfp
 from pipelines.client_errors import RefusedError
 from pipelines.client_submit import PIPELINE, named
-from pipelines.follow_tasks import Task, node_id, task_names
+from pipelines.follow_tasks import Task, node_id, node_state, task_names
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TAIL = re.compile(r"(?:.*-)?([0-9a-f]{8})")
 PAGE = 100
 PAGES = 20
+NAMED = "LWFED_RUN_ID"
+"""The variable that names a run, where the spec sets it."""
 OVER = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 
 
@@ -105,8 +108,13 @@ def facts_of(kfp: Kfp, run: Any) -> Facts:
     constants = _constants(pipeline)
     text, store = (given.get(key) or constants.get(key) for key in ("spec", "store"))
     spec = _spec(text, store)
-    name = f"{spec.name}-{str(run.run_id)[:8]}" if spec else None
+    name = run_name(spec, str(run.run_id)) if spec else None
     return Facts(tasks=task_names(pipeline), spec=spec, store=store, name=name)
+
+
+def run_name(spec: RunSpec, run_id: str) -> str:
+    """Gives what lwfed calls a pipeline run of a spec: its tasks name it so themselves."""
+    return spec.kubernetes.env.get(NAMED) or f"{spec.name}-{run_id[:8]}"
 
 
 def retry(kfp: Kfp, run: Any) -> None:
@@ -164,9 +172,9 @@ def read_log(kfp: Kfp, run: Any, node: str) -> str:
         NotFoundError: There is none.
         UnreachableError: The server does not answer.
     """
-    run_id, names = str(run.run_id), list(dict.fromkeys([node, node_id(node, run)]))
-    archived = [f"/apis/v2beta1/runs/{run_id}/nodes/{quote(name)}/artifacts/main-logs:read" for name in reversed(names)]
-    live = [log_path(run_id, name) for name in names]
+    names = list(dict.fromkeys([node, node_id(node, run)]))
+    archived = [archive_path(str(run.run_id), name) for name in reversed(names)]
+    live = [path for name in names for path in live_paths(kfp, str(run.run_id), name)]
     ended = is_over(run)
     for path in [*archived, *live] if ended else [*live, *archived]:
         try:
@@ -179,19 +187,51 @@ def read_log(kfp: Kfp, run: Any, node: str) -> str:
     raise NotFoundError(f"there is no log of {node}", remedy="its pod may not have started; see the run's page")
 
 
-def follow_log(kfp: Kfp, run: Any, node: str) -> Iterator[str]:
-    """Yields the lines of a running pod as it writes them."""
-    rest = b""
-    for part in kfp.read(log_path(str(run.run_id), node) + "?follow=true", about=f"the log of {node}", follow=True):
-        *lines, rest = (rest + part).split(b"\n")
-        yield from (line.decode("utf-8", "replace") for line in lines)
-    if rest:
-        yield rest.decode("utf-8", "replace")
+def follow_log(kfp: Kfp, run: Any, node: str, *, poll_s: float) -> Iterator[str]:
+    """Yields the lines of a running pod as it writes them; through the web pages' server, which cannot wait, by asking.
+
+    Raises:
+        LwfedError: There is none, or the server does not answer.
+    """
+    path = f"/apis/v1alpha1/runs/{run.run_id}/nodes/{quote(node)}/log?follow=true"
+    rest, begun = b"", False
+    try:
+        for part in kfp.read(path, about=f"the log of {node}", follow=True):
+            *lines, rest = (rest + part).split(b"\n")
+            begun = True
+            yield from (line.decode("utf-8", "replace") for line in lines)
+        if rest:
+            yield rest.decode("utf-8", "replace")
+        return
+    except (RefusedError, NotFoundError):
+        if begun:
+            raise
+    told = 0
+    while True:
+        now = get_run(kfp, str(run.run_id))
+        goes_on = not is_over(now) and node_state(now, node) == "RUNNING"
+        found = read_log(kfp, now, node).split("\n")
+        whole = found[:-1] if goes_on or not found[-1] else found  # the last may be half a line yet
+        yield from whole[told:]
+        told = max(told, len(whole))
+        if not goes_on:
+            return
+        time.sleep(poll_s)
 
 
-def log_path(run_id: str, node: str) -> str:
-    """The path of a pod's log."""
-    return f"/apis/v1alpha1/runs/{run_id}/nodes/{quote(node)}/log"
+def archive_path(run_id: str, node: str) -> str:
+    """The path of a log that was put away when its pod ended."""
+    return f"/apis/v2beta1/runs/{run_id}/nodes/{quote(node)}/artifacts/main-logs:read"
+
+
+def live_paths(kfp: Kfp, run_id: str, node: str) -> list[str]:
+    """The paths of a pod's own log: the API's, of 2.17 and later, and that of the web pages' server, which hides it."""
+    query = {"podname": node, "runid": run_id, **({"podnamespace": kfp.namespace} if kfp.namespace else {})}
+    return [
+        f"/apis/v1alpha1/runs/{run_id}/nodes/{quote(node)}/log",
+        f"/apis/v2beta1/runs/{run_id}/nodes/{quote(node)}/log",
+        f"/k8s/pod/logs?{urlencode(query)}",
+    ]
 
 
 def _runs(kfp: Kfp) -> Iterator[Any]:

@@ -100,6 +100,11 @@ def node_id(pod: str, run: Any) -> str:
     return f"{workflow}-{pod.rpartition('-')[2]}"
 
 
+def node_state(run: Any, pod: str) -> str | None:
+    """Gives the state of a pod's node; None where there is none."""
+    return next((str(node.state) for node in _nodes(run) if _pod_name(node) == pod), None)
+
+
 def task_states(run: Any, tasks: Mapping[str, Task]) -> list[TaskState]:
     """Gives the tasks of a run that have begun, in their order.
 

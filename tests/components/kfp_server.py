@@ -86,6 +86,7 @@ class State:
         script: The frames of runs to come.
         logs: What tasks write, by their name; `-driver` for a driver's.
         pods_gone: Whether live logs are no more.
+        is_ui: Answers as the server of the web pages does, which passes on no other API than v2beta1.
         known: A compiled pipeline and its settings, for `add_run`.
     """
 
@@ -98,6 +99,7 @@ class State:
     retry_message: str = ""
     logs: dict[str, str] = field(default_factory=dict)
     pods_gone: bool = False
+    is_ui: bool = False
     experiments: list[dict[str, Any]] = field(default_factory=list)
     pipelines: list[dict[str, Any]] = field(default_factory=list)
     versions: list[dict[str, Any]] = field(default_factory=list)
@@ -213,12 +215,24 @@ def _route(state: State, method: str, path: str, query: Mapping[str, str], body:
     if found := re.fullmatch(rf"{v2}/runs/([^/:]+)(:retry|:terminate)?", path):
         return _run(state, found[1], found[2])
     if found := re.fullmatch(rf"{v2}/runs/([^/]+)/nodes/([^/]+)/artifacts/main-logs:read", path):
+        if not state.pods_gone and not _is_over(state.runs[found[1]]):
+            raise RefusedError(404, "artifact not found: the pod has not ended")
         return {"data": base64.b64encode(_log(state, found[1], found[2]).encode()).decode()}
-    if found := re.fullmatch(r"/apis/v1alpha1/runs/([^/]+)/nodes/([^/]+)/log", path):
-        if state.pods_gone:
-            raise RefusedError(500, f'Failed to read logs: pods "{found[2]}" not found')
-        return _log(state, found[1], found[2])
+    if state.is_ui and path == "/k8s/pod/logs":
+        return _pod_log(state, query["runid"], query["podname"])
+    if not state.is_ui and (found := re.fullmatch(r"/apis/v1alpha1/runs/([^/]+)/nodes/([^/]+)/log", path)):
+        return _pod_log(state, found[1], found[2])
     raise RefusedError(404, "Not Found")
+
+
+def _is_over(run: Run) -> bool:
+    return run.frames[max(run.at, 0)].state in ENDED
+
+
+def _pod_log(state: State, run_id: str, node: str) -> str:
+    if state.pods_gone:
+        raise RefusedError(500, f'Failed to read logs: pods "{node}" not found')
+    return _log(state, run_id, node)
 
 
 def _experiments(state: State, method: str, query: Mapping[str, str], body: bytes) -> Any:

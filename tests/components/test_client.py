@@ -427,8 +427,7 @@ def test_a_cancelled_run_is_told_apart_from_a_failed_one(kfp: State, lwfed: Comm
 def test_logs_of_tasks_come_in_their_order(lwfed: Command, kfp: State, spec: str) -> None:
     run_id = failed(kfp)
     kfp.logs = {"prepare": "p1\np2\n", "train-stage-1": "s1\n", "train-stage-2": "s2\n", "prepare-driver": "no\n"}
-    for gone in (False, True):  # from pods, and from the archive
-        kfp.pods_gone = gone
+    for kfp.pods_gone, kfp.is_ui in ((False, False), (True, False), (False, True)):
         ended = lwfed("logs", run_id)
         assert ended.code == 0, ended.err
         assert ended.out.splitlines() == [
@@ -441,6 +440,14 @@ def test_logs_of_tasks_come_in_their_order(lwfed: Command, kfp: State, spec: str
     assert one.out.splitlines()[1:] == ["s2"]
 
 
+@pytest.mark.parametrize("is_ui", [False, True], ids=["API", "through the web pages' server"])
+def test_logs_of_a_pod_that_runs_come_from_the_pod(is_ui: bool, lwfed: Command, kfp: State) -> None:
+    run_id, _ = running(kfp)
+    kfp.is_ui, kfp.logs = is_ui, {"train-stage-2": "round 1\n"}
+    ended = lwfed("logs", run_id, "--stage", "2")
+    assert ended.code == 0 and ended.out.splitlines()[1:] == ["round 1"]
+
+
 def test_logs_that_are_not_there_are_told(lwfed: Command, kfp: State, spec: str) -> None:
     kfp.add_run(stuck())
     ended = lwfed("logs", "latest")
@@ -449,7 +456,9 @@ def test_logs_that_are_not_there_are_told(lwfed: Command, kfp: State, spec: str)
     assert ended.code == 19 and "its stages: 1, 2" in ended.error
 
 
-def test_followed_logs_are_told_once_and_end_as_the_run(kfp: State, lwfed: Command, spec: str) -> None:
+@pytest.mark.parametrize("is_ui", [False, True], ids=["API", "through the web pages' server"])
+def test_followed_logs_are_told_once_and_end_as_the_run(is_ui: bool, kfp: State) -> None:
+    kfp.is_ui = is_ui
     kfp.add_run([*stuck(), *failing("train-stage-1")])
     kfp.logs = {"prepare": "p1\n", "train-stage-1": TRACE}
     lines: list[str] = []
