@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from kfp import Client
 from kubernetes.config import kube_config
 
 from lwfed.spec.load import build_spec
@@ -82,7 +83,7 @@ def kfp(monkeypatch: pytest.MonkeyPatch, s3_variables: dict[str, str], known: An
     for name, value in s3_variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
-    monkeypatch.setenv("HOME", str(tmp_path))  # kfp keeps a context there
+    monkeypatch.setattr(Client, "_LOCAL_KFP_CONTEXT", str(tmp_path / "context.json"))
     for name in ("KF_PIPELINES_ENDPOINT", "KF_PIPELINES_UI_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
     with kfp_server.serving(State(known=known)) as state:

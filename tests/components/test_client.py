@@ -293,6 +293,14 @@ def test_a_multi_user_kubeflow_puts_all_into_the_namespace(lwfed: Command, kfp: 
     assert lwfed("logs", "latest", "--namespace", "bob").code == 17
 
 
+def test_a_namespace_that_kfp_knows_takes_the_jobs_too(lwfed: Command, kfp: State, spec: str, tmp_path: Path) -> None:
+    kfp.multi_user = True
+    (tmp_path / "context.json").write_text('{"namespace": "alice"}')
+    ended = lwfed("submit", spec, "--json")
+    assert ended.code == 0 and ended.json["namespace"] == "alice", ended.err
+    assert '"namespace":"alice"' in kfp.spec_text()
+
+
 # --- schedules -------------------------------------------------------------------------------------------------------
 
 
