@@ -17,14 +17,14 @@ RECENT := -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 
 ifeq ($(UV),uv)
 CREATE = uv venv --quiet --python $(PYTHON) $(VENV)
-INSTALL = uv pip install --python $(BIN)/python
+INSTALL = uv pip install --compile-bytecode --python $(BIN)/python
 else
 CREATE = $(PYTHON) -m venv $(VENV)
 INSTALL = { $(BIN)/python -m pip --version >/dev/null 2>&1 || $(CREATE); } && $(BIN)/python -m pip install
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test quick-test bench lint format types contracts docs mlflow constraints clean broken
+.PHONY: help setup run test quick-test bench lint format types contracts docs k8s-golden mlflow constraints clean broken
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -70,6 +70,9 @@ contracts: $(DONE) ## check who imports whom
 
 docs: $(DONE) ## write docs/spec.md and docs/cli.md again from the code
 	$(BIN)/python -m lwfed.cli.reference docs
+
+k8s-golden: $(DONE) ## write tests/golden/k8s again from k8s/ (needs kubectl or kustomize)
+	$(BIN)/python -m tests.unit.k8s.rendered
 
 mlflow: $(DONE) ## open the MLflow UI on the runs of this folder (PORT=5000)
 	MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true \

@@ -136,6 +136,11 @@ def for_pods(run_id: str) -> dict[str, str]:
     return {"LWFED_RUN_ID": run_id, **({_PARENT: parent} if parent else {})}
 
 
+def kubeconfig() -> str | None:
+    """The file, or files with colons between them, that say how to reach a cluster (`KUBECONFIG`)."""
+    return _text("KUBECONFIG")
+
+
 def kfp_endpoint() -> str | None:
     """The address of Kubeflow Pipelines (`KF_PIPELINES_ENDPOINT`), as its own client reads it."""
     return _text("KF_PIPELINES_ENDPOINT")

@@ -87,6 +87,8 @@ class Display:
 
     def _on_client_started(self, values: dict[str, Any]) -> None:
         self._clients[values["client"]] = f"{values['client']} starts"
+        if self._live is None and "pod" in values:
+            self._say(f"  [dim]{values['client']} runs {values['step']} in {values['pod']} on {values['node']}[/]")
 
     def _on_client_step(self, values: dict[str, Any]) -> None:
         self._clients[values["client"]] = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -26,7 +27,7 @@ from lwfed.steps.launcher import Emit, Outcome
 from lwfed.steps.tasks import PoolTask, RoundTask, ServerTask
 from lwfed.store import paths
 from lwfed.store.protocol import Store
-from lwfed.types.errors import SHARED_CODES, LwfedError, NotFoundError, error_of
+from lwfed.types.errors import CheckpointError, LwfedError, error_of
 
 TICK_S = 1.0
 """Seconds between looks at what has become due, while nothing is heard."""
@@ -35,7 +36,7 @@ LOOK_S = 5.0
 LOOKS = 4
 """Most pods of a Job whose events are read at a time."""
 DRAIN_S = 1.0
-"""Seconds for which the last lines of pods are waited for."""
+"""Seconds for which the last words of pods and Jobs are waited for."""
 TAIL = 20
 """Lines of a failed pod's log that are shown where it was not followed."""
 PASSED_ON = frozenset({"client_step", "checking", "warning"})
@@ -73,9 +74,11 @@ class KubernetesLauncher:
             for pool, clients in self._settings.by_pool(of_client)
         ]
         call = self._jobs.call(step, tasks[0], deadline_s=deadline_s)
-        for outcome in self._following(call, work, emit=emit).outcomes():
-            if outcome.exit_code in SHARED_CODES:
-                raise error_of(outcome.exit_code, f"{outcome.client}: {outcome.reason}")
+        following = self._following(call, work, emit=emit)
+        for outcome in following.outcomes():
+            if outcome.exit_code == CheckpointError.exit_code:  # all read the same; else a pod's trouble is its own
+                following.end()
+                raise CheckpointError(f"{outcome.client}: {outcome.reason}")
             yield outcome
 
     def server(self, step: str, task: ServerTask, *, emit: Emit) -> None:
@@ -143,20 +146,22 @@ class _Following:
                 for resource in ("jobs", "pods")
             ]
             while self._open() and time.monotonic() < ends_at:
-                for outcome in self._next(min(TICK_S, max(0.0, ends_at - time.monotonic()))):
-                    if outcome.exit_code in SHARED_CODES:
-                        self._end_all()
-                    yield outcome
+                yield from self._next(min(TICK_S, max(0.0, ends_at - time.monotonic())))
             yield from self._late()
             self._drain()
             self._tidy()
         except LwfedError:
-            self._end_all()
+            self.end()
             raise
         finally:
             for watch in watches:
                 watch.close()
             self._logs.close()
+
+    def end(self) -> None:
+        """Removes all its Jobs."""
+        for _, begun in self._begun.values():
+            self._jobs.end(begun)
 
     def _open(self) -> bool:
         return any(state.open for state in self._states.values())
@@ -268,26 +273,19 @@ class _Following:
                 yield Outcome(client, 1, words)
 
     def _tidy(self) -> None:
-        """Ends Jobs that would go on for nobody; those that are done are removed by the cluster in time."""
+        """Ends Jobs that would go on for nobody; those that are over stay to be looked at, until the cluster's time."""
         for uid, (_, begun) in self._begun.items():
-            if not self._states[uid].succeeded:
+            state = self._states[uid]
+            if not state.succeeded and not state.is_over:
                 self._jobs.end(begun)
             self._jobs.forget(begun)
 
-    def _end_all(self) -> None:
-        for _, begun in self._begun.values():
-            self._jobs.end(begun)
-
     def _drain(self) -> None:
-        """Shows the last lines of pods that have ended."""
+        """Hears the last lines of pods that have ended, and the end of Jobs whose clients failed."""
         until = time.monotonic() + DRAIN_S
-        while self._logs.busy() and time.monotonic() < until:
-            try:
-                item = self._news.get(timeout=0.05)
-            except queue.Empty:
-                continue
-            if isinstance(item, Line):
-                self._show(item.pod, item.text)
+        while time.monotonic() < until and (self._logs.busy() or any(map(_should_end, self._states.values()))):
+            with suppress(queue.Empty):
+                self._take(self._news.get(timeout=0.05))
 
     def _show(self, pod: str, text: str) -> None:
         client = self._clients.get(pod, pod)
@@ -322,6 +320,10 @@ def delete_jobs(run_id: str, *, namespace: str) -> int:
         cluster.close()
 
 
+def _should_end(state: JobState) -> bool:
+    return not state.succeeded and not state.is_over and not state.has_live_pods
+
+
 def _client_of(task: PoolTask | ServerTask) -> str:
     return str(getattr(task, "client", SERVER))
 
@@ -338,10 +340,7 @@ def _predicted_memory(store: Store, run_id: str, task: PoolTask | ServerTask) ->
     """Says what the ledger predicts of a client's memory; empty where nothing is known."""
     if not isinstance(task, RoundTask):
         return ""
-    try:
-        run = store.read_ref(paths.run(run_id)) or {}
-    except NotFoundError:
-        return ""
+    run = store.read_ref(paths.run(run_id)) or {}
     stage = next((item["stage"] for item in run.get("stages", ()) if item["key"] == task.stage_key), None)
     cost = next((cost for cost in run.get("predicted", ()) if cost["stage"] == stage), None)
     if cost is None:

@@ -16,6 +16,7 @@ from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
 
+from lwfed import environment
 from lwfed.launch.kubernetes_reasons import one_line
 from lwfed.types.errors import LwfedError, SpecError, UnreachableError
 
@@ -221,7 +222,7 @@ def connect(namespace: str) -> Cluster:
         if _in_cluster():
             config.load_incluster_config(client_configuration=settings)
         else:
-            config.load_kube_config(client_configuration=settings)
+            config.load_kube_config(config_file=environment.kubeconfig(), client_configuration=settings)
     except ConfigException as error:
         raise UnreachableError(
             f"no Kubernetes cluster is configured: {one_line(str(error))}",
@@ -239,7 +240,7 @@ def current_namespace() -> str:
     if _in_cluster():
         return OWN_NAMESPACE.read_text(encoding="utf-8").strip()
     try:
-        _, active = config.list_kube_config_contexts()
+        _, active = config.list_kube_config_contexts(config_file=environment.kubeconfig())
     except ConfigException:
         return "default"
     return str((active or {}).get("context", {}).get("namespace") or "default")

@@ -204,6 +204,16 @@ class JobState:
         """Whether all its clients have ended well, so that the Job ends by itself."""
         return not self.lost and not self.open and not self._ended_badly
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the cluster has told its end."""
+        return self.lost or reasons.job_end(self.value) is not None
+
+    @property
+    def has_live_pods(self) -> bool:
+        """Whether any of its pods is not over."""
+        return any(not pod.over for pod in self._pods.values())
+
     def unmade(self) -> list[str]:
         """Gives the open clients that have no pod."""
         have = {pod.client for pod in self._pods.values() if not pod.over}

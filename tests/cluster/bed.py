@@ -1,0 +1,188 @@
+"""A cluster for tests: one node on the loopback of this machine, so that what tests break is theirs.
+
+Pods mount this environment from the node in place of an image of lwfed's; they run as root for that, since a
+developer's folders are seldom open to others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from lwfed.spec.load import build_spec
+from lwfed.spec.run import RunSpec
+from tests.tiny import VALUES
+
+REPO = Path(__file__).resolve().parents[2]
+TESTBED = Path.home() / ".cache/lwfed-testbed"
+LOOPBACK = ("https://127.", "https://localhost")
+BASE_IMAGE = "docker.io/library/python:3.11-slim"
+HOW_TO_GET = "no cluster of this machine answers: set LWFED_TEST_KUBECONFIG to one with its API on the loopback"
+GPU = "nvidia.com/gpu"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Bed:
+    """A namespace of its own in the cluster.
+
+    Attributes:
+        namespace: Its name.
+        kubeconfig: How to reach the cluster.
+        kubectl: The program.
+        env: Environment of pods that find the store.
+    """
+
+    namespace: str
+    kubeconfig: Path
+    kubectl: str
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    def run(self, *arguments: str, text: str | None = None, check: bool = True) -> str:
+        """Calls kubectl in the namespace; gives what it prints."""
+        ended = subprocess.run(
+            [self.kubectl, "--kubeconfig", str(self.kubeconfig), "-n", self.namespace, *arguments],
+            input=text, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        if check and ended.returncode:
+            raise RuntimeError(f"kubectl {' '.join(arguments)}: {ended.stderr.strip()}")
+        return ended.stdout
+
+    def apply(self, *manifests: Mapping[str, Any]) -> None:
+        """Makes objects."""
+        self.run("apply", "-f", "-", text=yaml.safe_dump_all(manifests))
+
+    def secret(self, name: str, values: Mapping[str, str]) -> None:
+        """Makes a Secret."""
+        self.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": dict(values)})
+
+    def get(self, what: str, *arguments: str) -> list[dict[str, Any]]:
+        """Gives objects."""
+        found: list[dict[str, Any]] = json.loads(self.run("get", what, *arguments, "-o", "json"))["items"]
+        return found
+
+    def jobs(self, selector: str = "app.kubernetes.io/managed-by=lwfed") -> list[dict[str, Any]]:
+        """Gives Jobs."""
+        return self.get("jobs", "-l", selector)
+
+    def pods(self, selector: str = "app.kubernetes.io/managed-by=lwfed") -> list[dict[str, Any]]:
+        """Gives pods."""
+        return self.get("pods", "-l", selector)
+
+    def running_pod(self, selector: str, *, within_s: float = 120) -> str:
+        """Waits for a pod whose container runs; gives its name."""
+
+        def look() -> str | None:
+            for pod in self.pods(selector):
+                states = [status["state"] for status in pod["status"].get("containerStatuses") or ()]
+                if pod["metadata"].get("deletionTimestamp") is None and any("running" in state for state in states):
+                    return str(pod["metadata"]["name"])
+            return None
+
+        return until(look, within_s=within_s, what=f"a running pod with {selector}")
+
+    def kill_process(self, pod: str) -> None:
+        """Sends SIGKILL to a pod's process."""
+        found = json.loads(self.run("get", "pod", pod, "-o", "json"))
+        container = found["status"]["containerStatuses"][0]["containerID"].partition("://")[2]
+        ctr = ["ctr", "-a", str(TESTBED / "run/containerd.sock"), "-n", "k8s.io"]
+        subprocess.run([*ctr, "tasks", "kill", "-s", "SIGKILL", container], check=True, capture_output=True)
+
+    def spec(self, uri: str, *overrides: str, kubernetes: Mapping[str, Any] | None = None) -> RunSpec:
+        """Gives the tiny experiment as this namespace runs it."""
+        settings = {
+            "namespace": self.namespace,
+            "image": BASE_IMAGE,
+            "image_pull_policy": "Never",
+            "run_as_user": 0,
+            "heartbeat_s": 2,
+            "heartbeat_timeout_s": 30,
+            "env": {**environment(), **self.env},
+            "server": pool("server"),
+            "pools": [pool("clients")],
+            **(kubernetes or {}),
+        }
+        values = {
+            **VALUES, "store": {"uri": uri}, "launch": {"kind": "kubernetes", "device": "cpu"}, "kubernetes": settings
+        }  # fmt: skip
+        return build_spec(values, overrides=overrides)
+
+
+def environment() -> dict[str, str]:
+    """Gives what lets a pod run this very environment."""
+    return {
+        "PATH": f"{Path(sys.prefix) / 'bin'}:/usr/local/bin:/usr/bin:/bin",
+        "PYTHONPATH": str(REPO),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def folders() -> list[dict[str, Any]]:
+    """Gives the folders of this environment as volumes of a pool."""
+    wanted = {"repo": REPO, "env": Path(sys.prefix), "python": Path(os.path.realpath(sys.executable)).parents[1]}
+    found = {name: path for name, path in wanted.items() if name == "repo" or REPO not in path.parents}
+    return [{"name": name, "mount_path": str(path), "host_path": str(path)} for name, path in found.items()]
+
+
+def pool(name: str, **settings: Any) -> dict[str, Any]:
+    """Gives a pool with this environment in its pods."""
+    return {"name": name, "cpu": "50m", "volumes": folders(), **settings}
+
+
+def until(look: Callable[[], T | None], *, within_s: float, what: str) -> T:
+    """Waits until something is there."""
+    ends_at = time.monotonic() + within_s
+    while time.monotonic() < ends_at:
+        found = look()
+        if found:
+            return found
+        time.sleep(0.2)
+    raise AssertionError(f"{what}: not within {within_s:g} s")
+
+
+def find_cluster() -> tuple[Path, str] | None:
+    """Finds a cluster that is for tests, and kubectl; None where there is none.
+
+    A cluster that KUBECONFIG names may be anybody's, so one that is not on the loopback is never taken.
+    """
+    named = os.environ.get("LWFED_TEST_KUBECONFIG")
+    path = Path(named) if named else TESTBED / "pki/admin.kubeconfig"
+    kubectl = shutil.which("kubectl") or shutil.which("kubectl", path=str(TESTBED / "bin"))
+    if not path.is_file() or kubectl is None:
+        return None
+    clusters = yaml.safe_load(path.read_text(encoding="utf-8"))["clusters"]
+    if not all(entry["cluster"]["server"].startswith(LOOPBACK) for entry in clusters):
+        return None
+    asked = subprocess.run(
+        [kubectl, "--kubeconfig", str(path), "get", "--raw", "/readyz", "--request-timeout=5s"], capture_output=True
+    )
+    return (path, kubectl) if asked.returncode == 0 else None
+
+
+@contextmanager
+def namespace(name: str) -> Iterator[Bed | None]:
+    """Makes a namespace for a while; gives None where there is no cluster."""
+    found = find_cluster()
+    if found is None:
+        yield None
+        return
+    bed = Bed(namespace=name, kubeconfig=found[0], kubectl=found[1])
+    bed.run("create", "namespace", name)
+    until(lambda: bed.run("get", "serviceaccount", "default", check=False), within_s=30, what="the default account")
+    try:
+        yield bed
+    finally:
+        bed.run("delete", "namespace", name, "--wait=false")
