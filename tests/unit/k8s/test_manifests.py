@@ -1,0 +1,294 @@
+"""What holds of all manifests: security, resources, secrets, images, network policies, rights."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from lwfed.launch.kubernetes_manifests import Surroundings, Work, job
+from lwfed.spec.kubernetes import KubernetesSpec
+from pipelines.pipeline import LABELS as TASK_LABELS
+from tests.unit.k8s.rendered import K8S, LWFED, OVERLAYS, Object, golden
+from tests.unit.k8s.restricted import breaches
+
+WORK_LABELS = {"app.kubernetes.io/name": "lwfed", "app.kubernetes.io/managed-by": "lwfed", "lwfed/step": "train-client"}
+CLUSTER_WIDE = {"PriorityClass", "Namespace"}
+
+
+def launched(**settings: Any) -> Object:
+    """Gives the Job of a pool, as the launcher makes it."""
+    spec = KubernetesSpec.model_validate({"image": "lwfed:1", **settings})
+    work = Work(name="lwfed-1", step="train-client", count=2, store="s3://a", digest="0" * 64, labels=WORK_LABELS)
+    return job(work, spec.pools[0], spec, around=Surroundings())
+
+
+def pod_templates(found: list[Object]) -> Iterator[tuple[str, Object]]:
+    for one in found:
+        if "template" in one.get("spec", {}):
+            yield one["metadata"]["name"], one["spec"]["template"]
+
+
+def of_kind(found: list[Object], kind: str) -> list[Object]:
+    return [one for one in found if one["kind"] == kind]
+
+
+def selects(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+    """Whether a label selector takes these labels."""
+    for rule in selector.get("matchExpressions", ()):
+        key, values = rule["key"], rule.get("values", ())
+        held = {
+            "Exists": key in labels, "DoesNotExist": key not in labels,
+            "In": labels.get(key) in values, "NotIn": labels.get(key) not in values,
+        }  # fmt: skip
+        if not held[rule["operator"]]:
+            return False
+    return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
+
+
+# ---- pods
+
+
+@pytest.mark.parametrize("name", LWFED)
+def test_pods_are_restricted(name: str) -> None:
+    assert {
+        pod: breaches(template["spec"]) for pod, template in pod_templates(golden(name)) if breaches(template["spec"])
+    } == {}
+
+
+def test_pods_of_the_launcher_are_restricted() -> None:
+    gpu = {"name": "gpu", "gpus": 2, "volumes": [{"name": "data", "mount_path": "/data", "claim": "data"}]}
+    for made in (launched(), launched(pools=[gpu])):
+        assert breaches(made["spec"]["template"]["spec"]) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (["hostNetwork"], True, "hostNetwork"),
+        (["volumes", 0], {"name": "tmp", "hostPath": {"path": "/"}}, "volume tmp"),
+        (["securityContext", "runAsNonRoot"], False, "mlflow: runAsNonRoot"),
+        (["securityContext", "runAsUser"], 0, "mlflow: runAsUser"),
+        (["securityContext", "seccompProfile"], {"type": "Unconfined"}, "mlflow: seccompProfile"),
+        (["containers", 0, "securityContext", "capabilities"], {"drop": ["NET_RAW"]}, "mlflow: capabilities"),
+        (["containers", 0, "securityContext", "allowPrivilegeEscalation"], True, "mlflow: allowPrivilegeEscalation"),
+        (["containers", 0, "securityContext", "readOnlyRootFilesystem"], False, "mlflow: readOnlyRootFilesystem"),
+        (["containers", 0, "securityContext", "privileged"], True, "mlflow: privileged"),
+    ],
+)
+def test_the_standard_sees_each_breach(path: list[Any], value: Any, said: str) -> None:
+    (pod,) = [copy.deepcopy(one["spec"]["template"]["spec"]) for one in of_kind(golden("kind"), "Deployment")]
+    assert breaches(pod) == []
+    *parents, last = path
+    place: Any = pod
+    for key in parents:
+        place = place[key]
+    place[last] = value
+    assert breaches(pod) == [said]
+
+
+@pytest.mark.parametrize("name", LWFED)
+def test_containers_have_requests_limits_and_probes(name: str) -> None:
+    for pod, template in pod_templates(golden(name)):
+        for container in template["spec"]["containers"]:
+            resources = container["resources"]
+            for kind in ("requests", "limits"):
+                assert {"cpu", "memory", "ephemeral-storage"} <= set(resources[kind]), (pod, container["name"], kind)
+            assert {"startupProbe", "livenessProbe", "readinessProbe"} <= set(container), (pod, container["name"])
+
+
+@pytest.mark.parametrize("name", LWFED)
+def test_pods_have_no_token_and_no_sidecar(name: str) -> None:
+    for pod, template in pod_templates(golden(name)):
+        assert template["spec"]["automountServiceAccountToken"] is False, pod
+        assert template["spec"]["enableServiceLinks"] is False, pod
+        assert template["metadata"]["annotations"]["sidecar.istio.io/inject"] == "false", pod
+
+
+@pytest.mark.parametrize("name", LWFED)
+def test_images_are_pinned(name: str) -> None:
+    for pod, template in pod_templates(golden(name)):
+        for container in template["spec"]["containers"]:
+            _, _, tag = container["image"].rpartition("/")[2].partition(":")
+            assert tag and tag != "latest", (pod, container["image"])
+
+
+def test_openshift_gives_users_and_nobody_else() -> None:
+    said = json.dumps(golden("openshift"))
+    assert not re.search(r"runAsUser|runAsGroup|fsGroup", said)
+    assert "runAsUser" in json.dumps(golden("kind"))
+
+
+def test_minio_is_the_version_that_tests_run_against() -> None:
+    version = re.search(r"^ARG VERSION=(\S+)$", (K8S / "components/minio/Containerfile").read_text(), re.MULTILINE)
+    tested = re.search(r"^VERSION=(\S+)$", (K8S.parent / ".ci/minio").read_text(), re.MULTILINE)
+    assert version and tested and version[1] == tested[1]
+
+
+# ---- names and secrets
+
+
+@pytest.mark.parametrize("name", LWFED)
+def test_all_is_in_one_namespace(name: str) -> None:
+    found = golden(name)
+    spaces = {one["metadata"].get("namespace") for one in found if one["kind"] not in CLUSTER_WIDE}
+    assert len(spaces) == 1 and None not in spaces
+    assert {one["metadata"]["name"] for one in of_kind(found, "Namespace")} <= spaces
+    subjects = [subject for one in of_kind(found, "RoleBinding") for subject in one["subjects"]]
+    assert {subject["namespace"] for subject in subjects} == spaces
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_no_secret_is_written_down(name: str) -> None:
+    found = golden(name)
+    assert of_kind(found, "Secret") == []
+    for pod, template in pod_templates(found):
+        for container in template["spec"]["containers"]:
+            for variable in container.get("env", ()):
+                secret = re.search(r"PASSWORD|SECRET|TOKEN|ACCESS_KEY", variable["name"])
+                assert not (secret and "value" in variable), (pod, variable["name"])
+    words = re.findall(r"://[^/\s\"]*:([^/\s\"@]+)@", json.dumps(found))
+    assert set(words) <= {"$(POSTGRES_PASSWORD)"}
+    assert not any(base64.b64encode(word).decode() in json.dumps(found) for word in (b"minio123", b"minioadmin"))
+
+
+@pytest.mark.parametrize("name", LWFED)
+def test_only_the_namespace_is_not_labelled_as_a_part(name: str) -> None:
+    """What is deleted by label must leave the namespace alone."""
+    for one in golden(name):
+        part = one["metadata"].get("labels", {}).get("app.kubernetes.io/part-of")
+        assert part == (None if one["kind"] == "Namespace" else "lwfed"), one["metadata"]["name"]
+
+
+# ---- Services and network policies
+
+
+@pytest.mark.parametrize("name", LWFED)
+def test_services_find_their_pods_and_ports(name: str) -> None:
+    found = golden(name)
+    for service in of_kind(found, "Service"):
+        (template,) = [
+            template
+            for _, template in pod_templates(found)
+            if selects({"matchLabels": service["spec"]["selector"]}, template["metadata"]["labels"])
+        ]
+        names = {port["name"] for one in template["spec"]["containers"] for port in one["ports"]}
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= names
+
+
+def test_labels_are_those_of_the_launcher_and_the_pipeline() -> None:
+    assert launched()["spec"]["template"]["metadata"]["labels"].items() >= WORK_LABELS.items()
+    assert TASK_LABELS == {"app.kubernetes.io/name": "lwfed", "app.kubernetes.io/component": "coordinator"}
+
+
+@pytest.mark.parametrize("name", LWFED)
+def test_policies_select_pods_that_exist(name: str) -> None:
+    found = golden(name)
+    known = [WORK_LABELS, dict(TASK_LABELS), *(template["metadata"]["labels"] for _, template in pod_templates(found))]
+    for policy in of_kind(found, "NetworkPolicy"):
+        spec, who = policy["spec"], policy["metadata"]["name"]
+        assert any(selects(spec["podSelector"], labels) for labels in known), who
+        peers = [peer for rule in spec.get("ingress", ()) for peer in rule["from"]]
+        peers += [peer for rule in spec.get("egress", ()) for peer in rule["to"]]
+        for peer in peers:
+            if "namespaceSelector" in peer or "ipBlock" in peer:
+                continue  # of others
+            selector = peer["podSelector"]
+            assert any(selects(selector, labels) for labels in known) or "matchLabels" not in selector, (who, peer)
+
+
+def allowed(found: list[Object], labels: Mapping[str, str]) -> list[tuple[Object, int]]:
+    """Gives what pods of these labels may ask: peers and ports; fails where nothing restricts them."""
+    policies = [one["spec"] for one in of_kind(found, "NetworkPolicy") if selects(one["spec"]["podSelector"], labels)]
+    assert any("Egress" in spec["policyTypes"] for spec in policies)
+    return [
+        (peer, port["port"])
+        for spec in policies
+        for rule in spec.get("egress", ())
+        for peer in rule["to"]
+        for port in rule["ports"]
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name in LWFED if name != "kind"])
+def test_only_needed_flows(name: str) -> None:
+    found = golden(name)
+    client = allowed(found, WORK_LABELS)
+    coordinator = allowed(found, TASK_LABELS)
+    dns, store = (5353 if name == "openshift" else 53), (443 if name == "cluster" else 9000)
+    assert {port for _, port in client} == {dns, store}
+    assert {port for _, port in coordinator} >= {dns, store, 443, 6443, 8887}
+    assert all(peer.get("ipBlock", {}).get("cidr") != "0.0.0.0/0" for peer, _ in client)
+    for labels in (WORK_LABELS, TASK_LABELS):
+        policies = [
+            one["spec"] for one in of_kind(found, "NetworkPolicy") if selects(one["spec"]["podSelector"], labels)
+        ]
+        assert any("Ingress" in spec["policyTypes"] for spec in policies)
+        assert not any(spec.get("ingress") for spec in policies)
+
+
+def test_addresses_to_change_exist_nowhere() -> None:
+    """Until they are changed, nothing gets through."""
+    blocks = [
+        peer["ipBlock"]["cidr"]
+        for labels in (WORK_LABELS, TASK_LABELS)
+        for peer, port in allowed(golden("cluster"), labels)
+        if "ipBlock" in peer and port != 53
+    ]
+    assert blocks and all(cidr.startswith("192.0.2.") for cidr in blocks)
+
+
+def test_minio_and_postgres_are_asked_by_whom_they_serve() -> None:
+    found = golden("kind")
+    asked = {one["metadata"]["name"]: one["spec"]["ingress"] for one in of_kind(found, "NetworkPolicy")}
+
+    def lets(policy: str, labels: Mapping[str, str]) -> bool:
+        peers = [peer for rule in asked[policy] for peer in rule["from"] if "namespaceSelector" not in peer]
+        return any(selects(peer["podSelector"], labels) for peer in peers)
+
+    templates = {name: template["metadata"]["labels"] for name, template in pod_templates(found)}
+    stranger = {"app": "ml-pipeline"}
+    assert lets("lwfed-minio", WORK_LABELS) and lets("lwfed-minio", TASK_LABELS)
+    assert lets("lwfed-minio", templates["lwfed-mlflow"]) and not lets("lwfed-minio", stranger)
+    assert lets("lwfed-postgres", templates["lwfed-mlflow"])
+    assert not lets("lwfed-postgres", WORK_LABELS) and not lets("lwfed-postgres", TASK_LABELS)
+    assert lets("lwfed-mlflow-server", TASK_LABELS) and not lets("lwfed-mlflow-server", WORK_LABELS)
+
+
+# ---- components of others
+
+
+def test_the_plugin_is_set_by_keys_that_kubeflow_knows() -> None:
+    plugin = json.loads((K8S / "components/kfp-mlflow-plugin/plugin.json").read_text())
+    assert set(plugin) <= {"endpoint", "timeout", "tls", "settings"}
+    assert plugin["settings"]["injectUserEnvVars"] is True
+    assert set(plugin["settings"]) <= {
+        "authType", "workspacesEnabled", "defaultExperimentName", "experimentDescription", "injectUserEnvVars",
+        "kfpBaseURL", "kfpRunURLPathTemplate", "mlflowBaseURL", "mlflowUIPathPrefix", "credentialSecretRef",
+    }  # fmt: skip
+    (server,) = golden("kfp")
+    (container,) = server["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == "kfp-api-server:2.17.0"
+    (mount,) = container["volumeMounts"]
+    (volume,) = server["spec"]["template"]["spec"]["volumes"]
+    assert mount["mountPath"] == "/config/config.json" and mount["name"] == volume["name"]
+
+
+def test_kueue_fits_together() -> None:
+    found = golden("kueue-cluster")
+    (queue,) = of_kind(found, "ClusterQueue")
+    (local,) = of_kind(golden("everything"), "LocalQueue")
+    assert local["spec"]["clusterQueue"] == queue["metadata"]["name"]
+    assert all("namespace" not in one["metadata"] for one in found)
+    flavors = {one["metadata"]["name"] for one in of_kind(found, "ResourceFlavor")}
+    (group,) = queue["spec"]["resourceGroups"]
+    assert {flavor["name"] for flavor in group["flavors"]} == flavors
+    for flavor in group["flavors"]:
+        assert [resource["name"] for resource in flavor["resources"]] == group["coveredResources"]
+    space = queue["spec"]["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+    assert space == local["metadata"]["namespace"]
