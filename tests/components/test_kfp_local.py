@@ -36,7 +36,8 @@ def test_pipeline_ends_in_the_digest_of_a_run(
     stages, rounds = runs.history(store, run)
     assert stages[-1]["digest"] == here.digest and len(rounds) == 2
     summary = store.read_ref(paths.summary("piped"))
-    assert summary is not None and summary["digest"] == here.digest and summary["complete"]
+    assert summary is not None and summary["digest"] == here.digest
+    assert summary["status"] == "finished"
     outputs = next((tmp_path / "tasks").glob("lwfed-experiment-*"))
     assert (outputs / "train-stage-2" / "digest").read_text() == here.digest
     assert "</html>" in (outputs / "report" / "page").read_text(encoding="utf-8")
