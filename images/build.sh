@@ -78,7 +78,8 @@ run() { if [ -n "$dry" ]; then printf '%q ' "$@"; echo; else "$@" >&2; fi; }
 build() {
   local name=$1 file=$2 label=$3; shift 3
   local options=(--file "$file" --tag "$name:$label")
-  options+=(--build-arg "REVISION=$revision" --build-arg "VERSION=$version" --build-arg "SOURCE=$source")
+  options+=(--label "org.opencontainers.image.revision=$revision" --label "org.opencontainers.image.version=$version")
+  [ -z "$source" ] || options+=(--label "org.opencontainers.image.source=$source")
   [ -z "$base" ] || options+=(--build-arg "BASE=$base")
   [ -z "$wheels" ] || options+=(--build-context "wheels=$wheels" --build-arg WHEELS=/wheels)
   [ -z "$pip_conf" ] || options+=(--secret "id=pip,src=$pip_conf")
