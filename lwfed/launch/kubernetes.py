@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from functools import partial
 from typing import Any
 
@@ -75,11 +75,12 @@ class KubernetesLauncher:
         ]
         call = self._jobs.call(step, tasks[0], deadline_s=deadline_s)
         following = self._following(call, work, emit=emit)
-        for outcome in following.outcomes():
-            if outcome.exit_code == CheckpointError.exit_code:  # all read the same; else a pod's trouble is its own
-                following.end()
-                raise CheckpointError(f"{outcome.client}: {outcome.reason}")
-            yield outcome
+        with closing(following.outcomes()) as outcomes:
+            for outcome in outcomes:
+                if outcome.exit_code == CheckpointError.exit_code:  # all read the same; else a pod's trouble is its own
+                    following.end()
+                    raise CheckpointError(f"{outcome.client}: {outcome.reason}")
+                yield outcome
 
     def server(self, step: str, task: ServerTask, *, emit: Emit) -> None:
         """Runs the server's step in a pod of its pool, unless its result is committed already."""
@@ -87,7 +88,8 @@ class KubernetesLauncher:
             return
         pool = self._settings.server
         call = self._jobs.call(step, task, deadline_s=None)
-        for outcome in self._following(call, [(pool, [_placed(task, pool)])], emit=emit).outcomes():
+        following = self._following(call, [(pool, [_placed(task, pool)])], emit=emit)
+        for outcome in list(following.outcomes()):  # to the end: a Job that goes on for nobody is removed there
             if outcome.exit_code:
                 raise error_of(outcome.exit_code, outcome.reason)
 
@@ -131,7 +133,7 @@ class _Following:
         self._logs = Logs(cluster, news=self._news)
         self._looked_at = time.monotonic()
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def outcomes(self) -> Generator[Outcome]:
         """Yields an outcome a task as they end; see `Launcher.clients` for what it raises.
 
         Whoever stops listening leaves the Jobs as they are: a coordinator that is ended has a successor.

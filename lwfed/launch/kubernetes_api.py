@@ -151,6 +151,8 @@ class Cluster:
                 if not _passes(error.status):
                     raise self._error(error, verb=verb, resource=resource) from None
                 problem = f"answers {error.status} {error.reason}"
+            except ValueError:
+                problem = "answers something that is not JSON"
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 problem = one_line(str(error))
             if time.monotonic() + pause > ends_at:
@@ -231,7 +233,11 @@ def connect(namespace: str) -> Cluster:
     settings.retries = False
     settings.connection_pool_maxsize = CONNECTIONS
     cluster = Cluster(namespace, api=client.ApiClient(settings))
-    cluster.check()
+    try:
+        cluster.check()
+    except LwfedError:
+        cluster.close()
+        raise
     return cluster
 
 

@@ -118,7 +118,8 @@ class Jobs:
             self._cluster.delete_job(value["metadata"]["name"], uid=value["metadata"]["uid"])
         for attempt in range(number, number + NAME_TRIES):
             name = job_name(call.step, tasks[0], run_id=self._run_id, pool=pool.name, attempt=attempt)
-            self._store.write_ref(paths.job(name), wanted)
+            if not self._listed(name, wanted):
+                continue
             manifest = job(self._work(call, pool, wanted, name=name), pool, self._settings, around=self._around)
             made = self._cluster.create_job(manifest)
             if made is not None:
@@ -143,6 +144,16 @@ class Jobs:
         """Removes the list of tasks of a Job whose pods have all started and ended."""
         with suppress(LwfedError):
             self._store.delete(paths.job(begun.name))
+
+    def _listed(self, name: str, wanted: Mapping[str, Any]) -> bool:
+        """Writes a Job's list, but never over one that pods read: equal stages of two runs ask for the same names."""
+        key = paths.job(name)
+        if self._store.write_ref(key, wanted, if_absent=True) or self._store.read_ref(key) == wanted:
+            return True
+        if self._cluster.read_job(name) is not None:
+            return False
+        self._store.write_ref(key, wanted)  # left by a Job that is gone
+        return True
 
     def _list_of(self, call: Call, tasks: Sequence[PoolTask | ServerTask]) -> dict[str, Any]:
         settings = self._settings

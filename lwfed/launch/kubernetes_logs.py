@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from contextlib import suppress
 
@@ -16,6 +15,7 @@ from lwfed.types.errors import LwfedError
 
 AT_A_TIME = 16
 RECONNECTS = 20
+"""Connections in a row that break before a line comes, after which a log is given up."""
 
 
 class Logs:
@@ -94,25 +94,26 @@ class Logs:
 
     def _follow(self, pod: str) -> None:
         """Tells a log's lines once each, over broken connections."""
-        last = ""
-        for attempt in range(RECONNECTS):
-            since = {"sinceTime": last} if last else {}
+        last, tries = "", 0
+        while True:
+            known, since = last, ({"sinceTime": last} if last else {})
             try:
                 stream = self._cluster.log(pod, container=CONTAINER, follow="true", timestamps="true", **since)
                 with self._lock:
-                    if pod in self._streams:
-                        self._streams[pod] = stream
+                    self._streams[pod] = stream
+                if self._over.is_set():  # closed in this moment: nobody else ends it
+                    shut(stream)
                 for line in lines_of(stream):
                     if self._over.is_set():
                         return
                     when, _, text = line.partition(" ")
-                    if when > last:
-                        last = when
+                    if when > known:  # a connection begins with what the one before has told
+                        last, tries = max(last, when), 0
                         self._news.put(Line(pod, text))
                 return
             except DeniedError:
                 raise
             except LwfedError:
-                if self._over.is_set() or attempt == RECONNECTS - 1:
+                tries += 1
+                if self._over.wait(min(0.25 * 2**tries, 5.0)) or tries == RECONNECTS:
                     raise
-                time.sleep(min(0.5 * 2**attempt, 5.0))

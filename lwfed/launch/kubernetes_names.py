@@ -32,7 +32,7 @@ TASKS_NOTE = "lwfed/tasks"
 TEMPLATE_NOTE = "lwfed/template"
 
 MAX_NAME = 57
-"""Most characters of a Job's name: its pods add an index and five letters, and still fit a label."""
+"""Most characters of a Job's name: its pods' host names add an index of up to five digits, and still fit a label."""
 
 _LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 

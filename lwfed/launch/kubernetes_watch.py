@@ -133,11 +133,13 @@ class Watch:
         stream = self._cluster.watch(self._resource, selector=self._selector, version=version)
         self._stream = stream
         self._answered_at = time.monotonic()
+        if self._over.is_set():  # closed in this moment: nobody else ends it
+            shut(stream)
         for line in lines_of(stream):
             if self._over.is_set():
                 break
             self._answered_at = time.monotonic()
-            event = json.loads(line)
+            event = _event(line)
             kind, value = event["type"], event["object"]
             if kind == "ERROR":
                 if value.get("code") == 410:
@@ -161,6 +163,14 @@ class Watch:
     def _put(self, item: News) -> None:
         if not self._over.is_set():
             self._news.put(item)
+
+
+def _event(line: str) -> dict[str, Any]:
+    try:
+        event: dict[str, Any] = json.loads(line)
+    except ValueError:
+        raise UnreachableError("the connection broke in the middle of a line") from None
+    return event
 
 
 def shut(stream: urllib3.BaseHTTPResponse | None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from lwfed.plan.levers import LeversPlan, plan_levers
 from lwfed.plan.strategies import Selection, select, stage_rounds
 from lwfed.plan.units import depths_by_stage, group_of
 from lwfed.spec.base import Section
@@ -60,6 +61,9 @@ class TrainingPlan(Section):
     precision: Literal["auto", "fp32", "bf16"]
     proximal_mu: float
     threads: int
+    moments: Literal["fp32", "bf16", "int8"]
+    step_in_backward: bool
+    activation_checkpointing: bool
 
 
 class Rates(Section):
@@ -85,6 +89,7 @@ class StagePlan(Section):
         rates: Module group -> learning rate and weight decay in force.
         model: The model; an encoder's `blocks_per_stage` is the number this stage appends.
         training: Local training.
+        levers: What makes it cheap.
         devices: Devices a client.
         seed: The run's seed, as text.
     """
@@ -105,6 +110,7 @@ class StagePlan(Section):
     cohort: CohortPlan
     server: ServerSpec
     exchange: ExchangeSpec
+    levers: LeversPlan
     evaluation: EvaluationSpec
     data: DataPlan
     devices: int
@@ -175,6 +181,7 @@ def _plan_stage(
         ),
         server=federation.server,
         exchange=spec.exchange,
+        levers=plan_levers(spec, cut=selection.cut, rounds=rounds[stage - 1]),
         evaluation=spec.evaluation,
         data=DataPlan(
             source=data.source,

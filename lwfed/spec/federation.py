@@ -71,8 +71,12 @@ class FederationSpec(Section):
 class ExchangeSpec(Section):
     """How tensors travel."""
 
-    upload: Literal["fp32"] = Field("fp32", description="from a client to the server")
-    download: Literal["fp32"] = Field("fp32", description="from the server to a client")
+    upload: Literal["fp32", "bf16", "int8"] = Field(
+        "fp32", description="from a client to the server; bf16 and int8 are changes, with what was rounded off kept"
+    )
+    download: Literal["fp32", "bf16", "int8"] = Field(
+        "fp32", description="from the server to a client; bf16 and int8 are a round's change, which all decode alike"
+    )
 
 
 class LaunchSpec(Section):

@@ -10,6 +10,7 @@ from lwfed.spec.base import Section
 from lwfed.spec.data import DataSpec
 from lwfed.spec.federation import ExchangeSpec, FederationSpec, LaunchSpec, StoreSpec, TrackingSpec
 from lwfed.spec.kubernetes import KubernetesSpec
+from lwfed.spec.levers import LeversSpec
 from lwfed.spec.model import ModelSpec
 from lwfed.spec.training import EvaluationSpec, TrainingSpec
 
@@ -51,6 +52,7 @@ class RunSpec(Section):
     training: TrainingSpec = TrainingSpec()
     federation: FederationSpec = FederationSpec()
     exchange: ExchangeSpec = ExchangeSpec()
+    levers: LeversSpec = LeversSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     launch: LaunchSpec = LaunchSpec()
     store: StoreSpec = StoreSpec()

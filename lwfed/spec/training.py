@@ -29,6 +29,23 @@ class TrainingSpec(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device has it")
     proximal_mu: float = Field(0.0, ge=0, description="FedProx: weight of the distance to the global model")
     threads: int = Field(1, ge=1, description="CPU threads a client; part of what a digest depends on")
+    moments: Literal["fp32", "bf16", "int8"] = Field("fp32", description="how AdamW's two moments are kept")
+    step_in_backward: bool = Field(
+        False, description="update each parameter as its gradient is there, which is freed at once"
+    )
+    activation_checkpointing: bool = Field(
+        False, description="compute the trained blocks' activations again in the backward pass in place of keeping them"
+    )
+
+    @model_validator(mode="after")
+    def _step_in_backward_fits(self) -> Self:
+        if self.step_in_backward and self.gradient_accumulation > 1:
+            raise ValueError(
+                "`step_in_backward` frees each gradient at once, and `gradient_accumulation` adds them up: use one"
+            )
+        if self.step_in_backward and self.clip_norm is not None:
+            raise ValueError("`step_in_backward` never has all gradients, whose norm `clip_norm` needs: use one")
+        return self
 
 
 class EvaluationSpec(Section):

@@ -1,0 +1,61 @@
+"""Which levers a stage uses: decided here, from the spec alone, so that they are part of what a result depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from lwfed.spec.base import Section
+from lwfed.spec.run import RunSpec
+
+FAMILIES_WITH_FEATURE_TOKEN = frozenset({"vit", "distilbert", "ast"})
+"""Encoders whose feature is one token, so that their last block may be computed for that token alone."""
+AUGMENTED = frozenset({"image"})
+"""Modalities whose inputs differ from epoch to epoch when data are augmented."""
+
+
+class LeversPlan(Section):
+    """The levers of a stage.
+
+    Attributes:
+        last_block: Modality -> how its last block present is computed.
+        views: Modality -> views of an example that are kept of its frozen prefix's outputs, 1 where all are equal;
+            modalities whose prefix is not kept are left out.
+    """
+
+    last_block: dict[str, Literal["full", "row", "absorbed"]]
+    views: dict[str, int]
+
+
+def plan_levers(spec: RunSpec, *, cut: Mapping[str, int], rounds: int) -> LeversPlan:
+    """Decides a stage's levers.
+
+    A prefix's outputs are kept where `levers.prefix_cache` is on, or where it is auto and an example's prefix would be
+    computed more often than it has views: over `rounds` x `local_epochs` x `fraction_fit` epochs.
+
+    Args:
+        spec: The experiment.
+        cut: Modality -> number of frozen leading blocks; 0 where nothing is frozen.
+        rounds: Rounds of the stage.
+    """
+    wanted = spec.levers.last_block
+    best: Literal["full", "row", "absorbed"] = "absorbed" if wanted == "auto" else wanted
+    views = {modality: views_of(spec, modality) for modality, count in cut.items() if count}
+    epochs = rounds * spec.training.local_epochs * spec.federation.fraction_fit
+    kept = {
+        modality: count
+        for modality, count in views.items()
+        if count and rounds and (spec.levers.prefix_cache == "on" or epochs > count)
+    }
+    return LeversPlan(
+        last_block={
+            modality: best if encoder.family in FAMILIES_WITH_FEATURE_TOKEN else "full"
+            for modality, encoder in spec.model.encoders.items()
+        },
+        views={} if spec.levers.prefix_cache == "off" else kept,
+    )
+
+
+def views_of(spec: RunSpec, modality: str) -> int:
+    """Gives how many views of an example there are to keep; 0: each epoch has its own."""
+    return spec.levers.views if modality in AUGMENTED and spec.data.augment else 1
