@@ -58,7 +58,7 @@ def waiting(pod: Values, *, container: str, events: Sequence[Values] = ()) -> Wa
     Returns:
         None where it runs, is over, or is just being started.
     """
-    if pod["status"].get("phase", "Pending") != "Pending":
+    if pod["status"].get("phase", "Pending") != "Pending" or is_running(pod, container=container):
         return None
     state = (_container(pod, container).get("state") or {}).get("waiting") or {}
     reason, message = state.get("reason", ""), state.get("message", "")
@@ -81,13 +81,13 @@ def waiting(pod: Values, *, container: str, events: Sequence[Values] = ()) -> Wa
 
 def is_being_made(pod: Values, *, container: str) -> bool:
     """Whether a pod has a node and its container is not there yet: its events may say why that takes long."""
-    if pod["status"].get("phase") != "Pending" or waiting(pod, container=container) is not None:
+    if pod["status"].get("phase") != "Pending" or is_running(pod, container=container):
         return False
-    return bool(pod["spec"].get("nodeName"))
+    return waiting(pod, container=container) is None and bool(pod["spec"].get("nodeName"))
 
 
 def is_running(pod: Values, *, container: str) -> bool:
-    """Whether the container has been started."""
+    """Whether the container has been started; a pod may still be Pending when a short one is over."""
     state = _container(pod, container).get("state") or {}
     return "running" in state or "terminated" in state
 

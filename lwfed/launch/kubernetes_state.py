@@ -175,6 +175,8 @@ class JobState:
 
     def on_time(self, *, now: float) -> list[Fact]:
         """Looks at what has become due."""
+        if self.lost:
+            return []
         facts: list[Fact] = []
         for client, since in sorted(self._failed_at.items()):
             if client in self._failures or now - since > SETTLE_S:

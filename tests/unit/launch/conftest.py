@@ -1,0 +1,41 @@
+"""A stand-in for a cluster's API server, to which this process's settings lead."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lwfed.launch import kubernetes_api
+from lwfed.launch.kubernetes_api import Cluster, connect
+from lwfed.launch.kubernetes_watch import Queue
+from tests.unit.launch.api_server import NAMESPACE, ApiServer, serving
+
+PODS_OWN = ("POD_NAME", "KFP_POD_NAME", "MLFLOW_RUN_ID", "LWFED_MLFLOW_PARENT_RUN_ID")
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    """The server; this process is in no pod, even where the tests run in one."""
+    for name in PODS_OWN:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(kubernetes_api, "OWN_NAMESPACE", tmp_path / "in-no-pod")
+    with serving() as found:
+        monkeypatch.setenv("KUBECONFIG", str(found.kubeconfig(tmp_path / "kubeconfig")))
+        yield found
+
+
+@pytest.fixture
+def cluster(server: ApiServer) -> Iterator[Cluster]:
+    """A connection to it."""
+    found = connect(NAMESPACE)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def news() -> Queue:
+    """Where watches and logs tell."""
+    return queue.SimpleQueue()
