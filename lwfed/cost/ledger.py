@@ -8,7 +8,7 @@ is present, gradients and AdamW's two moments of what is trained, and the activa
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lwfed.cost.heads import prediction_head, projection_head
@@ -38,6 +38,7 @@ class UnitBill:
         backward_flops: A sample; 0 where it is frozen.
         saved_bytes: Activations kept for the backward pass, a sample; 0 where it is frozen.
         fixed_bytes: The same, once and not a sample.
+        fill_flops: An example, once a stage: where its outputs are kept and were not before.
     """
 
     unit: str
@@ -50,6 +51,7 @@ class UnitBill:
     backward_flops: int
     saved_bytes: int
     fixed_bytes: int
+    fill_flops: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class StageCost:
         forward_flops: A sample.
         backward_flops: A sample.
         tokens: Modality -> tokens counted with.
-        weights_bytes: Weights of all that is present.
+        weights_bytes: Weights of all that is present; frozen blocks whose outputs are kept are not loaded.
         gradients_bytes: Gradients of what is trained.
         optimizer_bytes: AdamW's moments of what is trained.
         activations_bytes: What autograd keeps for a micro-batch.
@@ -75,6 +77,8 @@ class StageCost:
         batch_size: Examples a step.
         micro_batch_size: Examples a forward pass on one device.
         sample_bytes: Part of `activations_bytes` that each example adds.
+        fill_flops: An example, once: frozen blocks whose outputs are kept.
+        cache_bytes: An example: those outputs on the client's disk, of texts one caption's.
         units: The bill of each unit, in the order data passes them.
     """
 
@@ -96,6 +100,8 @@ class StageCost:
     batch_size: int
     micro_batch_size: int
     sample_bytes: int
+    fill_flops: int
+    cache_bytes: int
     units: tuple[UnitBill, ...]
 
     @property
@@ -158,6 +164,7 @@ def stage_costs(
                 new=new,
                 units=model_units(stage.model, architectures=architectures, num_classes=num_classes),
                 tokens=_tokens(architectures, tokens),
+                widths={m: architecture.width for m, architecture in architectures.items()},
             )
         )
         if stage.rounds:
@@ -183,6 +190,7 @@ def end_to_end_cost(
         new=set(),
         units=model_units(last.model, architectures=architectures, num_classes=num_classes),
         tokens=_tokens(architectures, tokens),
+        widths={},
     )
 
 
@@ -227,12 +235,15 @@ def _price(
     new: set[str],
     units: Mapping[str, Unit],
     tokens: Mapping[str, int],
+    widths: Mapping[str, int],
 ) -> StageCost:
     training = stage.training
     micro = -(-training.batch_size // (training.gradient_accumulation * stage.devices))
+    kept = stage.levers.views if widths else {}
     bills = _bills(
         present, trained=set(trained), units=units, tokens=tokens, item_bytes=2 if training.precision == "bf16" else 4
     )
+    bills = tuple(_kept(bill, views=kept, new=new) for bill in bills)
     exchanged = [bill for bill in bills if bill.trained]
     frozen = [bill for bill in bills if not bill.trained]
     trained_params = sum(bill.params for bill in exchanged)
@@ -258,8 +269,19 @@ def _price(
         batch_size=training.batch_size,
         micro_batch_size=micro,
         sample_bytes=sample,
+        fill_flops=sum(bill.fill_flops for bill in bills),
+        cache_bytes=sum(4 * views * tokens[modality] * widths[modality] for modality, views in kept.items()),
         units=bills,
     )
+
+
+def _kept(bill: UnitBill, *, views: Mapping[str, int], new: set[str]) -> UnitBill:
+    """Bills a frozen unit whose outputs are kept: it is neither loaded nor run, but once where it is newly frozen."""
+    count = 0 if bill.trained else views.get(bill.unit.partition(".")[0], 0)
+    if not count:
+        return bill
+    fill = count * bill.forward_flops if bill.unit in new else 0
+    return replace(bill, nbytes=0, forward_flops=0, fill_flops=fill)
 
 
 def _bills(

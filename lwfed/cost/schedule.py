@@ -20,7 +20,7 @@ class ScheduleCost:
         bytes_up: Bytes sent.
         bytes_down: Bytes received, without frozen units.
         bytes_down_frozen: Bytes of frozen units received, each once.
-        flops: FLOPs of training.
+        flops: FLOPs of training, and of filling what is kept of frozen blocks' outputs.
         peak_bytes: Largest of the stages' peaks.
     """
 
@@ -59,7 +59,8 @@ def schedule_costs(
         bytes_up=sum(stage.rounds * cost.exchanged_bytes for stage, cost in trained),
         bytes_down=sum(stage.rounds * cost.exchanged_bytes for stage, cost in trained),
         bytes_down_frozen=sum(cost.newly_frozen_bytes for _, cost in trained),
-        flops=sum(count * cost.flops for count, cost in zip(samples, costs, strict=True)),
+        flops=sum(count * cost.flops for count, cost in zip(samples, costs, strict=True))
+        + sum(num_examples * cost.fill_flops for _, cost in trained),
         peak_bytes=max((cost.peak_bytes for _, cost in trained), default=0),
     )
     whole = ScheduleCost(

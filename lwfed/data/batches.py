@@ -6,29 +6,25 @@ that little travels between processes (bytes, not floats) and no tokenizer's thr
 
 from __future__ import annotations
 
-import os
-import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from lwfed.data.audio import log_mel, normalise_log_mel, to_tensor
+from lwfed.data.audio import normalise_log_mel
 from lwfed.data.inputs import InputSettings
+from lwfed.data.prefix import KeptPrefix
+from lwfed.data.reading import Raw, Reader, Row, read_all
 from lwfed.data.source import Example, Source
 from lwfed.data.tokens import tokenize
-from lwfed.data.transforms import evaluation_pixels, normalise_pixels, training_pixels
+from lwfed.data.transforms import normalise_pixels
 from lwfed.types.errors import DataError
 from lwfed.types.seeds import as_int, derive
-
-Row = tuple[int, int]
-"""Index of an example, and its view."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +33,7 @@ class Batch:
 
     Attributes:
         inputs: Modality -> input: `image` float32 [B, 3, H, W], `text` {ids int64 [B, T], mask bool [B, T]},
-            `audio` float32 [B, F, M].
+            `audio` float32 [B, F, M]; or what was kept of its frozen blocks, {tokens [B, T, D], perhaps mask [B, T]}.
         labels: int64 [B]; None where an example has none.
         ids: Names of the examples.
     """
@@ -70,6 +66,8 @@ def train_batches(
     augment: bool,
     workers: int,
     num_batches: int | None = None,
+    views: Mapping[str, int] | None = None,
+    kept: Mapping[str, KeptPrefix] | None = None,
 ) -> Generator[Batch, None, None]:
     """Yields shuffled, augmented batches, epoch after epoch without end.
 
@@ -87,15 +85,19 @@ def train_batches(
         augment: Whether images are cropped at random.
         workers: Processes that read; 0 reads in this one.
         num_batches: Stops after so many; name it where it is known, so that workers do not read ahead in vain.
+        views: Modality -> number of views that epochs cycle over; those left out have a new one each epoch.
+        kept: Modality -> outputs of its frozen blocks, which take the place of its inputs.
 
     Raises:
         DataError: There are fewer than two examples, or a file cannot be read.
     """
     if len(examples) < 2:
         raise DataError(f"{len(examples)} example(s) to train on: BatchNorm needs two", remedy="give the client more")
-    reader = _Reader(source, tuple(examples), settings, seed, augment)
+    kept = kept or {}
+    read = tuple(modality for modality in settings.modalities if modality not in kept)
+    reader = Reader(source, tuple(examples), replace(settings, modalities=read), seed, augment, views or {})
     plan = islice(_training_plan(len(examples), batch_size=batch_size, seed=seed, first_view=first_view), num_batches)
-    return _batches(reader, plan, workers=workers)
+    return _batches(reader, plan, workers=workers if set(read) - {"text"} else 0, kept=kept)
 
 
 def epoch_length(num_examples: int, batch_size: int) -> int:
@@ -118,10 +120,10 @@ def eval_batches(
     Raises:
         DataError: A file cannot be read.
     """
-    reader = _Reader(source, tuple(examples), settings, None, False)
+    reader = Reader(source, tuple(examples), settings, None, False)
     starts = range(0, len(examples), batch_size)
     plan = (tuple((n, 0) for n in range(len(examples))[start : start + batch_size]) for start in starts)
-    return _batches(reader, plan, workers=min(workers, len(starts)))
+    return _batches(reader, plan, workers=min(workers, len(starts)), kept={})
 
 
 def caption_batches(texts: Sequence[str], *, settings: InputSettings, batch_size: int) -> Iterator[dict[str, Tensor]]:
@@ -172,91 +174,16 @@ def check_examples(
     return Checked(good=tuple(good), bad=bad)
 
 
-class _Raw(NamedTuple):
-    """A batch as workers hand it over."""
-
-    rows: tuple[int, ...]
-    pixels: Tensor | None
-    captions: list[str] | None
-    spectrograms: Tensor | None
+def _batches(
+    reader: Reader, plan: Iterator[tuple[Row, ...]], *, workers: int, kept: Mapping[str, KeptPrefix]
+) -> Generator[Batch, None, None]:
+    for raw in read_all(reader, plan, workers=workers):
+        yield _finish(reader, raw, kept)
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """A data set whose items are whole batches; a bad file is returned and not raised, to keep its message whole."""
-
-    source: Source
-    examples: tuple[Example, ...]
-    settings: InputSettings
-    seed: str | None
-    augment: bool
-
-    def __getitem__(self, rows: tuple[Row, ...]) -> _Raw | DataError:
-        try:
-            items = [self._read(self.examples[n], view) for n, view in rows]
-        except DataError as error:
-            return error
-        pixels, captions, spectrograms = zip(*items, strict=True)
-        wanted = self.settings.modalities
-        return _Raw(
-            rows=tuple(n for n, _ in rows),
-            pixels=torch.from_numpy(np.stack(pixels)) if "image" in wanted else None,
-            captions=list(captions) if "text" in wanted else None,
-            spectrograms=to_tensor(list(spectrograms)) if "audio" in wanted else None,
-        )
-
-    def _read(self, example: Example, view: int) -> tuple[Any, Any, Any]:
-        wanted, settings = self.settings.modalities, self.settings
-        pixels = caption = spectrogram = None
-        rng = None if self.seed is None else np.random.default_rng(as_int(derive(self.seed, example.id, view)))
-        if "text" in wanted:
-            if not example.captions:
-                raise DataError(f"{example.id} has no caption", remedy="give it one, or leave the text encoder out")
-            caption = example.captions[0 if rng is None else int(rng.integers(len(example.captions)))]
-        if "image" in wanted:
-            image = self.source.image(example)
-            if rng is None:
-                pixels = evaluation_pixels(image, size=settings.image_size)
-            else:
-                pixels = training_pixels(image, size=settings.image_size, rng=rng, augment=self.augment)
-        if "audio" in wanted:
-            samples, rate = self.source.waveform(example)
-            spectrogram = log_mel(samples, rate=rate, num_mel_bins=settings.num_mel_bins, frames=settings.frames)
-        return pixels, caption, spectrogram
-
-
-def _batches(reader: _Reader, plan: Iterator[tuple[Row, ...]], *, workers: int) -> Generator[Batch, None, None]:
-    workers = min(workers, _num_cpus())
-    for raw in _in_workers(reader, plan, workers) if workers else map(reader.__getitem__, plan):
-        if isinstance(raw, DataError):
-            raise raw
-        yield _finish(reader, raw)
-
-
-def _in_workers(reader: _Reader, plan: Iterator[tuple[Row, ...]], workers: int) -> Iterator[_Raw | DataError]:
-    loader: DataLoader[Any] = DataLoader(
-        reader,  # type: ignore[arg-type]  # a mapping from rows to batches is all that is asked of it
-        sampler=plan,
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        generator=torch.Generator(),  # else the loader would draw from torch's default generator
-        multiprocessing_context="fork",
-    )
-    with warnings.catch_warnings():
-        # Python warns of a fork beside threads; the workers only decode, on one thread, and never call the model.
-        warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
-        iterator = iter(loader)
-    yield from iterator
-
-
-def _as_it_is(raw: Any) -> Any:
-    return raw
-
-
-def _finish(reader: _Reader, raw: _Raw) -> Batch:
-    chosen = [reader.examples[n] for n in raw.rows]
-    inputs: dict[str, Any] = {}
+def _finish(reader: Reader, raw: Raw, kept: Mapping[str, KeptPrefix]) -> Batch:
+    chosen = [reader.examples[n] for n, _ in raw.rows]
+    inputs: dict[str, Any] = {modality: prefix.gather(raw.rows) for modality, prefix in kept.items()}
     if raw.pixels is not None:
         inputs["image"] = normalise_pixels(raw.pixels)
     if raw.captions is not None:
@@ -265,7 +192,7 @@ def _finish(reader: _Reader, raw: _Raw) -> Batch:
         inputs["audio"] = normalise_log_mel(raw.spectrograms)
     labels = [example.label for example in chosen]
     return Batch(
-        inputs=inputs,
+        inputs=dict(sorted(inputs.items())),
         labels=None if None in labels else torch.tensor(labels, dtype=torch.int64),
         ids=tuple(example.id for example in chosen),
     )
@@ -283,8 +210,3 @@ def _cuts(num_examples: int, batch_size: int) -> list[tuple[int, int]]:
     size = max(min(batch_size, num_examples), 1)
     cuts = [(start, min(start + size, num_examples)) for start in range(0, num_examples, size)]
     return [(start, stop) for start, stop in cuts if stop - start > 1]
-
-
-def _num_cpus() -> int:
-    """Gives the number of CPUs this process may use; more workers than that only wait for one another."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

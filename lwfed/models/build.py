@@ -16,7 +16,7 @@ from lwfed.params import spec_of
 from lwfed.spec.model import EncoderSpec, ModelSpec
 from lwfed.types.errors import CheckpointError
 from lwfed.types.seeds import derive
-from lwfed.types.tensors import TensorSpec
+from lwfed.types.tensors import TensorSpec, unit_of
 
 
 def skeleton(model: ModelSpec, *, depth: Mapping[str, int], num_classes: int | None) -> Multimodal:
@@ -137,6 +137,28 @@ def load(module: Multimodal, tensors: Mapping[str, Tensor]) -> Multimodal:
     left = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
     if left:
         raise ValueError(f"{left[0]} is not stored in checkpoints: the architecture is not supported")
+    return module
+
+
+def load_units(module: Multimodal, tensors: Mapping[str, Tensor], *, units: Sequence[str]) -> None:
+    """Puts the tensors of some units into a model, without copying them; the others stay as they are."""
+    for unit in units:
+        own = {name.removeprefix(f"{unit}."): tensor for name, tensor in tensors.items() if unit_of(name) == unit}
+        module.get_submodule(unit).load_state_dict(own, strict=True, assign=True)
+
+
+def without_prefix(module: Multimodal, *, cut: Mapping[str, int]) -> Multimodal:
+    """Takes frozen stems and leading blocks out of a model whose inputs are their outputs; names stay.
+
+    Args:
+        module: The model; changed in place.
+        cut: Modality -> number of leading blocks, for the modalities that lose them.
+    """
+    for modality, count in cut.items():
+        encoder = module.encoder(modality)
+        encoder.stem = nn.Identity()
+        for index in range(count):
+            encoder.blocks[index] = nn.Identity()
     return module
 
 

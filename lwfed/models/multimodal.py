@@ -64,12 +64,15 @@ class Multimodal(nn.Module):
 
         Args:
             modality: Which encoder.
-            inputs: What it takes: an image batch, token ids and mask, or log-mel frames.
+            inputs: What it takes: an image batch, token ids and mask, or log-mel frames; or `tokens` [B, T, D] and
+                perhaps `mask` [B, T], the outputs of its frozen blocks.
             cut: Number of frozen leading blocks, run without gradients; 0 keeps the stem's gradients too.
 
         Returns:
             The projections, not normalised.
         """
+        if isinstance(inputs, Mapping) and "tokens" in inputs:
+            return self.suffix(modality, State(inputs["tokens"], inputs.get("mask")), cut=cut)
         if cut:
             return self.suffix(modality, self.prefix(modality, inputs, cut=cut), cut=cut)
         return self.suffix(modality, self.encoder(modality).embed(inputs), cut=0)

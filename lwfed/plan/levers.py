@@ -30,8 +30,9 @@ class LeversPlan(Section):
 def plan_levers(spec: RunSpec, *, cut: Mapping[str, int], rounds: int) -> LeversPlan:
     """Decides a stage's levers.
 
-    A prefix's outputs are kept where `levers.prefix_cache` is on, or where it is auto and an example's prefix would be
-    computed more often than it has views: over `rounds` x `local_epochs` x `fraction_fit` epochs.
+    A prefix's outputs are kept where `levers.prefix_cache` is always, or where it is auto and an example's prefix
+    would be computed more often than it has views: over `rounds` x `local_epochs` x `fraction_fit` epochs. Where the
+    spec says steps in place of epochs, auto keeps nothing.
 
     Args:
         spec: The experiment.
@@ -41,18 +42,19 @@ def plan_levers(spec: RunSpec, *, cut: Mapping[str, int], rounds: int) -> Levers
     wanted = spec.levers.last_block
     best: Literal["full", "row", "absorbed"] = "absorbed" if wanted == "auto" else wanted
     views = {modality: views_of(spec, modality) for modality, count in cut.items() if count}
-    epochs = rounds * spec.training.local_epochs * spec.federation.fraction_fit
+    steps_alone = spec.training.local_steps is not None  # how many epochs they are, only the data say
+    epochs = 0 if steps_alone else rounds * spec.training.local_epochs * spec.federation.fraction_fit
     kept = {
         modality: count
         for modality, count in views.items()
-        if count and rounds and (spec.levers.prefix_cache == "on" or epochs > count)
+        if count and rounds and (spec.levers.prefix_cache == "always" or epochs > count)
     }
     return LeversPlan(
         last_block={
             modality: best if encoder.family in FAMILIES_WITH_FEATURE_TOKEN else "full"
             for modality, encoder in spec.model.encoders.items()
         },
-        views={} if spec.levers.prefix_cache == "off" else kept,
+        views={} if spec.levers.prefix_cache == "never" else kept,
     )
 
 

@@ -17,7 +17,7 @@ class LeversSpec(Section):
         description="the last block present, where the feature is one token: row computes it for that token alone, "
         "absorbed takes K and V into its query, auto is the cheapest, full leaves it as it is",
     )
-    prefix_cache: Literal["auto", "on", "off"] = Field(
+    prefix_cache: Literal["auto", "always", "never"] = Field(
         "auto", description="clients keep the outputs of frozen blocks; auto: where that pays over the stage's rounds"
     )
     views: int = Field(

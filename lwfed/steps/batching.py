@@ -25,11 +25,18 @@ def part(batch: Batch, index: int, count: int) -> Batch:
     return _map(batch, lambda tensor: tensor[rows], ids=batch.ids[rows])
 
 
+def move(value: Any, device: torch.device) -> Any:
+    """Copies an encoder's input to a device: a tensor, or a dictionary of them."""
+    if isinstance(value, dict):
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in value.items()}
+    return value.to(device, non_blocking=True)
+
+
 def tensors_of(batch: Batch) -> tuple[Tensor, ...]:
-    """Gives all tensors of a batch."""
+    """Gives the tensors of a batch that are raw inputs; outputs of frozen blocks count as activations."""
     found: list[Tensor] = [] if batch.labels is None else [batch.labels]
     for value in batch.inputs.values():
-        found += value.values() if isinstance(value, dict) else [value]
+        found += [t for k, t in value.items() if k != "tokens"] if isinstance(value, dict) else [value]
     return tuple(found)
 
 

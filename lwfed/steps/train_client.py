@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from typing import Any
@@ -20,6 +20,7 @@ from lwfed.plan.stages import StagePlan
 from lwfed.plan.units import group_of
 from lwfed.steps.batching import part, tensors_of, to_device
 from lwfed.steps.losses import batch_loss
+from lwfed.steps.prefix import prefixes_of
 from lwfed.steps.runtime import autocast_type, computing, pick_device
 from lwfed.steps.tasks import ClientTask
 from lwfed.steps.workbench import Stage, Workbench
@@ -29,6 +30,7 @@ from lwfed.store.blocks import block_key, read_block, write_block
 from lwfed.store.cache import BlockCache
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
 from lwfed.store.counting import CountingStore
+from lwfed.store.protocol import Store
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import CheckpointError, DivergedError
 from lwfed.types.tensors import unit_of
@@ -65,8 +67,15 @@ def train_client(task: ClientTask, *, bench: Workbench, on_step: OnStep | None =
         device = pick_device(task.place.device)
         held, _ = bench.share(stage, task.place, task.client)
         store = CountingStore(bench.store)
-        tensors, traffic = fetch_model(task, bench=bench, stage=stage, store=store, device=device)
-        module = load(bench.skeleton(stage.key), tensors)
+        checkpoint = start_of(task, stage=stage, store=bench.store)
+        prefixes = prefixes_of(
+            task, bench=bench, stage=stage, held=held, checkpoint=checkpoint, store=store, device=device
+        )
+        dropped = tuple(prefixes.kept)
+        tensors, traffic = fetch_model(
+            task, checkpoint, bench=bench, stage=stage, store=store, device=device, without=dropped
+        )
+        module = load(bench.skeleton(stage.key, dropped), tensors)
         set_trained(module, trained=plan.trained)
         steps_per_epoch = epoch_length(len(held), plan.training.batch_size)
         steps = plan.training.local_steps or plan.training.local_epochs * steps_per_epoch
@@ -80,6 +89,8 @@ def train_client(task: ClientTask, *, bench: Workbench, on_step: OnStep | None =
             augment=plan.data.augment,
             workers=task.place.workers,
             num_batches=steps,
+            views=plan.levers.views,
+            kept=prefixes.kept,
         )
         with closing(batches):
             result = train(
@@ -111,44 +122,63 @@ def train_client(task: ClientTask, *, bench: Workbench, on_step: OnStep | None =
             "num_examples": len(held),
             "digest": digest_of({name: digest for b in blocks.values() for name, (digest, _) in b.tensors.items()}),
             "blocks": {unit: block.to_values() for unit, block in blocks.items()},
-            "metrics": _metrics(result, traffic, tensors, num_examples=len(held)),
+            "metrics": _metrics(result, traffic, tensors, num_examples=len(held)) | prefixes.metrics(),
         }
     bench.store.write_ref(ref, update, if_absent=True)
     return bench.store.read_ref(ref) or update
 
 
+def start_of(task: ClientTask, *, stage: Stage, store: Store, round_offset: int = 1) -> Checkpoint:
+    """Reads the manifest of the global model.
+
+    Args:
+        task: Which client and round.
+        stage: The stage.
+        store: Where it is.
+        round_offset: 1 for the model a round starts from, 0 for its result.
+
+    Raises:
+        CheckpointError: The model is missing, or another stage's.
+    """
+    key = paths.round_checkpoint(stage.key, task.server_round - round_offset)
+    checkpoint = read_checkpoint(store, key)
+    if checkpoint is None:
+        raise CheckpointError(f"{key} is not committed", remedy="start the run again with the same --run-id")
+    _check_units(checkpoint, stage.plan)
+    return checkpoint
+
+
 def fetch_model(
     task: ClientTask,
+    checkpoint: Checkpoint,
     *,
     bench: Workbench,
     stage: Stage,
     store: CountingStore,
     device: torch.device,
-    round_offset: int = 1,
+    without: Sequence[str] = (),
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
     """Fetches the global model: trained blocks anew, frozen ones only where the client has not got them.
 
     Args:
         task: Which client and round.
+        checkpoint: Its manifest.
         bench: The process's bench.
         stage: The stage.
-        store: Counts what is fetched.
+        store: Counts what is fetched; what it has counted so far was frozen blocks.
         device: Where to.
-        round_offset: 1 for the model a round starts from, 0 for its result.
+        without: Modalities whose frozen blocks are not needed: their outputs are kept.
 
     Returns:
-        All tensors of the stage's model, and the bytes fetched.
+        The tensors of the stage's model, and the bytes fetched.
 
     Raises:
-        CheckpointError: The model is missing or corrupted.
+        CheckpointError: A block is missing or corrupted.
     """
-    key = paths.round_checkpoint(stage.key, task.server_round - round_offset)
-    checkpoint = read_checkpoint(bench.store, key)
-    if checkpoint is None:
-        raise CheckpointError(f"{key} is not committed", remedy="start the run again with the same --run-id")
-    _check_units(checkpoint, stage.plan)
     cache = BlockCache(f"{task.place.cache}/{task.client}/{ranks.rank()}" if task.place.cache else None)
-    frozen = bench.frozen(checkpoint, stage.plan.frozen, store=store, cache=cache, device=device)
+    needed = [unit for unit in stage.plan.frozen if unit.partition(".")[0] not in without]
+    judged = stage.plan.frozen if stage.plan.evaluation.federated_every else ()  # whole, every few rounds
+    frozen = bench.frozen(checkpoint, needed, store=store, cache=cache, device=device, spare=judged)
     frozen_bytes = store.bytes_read
     blocks = [checkpoint.blocks[unit] for unit in stage.plan.trained]
     read = together(lambda block: read_block(store, block_key(block), block), blocks)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lwfed.data.inputs import InputSettings, settings_for
 from lwfed.data.source import Example, Source, open_source
-from lwfed.models.build import input_settings, skeleton
+from lwfed.models.build import input_settings, skeleton, without_prefix
 from lwfed.models.multimodal import Multimodal
 from lwfed.plan.stages import DataPlan, StagePlan, key_of_values
 from lwfed.spec.model import ModelSpec
@@ -53,7 +53,7 @@ class Workbench:
         self.store = store
         self.source = lru_cache(maxsize=2)(_open)
         self.stage = lru_cache(maxsize=4)(self._stage)
-        self.skeleton = lru_cache(maxsize=1)(self._skeleton)
+        self.skeleton = lru_cache(maxsize=2)(self._skeleton)
         self._shares = lru_cache(maxsize=1)(self._share)
         self._inputs = lru_cache(maxsize=1)(lambda key: inputs_of(self.stage(key).plan.model))
         self._kept: dict[str, dict[str, Tensor]] = {}
@@ -109,20 +109,32 @@ class Workbench:
         examples = self.examples(stage, place, "train")
         return examples, shares_at(stage.plan, examples)
 
-    def _skeleton(self, key: str) -> Multimodal:
-        stage = self.stage(key)
-        return skeleton(stage.plan.model, depth=stage.plan.depth, num_classes=stage.num_classes)
+    def _skeleton(self, key: str, without: tuple[str, ...] = ()) -> Multimodal:
+        """Builds a stage's model without weights, and without the frozen blocks of some modalities."""
+        plan = self.stage(key).plan
+        whole = skeleton(plan.model, depth=plan.depth, num_classes=self.stage(key).num_classes)
+        return without_prefix(whole, cut={modality: plan.cut[modality] for modality in without})
 
     def inputs(self, stage: Stage) -> InputSettings:
         """Says how a stage's model wants its inputs."""
         return self._inputs(stage.key)
 
     def frozen(
-        self, checkpoint: Checkpoint, units: Sequence[str], *, store: Store, cache: BlockCache, device: torch.device
+        self,
+        checkpoint: Checkpoint,
+        units: Sequence[str],
+        *,
+        store: Store,
+        cache: BlockCache,
+        device: torch.device,
+        spare: Sequence[str] = (),
     ) -> dict[str, Tensor]:
-        """Gives the tensors of frozen units, which nobody changes and all clients of this process share."""
+        """Gives the tensors of frozen units, which nobody changes and all clients of this process share.
+
+        Other blocks are removed from the client's folder, but for units to `spare`.
+        """
         blocks = [checkpoint.blocks[unit] for unit in units]
-        cache.keep_only(blocks)
+        cache.keep_only([*blocks, *(checkpoint.blocks[unit] for unit in spare)])
         wanted = {f"{block.digest}@{device}": block for block in blocks}
         self._kept = {name: tensors for name, tensors in self._kept.items() if name in wanted}
         for name, block in wanted.items():

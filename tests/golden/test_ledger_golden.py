@@ -28,7 +28,13 @@ def bill(
     strategy: str, rounds: tuple[int, ...] = UNIFORM, *, model: dict[str, Any] = COCO, batch: int = 32
 ) -> tuple[tuple[StagePlan, ...], list[StageCost], StageCost, tuple[ScheduleCost, ScheduleCost]]:
     spec = RunSpec.model_validate(
-        {"strategy": strategy, "stages": {"rounds": rounds}, "model": model, "training": {"batch_size": batch}}
+        {
+            "strategy": strategy,
+            "stages": {"rounds": rounds},
+            "model": model,
+            "training": {"batch_size": batch},
+            "levers": {"prefix_cache": "never"},
+        }
     )
     architectures = {m: architecture for m, e in spec.model.encoders.items() if (architecture := tabled(e))}
     stages = plan_stages(spec, depths={m: a.depth for m, a in architectures.items()})

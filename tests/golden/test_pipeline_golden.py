@@ -1,4 +1,4 @@
-"""The compiled pipeline of the tiny experiment, word for word; `python -m tests.golden.test_pipeline_golden` writes it."""
+"""The tiny experiment's pipeline, word for word; `python -m tests.golden.test_pipeline_golden` writes it."""
 
 from __future__ import annotations
 

@@ -66,6 +66,7 @@ def spec_of(strategy: str, *, supervised: bool, **training: Any) -> RunSpec:
                 "objective": objective,
             },
             "training": {"batch_size": 8} | training,
+            "levers": {"prefix_cache": "never"},
         }
     )
 

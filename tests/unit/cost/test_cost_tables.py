@@ -22,7 +22,7 @@ from lwfed.types.errors import SpecError
 
 
 def bill(strategy: str = "layerwise", **training: Any) -> tuple[tuple[StagePlan, ...], list[StageCost], StageCost]:
-    spec = RunSpec.model_validate({"strategy": strategy, "training": training})
+    spec = RunSpec.model_validate({"strategy": strategy, "training": training, "levers": {"prefix_cache": "never"}})
     architectures = {m: architecture for m, e in spec.model.encoders.items() if (architecture := tabled(e))}
     stages = plan_stages(spec, depths={m: a.depth for m, a in architectures.items()})
     costs = stage_costs(stages, architectures=architectures)

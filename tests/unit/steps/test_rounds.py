@@ -153,7 +153,7 @@ def test_while_it_runs_a_clients_cache_holds_the_frozen_blocks_and_nothing_else(
             held.append({path.name for path in folder.iterdir()})
             (folder / "left-by-a-kill.4711").write_bytes(b"x")
 
-    done = run_tiny(tmp_path, "training.local_steps=1", emit=look)
+    done = run_tiny(tmp_path, "levers.prefix_cache=never", emit=look)
     start = done.checkpoint(2, 0)
     frozen = {f"{start.blocks[unit].digest}.safetensors" for unit in done.plans[1].frozen}
     assert len(held) == 4 and all(names == frozen for names in held)

@@ -1,0 +1,146 @@
+"""From rows to raw batches: files are read, cropped and turned into spectrograms, in worker processes where asked for.
+
+An example's view is drawn from the seed, its name and the view's number, so that every process draws the same.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lwfed.data.audio import log_mel, to_tensor
+from lwfed.data.inputs import InputSettings
+from lwfed.data.source import Example, Source
+from lwfed.data.transforms import evaluation_pixels, training_pixels
+from lwfed.types.errors import DataError
+from lwfed.types.seeds import as_int, derive
+
+Row = tuple[int, int]
+"""Index of an example, and its view."""
+
+
+class Raw(NamedTuple):
+    """A batch as workers hand it over."""
+
+    rows: tuple[Row, ...]
+    pixels: Tensor | None
+    captions: list[str] | None
+    spectrograms: Tensor | None
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A data set whose items are whole batches; a bad file is returned and not raised, to keep its message whole.
+
+    Attributes:
+        source: Reads the files.
+        examples: The examples that rows count.
+        settings: What the encoders want; only its modalities are read.
+        seed: Draws captions and crops; None takes first captions and whole images.
+        augment: Whether images are cropped at random.
+        views: Modality -> number of views that are cycled over; those left out have one a view number.
+    """
+
+    source: Source
+    examples: tuple[Example, ...]
+    settings: InputSettings
+    seed: str | None
+    augment: bool
+    views: Mapping[str, int] = field(default_factory=dict)
+
+    def __getitem__(self, rows: tuple[Row, ...]) -> Raw | DataError:
+        try:
+            items = [self._read(self.examples[n], view) for n, view in rows]
+        except DataError as error:
+            return error
+        pixels, captions, spectrograms = zip(*items, strict=True)
+        wanted = self.settings.modalities
+        return Raw(
+            rows=rows,
+            pixels=torch.from_numpy(np.stack(pixels)) if "image" in wanted else None,
+            captions=list(captions) if "text" in wanted else None,
+            spectrograms=to_tensor(list(spectrograms)) if "audio" in wanted else None,
+        )
+
+    def _read(self, example: Example, view: int) -> tuple[Any, Any, Any]:
+        wanted, settings = self.settings.modalities, self.settings
+        pixels = caption = spectrogram = None
+        if "text" in wanted:
+            caption = example.captions[caption_index(example, view, seed=self.seed)]
+        if "image" in wanted:
+            image = self.source.image(example)
+            if self.seed is None:
+                pixels = evaluation_pixels(image, size=settings.image_size)
+            else:
+                number = view % self.views["image"] if self.views.get("image") else view
+                rng = np.random.default_rng(as_int(derive(self.seed, example.id, number, "crop")))
+                pixels = training_pixels(image, size=settings.image_size, rng=rng, augment=self.augment)
+        if "audio" in wanted:
+            samples, rate = self.source.waveform(example)
+            spectrogram = log_mel(samples, rate=rate, num_mel_bins=settings.num_mel_bins, frames=settings.frames)
+        return pixels, caption, spectrogram
+
+
+def caption_index(example: Example, view: int, *, seed: str | None) -> int:
+    """Says which of an example's captions a view has: a drawn one, or without a seed the first.
+
+    Raises:
+        DataError: It has none.
+    """
+    if not example.captions:
+        raise DataError(f"{example.id} has no caption", remedy="give it one, or leave the text encoder out")
+    if seed is None:
+        return 0
+    return int(np.random.default_rng(as_int(derive(seed, example.id, view, "caption"))).integers(len(example.captions)))
+
+
+def read_all(reader: Reader, plan: Iterator[tuple[Row, ...]], *, workers: int) -> Iterator[Raw]:
+    """Yields raw batches in order.
+
+    Args:
+        reader: Reads them.
+        plan: The rows of each.
+        workers: Processes that read; 0 reads in this one.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    workers = min(workers, _num_cpus())
+    for raw in _in_workers(reader, plan, workers) if workers else map(reader.__getitem__, plan):
+        if isinstance(raw, DataError):
+            raise raw
+        yield raw
+
+
+def _in_workers(reader: Reader, plan: Iterator[tuple[Row, ...]], workers: int) -> Iterator[Raw | DataError]:
+    loader: DataLoader[Any] = DataLoader(
+        reader,  # type: ignore[arg-type]  # a mapping from rows to batches is all that is asked of it
+        sampler=plan,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        generator=torch.Generator(),  # else the loader would draw from torch's default generator
+        multiprocessing_context="fork",
+    )
+    with warnings.catch_warnings():
+        # Python warns of a fork beside threads; the workers only decode, on one thread, and never call the model.
+        warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
+        iterator = iter(loader)
+    yield from iterator
+
+
+def _as_it_is(raw: Any) -> Any:
+    return raw
+
+
+def _num_cpus() -> int:
+    """Gives the number of CPUs this process may use; more workers than that only wait for one another."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

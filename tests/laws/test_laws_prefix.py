@@ -1,0 +1,229 @@
+"""Laws of what is kept of frozen blocks: it is what they would compute, is had once, and is missed by nobody."""
+
+from __future__ import annotations
+
+import errno
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lwfed.data.batches import train_batches
+from lwfed.data.inputs import InputSettings
+from lwfed.data.prefix import INDEX, Inputs, KeptPrefix, find_kept, keep
+from lwfed.data.source import Example, open_source
+from lwfed.launch.subprocess import Subprocess
+from lwfed.models.build import initial_tensors, load, skeleton
+from lwfed.models.multimodal import Multimodal
+from lwfed.plan.units import units_of
+from lwfed.spec.data import DataSpec, ShapesSize
+from lwfed.spec.model import ModelSpec
+from tests.tiny import VALUES, Finished, run_tiny
+
+AUDIO = {
+    "family": "ast",
+    "config": {
+        "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+        "max_length": 32, "num_mel_bins": 32, "patch_size": 8, "frequency_stride": 8, "time_stride": 8,
+    },
+}  # fmt: skip
+MODEL = ModelSpec.model_validate(
+    {
+        **VALUES["model"],
+        "encoders": {**VALUES["model"]["encoders"], "audio": AUDIO},
+        "objective": {"kind": "contrastive"},
+    }
+)
+SETTINGS = InputSettings(
+    ("audio", "image", "text"), image_size=16, max_tokens=64, vocab_size=384, num_mel_bins=32, frames=32
+)
+SOURCE = open_source(DataSpec(source="shapes", shapes=ShapesSize(train=12, test=4, image_size=16)))
+SEED, BATCH = "5eed", 4
+CHAIN, CODE = ("stem", "block"), "code"
+
+
+@pytest.fixture(scope="module")
+def module() -> Multimodal:
+    depth = dict.fromkeys(MODEL.modalities, 2)
+    tensors = initial_tensors(MODEL, units=units_of(MODEL, depth), depth=depth, num_classes=None, seed="0")
+    return load(skeleton(MODEL, depth=depth, num_classes=None), tensors).eval().requires_grad_(False)
+
+
+def spectrograms(count: int) -> Tensor:
+    return torch.randn(count, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def inputs_of(modality: str, *, views: int = 1, augment: bool = False) -> Inputs:
+    return Inputs(modality, tuple(SOURCE.examples("train")), SETTINGS, SEED, augment, views)
+
+
+def raw_batches(modality: str, inputs: Inputs) -> list[Any]:
+    if modality == "audio":  # scenes have no sound
+        return list(spectrograms(len(inputs)).split(BATCH))
+    return list(inputs.batches(SOURCE, batch_size=BATCH, workers=0))
+
+
+@pytest.mark.parametrize("modality", ["image", "text", "audio"])
+def test_what_is_kept_is_what_would_be_computed(modality: str, module: Multimodal, tmp_path: Path) -> None:
+    """Bit for bit, for the same batches."""
+    inputs = inputs_of(modality)
+    states = [module.prefix(modality, raw, cut=1) for raw in raw_batches(modality, inputs)]
+    kept = keep(tmp_path, inputs, ((state.tokens, state.mask) for state in states), chain=CHAIN, code=CODE)
+    assert len(inputs) == sum(len(state.tokens) for state in states)
+    start = 0
+    for state in states:
+        found = kept.at(range(start, start + len(state.tokens)))
+        start += len(state.tokens)
+        if state.mask is None:
+            assert torch.equal(found["tokens"], state.tokens)
+            continue
+        longest = found["tokens"].shape[1]
+        assert torch.equal(found["mask"], state.mask[:, :longest]) and not state.mask[:, longest:].any()
+        assert torch.equal(found["tokens"][found["mask"]], state.tokens[state.mask])
+
+
+@pytest.mark.parametrize("modality", ["image", "text", "audio"])
+def test_projections_of_what_is_kept_are_those_of_the_inputs(modality: str, module: Multimodal, tmp_path: Path) -> None:
+    """For texts within rounding, where another batch was padded otherwise; else exactly."""
+    inputs = inputs_of(modality)
+    batches = raw_batches(modality, inputs)
+    states = [module.prefix(modality, raw, cut=1) for raw in batches]
+    kept = keep(tmp_path, inputs, ((state.tokens, state.mask) for state in states), chain=CHAIN, code=CODE)
+    numbers = list(range(BATCH))
+    ours = module.project(modality, kept.at(numbers), cut=1)
+    theirs = module.project(modality, batches[0], cut=1)
+    if modality == "text":
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    else:
+        assert torch.equal(ours, theirs)
+
+
+def test_newly_frozen_blocks_applied_to_what_is_kept_are_all_blocks_at_once(module: Multimodal, tmp_path: Path) -> None:
+    for modality in ("image", "text"):
+        inputs = inputs_of(modality)
+        encoder = module.encoder(modality)
+        states = [module.prefix(modality, raw, cut=1) for raw in raw_batches(modality, inputs)]
+        first = keep(tmp_path, inputs, ((s.tokens, s.mask) for s in states), chain=CHAIN, code=CODE)
+        found = first.at(range(BATCH))
+        later = encoder.advance(states[0]._replace(tokens=found["tokens"], mask=found.get("mask")), start=1, stop=2)
+        whole = module.prefix(modality, raw_batches(modality, inputs)[0], cut=2)
+        mask = found.get("mask")
+        if mask is None:
+            assert torch.equal(later.tokens, whole.tokens)
+        else:
+            assert torch.equal(later.tokens[mask], whole.tokens[:, : mask.shape[1]][mask])
+
+
+def test_rows_of_a_batch_find_their_view_and_their_caption(tmp_path: Path) -> None:
+    images, texts = inputs_of("image", views=3, augment=True), inputs_of("text")
+    examples = images.examples
+    assert len(images) == 3 * len(examples) and len(texts) == sum(len(e.captions) for e in examples)
+    assert [images.number((2, view)) for view in range(5)] == [6, 7, 8, 6, 7]
+    fed = torch.cat(list(images.batches(SOURCE, batch_size=BATCH, workers=0)))
+    made = {m: _kept_inputs(i, tmp_path / m) for m, i in (("image", images),)}
+    common = {
+        "examples": examples, "settings": replace(SETTINGS, modalities=("image", "text")), "batch_size": 5,
+        "seed": SEED, "first_view": 4, "augment": True, "workers": 0, "num_batches": 3,
+    }  # fmt: skip
+    raw = list(train_batches(SOURCE, views={"image": 3}, **common))
+    ours = list(train_batches(SOURCE, views={"image": 3}, kept=made, **common))
+    for one, other in zip(raw, ours, strict=True):
+        assert one.ids == other.ids
+        assert torch.equal(one.inputs["image"].flatten(1), other.inputs["image"]["tokens"].flatten(1))
+        assert torch.equal(one.inputs["text"]["ids"], other.inputs["text"]["ids"])
+    assert not torch.equal(fed[0], fed[1]), "views differ"
+    views = [inputs_of("image", views=3, augment=True).number((0, v)) for v in (0, 3)]
+    assert views[0] == views[1]
+
+
+def _kept_inputs(inputs: Inputs, folder: Path) -> KeptPrefix:
+    """Keeps the raw pixels themselves, as tokens: what comes back shows which input a row got."""
+    raw = ((pixels.flatten(1)[:, None, :], None) for pixels in inputs.batches(SOURCE, batch_size=BATCH, workers=0))
+    return keep(folder, inputs, raw, chain=CHAIN, code=CODE)
+
+
+def test_other_blocks_examples_seeds_views_or_code_are_not_taken_for_these(tmp_path: Path) -> None:
+    inputs = inputs_of("image", views=2, augment=True)
+    _kept_inputs(inputs, tmp_path)
+    assert find_kept(tmp_path, inputs, chain=CHAIN, code=CODE) is not None
+    part = find_kept(tmp_path, inputs, chain=(*CHAIN, "next"), code=CODE)
+    assert part is not None and part.chain == CHAIN, "a leading part is a start"
+    assert find_kept(tmp_path, inputs, chain=("stem", "other"), code=CODE) is None
+    assert find_kept(tmp_path, inputs, chain=CHAIN, code="newer") is None
+    fewer = replace(inputs, examples=inputs.examples[1:])
+    renamed = replace(inputs, examples=(Example("x", None, ("a",)), *inputs.examples[1:]))
+    for other in (fewer, renamed, replace(inputs, seed="0"), replace(inputs, views=1), replace(inputs, augment=False)):
+        assert find_kept(tmp_path, other, chain=CHAIN, code=CODE) is None
+
+
+def test_what_is_damaged_or_half_written_is_not_used(tmp_path: Path) -> None:
+    inputs = inputs_of("image")
+    _kept_inputs(inputs, tmp_path)
+    (place,) = tmp_path.iterdir()
+    index = json.loads((place / INDEX).read_text())
+    (place / INDEX).write_text(json.dumps(index | {"lengths": index["lengths"][:-1]}))
+    assert find_kept(tmp_path, inputs, chain=CHAIN, code=CODE) is None
+    (place / INDEX).write_text("{")
+    assert find_kept(tmp_path, inputs, chain=CHAIN, code=CODE) is None and not place.exists()
+
+    def breaks() -> Any:
+        yield torch.zeros(2, 1, 3), None
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        keep(tmp_path, inputs, breaks(), chain=CHAIN, code=CODE)
+    assert not list(tmp_path.iterdir())
+
+
+def prefix_told(done: Finished, stage: int) -> list[dict[str, Any]]:
+    """What each update of a stage tells of its frozen blocks."""
+    records = [record for record in done.told("round") if record["stage"] == stage]
+    return [metrics for record in records for metrics in record["clients"].values()]
+
+
+def test_a_stage_fills_once_and_fetches_only_what_is_newly_frozen(tmp_path: Path) -> None:
+    done = run_tiny(tmp_path)
+    assert not any("prefix" in metrics for metrics in prefix_told(done, 1))
+    first, second = prefix_told(done, 2)[:2], prefix_told(done, 2)[2:]
+    assert [m["prefix"] for m in first] == [{"image": "filled", "text": "filled"}] * 2
+    assert [m["prefix"] for m in second] == [{"image": "kept", "text": "kept"}] * 2
+    start = done.checkpoint(2, 0)
+    frozen = sum(start.blocks[unit].nbytes for unit in done.plans[1].frozen)
+    assert [m["bytes_down_frozen"] for m in first] == [frozen] * 2
+    assert [m["bytes_down_frozen"] for m in second] == [0] * 2
+    assert all(m["prefix_cache_bytes"] > 0 for m in first)
+
+
+def test_training_on_what_is_kept_ends_where_training_on_inputs_does(tmp_path: Path) -> None:
+    """Within rounding: batches of another shape are summed in another order."""
+    kept = run_tiny(tmp_path / "kept")
+    computed = run_tiny(tmp_path / "computed", "levers.prefix_cache=never")
+    assert kept.checkpoint(1).digest == computed.checkpoint(1).digest
+    losses = [[r["metrics"]["train/loss"] for r in done.told("round")] for done in (kept, computed)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_no_room_is_told_and_costs_no_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lwfed.steps.prefix.keep", full)
+    done = run_tiny(tmp_path)
+    told = prefix_told(done, 2)
+    assert all("recomputed: it cannot be kept in" in m["prefix"]["image"] for m in told)
+    assert all("No space left on device" in m["prefix"]["text"] for m in told)
+
+
+@pytest.mark.slow
+def test_processes_of_their_own_end_in_the_same_digest(tmp_path: Path) -> None:
+    here = run_tiny(tmp_path / "here", "data.augment=true", "levers.views=2", "training.local_epochs=2")
+    there = run_tiny(
+        tmp_path / "there", "data.augment=true", "levers.views=2", "training.local_epochs=2",
+        launcher=lambda bench: Subprocess(bench, parallel=2, devices=1, retries=0),
+    )  # fmt: skip
+    assert here.digest == there.digest
+    assert prefix_told(there, 2)[-1]["prefix"] == {"image": "kept", "text": "kept"}
