@@ -22,6 +22,8 @@ from lwfed.types.errors import LwfedError, SpecError, UnreachableError
 
 PATIENCE_S = 120.0
 """Seconds for which an API that does not answer is asked again: as long as an upgrade of a control plane takes."""
+PAUSE_S = 0.5
+"""Seconds before the next try, and twice as many before each that follows."""
 ANSWER_S = (5.0, 30.0)
 """Seconds to connect, and to wait for an answer."""
 CONNECTIONS = 32
@@ -139,7 +141,7 @@ class Cluster:
         patience_s: float = PATIENCE_S,
     ) -> dict[str, Any] | None:
         """Asks until there is an answer, or patience is over."""
-        ends_at, pause = time.monotonic() + patience_s, 0.5
+        ends_at, pause = time.monotonic() + patience_s, PAUSE_S
         while True:
             try:
                 answer = self._call(method, path, query=query, body=body, timeout=ANSWER_S)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import urllib3
 
-from lwfed.launch.kubernetes_api import PATIENCE_S, Cluster, DeniedError, GoneError, lines_of
+from lwfed.launch.kubernetes_api import PATIENCE_S, PAUSE_S, Cluster, DeniedError, GoneError, lines_of
 from lwfed.types.errors import LwfedError, SpecError, UnreachableError
 
 
@@ -93,11 +93,11 @@ class Watch:
         shut(self._stream)
 
     def _run(self) -> None:
-        version, pause, told = "", 0.5, False
+        version, pause, told = "", PAUSE_S, False
         while not self._over.is_set():
             try:
                 version = self._follow(version or self._list())
-                pause, told = 0.5, False
+                pause, told = PAUSE_S, False
             except GoneError:
                 version = ""
             except (SpecError, DeniedError) as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lwfed.launch import kubernetes_api
+from lwfed.launch import kubernetes_api, kubernetes_watch
 from lwfed.launch.kubernetes_api import Cluster, connect
 from lwfed.launch.kubernetes_watch import Queue
 from tests.unit.launch.api_server import NAMESPACE, ApiServer, serving
@@ -18,10 +18,12 @@ PODS_OWN = ("POD_NAME", "KFP_POD_NAME", "MLFLOW_RUN_ID", "LWFED_MLFLOW_PARENT_RU
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
-    """The server; this process is in no pod, even where the tests run in one."""
+    """The server; this process is in no pod, even where the tests run in one, and asks again sooner than elsewhere."""
     for name in PODS_OWN:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(kubernetes_api, "OWN_NAMESPACE", tmp_path / "in-no-pod")
+    for module in (kubernetes_api, kubernetes_watch):
+        monkeypatch.setattr(module, "PAUSE_S", 0.1)
     with serving() as found:
         monkeypatch.setenv("KUBECONFIG", str(found.kubeconfig(tmp_path / "kubeconfig")))
         yield found

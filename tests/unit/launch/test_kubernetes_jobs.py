@@ -11,7 +11,7 @@ import pytest
 
 from lwfed.launch import kubernetes_api, kubernetes_jobs
 from lwfed.launch.kubernetes_api import Cluster
-from lwfed.launch.kubernetes_jobs import NAME_TRIES, Begun, Call, Jobs, delete_run_jobs, surroundings
+from lwfed.launch.kubernetes_jobs import Begun, Call, Jobs, delete_run_jobs, surroundings
 from lwfed.launch.kubernetes_manifests import Surroundings
 from lwfed.launch.kubernetes_names import RUN_LABEL
 from lwfed.spec.kubernetes import KubernetesSpec
@@ -181,13 +181,14 @@ def test_a_list_that_a_job_has_left_behind_does_not_take_its_name(
     assert coordinator.begin(CLIENTS[1:]).name == FIRST and coordinator.listed(FIRST) == list(CLIENTS[1:])
 
 
-def test_where_no_name_is_free_the_last_is_named(server: ApiServer, cluster: Cluster, tmp_path: Path) -> None:
+def test_where_no_name_is_free_the_last_is_named(
+    server: ApiServer, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubernetes_jobs, "NAME_TRIES", 3)
     other = Coordinator(cluster, tmp_path, run_id="another")
-    for _ in range(NAME_TRIES):
+    for _ in range(3):
         end(server, other.begin().name)
-    with pytest.raises(
-        LwfedError, match=f"no name is free.*train-clients-a{NAME_TRIES} .*kubectl get jobs -n lwfed -l"
-    ):
+    with pytest.raises(LwfedError, match=r"no name is free.*train-clients-a3 .*kubectl get jobs -n lwfed -l"):
         Coordinator(cluster, tmp_path).begin()
 
 

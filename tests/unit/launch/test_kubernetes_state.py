@@ -265,6 +265,21 @@ def test_a_missing_image_is_given_up_sooner_and_told_once_though_pull_and_wait_t
     assert len(lines(facts)) == 1
 
 
+def test_a_wait_for_the_next_pull_does_not_hide_why_the_last_one_failed() -> None:
+    """Older kubelets say of the wait nothing but that it is one."""
+    recorded = recording("no-image")
+    state = state_of(recorded, pending_timeout_s=20)
+    for at, resource, kind, value in recorded.heard:
+        for status in value["status"].get("containerStatuses") or ():
+            if status["state"]["waiting"]["reason"] == "ImagePullBackOff":
+                status["state"]["waiting"]["message"] = 'Back-off pulling image "docker.io/lab/absent:1"'
+                hear(state, [(at, resource, kind, value)])
+                assert "failed to resolve reference" in state.why_open("client-000")
+                return
+        hear(state, [(at, resource, kind, value)])
+    raise AssertionError("nothing waits")
+
+
 def test_a_missing_secret_is_given_up_sooner_with_its_name() -> None:
     _, facts = replay("no-secret", until_s=BROKEN_S + 10)
     assert 'secret "absent" not found' in ends(facts)["client-000"][1]
