@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -24,6 +25,13 @@ def plan(
         str | None,
         typer.Option("--device-memory", metavar="SIZE", help="A client's memory, such as 8GiB."),
     ] = None,
+    cache_disk: Annotated[
+        str | None,
+        typer.Option("--cache-disk", metavar="SIZE", help="A client's disk for outputs of frozen blocks, such as 2GB."),
+    ] = None,
+    link_mbps: Annotated[
+        float | None, typer.Option("--link-mbps", metavar="N", min=0, help="A client's link, megabits a second.")
+    ] = None,
     num_examples: Annotated[
         int | None, typer.Option("--examples", metavar="N", help="Examples of a client; default: those of the data.")
     ] = None,
@@ -36,12 +44,14 @@ def plan(
     """Predict what each stage costs one client: parameters, bytes, FLOPs and memory, beside end-to-end training.
 
     Needs no data and no GPU. Bytes are those of the files that are exchanged; memory is weights, gradients, AdamW's
-    moments and the activations kept for one batch.
+    moments and the activations kept for one batch. A second table says which levers each stage uses and what each of
+    them saves, the others being as they are.
     """
     from lwfed.cost.cache import architectures_of
     from lwfed.cost.explain import parts, rows
     from lwfed.cost.fit import parse_size
     from lwfed.cost.ledger import end_to_end_cost, stage_costs
+    from lwfed.cost.levers import savings
     from lwfed.plan.stages import plan_stages
     from lwfed.steps.prepare import count_architecture
 
@@ -56,14 +66,21 @@ def plan(
     costs = stage_costs(stages, architectures=architectures, num_classes=num_classes, tokens=lengths)
     whole = end_to_end_cost(stages, architectures=architectures, num_classes=num_classes, tokens=lengths)
     examples = num_examples or _examples_of_a_client(values)
-    table = rows(stages, costs=costs, end_to_end=whole, num_examples=examples or values.training.batch_size,
-                 device_bytes=device_bytes)  # fmt: skip
+    count = examples or values.training.batch_size
+    table = rows(
+        stages, costs=costs, end_to_end=whole, num_examples=count, device_bytes=device_bytes,
+        disk_bytes=None if cache_disk is None else parse_size(cache_disk), link_mbps=link_mbps,
+    )  # fmt: skip
+    levers = savings(
+        stages, architectures=architectures, num_examples=count, num_classes=num_classes, tokens=lengths
+    )  # fmt: skip
     if as_json:
         print_json(
             {
                 "name": values.name,
                 "strategy": values.strategy,
                 "rows": table,
+                "levers": [asdict(saving) for saving in levers],
                 "stages": [cost.to_values() for cost in costs],
                 "end_to_end": whole.to_values(),
             }
@@ -77,6 +94,13 @@ def plan(
         highlight=False,
     )
     console.print(tables.plan_table(table))
+    if any(not row.get("cache_fits", True) for row in table):
+        console.print(
+            "Outputs of frozen blocks that find no room are computed in each step; fewer levers.views take less.",
+            highlight=False,
+        )
+    if levers:
+        console.print(tables.levers_table(levers))
     heads = next((row for row in parts(costs[-1]) if row["part"] == "projection"), None)
     if heads is not None and heads["exchange_share"] > 0.5:
         console.print(

@@ -66,14 +66,67 @@ def plan_table(rows: Sequence[Record]) -> Table:
     heads = ("stage", "rounds", "present", "trained", "each way a round", "FLOP a sample", "peak memory")
     for name in heads:
         table.add_column(name, justify="right")
+    further: list[tuple[str, Callable[[Record], str]]] = []
+    if any(row.get("cache_bytes") for row in rows):
+        further.append(("disk", _disk))
+    if any("link_s" in row for row in rows):
+        further.append(("on the link", lambda row: text.duration(row["link_s"]) if "link_s" in row else ""))
     if with_device:
-        table.add_column("this device")
+        further.append(("this device", _verdict))
+    for name, _ in further:
+        table.add_column(name, justify="right")
     for row in rows:
         if row["stage"] in ("end_to_end", "total"):
             table.add_section()
         cells = _total_cells(row) if row["stage"] == "total" else _stage_cells(row)
-        table.add_row(*cells, *([_verdict(row)] if with_device else []))
+        table.add_row(*cells, *(write(row) for _, write in further))
     return table
+
+
+def _disk(row: Record) -> str:
+    if not row.get("cache_bytes"):
+        return ""
+    verdict = "" if "cache_fits" not in row else ", fits" if row["cache_fits"] else ", no room"
+    return f"{text.size(row['cache_bytes'])}{verdict}"
+
+
+def levers_table(savings: Sequence[Any]) -> Table:
+    """Gives what each lever saves, stages that use it alike in one row."""
+    table = make_table("Levers; what each saves while the others stay")
+    table.add_column("lever", no_wrap=True)
+    table.add_column("stages", justify="right")
+    for name in ("FLOPs", "peak memory", "each way a round", "takes on disk"):
+        table.add_column(name, justify="right")
+    alike: dict[tuple[str, str], list[Any]] = {}
+    for saving in savings:
+        alike.setdefault((saving.lever, saving.how), []).append(saving)
+    for (lever, how), group in alike.items():
+        table.add_row(
+            f"{lever}: {how}",
+            _numbers([saving.stage for saving in group]),
+            _span([saving.flops for saving in group], lambda value: text.times(value), nothing=1.0),
+            _span([saving.peak_bytes for saving in group], _signed),
+            _span([saving.exchanged_bytes for saving in group], _signed),
+            _span([saving.disk_bytes for saving in group], text.size),
+        )
+    return table
+
+
+def _numbers(stages: Sequence[int]) -> str:
+    whole = list(range(stages[0], stages[-1] + 1)) == list(stages)
+    return f"{stages[0]}-{stages[-1]}" if whole and len(stages) > 1 else ", ".join(map(str, stages))
+
+
+def _span(values: Sequence[float], write: Callable[[float], str], *, nothing: float = 0.0) -> str:
+    """Writes values as one where they are written alike, else as the least and the most."""
+    if all(abs(value - nothing) < 5e-3 for value in values):
+        return ""
+    least, most = write(min(values)), write(max(values))
+    return least if least == most else f"{least} to {most}"
+
+
+def _signed(nbytes: float) -> str:
+    return f"{text.size(abs(nbytes))} {'less' if nbytes > 0 else 'more'}" if nbytes else "none"
 
 
 def _verdict(row: Record) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lwfed.cost.fit import fit
+from lwfed.cost.fit import fit, link_seconds
 from lwfed.cost.ledger import StageCost
 from lwfed.cost.schedule import factor, schedule_costs
 from lwfed.plan.stages import StagePlan
@@ -18,6 +18,8 @@ def rows(
     end_to_end: StageCost,
     num_examples: int,
     device_bytes: int | None = None,
+    disk_bytes: int | None = None,
+    link_mbps: float | None = None,
 ) -> list[dict[str, Any]]:
     """Gives a row a stage, one of end-to-end training, and a total.
 
@@ -27,21 +29,26 @@ def rows(
         end_to_end: The cost of training the model whole.
         num_examples: Examples of a client, for the total.
         device_bytes: A device's memory; None leaves the verdict out.
+        disk_bytes: A client's disk for outputs of frozen blocks; None leaves that verdict out.
+        link_mbps: Megabits a second of a client's link; None leaves times out.
 
     Returns:
         Rows with the keys `stage` (a number, `end_to_end` or `total`), `rounds`, `present_params`, `trained_params`,
         `exchanged_bytes` (each way, each round; in the total over all rounds), `frozen_bytes_down`, `exchange_factor`
         (times less than end to end), `forward_flops`, `backward_flops` (a sample; in the total `flops` of a client's
         training), `flops_factor`, `activations_bytes`, `peak_bytes`, `peak_factor`, and with a device `fits`,
-        `largest_batch`, `verdict`.
+        `largest_batch`, `verdict`; of stages `fill_flops` and `cache_bytes` of a client, with a disk `cache_fits`, with
+        a link `link_s`, the seconds of a round's transfers.
     """
     table = [
         _row(cost, name=stage.stage, rounds=stage.rounds, end_to_end=end_to_end, device_bytes=device_bytes)
+        | _places(cost, num_examples=num_examples, disk_bytes=disk_bytes, link_mbps=link_mbps)
         for stage, cost in zip(stages, costs, strict=True)
     ]
     own, whole = schedule_costs(stages, costs=costs, end_to_end=end_to_end, num_examples=num_examples)
     table.append(
         _row(end_to_end, name="end_to_end", rounds=own.rounds, end_to_end=end_to_end, device_bytes=device_bytes)
+        | _places(end_to_end, num_examples=num_examples, disk_bytes=disk_bytes, link_mbps=link_mbps)
     )
     table.append(
         {
@@ -80,6 +87,17 @@ def _row(
     if device_bytes is not None:
         verdict = fit(cost, device_bytes=device_bytes)
         row |= {"fits": verdict.fits, "largest_batch": verdict.largest_batch, "verdict": verdict.verdict}
+    return row
+
+
+def _places(cost: StageCost, *, num_examples: int, disk_bytes: int | None, link_mbps: float | None) -> dict[str, Any]:
+    """Gives what a client's disk and link have to take."""
+    cache = num_examples * cost.cache_bytes
+    row: dict[str, Any] = {"fill_flops": num_examples * cost.fill_flops, "cache_bytes": cache}
+    if disk_bytes is not None:
+        row["cache_fits"] = cache <= disk_bytes
+    if link_mbps:
+        row["link_s"] = link_seconds(cost, link_mbps=link_mbps)
     return row
 
 

@@ -77,3 +77,13 @@ def fit(cost: StageCost, *, device_bytes: int) -> Fit:
         peak_bytes=cost.peak_bytes,
         largest_batch=largest if largest >= 2 else 0,
     )
+
+
+def link_seconds(cost: StageCost, *, link_mbps: float) -> float:
+    """Gives the seconds that a round's transfers take on a client's link, down and then up.
+
+    Args:
+        cost: The stage's cost.
+        link_mbps: The link, megabits a second.
+    """
+    return 2 * cost.exchanged_bytes * 8 / (link_mbps * 1e6)

@@ -1,0 +1,136 @@
+"""What each lever saves: a stage priced as planned, beside the same stage without that one lever."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lwfed.cost.ledger import StageCost, stage_costs
+from lwfed.cost.schedule import samples_a_round
+from lwfed.cost.units import Architecture
+from lwfed.plan.stages import StagePlan
+
+
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """One lever of a stage.
+
+    Attributes:
+        stage: s.
+        lever: Its key in the spec, such as `levers.prefix_cache`.
+        how: What is done, in words.
+        flops: Times less FLOPs of the stage's training with it, filling included; 1 where it saves none, below where
+            it costs some.
+        peak_bytes: Bytes of peak memory it saves; below 0 where it costs some.
+        exchanged_bytes: Bytes it saves each way, each round.
+        disk_bytes: Bytes it takes on the client's disk.
+    """
+
+    stage: int
+    lever: str
+    how: str
+    flops: float
+    peak_bytes: int
+    exchanged_bytes: int
+    disk_bytes: int
+
+
+def savings(
+    stages: Sequence[StagePlan],
+    *,
+    architectures: Mapping[str, Architecture],
+    num_examples: int,
+    num_classes: int | None = None,
+    tokens: Mapping[str, int] | None = None,
+) -> list[Saving]:
+    """Prices every lever that the stages use.
+
+    Args:
+        stages: The stages, in order.
+        architectures: Modality -> encoder, whole.
+        num_examples: Examples of a client.
+        num_classes: C, for a supervised objective.
+        tokens: Modality -> tokens to count with.
+
+    Returns:
+        The levers of each stage that is trained, in the spec's order.
+    """
+
+    def price(plans: Sequence[StagePlan]) -> list[StageCost]:
+        return stage_costs(plans, architectures=architectures, num_classes=num_classes, tokens=tokens)
+
+    own = price(stages)
+    found: dict[tuple[int, int], Saving] = {}
+    for order, (lever, active, without) in enumerate(LEVERS):
+        used = [active(stage) if stage.rounds else "" for stage in stages]
+        if not any(used):
+            continue
+        others = price([without(stage) if how else stage for stage, how in zip(stages, used, strict=True)])
+        for stage, how, cost, other in zip(stages, used, own, others, strict=True):
+            if how:
+                flops = [_stage_flops(stage, item, num_examples=num_examples) for item in (other, cost)]
+                found[stage.stage, order] = Saving(
+                    stage=stage.stage,
+                    lever=lever,
+                    how=how,
+                    flops=flops[0] / max(flops[1], 1),
+                    peak_bytes=other.peak_bytes - cost.peak_bytes,
+                    exchanged_bytes=other.exchanged_bytes - cost.exchanged_bytes,
+                    disk_bytes=num_examples * (cost.cache_bytes - other.cache_bytes),
+                )
+    return [found[key] for key in sorted(found)]
+
+
+def _stage_flops(stage: StagePlan, cost: StageCost, *, num_examples: int) -> int:
+    samples = stage.rounds * samples_a_round(stage, num_examples=num_examples)
+    return samples * cost.flops + num_examples * cost.fill_flops
+
+
+def _kept(stage: StagePlan) -> str:
+    return ", ".join(f"{m} {n} views" if n > 1 else m for m, n in stage.levers.views.items())
+
+
+def _last_block(stage: StagePlan) -> str:
+    chosen = {how for how in stage.levers.last_block.values() if how != "full"}
+    words = {"row": "one token", "absorbed": "one token, K and V absorbed"}
+    return " and ".join(words[how] for how in sorted(chosen))
+
+
+def _training(key: str, words: Callable[[Any], str], off: Any) -> Lever:
+    def active(stage: StagePlan) -> str:
+        value = getattr(stage.training, key)
+        return "" if value == off else words(value)
+
+    def without(stage: StagePlan) -> StagePlan:
+        return stage.model_copy(update={"training": stage.training.model_copy(update={key: off})})
+
+    return f"training.{key}", active, without
+
+
+def _levers(key: str, active: Callable[[StagePlan], str], off: Callable[[StagePlan], Any]) -> Lever:
+    def without(stage: StagePlan) -> StagePlan:
+        return stage.model_copy(update={"levers": stage.levers.model_copy(update={key: off(stage)})})
+
+    return f"levers.{'prefix_cache' if key == 'views' else key}", active, without
+
+
+def _upload(stage: StagePlan) -> str:
+    return "" if stage.exchange.upload == "fp32" else f"updates as {stage.exchange.upload} changes"
+
+
+def _without_upload(stage: StagePlan) -> StagePlan:
+    return stage.model_copy(update={"exchange": stage.exchange.model_copy(update={"upload": "fp32"})})
+
+
+Lever = tuple[str, Callable[[StagePlan], str], Callable[[StagePlan], StagePlan]]
+
+LEVERS: tuple[Lever, ...] = (
+    _levers("views", _kept, lambda _: {}),
+    _levers("last_block", _last_block, lambda stage: dict.fromkeys(stage.levers.last_block, "full")),
+    _training("step_in_backward", lambda _: "gradients freed at once", off=False),
+    _training("moments", lambda value: f"AdamW's moments as {value}", off="fp32"),
+    _training("activation_checkpointing", lambda _: "activations computed again", off=False),
+    ("exchange.upload", _upload, _without_upload),
+)
+"""Key of the spec, what it does in a stage (empty: it is not used), and the stage without it."""

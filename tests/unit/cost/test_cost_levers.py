@@ -1,0 +1,83 @@
+"""Laws of what levers save: each is the difference that leaving it out makes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lwfed.cost.architectures import tabled
+from lwfed.cost.explain import rows
+from lwfed.cost.fit import link_seconds
+from lwfed.cost.ledger import end_to_end_cost, stage_costs
+from lwfed.cost.levers import Saving, savings
+from lwfed.plan.stages import StagePlan, plan_stages
+from lwfed.spec.run import RunSpec
+
+EXAMPLES = 100
+
+
+def planned(**values: Any) -> tuple[tuple[StagePlan, ...], dict[str, Any]]:
+    spec = RunSpec.model_validate(values)
+    found = {m: architecture for m, e in spec.model.encoders.items() if (architecture := tabled(e))}
+    return plan_stages(spec, depths={m: a.depth for m, a in found.items()}), found
+
+
+def of(lever: str, **values: Any) -> list[Saving]:
+    stages, architectures = planned(**values)
+    found = savings(stages, architectures=architectures, num_examples=EXAMPLES)
+    return [saving for saving in found if saving.lever == lever]
+
+
+def test_keeping_the_prefix_saves_its_weights_and_its_flops_but_for_filling() -> None:
+    kept = of("levers.prefix_cache")
+    assert [saving.stage for saving in kept] == [2, 3, 4, 5, 6]
+    stages, architectures = planned()
+    never, _ = planned(levers={"prefix_cache": "never"})
+    with_it, without = (stage_costs(plan, architectures=architectures) for plan in (stages, never))
+    for saving, cost, other in zip(kept, with_it[1:], without[1:], strict=True):
+        frozen = sum(bill.nbytes for bill in other.units if not bill.trained)
+        assert saving.peak_bytes == other.peak_bytes - cost.peak_bytes == frozen
+        assert saving.disk_bytes == EXAMPLES * 4 * (4 * 197 * 192 + 40 * 768)
+        assert cost.flops < other.flops and saving.flops > 1
+        assert saving.exchanged_bytes == 0
+    new = [unit for unit in without[1].units if not unit.trained]
+    views = {"image": 4, "text": 1}
+    assert with_it[1].fill_flops == sum(views[unit.unit.split(".")[0]] * unit.forward_flops for unit in new)
+    assert with_it[2].fill_flops < with_it[1].fill_flops + with_it[1].flops, "only newly frozen blocks are applied"
+
+
+@pytest.mark.parametrize(
+    ("values", "kept"),
+    [
+        ({"strategy": "progressive"}, []),
+        ({"strategy": "end_to_end"}, []),
+        ({"stages": {"rounds": [1] * 6}}, [("text",)] * 5),  # three epochs are fewer than four views
+        ({"stages": {"rounds": [2] * 6}}, [("image", "text")] * 5),
+        ({"levers": {"views": 0}}, [("text",)] * 5),
+        ({"stages": {"rounds": [0, 0, 0, 0, 0, 2]}}, [("image", "text")]),
+        ({"training": {"local_steps": 5}}, []),
+        ({"training": {"local_steps": 5}, "levers": {"prefix_cache": "always"}}, [("image", "text")] * 5),
+        ({"data": {"augment": False}, "stages": {"rounds": [1] * 6}}, [("image", "text")] * 5),
+    ],
+)
+def test_a_prefix_is_kept_where_it_would_be_computed_more_often_than_it_has_views(
+    values: dict[str, Any], kept: list[tuple[str, ...]]
+) -> None:
+    stages, _ = planned(**values)
+    assert [tuple(stage.levers.views) for stage in stages if stage.levers.views] == kept
+
+
+def test_rows_say_what_a_disk_and_a_link_have_to_take() -> None:
+    stages, architectures = planned()
+    costs = stage_costs(stages, architectures=architectures)
+    whole = end_to_end_cost(stages, architectures=architectures)
+    room = EXAMPLES * costs[1].cache_bytes
+    for disk, fits in ((room, True), (room - 1, False)):
+        table = rows(
+            stages, costs=costs, end_to_end=whole, num_examples=EXAMPLES, disk_bytes=disk, link_mbps=80
+        )  # fmt: skip
+        assert [row["cache_fits"] for row in table[:6]] == [True, *[fits] * 5]
+        assert table[5]["link_s"] == pytest.approx(2 * costs[5].exchanged_bytes / 10e6)
+        assert table[6]["cache_bytes"] == 0
+    assert link_seconds(costs[0], link_mbps=8) == pytest.approx(2 * costs[0].exchanged_bytes / 1e6)
