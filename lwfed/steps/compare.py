@@ -213,6 +213,8 @@ def compare_runs(told: Sequence[Told], *, metric: str | None = None, force: bool
     labels = _labels({key: (next(iter(group.values())).strategy, works[key]) for key, group in tracks.items()})
     groups = [_group(labels[key], [group[seed] for seed in sorted(group)]) for key, group in tracks.items()]
     groups.sort(key=lambda group: STRATEGIES.index(group.strategy) if group.strategy in STRATEGIES else 9)
+    if len({len(group.means) for group in groups}) > 1:
+        notes.append("The numbers of rounds differ; ratios are those of whole runs.")
     notes += _setting_notes(works)
     return Comparison(judged, tuple(groups), tuple(dict.fromkeys(notes)))
 
@@ -405,6 +407,7 @@ def _setting_notes(works: Mapping[str, Record]) -> list[str]:
     values = list(works.values())
     names = sorted({name for work in values for name in work})
     odd = [name for name in names if len({work.get(name) for work in values}) > 1]
+    odd = [name for name in odd if not any(other.startswith(f"{name}.") for other in odd)]
     if not odd:
         return []
     return [f"Their specs differ in {', '.join(odd[:12])}{' and others' if len(odd) > 12 else ''}."]

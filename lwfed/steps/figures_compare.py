@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from lwfed.steps.compare import Comparison, Group, Mean, Spread
-from lwfed.steps.compare_budget import WRITE, Budget, Reach
+from lwfed.steps.compare_budget import Budget, Reach
 from lwfed.steps.compare_table import is_share, stage_memory
 from lwfed.steps.figures_rounds import Stage, rounds_plot, shade, stage_names
 from lwfed.steps.formats import flops_text, measure_text, memory_text, percent_text, traffic_text
@@ -87,7 +87,9 @@ def rounds_figure(comparison: Comparison, *, title: str, reaches: Sequence[Reach
     parts += [words(plot.px(n), plot.bottom + 18, n, anchor="middle") for n in round_ticks(last)]
     for group in comparison.groups:
         parts.append(_curve(plot, group, look=looks[group.label], x=lambda mean: mean.at.round, text=text))
-    parts += [_ring(plot, reach, x=lambda mean: mean.at.round) for reach in reaches]
+    parts += [
+        _ring(plot, reach, colour=looks[reach.group.label].colour, x=lambda mean: mean.at.round) for reach in reaches
+    ]
     placed = [(plot.py(value), label, colour) for value, label, colour in ends]
     for y, label, colour in apart(placed, top=plot.top, bottom=plot.bottom):
         parts.append(words(plot.right + 8, y + 4, label, class_=f"f{colour} strong"))
@@ -101,6 +103,8 @@ def spent_figure(comparison: Comparison, quantity: str, *, title: str, reaches: 
     )
     write: Text = traffic_text if quantity == "bytes" else flops_text
     what = "moved by a client, up and down" if quantity == "bytes" else "computed by a client"
+    frozen = max(group.last.frozen_bytes for group in comparison.groups)
+    more = f"; frozen blocks, {traffic_text(frozen)}, apart" if quantity == "bytes" and frozen else ""
     text = _metric_text(comparison)
     span = _quality_span(comparison)
     known = [spent(mean) for group in comparison.groups for mean, _ in _known(group.means)]
@@ -115,7 +119,7 @@ def spent_figure(comparison: Comparison, quantity: str, *, title: str, reaches: 
     plot = Plot(margin(names), 34, WIDTH - 24, HEIGHT - 48, (scale(low), scale(high)), span)
     across = log_ticks(low, high) if log else ticks(low, high, count=5)
     parts = [y_axis(plot, values=marks, labels=names)]
-    parts.append(_frame(plot, y_title=title, x_title=what + (", log scale" if log else "")))
+    parts.append(_frame(plot, y_title=title, x_title=what + more + (" (log scale)" if log else "")))
     parts += [words(plot.px(scale(mark)), plot.bottom + 18, write(mark), anchor="middle") for mark in across]
     looks = styles(comparison.groups)
     taken: list[Box] = []
@@ -127,7 +131,9 @@ def spent_figure(comparison: Comparison, quantity: str, *, title: str, reaches: 
             _curve(plot, group, look=look, x=lambda mean: scale(spent(mean)), text=text, note=lambda m: write(spent(m)))
         )
     parts += [
-        _ring(plot, reach, x=lambda mean: scale(spent(mean))) for reach in reaches if reach.budget.quantity == quantity
+        _ring(plot, reach, colour=looks[reach.group.label].colour, x=lambda mean: scale(spent(mean)))
+        for reach in reaches
+        if reach.budget.quantity == quantity
     ]
     ways = {
         group.label: [(plot.px(scale(spent(m))), plot.py(q.mean)) for m, q in _known(group.means)]
@@ -157,7 +163,7 @@ def memory_figure(comparison: Comparison, *, budgets: Sequence[Budget] = ()) -> 
     parts = [y_axis(plot, values=marks, labels=names), _frame(plot, y_title="peak memory of a client", x_title="")]
     parts.append(words(plot.left - 8, plot.bottom + 18, "stage", anchor="end"))
     room = (plot.right - plot.left) / len(numbers)
-    wide = min(46.0, 0.72 * room / max(1, len(barred)))
+    wide = min(64.0, 0.76 * room / max(1, len(barred)))
     for index, stage in enumerate(numbers):
         parts.append(words(plot.px(index + 0.5), plot.bottom + 18, stage, anchor="middle"))
         for place, group in enumerate(barred):
@@ -202,7 +208,7 @@ def composed(panels: Sequence[tuple[str, str]], *, columns: int = 2, label: str)
     for index, (title, svg) in enumerate(panels):
         x, y = (index % columns) * (WIDTH + 24), (index // columns) * (HEIGHT + 44)
         inner = svg[svg.index(">") + 1 : svg.rindex("</svg>")]
-        heading = words(16, 24, title, class_="strong title")
+        heading = words(6, 24, title, class_="strong title")
         parts.append(
             tag("g", heading + tag("g", inner, transform="translate(0 32)"), transform=f"translate({x:g} {y:g})")
         )
@@ -255,16 +261,14 @@ def _mark(x: float, y: float, look: Style, *, r: float, content: str) -> str:
     return tag("path", content, d=path, class_=style)
 
 
-def _ring(plot: Plot, reach: Reach, *, x: Callable[[Mean], float]) -> str:
-    """Marks the last evaluated round that a budget pays for."""
-    if reach.next_spent is None:
-        return ""
+def _ring(plot: Plot, reach: Reach, *, colour: int, x: Callable[[Mean], float]) -> str:
+    """Marks the last evaluated round that a budget pays for; nothing where it pays for all."""
     within = _known(reach.group.means[: reach.rounds])
-    if not within:
+    if reach.next_spent is None or not within:
         return ""
     mean, quality = within[-1]
-    note = hint(f"{reach.group.label}, {WRITE[reach.budget.quantity](reach.budget.amount)}: {reach.verdict}")
-    return tag("circle", note, cx=plot.px(x(mean)), cy=plot.py(quality.mean), r=7, class_="ring")
+    note = hint(f"{reach.group.label}, budget {reach.budget.text}: {reach.verdict}")
+    return tag("circle", note, cx=plot.px(x(mean)), cy=plot.py(quality.mean), r=7.5, class_=f"ring s{colour}")
 
 
 def _limit(plot: Plot, value: float, budget: Budget, taken: list[Box]) -> str:

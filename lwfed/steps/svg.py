@@ -198,7 +198,7 @@ STYLE = (
     "svg .halo{paint-order:stroke;stroke:var(--card);stroke-width:4px;stroke-linejoin:round}"
     "svg .s0{stroke:var(--ink)}svg .f0{fill:var(--ink)}svg .way1{stroke-dasharray:7 4}"
     "svg .way2{stroke-dasharray:10 3 2 3}svg .way3{stroke-dasharray:2 3}svg .title{font-size:15px}"
-    "svg .ring{fill:none;stroke:var(--ink);stroke-width:1.8}"
+    "svg .ring{fill:none;stroke-width:1.8}"
     "svg .limit{stroke:var(--bad);stroke-width:1.4;stroke-dasharray:2 3;fill:none}svg .over{fill:var(--bad)}"
     "svg .tick{stroke:var(--ink);stroke-width:2.4;fill:none}"
     "svg .predicted{fill-opacity:.25;stroke-width:1.2;stroke-dasharray:3 2}"
