@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from lwfed.spec.run import RunSpec
 from lwfed.steps import runs
 from lwfed.steps.compare import STRATEGIES, Comparison, compare_runs, plausible
 from lwfed.steps.compare_budget import Budget, parse_budget, reaches
-from lwfed.steps.compare_table import budget_rows, difference_text, quality_text, rows
+from lwfed.steps.compare_table import budget_rows, curves, difference_text, quality_text, rows
 from lwfed.steps.formats import flops_text, memory_text, metric_title, traffic_text
 from lwfed.steps.runs import Options
 from lwfed.store.opening import open_store
@@ -41,12 +42,12 @@ def compare(
     ] = None,
     budget: Annotated[
         list[str] | None,
-        typer.Option("--budget", metavar="bytes=|flops=|memory=", help="What a client may spend: bytes=200MB."),
+        typer.Option("--budget", metavar="QUANTITY=AMOUNT", help="What a client may spend: bytes=200MB, flops=3T or memory=1GiB."),
     ] = None,
     override: Annotated[
         list[str] | None,
         typer.Option(
-            "-o", "--override", metavar="KEY=VALUE", help="Change a key; for one strategy: -o end_to_end:seed=1."
+            "-o", "--override", metavar="KEY=VALUE", help="Change a key; for one strategy: -o end_to_end:training.local_epochs=1."
         ),
     ] = None,
     seeds: Annotated[
@@ -65,7 +66,7 @@ def compare(
     """Put strategies side by side: quality for rounds, bytes and FLOPs, and the memory of each stage.
 
     Trains what is not committed yet, a run for each strategy and seed, as `lwfed run` does. Writes one page,
-    compare.html, and its figures as SVG and PNG.
+    compare.html, its figures as SVG and PNG, and the numbers as JSON.
     """
     console = make_console(stderr=as_json)
     budgets = [parse_budget(text) for text in budget or ()]
@@ -78,7 +79,7 @@ def compare(
         name = SUFFIX.sub("", str(told[0]["name"]))
     else:
         specs = wanted_specs(spec, overrides=override or [], strategies=strategies, seeds=seeds)
-        name = SUFFIX.sub("", load_spec(spec).name if override is None else specs[0].name)
+        name = SUFFIX.sub("", specs[0].name)
         for item in specs:
             if metric is not None and not plausible(metric, item):
                 raise SpecError(
@@ -90,10 +91,15 @@ def compare(
     comparison = compare_runs([(item, *runs.history(opened, item)) for item in told], metric=metric, force=force)
     folder = output or Path(f"compare-{name}")
     page = write_files(comparison, folder, name=name, data=told[0]["data"], budgets=budgets)
+    values = _values(comparison, budgets, name=name, page=page)
+    numbers = json.dumps({**values, "curves": curves(comparison)}, ensure_ascii=False, allow_nan=False, indent=1)
+    (folder / "compare.json").write_text(numbers + "\n", encoding="utf-8")
     _show(comparison, budgets, console=console)
-    console.print(f"    page  {page}\n figures  {folder}/*.svg, *.png", highlight=False, soft_wrap=True)
+    console.print(
+        f"    page  {page}\n figures  {folder}/*.svg, *.png; numbers: compare.json", highlight=False, soft_wrap=True
+    )
     if as_json:
-        print_json(_values(comparison, budgets, name=name, page=page))
+        print_json(values)
 
 
 def wanted_specs(source: str | None, *, overrides: Sequence[str], strategies: str, seeds: str | None) -> list[RunSpec]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from lwfed.steps.compare import Comparison, Group, Memory, Spread
@@ -21,6 +22,17 @@ def rows(comparison: Comparison) -> list[Row]:
         group.
     """
     return [_row(group, comparison.reference) for group in comparison.groups]
+
+
+def curves(comparison: Comparison) -> dict[str, list[Row]]:
+    """Gives the points of each group's lines: label -> a row a round, means over its seeds."""
+    return {
+        group.label: [
+            {**asdict(mean.at), "quality": None if mean.quality is None else spread_values(mean.quality)}
+            for mean in group.means
+        ]
+        for group in comparison.groups
+    }
 
 
 def budget_rows(reaches: Sequence[Reach]) -> list[Row]:
