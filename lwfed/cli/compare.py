@@ -42,12 +42,17 @@ def compare(
     ] = None,
     budget: Annotated[
         list[str] | None,
-        typer.Option("--budget", metavar="QUANTITY=AMOUNT", help="What a client may spend: bytes=200MB, flops=3T or memory=1GiB."),
+        typer.Option(
+            "--budget", metavar="QUANTITY=AMOUNT", help="What a client may spend: bytes=200MB, flops=3T or memory=1GiB."
+        ),
     ] = None,
     override: Annotated[
         list[str] | None,
         typer.Option(
-            "-o", "--override", metavar="KEY=VALUE", help="Change a key; for one strategy: -o end_to_end:training.local_epochs=1."
+            "-o",
+            "--override",
+            metavar="KEY=VALUE",
+            help="Change a key; for one strategy: -o end_to_end:training.local_epochs=1.",
         ),
     ] = None,
     seeds: Annotated[

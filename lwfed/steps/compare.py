@@ -12,16 +12,15 @@ from lwfed.cost.schedule import samples_a_round
 from lwfed.plan.stages import StagePlan
 from lwfed.spec.run import RunSpec
 from lwfed.steps import runs
+from lwfed.steps.compare_settings import differences, labels_of, setting_notes, work_of
 from lwfed.steps.formats import HEADLINES
-from lwfed.tracking.protocol import Record, finite, flatten_params
+from lwfed.tracking.protocol import Record, finite
 from lwfed.types.errors import SpecError
 
 Quantity = Literal["bytes", "flops", "memory"]
 
 REFERENCE = "end_to_end"
 STRATEGIES = ("end_to_end", "layerwise", "progressive")
-NOT_OF_THE_WORK = ("seed", "name", "strategy", "store", "tracking", "launch", "kubernetes", "data.root", "data.workers")
-"""Keys of a spec by which runs of one group may differ: what they say decides neither what is done nor how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +196,7 @@ def compare_runs(told: Sequence[Told], *, metric: str | None = None, force: bool
     notes = [f"The runs differ in what makes them comparable: {text}." for text in differing]
     for run, stages, rounds in told:
         track = track_of(run, stages=stages, rounds=rounds, metric=judged)
-        work = _work(run)
+        work = work_of(run)
         key = f"{run['strategy']}|{sorted(work.items())}"
         works[key] = work
         group = tracks.setdefault(key, {})
@@ -210,12 +209,12 @@ def compare_runs(told: Sequence[Told], *, metric: str | None = None, force: bool
             notes.append(f"Run {track.run_id} is not finished: {len(track.points)} rounds are committed.")
     if len({run["code_version"] for run, _, _ in told}) > 1:
         notes.append("The runs were made by different versions of the code or of its libraries.")
-    labels = _labels({key: (next(iter(group.values())).strategy, works[key]) for key, group in tracks.items()})
+    labels = labels_of({key: (next(iter(group.values())).strategy, works[key]) for key, group in tracks.items()})
     groups = [_group(labels[key], [group[seed] for seed in sorted(group)]) for key, group in tracks.items()]
     groups.sort(key=lambda group: STRATEGIES.index(group.strategy) if group.strategy in STRATEGIES else 9)
     if len({len(group.means) for group in groups}) > 1:
         notes.append("The numbers of rounds differ; ratios are those of whole runs.")
-    notes += _setting_notes(works)
+    notes += setting_notes(works)
     return Comparison(judged, tuple(groups), tuple(dict.fromkeys(notes)))
 
 
@@ -286,25 +285,6 @@ def track_of(run: Record, *, stages: Sequence[Record], rounds: Sequence[Record],
     )
 
 
-def differences(told: Sequence[Record]) -> list[str]:
-    """Says in what runs differ that makes them no fair comparison: their data, what they are tested on, their model."""
-    data = {run["run_id"]: _data(run) for run in told}
-    model = {run["run_id"]: _model(run) for run in told}
-    found = []
-    for what, values in (("data", data), ("model", model)):
-        for key in sorted({key for value in values.values() for key in value}):
-            named: dict[str, str] = {}
-            for run_id, value in values.items():
-                named.setdefault(value.get(key, "nothing"), run_id)
-            if len(named) > 1:
-                shown = " and ".join(f"{value[:40]} ({run_id})" for value, run_id in list(named.items())[:3])
-                found.append(f"{what}: {key} is {shown}")
-    data_keys = [text for text in found if text.startswith("data: ")]
-    if len(data_keys) > 1:  # the version only repeats what the other keys say
-        found = [text for text in found if not text.startswith("data: version")]
-    return found
-
-
 def spread(values: Sequence[float]) -> Spread:
     """Gives the mean, and the sample standard deviation of two or more."""
     return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
@@ -366,48 +346,3 @@ def _group(label: str, tracks: Sequence[Track]) -> Group:
         )
         means.append(Mean(at, spread(known) if len(known) == len(values) else None))
     return Group(label, tracks[0].strategy, tuple(tracks), tuple(means))
-
-
-def _work(run: Record) -> dict[str, str]:
-    """Gives what a run's spec says of the work, as dotted names and texts."""
-    flat = flatten_params(run["spec"])
-    return {
-        name: value
-        for name, value in flat.items()
-        if not any(name == key or name.startswith(f"{key}.") for key in NOT_OF_THE_WORK)
-    }
-
-
-def _data(run: Record) -> dict[str, str]:
-    spec, data = run["spec"]["data"], run["data"]
-    drawn = flatten_params(spec["shapes"], prefix="shapes.") if data["source"] == "shapes" else {}
-    return {"source": data["source"], "version": data["version"][:12], "num_test": str(data["num_test"]), **drawn}
-
-
-def _model(run: Record) -> dict[str, str]:
-    """Gives what the model is; how it is cut into stages makes no other model."""
-    flat = flatten_params(run["spec"]["model"])
-    depths = {f"{modality} blocks": str(depth) for modality, depth in run["depths"].items()}
-    return {name: value for name, value in flat.items() if not name.endswith("blocks_per_stage")} | depths
-
-
-def _labels(groups: Mapping[str, tuple[str, Record]]) -> dict[str, str]:
-    """Names groups after their strategies, and those of one strategy after the first two keys in which they differ."""
-    labels = {}
-    for key, (strategy, work) in groups.items():
-        peers = [other for _, (name, other) in groups.items() if name == strategy]
-        odd = [name for name in work if any(other.get(name) != work[name] for other in peers)]
-        parts = [f"{name.rpartition('.')[2]} {work[name][:16]}" for name in odd[:2]]
-        labels[key] = ", ".join([strategy.replace("_", " "), *parts])
-    return labels
-
-
-def _setting_notes(works: Mapping[str, Record]) -> list[str]:
-    """Says in which keys the groups' specs differ."""
-    values = list(works.values())
-    names = sorted({name for work in values for name in work})
-    odd = [name for name in names if len({work.get(name) for work in values}) > 1]
-    odd = [name for name in odd if not any(other.startswith(f"{name}.") for other in odd)]
-    if not odd:
-        return []
-    return [f"Their specs differ in {', '.join(odd[:12])}{' and others' if len(odd) > 12 else ''}."]

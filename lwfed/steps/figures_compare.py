@@ -29,6 +29,7 @@ from lwfed.steps.svg import (
     words,
     y_axis,
 )
+from lwfed.steps.svg_labels import Box, labels_at_ends
 
 WIDTH, HEIGHT = 560.0, 340.0
 LOG_FROM = 6.0
@@ -36,13 +37,7 @@ LOG_FROM = 6.0
 COLOURS = {"end_to_end": 0, "layerwise": 1, "progressive": 2}
 OTHERS = (4, 3, 5, 6)
 """Colours of further groups."""
-PLACES = (
-    (10, 4, "start"), (0, -13, "middle"), (0, 21, "middle"), (-10, -10, "end"), (-10, 20, "end"), (10, -12, "start"),
-    (10, 20, "start"), (-12, 4, "end"),
-)  # fmt: skip
-"""Where a label may stand beside the end of its line."""
 Text = Callable[[float], str]
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +134,7 @@ def spent_figure(comparison: Comparison, quantity: str, *, title: str, reaches: 
         group.label: [(plot.px(scale(spent(m))), plot.py(q.mean)) for m, q in _known(group.means)]
         for group in comparison.groups
     }
-    for label, (x, y), anchor in _labels_at_ends(plot, ways, taken=taken):
+    for label, (x, y), anchor in labels_at_ends(plot, ways, width=WIDTH, taken=taken):
         parts.append(words(x, y, label, class_=f"f{looks[label].colour} strong halo", anchor=anchor))
     return figure(parts, width=WIDTH, height=HEIGHT, label=f"{title} over {what}")
 
@@ -159,7 +154,10 @@ def memory_figure(comparison: Comparison, *, budgets: Sequence[Budget] = ()) -> 
     high = 1.14 * max([*values, *(b.amount for b in limits if b.amount < 2 * max(values))], default=1.0)
     marks = ticks(0, high, count=4, base=1024)
     names = [memory_text(mark) for mark in marks]
-    plot = Plot(margin([*names, "stage"]), 34, WIDTH - 14, HEIGHT - 66, (0.0, float(len(numbers))), (0.0, high))
+    shown = [budget for budget in limits if budget.amount < high]
+    beside = [*(group.label for group in lined), *("budget" for _ in shown)]
+    right = max([14.0, *(14 + text_width(label, strong=True) for label in beside)])
+    plot = Plot(margin([*names, "stage"]), 34, WIDTH - right, HEIGHT - 66, (0.0, float(len(numbers))), (0.0, high))
     parts = [y_axis(plot, values=marks, labels=names), _frame(plot, y_title="peak memory of a client", x_title="")]
     parts.append(words(plot.left - 8, plot.bottom + 18, "stage", anchor="end"))
     room = (plot.right - plot.left) / len(numbers)
@@ -174,21 +172,23 @@ def memory_figure(comparison: Comparison, *, budgets: Sequence[Budget] = ()) -> 
             parts.append(
                 _bar(plot, left, wide - 2, item.measured, item.predicted, group.label, stage, looks[group.label])
             )
+    ends: list[tuple[float, str, int]] = []
     for group in lined:
         only = memory[group.label][0]
         value = only.measured or only.predicted or 0.0
         y, look = plot.py(value), looks[group.label]
         note = hint(f"{group.label}: measured {memory_text(only.measured)}, predicted {memory_text(only.predicted)}")
-        parts.append(
-            tag("g", note + line([(plot.left, y), (plot.right, y)], class_=f"series s{look.colour}{look.dash}"))
-        )
-        label = f"{group.label} {memory_text(value)}"
-        parts.append(words(plot.right - 4, y - 7, label, class_=f"f{look.colour} strong halo", anchor="end"))
-    for budget in limits:
-        if budget.amount < high:
-            y = plot.py(budget.amount)
-            parts.append(line([(plot.left, y), (plot.right, y)], class_="limit"))
-            parts.append(words(plot.left + 6, y - 6, f"budget {budget.text}", class_="over strong halo"))
+        across = line([(plot.left, y), (plot.right, y)], class_=f"series s{look.colour}{look.dash}")
+        parts.append(tag("g", note + across))
+        ends.append((y, f"{group.label}|{memory_text(value)}", look.colour))
+    for budget in shown:
+        y = plot.py(budget.amount)
+        parts.append(line([(plot.left, y), (plot.right, y)], class_="limit"))
+        ends.append((y, f"budget|{budget.text}", -1))
+    for y, content, colour in apart(ends, top=plot.top, bottom=plot.bottom - 16, gap=32):
+        style = "over strong" if colour < 0 else f"f{colour} strong"
+        for row, part in enumerate(content.split("|")):
+            parts.append(words(plot.right + 7, y + 4 + 14 * row, part, class_=style))
     left = plot.left
     for group in barred:
         parts.append(
@@ -302,43 +302,6 @@ def _bar(
     if text_width(label_text) <= wide + 8:
         parts.append(words(left + wide / 2, plot.py(top) - 7, label_text, class_="t halo", anchor="middle"))
     return "".join(parts)
-
-
-def _labels_at_ends(
-    plot: Plot, ways: dict[str, list[tuple[float, float]]], *, taken: list[Box]
-) -> list[tuple[str, tuple[float, float], str]]:
-    """Finds for each line's name a place at its end that hides neither lines nor names."""
-    dots = [dot for way in ways.values() for dot in _dense(way)]
-    placed = []
-    for label, way in sorted(ways.items(), key=lambda item: item[1][-1]):
-        wide = text_width(label, strong=True)
-        best: tuple[float, Box, tuple[float, float], str] | None = None
-        for rank, (dx, dy, anchor) in enumerate(PLACES):
-            x, y = way[-1][0] + dx, way[-1][1] + dy
-            left = x - {"start": 0.0, "middle": 0.5, "end": 1.0}[anchor] * wide
-            box = (left, y - 12, left + wide, y + 3)
-            outside = box[0] < plot.left or box[2] > WIDTH - 2 or box[1] < plot.top - 8 or box[3] > plot.bottom
-            cost = 1000.0 * outside + 200 * sum(_meet(box, other) for other in taken)
-            cost += sum(box[0] <= u <= box[2] and box[1] <= v <= box[3] for u, v in dots) + 0.1 * rank
-            if best is None or cost < best[0]:
-                best = cost, box, (x, y), anchor
-        assert best is not None
-        taken.append(best[1])
-        placed.append((label, best[2], best[3]))
-    return placed
-
-
-def _dense(way: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Gives points along a line, about 4 px apart."""
-    found = list(way)
-    for (x, y), (u, v) in itertools.pairwise(way):
-        count = int(max(abs(u - x), abs(v - y)) // 4)
-        found += [(x + (u - x) * k / count, y + (v - y) * k / count) for k in range(1, count)]
-    return found
-
-
-def _meet(one: Box, other: Box) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _known(means: Sequence[Mean]) -> list[tuple[Mean, Spread]]:

@@ -37,7 +37,7 @@ def png(svg: str, *, scale: float = 2.0) -> bytes:
     factor = scale * FINER
     image = Image.new("RGB", (round(width * factor), round(height * factor)), _variables()["card"])
     _draw(root, image, factor=factor, at=(0.0, 0.0))
-    image = image.resize((round(width * scale), round(height * scale)), Image.Resampling.LANCZOS)
+    image = image.resize((round(width * scale), round(height * scale)), Image.Resampling.BOX)
     data = io.BytesIO()
     image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(data, "PNG", optimize=True)
     return data.getvalue()

@@ -135,16 +135,18 @@ def y_axis(plot: Plot, *, values: Sequence[float], labels: Sequence[str]) -> str
     return "".join(parts)
 
 
-def apart(ends: Sequence[tuple[float, str, int]], *, top: float, bottom: float) -> list[tuple[float, str, int]]:
-    """Moves labels at line ends apart, from the top down, then up again where they run out of the plot."""
+def apart(
+    ends: Sequence[tuple[float, str, int]], *, top: float, bottom: float, gap: float = 14.0
+) -> list[tuple[float, str, int]]:
+    """Moves labels at line ends `gap` px apart, from the top down, then up again where they run out of the plot."""
     placed: list[tuple[float, str, int]] = []
     for y, text, colour in sorted(ends):
-        placed.append((max(y, placed[-1][0] + 14 if placed else top), text, colour))
+        placed.append((max(y, placed[-1][0] + gap if placed else top), text, colour))
     limit = bottom
     for index in range(len(placed) - 1, -1, -1):
         y, text, colour = placed[index]
         placed[index] = (min(y, limit), text, colour)
-        limit = placed[index][0] - 14
+        limit = placed[index][0] - gap
     return placed
 
 
