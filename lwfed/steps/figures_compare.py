@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from lwfed.steps.compare import Comparison, Group, Mean, Spread
+from lwfed.steps.compare import Comparison, Group, Mean, Memory, Spread
 from lwfed.steps.compare_budget import Budget, Reach
 from lwfed.steps.compare_table import is_share, stage_memory
 from lwfed.steps.figures_rounds import Stage, rounds_plot, shade, stage_names
@@ -161,6 +161,7 @@ def memory_figure(comparison: Comparison, *, budgets: Sequence[Budget] = ()) -> 
     parts = [y_axis(plot, values=marks, labels=names), _frame(plot, y_title="peak memory of a client", x_title="")]
     parts.append(words(plot.left - 8, plot.bottom + 18, "stage", anchor="end"))
     room = (plot.right - plot.left) / len(numbers)
+    unit = names[-1].rpartition(" ")[2]
     wide = min(64.0, 0.76 * room / max(1, len(barred)))
     for index, stage in enumerate(numbers):
         parts.append(words(plot.px(index + 0.5), plot.bottom + 18, stage, anchor="middle"))
@@ -170,7 +171,9 @@ def memory_figure(comparison: Comparison, *, budgets: Sequence[Budget] = ()) -> 
                 continue
             left = plot.px(index + 0.5) + (place - len(barred) / 2) * wide + 1
             parts.append(
-                _bar(plot, left, wide - 2, item.measured, item.predicted, group.label, stage, looks[group.label])
+                _bar(
+                    plot, item, left=left, wide=wide - 2, label=group.label, colour=looks[group.label].colour, unit=unit
+                )
             )
     ends: list[tuple[float, str, int]] = []
     for group in lined:
@@ -285,22 +288,22 @@ def _beyond(plot: Plot, budget: Budget) -> str:
     return words(plot.right, plot.top - 8, f"budget {budget.text} →", class_="over strong", anchor="end")
 
 
-def _bar(
-    plot: Plot, left: float, wide: float, measured: float | None, predicted: float | None, label: str, stage: int,
-    look: Style,
-) -> str:  # fmt: skip
+def _bar(plot: Plot, item: Memory, *, left: float, wide: float, label: str, colour: int, unit: str) -> str:
+    """Draws a stage's memory; its number, in the unit of the axis, where there is room."""
+    measured, predicted = item.measured, item.predicted
     parts = []
-    note = hint(f"{label}, stage {stage}: measured {memory_text(measured)}, predicted {memory_text(predicted)}")
+    note = hint(f"{label}, stage {item.stage}: measured {memory_text(measured)}, predicted {memory_text(predicted)}")
     if measured:
         y = plot.py(measured)
-        parts.append(tag("rect", note, x=left, y=y, width=wide, height=plot.bottom - y, rx=2, class_=f"f{look.colour}"))
+        parts.append(tag("rect", note, x=left, y=y, width=wide, height=plot.bottom - y, rx=2, class_=f"f{colour}"))
     if predicted:
         y = plot.py(predicted)
         parts.append(line([(left - 2, y), (left + wide + 2, y)], class_="tick"))
     top = max(value for value in (measured, predicted, 0.0) if value is not None)
-    label_text = memory_text(measured or predicted)
-    if text_width(label_text) <= wide + 8:
-        parts.append(words(left + wide / 2, plot.py(top) - 7, label_text, class_="t halo", anchor="middle"))
+    number, _, own = memory_text(measured or predicted).partition(" ")
+    value = number if own == unit else f"{number} {own}"
+    if text_width(value) <= wide:
+        parts.append(words(left + wide / 2, plot.py(top) - 7, value, class_="t halo", anchor="middle"))
     return "".join(parts)
 
 
