@@ -278,7 +278,7 @@ def _limit(plot: Plot, value: float, budget: Budget, taken: list[Box]) -> str:
     x, label = plot.px(value), f"budget {budget.text}"
     wide = text_width(label, strong=True)
     anchor, left = ("start", x + 6) if x + 6 + wide < WIDTH else ("end", x - 6 - wide)
-    taken.append((left, plot.top - 2, left + wide, plot.top + 14))
+    taken += [(left, plot.top - 2, left + wide, plot.top + 14), (x - 2, plot.top, x + 2, plot.bottom)]
     place = x + 6 if anchor == "start" else x - 6
     name = words(place, plot.top + 10, label, class_="over strong halo", anchor=anchor)
     return line([(x, plot.top), (x, plot.bottom)], class_="limit") + name
@@ -342,9 +342,11 @@ def caption(comparison: Comparison) -> str:
     counts = {len(group.tracks) for group in comparison.groups}
     if counts == {1}:
         return "One seed each."
-    seeds = "; ".join(
-        f"{group.label}: n = {len(group.tracks)} (seed{'s' if len(group.tracks) > 1 else ''} "
+    named = {
+        group.label: f"n = {len(group.tracks)} (seed{'s' if len(group.tracks) > 1 else ''} "
         f"{', '.join(map(str, group.seeds))})"
         for group in comparison.groups
-    )
-    return f"Lines are means over seeds, bands one sample standard deviation either way. {seeds}."
+    }
+    same = set(named.values())
+    seeds = f"Each: {same.pop()}" if len(same) == 1 else "; ".join(f"{label}: {text}" for label, text in named.items())
+    return f"Lines are means over seeds, bands one sample standard deviation. {seeds}."
