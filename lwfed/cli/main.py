@@ -11,7 +11,7 @@ from importlib import metadata
 import typer
 
 from lwfed import __version__, environment
-from lwfed.cli import artifacts, check, history, plan, run, step, store
+from lwfed.cli import artifacts, check, compare, history, plan, run, step, store
 from lwfed.types.errors import EXIT_CODES, DiskFullError, LwfedError
 
 HELP = """Federated multimodal learning, trained stage by stage: layer-wise, progressive or end to end.
@@ -36,6 +36,7 @@ app.command("run")(run.run)
 app.command("rerun")(run.rerun)
 app.command("plan")(plan.plan)
 app.command("partition")(plan.partition)
+app.command("compare")(compare.compare)
 app.command("list")(history.list_runs)
 app.command("show")(history.show)
 app.command("report")(artifacts.report)

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import replace
-from datetime import UTC, datetime
 from importlib import metadata
 from typing import Annotated, Any
 
@@ -14,12 +10,10 @@ import typer
 from rich.console import Console
 
 from lwfed import environment
-from lwfed.cli import tables, text
+from lwfed.cli import tables, text, training
 from lwfed.cli.console import make_console, print_json
-from lwfed.cli.display import Display
 from lwfed.cli.history import open_runs, pick_run
 from lwfed.cli.options import DEFAULT_STORE, Json, Overrides, RunId, Spec, StoreUri
-from lwfed.launch.trackers import is_told, make_trackers
 from lwfed.spec.load import build_spec, load_spec
 from lwfed.spec.run import RunSpec
 from lwfed.steps import runs
@@ -27,7 +21,7 @@ from lwfed.steps.runs import Options
 from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store
-from lwfed.types.errors import LwfedError, NotFoundError, SpecError
+from lwfed.types.errors import NotFoundError, SpecError
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -94,91 +88,18 @@ def _resubmit(run_id: str, **options: Any) -> None:
 
 
 def _execute(spec: RunSpec, *, options: Options, as_json: bool, last_stage: int | None = None) -> None:
-    from lwfed.steps.prepare import draft, new_run_id
-
     console = make_console(stderr=as_json)
     store = open_store(spec.store.uri)
-    drafted = None
-    if spec.launch.kind == "kubernetes":  # only pods see the data
-        options = replace(options, run_id=options.run_id or new_run_id(spec, now=datetime.now(UTC)))
-    else:
-        drafted = draft(spec, store=store, options=options, cache=environment.cache_folder())
-        if not options.fresh and options.parent is None and last_stage is None:
-            done = runs.find_finished(store, drafted)
-            if done is not None and options.run_id in (None, done) and is_told(done, store=store):
-                _show_finished(done, store=store, console=console, as_json=as_json)
-                return
-        options = replace(options, run_id=drafted["run_id"])
-    with console.status("loading torch and the models") if console.is_terminal else nullcontext():
-        from lwfed.cli.session import ending_on_terminate
-    with ending_on_terminate():
-        summary = _train(spec, options=options, drafted=drafted, store=store, console=console, last_stage=last_stage)
+    wanted = training.look_up(spec, options=options, store=store, whole=last_stage is None)
+    if wanted.done is not None:
+        _show_finished(wanted.done, store=store, console=console, as_json=as_json)
+        return
+    summary = training.train(wanted, store=store, console=console, last_stage=last_stage)
     console.print()
     console.print(tables.stages_table(summary["stages"], end_to_end=summary["ledger"]["predicted"]["end_to_end"]))
     _closing_lines(summary, store=store, console=console, spec=spec)
     if as_json:
         print_json(summary)
-
-
-def _train(
-    spec: RunSpec,
-    *,
-    options: Options,
-    drafted: dict[str, Any] | None,
-    store: Store,
-    console: Console,
-    last_stage: int | None,
-) -> dict[str, Any]:
-    from lwfed.cli.session import client_cache, driving
-    from lwfed.steps.experiment import place_of, run_stages
-    from lwfed.steps.finish import tell_finish
-    from lwfed.steps.prepare import prepare
-    from lwfed.steps.prepare_run import prepare_there
-    from lwfed.steps.tasks import RunTask
-
-    run_id = options.run_id or ""
-    with (
-        Display(console, total_rounds=sum(spec.stages.rounds)) as display,
-        driving(spec, run_id=run_id, store=store) as (bench, launcher),
-    ):
-        if drafted is None:
-            run = prepare_there(spec, options=options, launcher=launcher, store=store, emit=display)
-        else:
-            run = prepare(drafted, store=store, emit=display, cache=environment.cache_folder())
-        trackers, mlflow = make_trackers(
-            run, spec.tracking, store=store, warn=lambda line: display("warning", {"message": line})
-        )
-        told: dict[str, Callable[[dict[str, Any]], None]] = {
-            "run": trackers.start,
-            "round": trackers.round,
-            "stage": trackers.stage,
-        }
-
-        def emit(kind: str, values: dict[str, Any]) -> None:
-            display(kind, values)
-            if kind in told:
-                told[kind](values)
-
-        try:
-            cache = None if launcher.remote else client_cache(store)
-            summary = run_stages(
-                run, launcher=launcher, bench=bench, emit=emit, cache=cache, last_stage=last_stage
-            )  # fmt: skip
-            task = RunTask(store=store.uri, run_id=run_id, place=place_of(run, cache=None))
-            launcher.server("finish", task, emit=emit)
-            tell_finish(run, summary, store=store, trackers=trackers)
-        except (LwfedError, KeyboardInterrupt) as error:
-            trackers.fail(str(error) or "interrupted")
-            if isinstance(error, KeyboardInterrupt):
-                console.print(f"interrupted; go on with: lwfed run ... --run-id {run['run_id']}", highlight=False)
-            raise
-        finally:
-            trackers.close()
-            if mlflow is not None and not mlflow.status.complete:
-                display(
-                    "warning", {"message": f"MLflow lacks records; lwfed report {run['run_id']} --mlflow logs them"}
-                )
-    return summary
 
 
 def _show_finished(run_id: str, *, store: Store, console: Console, as_json: bool) -> None:

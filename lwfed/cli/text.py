@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from lwfed.steps.formats import HEADLINES as HEADLINES
+
 
 def size(count: float) -> str:
     """Writes bytes: `190.5 MB` (powers of 1000)."""
@@ -43,9 +45,6 @@ def duration(seconds: float) -> str:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
-
-HEADLINES = ("test/t2i/R@1", "test/i2t/R@1", "test/i2a/R@1", "test/a2i/R@1", "test/accuracy", "test/f1", "test/loss")
-"""Metrics that tables show, those that a run has."""
 
 TITLES = {"train/loss": "train loss", "test/loss": "test loss"}
 

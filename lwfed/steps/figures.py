@@ -8,11 +8,20 @@ from typing import Any
 
 from lwfed.steps.figures_clients import participation_figure, partition_figure
 from lwfed.steps.figures_rounds import Stage, round_axis, rounds_plot, shade, stage_names, stages_of
-from lwfed.steps.formats import flops_text, measure_text, memory_text, number_text, percent_text, traffic_text
+from lwfed.steps.formats import (
+    MODALITIES,
+    flops_text,
+    measure_text,
+    memory_text,
+    number_text,
+    percent_text,
+    traffic_text,
+)
 from lwfed.steps.svg import (
     LABEL_GAP,
     NUM_COLOURS,
     Plot,
+    apart,
     extent,
     figure,
     hint,
@@ -26,8 +35,6 @@ from lwfed.steps.svg import (
     y_axis,
 )
 from lwfed.tracking.protocol import Record, finite, stage_numbers
-
-MODALITIES = {"i": "image", "t": "text", "a": "audio"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +105,7 @@ def metric_figure(panel: Panel, *, stages: Sequence[Stage]) -> str:
         parts.append(_curve(plot, series, colour=colour, text=text))
         if not series.dashed or all(other.dashed for other in panel.series):
             ends.append((plot.py(last), text(last), colour))
-    for y, content, colour in _apart(ends, top=plot.top, bottom=plot.bottom):
+    for y, content, colour in apart(ends, top=plot.top, bottom=plot.bottom):
         parts.append(words(plot.right + 7, y + 4, content, class_=f"f{colour} strong"))
     dashed = [("clients", None)] if any(series.dashed for series in panel.series) else []
     parts.append(_legend([*colours.items(), *dashed], y=height - 10, left=plot.left))
@@ -243,19 +250,6 @@ def _curve(plot: Plot, series: Series, *, colour: int, text: Callable[[float], s
             x, y, r = plot.px(number), plot.py(value), 1.6 if crowded else 3.2
             parts.append(tag("circle", note, cx=x, cy=y, r=r, class_=f"dot f{colour}"))
     return "".join(parts)
-
-
-def _apart(ends: Sequence[tuple[float, str, int]], *, top: float, bottom: float) -> list[tuple[float, str, int]]:
-    """Moves labels at line ends apart, from the top down, then up again where they run out of the plot."""
-    placed: list[tuple[float, str, int]] = []
-    for y, text, colour in sorted(ends):
-        placed.append((max(y, placed[-1][0] + 14 if placed else top), text, colour))
-    limit = bottom
-    for index in range(len(placed) - 1, -1, -1):
-        y, text, colour = placed[index]
-        placed[index] = (min(y, limit), text, colour)
-        limit = placed[index][0] - 14
-    return placed
 
 
 def _legend(entries: Sequence[tuple[str, int | None]], *, y: float, left: float) -> str:

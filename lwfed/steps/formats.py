@@ -8,6 +8,21 @@ from lwfed.tracking.protocol import finite
 
 NOTHING = "–"
 
+HEADLINES = ("test/t2i/R@1", "test/i2t/R@1", "test/i2a/R@1", "test/a2i/R@1", "test/accuracy", "test/f1", "test/loss")
+"""Metrics that are looked at first, those that a run has."""
+
+
+MODALITIES = {"i": "image", "t": "text", "a": "audio"}
+
+
+def metric_title(name: str, *, short: bool = False) -> str:
+    """`test/t2i/R@1` -> `text to image R@1`, short `t2i R@1`; other names lose their `test/`."""
+    rest = name.removeprefix("test/")
+    pair, _, recall = rest.partition("/")
+    if not short and len(pair) == 3 and pair[1] == "2" and pair[0] in MODALITIES and pair[2] in MODALITIES:
+        return f"{MODALITIES[pair[0]]} to {MODALITIES[pair[2]]} {recall}"
+    return rest.replace("/", " ") if rest != "loss" else "test loss"
+
 
 def count_text(value: Any) -> str:
     """1234567 -> `1,234,567`."""

@@ -8,11 +8,9 @@ import io
 import re
 import statistics
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 import yaml
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
@@ -20,7 +18,7 @@ from lwfed.steps import formats
 from lwfed.steps.figures import RESOURCES, metric_figure, panels_of, resource_figure
 from lwfed.steps.figures_clients import participation_figure, partition_figure
 from lwfed.steps.figures_rounds import stages_of
-from lwfed.steps.svg import STYLE
+from lwfed.steps.pages import page
 from lwfed.tracking.protocol import Record, finite, stage_numbers
 from lwfed.types.canonical import digest_of
 
@@ -57,11 +55,8 @@ def render(
     rounds = sorted(rounds, key=lambda record: record["global_round"])
     spans = stages_of(run, stages, rounds)
     resource_figures = [(entry[1], resource_figure(entry[0], run=run, stages=stages)) for entry in RESOURCES]
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    names = ("count", "number", "percent", "memory", "traffic", "flops", "size", "time", "factor")
-    environment.filters |= {name: getattr(formats, f"{name}_text") for name in names}
-    text = (resources.files("lwfed.steps") / "report_template.html").read_text(encoding="utf-8")
-    return environment.from_string(text).render(
+    return page(
+        "report_template.html",
         run=run,
         num_stages=len(stage_numbers(run)),
         stages=stages,
@@ -83,7 +78,6 @@ def render(
         partition=Markup(partition_figure(run)),
         retrieval=[_query(item) for item in retrieval or ()],
         spec=yaml.safe_dump(run["spec"], sort_keys=False, allow_unicode=True, width=100),
-        style=Markup(STYLE),
     )
 
 

@@ -135,6 +135,31 @@ def y_axis(plot: Plot, *, values: Sequence[float], labels: Sequence[str]) -> str
     return "".join(parts)
 
 
+def apart(
+    ends: Sequence[tuple[float, str, int]], *, top: float, bottom: float, gap: float = 14.0
+) -> list[tuple[float, str, int]]:
+    """Moves labels at line ends `gap` px apart, from the top down, then up again where they run out of the plot."""
+    placed: list[tuple[float, str, int]] = []
+    for y, text, colour in sorted(ends):
+        placed.append((max(y, placed[-1][0] + gap if placed else top), text, colour))
+    limit = bottom
+    for index in range(len(placed) - 1, -1, -1):
+        y, text, colour = placed[index]
+        placed[index] = (min(y, limit), text, colour)
+        limit = placed[index][0] - gap
+    return placed
+
+
+def log_ticks(low: float, high: float, *, count: int = 7) -> list[float]:
+    """Gives numbers from `low` to `high` for an axis of equal factors: 1, 2, 5 times powers of ten, or fewer."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1, 2, 5), (1, 3), (1,)):
+        found = [f * 10.0**p for p in powers for f in factors if low * 0.999 <= f * 10.0**p <= high * 1.001]
+        if len(found) <= count:
+            break
+    return found
+
+
 def figure(parts: Iterable[str], *, width: float, height: float, label: str) -> str:
     """Puts parts together as one image with a text for those who cannot see it."""
     return tag(
@@ -153,7 +178,7 @@ def _value(value: object) -> str:
     return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else str(value)
 
 
-_LIGHT = (
+LIGHT = (
     "--card:#fff;--ink:#1b2330;--soft:#5b6675;--faint:#e6e9ee;--band:#f3f5f8;--bad:#c9302c;"
     "--c1:#2563c9;--c2:#d9730d;--c3:#0b8a6a;--c4:#b0309b;--c5:#6b5bd6;--c6:#7d6a2f;"
 )
@@ -162,7 +187,7 @@ _DARK = (
     "--c1:#6ea3ff;--c2:#ffa657;--c3:#3ecfa5;--c4:#f08be0;--c5:#a79bff;--c6:#d3bd72;"
 )
 STYLE = (
-    f":root{{color-scheme:light dark;{_LIGHT}}}@media (prefers-color-scheme:dark){{:root{{{_DARK}}}}}"
+    f":root{{color-scheme:light dark;{LIGHT}}}@media (prefers-color-scheme:dark){{:root{{{_DARK}}}}}"
     f"svg text{{font-size:{FONT_PX}px;fill:var(--soft)}}"
     "svg .strong{fill:var(--ink);font-weight:600}"
     "svg .grid{stroke:var(--faint);fill:none}svg .axis{stroke:var(--soft);fill:none}"
@@ -173,6 +198,11 @@ STYLE = (
     "svg .failed{fill:var(--bad)}svg .cross{stroke:var(--card);stroke-width:1.6;fill:none}"
     "svg .reference{stroke:var(--ink);stroke-width:1.4;stroke-dasharray:5 4;fill:none}"
     "svg .halo{paint-order:stroke;stroke:var(--card);stroke-width:4px;stroke-linejoin:round}"
+    "svg .s0{stroke:var(--ink)}svg .f0{fill:var(--ink)}svg .way1{stroke-dasharray:7 4}"
+    "svg .way2{stroke-dasharray:10 3 2 3}svg .way3{stroke-dasharray:2 3}svg .title{font-size:15px}"
+    "svg .ring{fill:none;stroke-width:1.8}"
+    "svg .limit{stroke:var(--bad);stroke-width:1.4;stroke-dasharray:2 3;fill:none}svg .over{fill:var(--bad)}"
+    "svg .tick{stroke:var(--ink);stroke-width:2.4;fill:none}"
     "svg .predicted{fill-opacity:.25;stroke-width:1.2;stroke-dasharray:3 2}"
     + "".join(f"svg .s{i}{{stroke:var(--c{i})}}svg .f{i}{{fill:var(--c{i})}}" for i in range(1, NUM_COLOURS + 1))
 )

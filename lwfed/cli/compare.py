@@ -1,0 +1,235 @@
+"""`lwfed compare`: strategies side by side, trained where they are not committed yet, in one table and one page."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from lwfed.cli import training
+from lwfed.cli.console import make_console, make_table, print_json
+from lwfed.cli.history import open_runs, pick_run
+from lwfed.cli.options import DEFAULT_STORE, Json, Spec, StoreUri
+from lwfed.spec.load import load_spec
+from lwfed.spec.run import RunSpec
+from lwfed.steps import runs
+from lwfed.steps.compare import STRATEGIES, Comparison, compare_runs, plausible
+from lwfed.steps.compare_budget import Budget, parse_budget, reaches
+from lwfed.steps.compare_table import budget_rows, curves, difference_text, quality_text, rows
+from lwfed.steps.formats import flops_text, memory_text, metric_title, traffic_text
+from lwfed.steps.runs import Options
+from lwfed.store.opening import open_store
+from lwfed.store.protocol import Store
+from lwfed.types.errors import LwfedError, SpecError
+
+OF_ONE = re.compile(rf"({'|'.join(STRATEGIES)}):(.*)", re.DOTALL)
+SUFFIX = re.compile(rf"-({'|'.join(STRATEGIES).replace('_', '-')})$")
+
+
+def compare(
+    spec: Spec = None,
+    strategies: Annotated[
+        str, typer.Option("--strategies", metavar="NAMES", help="Which, with commas between.")
+    ] = ",".join(STRATEGIES),
+    run: Annotated[
+        list[str] | None,
+        typer.Option("--runs", metavar="RUN,RUN", help="Read these runs of --store, and train nothing."),
+    ] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--budget", metavar="QUANTITY=AMOUNT", help="What a client may spend: bytes=200MB, flops=3T or memory=1GiB."
+        ),
+    ] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-o",
+            "--override",
+            metavar="KEY=VALUE",
+            help="Change a key; for one strategy: -o end_to_end:training.local_epochs=1.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", metavar="0,1,2", help="A run a seed; default: the spec's seed.")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option("--metric", metavar="NAME", help="Default: the objective's headline.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-O", metavar="DIR", help="Where to; default: compare-NAME.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Compare what differs in data or model, too.")] = False,
+    store: StoreUri = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Put strategies side by side: quality for rounds, bytes and FLOPs, and the memory of each stage.
+
+    Trains what is not committed yet, a run for each strategy and seed, as `lwfed run` does. Writes one page,
+    compare.html, its figures as SVG and PNG, and the numbers as JSON.
+    """
+    console = make_console(stderr=as_json)
+    budgets = [parse_budget(text) for text in budget or ()]
+    if run:
+        if spec is not None:
+            raise SpecError("a SPEC is trained and --runs are read", remedy="give one of them")
+        opened = open_runs(store)
+        ids = [name for text in run for name in text.split(",") if name]
+        told = [pick_run(opened, run_id) for run_id in ids]
+        name = SUFFIX.sub("", str(told[0]["name"]))
+    else:
+        specs = wanted_specs(spec, overrides=override or [], strategies=strategies, seeds=seeds)
+        name = SUFFIX.sub("", specs[0].name)
+        for item in specs:
+            if metric is not None and not plausible(metric, item):
+                raise SpecError(
+                    f"no run of this spec will have the metric `{metric}`",
+                    remedy="name one such as test/t2i/R@1, test/accuracy, test/loss or train/loss",
+                )
+        opened = open_store(specs[0].store.uri)
+        told = [runs.read_run(opened, run_id) for run_id in _obtain(specs, store=opened, console=console)]
+    comparison = compare_runs([(item, *runs.history(opened, item)) for item in told], metric=metric, force=force)
+    folder = output or Path(f"compare-{name}")
+    page = write_files(comparison, folder, name=name, data=told[0]["data"], budgets=budgets)
+    values = _values(comparison, budgets, name=name, page=page)
+    numbers = json.dumps({**values, "curves": curves(comparison)}, ensure_ascii=False, allow_nan=False, indent=1)
+    (folder / "compare.json").write_text(numbers + "\n", encoding="utf-8")
+    _show(comparison, budgets, console=console)
+    console.print(
+        f"    page  {page}\n figures  {folder}/*.svg, *.png; numbers: compare.json", highlight=False, soft_wrap=True
+    )
+    if as_json:
+        print_json(values)
+
+
+def wanted_specs(source: str | None, *, overrides: Sequence[str], strategies: str, seeds: str | None) -> list[RunSpec]:
+    """Gives a spec for each strategy and seed; they differ in nothing else but what was asked for one strategy.
+
+    Raises:
+        SpecError: A strategy or a seed is none, or a value does not fit.
+    """
+    named = [name.strip().replace("-", "_") for name in strategies.split(",") if name.strip()]
+    unknown = [name for name in named if name not in STRATEGIES]
+    if unknown or not named:
+        raise SpecError(f"`{strategies}` names no strategies", remedy=f"choose from {', '.join(STRATEGIES)}")
+    own: dict[str, list[str]] = {name: [] for name in STRATEGIES}
+    shared: list[str] = []
+    for text in overrides:
+        found = OF_ONE.fullmatch(text)
+        (own[found[1]] if found else shared).append(found[2] if found else text)
+    base = load_spec(source, overrides=shared)
+    try:
+        numbers = [base.seed] if seeds is None else [int(text) for text in seeds.split(",")]
+    except ValueError:
+        raise SpecError(f"`{seeds}` are no seeds", remedy="write --seeds 0,1,2") from None
+    stem = SUFFIX.sub("", base.name)
+    return [
+        load_spec(
+            source,
+            overrides=[
+                *shared, *own[strategy], f"strategy={strategy}", f"seed={seed}",
+                f"name={stem[:40]}-{strategy.replace('_', '-')}",
+            ],
+        )
+        for seed in dict.fromkeys(numbers)
+        for strategy in dict.fromkeys(named)
+    ]  # fmt: skip
+
+
+def write_files(
+    comparison: Comparison, folder: Path, *, name: str, data: dict[str, Any], budgets: Sequence[Budget]
+) -> Path:
+    """Writes page and figures to a folder. Gives the page's path."""
+    from lwfed.steps.compare_page import chance_of, comparison_files, render_comparison
+    from lwfed.steps.raster import png
+
+    if folder.exists() and not folder.is_dir():
+        raise SpecError(f"{folder} is a file", remedy="name a folder with --output")
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, svg in comparison_files(comparison, budgets=budgets).items():
+        (folder / file).write_text(svg, encoding="utf-8")
+        (folder / file).with_suffix(".png").write_bytes(png(svg))
+    page = folder / "compare.html"
+    chance = chance_of(comparison.metric, data)
+    text = render_comparison(comparison, name=name, data=data, budgets=budgets, chance=chance)
+    page.write_text(text, encoding="utf-8")
+    return page
+
+
+def _obtain(specs: Sequence[RunSpec], *, store: Store, console: Console) -> list[str]:
+    """Finds or trains a run for each spec. Gives their ids."""
+    wanted = [training.look_up(spec, options=Options(), store=store) for spec in specs]
+    there = sum(item.done is not None for item in wanted)
+    console.print(f"{there} of {len(wanted)} runs are committed already", highlight=False)
+    ids = []
+    for number, item in enumerate(wanted, start=1):
+        if item.done is not None:
+            ids.append(item.done)
+            continue
+        what = f"{item.spec.strategy}, seed {item.spec.seed}"
+        console.rule(f"run {number} of {len(wanted)}: {what}", align="left", style="dim")
+        try:
+            summary = training.train(
+                item, store=store, console=console, go_on=f"the same command; {len(ids)} of {len(wanted)} runs are done"
+            )
+        except LwfedError:
+            console.print(f"run {number} of {len(wanted)} ({what}) failed; {len(ids)} runs are done", highlight=False)
+            raise
+        ids.append(summary["run_id"])
+    return ids
+
+
+def _show(comparison: Comparison, budgets: Sequence[Budget], *, console: Console) -> None:
+    table = make_table("What one client spends; in brackets, times less than end to end")
+    heads = (
+        "strategy",
+        "seeds",
+        metric_title(comparison.metric, short=True),
+        "moved",
+        "frozen, once",
+        "computed",
+        "memory",
+    )
+    for head in heads:
+        table.add_column(head, justify="left" if head == "strategy" else "right")
+    for group, row in zip(comparison.groups, rows(comparison), strict=True):
+        reference = group is comparison.reference
+        less = {} if row["less"] is None or reference else row["less"]
+        gained = "" if reference else difference_text(comparison.metric, row["quality_difference"])
+        table.add_row(
+            row["label"],
+            str(len(row["seeds"])),
+            quality_text(comparison.metric, group.final) + (f" ({gained})" if row["less"] and gained else ""),
+            traffic_text(row["moved_bytes"]) + _factor(less.get("bytes")),
+            traffic_text(row["frozen_bytes"]) if row["frozen_bytes"] else "",
+            flops_text(row["flops"]) + _factor(less.get("flops")),
+            memory_text(row["peak_bytes"]) + _factor(less.get("memory")),
+        )
+    console.print(table)
+    for budget in budgets:
+        for reach in reaches(comparison, budget):
+            best = quality_text(comparison.metric, reach.best)
+            line = f"{budget.quantity} {budget.text}  {reach.group.label}: best {best}; {reach.verdict}"
+            console.print(line, highlight=False, soft_wrap=True)
+    for note in comparison.notes:
+        console.print(f"[yellow]note:[/] {note}", highlight=False, soft_wrap=True)
+
+
+def _factor(value: float | None) -> str:
+    return "" if value is None else f" ({value:.2f}x)"
+
+
+def _values(comparison: Comparison, budgets: Sequence[Budget], *, name: str, page: Path) -> dict[str, Any]:
+    return {
+        "name": name,
+        "metric": comparison.metric,
+        "groups": rows(comparison),
+        "budgets": [row for budget in budgets for row in budget_rows(reaches(comparison, budget))],
+        "notes": list(comparison.notes),
+        "page": str(page),
+    }

@@ -1,0 +1,74 @@
+"""In what runs differ: what makes them no fair comparison, and what groups of them are named after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from lwfed.tracking.protocol import Record, flatten_params
+
+NOT_OF_THE_WORK = ("seed", "name", "strategy", "store", "tracking", "launch", "kubernetes", "data.root", "data.workers")
+"""Keys of a spec by which runs of one group may differ: what they say decides neither what is done nor how."""
+
+
+def differences(told: Sequence[Record]) -> list[str]:
+    """Says in what runs differ that makes them no fair comparison: their data, what they are tested on, their model."""
+    data = {run["run_id"]: _data(run) for run in told}
+    model = {run["run_id"]: _model(run) for run in told}
+    found = []
+    for what, values in (("data", data), ("model", model)):
+        for key in sorted({key for value in values.values() for key in value}):
+            named: dict[str, str] = {}
+            for run_id, value in values.items():
+                named.setdefault(value.get(key, "nothing"), run_id)
+            if len(named) > 1:
+                shown = " and ".join(f"{value[:40]} ({run_id})" for value, run_id in list(named.items())[:3])
+                found.append(f"{what}: {key} is {shown}")
+    data_keys = [text for text in found if text.startswith("data: ")]
+    if len(data_keys) > 1:  # the version only repeats what the other keys say
+        found = [text for text in found if not text.startswith("data: version")]
+    return found
+
+
+def work_of(run: Record) -> dict[str, str]:
+    """Gives what a run's spec says of the work, as dotted names and texts."""
+    flat = flatten_params(run["spec"])
+    return {
+        name: value
+        for name, value in flat.items()
+        if not any(name == key or name.startswith(f"{key}.") for key in NOT_OF_THE_WORK)
+    }
+
+
+def _data(run: Record) -> dict[str, str]:
+    spec, data = run["spec"]["data"], run["data"]
+    drawn = flatten_params(spec["shapes"], prefix="shapes.") if data["source"] == "shapes" else {}
+    return {"source": data["source"], "version": data["version"][:12], "num_test": str(data["num_test"]), **drawn}
+
+
+def _model(run: Record) -> dict[str, str]:
+    """Gives what the model is; how it is cut into stages makes no other model."""
+    flat = flatten_params(run["spec"]["model"])
+    depths = {f"{modality} blocks": str(depth) for modality, depth in run["depths"].items()}
+    return {name: value for name, value in flat.items() if not name.endswith("blocks_per_stage")} | depths
+
+
+def labels_of(groups: Mapping[str, tuple[str, Record]]) -> dict[str, str]:
+    """Names groups after their strategies, and those of one strategy after the first two keys in which they differ."""
+    labels = {}
+    for key, (strategy, work) in groups.items():
+        peers = [other for _, (name, other) in groups.items() if name == strategy]
+        odd = [name for name in work if any(other.get(name) != work[name] for other in peers)]
+        parts = [f"{name.rpartition('.')[2]} {work[name][:16]}" for name in odd[:2]]
+        labels[key] = ", ".join([strategy.replace("_", " "), *parts])
+    return labels
+
+
+def setting_notes(works: Mapping[str, Record]) -> list[str]:
+    """Says in which keys the groups' specs differ."""
+    values = list(works.values())
+    names = sorted({name for work in values for name in work})
+    odd = [name for name in names if len({work.get(name) for work in values}) > 1]
+    odd = [name for name in odd if not any(other.startswith(f"{name}.") for other in odd)]
+    if not odd:
+        return []
+    return [f"Their specs differ in {', '.join(odd[:12])}{' and others' if len(odd) > 12 else ''}."]
