@@ -193,7 +193,7 @@ def last_blocks(stage: StagePlan) -> dict[str, str]:
 
     In each modality the last block present, if it is not frozen, and what follows it.
     """
-    found = {}
+    found: dict[str, str] = {}
     for modality, how in stage.levers.last_block.items():
         depth = stage.depth[modality]
         if how != "full" and stage.cut.get(modality, 0) < depth:

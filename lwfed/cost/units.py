@@ -201,7 +201,5 @@ def _unit_of(values: Mapping[str, Any]) -> Unit:
 
 
 def _cost_of(values: Mapping[str, Any]) -> UnitCost:
-    return UnitCost(
-        **{name: Count(*values[name]) for name in _COUNTS},
-        **{name: values[name] for name in _NUMBERS},
-    )
+    fields: dict[str, Any] = {name: Count(*values[name]) for name in _COUNTS}
+    return UnitCost(**fields, **{name: values[name] for name in _NUMBERS})
