@@ -108,7 +108,7 @@ def test_golden_flops_and_memory_of_advance() -> None:
 
 @pytest.mark.parametrize(
     ("last_block", "coco", "advance", "megabytes"),
-    [("full", 3.064, 68.894, (250, 1161)), ("row", 1.178, 9.594, (118, 293)), ("absorbed", 0.913, 1.0015, (97, 111))],
+    [("full", 3.064, 68.894, (250, 1161)), ("row", 1.178, 9.594, (118, 293)), ("absorbed", 0.913, 1.0015, (97, 108))],
 )
 def test_golden_cost_of_the_last_block(
     last_block: str, coco: float, advance: float, megabytes: tuple[int, int]
@@ -120,7 +120,7 @@ def test_golden_cost_of_the_last_block(
     for model, batch, flops, saved in ((COCO, 32, coco, megabytes[0]), (ADVANCE, 16, advance, megabytes[1])):
         _, costs, whole, _ = bill("layerwise", model=model, batch=batch, last_block=last_block)
         above = sum(unit.forward_flops + unit.backward_flops for unit in costs[-1].units if unit.trained)
-        assert above / 1e9 == pytest.approx(flops, abs=1e-3)
+        assert above / 1e9 == pytest.approx(flops, rel=1e-3)
         assert costs[-1].activations_bytes / 1e6 == pytest.approx(saved, rel=0.01)
         assert whole == bill("layerwise", model=model, batch=batch)[2], "the reference has no levers"
 
