@@ -117,10 +117,11 @@ def absorbed_cost(shape: BlockShape) -> UnitCost:
     FLOPs: all products with weights are of one token; scores and mixture are two products of H x T x D. At the cut
     the gradients of the tokens fall away in both: the first LayerNorm's weights are reached without them.
 
-    Saved items: the tokens (T D) and the attention's weights (H T), with dropout its noise too; of the one token q, the
-    mixture of tokens of each head (H D) and the heads' outputs. In pre-norm also the query taken through the keys and
-    the mixture before the LayerNorm's weights (2 H D), the tokens' deviations (T) and the normalised token. For the
-    gradient of the tokens: the query, and what was multiplied by deviations and noise.
+    Saved items. In fp32: the tokens (T D), the attention's weights (H T), with dropout its noise and sums too; in
+    pre-norm also the tokens' deviations (T), and of each head the query taken through the keys and the mixture before
+    the LayerNorm's weights (2 H D). In the computation's type, of the one token: q, the mixture of tokens of each head
+    (H D), the heads' outputs, in pre-norm the normalised token. For the gradient of the tokens alone: the query, and
+    what was multiplied by deviations and noise.
 
     Args:
         shape: The block's sizes.
@@ -129,28 +130,23 @@ def absorbed_cost(shape: BlockShape) -> UnitCost:
     weights = 4 * d * d + 2 * d * f
     saved, saved_fp32 = _after_attention(shape)
     saved += Count(constant=2 * d + h * d)
-    saved_fp32 += Count(linear=h)
+    saved_fp32 += Count(linear=d + h)
     input_saved = Count(constant=h * d)
-    copies = Count()
     if shape.attention_dropout:
         saved_fp32 += Count(constant=h, linear=h)
         input_saved += Count(linear=h)
-    if shape.post_norm:
-        saved += Count(linear=d)
-        copies = Count(constant=d)
-    else:
-        saved += Count(constant=d + 2 * h * d)
-        saved_fp32 += Count(constant=2, linear=d + 1)
+    if not shape.post_norm:
+        saved += Count(constant=d)
+        saved_fp32 += Count(constant=2 + 2 * h * d, linear=1)
         input_saved += Count(linear=2 * h + 1)
-        copies = Count(linear=d)
     return UnitCost(
         forward=Count(constant=2 * weights, linear=4 * h * d),
         backward=Count(constant=4 * weights, linear=8 * h * d),
         input_gradient=Count(constant=2 * d * d if shape.post_norm else 0, linear=4 * h * d),
         saved=saved,
+        saved_fp32=saved_fp32 + input_saved,
         input_saved=input_saved,
-        saved_fp32=saved_fp32,
-        copies=copies,
+        copies=Count(constant=d if shape.post_norm else 0),
         weight_copies=weights,
     )
 

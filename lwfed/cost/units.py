@@ -40,9 +40,8 @@ class UnitCost:
         backward: FLOPs of the backward pass of a trained unit whose input needs a gradient too.
         input_gradient: Part of `backward` that falls away where the input needs none: at the cut.
         saved: Items kept for the backward pass in the type of the computation (fp32, or bf16).
-        input_saved: Items of the computation's type kept, beyond `saved`, for the gradient of the input alone: they too
-            fall away at the cut.
         saved_fp32: Items kept in fp32 whatever the computation's type: residual stream, statistics.
+        input_saved: Part of `saved_fp32` that is kept for the gradient of the input alone: it too falls away there.
         copies: Items kept only when the type is not fp32: copies of an input that fp32 would share.
         fixed_bytes: Bytes kept once, whatever the batch: BatchNorm's statistics.
         weight_copies: Weights that a mixed-precision pass keeps a copy of, whatever the batch.
@@ -52,8 +51,8 @@ class UnitCost:
     backward: Count = Count()
     input_gradient: Count = Count()
     saved: Count = Count()
-    input_saved: Count = Count()
     saved_fp32: Count = Count()
+    input_saved: Count = Count()
     copies: Count = Count()
     fixed_bytes: int = 0
     weight_copies: int = 0
@@ -70,9 +69,9 @@ class UnitCost:
             item_bytes: 4 for fp32, 2 for bf16 (mixed precision).
             at_cut: The input needs no gradient.
         """
-        items = self.saved if at_cut else self.saved + self.input_saved
         copies = self.copies.at(tokens) if item_bytes < 4 else 0
-        return item_bytes * (items.at(tokens) + copies) + 4 * self.saved_fp32.at(tokens)
+        in_fp32 = self.saved_fp32.at(tokens) - (self.input_saved.at(tokens) if at_cut else 0)
+        return item_bytes * (self.saved.at(tokens) + copies) + 4 * in_fp32
 
     def fixed(self, *, item_bytes: int = 4) -> int:
         """Bytes kept for the backward pass once, whatever the batch."""
@@ -168,7 +167,7 @@ class Architecture:
         )
 
 
-_COUNTS = ("forward", "backward", "input_gradient", "saved", "input_saved", "saved_fp32", "copies")
+_COUNTS = ("forward", "backward", "input_gradient", "saved", "saved_fp32", "input_saved", "copies")
 _NUMBERS = ("fixed_bytes", "weight_copies")
 
 

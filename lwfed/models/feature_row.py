@@ -117,9 +117,42 @@ def absorbed_attention(
     Returns:
         The heads' outputs, side by side, before the output projection.
     """
+    key_bias, value_bias = (
+        None if bias is None else bias.unflatten(0, (heads, -1))
+        for bias in (projections.key.bias, projections.value.bias)
+    )
     query = functional.linear(first.squeeze(1), *projections.query).unflatten(-1, (heads, -1))  # [B, H, A / H]
     query = query * query.shape[-1] ** -0.5
     asked = torch.bmm(query.transpose(0, 1), _by_head(projections.key.weight, heads)).transpose(0, 1)  # [B, H, D]
+    moved = None if key_bias is None else (query * key_bias).sum(-1, keepdim=True)  # [B, H, 1]
+    with torch.autocast(tokens.device.type, enabled=False):
+        mixed, total = _mixture(asked.to(tokens.dtype), tokens, moved=moved, mask=mask, dropout=dropout, norm=norm)
+    values = torch.bmm(mixed.transpose(0, 1), _by_head(projections.value.weight, heads).transpose(1, 2)).transpose(0, 1)
+    return _plus(values, value_bias, total).flatten(1).unsqueeze(1)
+
+
+def _mixture(
+    asked: Float[Tensor, "B H D"],
+    tokens: Float[Tensor, "B T D"],
+    *,
+    moved: Float[Tensor, "B H 1"] | None,
+    mask: Bool[Tensor, "B T"] | None,
+    dropout: float,
+    norm: nn.LayerNorm | None,
+) -> tuple[Float[Tensor, "B H D"], Float[Tensor, "B H 1"] | None]:
+    """Gives sum_t a_t n(x_t) of each head, and sum_t a_t where that is not 1.
+
+    In the tokens' own type even under autocast: scores rounded to bf16 would be off by more than those of fused
+    attention, and a second copy of the tokens would be kept.
+
+    Args:
+        asked: W_k^T q.
+        tokens: x, before the norm.
+        moved: q.b_k, which moves all scores alike, and so no weight: its gradient is 0.
+        mask: Which tokens are real.
+        dropout: Rate on the weights.
+        norm: n; None: n(x) = x.
+    """
     scale = None
     if norm is not None:
         asked = _centred(asked * norm.weight)
@@ -127,21 +160,19 @@ def absorbed_attention(
     scores = torch.bmm(asked, tokens.transpose(1, 2))  # [B, H, T]
     if scale is not None:
         scores = scores * scale
-    if projections.key.bias is not None:  # equal for all tokens: it moves no weight, and its gradient is 0
-        scores = scores + (query * projections.key.bias.unflatten(0, (heads, -1))).sum(-1, keepdim=True)
+    if moved is not None:
+        scores = scores + moved
     if mask is not None:
         scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, float("-inf")).unsqueeze(1)
     weights = scores.softmax(-1)
     total = None
     if dropout > 0:
         weights = functional.dropout(weights, dropout)
-        total = weights.sum(-1, keepdim=True)  # [B, H, 1]
-    mixed = torch.bmm(weights if scale is None else weights * scale, tokens)  # [B, H, D]
+        total = weights.sum(-1, keepdim=True)
+    mixed = torch.bmm(weights if scale is None else weights * scale, tokens)
     if norm is not None:
         mixed = _plus(_centred(mixed) * norm.weight, norm.bias, total)
-    values = torch.bmm(mixed.transpose(0, 1), _by_head(projections.value.weight, heads).transpose(1, 2)).transpose(0, 1)
-    bias = projections.value.bias
-    return _plus(values, None if bias is None else bias.unflatten(0, (heads, -1)), total).flatten(1).unsqueeze(1)
+    return mixed, total
 
 
 class InverseDeviation(torch.autograd.Function):

@@ -201,7 +201,8 @@ def _last_block(module: Encoder, state: State, index: int, how: LastBlock) -> di
 
     block = _flops(run, state.tokens)
     inside, at_cut = kept[0], kept[-1]
-    block |= {"saved": at_cut["block"], "input_saved": inside["block"] - at_cut["block"]}
+    for_input = inside["block"] - at_cut["block"]
+    block |= {"saved": at_cut["block"], "saved_fp32": for_input, "input_saved": for_input}
     costs = {f"blocks.{index}/{how}": block, f"pooled/{how}": {"saved": at_cut["pooled"]}}
     if "norm" in at_cut:
         nothing = dict.fromkeys(("forward", "backward", "input_gradient"), 0)

@@ -194,3 +194,21 @@ def test_the_inverse_deviation_s_gradient() -> None:
     found = InverseDeviation.apply(rows, 1e-3)
     torch.testing.assert_close(found, (rows.var(-1, correction=0) + 1e-3).rsqrt())
     assert torch.autograd.gradcheck(lambda x: InverseDeviation.apply(x, 1e-3), [rows])
+
+
+@pytest.mark.parametrize("name", ["vit", "distilbert", "ast"])
+def test_under_autocast_the_row_is_as_near_to_the_truth_as_the_full_block(name: str) -> None:
+    module = built(name).eval()
+    state = tokens_of(module, masked=name == "distilbert", batch=3, length=40)
+    with torch.no_grad():
+        exact = module.feature(state, start=len(module.blocks) - 1, how="full")
+        module.float()
+        single = State(state.tokens.float(), state.mask)
+        with torch.autocast("cpu", torch.bfloat16):
+            whole, row, absorbed = (
+                module.feature(single, start=len(module.blocks) - 1, how=how).double() - exact
+                for how in ("full", "row", "absorbed")
+            )
+    assert float(whole.abs().max()) > 1e-4, "bf16 did something"
+    for off in (row, absorbed):
+        assert float(off.square().mean().sqrt()) < 1.5 * float(whole.square().mean().sqrt())
