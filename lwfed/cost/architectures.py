@@ -229,8 +229,13 @@ def _encoder(
     units = {"stem": stem} | {f"blocks.{i}": block_unit for i in range(depth)}
     pooled = Count(linear=width)
     if final_norm:
-        units["norm"] = Unit(norm("", width), UnitCost(saved_fp32=Count(linear=width + 2)))
-    return Architecture(name=name, depth=depth, width=width, tokens=tokens, units=units, pooled=pooled)
+        row = UnitCost(saved_fp32=Count(constant=width + 2))
+        units["norm"] = Unit(
+            norm("", width), UnitCost(saved_fp32=Count(linear=width + 2)), {"row": row, "absorbed": row}
+        )
+    return Architecture(
+        name=name, depth=depth, width=width, tokens=tokens, units=units, pooled=pooled, pooled_row=Count(width)
+    )
 
 
 # --- DistilBERT and AST (transformers) -------------------------------------------------------------------------------

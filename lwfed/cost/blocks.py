@@ -74,7 +74,91 @@ def block(shape: BlockShape, *, tensors: Mapping[str, TensorSpec]) -> Unit:
             saved_fp32=saved_fp32,
             weight_copies=weights,
         ),
+        variants={"row": row_cost(shape), "absorbed": absorbed_cost(shape)},
     )
+
+
+def row_cost(shape: BlockShape) -> UnitCost:
+    """Gives the cost of a block for its first token alone: keys and values of all tokens, all else of one.
+
+    FLOPs: k and v are two D x D products a token; q and the output projection two, and the feed-forward two D x F, for
+    the one; attention is two products of 1 x T x D.
+
+    Saved items: of T tokens the input of k and v, k and v (3 T D), in pre-norm the first LayerNorm's input and
+    statistics too (T D + 2 T); of the one token what the whole block keeps of each.
+
+    Args:
+        shape: The block's sizes.
+    """
+    d, f, h = shape.width, shape.feed_forward, shape.heads
+    one = 2 * d * d + 2 * d * f
+    saved, saved_fp32 = _after_attention(shape)
+    saved += Count(constant=2 * d, linear=3 * d)
+    if not shape.post_norm:
+        saved_fp32 += Count(linear=d + 2)
+    if shape.attention_dropout:
+        saved += Count(linear=3 * h)
+    else:
+        saved += Count(linear=1 if shape.masked else 0)
+        saved_fp32 += Count(constant=h)
+    return UnitCost(
+        forward=Count(constant=2 * one, linear=4 * d * d + 4 * d),
+        backward=Count(constant=4 * one, linear=8 * d * d + (8 if shape.attention_dropout else 10) * d),
+        input_gradient=Count(constant=2 * d * d, linear=4 * d * d) if shape.post_norm else Count(),
+        saved=saved,
+        saved_fp32=saved_fp32,
+        weight_copies=4 * d * d + 2 * d * f,
+    )
+
+
+def absorbed_cost(shape: BlockShape) -> UnitCost:
+    """Gives the cost of a block for its first token alone, with the projections of keys and values absorbed.
+
+    FLOPs: all products with weights are of one token; scores and mixture are two products of H x T x D. At the cut
+    the gradients of the tokens fall away in both: the first LayerNorm's weights are reached without them.
+
+    Saved items. In fp32: the tokens (T D), the attention's weights (H T), with dropout its noise and sums too; in
+    pre-norm also the tokens' deviations (T), and of each head the query taken through the keys and the mixture before
+    the LayerNorm's weights (2 H D). In the computation's type, of the one token: q, the mixture of tokens of each head
+    (H D), the heads' outputs, in pre-norm the normalised token. For the gradient of the tokens alone: the query, and
+    what was multiplied by deviations and noise.
+
+    Args:
+        shape: The block's sizes.
+    """
+    d, f, h = shape.width, shape.feed_forward, shape.heads
+    weights = 4 * d * d + 2 * d * f
+    saved, saved_fp32 = _after_attention(shape)
+    saved += Count(constant=2 * d + h * d)
+    saved_fp32 += Count(linear=d + h)
+    input_saved = Count(constant=h * d)
+    if shape.attention_dropout:
+        saved_fp32 += Count(constant=h, linear=h)
+        input_saved += Count(linear=h)
+    if not shape.post_norm:
+        saved += Count(constant=d)
+        saved_fp32 += Count(constant=2 + 2 * h * d, linear=1)
+        input_saved += Count(linear=2 * h + 1)
+    return UnitCost(
+        forward=Count(constant=2 * weights, linear=4 * h * d),
+        backward=Count(constant=4 * weights, linear=8 * h * d),
+        input_gradient=Count(constant=2 * d * d if shape.post_norm else 0, linear=4 * h * d),
+        saved=saved,
+        saved_fp32=saved_fp32 + input_saved,
+        input_saved=input_saved,
+        copies=Count(constant=d if shape.post_norm else 0),
+        weight_copies=weights,
+    )
+
+
+def _after_attention(shape: BlockShape) -> tuple[Count, Count]:
+    """What the one token keeps after the attention, in the computation's type and in fp32.
+
+    The feed-forward's input, its inner map before and after GELU and the dropouts' noise; the inputs of the norms
+    after the attention, two in post-norm and one in pre-norm, and their statistics.
+    """
+    d, norms = shape.width, 2 if shape.post_norm else 1
+    return Count(constant=d + 2 * shape.feed_forward + shape.dropouts * d), Count(constant=norms * (d + 2))
 
 
 def linear(name: str, fan_in: int, fan_out: int, *, bias: bool = True) -> dict[str, TensorSpec]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lwfed.cost.blocks import linear
 from lwfed.cost.units import Architecture, Count, Unit, UnitCost
 from lwfed.spec.model import ProjectionSpec, SupervisedSpec
@@ -36,17 +38,17 @@ def projection_head(spec: ProjectionSpec, *, architecture: Architecture) -> Unit
     products += fan_in * spec.out
     maps = (spec.layers - 1) * (3 if spec.dropout > 0 else 2)
     first_out = spec.hidden if spec.layers > 1 else spec.out
-    return Unit(
-        tensors=tensors,
-        cost=UnitCost(
-            forward=Count(2 * products),
-            backward=Count(4 * products),
-            input_gradient=Count(2 * architecture.width * first_out),
-            saved=architecture.pooled + Count(maps * spec.hidden + spec.out),
-            fixed_bytes=BATCH_NORM_BYTES * ((spec.layers - 1) * spec.hidden + spec.out),
-            weight_copies=products,
-        ),
+    own = Count(maps * spec.hidden + spec.out)
+    cost = UnitCost(
+        forward=Count(2 * products),
+        backward=Count(4 * products),
+        input_gradient=Count(2 * architecture.width * first_out),
+        saved=architecture.pooled + own,
+        fixed_bytes=BATCH_NORM_BYTES * ((spec.layers - 1) * spec.hidden + spec.out),
+        weight_copies=products,
     )
+    row = replace(cost, saved=architecture.pooled_row + own)
+    return Unit(tensors=tensors, cost=cost, variants={"row": row, "absorbed": row})
 
 
 def _statistics(name: str, width: int) -> dict[str, TensorSpec]:

@@ -165,6 +165,7 @@ def stage_costs(
                 units=model_units(stage.model, architectures=architectures, num_classes=num_classes),
                 tokens=_tokens(architectures, tokens),
                 widths={m: architecture.width for m, architecture in architectures.items()},
+                variants=last_blocks(stage),
             )
         )
         if stage.rounds:
@@ -179,7 +180,7 @@ def end_to_end_cost(
     num_classes: int | None = None,
     tokens: Mapping[str, int] | None = None,
 ) -> StageCost:
-    """Prices the same model trained whole: what every factor is taken against. Its `stage` is 0."""
+    """Prices the same model trained whole, without levers: what every factor is taken against. Its `stage` is 0."""
     last = stages[-1]
     whole = units_of(last.model, {m: architectures[m].depth for m in last.model.modalities})
     return _price(
@@ -191,7 +192,22 @@ def end_to_end_cost(
         units=model_units(last.model, architectures=architectures, num_classes=num_classes),
         tokens=_tokens(architectures, tokens),
         widths={},
+        variants={},
     )
+
+
+def last_blocks(stage: StagePlan) -> dict[str, str]:
+    """Gives the units whose cost depends on how the last block is computed: unit -> `row` or `absorbed`.
+
+    In each modality the last block present, if it is not frozen, and what follows it.
+    """
+    found: dict[str, str] = {}
+    for modality, how in stage.levers.last_block.items():
+        depth = stage.depth[modality]
+        if how != "full" and stage.cut.get(modality, 0) < depth:
+            last = (f"blocks.{depth - 1}", "norm", "projection")
+            found |= {f"{modality}.{suffix}": how for suffix in last}
+    return found
 
 
 def model_units(
@@ -236,12 +252,18 @@ def _price(
     units: Mapping[str, Unit],
     tokens: Mapping[str, int],
     widths: Mapping[str, int],
+    variants: Mapping[str, str],
 ) -> StageCost:
     training = stage.training
     micro = -(-training.batch_size // (training.gradient_accumulation * stage.devices))
     kept = stage.levers.views if widths else {}
     bills = _bills(
-        present, trained=set(trained), units=units, tokens=tokens, item_bytes=2 if training.precision == "bf16" else 4
+        present,
+        trained=set(trained),
+        units=units,
+        tokens=tokens,
+        item_bytes=2 if training.precision == "bf16" else 4,
+        variants=variants,
     )
     bills = tuple(_kept(bill, views=kept, new=new) for bill in bills)
     exchanged = [bill for bill in bills if bill.trained]
@@ -291,6 +313,7 @@ def _bills(
     units: Mapping[str, Unit],
     tokens: Mapping[str, int],
     item_bytes: int,
+    variants: Mapping[str, str],
 ) -> tuple[UnitBill, ...]:
     """Bills the units; in each modality the first trained one lies at the cut: its input needs no gradient."""
     bills = []
@@ -299,7 +322,7 @@ def _bills(
         modality, _, suffix = name.partition(".")
         unit, is_trained, count = units[name], name in trained, tokens.get(modality, 0)
         at_cut = modality not in reached and modality in tokens
-        cost = unit.cost
+        cost = unit.cost_as(variants.get(name, "full"))
         bills.append(
             UnitBill(
                 unit=name,
@@ -310,7 +333,7 @@ def _bills(
                 file_bytes=layout(unit.named(name)).nbytes,
                 forward_flops=cost.forward.at(count),
                 backward_flops=cost.backward_flops(count, at_cut=at_cut) if is_trained else 0,
-                saved_bytes=cost.saved_bytes(count, item_bytes=item_bytes) if is_trained else 0,
+                saved_bytes=cost.saved_bytes(count, item_bytes=item_bytes, at_cut=at_cut) if is_trained else 0,
                 fixed_bytes=cost.fixed(item_bytes=item_bytes) if is_trained else 0,
             )
         )

@@ -41,6 +41,7 @@ class UnitCost:
         input_gradient: Part of `backward` that falls away where the input needs none: at the cut.
         saved: Items kept for the backward pass in the type of the computation (fp32, or bf16).
         saved_fp32: Items kept in fp32 whatever the computation's type: residual stream, statistics.
+        input_saved: Part of `saved_fp32` that is kept for the gradient of the input alone: it too falls away there.
         copies: Items kept only when the type is not fp32: copies of an input that fp32 would share.
         fixed_bytes: Bytes kept once, whatever the batch: BatchNorm's statistics.
         weight_copies: Weights that a mixed-precision pass keeps a copy of, whatever the batch.
@@ -51,6 +52,7 @@ class UnitCost:
     input_gradient: Count = Count()
     saved: Count = Count()
     saved_fp32: Count = Count()
+    input_saved: Count = Count()
     copies: Count = Count()
     fixed_bytes: int = 0
     weight_copies: int = 0
@@ -59,15 +61,17 @@ class UnitCost:
         """FLOPs of the backward pass, a sample."""
         return self.backward.at(tokens) - (self.input_gradient.at(tokens) if at_cut else 0)
 
-    def saved_bytes(self, tokens: int, *, item_bytes: int = 4) -> int:
+    def saved_bytes(self, tokens: int, *, item_bytes: int = 4, at_cut: bool = False) -> int:
         """Bytes kept for the backward pass, a sample.
 
         Args:
             tokens: T.
             item_bytes: 4 for fp32, 2 for bf16 (mixed precision).
+            at_cut: The input needs no gradient.
         """
         copies = self.copies.at(tokens) if item_bytes < 4 else 0
-        return item_bytes * (self.saved.at(tokens) + copies) + 4 * self.saved_fp32.at(tokens)
+        in_fp32 = self.saved_fp32.at(tokens) - (self.input_saved.at(tokens) if at_cut else 0)
+        return item_bytes * (self.saved.at(tokens) + copies) + 4 * in_fp32
 
     def fixed(self, *, item_bytes: int = 4) -> int:
         """Bytes kept for the backward pass once, whatever the batch."""
@@ -81,10 +85,17 @@ class Unit:
     Attributes:
         tensors: Tensor name after the unit's own name -> type and shape.
         cost: What it costs.
+        variants: `row`, `absorbed` -> what it costs where its modality's last block is computed that way: a block as
+            the last one, and what follows it. Where none is given, nothing changes.
     """
 
     tensors: Mapping[str, TensorSpec]
     cost: UnitCost = UnitCost()
+    variants: Mapping[str, UnitCost] = field(default_factory=dict)
+
+    def cost_as(self, how: str) -> UnitCost:
+        """Gives what it costs where the last block is computed as `full`, `row` or `absorbed`."""
+        return self.variants.get(how, self.cost)
 
     @property
     def num_params(self) -> int:
@@ -111,7 +122,8 @@ class Architecture:
         width: D.
         tokens: T: fixed by the input's size, or the most that a text may have.
         units: Unit name after the modality (`stem`, `blocks.0` ..., `norm`) -> unit.
-        pooled: Items that reading the feature off the last state keeps, a sample, beyond the feature itself.
+        pooled: Items that reading the feature off the last state keeps, a sample.
+        pooled_row: The same where the last state is one token.
     """
 
     name: str
@@ -120,6 +132,7 @@ class Architecture:
     tokens: int
     units: Mapping[str, Unit]
     pooled: Count = field(default=Count())
+    pooled_row: Count = field(default=Count())
 
     def tensors(self, modality: str) -> dict[str, TensorSpec]:
         """Gives all tensors by their canonical names."""
@@ -136,6 +149,7 @@ class Architecture:
             "width": self.width,
             "tokens": self.tokens,
             "pooled": _count_values(self.pooled),
+            "pooled_row": _count_values(self.pooled_row),
             "units": {name: _unit_values(unit) for name, unit in self.units.items()},
         }
 
@@ -147,12 +161,13 @@ class Architecture:
             depth=values["depth"],
             width=values["width"],
             tokens=values["tokens"],
-            pooled=Count(*values.get("pooled", ())),
+            pooled=Count(*values["pooled"]),
+            pooled_row=Count(*values["pooled_row"]),
             units={name: _unit_of(unit) for name, unit in values["units"].items()},
         )
 
 
-_COUNTS = ("forward", "backward", "input_gradient", "saved", "saved_fp32", "copies")
+_COUNTS = ("forward", "backward", "input_gradient", "saved", "saved_fp32", "input_saved", "copies")
 _NUMBERS = ("fixed_bytes", "weight_copies")
 
 
@@ -163,9 +178,14 @@ def _count_values(count: Count) -> list[int]:
 def _unit_values(unit: Unit) -> dict[str, Any]:
     return {
         "tensors": {name: [spec.dtype, list(spec.shape), spec.buffer] for name, spec in unit.tensors.items()},
-        **{name: _count_values(getattr(unit.cost, name)) for name in _COUNTS},
-        **{name: getattr(unit.cost, name) for name in _NUMBERS},
+        **_cost_values(unit.cost),
+        "variants": {how: _cost_values(cost) for how, cost in unit.variants.items()},
     }
+
+
+def _cost_values(cost: UnitCost) -> dict[str, Any]:
+    counts = {name: _count_values(getattr(cost, name)) for name in _COUNTS}
+    return counts | {name: getattr(cost, name) for name in _NUMBERS}
 
 
 def _unit_of(values: Mapping[str, Any]) -> Unit:
@@ -174,14 +194,11 @@ def _unit_of(values: Mapping[str, Any]) -> Unit:
             name: TensorSpec(shape=tuple(shape), dtype=dtype, buffer=buffer)
             for name, (dtype, shape, buffer) in values["tensors"].items()
         },
-        cost=UnitCost(
-            forward=Count(*values["forward"]),
-            backward=Count(*values["backward"]),
-            input_gradient=Count(*values["input_gradient"]),
-            saved=Count(*values["saved"]),
-            saved_fp32=Count(*values["saved_fp32"]),
-            copies=Count(*values["copies"]),
-            fixed_bytes=values["fixed_bytes"],
-            weight_copies=values["weight_copies"],
-        ),
+        cost=_cost_of(values),
+        variants={how: _cost_of(cost) for how, cost in values["variants"].items()},
     )
+
+
+def _cost_of(values: Mapping[str, Any]) -> UnitCost:
+    fields: dict[str, Any] = {name: Count(*values[name]) for name in _COUNTS}
+    return UnitCost(**fields, **{name: values[name] for name in _NUMBERS})

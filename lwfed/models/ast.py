@@ -14,7 +14,8 @@ from transformers.models.audio_spectrogram_transformer.configuration_audio_spect
 from transformers.models.audio_spectrogram_transformer.modeling_audio_spectrogram_transformer import ASTModel
 
 from lwfed.models import transformers_config
-from lwfed.models.protocol import Encoder, State, require_depth
+from lwfed.models.feature_row import absorbed_attention, of_linears, row_attention
+from lwfed.models.protocol import Encoder, LastBlock, State, require_depth
 from lwfed.spec.model import EncoderSpec
 from lwfed.types.errors import SpecError
 
@@ -36,6 +37,22 @@ class Ast(Encoder):
         for block in self.blocks[start:stop]:
             tokens = block(tokens)
         return State(tokens, None)
+
+    def advance_row(self, state: State, *, index: int, how: LastBlock) -> State:
+        block: Any = self.blocks[index]
+        attention, norm, first = block.attention, block.layernorm_before, state.tokens[:, :1]
+        rate = attention.attention_dropout if attention.training else 0.0
+        projections = of_linears(attention.q_proj, attention.k_proj, attention.v_proj)
+        heads = attention.num_attention_heads
+        if how == "absorbed":
+            mixed = absorbed_attention(
+                norm(first), state.tokens, projections=projections, heads=heads, dropout=rate, norm=norm
+            )
+        else:
+            tokens = norm(state.tokens)
+            mixed = row_attention(tokens[:, :1], tokens, projections=projections, heads=heads, dropout=rate)
+        first = block.dropout(attention.o_proj(mixed)) + first
+        return State(block.dropout(block.mlp(block.layernorm_after(first))) + first, None)
 
     def pool(self, state: State) -> Tensor:
         return self.norm(state.tokens)[:, 0]

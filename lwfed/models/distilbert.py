@@ -14,7 +14,8 @@ from transformers.models.distilbert.configuration_distilbert import DistilBertCo
 from transformers.models.distilbert.modeling_distilbert import DistilBertModel
 
 from lwfed.models import transformers_config
-from lwfed.models.protocol import Encoder, State, require_depth
+from lwfed.models.feature_row import absorbed_attention, of_linears, row_attention
+from lwfed.models.protocol import Encoder, LastBlock, State, require_depth
 from lwfed.models.weights import tokenizer_of
 from lwfed.spec.model import EncoderSpec
 from lwfed.types.errors import SpecError
@@ -40,6 +41,21 @@ class DistilBert(Encoder):
         for block in self.blocks[start:stop]:
             tokens = block(tokens, attended)
         return State(tokens, mask)
+
+    def advance_row(self, state: State, *, index: int, how: LastBlock) -> State:
+        block: Any = self.blocks[index]
+        attention, first = block.attention, state.tokens[:, :1]
+        attend = absorbed_attention if how == "absorbed" else row_attention
+        mixed = attend(
+            first,
+            state.tokens,
+            projections=of_linears(attention.q_lin, attention.k_lin, attention.v_lin),
+            heads=attention.n_heads,
+            mask=state.mask,
+            dropout=attention.dropout.p if attention.training else 0.0,
+        )
+        first = block.sa_layer_norm(attention.out_lin(mixed) + first)
+        return State(block.output_layer_norm(block.ffn.ff_chunk(first) + first), None)
 
     def pool(self, state: State) -> Tensor:
         return state.tokens[:, 0]

@@ -19,10 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lwfed.models.build import input_settings, tensor_specs
 from lwfed.models.families import family_of
-from lwfed.models.protocol import Encoder, State
+from lwfed.models.protocol import Encoder, LastBlock, State
 from lwfed.spec.model import EncoderSpec
 
 ITEM_BYTES = 4
+HOWS: tuple[LastBlock, ...] = ("row", "absorbed")
 
 
 class SavedBytes:
@@ -76,7 +77,8 @@ def count(encoder: EncoderSpec) -> dict[str, Any]:
     Returns:
         A JSON value that the ledger's `Architecture.from_values` reads: name, depth, width, tokens, and for each unit
         its tensors and, as `[constant, linear, square]` in the number of tokens, a sample's forward, backward and
-        input-gradient FLOPs and saved items. Inputs of a fixed size have only the constant.
+        input-gradient FLOPs and saved items, of a block also as the last one, computed for the feature's token alone.
+        Inputs of a fixed size have only the constant.
 
     Raises:
         SpecError: The architecture or an override is wrong.
@@ -96,9 +98,13 @@ def count(encoder: EncoderSpec) -> dict[str, Any]:
         module.train()
         runs = [_a_sample(module, encoder, settings, length) for length in lengths]
         tokens = int(module.embed(_inputs(encoder, settings, batch=2, length=lengths[-1])).tokens.shape[1])
+    fitted = {
+        unit: {what: _fit([run[unit][what] for run in runs], lengths) for what in costs}
+        for unit, costs in runs[0].items()
+    }
     units = {}
-    for unit in runs[0]:
-        if unit == "pooled":
+    for unit in fitted:
+        if unit.startswith("pooled") or "/" in unit:
             continue
         tensors = {
             name.removeprefix(f"{unit}."): [spec.dtype, list(spec.shape), spec.buffer]
@@ -106,22 +112,28 @@ def count(encoder: EncoderSpec) -> dict[str, Any]:
             if name.startswith(f"{unit}.")
         }
         weights = sum(spec.numel for name, spec in specs.items() if name.startswith(f"{unit}.") and len(spec.shape) > 1)
+        weight_copies = 0 if unit == "stem" else weights
         units[unit] = {
             "tensors": tensors,
-            **{what: _fit([run[unit][what] for run in runs], lengths) for what in runs[0][unit]},
-            "saved_fp32": [0, 0, 0],
-            "copies": [0, 0, 0],
-            "fixed_bytes": 0,
-            "weight_copies": 0 if unit == "stem" else weights,
+            **_cost(fitted[unit], weight_copies),
+            "variants": {
+                how: _cost(fitted[f"{unit}/{how}"], weight_copies) for how in HOWS if f"{unit}/{how}" in fitted
+            },
         }
     return {
         "name": encoder.arch or encoder.family,
         "depth": len(module.blocks),
         "width": module.width,
         "tokens": tokens,
-        "pooled": _fit([run["pooled"]["saved"] for run in runs], lengths),
+        "pooled": fitted["pooled"]["saved"],
+        "pooled_row": fitted.get("pooled/row", fitted["pooled"])["saved"],
         "units": units,
     }
+
+
+def _cost(counts: dict[str, list[int]], weight_copies: int) -> dict[str, Any]:
+    nothing = {what: [0, 0, 0] for what in ("input_saved", "saved_fp32", "copies")}
+    return nothing | counts | {"fixed_bytes": 0, "weight_copies": weight_copies}
 
 
 def _a_sample(
@@ -147,13 +159,54 @@ def _run(module: Encoder, inputs: Any) -> dict[str, dict[str, int]]:
         feature = module.pool(state)
         saved.label = "pooled"
         saved.add(feature)  # the projection head's first product keeps it
-    for i in range(len(module.blocks)):
-        costs[f"blocks.{i}"] = _block_flops(module, state, i)
+    firsts = _first_alike(module)
+    for i, first in enumerate(firsts):
+        costs[f"blocks.{i}"] = _block_flops(module, state, i) if first == i else dict(costs[f"blocks.{first}"])
     if isinstance(getattr(module, "norm", None), nn.Module):
         costs["norm"] = {"forward": 0, "backward": 0, "input_gradient": 0}
     costs["pooled"] = {}
     for unit, cost in costs.items():
         cost["saved"] = saved.nbytes.get(unit, 0) // ITEM_BYTES
+    if type(module).advance_row is not Encoder.advance_row:
+        for how in HOWS:
+            for i, first in enumerate(firsts):
+                if first == i:
+                    costs |= _last_block(module, state, i, how)
+                costs[f"blocks.{i}/{how}"] = costs[f"blocks.{first}/{how}"]
+    return costs
+
+
+def _first_alike(module: Encoder) -> list[int]:
+    """Gives for each block the first one that is written alike, layers and rates, and so costs the same."""
+    firsts: dict[str, int] = {}
+    return [firsts.setdefault(repr(block), i) for i, block in enumerate(module.blocks)]
+
+
+def _last_block(module: Encoder, state: State, index: int, how: LastBlock) -> dict[str, dict[str, int]]:
+    """Counts a block as the last one, and the pooling after it, with and without a gradient of its input."""
+    kept: list[dict[str, int]] = []
+
+    def run(tokens: Tensor) -> Tensor:
+        batch = [] if state.mask is None else [state.mask]
+        saved = SavedBytes([*module.parameters(), *module.buffers(), *batch])
+        with saved.watch():
+            saved.label = "block"
+            after = module.advance_row(State(tokens, state.mask), index=index, how=how)
+            saved.label = "norm"
+            feature = module.pool(after)
+            saved.label = "pooled"
+            saved.add(feature)
+        kept.append({label: nbytes // ITEM_BYTES for label, nbytes in saved.nbytes.items()})
+        return feature
+
+    block = _flops(run, state.tokens)
+    inside, at_cut = kept[0], kept[-1]
+    for_input = inside["block"] - at_cut["block"]
+    block |= {"saved": at_cut["block"], "saved_fp32": for_input, "input_saved": for_input}
+    costs = {f"blocks.{index}/{how}": block, f"pooled/{how}": {"saved": at_cut["pooled"]}}
+    if "norm" in at_cut:
+        nothing = dict.fromkeys(("forward", "backward", "input_gradient"), 0)
+        costs[f"norm/{how}"] = nothing | {"saved": at_cut["norm"]}
     return costs
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lwfed.models.fusion import FUSIONS
 from lwfed.models.heads import PredictionHead, ProjectionHead
-from lwfed.models.protocol import Encoder, State
+from lwfed.models.protocol import Encoder, LastBlock, State
 from lwfed.spec.model import ModelSpec
 
 
@@ -53,13 +53,17 @@ class Multimodal(nn.Module):
             encoder = self.encoder(modality)
             return encoder.advance(encoder.embed(inputs), start=0, stop=cut)
 
-    def suffix(self, modality: str, state: State, *, cut: int) -> Float[Tensor, "B P"]:
+    def suffix(
+        self, modality: str, state: State, *, cut: int, last_block: Mapping[str, LastBlock] | None = None
+    ) -> Float[Tensor, "B P"]:
         """Passes the prefix's tokens through the blocks from `cut` on, the pooling and the projection head."""
         encoder = self.encoder(modality)
-        state = encoder.advance(state, start=cut, stop=len(encoder.blocks))
-        return cast(ProjectionHead, encoder.projection)(encoder.pool(state))
+        how = (last_block or {}).get(modality, "full")
+        return cast(ProjectionHead, encoder.projection)(encoder.feature(state, start=cut, how=how))
 
-    def project(self, modality: str, inputs: Any, *, cut: int = 0) -> Float[Tensor, "B P"]:
+    def project(
+        self, modality: str, inputs: Any, *, cut: int = 0, last_block: Mapping[str, LastBlock] | None = None
+    ) -> Float[Tensor, "B P"]:
         """Embeds inputs.
 
         Args:
@@ -67,6 +71,7 @@ class Multimodal(nn.Module):
             inputs: What it takes: an image batch, token ids and mask, or log-mel frames; or `tokens` [B, T, D] and
                 perhaps `mask` [B, T], the outputs of its frozen blocks.
             cut: Number of frozen leading blocks, run without gradients; 0 keeps the stem's gradients too.
+            last_block: Modality -> how its last block is computed, where that is not frozen; None: all whole.
 
         Returns:
             The projections, not normalised.
@@ -74,8 +79,8 @@ class Multimodal(nn.Module):
         if isinstance(inputs, Mapping) and "tokens" in inputs:
             return self.suffix(modality, State(inputs["tokens"], inputs.get("mask")), cut=cut)
         if cut:
-            return self.suffix(modality, self.prefix(modality, inputs, cut=cut), cut=cut)
-        return self.suffix(modality, self.encoder(modality).embed(inputs), cut=0)
+            return self.suffix(modality, self.prefix(modality, inputs, cut=cut), cut=cut, last_block=last_block)
+        return self.suffix(modality, self.encoder(modality).embed(inputs), cut=0, last_block=last_block)
 
     def classify(self, projections: Mapping[str, Float[Tensor, "B P"]]) -> Float[Tensor, "B C"]:
         """Fuses the modalities' projections and gives the classes' logits."""
@@ -83,7 +88,13 @@ class Multimodal(nn.Module):
             raise ValueError("a contrastive model has no prediction head")
         return self.prediction(self.fuse(projections))
 
-    def forward(self, inputs: Mapping[str, Any], *, cut: Mapping[str, int] | None = None) -> dict[str, Tensor]:
+    def forward(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        cut: Mapping[str, int] | None = None,
+        last_block: Mapping[str, LastBlock] | None = None,
+    ) -> dict[str, Tensor]:
         """Embeds every modality of a batch: modality -> projections [B, P]."""
         cuts = cut or {}
-        return {m: self.project(m, inputs[m], cut=cuts.get(m, 0)) for m in self.modalities}
+        return {m: self.project(m, inputs[m], cut=cuts.get(m, 0), last_block=last_block) for m in self.modalities}

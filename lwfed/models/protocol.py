@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lwfed.spec.model import EncoderSpec
+
+LastBlock = Literal["full", "row", "absorbed"]
+"""How the last block present is computed: whole, or for the feature's token alone; see `feature_row`."""
 
 
 class State(NamedTuple):
@@ -47,6 +50,33 @@ class Encoder(nn.Module):
     def advance(self, state: State, *, start: int, stop: int) -> State:
         """Passes tokens through the blocks `start` to `stop` - 1."""
         raise NotImplementedError
+
+    def advance_row(self, state: State, *, index: int, how: LastBlock) -> State:
+        """Passes the feature's token alone through the block `index`, which is the last.
+
+        Args:
+            state: All tokens before the block.
+            index: Which block.
+            how: `row` projects keys and values of all tokens, `absorbed` none, where the block allows it.
+
+        Returns:
+            A state that `pool` takes: of one token, or of all where the feature is no token or the block is of an
+            unknown kind.
+        """
+        return self.advance(state, start=index, stop=index + 1)
+
+    def feature(self, state: State, *, start: int, how: LastBlock = "full") -> Float[Tensor, "B D"]:
+        """Passes tokens through the blocks from `start` on and pools.
+
+        Args:
+            state: Tokens before the block `start`.
+            start: The first block; the number of blocks where none is left.
+            how: How the last block is computed.
+        """
+        last = len(self.blocks) - 1
+        if how == "full" or start > last:
+            return self.pool(self.advance(state, start=start, stop=last + 1))
+        return self.pool(self.advance_row(self.advance(state, start=start, stop=last), index=last, how=how))
 
     def pool(self, state: State) -> Float[Tensor, "B D"]:
         """Gives the feature of each example: the CLS token after the final norm, where there is one."""

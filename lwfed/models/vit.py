@@ -11,10 +11,12 @@ from typing import Any
 
 import timm
 from jaxtyping import Float
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, device, nn
 
-from lwfed.models.protocol import Encoder, State, require_depth
+from lwfed.models.feature_row import absorbed_attention, of_fused, plain_norm, row_attention
+from lwfed.models.protocol import Encoder, LastBlock, State, require_depth
 from lwfed.models.weights import read_config
 from lwfed.spec.model import EncoderSpec
 from lwfed.types.errors import DataError, SpecError
@@ -46,8 +48,49 @@ class ViT(Encoder):
             tokens = block(tokens)
         return State(tokens, None)
 
+    def advance_row(self, state: State, *, index: int, how: LastBlock) -> State:
+        block: Any = self.blocks[index]
+        if type(block) is not Block or type(block.attn) is not Attention:
+            return super().advance_row(state, index=index, how=how)
+        first = state.tokens[:, :1]
+        first = first + block.drop_path1(block.ls1(_attention_row(block, first, state.tokens, how=how)))
+        return State(first + block.drop_path2(block.ls2(block.mlp(block.norm2(first)))), None)
+
     def pool(self, state: State) -> Float[Tensor, "B D"]:
         return self.norm(state.tokens)[:, 0]
+
+
+def _attention_row(
+    block: Block, first: Float[Tensor, "B 1 D"], tokens: Float[Tensor, "B T D"], *, how: LastBlock
+) -> Float[Tensor, "B 1 D"]:
+    """The attention of timm's block for its first token; norms of each key (`qk_norm`) leave nothing to absorb."""
+    attention: Any = block.attn
+    rate = attention.attn_drop.p if attention.training else 0.0
+    projections = of_fused(attention.qkv)
+    if how == "absorbed" and isinstance(attention.k_norm, nn.Identity):
+        norm = plain_norm(block.norm1)
+        if norm is None:
+            tokens = block.norm1(tokens)
+        normed = tokens[:, :1] if norm is None else norm(first)
+        mixed = absorbed_attention(
+            normed, tokens, projections=projections, heads=attention.num_heads, dropout=rate, norm=norm
+        )
+    else:
+        tokens = block.norm1(tokens)
+        normed = tokens[:, :1]
+        mixed = row_attention(
+            normed,
+            tokens,
+            projections=projections,
+            heads=attention.num_heads,
+            dropout=rate,
+            query_norm=attention.q_norm,
+            key_norm=attention.k_norm,
+        )
+    mixed = attention.norm(mixed)
+    if attention.gate is not None:
+        mixed = mixed * attention.gate(normed).sigmoid()
+    return attention.proj_drop(attention.proj(mixed))
 
 
 def build(encoder: EncoderSpec, *, depth: int | None) -> Encoder:

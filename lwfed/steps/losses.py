@@ -8,13 +8,21 @@ from torch import Tensor
 
 from lwfed.data.batches import Batch
 from lwfed.models.multimodal import Multimodal
+from lwfed.models.protocol import LastBlock
 from lwfed.objectives.contrastive import contrastive_loss
 from lwfed.objectives.supervised import cross_entropy
 from lwfed.spec.model import ModelSpec
 from lwfed.types.errors import DataError
 
 
-def batch_loss(module: Multimodal, batch: Batch, *, model: ModelSpec, cut: Mapping[str, int]) -> Tensor:
+def batch_loss(
+    module: Multimodal,
+    batch: Batch,
+    *,
+    model: ModelSpec,
+    cut: Mapping[str, int],
+    last_block: Mapping[str, LastBlock] | None = None,
+) -> Tensor:
     """Gives the mean loss of a batch; over several ranks, this rank's share of it.
 
     Instance discrimination takes the mean over pairs of modalities, supervised learning classifies the fusion.
@@ -24,11 +32,12 @@ def batch_loss(module: Multimodal, batch: Batch, *, model: ModelSpec, cut: Mappi
         batch: Inputs and labels on the module's device.
         model: Which objective.
         cut: Modality -> frozen leading blocks, which run without gradients.
+        last_block: Modality -> how its last block is computed; None: all whole.
 
     Returns:
         A scalar.
     """
-    projections = module(batch.inputs, cut=cut)
+    projections = module(batch.inputs, cut=cut, last_block=last_block)
     if model.objective.kind == "contrastive":
         return contrastive_loss(projections, temperature=model.objective.temperature)
     if batch.labels is None:

@@ -95,7 +95,9 @@ def train_client(task: ClientTask, *, bench: Workbench, on_step: OnStep | None =
         with closing(batches):
             result = train(
                 parameter_groups(module, plan),
-                loss=lambda batch: batch_loss(module, batch, model=plan.model, cut=plan.cut),
+                loss=lambda batch: batch_loss(
+                    module, batch, model=plan.model, cut=plan.cut, last_block=plan.levers.last_block
+                ),
                 batches=_micro_batches(batches, plan=plan, client=task.client, device=device),
                 settings=LocalSettings(
                     steps=steps,

@@ -126,7 +126,7 @@ def _bare_client(
     )  # fmt: skip
     with closing(batches):
         for batch in batches:
-            loss = batch_loss(module, batch, model=plan.model, cut=plan.cut)
+            loss = batch_loss(module, batch, model=plan.model, cut=plan.cut, last_block=plan.levers.last_block)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

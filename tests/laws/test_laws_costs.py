@@ -130,11 +130,15 @@ def test_parameters_are_the_modules(tmp_path: Path, strategy: str, objective: st
         assert cost["optimizer_bytes"] == 8 * cost["trained_params"]
 
 
+@pytest.mark.parametrize("last_block", ["full", "row", "absorbed"])
 @pytest.mark.parametrize("objective", ["contrastive", "supervised"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_flops_and_peak_of_a_real_step_are_the_ledgers(tmp_path: Path, strategy: str, objective: str) -> None:
+def test_flops_and_peak_of_a_real_step_are_the_ledgers(
+    tmp_path: Path, strategy: str, objective: str, last_block: str
+) -> None:
     """At the batch's own length of text. In a model this small the loss counts: its similarity matrices are added."""
-    overrides = (f"strategy={strategy}", *([SUPERVISED] if objective == "supervised" else []))
+    levers = (f"strategy={strategy}", f"levers.last_block={last_block}")
+    overrides = (*levers, *([SUPERVISED] if objective == "supervised" else []))
     done = run_tiny(tmp_path, "stages.rounds=[1,1]", *overrides)
     for stage, plan in enumerate(done.plans, start=1):
         record = next(record for record in done.told("round") if record["stage"] == stage)
@@ -157,7 +161,8 @@ def test_flops_and_peak_of_a_real_step_are_the_ledgers(tmp_path: Path, strategy:
 def test_gradient_accumulation_lowers_the_peak_as_predicted(tmp_path: Path) -> None:
     peaks = {}
     for parts in (1, 2):
-        done = run_tiny(tmp_path / str(parts), "stages.rounds=[1,0]", f"training.gradient_accumulation={parts}")
+        accumulated = f"training.gradient_accumulation={parts}"
+        done = run_tiny(tmp_path / str(parts), "stages.rounds=[1,0]", "levers.last_block=full", accumulated)
         metrics = done.told("round")[0]["clients"]["client-000"]
         length = first_batch(done, 1, "client-000").inputs["text"]["ids"].shape[1]
         peaks[parts] = (metrics["peak_tensor_bytes"], price(done, 1, tokens=length).peak_bytes)

@@ -16,8 +16,10 @@ from tests.tiny import ONE_STAGE, Finished, run_tiny, tensor_digests, tensors_of
 STRATEGIES = ("layerwise", "progressive", "end_to_end")
 
 
-def test_with_one_stage_all_strategies_are_one(tmp_path: Path) -> None:
-    done = {s: run_tiny(tmp_path / s, *ONE_STAGE, f"strategy={s}") for s in STRATEGIES}
+@pytest.mark.parametrize("last_block", ["full", "row", "absorbed"])
+def test_with_one_stage_all_strategies_are_one(tmp_path: Path, last_block: str) -> None:
+    lever = f"levers.last_block={last_block}"
+    done = {s: run_tiny(tmp_path / s, *ONE_STAGE, f"strategy={s}", lever) for s in STRATEGIES}
     assert len({run.digest for run in done.values()}) == 1
     assert len({run.keys[0] for run in done.values()}) == 3, "and yet they are three plans"
     rounds = {tuple(record["digest"] for record in run.told("round")) for run in done.values()}

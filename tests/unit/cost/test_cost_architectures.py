@@ -89,12 +89,37 @@ def test_counting_on_the_meta_device_agrees_with_the_formulas(name: str) -> None
     assert counted.units.keys() == formulas.units.keys()
     tokens = formulas.tokens
     assert counted.pooled.at(tokens) == formulas.pooled.at(tokens)
+    assert counted.pooled_row.at(tokens) == formulas.pooled_row.at(tokens)
     for unit, formula in formulas.units.items():
         measured = counted.units[unit]
         assert measured.tensors == formula.tensors
-        for what in ("forward", "backward", "input_gradient"):
-            assert getattr(measured.cost, what).at(tokens) == getattr(formula.cost, what).at(tokens), (unit, what)
-        assert measured.cost.saved_bytes(tokens) == formula.cost.saved_bytes(tokens), unit
+        assert measured.variants.keys() == formula.variants.keys()
+        for how in ("full", "row", "absorbed"):
+            one, other = measured.cost_as(how), formula.cost_as(how)
+            for what in ("forward", "backward", "input_gradient"):
+                assert getattr(one, what).at(tokens) == getattr(other, what).at(tokens), (unit, how, what)
+            for at_cut in (False, True):
+                assert one.saved_bytes(tokens, at_cut=at_cut) == other.saved_bytes(tokens, at_cut=at_cut), (unit, how)
+
+
+def test_a_block_that_absorbs_nothing_is_counted_as_it_is_computed() -> None:
+    """timm's `qk_norm` leaves the row alone; a block of another kind is whole."""
+    config = {"depth": 2, "img_size": 64, "patch_size": 16}
+    arch = {"family": "vit", "arch": "vit_tiny_patch16_224"}
+    normed = Architecture.from_values(count(EncoderSpec.model_validate(arch | {"config": config | {"qk_norm": True}})))
+    block = normed.units["blocks.1"]
+    assert block.variants["absorbed"] == block.variants["row"]
+    assert block.variants["row"].forward.at(17) < 0.5 * block.cost.forward.at(17)
+    parallel = Architecture.from_values(
+        count(EncoderSpec.model_validate({"family": "vit", "arch": "vit_small_patch16_18x2_224", "config": config}))
+    )
+    for unit in ("blocks.1", "norm"):
+        known = parallel.units[unit]
+        for variant in known.variants.values():
+            assert (variant.forward, variant.backward) == (known.cost.forward, known.cost.backward)
+            assert variant.saved_bytes(17) == known.cost.saved_bytes(17)
+    assert parallel.pooled_row == parallel.pooled
+    assert normed.pooled_row.at(17) * 17 == normed.pooled.at(17)
 
 
 def test_counted_texts_scale_with_their_length() -> None:
@@ -106,6 +131,10 @@ def test_counted_texts_scale_with_their_length() -> None:
     for tokens in (3, 17, 60):
         assert cost.forward.at(tokens) == formulas.units["blocks.1"].cost.forward.at(tokens)
         assert cost.saved_bytes(tokens) == formulas.units["blocks.1"].cost.saved_bytes(tokens)
+        for how, known_cost in formulas.units["blocks.1"].variants.items():
+            found = Architecture.from_values(counted).units["blocks.1"].variants[how]
+            assert found.backward.at(tokens) == known_cost.backward.at(tokens)
+            assert found.saved_bytes(tokens) == known_cost.saved_bytes(tokens)
 
 
 @pytest.mark.parametrize(

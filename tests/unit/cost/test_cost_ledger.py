@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 
 from lwfed.cost.architectures import tabled
-from lwfed.cost.ledger import StageCost, end_to_end_cost, stage_costs
+from lwfed.cost.ledger import StageCost, end_to_end_cost, last_blocks, stage_costs
 from lwfed.cost.units import Architecture
 from lwfed.models.build import initial_tensors, load, set_trained, skeleton, tensor_specs
 from lwfed.models.inspect import SavedBytes
@@ -54,7 +54,10 @@ AUDIO = {
 }
 
 
-def spec_of(strategy: str, *, supervised: bool, **training: Any) -> RunSpec:
+HOWS = ["full", "row", "absorbed"]
+
+
+def spec_of(strategy: str, *, supervised: bool, last_block: str = "full", **training: Any) -> RunSpec:
     objective = {"kind": "supervised", "hidden": 24} if supervised else {"kind": "contrastive"}
     return RunSpec.model_validate(
         {
@@ -66,7 +69,7 @@ def spec_of(strategy: str, *, supervised: bool, **training: Any) -> RunSpec:
                 "objective": objective,
             },
             "training": {"batch_size": 8} | training,
-            "levers": {"prefix_cache": "never"},
+            "levers": {"prefix_cache": "never", "last_block": last_block},
         }
     )
 
@@ -106,7 +109,7 @@ def measure(stage: StagePlan, *, batch: int, bf16: bool = False) -> dict[str, in
     saved = SavedBytes([*module.parameters(), *module.buffers(), *raw])
     with torch.random.fork_rng(), FlopCounterMode(display=False) as flops:
         with saved.watch(), torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
-            projections = {m: module.project(m, inputs[m], cut=stage.cut[m]) for m in stage.model.modalities}
+            projections = module(inputs, cut=stage.cut, last_block=stage.levers.last_block)
             outputs = [module.classify(projections)] if module.prediction else list(projections.values())
             loss = sum(output.float().sum() for output in outputs)
         forward = flops.get_total_flops()
@@ -116,10 +119,13 @@ def measure(stage: StagePlan, *, batch: int, bf16: bool = False) -> dict[str, in
     return {"forward": forward, "backward": backward, "saved": saved.total}
 
 
+@pytest.mark.parametrize("last_block", HOWS)
 @pytest.mark.parametrize("supervised", [False, True])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_flops_and_activations_are_those_counted_on_the_real_model(strategy: str, supervised: bool) -> None:
-    stages, _, costs = plan_and_price(spec_of(strategy, supervised=supervised))
+def test_flops_and_activations_are_those_counted_on_the_real_model(
+    strategy: str, supervised: bool, last_block: str
+) -> None:
+    stages, _, costs = plan_and_price(spec_of(strategy, supervised=supervised, last_block=last_block))
     for stage, cost in zip(stages, costs, strict=True):
         counted = measure(stage, batch=8)
         assert cost.forward_flops * 8 == counted["forward"]
@@ -127,9 +133,12 @@ def test_flops_and_activations_are_those_counted_on_the_real_model(strategy: str
         assert cost.activations_bytes == pytest.approx(counted["saved"], rel=0.01)
 
 
+@pytest.mark.parametrize("last_block", HOWS)
 @pytest.mark.parametrize("supervised", [False, True])
-def test_activations_are_predicted_with_bf16_too(supervised: bool) -> None:
-    stages, _, costs = plan_and_price(spec_of("layerwise", supervised=supervised, precision="bf16"))
+def test_activations_are_predicted_with_bf16_too(supervised: bool, last_block: str) -> None:
+    stages, _, costs = plan_and_price(
+        spec_of("layerwise", supervised=supervised, last_block=last_block, precision="bf16")
+    )
     for stage, cost in zip(stages, costs, strict=True):
         assert cost.activations_bytes == pytest.approx(measure(stage, batch=8, bf16=True)["saved"], rel=0.1)
 
@@ -184,6 +193,29 @@ def test_end_to_end_is_progressive_s_last_stage() -> None:
     assert whole.to_values() | {"stage": 3} == costs[-1].to_values()
     early = end_to_end_cost(stages[:1], architectures=architectures, num_classes=NUM_CLASSES)
     assert early == whole
+
+
+def test_a_frozen_last_block_is_billed_whole() -> None:
+    """Where a stage adds no block to an encoder, all of it is frozen and its feature is that of all tokens."""
+    spec = spec_of("layerwise", supervised=False, last_block="absorbed")
+    encoders = {m: e.model_dump() for m, e in spec.model.encoders.items()}
+    encoders["text"]["blocks_per_stage"] = (2, 1, 0)
+    spec = RunSpec.model_validate(spec.model_dump() | {"model": spec.model.model_dump() | {"encoders": encoders}})
+    stages, _, costs = plan_and_price(spec)
+    assert stages[-1].cut["text"] == stages[-1].depth["text"] == 3
+    assert {unit.partition(".")[0] for unit in last_blocks(stages[-1])} == {"image"}
+    for stage, cost in zip(stages, costs, strict=True):
+        counted = measure(stage, batch=8)
+        assert (cost.forward_flops * 8, cost.backward_flops * 8) == (counted["forward"], counted["backward"])
+        assert cost.activations_bytes == pytest.approx(counted["saved"], rel=0.01)
+
+
+def test_the_reference_has_no_levers() -> None:
+    spec = spec_of("end_to_end", supervised=False, last_block="absorbed")
+    stages, architectures, costs = plan_and_price(spec)
+    whole = end_to_end_cost(stages, architectures=architectures)
+    assert whole.flops > costs[0].flops and whole.activations_bytes > costs[0].activations_bytes
+    assert (whole.exchanged_bytes, whole.weights_bytes) == (costs[0].exchanged_bytes, costs[0].weights_bytes)
 
 
 def test_fewer_tokens_cost_less() -> None:

@@ -21,8 +21,11 @@ from lwfed.spec.run import RunSpec
 from lwfed.types.errors import SpecError
 
 
-def bill(strategy: str = "layerwise", **training: Any) -> tuple[tuple[StagePlan, ...], list[StageCost], StageCost]:
-    spec = RunSpec.model_validate({"strategy": strategy, "training": training, "levers": {"prefix_cache": "never"}})
+def bill(
+    strategy: str = "layerwise", *, last_block: str = "auto", **training: Any
+) -> tuple[tuple[StagePlan, ...], list[StageCost], StageCost]:
+    levers = {"prefix_cache": "never", "last_block": last_block}
+    spec = RunSpec.model_validate({"strategy": strategy, "training": training, "levers": levers})
     architectures = {m: architecture for m, e in spec.model.encoders.items() if (architecture := tabled(e))}
     stages = plan_stages(spec, depths={m: a.depth for m, a in architectures.items()})
     costs = stage_costs(stages, architectures=architectures)
@@ -87,8 +90,8 @@ def test_the_schedule_adds_the_stages_up() -> None:
     assert json.loads(json.dumps(own.to_values()))["rounds"] == 90
 
 
-def test_end_to_end_saves_nothing() -> None:
-    stages, costs, whole = bill("end_to_end")
+def test_end_to_end_without_levers_saves_nothing() -> None:
+    stages, costs, whole = bill("end_to_end", last_block="full")
     assert costs[0].to_values() | {"stage": 0} == whole.to_values()
     own, reference = schedule_costs(stages, costs=costs, end_to_end=whole, num_examples=64)
     assert own == reference
