@@ -180,7 +180,7 @@ def _quantities(values: Mapping[str, Any]) -> dict[str, Any]:
         "present": values.get("present_params"),
         "trained": values.get("trained_params"),
         "up": values.get("bytes_up", values.get("exchanged_bytes")),
-        "down": values.get("bytes_down", values.get("exchanged_bytes")),
+        "down": values.get("bytes_down", values.get("download_bytes", values.get("exchanged_bytes"))),
         "frozen": values.get("bytes_down_frozen", values.get("newly_frozen_bytes")),
         "flops": sum(flops) if all(finite(value) for value in flops) else None,
         "memory": values.get("peak_tensor_bytes", values.get("peak_bytes")),
