@@ -80,6 +80,7 @@ def render(
         participation=Markup(participation_figure(run, stages=spans, rounds=rounds)) if rounds else None,
         failures=_failures(rounds)[:MOST_FAILURES],
         num_failures=len(_failures(rounds)),
+        lost_residuals=[(r["global_round"], client) for r in rounds for client in r.get("lost_residuals") or ()],
         partition=Markup(partition_figure(run)),
         retrieval=[_query(item) for item in retrieval or ()],
         spec=yaml.safe_dump(run["spec"], sort_keys=False, allow_unicode=True, width=100),
