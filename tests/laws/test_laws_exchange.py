@@ -389,7 +389,7 @@ def test_without_a_folder_nothing_is_kept_and_that_is_told(tmp_path: Path) -> No
 
 def test_a_damaged_residual_is_a_lost_one(tmp_path: Path) -> None:
     bench, stage, _ = begun(tmp_path, "exchange.upload=int8")
-    place = {"cache": str(tmp_path / "cache")}
+    place: dict[str, Any] = {"cache": str(tmp_path / "cache")}
     updates = {c: train_client(client_task(bench, stage, c, **place), bench=bench) for c in (FIRST, "client-001")}
     counted = {client: {"round": 1, "digest": update["digest"]} for client, update in updates.items()}
     bench.store.write_ref(

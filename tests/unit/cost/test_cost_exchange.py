@@ -11,6 +11,7 @@ from lwfed.cost.schedule import schedule_costs
 from lwfed.plan.stages import StagePlan, plan_stages
 from lwfed.spec.load import load_spec
 from lwfed.steps.prepare import count_architecture
+from lwfed.types.encoded import Codec
 from lwfed.types.tensors import TensorSpec, layout
 from tests.tiny import DEPTHS, tiny_spec
 
@@ -21,10 +22,8 @@ def plan(*overrides: str) -> StagePlan:
 
 def test_a_files_bytes_are_its_items_scales_and_header() -> None:
     specs = {"w": TensorSpec((4, 6)), "b": TensorSpec((6,)), "n": TensorSpec((), "I64", buffer=True)}
-    header = {
-        codec: file_bytes([specs], codec) - size
-        for codec, size in (("fp32", 4 * 30 + 8), ("bf16", 2 * 30 + 8), ("int8", 30 + 4 * 5 + 8))
-    }
+    items: dict[Codec, int] = {"fp32": 4 * 30 + 8, "bf16": 2 * 30 + 8, "int8": 30 + 4 * 5 + 8}
+    header = {codec: file_bytes([specs], codec) - size for codec, size in items.items()}
     assert header["fp32"] == len(layout(specs).header) and all(size % 8 == 0 for size in header.values())
     assert header["int8"] > header["bf16"] > 0, "two scales more are named"
     assert file_bytes([specs, specs], "int8") == 2 * file_bytes([specs], "int8")
