@@ -141,10 +141,16 @@ def _stage_cells(row: Record) -> list[str]:
         str(row["rounds"]),
         text.amount(row["present_params"]),
         text.amount(row["trained_params"]),
-        f"{text.size(row['exchanged_bytes'])} ({text.times(row['exchange_factor'])})",
+        _exchange(row),
         f"{text.flops(row['forward_flops'] + row['backward_flops'])} ({text.times(row['flops_factor'])})",
         f"{text.size(row['peak_bytes'])} ({text.times(row['peak_factor'])})",
     ]
+
+
+def _exchange(row: Record) -> str:
+    """Says what travels: one figure where both ways are alike."""
+    up, down = text.size(row["exchanged_bytes"]), text.size(row["download_bytes"])
+    return f"{up if up == down else f'{up} up, {down} down'} ({text.times(row['exchange_factor'])})"
 
 
 def _total_cells(row: Record) -> list[str]:
@@ -153,7 +159,7 @@ def _total_cells(row: Record) -> list[str]:
         str(row["rounds"]),
         "",
         "",
-        f"{text.size(row['exchanged_bytes'])} ({text.times(row['exchange_factor'])})",
+        _exchange(row),
         f"{text.amount(row['flops'])}FLOP ({text.times(row['flops_factor'])})",
         f"{text.size(row['peak_bytes'])} ({text.times(row['peak_factor'])})",
     ]

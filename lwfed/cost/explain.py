@@ -34,11 +34,12 @@ def rows(
 
     Returns:
         Rows with the keys `stage` (a number, `end_to_end` or `total`), `rounds`, `present_params`, `trained_params`,
-        `exchanged_bytes` (each way, each round; in the total over all rounds), `frozen_bytes_down`, `exchange_factor`
-        (times less than end to end), `forward_flops`, `backward_flops` (a sample; in the total `flops` of a client's
-        training), `flops_factor`, `activations_bytes`, `peak_bytes`, `peak_factor`, and with a device `fits`,
-        `largest_batch`, `verdict`; of stages `fill_flops` and `cache_bytes` of a client, with a disk `cache_fits`, with
-        a link `link_s`, the seconds of a round's transfers.
+        `exchanged_bytes` (up, each round; in the total over all rounds), `download_bytes` (down, likewise, without
+        frozen blocks), `frozen_bytes_down`, `exchange_factor` (times less than end to end, up), `forward_flops`,
+        `backward_flops` (a sample; in the total `flops` of a client's training), `flops_factor`, `activations_bytes`,
+        `peak_bytes`, `peak_factor`, and with a device `fits`, `largest_batch`, `verdict`;
+        of stages `fill_flops` and `cache_bytes` of a client, with a disk `cache_fits`, with a link `link_s`, the
+        seconds of a round's transfers.
     """
     table = [
         _row(cost, name=stage.stage, rounds=stage.rounds, end_to_end=end_to_end, device_bytes=device_bytes)
@@ -55,6 +56,7 @@ def rows(
             "stage": "total",
             "rounds": own.rounds,
             "exchanged_bytes": own.bytes_up,
+            "download_bytes": own.bytes_down,
             "frozen_bytes_down": own.bytes_down_frozen,
             "exchange_factor": factor(whole.bytes_up, own.bytes_up),
             "flops": own.flops,
@@ -75,6 +77,7 @@ def _row(
         "present_params": cost.present_params,
         "trained_params": cost.trained_params,
         "exchanged_bytes": cost.exchanged_bytes,
+        "download_bytes": cost.download_bytes,
         "frozen_bytes_down": cost.newly_frozen_bytes,
         "exchange_factor": factor(end_to_end.exchanged_bytes, cost.exchanged_bytes),
         "forward_flops": cost.forward_flops,

@@ -11,10 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from lwfed.cost.exchange import file_bytes, mean_download_bytes
 from lwfed.cost.heads import prediction_head, projection_head
 from lwfed.cost.units import Architecture, Unit
 from lwfed.plan.stages import StagePlan
 from lwfed.plan.units import units_of
+from lwfed.spec.federation import ExchangeSpec
 from lwfed.spec.model import ModelSpec
 from lwfed.types.errors import SpecError
 from lwfed.types.tensors import layout
@@ -63,7 +65,11 @@ class StageCost:
         present_params: Parameters of the model.
         trained_params: Parameters that are trained.
         exchanged_params: Parameters sent each way, each round: those trained.
-        exchanged_bytes: Bytes sent each way, each round: a safetensors file a trained unit, buffers and headers too.
+        exchanged_bytes: Bytes sent up each round: a safetensors file a trained unit, buffers and headers too.
+        upload_bytes: The same.
+        download_bytes: Bytes of trained units fetched, a client and round, the mean over the stage's cohorts.
+        snapshot_bytes: Those fetched in a stage's first round, and after a round missed.
+        change_bytes: Those fetched in any other round; `snapshot_bytes` where downloads are not encoded.
         frozen_bytes: Bytes of the files of the frozen units.
         newly_frozen_bytes: Those that no earlier trained stage had frozen: a client downloads them once.
         forward_flops: A sample.
@@ -87,6 +93,10 @@ class StageCost:
     trained_params: int
     exchanged_params: int
     exchanged_bytes: int
+    upload_bytes: int
+    download_bytes: float
+    snapshot_bytes: int
+    change_bytes: int
     frozen_bytes: int
     newly_frozen_bytes: int
     forward_flops: int
@@ -180,8 +190,11 @@ def end_to_end_cost(
     num_classes: int | None = None,
     tokens: Mapping[str, int] | None = None,
 ) -> StageCost:
-    """Prices the same model trained whole, without levers: what every factor is taken against. Its `stage` is 0."""
-    last = stages[-1]
+    """Prices the same model trained whole, without levers, and sent as it is: what every factor is taken against.
+
+    Its `stage` is 0.
+    """
+    last = stages[-1].model_copy(update={"exchange": ExchangeSpec()})
     whole = units_of(last.model, {m: architectures[m].depth for m in last.model.modalities})
     return _price(
         last,
@@ -268,6 +281,10 @@ def _price(
     bills = tuple(_kept(bill, views=kept, new=new) for bill in bills)
     exchanged = [bill for bill in bills if bill.trained]
     frozen = [bill for bill in bills if not bill.trained]
+    specs = [units[bill.unit].named(bill.unit) for bill in exchanged]
+    up, change, snapshot = (
+        file_bytes(specs, codec) for codec in (stage.exchange.upload, stage.exchange.download, "fp32")
+    )
     trained_params = sum(bill.params for bill in exchanged)
     weights = sum(bill.nbytes for bill in bills)
     sample = sum(bill.saved_bytes for bill in bills)
@@ -277,7 +294,11 @@ def _price(
         present_params=sum(bill.params for bill in bills),
         trained_params=trained_params,
         exchanged_params=trained_params,
-        exchanged_bytes=sum(bill.file_bytes for bill in exchanged),
+        exchanged_bytes=up,
+        upload_bytes=up,
+        download_bytes=mean_download_bytes(stage, snapshot=snapshot, change=change),
+        snapshot_bytes=snapshot,
+        change_bytes=change,
         frozen_bytes=sum(bill.file_bytes for bill in frozen),
         newly_frozen_bytes=sum(bill.file_bytes for bill in frozen if bill.unit in new),
         forward_flops=sum(bill.forward_flops for bill in bills),

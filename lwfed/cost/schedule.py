@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lwfed.cost.exchange import download_bytes
 from lwfed.cost.ledger import StageCost
 from lwfed.plan.stages import StagePlan
 
@@ -57,7 +58,10 @@ def schedule_costs(
         rounds=sum(stage.rounds for stage in stages),
         exchanged_params=sum(stage.rounds * cost.exchanged_params for stage, cost in trained),
         bytes_up=sum(stage.rounds * cost.exchanged_bytes for stage, cost in trained),
-        bytes_down=sum(stage.rounds * cost.exchanged_bytes for stage, cost in trained),
+        bytes_down=sum(
+            download_bytes(stage.rounds, snapshot=cost.snapshot_bytes, change=cost.change_bytes)
+            for stage, cost in trained
+        ),
         bytes_down_frozen=sum(cost.newly_frozen_bytes for _, cost in trained),
         flops=sum(count * cost.flops for count, cost in zip(samples, costs, strict=True))
         + sum(num_examples * cost.fill_flops for _, cost in trained),
@@ -67,7 +71,7 @@ def schedule_costs(
         rounds=own.rounds,
         exchanged_params=own.rounds * end_to_end.exchanged_params,
         bytes_up=own.rounds * end_to_end.exchanged_bytes,
-        bytes_down=own.rounds * end_to_end.exchanged_bytes,
+        bytes_down=own.rounds * end_to_end.snapshot_bytes,
         bytes_down_frozen=0,
         flops=sum(samples) * end_to_end.flops,
         peak_bytes=end_to_end.peak_bytes,

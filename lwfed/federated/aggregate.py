@@ -30,7 +30,9 @@ def normalise_weights(num_examples: Mapping[str, int]) -> dict[str, int]:
     return {client: count // factor for client, count in num_examples.items()}
 
 
-def weighted_mean(name: str, *, readers: Mapping[str, Reader], weights: Mapping[str, int]) -> Tensor:
+def weighted_mean(
+    name: str, *, readers: Mapping[str, Reader], weights: Mapping[str, int], start: Tensor | None = None
+) -> Tensor:
     """Averages one tensor over clients: FedAvg (McMahan et al. 2017, Algorithm 1).
 
     Floating tensors, parameters and BatchNorm statistics alike, are summed in float64 and rounded once; integer ones
@@ -40,9 +42,11 @@ def weighted_mean(name: str, *, readers: Mapping[str, Reader], weights: Mapping[
         name: The tensor.
         readers: Client -> how to read its tensors.
         weights: Client -> w_n, a positive integer.
+        start: theta, where clients' tensors are changes; None where they are values.
 
     Returns:
-        sum_n w_n theta_n / sum_n w_n, of the shape and type of the clients' tensors.
+        sum_n w_n theta_n / sum_n w_n, or theta + sum_n w_n delta_n / sum_n w_n, of the shape and type of the
+        clients' tensors.
     """
     total: Tensor | None = None
     like: Tensor | None = None
@@ -60,7 +64,8 @@ def weighted_mean(name: str, *, readers: Mapping[str, Reader], weights: Mapping[
         raise ValueError(f"no client sent {name}; a round needs at least one update")
     if like is None:
         return total
-    return total.div_(sum(weights[client] for client in readers)).to(like.dtype)
+    mean = total.div_(sum(weights[client] for client in readers))
+    return (mean if start is None else mean.add_(start)).to(like.dtype)
 
 
 def check_names(client: str, *, names: set[str], expected: set[str]) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from lwfed.federated.aggregate import Reader, check_names, normalise_weights, weighted_mean
+from lwfed.federated.codecs import decode
+from lwfed.federated.exchange import check_specs, publish
 from lwfed.federated.server import server_step
 from lwfed.models.build import load, tensor_specs
 from lwfed.plan.stages import StagePlan
@@ -22,7 +24,12 @@ from lwfed.store.ahead import ahead
 from lwfed.store.blocks import Block, block_key, read_block, read_tensor, write_block
 from lwfed.store.cache import BlockCache
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
+from lwfed.types.encoded import Codec, encoded, encoded_specs, is_encoded
 from lwfed.types.errors import CheckpointError
+from lwfed.types.tensors import TensorSpec
+
+ROUNDED = "rounded"
+"""Slot of the server's state that holds what its published changes rounded off."""
 
 
 def aggregate_round(task: RoundTask, *, bench: Workbench) -> str:
@@ -125,42 +132,63 @@ def _aggregate(
     store, plan = bench.store, stage.plan
     updates = {client: _read_update(task, bench, client, item["digest"]) for client, item in accepted.items()}
     weights = normalise_weights({client: item["num_examples"] for client, item in accepted.items()})
-    buffers = {name for name, spec in tensor_specs(bench.skeleton(stage.key)).items() if spec.buffer}
+    specs, exchange = tensor_specs(bench.skeleton(stage.key)), plan.exchange
     step = server_step(plan.server)
+    plain = plan.server.kind == "fedavg" and plan.server.rate == 1
+    seed = plan.round_seed(task.server_round, "download")
     blocks, server, kept = dict(before.blocks), dict[str, Block](), dict[str, Tensor]()
+    changes: dict[str, Block] = {}
     for unit in plan.trained:
         old = before.blocks[unit]
+        unit_specs = {name: specs[name] for name in old.tensors}
         keys: dict[str, tuple[str, Block]] = {}
         for client, update in updates.items():
             block = update[unit]
-            check_names(client, names=set(block.tensors), expected=set(old.tensors))
+            check_names(client, names=set(block.tensors), expected=set(encoded_specs(unit_specs, exchange.upload)))
+            check_specs(client, found=block.specs, specs=unit_specs, codec=exchange.upload)
             key = f"{paths.updates(task.stage_key, task.server_round, client)}/{block.digest}.safetensors"
             keys[client] = key, block
         # in the order in which the mean asks: the next tensor is read and checked while one is added
         tensors_in_order = ahead(
-            partial(read_tensor, store, *keys[client], name) for name in old.tensors for client in sorted(keys)
+            partial(_read_sent, store, *keys[client], name, unit_specs[name], exchange.upload)
+            for name in old.tensors
+            for client in sorted(keys)
         )
         readers = dict.fromkeys(keys, _next_of(tensors_in_order))
         state = _read_state(store, before.server.get(unit))
-        tensors, states = dict[str, Tensor](), dict[str, Tensor]()
-        for name in old.tensors:
-            mean = weighted_mean(name, readers=readers, weights=weights)
-            if (
-                name in buffers
-                or not mean.is_floating_point()
-                or (plan.server.kind == "fedavg" and plan.server.rate == 1)
-            ):
-                tensors[name] = mean
-                continue
-            theta = read_tensor(store, block_key(old), old, name)
+        tensors, states, sent = dict[str, Tensor](), dict[str, Tensor](), dict[str, Tensor]()
+        for name, spec in unit_specs.items():
+            up, down = is_encoded(spec, exchange.upload), is_encoded(spec, exchange.download)
+            steps = not spec.buffer and spec.dtype.startswith(("F", "BF")) and not plain
+            theta = read_tensor(store, block_key(old), old, name) if up or down or steps else None
+            mean = weighted_mean(name, readers=readers, weights=weights, start=theta if up else None)
             slots = {slot: tensor for (owner, slot), tensor in state.items() if owner == name}
-            tensors[name], new = step(theta, mean, slots)
-            states |= {f"{name}:{slot}": tensor for slot, tensor in new.items()}
+            rounded = slots.pop(ROUNDED, None)
+            tensors[name] = mean
+            if steps and theta is not None:
+                tensors[name], slots = step(theta, mean, slots)
+                states |= {f"{name}:{slot}": tensor for slot, tensor in slots.items()}
+            if down and theta is not None:
+                parts, tensors[name], states[f"{name}:{ROUNDED}"] = publish(
+                    name, tensors[name], before=theta, kept=rounded, codec=exchange.download, seed=seed
+                )
+                sent |= parts
+            else:
+                sent[name] = tensors[name]
         blocks[unit] = write_block(store, tensors)
+        if exchange.download != "fp32":
+            changes[unit] = write_block(store, sent)
         if states:
             server[unit] = write_block(store, states)
         kept |= tensors
-    return Checkpoint(blocks=blocks, server=server), kept
+    return Checkpoint(blocks=blocks, server=server, change=changes), kept
+
+
+def _read_sent(store: Any, key: str, block: Block, name: str, spec: TensorSpec, codec: Codec) -> Tensor:
+    """Reads what a client sent of a tensor: its value, or the change that it decodes to."""
+    if not is_encoded(spec, codec):
+        return read_tensor(store, key, block, name)
+    return decode(name, {part: read_tensor(store, key, block, part) for part in encoded(name, spec, codec)})
 
 
 def _next_of(tensors: Iterator[Tensor]) -> Reader:

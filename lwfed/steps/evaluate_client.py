@@ -8,7 +8,7 @@ from lwfed.models.build import load
 from lwfed.steps.evaluate import evaluate
 from lwfed.steps.runtime import computing, pick_device
 from lwfed.steps.tasks import ClientTask
-from lwfed.steps.train_client import fetch_model, start_of
+from lwfed.steps.train_client import fetch_model, manifest_of
 from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
 from lwfed.store.counting import CountingStore
@@ -39,8 +39,10 @@ def evaluate_client(task: ClientTask, *, bench: Workbench) -> dict[str, Any]:
         with computing(threads=plan.training.threads):
             device = pick_device(task.place.device)
             store = CountingStore(bench.store)
-            checkpoint = start_of(task, stage=stage, store=bench.store, round_offset=0)
-            tensors, _ = fetch_model(task, checkpoint, bench=bench, stage=stage, store=store, device=device)
+            checkpoint = manifest_of(task, stage=stage, store=bench.store, round_offset=0)
+            tensors, _ = fetch_model(
+                task, checkpoint, bench=bench, stage=stage, store=store, device=device, round_offset=0
+            )
             metrics = evaluate(
                 load(bench.skeleton(stage.key), tensors),
                 source=bench.data(stage, task.place, task.client),

@@ -119,8 +119,8 @@ RESOURCES: tuple[tuple[str, str, Callable[[Mapping[str, Any]], Any], Callable[[M
      lambda m: _sum(m, "forward_flops", "backward_flops"), flops_text),
     ("upload", "Upload, a client and round", lambda p: p.get("exchanged_bytes"), lambda m: m.get("bytes_up"),
      traffic_text),
-    ("download", "Download, a client and round", lambda p: p.get("exchanged_bytes"), lambda m: m.get("bytes_down"),
-     traffic_text),
+    ("download", "Download, a client and round", lambda p: p.get("download_bytes", p.get("exchanged_bytes")),
+     lambda m: m.get("bytes_down"), traffic_text),
 )  # fmt: skip
 """Key, title, what the ledger predicts, what was measured, how it is written."""
 

@@ -16,7 +16,7 @@ class Place(Section):
         root: Folder of the data, or None for built-in data.
         workers: Processes that decode and augment.
         device: Where to compute.
-        cache: Folder in which a client keeps frozen blocks between rounds, or None.
+        cache: Folder in which a client keeps frozen blocks between rounds, and what an encoded exchange needs; or None.
     """
 
     root: str | None = None

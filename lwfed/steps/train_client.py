@@ -15,23 +15,22 @@ from lwfed import ranks
 from lwfed.data.batches import Batch, epoch_length, train_batches
 from lwfed.federated.local import LocalResult, LocalSettings, MicroBatch, train
 from lwfed.models.build import load, set_trained
-from lwfed.params import by_unit, select
+from lwfed.params import select
 from lwfed.plan.stages import StagePlan
 from lwfed.plan.units import group_of
 from lwfed.steps.batching import part, tensors_of, to_device
+from lwfed.steps.download import fetch_trained
 from lwfed.steps.losses import batch_loss
 from lwfed.steps.prefix import prefixes_of
 from lwfed.steps.runtime import autocast_type, computing, pick_device
 from lwfed.steps.tasks import ClientTask
+from lwfed.steps.upload import send, start_of
 from lwfed.steps.workbench import Stage, Workbench
 from lwfed.store import paths
-from lwfed.store.ahead import together
-from lwfed.store.blocks import block_key, read_block, write_block
 from lwfed.store.cache import BlockCache
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
 from lwfed.store.counting import CountingStore
 from lwfed.store.protocol import Store
-from lwfed.types.canonical import digest_of
 from lwfed.types.errors import CheckpointError, DivergedError
 from lwfed.types.tensors import unit_of
 
@@ -67,7 +66,7 @@ def train_client(task: ClientTask, *, bench: Workbench, on_step: OnStep | None =
         device = pick_device(task.place.device)
         held, _ = bench.share(stage, task.place, task.client)
         store = CountingStore(bench.store)
-        checkpoint = start_of(task, stage=stage, store=bench.store)
+        checkpoint = manifest_of(task, stage=stage, store=bench.store)
         prefixes = prefixes_of(
             task, bench=bench, stage=stage, held=held, checkpoint=checkpoint, store=store, device=device
         )
@@ -75,6 +74,7 @@ def train_client(task: ClientTask, *, bench: Workbench, on_step: OnStep | None =
         tensors, traffic = fetch_model(
             task, checkpoint, bench=bench, stage=stage, store=store, device=device, without=dropped
         )
+        start = start_of(task, bench=bench, stage=stage, tensors=tensors)
         module = load(bench.skeleton(stage.key, dropped), tensors)
         set_trained(module, trained=plan.trained)
         steps_per_epoch = epoch_length(len(held), plan.training.batch_size)
@@ -114,23 +114,24 @@ def train_client(task: ClientTask, *, bench: Workbench, on_step: OnStep | None =
         _refuse_non_finite(trained, client=task.client)
         if ranks.rank() != 0:
             return {}
-        folder = paths.updates(task.stage_key, task.server_round, task.client)
-        units = {unit: {name: t.cpu() for name, t in members.items()} for unit, members in by_unit(trained).items()}
-        written = together(lambda members: write_block(store, members, key=folder), units.values())
-        blocks = dict(zip(units, written, strict=True))
+        blocks, digest, kept = send(task, bench=bench, stage=stage, store=store, trained=trained, start=start)
         traffic["bytes_up"] = sum(block.nbytes for block in blocks.values())
         update = {
             "client": task.client,
             "num_examples": len(held),
-            "digest": digest_of({name: digest for b in blocks.values() for name, (digest, _) in b.tensors.items()}),
+            "digest": digest,
             "blocks": {unit: block.to_values() for unit, block in blocks.items()},
-            "metrics": _metrics(result, traffic, tensors, num_examples=len(held)) | prefixes.metrics(),
+            "metrics": {
+                **_metrics(result, traffic, tensors, num_examples=len(held)),
+                **prefixes.metrics(),
+                **kept,
+            },
         }
     bench.store.write_ref(ref, update, if_absent=True)
     return bench.store.read_ref(ref) or update
 
 
-def start_of(task: ClientTask, *, stage: Stage, store: Store, round_offset: int = 1) -> Checkpoint:
+def manifest_of(task: ClientTask, *, stage: Stage, store: Store, round_offset: int = 1) -> Checkpoint:
     """Reads the manifest of the global model.
 
     Args:
@@ -158,6 +159,7 @@ def fetch_model(
     stage: Stage,
     store: CountingStore,
     device: torch.device,
+    round_offset: int = 1,
     without: Sequence[str] = (),
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
     """Fetches the global model: trained blocks anew, frozen ones only where the client has not got them.
@@ -169,6 +171,7 @@ def fetch_model(
         stage: The stage.
         store: Counts what is fetched; what it has counted so far was frozen blocks.
         device: Where to.
+        round_offset: As `manifest_of` took it.
         without: Modalities whose frozen blocks are not needed: their outputs are kept.
 
     Returns:
@@ -177,14 +180,16 @@ def fetch_model(
     Raises:
         CheckpointError: A block is missing or corrupted.
     """
+    server_round = task.server_round - round_offset
     cache = BlockCache(f"{task.place.cache}/{task.client}/{ranks.rank()}" if task.place.cache else None)
     needed = [unit for unit in stage.plan.frozen if unit.partition(".")[0] not in without]
     judged = stage.plan.frozen if stage.plan.evaluation.federated_every else ()  # whole, every few rounds
     frozen = bench.frozen(checkpoint, needed, store=store, cache=cache, device=device, spare=judged)
     frozen_bytes = store.bytes_read
-    blocks = [checkpoint.blocks[unit] for unit in stage.plan.trained]
-    read = together(lambda block: read_block(store, block_key(block), block), blocks)
-    trained = {name: tensor.to(device) for members in read for name, tensor in members.items()}
+    trained = fetch_trained(
+        task, bench=bench, stage=stage, store=store, checkpoint=checkpoint, server_round=server_round,
+        keep=round_offset == 1, device=device,
+    )  # fmt: skip
     traffic = {"bytes_down": store.bytes_read - frozen_bytes, "bytes_down_frozen": frozen_bytes}
     return {**frozen, **trained}, traffic
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lwfed.models.build import initial_tensors
@@ -20,6 +21,7 @@ from lwfed.steps.evaluate import pooled
 from lwfed.steps.gap import Gap
 from lwfed.steps.launcher import Emit, Launcher, Outcome
 from lwfed.steps.prune import prune_rounds
+from lwfed.steps.residuals import counted_until, lost_in
 from lwfed.steps.tasks import ClientTask, RoundTask, StageTask
 from lwfed.steps.workbench import Stage, Workbench
 from lwfed.store import paths
@@ -163,6 +165,10 @@ def _round(
     record["wall_s"] |= gap.close_round(record["wall_s"])
     if unjudged:
         record["failed_evaluations"] = unjudged
+    lost = lost_in(record["clients"])
+    if lost:
+        record["lost_residuals"] = lost
+        emit("warning", {"message": f"{', '.join(lost)} lost what the last upload rounded off: equal runs may differ"})
     store.write_ref(paths.round_record(stage.key, server_round), record)
     emit("round", record)
     return record
@@ -181,11 +187,10 @@ def _collect(
     """Has the cohort train until all are in or the deadline passes, and commits which updates count."""
     store, plan, server_round = bench.store, stage.plan, task.server_round
     before = store.read_ref(paths.round_checkpoint(stage.key, server_round - 1)) or {}
-    store.write_ref(
-        paths.round_task(stage.key, server_round),
-        {"cohort": list(cohort), "deadline_s": spec.federation.round_timeout_s, "input": before.get("digest")},
-        if_absent=True,
-    )
+    told = {"cohort": list(cohort), "deadline_s": spec.federation.round_timeout_s, "input": before.get("digest")}
+    if plan.exchange.upload != "fp32":
+        told["counted"] = counted_until(stage.key, server_round, store=store)
+    store.write_ref(paths.round_task(stage.key, server_round), told, if_absent=True)
     started = time.monotonic()
     failed: dict[str, str] = {}
     waiting = [client for client in cohort if not store.has(paths.update(stage.key, server_round, client))]
@@ -298,7 +303,7 @@ def _commit(
         "reused": False,
     }
     store.write_ref(paths.stage_record(stage.key), record)
-    commit = {**result.to_values(), "made_by": run["run_id"]}
+    commit = {**replace(result, change={}).to_values(), "made_by": run["run_id"]}
     store.write_ref(paths.stage_checkpoint(stage.key), commit, if_absent=True)
     return record
 
@@ -314,6 +319,9 @@ def measured_ledger(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for name in ("bytes_up", "bytes_down", "bytes_down_frozen"):
         if clients:
             ledger[name] = statistics.fmean(metrics[name] for metrics in clients)
+    lost = sum(len(record.get("lost_residuals", ())) for record in records)
+    if lost:
+        ledger["lost_residuals"] = lost
     flops = [metrics["step_flops"] for metrics in clients if "step_flops" in metrics]
     for way in ("forward", "backward"):
         if flops:

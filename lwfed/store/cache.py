@@ -1,15 +1,15 @@
-"""A client's own cache of frozen blocks: what does not change is fetched once, not every round."""
+"""A client's own cache of blocks: what does not change, or is made from what came before, is not fetched again."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
 
-from lwfed.store.blocks import Block, block_key, read_block
+from lwfed.store.blocks import Block, block_key, file_chunks, read_block
 from lwfed.store.counting import CountingStore
 from lwfed.store.local import LocalStore
 from lwfed.store.protocol import Store
@@ -45,6 +45,35 @@ class BlockCache:
         if self._folder is None and isinstance(store, CountingStore):
             store.count_as_read(block.nbytes)
         self._keep(store, block)
+
+    def has(self, block: Block) -> bool:
+        """Whether a block is kept, going by its length."""
+        path = None if self._folder is None else self._folder / _name(block)
+        return path is not None and path.is_file() and path.stat().st_size == block.nbytes
+
+    def held(self, block: Block) -> dict[str, Tensor] | None:
+        """Reads a block that is kept and whole; the store is not asked."""
+        if self._folder is None:
+            return None
+        try:
+            return read_block(LocalStore(self._folder), _name(block), block)
+        except CheckpointError:
+            return None
+
+    def add(self, block: Block, tensors: Mapping[str, Tensor]) -> None:
+        """Keeps a block that this client made itself; one that finds no room is not kept."""
+        if self._folder is None:
+            return
+        path = self._folder / _name(block)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                for chunk in file_chunks(tensors):
+                    file.write(chunk)
+            temporary.replace(path)
+        except OSError:
+            _remove(temporary)
 
     def keep_only(self, blocks: Collection[Block]) -> None:
         """Removes what is not among some blocks, so that the cache does not grow over the stages."""

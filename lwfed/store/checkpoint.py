@@ -20,11 +20,14 @@ class Checkpoint:
 
     Attributes:
         blocks: Unit -> block of weights.
-        server: Unit -> block of the server optimiser's state; empty where it has none.
+        server: Unit -> block of the server's state: its optimiser's, and what it rounded off; empty where it has none.
+        change: Unit -> block of what was published: with the weights of the round before it makes these, bit for bit.
+            Another way to the same weights, so no part of the digest; empty where nothing was published.
     """
 
     blocks: dict[str, Block]
     server: dict[str, Block] = field(default_factory=dict)
+    change: dict[str, Block] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:
@@ -41,21 +44,25 @@ class Checkpoint:
     @property
     def in_place(self) -> bool:
         """Whether every tensor lies in the block of its unit."""
-        both = (*self.blocks.items(), *self.server.items())
-        return all(unit_of(name) == unit for unit, block in both for name in block.tensors)
+        every = (*self.blocks.items(), *self.server.items(), *self.change.items())
+        return all(unit_of(name) == unit for unit, block in every for name in block.tensors)
 
     def all_blocks(self) -> Iterator[Block]:
-        """Yields weights' and server's blocks."""
+        """Yields weights', server's and published blocks."""
         yield from self.blocks.values()
         yield from self.server.values()
+        yield from self.change.values()
 
     def to_values(self) -> dict[str, Any]:
         """Gives JSON values."""
-        return {
+        values: dict[str, Any] = {
             "digest": self.digest,
             "blocks": {unit: block.to_values() for unit, block in sorted(self.blocks.items())},
             "server": {unit: block.to_values() for unit, block in sorted(self.server.items())},
         }
+        if self.change:
+            values["change"] = {unit: block.to_values() for unit, block in sorted(self.change.items())}
+        return values
 
     @staticmethod
     def from_values(values: Mapping[str, Any]) -> Checkpoint:
@@ -64,6 +71,7 @@ class Checkpoint:
             checkpoint = Checkpoint(
                 blocks={unit: Block.from_values(item) for unit, item in values["blocks"].items()},
                 server={unit: Block.from_values(item) for unit, item in values["server"].items()},
+                change={unit: Block.from_values(item) for unit, item in values.get("change", {}).items()},
             )
             named = values["digest"]
         except KeyError as error:

@@ -46,36 +46,51 @@ class Weighing(InProcess):
         super().server(step, task, emit=emit)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_bytes_on_disk_are_the_ledgers(tmp_path: Path, strategy: str) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "up", "down"),
+    [
+        *((strategy, "fp32", "fp32") for strategy in STRATEGIES),
+        ("layerwise", "int8", "int8"), ("progressive", "bf16", "bf16"), ("end_to_end", "int8", "bf16"),
+        ("layerwise", "bf16", "fp32"), ("progressive", "fp32", "int8"),
+    ],
+)  # fmt: skip
+def test_bytes_on_disk_are_the_ledgers(tmp_path: Path, strategy: str, up: str, down: str) -> None:
     launchers: list[Weighing] = []
 
     def make(bench: Workbench) -> Weighing:
         launchers.append(Weighing(bench))
         return launchers[-1]
 
-    done = run_tiny(tmp_path, f"strategy={strategy}", launcher=make)
+    exchange = (f"exchange.upload={up}", f"exchange.download={down}")
+    done = run_tiny(tmp_path, f"strategy={strategy}", *exchange, launcher=make)
     weights = launchers[0].weights
     assert len(weights) == 8
     for stage, (key, cost) in enumerate(zip(done.keys, done.run["predicted"], strict=True), start=1):
         rounds = [record for record in done.told("round") if record["stage"] == stage]
         for record in rounds:
             for client, metrics in record["clients"].items():
-                assert weights[key, record["round"], client] == cost["exchanged_bytes"]
-                assert metrics["bytes_up"] == metrics["bytes_down"] == cost["exchanged_bytes"]
+                assert weights[key, record["round"], client] == cost["exchanged_bytes"] == cost["upload_bytes"]
+                assert metrics["bytes_up"] == cost["upload_bytes"]
+                fetched = cost["snapshot_bytes"] if record["round"] == 1 else cost["change_bytes"]
+                assert metrics["bytes_down"] == fetched, "the model once, and then what changed"
                 frozen = cost["newly_frozen_bytes"] if record["round"] == 1 else 0
                 assert metrics["bytes_down_frozen"] == frozen, "a frozen block is sent once"
         measured = done.summary["stages"][stage - 1]["ledger"]["measured"]
-        assert measured["bytes_up"] == cost["exchanged_bytes"]
+        assert measured["bytes_up"] == cost["upload_bytes"]
+        assert measured["bytes_down"] == cost["download_bytes"]
+        assert (cost["upload_bytes"] < cost["snapshot_bytes"]) == (up != "fp32")
+        assert (cost["change_bytes"] < cost["snapshot_bytes"]) == (down != "fp32")
         assert measured["bytes_down_frozen"] == cost["newly_frozen_bytes"] / len(rounds)
         assert cost["frozen_bytes"] == sum(
             done.checkpoint(stage).blocks[u].nbytes for u in done.plans[stage - 1].frozen
         )
 
 
-def test_a_store_sees_the_ledgers_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("codec", ["fp32", "bf16", "int8"])
+def test_a_store_sees_the_ledgers_bytes(tmp_path: Path, codec: str) -> None:
     """One client of stage 2, round 1, by itself: all that it reads and writes, counted outside of lwfed's own count."""
-    done = run_tiny(tmp_path / "store", "store.keep_rounds=0", "stages.rounds=[1,1]")
+    exchange = (f"exchange.upload={codec}", f"exchange.download={codec}")
+    done = run_tiny(tmp_path / "store", "store.keep_rounds=0", "stages.rounds=[1,1]", *exchange)
     store = CountingStore(done.store)
     key, cost, cache = done.keys[1], done.run["predicted"][1], tmp_path / "cache"
     for cached, frozen in ((None, cost["frozen_bytes"]), (cache, cost["frozen_bytes"]), (cache, 0)):
@@ -86,8 +101,9 @@ def test_a_store_sees_the_ledgers_bytes(tmp_path: Path) -> None:
         place = Place(device="cpu", cache=None if cached is None else str(cached))
         task = ClientTask(store=store.uri, stage_key=key, server_round=1, place=place, client="client-000")
         update = train_client(task, bench=bench)
-        assert store.bytes_written == cost["exchanged_bytes"] == update["metrics"]["bytes_up"]
-        assert store.bytes_read == cost["exchanged_bytes"] + frozen
+        assert store.bytes_written == cost["upload_bytes"] == update["metrics"]["bytes_up"]
+        held = codec != "fp32" and (cached, frozen) == (cache, 0)  # it has trained on this very model before
+        assert store.bytes_read == (0 if held else cost["snapshot_bytes"]) + frozen
         assert update["metrics"]["bytes_down_frozen"] == frozen
 
 

@@ -133,6 +133,13 @@ def test_evaluations_that_failed_are_listed_with_the_failures(make_records: Make
     ]
 
 
+def test_residuals_that_were_lost_are_told(make_records: Make) -> None:
+    run, stages, rounds = make_records(rounds=(3,), failures=False)
+    assert "rounded off" not in Page(render(run, stages, rounds)).text
+    rounds[1]["lost_residuals"] = ["client-001"]
+    assert "lost what its last one rounded off (client-001 in round 2)" in Page(render(run, stages, rounds)).text
+
+
 @pytest.mark.parametrize(
     "changes",
     [{}, {"objective": "supervised", "rounds": (3, 4)}, {"rounds": (5,) * 12, "num_clients": 30}, {"rounds": (4, 0)}],

@@ -1,0 +1,113 @@
+"""A client's upload: what it trained, as it is or as an encoded change; a unit at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lwfed import ranks
+from lwfed.federated.exchange import upload
+from lwfed.models.build import tensor_specs
+from lwfed.params import by_unit
+from lwfed.steps.download import model_cache
+from lwfed.steps.residuals import Kept, open_kept
+from lwfed.steps.tasks import ClientTask
+from lwfed.steps.workbench import Stage, Workbench
+from lwfed.store import paths
+from lwfed.store.ahead import together
+from lwfed.store.blocks import Block, write_block
+from lwfed.store.checkpoint import read_checkpoint
+from lwfed.store.protocol import Store
+from lwfed.types.canonical import digest_of
+from lwfed.types.encoded import is_encoded
+
+Start = Callable[[str], Mapping[str, Tensor]]
+"""Gives the parameters of a unit as the round found them."""
+
+
+def start_of(task: ClientTask, *, bench: Workbench, stage: Stage, tensors: Mapping[str, Tensor]) -> Start:
+    """Remembers what a round starts from, since training changes it in place.
+
+    It is read again from the client's own folder when it is needed; without one, a copy is held on the host.
+
+    Args:
+        task: Which client and round.
+        bench: The process's bench.
+        stage: The stage.
+        tensors: The model's tensors, before any training.
+    """
+    codec = stage.plan.exchange.upload
+    checkpoint = read_checkpoint(bench.store, paths.round_checkpoint(stage.key, task.server_round - 1))
+    if codec == "fp32" or checkpoint is None or ranks.rank():  # one rank speaks for all
+        return lambda unit: {}
+    specs = tensor_specs(bench.skeleton(stage.key))
+    cache = model_cache(task, stage.plan)
+    copies: dict[str, dict[str, Tensor]] = {}
+    for unit in stage.plan.trained:
+        if not cache.has(checkpoint.blocks[unit]):
+            members = {name: tensors[name] for name in checkpoint.blocks[unit].tensors}
+            copies[unit] = {n: t.detach().cpu().clone() for n, t in members.items() if is_encoded(specs[n], codec)}
+    return lambda unit: copies[unit] if unit in copies else cache.read(bench.store, checkpoint.blocks[unit])
+
+
+def send(
+    task: ClientTask, *, bench: Workbench, stage: Stage, store: Store, trained: Mapping[str, Tensor], start: Start
+) -> tuple[dict[str, Block], str, dict[str, Any]]:
+    """Writes an update's tensors, and keeps what was rounded off; the update itself is not committed yet.
+
+    Args:
+        task: Which client and round.
+        bench: The process's bench.
+        stage: The stage.
+        store: Where to.
+        trained: What was trained.
+        start: What training started from.
+
+    Returns:
+        The update's blocks by unit, its digest, and metrics: `residual` (fresh, used or lost) and `residual_kept`.
+
+    Raises:
+        DivergedError: A change is not finite.
+        CheckpointError: The round is not begun.
+    """
+    folder = paths.updates(task.stage_key, task.server_round, task.client)
+    units, exchange = by_unit(trained), stage.plan.exchange
+    if exchange.upload == "fp32":
+        whole = together(
+            lambda unit: write_block(store, {n: t.cpu() for n, t in units[unit].items()}, key=folder), units
+        )
+        blocks = dict(zip(units, whole, strict=True))
+        return blocks, digest_of_blocks(blocks), {}
+    specs = tensor_specs(bench.skeleton(stage.key))
+    kept = open_kept(task, store=store)
+    seed = stage.plan.round_seed(task.server_round, task.client, "upload")
+
+    def encode(unit: str) -> tuple[Block, Block | None, bool]:
+        before = kept.read(unit)
+        sent, left = upload(
+            units[unit], start=start(unit), kept=before or {}, specs=specs, codec=exchange.upload, seed=seed
+        )
+        return write_block(store, sent, key=folder), kept.write(left), before is None
+
+    done = dict(zip(units, together(encode, units), strict=True))
+    blocks = {unit: block for unit, (block, _, _) in done.items()}
+    digest = digest_of_blocks(blocks)
+    is_kept = kept.commit({unit: left for unit, (_, left, _) in done.items()}, digest=digest)
+    kept.prune(_stages_before(task, store=store, kept=kept))
+    lost = any(missing for _, _, missing in done.values())
+    return blocks, digest, {"residual": "lost" if lost else kept.state, "residual_kept": is_kept}
+
+
+def digest_of_blocks(blocks: Mapping[str, Block]) -> str:
+    """Gives an update's digest: of every tensor as it was sent."""
+    return digest_of({name: digest for block in blocks.values() for name, (digest, _) in block.tensors.items()})
+
+
+def _stages_before(task: ClientTask, *, store: Store, kept: Kept) -> Iterator[str]:
+    """Yields the keys of a run's other stages, which are over when this one is in work; none where nothing is kept."""
+    if kept.store is None or task.run_id is None or task.server_round > 1:
+        return
+    run = store.read_ref(paths.run(task.run_id)) or {"stages": []}
+    yield from (item["key"] for item in run["stages"])
