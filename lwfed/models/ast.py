@@ -34,7 +34,7 @@ class Ast(Encoder):
     def advance(self, state: State, *, start: int, stop: int) -> State:
         tokens = state.tokens
         for block in self.blocks[start:stop]:
-            tokens = block(tokens)
+            tokens = self.through(block, tokens)
         return State(tokens, None)
 
     def pool(self, state: State) -> Tensor:

@@ -38,7 +38,7 @@ class DistilBert(Encoder):
         tokens, mask = state
         attended = None if mask is None else mask[:, None, None, :]
         for block in self.blocks[start:stop]:
-            tokens = block(tokens, attended)
+            tokens = self.through(block, tokens, attended)
         return State(tokens, mask)
 
     def pool(self, state: State) -> Tensor:
