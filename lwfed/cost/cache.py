@@ -13,7 +13,7 @@ from lwfed.cost.units import Architecture
 from lwfed.spec.model import EncoderSpec, ModelSpec
 from lwfed.types.canonical import digest_of, readable
 
-FORMAT = 1
+FORMAT = 2
 """Part of the key: raised when what is counted changes."""
 
 

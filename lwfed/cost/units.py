@@ -41,6 +41,8 @@ class UnitCost:
         input_gradient: Part of `backward` that falls away where the input needs none: at the cut.
         saved: Items kept for the backward pass in the type of the computation (fp32, or bf16).
         saved_fp32: Items kept in fp32 whatever the computation's type: residual stream, statistics.
+        input: Items of its input, which is all that a pass keeps that computes the unit again; fp32. Blocks only.
+        recomputed: FLOPs of computing it again, up to the last thing that the backward pass needs. Blocks only.
         copies: Items kept only when the type is not fp32: copies of an input that fp32 would share.
         fixed_bytes: Bytes kept once, whatever the batch: BatchNorm's statistics.
         weight_copies: Weights that a mixed-precision pass keeps a copy of, whatever the batch.
@@ -52,6 +54,8 @@ class UnitCost:
     saved: Count = Count()
     saved_fp32: Count = Count()
     copies: Count = Count()
+    input: Count = Count()
+    recomputed: Count = Count()
     fixed_bytes: int = 0
     weight_copies: int = 0
 
@@ -152,7 +156,7 @@ class Architecture:
         )
 
 
-_COUNTS = ("forward", "backward", "input_gradient", "saved", "saved_fp32", "copies")
+_COUNTS = ("forward", "backward", "input_gradient", "saved", "saved_fp32", "copies", "input", "recomputed")
 _NUMBERS = ("fixed_bytes", "weight_copies")
 
 
@@ -181,6 +185,8 @@ def _unit_of(values: Mapping[str, Any]) -> Unit:
             saved=Count(*values["saved"]),
             saved_fp32=Count(*values["saved_fp32"]),
             copies=Count(*values["copies"]),
+            input=Count(*values["input"]),
+            recomputed=Count(*values["recomputed"]),
             fixed_bytes=values["fixed_bytes"],
             weight_copies=values["weight_copies"],
         ),

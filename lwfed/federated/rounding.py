@@ -75,9 +75,7 @@ def to_squares(
     return code.add_(place > threshold).clamp_(max=levels), scale
 
 
-def from_squares(
-    code: Integer[Tensor, "K Z"], *, levels: int, scale: Float[Tensor, "K 1"]
-) -> Tensor:
+def from_squares(code: Integer[Tensor, "K Z"], *, levels: int, scale: Float[Tensor, "K 1"]) -> Tensor:
     """Gives (c / levels)^2 x scale with the sign of c, in fp32."""
     values = code.to(torch.float32)
     return values.mul(values.abs()).mul_(scale / (levels * levels))
