@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, islice
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lwfed.data import buckets
 from lwfed.data.audio import log_mel, normalise_log_mel, to_tensor
 from lwfed.data.inputs import InputSettings
 from lwfed.data.source import Example, Source
@@ -70,6 +72,7 @@ def train_batches(
     augment: bool,
     workers: int,
     num_batches: int | None = None,
+    length_buckets: bool = False,
 ) -> Generator[Batch, None, None]:
     """Yields shuffled, augmented batches, epoch after epoch without end.
 
@@ -87,6 +90,7 @@ def train_batches(
         augment: Whether images are cropped at random.
         workers: Processes that read; 0 reads in this one.
         num_batches: Stops after so many; name it where it is known, so that workers do not read ahead in vain.
+        length_buckets: Whether a batch's captions are of similar length; see `lwfed.data.buckets`.
 
     Raises:
         DataError: There are fewer than two examples, or a file cannot be read.
@@ -94,8 +98,10 @@ def train_batches(
     if len(examples) < 2:
         raise DataError(f"{len(examples)} example(s) to train on: BatchNorm needs two", remedy="give the client more")
     reader = _Reader(source, tuple(examples), settings, seed, augment)
-    plan = islice(_training_plan(len(examples), batch_size=batch_size, seed=seed, first_view=first_view), num_batches)
-    return _batches(reader, plan, workers=workers)
+    cuts = _cuts(len(examples), batch_size)
+    by_length = length_buckets and "text" in settings.modalities
+    plan = _training_plan(reader, cuts=cuts, seed=seed, first_view=first_view, by_length=by_length)
+    return _batches(reader, islice(plan, num_batches), workers=workers)
 
 
 def epoch_length(num_examples: int, batch_size: int) -> int:
@@ -205,14 +211,16 @@ class _Reader:
             spectrograms=to_tensor(list(spectrograms)) if "audio" in wanted else None,
         )
 
+    def rng(self, example: Example, view: int) -> np.random.Generator | None:
+        """Gives the generator of an example's view; None where nothing is drawn."""
+        return None if self.seed is None else np.random.default_rng(as_int(derive(self.seed, example.id, view)))
+
     def _read(self, example: Example, view: int) -> tuple[Any, Any, Any]:
         wanted, settings = self.settings.modalities, self.settings
         pixels = caption = spectrogram = None
-        rng = None if self.seed is None else np.random.default_rng(as_int(derive(self.seed, example.id, view)))
+        rng = self.rng(example, view)
         if "text" in wanted:
-            if not example.captions:
-                raise DataError(f"{example.id} has no caption", remedy="give it one, or leave the text encoder out")
-            caption = example.captions[0 if rng is None else int(rng.integers(len(example.captions)))]
+            caption = _caption(example, rng)
         if "image" in wanted:
             image = self.source.image(example)
             if rng is None:
@@ -271,12 +279,30 @@ def _finish(reader: _Reader, raw: _Raw) -> Batch:
     )
 
 
-def _training_plan(num_examples: int, *, batch_size: int, seed: str, first_view: int) -> Iterator[tuple[Row, ...]]:
-    cuts = _cuts(num_examples, batch_size)
+def _training_plan(
+    reader: _Reader, *, cuts: list[tuple[int, int]], seed: str, first_view: int, by_length: bool
+) -> Iterator[tuple[Row, ...]]:
+    examples = reader.examples
     for view in count(first_view):
-        order = np.random.default_rng(as_int(derive(seed, "order", view))).permutation(num_examples).tolist()
-        for start, stop in cuts:
-            yield tuple((n, view) for n in order[start:stop])
+        rng = np.random.default_rng(as_int(derive(seed, "order", view)))
+        order = rng.permutation(len(examples)).tolist()
+        batches = [order[start:stop] for start, stop in cuts]
+        if by_length:
+            batches = buckets.by_length(batches, length=partial(_caption_length, reader, view), rng=rng)
+        for batch in batches:
+            yield tuple((n, view) for n in batch)
+
+
+def _caption_length(reader: _Reader, view: int, index: int) -> int:
+    example = reader.examples[index]
+    return len(_caption(example, reader.rng(example, view)))
+
+
+def _caption(example: Example, rng: np.random.Generator | None) -> str:
+    """Chooses a view's caption; the first number that a view draws."""
+    if not example.captions:
+        raise DataError(f"{example.id} has no caption", remedy="give it one, or leave the text encoder out")
+    return example.captions[0 if rng is None else int(rng.integers(len(example.captions)))]
 
 
 def _cuts(num_examples: int, batch_size: int) -> list[tuple[int, int]]:

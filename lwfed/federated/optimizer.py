@@ -73,14 +73,17 @@ class CompactAdamW(Optimizer):
     def _step(self, parameter: Parameter, number: int, *, learning_rate: float, weight_decay: float) -> None:
         state = self.state[parameter]
         if not state:
-            state |= {"step": 0} | self.moments.empty(parameter.numel(), device=parameter.device)
+            state |= {"step": torch.zeros((), dtype=torch.int64)} | self.moments.empty(
+                parameter.numel(), device=parameter.device
+            )
         state["step"] += 1
-        key = (as_int(derive(self.seed, "rounding", number, state["step"])) & 0xFFFFFFFF) - (1 << 31)
+        step = int(state["step"])
+        key = (as_int(derive(self.seed, "rounding", number, step)) & 0xFFFFFFFF) - (1 << 31)
         weights, gradient = parameter.view(-1), parameter.grad.reshape(-1)  # type: ignore[union-attr]
         for part in _parts(weights.numel(), size=PART.get(weights.device.type, PART["cuda"])):
             first, second = self.moments.read(state, part)
             adamw_(
-                weights[part], gradient[part], first=first, second=second, step=state["step"],
+                weights[part], gradient[part], first=first, second=second, step=step,
                 learning_rate=learning_rate, weight_decay=weight_decay,
             )  # fmt: skip
             bits = random_bits(first.numel(), start=part.start, key=key, device=weights.device)

@@ -82,6 +82,7 @@ def train_client(task: ClientTask, *, bench: Workbench, on_step: OnStep | None =
             augment=plan.data.augment,
             workers=task.place.workers,
             num_batches=steps,
+            length_buckets=plan.data.length_buckets,
         )
         with closing(batches):
             result = train(
