@@ -231,6 +231,8 @@ def _metrics(
         }
         metrics["peak_tensor_bytes"] = weights + cost.gradients_bytes + cost.optimizer_bytes + cost.activations_bytes
         metrics["activations_bytes"] = cost.activations_bytes
+        metrics["gradients_bytes"] = cost.gradients_bytes
+        metrics["optimizer_bytes"] = cost.optimizer_bytes
         if cost.device_peak_bytes is not None:
             metrics["device_peak_bytes"] = cost.device_peak_bytes
     return metrics

@@ -1,4 +1,4 @@
-"""Laws of the optimiser: moments are rounded without bias, take the ledger's bytes, and a step may be inside backward."""
+"""Laws of the optimiser: moments are rounded without bias, take the ledger's bytes; a step may be inside backward."""
 
 from __future__ import annotations
 
