@@ -54,7 +54,7 @@ def set_recomputed(module: nn.Module, again: bool) -> None:
                 "blocks with BatchNorm cannot be computed twice: their running statistics would move twice",
                 remedy="set training.activation_checkpointing=false",
             )
-        encoder.recomputed = again
+        encoder.recomputed = again  # type: ignore[assignment]
 
 
 def _kept_by_input(run: Callable[..., Tensor], inputs: tuple[Tensor | None, ...]) -> Tensor:
