@@ -14,6 +14,8 @@ QUIET: Mapping[str, str] = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "true",  # MLflow reads "true", the Hugging Face hub any of 1, true, yes, on
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    # memory of new gradients comes in large pages: clearing small ones takes longer than AdamW's step
+    "THP_MEM_ALLOC_ENABLE": "1",
     # a GPU computes the same sums each time
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     # nothing draws over our own progress, or warns about what is not the user's doing

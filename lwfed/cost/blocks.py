@@ -51,6 +51,9 @@ def block(shape: BlockShape, *, tensors: Mapping[str, TensorSpec]) -> Unit:
     feed-forward's input (T D), its inner map before and after GELU (2 T F), the dropouts' noise. In post-norm the
     block's input is the input of q, k, v, in pre-norm that of the first LayerNorm: both count 8 T D + 2 T F.
 
+    Computed again: all in post-norm, whose last LayerNorm keeps its input; in pre-norm the feed-forward's second
+    product is left out, for nothing after it is kept.
+
     Args:
         shape: The block's sizes.
         tensors: Its tensors.
@@ -72,6 +75,8 @@ def block(shape: BlockShape, *, tensors: Mapping[str, TensorSpec]) -> Unit:
             input_gradient=Count(linear=2 * 3 * d * d) if shape.post_norm else Count(),
             saved=saved,
             saved_fp32=saved_fp32,
+            input=Count(linear=d),
+            recomputed=Count(linear=2 * weights - (0 if shape.post_norm else 2 * d * f), square=4 * d),
             weight_copies=weights,
         ),
         variants={"row": row_cost(shape), "absorbed": absorbed_cost(shape)},

@@ -13,6 +13,7 @@ from typing import Any
 
 from lwfed.cost.exchange import file_bytes, mean_download_bytes
 from lwfed.cost.heads import prediction_head, projection_head
+from lwfed.cost.memory import checkpointed, gradients_bytes, optimizer_bytes
 from lwfed.cost.units import Architecture, Unit
 from lwfed.plan.stages import StagePlan
 from lwfed.plan.units import units_of
@@ -41,6 +42,8 @@ class UnitBill:
         saved_bytes: Activations kept for the backward pass, a sample; 0 where it is frozen.
         fixed_bytes: The same, once and not a sample.
         fill_flops: An example, once a stage: where its outputs are kept and were not before.
+        input_bytes: Of a block's input, a sample; 0 where it is frozen.
+        recomputed_flops: Of computing a block again, a sample; 0 where it is frozen.
     """
 
     unit: str
@@ -54,6 +57,8 @@ class UnitBill:
     saved_bytes: int
     fixed_bytes: int
     fill_flops: int = 0
+    input_bytes: int = 0
+    recomputed_flops: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,7 @@ class StageCost:
         backward_flops: A sample.
         tokens: Modality -> tokens counted with.
         weights_bytes: Weights of all that is present; frozen blocks whose outputs are kept are not loaded.
-        gradients_bytes: Gradients of what is trained.
+        gradients_bytes: Gradients of what is trained, as far as they are alive at once.
         optimizer_bytes: AdamW's moments of what is trained.
         activations_bytes: What autograd keeps for a micro-batch.
         peak_bytes: Sum of the four.
@@ -279,6 +284,8 @@ def _price(
         variants=variants,
     )
     bills = tuple(_kept(bill, views=kept, new=new) for bill in bills)
+    if training.activation_checkpointing:
+        bills = checkpointed(bills)
     exchanged = [bill for bill in bills if bill.trained]
     frozen = [bill for bill in bills if not bill.trained]
     specs = [units[bill.unit].named(bill.unit) for bill in exchanged]
@@ -286,6 +293,9 @@ def _price(
         file_bytes(specs, codec) for codec in (stage.exchange.upload, stage.exchange.download, "fp32")
     )
     trained_params = sum(bill.params for bill in exchanged)
+    tensors = [spec for bill in exchanged for spec in units[bill.unit].tensors.values()]
+    gradients = gradients_bytes(tensors, training=training)
+    moments = optimizer_bytes(tensors, training=training)
     weights = sum(bill.nbytes for bill in bills)
     sample = sum(bill.saved_bytes for bill in bills)
     activations = micro * sample + sum(bill.fixed_bytes for bill in bills)
@@ -305,10 +315,10 @@ def _price(
         backward_flops=sum(bill.backward_flops for bill in bills),
         tokens=dict(tokens),
         weights_bytes=weights,
-        gradients_bytes=4 * trained_params,
-        optimizer_bytes=8 * trained_params,
+        gradients_bytes=gradients,
+        optimizer_bytes=moments,
         activations_bytes=activations,
-        peak_bytes=weights + 12 * trained_params + activations,
+        peak_bytes=weights + gradients + moments + activations,
         batch_size=training.batch_size,
         micro_batch_size=micro,
         sample_bytes=sample,
@@ -356,6 +366,8 @@ def _bills(
                 backward_flops=cost.backward_flops(count, at_cut=at_cut) if is_trained else 0,
                 saved_bytes=cost.saved_bytes(count, item_bytes=item_bytes, at_cut=at_cut) if is_trained else 0,
                 fixed_bytes=cost.fixed(item_bytes=item_bytes) if is_trained else 0,
+                input_bytes=4 * cost.input.at(count) if is_trained else 0,
+                recomputed_flops=cost.recomputed.at(count) if is_trained else 0,
             )
         )
         if is_trained:

@@ -42,6 +42,8 @@ class UnitCost:
         saved: Items kept for the backward pass in the type of the computation (fp32, or bf16).
         saved_fp32: Items kept in fp32 whatever the computation's type: residual stream, statistics.
         input_saved: Part of `saved_fp32` that is kept for the gradient of the input alone: it too falls away there.
+        input: Items of its input, which is all that a pass keeps that computes the unit again; fp32. Blocks only.
+        recomputed: FLOPs of computing it again, up to the last thing that the backward pass needs. Blocks only.
         copies: Items kept only when the type is not fp32: copies of an input that fp32 would share.
         fixed_bytes: Bytes kept once, whatever the batch: BatchNorm's statistics.
         weight_copies: Weights that a mixed-precision pass keeps a copy of, whatever the batch.
@@ -54,6 +56,8 @@ class UnitCost:
     saved_fp32: Count = Count()
     input_saved: Count = Count()
     copies: Count = Count()
+    input: Count = Count()
+    recomputed: Count = Count()
     fixed_bytes: int = 0
     weight_copies: int = 0
 
@@ -167,7 +171,9 @@ class Architecture:
         )
 
 
-_COUNTS = ("forward", "backward", "input_gradient", "saved", "saved_fp32", "input_saved", "copies")
+_COUNTS = (
+    "forward", "backward", "input_gradient", "saved", "saved_fp32", "input_saved", "copies", "input", "recomputed",
+)  # fmt: skip
 _NUMBERS = ("fixed_bytes", "weight_copies")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count, islice
 from typing import Any, NamedTuple
 
@@ -16,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lwfed.data import buckets
 from lwfed.data.audio import normalise_log_mel
 from lwfed.data.inputs import InputSettings
 from lwfed.data.prefix import KeptPrefix
-from lwfed.data.reading import Raw, Reader, Row, read_all
+from lwfed.data.reading import Raw, Reader, Row, caption_index, read_all
 from lwfed.data.source import Example, Source
 from lwfed.data.tokens import tokenize
 from lwfed.data.transforms import normalise_pixels
@@ -68,6 +70,7 @@ def train_batches(
     num_batches: int | None = None,
     views: Mapping[str, int] | None = None,
     kept: Mapping[str, KeptPrefix] | None = None,
+    length_buckets: bool = False,
 ) -> Generator[Batch, None, None]:
     """Yields shuffled, augmented batches, epoch after epoch without end.
 
@@ -87,6 +90,7 @@ def train_batches(
         num_batches: Stops after so many; name it where it is known, so that workers do not read ahead in vain.
         views: Modality -> number of views that epochs cycle over; those left out have a new one each epoch.
         kept: Modality -> outputs of its frozen blocks, which take the place of its inputs.
+        length_buckets: Whether a batch's captions are of similar length; see `lwfed.data.buckets`.
 
     Raises:
         DataError: There are fewer than two examples, or a file cannot be read.
@@ -96,8 +100,12 @@ def train_batches(
     kept = kept or {}
     read = tuple(modality for modality in settings.modalities if modality not in kept)
     reader = Reader(source, tuple(examples), replace(settings, modalities=read), seed, augment, views or {})
-    plan = islice(_training_plan(len(examples), batch_size=batch_size, seed=seed, first_view=first_view), num_batches)
-    return _batches(reader, plan, workers=workers if set(read) - {"text"} else 0, kept=kept)
+    cuts = _cuts(len(examples), batch_size)
+    by_length = length_buckets and "text" in settings.modalities
+    plan = _training_plan(reader.examples, cuts=cuts, seed=seed, first_view=first_view, by_length=by_length)
+    return _batches(
+        reader, islice(plan, num_batches), workers=workers if set(read) - {"text"} else 0, kept=kept
+    )  # fmt: skip
 
 
 def epoch_length(num_examples: int, batch_size: int) -> int:
@@ -198,12 +206,20 @@ def _finish(reader: Reader, raw: Raw, kept: Mapping[str, KeptPrefix]) -> Batch:
     )
 
 
-def _training_plan(num_examples: int, *, batch_size: int, seed: str, first_view: int) -> Iterator[tuple[Row, ...]]:
-    cuts = _cuts(num_examples, batch_size)
+def _training_plan(
+    examples: Sequence[Example], *, cuts: list[tuple[int, int]], seed: str, first_view: int, by_length: bool
+) -> Iterator[tuple[Row, ...]]:
+    def length(view: int, n: int) -> int:
+        return len(examples[n].captions[caption_index(examples[n], view, seed=seed)])
+
     for view in count(first_view):
-        order = np.random.default_rng(as_int(derive(seed, "order", view))).permutation(num_examples).tolist()
-        for start, stop in cuts:
-            yield tuple((n, view) for n in order[start:stop])
+        rng = np.random.default_rng(as_int(derive(seed, "order", view)))
+        order = rng.permutation(len(examples)).tolist()
+        batches = [order[start:stop] for start, stop in cuts]
+        if by_length:
+            batches = buckets.by_length(batches, length=partial(length, view), rng=rng)
+        for batch in batches:
+            yield tuple((n, view) for n in batch)
 
 
 def _cuts(num_examples: int, batch_size: int) -> list[tuple[int, int]]:

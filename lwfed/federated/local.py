@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from torch.nn import Parameter
 
 from lwfed import ranks
 from lwfed.federated.measure import StepCost, measuring
+from lwfed.federated.optimizer import make_optimizer
+from lwfed.federated.updates import states_bytes, updating
 from lwfed.plan.stages import Rates
 from lwfed.types.errors import DivergedError
 from lwfed.types.seeds import as_int, derive
@@ -51,7 +53,9 @@ class LocalSettings:
         proximal_mu: FedProx's mu.
         clip_norm: Largest gradient norm, or None.
         autocast: Lower precision of the forward pass, or None.
-        seed: Of dropout.
+        seed: Of dropout, and of the rounding of moments.
+        moments: How AdamW's moments are kept: `fp32`, `bf16` or `int8`.
+        step_in_backward: Each parameter is stepped inside the backward pass; a step is then one micro-batch.
     """
 
     steps: int
@@ -59,6 +63,8 @@ class LocalSettings:
     clip_norm: float | None
     autocast: torch.dtype | None
     seed: str
+    moments: str = "fp32"
+    step_in_backward: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,21 +115,19 @@ def train(
     Raises:
         DivergedError: A loss is NaN or infinite; the batch is named.
     """
-    parameters = [parameter for members, _ in groups for parameter in members]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": list(members), "lr": rates.learning_rate, "weight_decay": rates.weight_decay}
-            for members, rates in groups
-            if members
-        ],
-        fused=True,
-    )
-    anchor = [parameter.detach().clone() for parameter in parameters] if settings.proximal_mu else None
+    optimizer = make_optimizer(groups, moments=settings.moments, seed=settings.seed)
     losses: list[float] = []
     first_rows = 0
     cost: StepCost | None = None
     started = time.monotonic()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    following = updating(
+        optimizer,
+        in_backward=settings.step_in_backward,
+        proximal_mu=settings.proximal_mu,
+        clip_norm=settings.clip_norm,
+    )
+    forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with forked, following as updates:
         torch.manual_seed(as_int(derive(settings.seed, "rank", ranks.rank())))
         for step in range(settings.steps):
             micros = next(batches)
@@ -132,7 +136,6 @@ def train(
                 inputs = [tensor for micro in micros for tensor in micro.tensors]
                 with measuring(known=[*known, *inputs], device=device) as cost:
                     value = _gradients(micros, loss, settings, device, cost=cost)
-                cost.gradients_bytes = _nbytes(parameter.grad for parameter in parameters)
             else:
                 value = _gradients(micros, loss, settings, device)
             if not math.isfinite(value):
@@ -140,10 +143,9 @@ def train(
                     f"the loss is {value} at step {step + 1}, {micros[0].name}",
                     remedy="lower training.learning_rate, set training.clip_norm, or look at these examples",
                 )
-            _step(optimizer, parameters, anchor, settings)
+            updates.step()
             if cost is not None and step == 0:
-                states = [value for state in optimizer.state.values() for value in state.values()]
-                cost.optimizer_bytes = _nbytes(state for state in states if state.dim())
+                cost.gradients_bytes, cost.optimizer_bytes = updates.gradients_bytes, states_bytes(optimizer)
             losses.append(value)
             if on_step is not None:
                 on_step(step + 1, value)
@@ -179,26 +181,3 @@ def _gradients(
         if cost is not None:
             cost.backward_done()
     return total
-
-
-def _nbytes(tensors: Iterable[Tensor | None]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
-
-
-def _step(
-    optimizer: torch.optim.Optimizer,
-    parameters: Sequence[Parameter],
-    anchor: Sequence[Tensor] | None,
-    settings: LocalSettings,
-) -> None:
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    ranks.total_(gradients)
-    if anchor is not None:  # the gradient of mu/2 |theta - theta_0|^2
-        with torch.no_grad():
-            for parameter, origin in zip(parameters, anchor, strict=True):
-                if parameter.grad is not None:
-                    parameter.grad.add_(parameter - origin, alpha=settings.proximal_mu)
-    if settings.clip_norm is not None:
-        torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)

@@ -2,13 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+
+
+class Recomputed(TorchDispatchMode):
+    """Watches what a backward pass computes again, which no hook of autograd's sees: it alone records gradients there.
+
+    What is still alive when the pass turns to gradients again is kept for it.
+
+    Args:
+        ignored: Addresses of storages that are not activations.
+    """
+
+    def __init__(self, ignored: Collection[int]) -> None:
+        super().__init__()
+        self.ignored = ignored
+        self.forward = True
+        self._made: dict[StorageWeakRef, int] = {}
+        self._most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if self.forward:
+            return made
+        if torch.is_grad_enabled():
+            for tensor in made if isinstance(made, tuple | list) else (made,):
+                if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in self.ignored:
+                    storage = tensor.untyped_storage()
+                    self._made[StorageWeakRef(storage)] = storage.nbytes()
+        elif self._made:
+            self._count()
+        return made
+
+    def take(self) -> int:
+        """Ends a backward pass; gives the most that was kept at once."""
+        self._count()
+        most, self._most, self.forward = self._most, 0, True
+        return most
+
+    def _count(self) -> None:
+        self._made = {storage: size for storage, size in self._made.items() if not storage.expired()}
+        self._most = max(self._most, sum(self._made.values()))
+
+
+class _Untracked(nullcontext[None]):
+    """Stands in for the counter's tracker of modules: all is counted as one."""
+
+    parents = frozenset({"Global"})
 
 
 @dataclass(slots=True)
@@ -18,8 +67,8 @@ class StepCost:
     Attributes:
         forward_flops: Of the whole batch; 1 multiply-add = 2 FLOPs.
         backward_flops: Likewise.
-        activations_bytes: Unique storages that autograd kept for one backward pass, weights and inputs apart; the
-            most of several passes.
+        activations_bytes: Unique storages that autograd kept for one backward pass, weights and inputs apart, and the
+            most that computing a block again added; the most of several passes.
         gradients_bytes: Bytes of all gradients.
         optimizer_bytes: Bytes of the optimiser's states.
         device_peak_bytes: The device's own peak, where it counts.
@@ -34,15 +83,19 @@ class StepCost:
     _counter: FlopCounterMode | None = field(default=None, repr=False)
     _seen: int = 0
     _saved: dict[int, int] = field(default_factory=dict, repr=False)
+    _again: Recomputed | None = field(default=None, repr=False)
 
     def forward_done(self) -> None:
         """Books what was counted since the last call as forward."""
         self.forward_flops += self._since()
+        if self._again is not None:
+            self._again.forward = False
 
     def backward_done(self) -> None:
         """Books what was counted since the last call as backward, and what autograd kept for it."""
         self.backward_flops += self._since()
-        self.activations_bytes = max(self.activations_bytes, sum(self._saved.values()))
+        again = 0 if self._again is None else self._again.take()
+        self.activations_bytes = max(self.activations_bytes, sum(self._saved.values()) + again)
         self._saved.clear()
 
     def _since(self) -> int:
@@ -66,7 +119,9 @@ def measuring(*, known: Iterable[Tensor], device: torch.device) -> Iterator[Step
     """
     ignored = {tensor.untyped_storage().data_ptr() for tensor in known}
     counter = FlopCounterMode(display=False)
-    cost = StepCost(_counter=counter)
+    counter.mod_tracker = _Untracked()  # type: ignore[assignment]  # the tracker keeps what is computed again alive
+    again = Recomputed(ignored)
+    cost = StepCost(_counter=counter, _again=again)
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -76,7 +131,7 @@ def measuring(*, known: Iterable[Tensor], device: torch.device) -> Iterator[Step
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), counter:
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), counter, again:
         yield cost
     if device.type == "cuda":
         cost.device_peak_bytes = torch.cuda.max_memory_allocated(device)

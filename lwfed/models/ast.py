@@ -35,7 +35,7 @@ class Ast(Encoder):
     def advance(self, state: State, *, start: int, stop: int) -> State:
         tokens = state.tokens
         for block in self.blocks[start:stop]:
-            tokens = block(tokens)
+            tokens = self.through(block, tokens)
         return State(tokens, None)
 
     def advance_row(self, state: State, *, index: int, how: LastBlock) -> State:

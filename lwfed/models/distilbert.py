@@ -39,7 +39,7 @@ class DistilBert(Encoder):
         tokens, mask = state
         attended = None if mask is None else mask[:, None, None, :]
         for block in self.blocks[start:stop]:
-            tokens = block(tokens, attended)
+            tokens = self.through(block, tokens, attended)
         return State(tokens, mask)
 
     def advance_row(self, state: State, *, index: int, how: LastBlock) -> State:

@@ -76,9 +76,9 @@ def count(encoder: EncoderSpec) -> dict[str, Any]:
 
     Returns:
         A JSON value that the ledger's `Architecture.from_values` reads: name, depth, width, tokens, and for each unit
-        its tensors and, as `[constant, linear, square]` in the number of tokens, a sample's forward, backward and
-        input-gradient FLOPs and saved items, of a block also as the last one, computed for the feature's token alone.
-        Inputs of a fixed size have only the constant.
+        its tensors and, as `[constant, linear, square]` in the number of tokens, a sample's forward, backward,
+        input-gradient and recomputed FLOPs, items of a block's input and saved items, of a block also as the last one,
+        computed for the feature's token alone. Inputs of a fixed size have only the constant.
 
     Raises:
         SpecError: The architecture or an override is wrong.
@@ -163,7 +163,7 @@ def _run(module: Encoder, inputs: Any) -> dict[str, dict[str, int]]:
     for i, first in enumerate(firsts):
         costs[f"blocks.{i}"] = _block_flops(module, state, i) if first == i else dict(costs[f"blocks.{first}"])
     if isinstance(getattr(module, "norm", None), nn.Module):
-        costs["norm"] = {"forward": 0, "backward": 0, "input_gradient": 0}
+        costs["norm"] = dict.fromkeys(costs["stem"], 0)
     costs["pooled"] = {}
     for unit, cost in costs.items():
         cost["saved"] = saved.nbytes.get(unit, 0) // ITEM_BYTES
@@ -214,7 +214,11 @@ def _block_flops(module: Encoder, state: State, index: int) -> dict[str, int]:
     def run(tokens: Tensor) -> Tensor:
         return module.advance(State(tokens, state.mask), start=index, stop=index + 1).tokens
 
-    return _flops(run, state.tokens)
+    counts = _flops(run, state.tokens)
+    module.recomputed = True
+    again = _flops(run, state.tokens)["backward"] - counts["backward"]
+    module.recomputed = False
+    return counts | {"recomputed": again, "input": state.tokens.numel()}
 
 
 def _flops(run: Any, tokens: Tensor | None) -> dict[str, int]:
@@ -227,7 +231,8 @@ def _flops(run: Any, tokens: Tensor | None) -> dict[str, int]:
             forward = counter.get_total_flops()
             output.sum().backward()
             counts.append((forward, counter.get_total_flops() - forward))
-    return {"forward": counts[0][0], "backward": counts[0][1], "input_gradient": counts[0][1] - counts[-1][1]}
+    return {"forward": counts[0][0], "backward": counts[0][1], "input_gradient": counts[0][1] - counts[-1][1],
+            "recomputed": 0, "input": 0}  # fmt: skip
 
 
 def _inputs(encoder: EncoderSpec, settings: dict[str, Any], *, batch: int, length: int) -> Any:

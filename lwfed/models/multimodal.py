@@ -77,10 +77,12 @@ class Multimodal(nn.Module):
             The projections, not normalised.
         """
         if isinstance(inputs, Mapping) and "tokens" in inputs:
-            return self.suffix(modality, State(inputs["tokens"], inputs.get("mask")), cut=cut)
-        if cut:
-            return self.suffix(modality, self.prefix(modality, inputs, cut=cut), cut=cut, last_block=last_block)
-        return self.suffix(modality, self.encoder(modality).embed(inputs), cut=0, last_block=last_block)
+            state = State(inputs["tokens"], inputs.get("mask"))
+        elif cut:
+            state = self.prefix(modality, inputs, cut=cut)
+        else:
+            state = self.encoder(modality).embed(inputs)
+        return self.suffix(modality, state, cut=cut, last_block=last_block)
 
     def classify(self, projections: Mapping[str, Float[Tensor, "B P"]]) -> Float[Tensor, "B C"]:
         """Fuses the modalities' projections and gives the classes' logits."""

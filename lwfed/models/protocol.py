@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from lwfed.models.recompute import through
 from lwfed.spec.model import EncoderSpec
 
 LastBlock = Literal["full", "row", "absorbed"]
@@ -34,7 +35,10 @@ class Encoder(nn.Module):
         blocks: The blocks that are present, in their order.
         width: D, of the tokens and of the feature.
         init_std: Standard deviation of seeded weights.
+        recomputed: Whether trained blocks are computed again in the backward pass.
     """
+
+    recomputed = False
 
     def __init__(self, stem: nn.Module, *, blocks: nn.ModuleList, width: int, init_std: float) -> None:
         super().__init__()
@@ -50,6 +54,10 @@ class Encoder(nn.Module):
     def advance(self, state: State, *, start: int, stop: int) -> State:
         """Passes tokens through the blocks `start` to `stop` - 1."""
         raise NotImplementedError
+
+    def through(self, run: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+        """Passes inputs through a block as `recomputed` says; every block is run whole by way of this."""
+        return through(run, *inputs, again=self.recomputed)
 
     def advance_row(self, state: State, *, index: int, how: LastBlock) -> State:
         """Passes the feature's token alone through the block `index`, which is the last.

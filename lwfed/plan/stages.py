@@ -33,6 +33,7 @@ class DataPlan(Section):
     on_bad_example: str
     test_fraction: float | None
     augment: bool
+    length_buckets: bool
 
     def at(self, *, root: str | None, workers: int) -> DataSpec:
         """Gives the data as they lie at a place."""
@@ -189,6 +190,7 @@ def _plan_stage(
             on_bad_example=data.on_bad_example,
             test_fraction=data.test_fraction if data.source == "advance" else None,
             augment=data.augment,
+            length_buckets=data.length_buckets,
         ),
         devices=spec.launch.devices,
         seed=str(spec.seed),

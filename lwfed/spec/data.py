@@ -36,6 +36,9 @@ class DataSpec(Section):
         0.2, gt=0, lt=1, description="advance without train/ test/ folders: share held out, by seed"
     )
     augment: bool = Field(True, description="random resized crops of training images")
+    length_buckets: bool = Field(
+        False, description="captions of similar length share a batch: less padding, other companions in a batch"
+    )
 
     @model_validator(mode="after")
     def _root_is_named(self) -> Self:

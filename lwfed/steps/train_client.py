@@ -15,6 +15,7 @@ from lwfed import ranks
 from lwfed.data.batches import Batch, epoch_length, train_batches
 from lwfed.federated.local import LocalResult, LocalSettings, MicroBatch, train
 from lwfed.models.build import load, set_trained
+from lwfed.models.recompute import set_recomputed
 from lwfed.params import select
 from lwfed.plan.stages import StagePlan
 from lwfed.plan.units import group_of
@@ -77,6 +78,7 @@ def train_client(task: ClientTask, *, bench: Workbench, on_step: OnStep | None =
         start = start_of(task, bench=bench, stage=stage, tensors=tensors)
         module = load(bench.skeleton(stage.key, dropped), tensors)
         set_trained(module, trained=plan.trained)
+        set_recomputed(module, plan.training.activation_checkpointing)
         steps_per_epoch = epoch_length(len(held), plan.training.batch_size)
         steps = plan.training.local_steps or plan.training.local_epochs * steps_per_epoch
         batches = train_batches(
@@ -91,6 +93,7 @@ def train_client(task: ClientTask, *, bench: Workbench, on_step: OnStep | None =
             num_batches=steps,
             views=plan.levers.views,
             kept=prefixes.kept,
+            length_buckets=plan.data.length_buckets,
         )
         with closing(batches):
             result = train(
@@ -105,6 +108,8 @@ def train_client(task: ClientTask, *, bench: Workbench, on_step: OnStep | None =
                     clip_norm=plan.training.clip_norm,
                     autocast=autocast_type(plan.training.precision, device),
                     seed=plan.round_seed(task.server_round, task.client, "dropout"),
+                    moments=plan.training.moments,
+                    step_in_backward=plan.training.step_in_backward,
                 ),
                 device=device,
                 on_step=None if on_step is None else lambda step, loss: on_step(step, steps, loss),
@@ -263,6 +268,8 @@ def _metrics(
         }
         metrics["peak_tensor_bytes"] = weights + cost.gradients_bytes + cost.optimizer_bytes + cost.activations_bytes
         metrics["activations_bytes"] = cost.activations_bytes
+        metrics["gradients_bytes"] = cost.gradients_bytes
+        metrics["optimizer_bytes"] = cost.optimizer_bytes
         if cost.device_peak_bytes is not None:
             metrics["device_peak_bytes"] = cost.device_peak_bytes
     return metrics

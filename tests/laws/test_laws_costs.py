@@ -174,6 +174,42 @@ def test_flops_and_peak_of_a_real_step_are_the_ledgers(
         assert first["forward_flops"] == pytest.approx(mean)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"step_in_backward": "true", "moments": "int8"},
+        {"moments": "bf16"},
+        {"activation_checkpointing": "true"},
+        {"activation_checkpointing": "true", "step_in_backward": "true", "moments": "bf16"},
+    ],
+)
+@pytest.mark.parametrize("strategy", ["layerwise", "end_to_end"])
+def test_a_step_that_saves_memory_costs_what_the_ledger_says(
+    tmp_path: Path, strategy: str, options: dict[str, str]
+) -> None:
+    overrides = [f"training.{key}={value}" for key, value in options.items()]
+    done = run_tiny(tmp_path, f"strategy={strategy}", "stages.rounds=[1,1]", *overrides)
+    for stage, plan in enumerate(done.plans, start=1):
+        record = next(record for record in done.told("round") if record["stage"] == stage)
+        for client, metrics in record["clients"].items():
+            size, length = first_batch(done, stage, client).inputs["text"]["ids"].shape
+            cost = price(done, stage, tokens=length)
+            loss = 2 * (2 * size * size * plan.model.projection.out)
+            step = metrics["step_flops"]
+            assert step["forward"] == pytest.approx(size * cost.forward_flops + loss, rel=0.02)
+            assert step["backward"] == pytest.approx(size * cost.backward_flops + 2 * loss, rel=0.02)
+            assert metrics["peak_tensor_bytes"] == pytest.approx(cost.peak_bytes, rel=0.10)
+            assert metrics["activations_bytes"] == pytest.approx(cost.activations_bytes, rel=0.10)
+            assert metrics["gradients_bytes"] == cost.gradients_bytes
+            assert metrics["optimizer_bytes"] == cost.optimizer_bytes
+
+
+def test_options_that_save_memory_do_not_change_a_bit(tmp_path: Path) -> None:
+    options = ("training.activation_checkpointing=true", "training.step_in_backward=true")
+    digests = {run_tiny(tmp_path / str(len(chosen)), *chosen).digest for chosen in ((), options[:1], options)}
+    assert len(digests) == 1
+
+
 def test_gradient_accumulation_lowers_the_peak_as_predicted(tmp_path: Path) -> None:
     peaks = {}
     for parts in (1, 2):

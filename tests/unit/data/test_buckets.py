@@ -1,0 +1,63 @@
+"""Length buckets: the same examples an epoch, in batches of the same sizes, with less padding."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from lwfed.data.batches import Batch, train_batches
+from lwfed.data.buckets import WINDOW, by_length
+from lwfed.data.inputs import InputSettings
+from lwfed.data.shapes import open_shapes
+from lwfed.spec.data import ShapesSize
+
+SOURCE = open_shapes(ShapesSize(train=66, test=4, image_size=16))
+EPOCH = 17  # batches of 4; the last has 2
+
+
+def epoch(*, length_buckets: bool, modalities: tuple[str, ...] = ("image", "text"), view: int = 0) -> list[Batch]:
+    stream = train_batches(
+        SOURCE, examples=SOURCE.train, settings=InputSettings(modalities=modalities, image_size=16, max_tokens=200),
+        batch_size=4, seed="5", first_view=view, augment=False, workers=0, length_buckets=length_buckets,
+    )  # fmt: skip
+    return list(islice(stream, EPOCH))
+
+
+def test_an_epoch_holds_the_same_captions_with_less_padding() -> None:
+    plain, sorted_ = epoch(length_buckets=False), epoch(length_buckets=True)
+    real, padded = [], []
+    for batches in (plain, sorted_):
+        real.append(sum(int(batch.inputs["text"]["mask"].sum()) for batch in batches))
+        padded.append(sum(batch.inputs["text"]["mask"].numel() for batch in batches))
+        assert sorted(name for batch in batches for name in batch.ids) == sorted(e.id for e in SOURCE.train)
+    assert sorted(len(batch.ids) for batch in plain) == sorted(len(batch.ids) for batch in sorted_)
+    assert real[0] == real[1], "each example has the caption it would have had"
+    assert padded[1] - real[1] < 0.5 * (padded[0] - real[0])
+
+
+def test_the_order_is_seeded_and_does_not_follow_the_length() -> None:
+    one, two, other = (epoch(length_buckets=True, view=view) for view in (0, 0, 1))
+    assert [b.ids for b in one] == [b.ids for b in two] != [b.ids for b in other]
+    lengths = [batch.inputs["text"]["ids"].shape[1] for batch in one]
+    assert lengths not in (sorted(lengths), sorted(lengths, reverse=True))
+
+
+def test_without_text_nothing_changes() -> None:
+    ids = [[b.ids for b in epoch(length_buckets=on, modalities=("image",))] for on in (False, True)]
+    assert ids[0] == ids[1]
+
+
+@pytest.mark.parametrize("num_batches", [1, WINDOW, WINDOW + 3])
+def test_examples_stay_within_their_window(num_batches: int) -> None:
+    batches = [[3 * n, 3 * n + 1, 3 * n + 2] for n in range(num_batches)]
+    lengths = np.random.default_rng(0).permutation(3 * num_batches)
+    found = by_length(batches, length=lambda n: int(lengths[n]), rng=np.random.default_rng(1))
+    assert sorted(n for batch in found for n in batch) == list(range(3 * num_batches))
+    for batch in found:
+        assert len({n // 3 // WINDOW for n in batch}) == 1
+        inside = sorted(lengths[n] for n in batch)
+        window = batch[0] // 3 // WINDOW
+        rest = [lengths[n] for n in range(3 * num_batches) if n // 3 // WINDOW == window and n not in batch]
+        assert not any(inside[0] < length < inside[-1] for length in rest), "neighbours in length"
