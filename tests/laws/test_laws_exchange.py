@@ -22,7 +22,7 @@ from lwfed.steps.launcher import Emit, Outcome
 from lwfed.steps.residuals import counted_until, open_kept
 from lwfed.steps.runs import Options
 from lwfed.steps.tasks import PoolTask, RoundTask
-from lwfed.steps.train_client import fetch_model, train_client
+from lwfed.steps.train_client import fetch_model, manifest_of, train_client
 from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
 from lwfed.store.blocks import block_key, read_block
@@ -238,7 +238,10 @@ def test_a_client_that_was_absent_ends_in_the_model_that_the_others_have(int8: F
             store = CountingStore(int8.store)
             place = {} if folder is None else {"cache": str(tmp_path / folder)}
             task = client_task(bench, stage, FIRST, server_round=server_round, **place)
-            tensors, traffic = fetch_model(task, bench=bench, stage=stage, store=store, device=torch.device("cpu"))
+            checkpoint = manifest_of(task, stage=stage, store=int8.store)
+            tensors, traffic = fetch_model(
+                task, checkpoint, bench=bench, stage=stage, store=store, device=torch.device("cpu")
+            )
             assert traffic["bytes_down"] == store.bytes_read
             read.append(store.bytes_read)
         return tensors, read
