@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -109,6 +110,9 @@ def resubmit(
     store: str,
     endpoint: str,
     wait: bool,
+    namespace: str | None,
+    token_file: Path | None,
+    cookies: str | None,
     as_json: bool,
 ) -> None:
     """Trains a run again on the cluster, from one of its stages; what `lwfed rerun --endpoint` does.
@@ -122,6 +126,9 @@ def resubmit(
         store: The store that has the parent.
         endpoint: Kubeflow Pipelines' address.
         wait: Follow it to its end.
+        namespace: The profile's namespace, where Kubeflow has several users.
+        token_file: A file with a bearer token.
+        cookies: Cookies of a session.
         as_json: Print one JSON object as the last line.
 
     Raises:
@@ -137,7 +144,7 @@ def resubmit(
     from pipelines.client_runs import facts_of, find_run
 
     console = make_console(stderr=as_json)
-    access = Access(endpoint=endpoint)
+    access = Access(endpoint=endpoint, namespace=namespace, token_file=token_file, cookies=cookies)
     opened = open_runs(store)
     try:
         run = pick_run(opened, run_id)
@@ -155,7 +162,8 @@ def resubmit(
     before = check_parent(opened, parent)
     changed = list(override or [])
     launcher = [] if before.kubernetes.image else ["launch.kind=kubernetes"]  # the parent trained on a machine
-    values = build_spec(run["spec"], overrides=[f"store.uri={opened.uri}", *launcher, *changed])
+    where = [] if namespace is None else [f"kubernetes.namespace={namespace}"]
+    values = build_spec(run["spec"], overrides=[f"store.uri={opened.uri}", *where, *launcher, *changed])
     if not changed and not fresh:
         fresh = True  # the same work again is what was asked for
     last = f"{stage}" if only else f"{stage}-{before.stages.count}"

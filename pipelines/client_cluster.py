@@ -8,10 +8,8 @@ from typing import Any
 
 from lwfed.launch import kubernetes_reasons as reasons
 from lwfed.launch.kubernetes_api import Cluster, connect, lines_of
-from lwfed.launch.kubernetes_names import INDEX_LABEL, JOB_LABEL, clients_of, run_selector
-from lwfed.store import paths
-from lwfed.store.opening import open_store
-from lwfed.types.errors import LwfedError, NotFoundError, UnreachableError
+from lwfed.launch.kubernetes_names import CLIENTS_NOTE, INDEX_LABEL, JOB_LABEL, run_selector
+from lwfed.types.errors import LwfedError, UnreachableError
 from pipelines.follow import Waiting
 
 RUN_LABEL = "pipeline/runid"
@@ -120,7 +118,7 @@ def client_pods(cluster: Cluster, run_id: str) -> list[ClientPod]:
         labels, container = _labels(pod), pod["spec"]["containers"][0]
         job, index = labels.get(JOB_LABEL, ""), labels.get(INDEX_LABEL, "")
         if job not in clients:
-            clients[job] = _clients_of_job(container, job)
+            clients[job] = _clients_of_job(cluster, job)
         if not index.isdigit() or int(index) >= len(clients[job]):
             continue
         client = clients[job][int(index)]
@@ -150,15 +148,11 @@ def pod_log(cluster: Cluster, pod: ClientPod, *, follow: bool) -> Iterator[str]:
     yield from lines_of(cluster.log(pod.name, container=pod.container, **query))
 
 
-def _clients_of_job(container: Mapping[str, Any], job: str) -> tuple[str, ...]:
-    """Reads whose pods a Job has, from the store that their own command names."""
-    command = list(container.get("command") or ())
-    if "--store" not in command:
-        return ()
-    listed = open_store(command[command.index("--store") + 1]).read_ref(paths.job(job))
-    if listed is None:
-        raise NotFoundError(f"the store does not know the Job {job}", remedy="kubectl logs shows its pods")
-    return clients_of(listed)
+def _clients_of_job(cluster: Cluster, job: str) -> tuple[str, ...]:
+    """Reads whose pods a Job has; nothing where it is gone."""
+    found = cluster.read_job(job)
+    notes = (found or {"metadata": {}})["metadata"].get("annotations") or {}
+    return tuple(filter(None, notes.get(CLIENTS_NOTE, "").split(",")))
 
 
 def _why_waiting(cluster: Cluster, pod: Mapping[str, Any]) -> str | None:

@@ -29,8 +29,8 @@ RUN_ID_ENV = "KFP_RUN_ID"
 RUN_ID_LABEL = "metadata.labels['pipeline/runid']"
 LABELS: Mapping[str, str] = {"app.kubernetes.io/name": "lwfed", "app.kubernetes.io/component": "coordinator"}
 SECRET_KEYS = (
-    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL_S3", "MLFLOW_TRACKING_USERNAME",
-    "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN",
+    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_ENDPOINT_URL_S3",
+    "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN",
 )  # fmt: skip
 """Keys of `kubernetes.secret` that reach the pipeline's pods. Those it lacks are left out: lwfed says then what is
 missing, where a pod that waits for them would leave the run going on for ever."""

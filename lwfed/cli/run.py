@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from importlib import metadata
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -57,6 +58,15 @@ def rerun(
         str | None, typer.Option("--endpoint", metavar="URL", help="Submit it to Kubeflow Pipelines there.")
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="With --endpoint: follow it to its end.")] = False,
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", metavar="NS", help="With --endpoint: your profile's namespace.")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", metavar="FILE", help="With --endpoint: a file that holds a token.")
+    ] = None,
+    cookies: Annotated[
+        str | None, typer.Option("--cookies", metavar="TEXT", help="With --endpoint: cookies of a session.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train a run again from one of its stages; the stages before it stay as they are.
@@ -66,7 +76,7 @@ def rerun(
     if endpoint is not None:
         _resubmit(
             run_id, stage=stage, only=only, override=override, fresh=fresh, store=store, endpoint=endpoint, wait=wait,
-            as_json=as_json,
+            namespace=namespace, token_file=token_file, cookies=cookies, as_json=as_json,
         )  # fmt: skip
         return
     opened = open_runs(store)

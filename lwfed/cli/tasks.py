@@ -15,7 +15,7 @@ from lwfed import environment
 from lwfed.cli.console import make_console
 from lwfed.cli.display import Display
 from lwfed.cli.session import client_cache, driving, ending_on_terminate
-from lwfed.launch.trackers import make_trackers
+from lwfed.launch.trackers import NO_STAGE, make_trackers
 from lwfed.spec.kubernetes import KubernetesSpec, PoolSpec
 from lwfed.spec.run import RunSpec
 from lwfed.steps import runs
@@ -275,7 +275,7 @@ def cleanup(*, spec: str, store: str, state: str) -> None:
     if run is None:
         return
     display = Display(make_console())
-    trackers, _ = make_trackers(run, values.tracking, store=opened, warn=_warn_by(display))
+    trackers, _ = make_trackers(run, values.tracking, store=opened, warn=_warn_by(display), stage=NO_STAGE)
     trackers.start(run)
     trackers.fail(f"the pipeline ended as {state}; the failed task's log says why")
     trackers.close()
@@ -304,7 +304,7 @@ def _session(spec: str, store: str, *, resources: Mapping[str, Any] | None = Non
     display = Display(make_console(), total_rounds=sum(values.stages.rounds))
     made: list[tuple[Trackers, Any]] = []
 
-    def track(run: runs.Run, *, stage: int | None = None) -> Trackers:
+    def track(run: runs.Run, *, stage: int = NO_STAGE) -> Trackers:
         found, mlflow = make_trackers(run, values.tracking, store=opened, warn=_warn_by(display), stage=stage)
         found.start(run)
         made.append((found, mlflow))

@@ -165,6 +165,9 @@ class _Following:
         for _, begun in self._begun.values():
             self._jobs.end(begun)
 
+    def _busy(self) -> bool:
+        return any(state.works for state in self._states.values())
+
     def _open(self) -> bool:
         return any(state.open for state in self._states.values())
 
@@ -183,6 +186,7 @@ class _Following:
             retries=self._settings.retries,
             pending_timeout_s=self._settings.pending_timeout_s,
             explain=partial(self._explain, pool),
+            busy=self._busy,
         )
 
     def _next(self, wait_s: float) -> Iterator[Outcome]:
@@ -255,6 +259,8 @@ class _Following:
         state, (name, begun) = self._states.pop(uid), self._begun.pop(uid)
         _, tasks = self._work[name]
         left = [task for task in tasks if _client_of(task) in state.open]
+        if reasons.job_end(state.value) is None:
+            self._jobs.end(begun)
         if self._made[name] < self._settings.attempts:
             message = f"the Job {begun.name} ended with {len(left)} task(s) undone: {reason}; another is made"
             self._emit("warning", {"message": message})

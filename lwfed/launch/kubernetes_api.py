@@ -85,9 +85,11 @@ class Cluster:
             patience_s=patience_s,
         )  # fmt: skip
 
-    def find(self, resource: str, **query: Any) -> dict[str, Any]:
-        """Lists Jobs, pods or events; tried once."""
-        found = self._json("GET", self._path(resource), verb="list", resource=resource, query=query, patience_s=0)
+    def find(self, resource: str, *, patience_s: float = 0, **query: Any) -> dict[str, Any]:
+        """Lists Jobs, pods or events; tried once unless there is patience."""
+        found = self._json(
+            "GET", self._path(resource), verb="list", resource=resource, query=query, patience_s=patience_s
+        )
         return found or {}
 
     def read_pod(self, name: str, *, namespace: str) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lwfed import environment
-from lwfed.launch.kubernetes_api import Cluster, current_namespace
+from lwfed.launch.kubernetes_api import PATIENCE_S, Cluster, current_namespace
 from lwfed.launch.kubernetes_manifests import Surroundings, Work, job
 from lwfed.launch.kubernetes_names import (
     TASKS_NOTE,
@@ -170,6 +170,7 @@ class Jobs:
             store=self._store.uri,
             digest=digest_of(wanted),
             labels={**call.labels, POOL_LABEL: pool.name},
+            clients=clients_of(wanted),
             deadline_s=call.deadline_s,
         )
 
@@ -178,7 +179,9 @@ class Jobs:
         return str(made["metadata"]["annotations"][TEMPLATE_NOTE])
 
     def _found(self, call: Call, pool: PoolSpec) -> Iterator[dict[str, Any]]:
-        found = self._cluster.find("jobs", labelSelector=f"{call.selector},{POOL_LABEL}={pool.name}")
+        found = self._cluster.find(
+            "jobs", patience_s=PATIENCE_S, labelSelector=f"{call.selector},{POOL_LABEL}={pool.name}"
+        )
         yield from sorted(found.get("items") or (), key=_attempt_of, reverse=True)
 
     def _adopted(self, value: Mapping[str, Any], wanted: Mapping[str, Any], *, template: str) -> Begun | None:
@@ -216,7 +219,7 @@ def surroundings(cluster: Cluster, *, run_id: str) -> Surroundings:
 def delete_run_jobs(cluster: Cluster, run_id: str) -> list[str]:
     """Removes all Jobs of a run and their pods, those that are over too; gives their names."""
     names = []
-    for value in cluster.find("jobs", labelSelector=run_selector(run_id)).get("items") or ():
+    for value in cluster.find("jobs", patience_s=PATIENCE_S, labelSelector=run_selector(run_id)).get("items") or ():
         cluster.delete_job(value["metadata"]["name"], uid=value["metadata"]["uid"])
         names.append(str(value["metadata"]["name"]))
     return sorted(names)

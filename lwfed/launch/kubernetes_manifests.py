@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lwfed.launch.kubernetes_names import TASKS_NOTE, TEMPLATE_NOTE
+from lwfed.launch.kubernetes_names import CLIENTS_NOTE, TASKS_NOTE, TEMPLATE_NOTE
 from lwfed.spec.kubernetes import KubernetesSpec, PoolSpec, VolumeSpec
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import FINAL_CODES, CoordinatorGoneError
@@ -49,6 +49,7 @@ class Work:
         store: URI of the store.
         digest: Digest of its list of tasks.
         labels: Labels of the Job and its pods.
+        clients: Whose pods they are, by index; written down for people and `lwfed logs`.
         deadline_s: Seconds it may take; None: as long as it takes.
     """
 
@@ -58,6 +59,7 @@ class Work:
     store: str
     digest: str
     labels: Mapping[str, str]
+    clients: tuple[str, ...] = ()
     deadline_s: float | None = None
 
 
@@ -97,6 +99,7 @@ def job(work: Work, pool: PoolSpec, spec: KubernetesSpec, *, around: Surrounding
         "labels": dict(work.labels) | queue,
         "annotations": {
             TASKS_NOTE: work.digest,
+            CLIENTS_NOTE: ",".join(work.clients),
             TEMPLATE_NOTE: template_digest(settings),
             "sidecar.istio.io/inject": "false",
         },

@@ -29,6 +29,7 @@ RUN_LABEL = "lwfed/run"
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 JOB_LABEL = "batch.kubernetes.io/job-name"
 TASKS_NOTE = "lwfed/tasks"
+CLIENTS_NOTE = "lwfed/clients"
 TEMPLATE_NOTE = "lwfed/template"
 
 MAX_NAME = 57

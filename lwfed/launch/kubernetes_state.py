@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lwfed.launch import kubernetes_reasons as reasons
-from lwfed.launch.kubernetes_manifests import CONTAINER
+from lwfed.launch.kubernetes_manifests import CONTAINER, GRACE_S
 from lwfed.launch.kubernetes_names import INDEX_LABEL
 from lwfed.launch.kubernetes_reasons import Failure, Wait
 from lwfed.steps.launcher import Outcome
@@ -17,6 +17,8 @@ BROKEN_S = 60.0
 """Seconds after which an image that cannot be had, or a container that cannot be made, is given up."""
 SETTLE_S = 2.0
 """Seconds that a pod may wait before anybody is told, and that the last word of a failed pod may come late."""
+LOST_NODE_S = GRACE_S + 60.0
+"""Seconds after which a pod that was to be removed and is still there is given up with its node."""
 SUSPENDED = "its Job is suspended until a queue admits it"
 
 
@@ -63,6 +65,7 @@ class _Pod:
     waits: Wait | None = None
     waits_since: float = 0.0
     told: tuple[str, str] | None = None
+    deleted_at: float | None = None
     events: Sequence[Mapping[str, Any]] = ()
 
     @property
@@ -82,6 +85,7 @@ class JobState:
         retries: How often the cluster starts a client again.
         pending_timeout_s: Seconds after which a pod that does not start is given up.
         explain: Says why a pod failed.
+        busy: Whether a pod of the same call is at work, so that there will be room.
     """
 
     name: str
@@ -91,6 +95,7 @@ class JobState:
     retries: int
     pending_timeout_s: float
     explain: Callable[[Mapping[str, Any]], Failure]
+    busy: Callable[[], bool] = lambda: False
     value: Mapping[str, Any] = field(default_factory=dict)
     lost: bool = False
     _pods: dict[str, _Pod] = field(default_factory=dict)
@@ -183,7 +188,13 @@ class JobState:
                 found = self._failures.get(client, Failure(1, "its pods failed and left no word"))
                 facts += self._end(client, Outcome(client, found.exit_code, found.reason))
         facts += self._tell_waits(now)
+        gone = self._on_lost_node(now)
+        if gone is not None:
+            return [*facts, *self._lose(gone)]
         for pod in self._waiting():
+            if pod.waits is not None and pod.waits.kind == "scheduling" and self.busy():
+                pod.seen_at = now  # it waits for what others use, and will have it
+                continue
             limit = self.pending_timeout_s
             if pod.waits is not None and pod.waits.kind in ("image", "config"):
                 limit = min(limit, BROKEN_S)
@@ -255,6 +266,22 @@ class JobState:
     def failure_of(self, client: str) -> Failure | None:
         """Gives why a client's last pod failed, if one did."""
         return self._failures.get(client)
+
+    @property
+    def works(self) -> bool:
+        """Whether any of its pods has started and is not over, nor on a node that is lost."""
+        return any(pod.started and not pod.over and pod.deleted_at is None for pod in self._pods.values())
+
+    def _on_lost_node(self, now: float) -> str | None:
+        """Says that a pod is to be gone and stays, since its node does not answer; its Job would make no other."""
+        for pod in self._pods.values():
+            if pod.over or pod.client not in self.open or pod.value["metadata"].get("deletionTimestamp") is None:
+                continue
+            pod.deleted_at = now if pod.deleted_at is None else pod.deleted_at
+            if now - pod.deleted_at > LOST_NODE_S:
+                node = pod.value["spec"].get("nodeName", "?")
+                return f"the pod of {pod.client} stays on the node {node}, which does not answer"
+        return None
 
     def _client(self, index: int) -> str:
         return self.clients[index] if index < len(self.clients) else ""

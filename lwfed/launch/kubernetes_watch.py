@@ -83,7 +83,7 @@ class Watch:
         self._over = threading.Event()
         self._stream: urllib3.BaseHTTPResponse | None = None
         self._known: dict[str, Mapping[str, Any]] = {}
-        self._answered_at = time.monotonic()
+        self._answered_at = self._failing_since = time.monotonic()
         self._thread = threading.Thread(target=self._run, name=f"watch-{resource}", daemon=True)
         self._thread.start()
 
@@ -95,6 +95,7 @@ class Watch:
     def _run(self) -> None:
         version, pause, told = "", PAUSE_S, False
         while not self._over.is_set():
+            tried_at = time.monotonic()
             try:
                 version = self._follow(version or self._list())
                 pause, told = PAUSE_S, False
@@ -104,7 +105,9 @@ class Watch:
                 self._put(Broken(error))
                 return
             except UnreachableError as error:
-                silent_s = time.monotonic() - self._answered_at
+                if self._answered_at >= tried_at:  # it answered, and fell silent or broke only then
+                    pause, told, self._failing_since = PAUSE_S, False, time.monotonic()
+                silent_s = time.monotonic() - self._failing_since
                 if silent_s > self._patience_s:
                     self._put(Broken(error))
                     return

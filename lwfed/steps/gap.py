@@ -43,7 +43,7 @@ class Gap:
         """Ends a round.
 
         Args:
-            walls: Seconds of its parts; `aggregate` and `evaluate` are the server's work, not overhead.
+            walls: Seconds of its parts; `aggregate`, `evaluate` and `evaluate_clients` are work, not overhead.
 
         Returns:
             `between_rounds` and `overhead`: seconds of the gap before this round's clients, and what of it was no
@@ -51,5 +51,5 @@ class Gap:
         """
         measured, self._measured = self._measured, {}
         self._waiting_since, self._last_update = self._last_update, None
-        self._server_s = sum(walls.get(name, 0.0) for name in ("aggregate", "evaluate"))
+        self._server_s = sum(walls.get(name, 0.0) for name in ("aggregate", "evaluate", "evaluate_clients"))
         return measured

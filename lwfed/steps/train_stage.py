@@ -160,8 +160,12 @@ def _round(
     if checkpoint is None:
         raise CheckpointError(f"round {server_round} of stage {plan.stage} was not committed", remedy="run it again")
     _drop_updates(bench, stage, server_round)
+    judging = time.monotonic()
     federated, unjudged = _judge_on_clients(stage, work, spec=spec, launcher=launcher, bench=bench, emit=emit)
+    judging = time.monotonic() - judging
     record = _round_record(stage, server_round, bench, accepted, checkpoint, federated, time.monotonic() - started)
+    if federated or unjudged:
+        record["wall_s"]["evaluate_clients"] = judging
     record["wall_s"] |= gap.close_round(record["wall_s"])
     if unjudged:
         record["failed_evaluations"] = unjudged

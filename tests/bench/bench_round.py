@@ -57,6 +57,7 @@ def measure(folder: Path, *, data: Path = DATA) -> dict[str, Any]:
         overrides=[
             f"data.root={data}", f"store.uri={folder}", "tracking.uri=null", "federation.num_clients=4",
             f"stages.rounds=[0,0,0,0,0,{ROUNDS}]", "training.batch_size=8", "evaluation.every=1000", "data.workers=0",
+            "levers.prefix_cache=never",
         ],
     )  # fmt: skip
     bench = Workbench(open_store(spec.store.uri))

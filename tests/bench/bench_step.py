@@ -1,0 +1,180 @@
+"""A training step of the last stage with all levers, beside end-to-end training: seconds, FLOPs, bytes.
+
+Full-size models with seeded weights and random inputs of the right shape, one thread. Steps of all variants take turns,
+so that all meet the same machine; ratios are medians over turns. Run it: `python tests/bench/bench_step.py [advance]`.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lwfed import environment
+from lwfed.cost.architectures import tabled
+from lwfed.cost.ledger import StageCost, end_to_end_cost, stage_costs
+from lwfed.data.batches import Batch
+from lwfed.federated.local import LocalSettings, MicroBatch, train
+from lwfed.models.build import initial_tensors, load, set_trained, skeleton, without_prefix
+from lwfed.plan.stages import StagePlan, plan_stages
+from lwfed.spec.load import load_spec
+from lwfed.steps.batching import tensors_of
+from lwfed.steps.losses import batch_loss
+from lwfed.steps.train_client import parameter_groups
+
+TURNS = 5
+AIMS = {"coco": 7.0, "advance": 11.0}
+"""Times faster than a step of end-to-end training."""
+BATCH = {"coco": 32, "advance": 4}
+"""Examples of a timed step; an end-to-end step of ADVANCE keeps half a gigabyte an example."""
+NUM_CLASSES = 13
+VARIANTS: Mapping[str, tuple[str, ...]] = {
+    "end_to_end": ("strategy=end_to_end", "levers.last_block=full"),
+    "layerwise, no lever": ("levers.prefix_cache=never", "levers.last_block=full"),
+    "prefix kept": ("levers.last_block=full",),
+    "prefix kept, one token": (),
+    "and stepped in backward": ("training.step_in_backward=true",),
+    "and narrow heads": ("training.step_in_backward=true", "model.projection.hidden=1024"),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to train the last stage.
+
+    Attributes:
+        step: Takes one step and gives its seconds.
+        cost: What the ledger predicts.
+        measured: FLOPs a sample, and bytes at the peak, of one step.
+    """
+
+    step: Callable[[], float]
+    cost: StageCost
+    measured: tuple[float, float]
+
+
+def make(preset: str, overrides: tuple[str, ...], *, batch: int) -> Variant:
+    """Builds a variant with its weights, inputs and prices."""
+    spec = load_spec(preset, overrides=[f"training.batch_size={batch}", *overrides])
+    architectures = {m: found for m, encoder in spec.model.encoders.items() if (found := tabled(encoder))}
+    stages = plan_stages(spec, depths={m: found.depth for m, found in architectures.items()})
+    plan = stages[-1]
+    if spec.strategy == "end_to_end":
+        cost = end_to_end_cost(stages, architectures=architectures, num_classes=NUM_CLASSES)
+    else:
+        cost = stage_costs(stages, architectures=architectures, num_classes=NUM_CLASSES)[-1]
+    kept = {modality: plan.cut[modality] for modality in plan.levers.views}
+    units = [u for u in plan.present if u in plan.trained or u.partition(".")[0] not in kept]
+    tensors = initial_tensors(plan.model, units=units, depth=plan.depth, num_classes=NUM_CLASSES, seed=plan.seed)
+    module = without_prefix(skeleton(plan.model, depth=plan.depth, num_classes=NUM_CLASSES), cut=kept)
+    load(module, tensors)
+    set_trained(module, trained=plan.trained)
+    value = inputs_of(plan, kept=kept, tokens=cost.tokens, widths={m: a.width for m, a in architectures.items()})
+
+    def run(known: list[Tensor] | None = None) -> Any:
+        micro = MicroBatch(value=value, share=1.0, rows=batch, name="a batch", tensors=tensors_of(value))
+        return train(
+            parameter_groups(module, plan),
+            loss=lambda b: batch_loss(module, b, model=plan.model, cut=plan.cut, last_block=plan.levers.last_block),
+            batches=iter([[micro]] * 2),
+            settings=LocalSettings(
+                steps=1, proximal_mu=0.0, clip_norm=None, autocast=None, seed="5eed",
+                moments=plan.training.moments, step_in_backward=plan.training.step_in_backward,
+            ),
+            device=torch.device("cpu"),
+            known=known,
+        )  # fmt: skip
+
+    found = run(list(tensors.values())).cost
+    weights = sum(t.numel() * t.element_size() for t in tensors.values())
+    peak = weights + found.gradients_bytes + found.optimizer_bytes + found.activations_bytes
+    return Variant(
+        step=lambda: float(run().wall_s),
+        cost=cost,
+        measured=((found.forward_flops + found.backward_flops) / batch, float(peak)),
+    )
+
+
+def inputs_of(
+    plan: StagePlan, *, kept: Mapping[str, int], tokens: Mapping[str, int], widths: Mapping[str, int]
+) -> Batch:
+    """Gives random inputs: raw ones, or outputs of frozen blocks where these are kept."""
+    size, generator = plan.training.batch_size, torch.Generator().manual_seed(0)
+    inputs: dict[str, Any] = {}
+    for modality in plan.model.modalities:
+        count = tokens[modality]
+        if modality in kept:
+            inputs[modality] = {"tokens": torch.randn(size, count, widths[modality], generator=generator)}
+            if modality == "text":
+                inputs[modality]["mask"] = torch.ones(size, count, dtype=torch.bool)
+        elif modality == "image":
+            inputs[modality] = torch.randn(size, 3, 224, 224, generator=generator)
+        elif modality == "audio":
+            inputs[modality] = torch.randn(size, 1024, 128, generator=generator)
+        else:
+            ids = torch.randint(1, 1000, (size, count), generator=generator)
+            inputs[modality] = {"ids": ids, "mask": torch.ones(size, count, dtype=torch.bool)}
+    labels = torch.randint(0, NUM_CLASSES, (size,), generator=generator)
+    return Batch(inputs=inputs, labels=labels, ids=tuple(map(str, range(size))))
+
+
+def measure(task: str, *, turns: int = TURNS) -> dict[str, dict[str, float]]:
+    """Measures all variants of a task, `coco` or `advance`.
+
+    Returns:
+        Variant -> median seconds of a step, times faster than end_to_end (median of paired steps), GFLOP a sample and
+        peak MB, measured and predicted, and bytes exchanged one way.
+    """
+    torch.set_num_threads(1)
+    made = {name: make(f"{task}-layerwise", overrides, batch=BATCH[task]) for name, overrides in VARIANTS.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in made}
+    for turn in range(turns + 1):  # the first warms up
+        for name, variant in made.items():
+            spent = variant.step()
+            if turn:
+                seconds[name].append(spent)
+    whole = seconds["end_to_end"]
+    return {
+        name: {
+            "seconds": statistics.median(seconds[name]),
+            "faster": statistics.median(a / b for a, b in zip(whole, seconds[name], strict=True)),
+            "gflop": variant.measured[0] / 1e9,
+            "gflop_predicted": variant.cost.flops / 1e9,
+            "peak_mb": variant.measured[1] / 1e6,
+            "peak_mb_predicted": variant.cost.peak_bytes / 1e6,
+            "mb_one_way": variant.cost.exchanged_bytes / 1e6,
+        }
+        for name, variant in made.items()
+    }
+
+
+def table(task: str, found: Mapping[str, Mapping[str, float]]) -> str:
+    """Writes the figures for people."""
+    rows = [f"{task}, batch {BATCH[task]}, stage 6 of 6 (aim: a step at least {AIMS[task]:g} times faster)"]
+    for name, row in found.items():
+        rows.append(
+            f"  {name:26} {row['seconds']:7.3f} s  {row['faster']:5.2f}x   {row['gflop']:8.3f} GFLOP a sample "
+            f"({row['gflop_predicted']:.3f})   {row['peak_mb']:6.0f} MB ({row['peak_mb_predicted']:.0f})   "
+            f"{row['mb_one_way']:6.1f} MB one way"
+        )
+    return "\n".join(rows)
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize("task", sorted(AIMS))
+def test_step(task: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = measure(task)
+    with capsys.disabled():
+        print("\n" + table(task, found))
+
+
+if __name__ == "__main__":
+    environment.quiet()
+    for wanted in sys.argv[1:] or sorted(AIMS):
+        print(table(wanted, measure(wanted)), flush=True)
