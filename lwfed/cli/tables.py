@@ -95,7 +95,7 @@ def levers_table(savings: Sequence[Any]) -> Table:
     table = make_table("Levers; what each saves while the others stay")
     table.add_column("lever", no_wrap=True)
     table.add_column("stages", justify="right")
-    for name in ("FLOPs", "peak memory", "each way a round", "takes on disk"):
+    for name in ("FLOPs", "peak memory", "moved a round", "takes on disk"):
         table.add_column(name, justify="right")
     alike: dict[tuple[str, str], list[Any]] = {}
     for saving in savings:

@@ -86,4 +86,4 @@ def link_seconds(cost: StageCost, *, link_mbps: float) -> float:
         cost: The stage's cost.
         link_mbps: The link, megabits a second.
     """
-    return 2 * cost.exchanged_bytes * 8 / (link_mbps * 1e6)
+    return (cost.upload_bytes + cost.download_bytes) * 8 / (link_mbps * 1e6)

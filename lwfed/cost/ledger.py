@@ -84,12 +84,12 @@ class StageCost:
         gradients_bytes: Gradients of what is trained, as far as they are alive at once.
         optimizer_bytes: AdamW's moments of what is trained.
         activations_bytes: What autograd keeps for a micro-batch.
-        peak_bytes: Sum of the four.
+        peak_bytes: Sum of the four, and with FedProx another copy of what is trained.
         batch_size: Examples a step.
         micro_batch_size: Examples a forward pass on one device.
         sample_bytes: Part of `activations_bytes` that each example adds.
         fill_flops: An example, once: frozen blocks whose outputs are kept.
-        cache_bytes: An example: those outputs on the client's disk, of texts one caption's.
+        cache_bytes: An example: those outputs on the client's disk, texts as long as they may be.
         units: The bill of each unit, in the order data passes them.
     """
 
@@ -167,9 +167,11 @@ def stage_costs(
         SpecError: A supervised objective without `num_classes`.
     """
     costs = []
-    downloaded: set[str] = set()
+    downloaded: set[str] = set()  # frozen blocks on the client's disk
+    applied: set[str] = set()  # frozen blocks that what is kept has passed
     for stage in stages:
-        new = {unit for unit in stage.frozen if unit not in downloaded}
+        keeps = {unit for unit in stage.frozen if unit.partition(".")[0] in stage.levers.views}
+        new = {unit for unit in stage.frozen if unit not in (applied if unit in keeps else downloaded)}
         costs.append(
             _price(
                 stage,
@@ -184,7 +186,8 @@ def stage_costs(
             )
         )
         if stage.rounds:
-            downloaded |= new
+            applied |= keeps
+            downloaded = (downloaded | new) if stage.evaluation.federated_every else (downloaded | new) - keeps
     return costs
 
 
@@ -296,6 +299,7 @@ def _price(
     tensors = [spec for bill in exchanged for spec in units[bill.unit].tensors.values()]
     gradients = gradients_bytes(tensors, training=training)
     moments = optimizer_bytes(tensors, training=training)
+    anchor = 4 * trained_params if training.proximal_mu else 0  # where the client started, for FedProx
     weights = sum(bill.nbytes for bill in bills)
     sample = sum(bill.saved_bytes for bill in bills)
     activations = micro * sample + sum(bill.fixed_bytes for bill in bills)
@@ -318,7 +322,7 @@ def _price(
         gradients_bytes=gradients,
         optimizer_bytes=moments,
         activations_bytes=activations,
-        peak_bytes=weights + gradients + moments + activations,
+        peak_bytes=weights + gradients + moments + activations + anchor,
         batch_size=training.batch_size,
         micro_batch_size=micro,
         sample_bytes=sample,

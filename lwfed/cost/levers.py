@@ -23,7 +23,7 @@ class Saving:
         flops: Times less FLOPs of the stage's training with it, filling included; 1 where it saves none, below where
             it costs some.
         peak_bytes: Bytes of peak memory it saves; below 0 where it costs some.
-        exchanged_bytes: Bytes it saves each way, each round.
+        exchanged_bytes: Bytes it saves a round, up and down together.
         disk_bytes: Bytes it takes on the client's disk.
     """
 
@@ -76,10 +76,14 @@ def savings(
                     how=how,
                     flops=flops[0] / max(flops[1], 1),
                     peak_bytes=other.peak_bytes - cost.peak_bytes,
-                    exchanged_bytes=other.exchanged_bytes - cost.exchanged_bytes,
+                    exchanged_bytes=round(_traffic(other) - _traffic(cost)),
                     disk_bytes=num_examples * (cost.cache_bytes - other.cache_bytes),
                 )
     return [found[key] for key in sorted(found)]
+
+
+def _traffic(cost: StageCost) -> float:
+    return cost.upload_bytes + cost.download_bytes
 
 
 def _stage_flops(stage: StagePlan, cost: StageCost, *, num_examples: int) -> int:
@@ -88,7 +92,8 @@ def _stage_flops(stage: StagePlan, cost: StageCost, *, num_examples: int) -> int
 
 
 def _kept(stage: StagePlan) -> str:
-    return ", ".join(f"{m} {n} views" if n > 1 else m for m, n in stage.levers.views.items())
+    words = {"text": "captions"}
+    return ", ".join(f"{m} {n} {words.get(m, 'views')}" if n > 1 else m for m, n in stage.levers.views.items())
 
 
 def _last_block(stage: StagePlan) -> str:
@@ -115,12 +120,15 @@ def _levers(key: str, active: Callable[[StagePlan], str], off: Callable[[StagePl
     return f"levers.{'prefix_cache' if key == 'views' else key}", active, without
 
 
-def _upload(stage: StagePlan) -> str:
-    return "" if stage.exchange.upload == "fp32" else f"updates as {stage.exchange.upload} changes"
+def _exchange(way: str, words: str) -> Lever:
+    def active(stage: StagePlan) -> str:
+        codec = getattr(stage.exchange, way)
+        return "" if codec == "fp32" else words.format(codec)
 
+    def without(stage: StagePlan) -> StagePlan:
+        return stage.model_copy(update={"exchange": stage.exchange.model_copy(update={way: "fp32"})})
 
-def _without_upload(stage: StagePlan) -> StagePlan:
-    return stage.model_copy(update={"exchange": stage.exchange.model_copy(update={"upload": "fp32"})})
+    return f"exchange.{way}", active, without
 
 
 Lever = tuple[str, Callable[[StagePlan], str], Callable[[StagePlan], StagePlan]]
@@ -131,6 +139,7 @@ LEVERS: tuple[Lever, ...] = (
     _training("step_in_backward", lambda _: "gradients freed at once", off=False),
     _training("moments", lambda value: f"AdamW's moments as {value}", off="fp32"),
     _training("activation_checkpointing", lambda _: "activations computed again", off=False),
-    ("exchange.upload", _upload, _without_upload),
+    _exchange("upload", "updates as {} changes"),
+    _exchange("download", "models as {} changes"),
 )
 """Key of the spec, what it does in a stage (empty: it is not used), and the stage without it."""

@@ -43,6 +43,7 @@ class Inputs:
         seed: Draws captions and crops.
         augment: Whether images are cropped.
         views: Views of an example; 1 where all are equal. A text has one input a caption, whatever the views.
+        function: Digest of what else decides the outputs: the encoder, the precision, the device, the data's version.
     """
 
     modality: str
@@ -51,6 +52,7 @@ class Inputs:
     seed: str
     augment: bool
     views: int
+    function: str = ""
 
     @cached_property
     def _starts(self) -> tuple[int, ...]:
@@ -73,7 +75,7 @@ class Inputs:
         names = [[example.id, list(example.captions)] for example in self.examples]
         settings = asdict(self.settings) | {"modalities": [self.modality]}
         decides = {"examples": names, "settings": settings, "seed": self.seed, "augment": self.augment}
-        return digest_of({**decides, "views": self.views, "modality": self.modality})
+        return digest_of({**decides, "views": self.views, "modality": self.modality, "function": self.function})
 
     def batches(self, source: Source, *, batch_size: int, workers: int) -> Iterator[Any]:
         """Yields all inputs in order, as the encoder takes them.
@@ -174,7 +176,8 @@ def keep(
     """
     place = folder / kept_name(inputs, chain=chain, code=code)
     writing = folder / f".writing-{os.getpid()}-{place.name}"
-    shutil.rmtree(writing, ignore_errors=True)
+    for stale in folder.glob(".writing-*"):  # of a process that was killed: a client has one at a time
+        shutil.rmtree(stale, ignore_errors=True)
     writing.mkdir(parents=True)
     lengths: list[int] = []
     width = 0

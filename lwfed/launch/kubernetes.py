@@ -338,7 +338,8 @@ def _client_of(task: PoolTask | ServerTask) -> str:
 
 def _placed(task: Any, pool: PoolSpec) -> Any:
     """Gives a task with the places of its pool's pods."""
-    place = task.place.model_copy(update={"cache": pool.cache})
+    cache = None if pool.cache is None else f"{pool.cache}/{getattr(task, 'run_id', None) or 'runs'}"
+    place = task.place.model_copy(update={"cache": cache})
     if pool.data_root is not None:
         place = place.model_copy(update={"root": pool.data_root})
     return task.model_copy(update={"place": place})

@@ -14,13 +14,17 @@ AUGMENTED = frozenset({"image"})
 """Modalities whose inputs differ from epoch to epoch when data are augmented."""
 
 
+CAPTIONS = {"coco": 5, "shapes": 5}
+"""Source -> captions an example has, each of which is an input of its own; one elsewhere."""
+
+
 class LeversPlan(Section):
     """The levers of a stage.
 
     Attributes:
         last_block: Modality -> how its last block present is computed.
-        views: Modality -> views of an example that are kept of its frozen prefix's outputs, 1 where all are equal;
-            modalities whose prefix is not kept are left out.
+        views: Modality -> inputs of an example whose frozen prefix's outputs are kept: views of an image, captions of
+            a text; modalities whose prefix is not kept are left out.
     """
 
     last_block: dict[str, Literal["full", "row", "absorbed"]]
@@ -59,5 +63,7 @@ def plan_levers(spec: RunSpec, *, cut: Mapping[str, int], rounds: int) -> Levers
 
 
 def views_of(spec: RunSpec, modality: str) -> int:
-    """Gives how many views of an example there are to keep; 0: each epoch has its own."""
+    """Gives how many inputs of an example there are to keep; 0: each epoch has its own."""
+    if modality == "text":
+        return CAPTIONS.get(spec.data.source, 1)
     return spec.levers.views if modality in AUGMENTED and spec.data.augment else 1

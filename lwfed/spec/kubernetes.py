@@ -61,7 +61,10 @@ class PoolSpec(Section):
     affinity: dict[str, Any] | None = Field(None, description="affinity, as Kubernetes writes it")
     volumes: tuple[VolumeSpec, ...] = Field((), description="volumes of its pods")
     data_root: str | None = Field(None, description="data.root in its pods; null: the spec's")
-    cache: str | None = Field(None, description="a folder on a volume where clients keep frozen blocks between rounds")
+    cache: str | None = Field(
+        None,
+        description="a folder on a volume where clients keep what they need in the next round, below it a folder a run",
+    )
     secret: str | None = Field(None, description="Secret with its store credentials; null: kubernetes.secret")
     env: dict[str, str] = Field({}, description="environment of its pods, besides kubernetes.env")
     image: str | None = Field(None, description="image of its pods; null: kubernetes.image")

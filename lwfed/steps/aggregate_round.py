@@ -109,8 +109,9 @@ def judge(
     missing = [unit for unit in plan.present if not any(name in trained for name in checkpoint.blocks[unit].tensors)]
     frozen = bench.frozen(checkpoint, missing, store=bench.store, cache=BlockCache(None), device=device)
     tensors = {**frozen, **{name: tensor.to(device) for name, tensor in trained.items()}}
-    return evaluate(
-        load(bench.skeleton(stage.key), tensors),
+    module = load(bench.skeleton(stage.key), tensors)
+    metrics = evaluate(
+        module,
         source=source,
         examples=bench.examples(stage, task.place, "test"),
         inputs=bench.inputs(stage),
@@ -119,6 +120,8 @@ def judge(
         workers=task.place.workers,
         device=device,
     )
+    module.to("meta")  # the bench keeps it, and not its weights
+    return metrics
 
 
 def _due(plan: StagePlan, server_round: int) -> bool:

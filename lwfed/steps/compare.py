@@ -258,6 +258,7 @@ def track_of(run: Record, *, stages: Sequence[Record], rounds: Sequence[Record],
             moved += _mean(part, "bytes_up") + _mean(part, "bytes_down")
             frozen += _mean(part, "bytes_down_frozen")
             flops += each * statistics.fmean(_samples(plans[stage], client) for client in part)
+            flops += statistics.fmean(_filling(client, cost) for client in part)
             wall += float((record.get("wall_s") or {}).get("round") or 0.0)
             value = record["metrics"].get(metric)
             points.append(
@@ -311,6 +312,12 @@ def _not_judged(run: Record, rounds: Sequence[Record], metric: str) -> tuple[str
     if not judged and metric.startswith("test/"):
         return (f"run {run['run_id']} was never evaluated -> its metrics are: {', '.join(known) or 'none'}",)
     return (f"run {run['run_id']} has no metric `{metric}` -> known: {', '.join(known)}",)
+
+
+def _filling(client: Mapping[str, Any], cost: Mapping[str, Any]) -> float:
+    """Gives the FLOPs, by the ledger, that a client spent on keeping outputs of frozen blocks in this round."""
+    filled = "filled" in (client.get("prefix") or {}).values()
+    return float(client["num_examples"] * (cost.get("fill_flops") or 0)) if filled else 0.0
 
 
 def _flops_a_sample(clients: Sequence[Mapping[str, Any]], cost: Mapping[str, Any]) -> float:

@@ -43,8 +43,9 @@ def evaluate_client(task: ClientTask, *, bench: Workbench) -> dict[str, Any]:
             tensors, _ = fetch_model(
                 task, checkpoint, bench=bench, stage=stage, store=store, device=device, round_offset=0
             )
+            module = load(bench.skeleton(stage.key), tensors)
             metrics = evaluate(
-                load(bench.skeleton(stage.key), tensors),
+                module,
                 source=bench.data(stage, task.place, task.client),
                 examples=held_out,
                 inputs=bench.inputs(stage),
@@ -54,6 +55,7 @@ def evaluate_client(task: ClientTask, *, bench: Workbench) -> dict[str, Any]:
                 device=device,
                 prefix="federated",
             )
+            module.to("meta")  # the bench keeps it, and not its weights
     value = {"client": task.client, "num_examples": len(held_out) if metrics else 0, "metrics": metrics}
     bench.store.write_ref(ref, value, if_absent=True)
     return value

@@ -6,8 +6,12 @@ neither fetched nor loaded. Where they cannot be kept, they are computed in each
 
 from __future__ import annotations
 
+import errno
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +33,9 @@ from lwfed.steps.workbench import Stage, Workbench
 from lwfed.store.cache import BlockCache
 from lwfed.store.checkpoint import Checkpoint
 from lwfed.store.protocol import Store
+from lwfed.types.canonical import digest_of
 
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM})
 FILL_TOKENS = 16_384
 """Tokens that pass a block at a time while a cache is filled; a constant, since sums depend on the batch's shape."""
 
@@ -57,6 +63,19 @@ class Prefixes:
         return {"prefix": dict(self.told), "prefix_fill_s": self.fill_s, "prefix_cache_bytes": self.nbytes}
 
 
+@contextmanager
+def prefix_folder(task: ClientTask) -> Iterator[Path]:
+    """Gives the folder in which a client's frozen outputs are kept: its own, else one for this round alone.
+
+    A client without a folder computes them anew in each round: the same numbers, since the batches are the same.
+    """
+    if task.place.cache is not None:
+        yield Path(task.place.cache) / task.client / "prefix"
+        return
+    with tempfile.TemporaryDirectory(prefix="lwfed-prefix-") as scratch:
+        yield Path(scratch)
+
+
 def prefixes_of(
     task: ClientTask,
     *,
@@ -66,6 +85,7 @@ def prefixes_of(
     checkpoint: Checkpoint,
     store: Store,
     device: torch.device,
+    folder: Path,
 ) -> Prefixes:
     """Gives the outputs of the frozen blocks of those modalities whose plan keeps them, computed where need be.
 
@@ -77,6 +97,7 @@ def prefixes_of(
         checkpoint: The global model, for the frozen blocks' digests.
         store: Counts what is fetched.
         device: Where to compute.
+        folder: Where they are kept; see `prefix_folder`.
 
     Raises:
         DataError: A file cannot be read.
@@ -86,17 +107,18 @@ def prefixes_of(
     views = plan.levers.views
     if not views:
         return Prefixes()
-    if task.place.cache is None:
-        return Prefixes(told=dict.fromkeys(views, "recomputed: the client has no folder; give its pool a `cache`"))
     started = time.monotonic()
-    folder = Path(task.place.cache) / task.client / "prefix"
     kept, told = dict[str, KeptPrefix](), dict[str, str]()
     for modality, count in views.items():
-        inputs = Inputs(modality, tuple(held), bench.inputs(stage), plan.seed, plan.data.augment, count)
+        function = _function(stage, modality, device=device)
+        inputs = Inputs(modality, tuple(held), bench.inputs(stage), plan.seed, plan.data.augment, count, function)
         chain = tuple(checkpoint.blocks[unit].digest for unit in frozen_units(plan, modality))
         found = find_kept(folder, inputs, chain=chain, code=code_version())
         if ranks.agree(found is not None and found.chain == chain):
             told[modality] = "kept"
+        elif not ranks.agree(_has_room(folder, inputs, width=bench.skeleton(stage.key).encoder(modality).width)):
+            told[modality] = f"recomputed: there is no room for it in {folder}"
+            continue
         else:
             try:
                 if ranks.rank() == 0:
@@ -106,6 +128,8 @@ def prefixes_of(
                     keep(folder, inputs, outputs, chain=chain, code=code_version())
                 full = ""
             except OSError as error:
+                if error.errno not in NO_ROOM:
+                    raise
                 full = error.strerror or str(error)
             if not ranks.agree(not full):
                 told[modality] = f"recomputed: it cannot be kept in {folder}: {full or 'see the first rank'}"
@@ -116,6 +140,32 @@ def prefixes_of(
         kept[modality] = found
     nbytes = sum(prefix.nbytes for prefix in kept.values())
     return Prefixes(kept=kept, told=told, fill_s=time.monotonic() - started, nbytes=nbytes)
+
+
+def recomputed_in(clients: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Gives the clients whose frozen blocks' outputs could not be kept, and why, from their updates' metrics."""
+    found = {}
+    for client, metrics in clients.items():
+        why = [told for told in (metrics.get("prefix") or {}).values() if told.startswith("recomputed")]
+        if why:
+            found[client] = why[0]
+    return found
+
+
+def _function(stage: Stage, modality: str, *, device: torch.device) -> str:
+    """Gives the digest of what decides outputs besides weights and inputs."""
+    encoder = stage.plan.model.encoders[modality].model_dump(mode="json", exclude={"blocks_per_stage"})
+    autocast = autocast_type(stage.plan.training.precision, device)
+    decides = {"encoder": encoder, "precision": str(autocast), "device": device.type, "data": stage.data_version}
+    return digest_of(decides)
+
+
+def _has_room(folder: Path, inputs: Inputs, *, width: int) -> bool:
+    """Whether the disk has room for what is kept, before hours are spent on it; texts may take less."""
+    place = folder
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free > 4 * len(inputs) * _tokens_of(inputs) * width
 
 
 def frozen_units(plan: StagePlan, modality: str) -> tuple[str, ...]:
@@ -139,7 +189,7 @@ def _outputs(
     plan, modality = stage.plan, inputs.modality
     units = frozen_units(plan, modality)
     done = len(before.chain) if before is not None else 0
-    cache = BlockCache(f"{task.place.cache}/{task.client}/{ranks.rank()}")
+    cache = BlockCache(f"{task.place.cache}/{task.client}/{ranks.rank()}" if task.place.cache else None)
     module = skeleton(plan.model, depth=plan.depth, num_classes=stage.num_classes)
     for unit in units[done:]:
         tensors = cache.read(store, checkpoint.blocks[unit])

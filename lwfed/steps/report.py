@@ -75,6 +75,7 @@ def render(
         participation=Markup(participation_figure(run, stages=spans, rounds=rounds)) if rounds else None,
         failures=_failures(rounds)[:MOST_FAILURES],
         num_failures=len(_failures(rounds)),
+        recomputed=[(r["global_round"], c) for r in rounds for c in r.get("recomputed_prefixes") or ()],
         lost_residuals=[(r["global_round"], client) for r in rounds for client in r.get("lost_residuals") or ()],
         partition=Markup(partition_figure(run)),
         retrieval=[_query(item) for item in retrieval or ()],

@@ -22,7 +22,7 @@ from lwfed.plan.units import group_of
 from lwfed.steps.batching import part, tensors_of, to_device
 from lwfed.steps.download import fetch_trained
 from lwfed.steps.losses import batch_loss
-from lwfed.steps.prefix import prefixes_of
+from lwfed.steps.prefix import prefix_folder, prefixes_of
 from lwfed.steps.runtime import autocast_type, computing, pick_device
 from lwfed.steps.tasks import ClientTask
 from lwfed.steps.upload import send, start_of
@@ -63,20 +63,21 @@ def train_client(task: ClientTask, *, bench: Workbench, on_step: OnStep | None =
         return done or {}
     stage = bench.stage(task.stage_key)
     plan = stage.plan
-    with computing(threads=plan.training.threads):
+    with computing(threads=plan.training.threads), prefix_folder(task) as folder:
         device = pick_device(task.place.device)
         held, _ = bench.share(stage, task.place, task.client)
         store = CountingStore(bench.store)
         checkpoint = manifest_of(task, stage=stage, store=bench.store)
         prefixes = prefixes_of(
-            task, bench=bench, stage=stage, held=held, checkpoint=checkpoint, store=store, device=device
-        )
+            task, bench=bench, stage=stage, held=held, checkpoint=checkpoint, store=store, device=device,
+            folder=folder,
+        )  # fmt: skip
         dropped = tuple(prefixes.kept)
         tensors, traffic = fetch_model(
             task, checkpoint, bench=bench, stage=stage, store=store, device=device, without=dropped
         )
         start = start_of(task, bench=bench, stage=stage, tensors=tensors)
-        module = load(bench.skeleton(stage.key, dropped), tensors)
+        module = load(bench.skeleton(stage.key, *([dropped] if dropped else [])), tensors)
         set_trained(module, trained=plan.trained)
         set_recomputed(module, plan.training.activation_checkpointing)
         steps_per_epoch = epoch_length(len(held), plan.training.batch_size)
@@ -116,6 +117,9 @@ def train_client(task: ClientTask, *, bench: Workbench, on_step: OnStep | None =
                 known=list(tensors.values()) if task.server_round == 1 else None,
             )
         trained = select({name: t.detach() for name, t in module.state_dict().items()}, units=plan.trained)
+        mu = plan.training.proximal_mu  # FedProx keeps where the client started
+        anchor = sum(t.numel() * t.element_size() for t in module.parameters() if t.requires_grad) if mu else 0
+        module.to("meta")  # the bench keeps it, and not its weights
         _refuse_non_finite(trained, client=task.client)
         if ranks.rank() != 0:
             return {}
@@ -127,7 +131,7 @@ def train_client(task: ClientTask, *, bench: Workbench, on_step: OnStep | None =
             "digest": digest,
             "blocks": {unit: block.to_values() for unit, block in blocks.items()},
             "metrics": {
-                **_metrics(result, traffic, tensors, num_examples=len(held)),
+                **_metrics(result, traffic, tensors, num_examples=len(held), anchor_bytes=anchor),
                 **prefixes.metrics(),
                 **kept,
             },
@@ -247,7 +251,7 @@ def _refuse_non_finite(tensors: dict[str, Tensor], *, client: str) -> None:
 
 
 def _metrics(
-    result: LocalResult, traffic: dict[str, int], tensors: dict[str, Tensor], *, num_examples: int
+    result: LocalResult, traffic: dict[str, int], tensors: dict[str, Tensor], *, num_examples: int, anchor_bytes: int
 ) -> dict[str, Any]:
     metrics: dict[str, Any] = {
         "num_examples": num_examples,
@@ -267,6 +271,7 @@ def _metrics(
             "batch": result.first_rows,
         }
         metrics["peak_tensor_bytes"] = weights + cost.gradients_bytes + cost.optimizer_bytes + cost.activations_bytes
+        metrics["peak_tensor_bytes"] += anchor_bytes
         metrics["activations_bytes"] = cost.activations_bytes
         metrics["gradients_bytes"] = cost.gradients_bytes
         metrics["optimizer_bytes"] = cost.optimizer_bytes

@@ -20,6 +20,7 @@ from lwfed.steps import runs
 from lwfed.steps.evaluate import pooled
 from lwfed.steps.gap import Gap
 from lwfed.steps.launcher import Emit, Launcher, Outcome
+from lwfed.steps.prefix import recomputed_in
 from lwfed.steps.prune import prune_rounds
 from lwfed.steps.residuals import counted_until, lost_in
 from lwfed.steps.tasks import ClientTask, RoundTask, StageTask
@@ -58,6 +59,7 @@ def train_stage(task: StageTask, *, launcher: Launcher, bench: Workbench, emit: 
         plan=plan,
         input_digest=digest,
         num_classes=run["num_classes"],
+        data_version=runs.data_version_of(run),
     )
     runs.note_stage(store, run, task.stage, stage.key)
     record = store.read_ref(paths.stage_record(stage.key))
@@ -169,6 +171,11 @@ def _round(
     record["wall_s"] |= gap.close_round(record["wall_s"])
     if unjudged:
         record["failed_evaluations"] = unjudged
+    recomputed = recomputed_in(record["clients"])
+    if recomputed:
+        record["recomputed_prefixes"] = recomputed
+        client, why = min(recomputed.items())
+        emit("warning", {"message": f"frozen blocks of {len(recomputed)} client(s) run in each step; {client}: {why}"})
     lost = lost_in(record["clients"])
     if lost:
         record["lost_residuals"] = lost

@@ -38,12 +38,14 @@ class Stage:
         plan: What decides its result.
         input_digest: Digest of the checkpoint it starts from; empty at the first.
         num_classes: C, or None without labels.
+        data_version: Version of the data and of pretrained weights.
     """
 
     key: str
     plan: StagePlan
     input_digest: str
     num_classes: int | None
+    data_version: str = ""
 
 
 class Workbench:
@@ -84,6 +86,7 @@ class Workbench:
             plan=plan,
             input_digest=values["input_digest"],
             num_classes=values["num_classes"],
+            data_version=values["data_version"],
         )
 
     def data(self, stage: Stage, place: Place, who: str = SERVER) -> Source:

@@ -6,6 +6,7 @@ import errno
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,13 +17,18 @@ from lwfed.data.batches import train_batches
 from lwfed.data.inputs import InputSettings
 from lwfed.data.prefix import INDEX, Inputs, KeptPrefix, find_kept, keep
 from lwfed.data.source import Example, open_source
+from lwfed.launch.in_process import InProcess
 from lwfed.launch.subprocess import Subprocess
 from lwfed.models.build import initial_tensors, load, skeleton
 from lwfed.models.multimodal import Multimodal
 from lwfed.plan.units import units_of
 from lwfed.spec.data import DataSpec, ShapesSize
 from lwfed.spec.model import ModelSpec
-from tests.tiny import VALUES, Finished, run_tiny
+from lwfed.steps.experiment import run_stages
+from lwfed.steps.prefix import _function
+from lwfed.steps.workbench import Workbench
+from lwfed.store.local import LocalStore
+from tests.tiny import VALUES, Finished, begun, prepared, run_tiny, tiny_spec
 
 AUDIO = {
     "family": "ast",
@@ -43,6 +49,7 @@ SETTINGS = InputSettings(
 )
 SOURCE = open_source(DataSpec(source="shapes", shapes=ShapesSize(train=12, test=4, image_size=16)))
 SEED, BATCH = "5eed", 4
+KEEP = "levers.prefix_cache=always"
 CHAIN, CODE = ("stem", "block"), "code"
 
 
@@ -186,7 +193,7 @@ def prefix_told(done: Finished, stage: int) -> list[dict[str, Any]]:
 
 
 def test_a_stage_fills_once_and_fetches_only_what_is_newly_frozen(tmp_path: Path) -> None:
-    done = run_tiny(tmp_path)
+    done = run_tiny(tmp_path, KEEP)
     assert not any("prefix" in metrics for metrics in prefix_told(done, 1))
     first, second = prefix_told(done, 2)[:2], prefix_told(done, 2)[2:]
     assert [m["prefix"] for m in first] == [{"image": "filled", "text": "filled"}] * 2
@@ -200,7 +207,7 @@ def test_a_stage_fills_once_and_fetches_only_what_is_newly_frozen(tmp_path: Path
 
 def test_training_on_what_is_kept_ends_where_training_on_inputs_does(tmp_path: Path) -> None:
     """Within rounding: batches of another shape are summed in another order."""
-    kept = run_tiny(tmp_path / "kept")
+    kept = run_tiny(tmp_path / "kept", KEEP)
     computed = run_tiny(tmp_path / "computed", "levers.prefix_cache=never")
     assert kept.checkpoint(1).digest == computed.checkpoint(1).digest
     losses = [[r["metrics"]["train/loss"] for r in done.told("round")] for done in (kept, computed)]
@@ -212,17 +219,60 @@ def test_no_room_is_told_and_costs_no_round(tmp_path: Path, monkeypatch: pytest.
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("lwfed.steps.prefix.keep", full)
-    done = run_tiny(tmp_path)
+    done = run_tiny(tmp_path, KEEP)
     told = prefix_told(done, 2)
     assert all("recomputed: it cannot be kept in" in m["prefix"]["image"] for m in told)
     assert all("No space left on device" in m["prefix"]["text"] for m in told)
+    records = [record for record in done.told("round") if record["stage"] == 2]
+    assert all(sorted(record["recomputed_prefixes"]) == ["client-000", "client-001"] for record in records)
+    assert len(done.told("warning")) == 2
+    monkeypatch.undo()
+    monkeypatch.setattr("lwfed.steps.prefix.shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    small = run_tiny(tmp_path / "small", KEEP)
+    assert all("there is no room" in metrics["prefix"]["image"] for metrics in prefix_told(small, 2))
+
+
+def test_a_client_without_a_folder_computes_anew_each_round_and_ends_in_the_same_digest(tmp_path: Path) -> None:
+    """As pods of a pool without a volume do."""
+    bench = Workbench(LocalStore(tmp_path))
+    run = prepared(tiny_spec(tmp_path, KEEP), store=bench.store)
+    events: list[dict[str, Any]] = []
+
+    def emit(kind: str, values: dict[str, Any]) -> None:
+        if kind == "round":
+            events.append(values)
+
+    summary = run_stages(run, launcher=InProcess(bench), bench=bench, emit=emit, cache=None)
+    assert summary["digest"] == run_tiny(tmp_path / "with", KEEP).digest
+    told = [metrics["prefix"] for record in events for metrics in record["clients"].values() if "prefix" in metrics]
+    assert told == [{"image": "filled", "text": "filled"}] * 4
+
+
+def test_another_encoder_precision_or_version_of_the_data_is_another_function(tmp_path: Path) -> None:
+    _, stage, _ = begun(tmp_path)
+    cpu = torch.device("cpu")
+    own = _function(stage, "image", device=cpu)
+    plan = stage.plan
+
+    def changed(**update: Any) -> str:
+        return _function(replace(stage, plan=plan.model_copy(update=update)), "image", device=cpu)
+
+    encoders = plan.model.encoders
+    heads = encoders["image"].model_copy(update={"config": {**encoders["image"].config, "num_heads": 4}})
+    model = plan.model.model_copy(update={"encoders": {**encoders, "image": heads}})
+    training = plan.training.model_copy(update={"precision": "bf16"})
+    renewed = _function(replace(stage, data_version="x"), "image", device=cpu)
+    others = [changed(model=model), changed(training=training), renewed]
+    assert len({own, *others, _function(stage, "text", device=cpu)}) == 5
+    appended = encoders["image"].model_copy(update={"blocks_per_stage": 7})
+    assert changed(model=plan.model.model_copy(update={"encoders": {**encoders, "image": appended}})) == own
 
 
 @pytest.mark.slow
 def test_processes_of_their_own_end_in_the_same_digest(tmp_path: Path) -> None:
-    here = run_tiny(tmp_path / "here", "data.augment=true", "levers.views=2", "training.local_epochs=2")
+    here = run_tiny(tmp_path / "here", KEEP, "data.augment=true", "levers.views=2", "training.local_epochs=2")
     there = run_tiny(
-        tmp_path / "there", "data.augment=true", "levers.views=2", "training.local_epochs=2",
+        tmp_path / "there", KEEP, "data.augment=true", "levers.views=2", "training.local_epochs=2",
         launcher=lambda bench: Subprocess(bench, parallel=2, devices=1, retries=0),
     )  # fmt: skip
     assert here.digest == there.digest

@@ -38,11 +38,11 @@ def test_keeping_the_prefix_saves_its_weights_and_its_flops_but_for_filling() ->
     for saving, cost, other in zip(kept, with_it[1:], without[1:], strict=True):
         frozen = sum(bill.nbytes for bill in other.units if not bill.trained)
         assert saving.peak_bytes == other.peak_bytes - cost.peak_bytes == frozen
-        assert saving.disk_bytes == EXAMPLES * 4 * (4 * 197 * 192 + 40 * 768)
+        assert saving.disk_bytes == EXAMPLES * 4 * (4 * 197 * 192 + 5 * 40 * 768)
         assert cost.flops < other.flops and saving.flops > 1
         assert saving.exchanged_bytes == 0
     new = [unit for unit in without[1].units if not unit.trained]
-    views = {"image": 4, "text": 1}
+    views = {"image": 4, "text": 5}
     assert with_it[1].fill_flops == sum(views[unit.unit.split(".")[0]] * unit.forward_flops for unit in new)
     assert with_it[2].fill_flops < with_it[1].fill_flops + with_it[1].flops, "only newly frozen blocks are applied"
 
@@ -52,13 +52,14 @@ def test_keeping_the_prefix_saves_its_weights_and_its_flops_but_for_filling() ->
     [
         ({"strategy": "progressive"}, []),
         ({"strategy": "end_to_end"}, []),
-        ({"stages": {"rounds": [1] * 6}}, [("text",)] * 5),  # three epochs are fewer than four views
+        ({"stages": {"rounds": [1] * 6}}, []),  # three epochs are fewer than four views and five captions
+        ({"stages": {"rounds": [1] * 6}, "training": {"local_epochs": 5}}, [("image",)] * 5),
         ({"stages": {"rounds": [2] * 6}}, [("image", "text")] * 5),
         ({"levers": {"views": 0}}, [("text",)] * 5),
         ({"stages": {"rounds": [0, 0, 0, 0, 0, 2]}}, [("image", "text")]),
         ({"training": {"local_steps": 5}}, []),
         ({"training": {"local_steps": 5}, "levers": {"prefix_cache": "always"}}, [("image", "text")] * 5),
-        ({"data": {"augment": False}, "stages": {"rounds": [1] * 6}}, [("image", "text")] * 5),
+        ({"data": {"augment": False}, "stages": {"rounds": [1] * 6}}, [("image",)] * 5),
     ],
 )
 def test_a_prefix_is_kept_where_it_would_be_computed_more_often_than_it_has_views(
@@ -66,6 +67,23 @@ def test_a_prefix_is_kept_where_it_would_be_computed_more_often_than_it_has_view
 ) -> None:
     stages, _ = planned(**values)
     assert [tuple(stage.levers.views) for stage in stages if stage.levers.views] == kept
+
+
+def test_blocks_are_fetched_again_where_what_is_kept_took_their_place_and_applied_to_what_was_not_kept() -> None:
+    """Stage 3 keeps and drops the blocks; a stage after it that keeps nothing fetches them all."""
+    _, architectures = planned()
+
+    def costs(rounds: list[int]) -> list[Any]:
+        stages, _ = planned(stages={"rounds": rounds}, training={"local_epochs": 1}, data={"augment": False})
+        return stage_costs(stages, architectures=architectures)
+
+    kept_then_not = costs([1, 1, 6, 1, 1, 1])
+    assert kept_then_not[2].cache_bytes and not kept_then_not[3].cache_bytes
+    assert kept_then_not[3].newly_frozen_bytes == kept_then_not[3].frozen_bytes
+    not_then_kept = costs([1, 1, 1, 6, 6, 1])
+    whole = sum(unit.forward_flops for unit in costs([1, 1, 1, 1, 1, 1])[3].units if not unit.trained)
+    assert not_then_kept[3].fill_flops > whole, "all blocks, of every caption"
+    assert not_then_kept[4].fill_flops < not_then_kept[3].fill_flops / 2, "only those that are newly frozen"
 
 
 def test_rows_say_what_a_disk_and_a_link_have_to_take() -> None:
