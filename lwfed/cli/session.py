@@ -17,6 +17,9 @@ from lwfed.steps.workbench import Workbench
 from lwfed.store.local import LocalStore
 from lwfed.store.protocol import Store
 
+RETRY_S = 0.01
+"""Seconds after which an interrupt that would be lost is raised again."""
+
 
 @contextmanager
 def driving(spec: RunSpec, *, run_id: str, store: Store) -> Iterator[tuple[Workbench, Launcher]]:
@@ -46,13 +49,23 @@ def client_cache(store: Store) -> Path:
 
 @contextmanager
 def ending_on_terminate() -> Iterator[None]:
-    """Turns SIGTERM into an interrupt, so that clients are ended and trackers told."""
+    """Turns SIGTERM into an interrupt, so that clients are ended and trackers told; and sees that none is lost.
 
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+    Python swallows what is raised while an object is finalised: an interrupt that comes then is raised a moment later.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if frame.f_code.co_name == "__del__":
+                signal.setitimer(signal.ITIMER_REAL, RETRY_S)
+                return
+            frame = frame.f_back
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)

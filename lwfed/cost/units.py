@@ -206,5 +206,5 @@ def _unit_of(values: Mapping[str, Any]) -> Unit:
 
 
 def _cost_of(values: Mapping[str, Any]) -> UnitCost:
-    fields: dict[str, Any] = {name: Count(*values[name]) for name in _COUNTS}
+    fields: dict[str, Any] = {name: Count(*values.get(name, ())) for name in _COUNTS}
     return UnitCost(**fields, **{name: values[name] for name in _NUMBERS})

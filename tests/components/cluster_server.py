@@ -77,6 +77,9 @@ def _handler(objects: Objects) -> type[BaseHTTPRequestHandler]:
                 wanted = dict(item.split("=") for item in query["labelSelector"].split(","))
                 known = getattr(objects, last)
                 return self._send(200, {"items": [item for item in known if _has(item, wanted)]})
+            if parts.path.split("/")[-2] == "jobs":
+                named = [item for item in objects.jobs if item["metadata"]["name"] == last]
+                return self._send(200, named[0]) if named else self._send(404, {"message": f'jobs "{last}" not found'})
             return self._send(404, {"message": "the server could not find the requested resource"})
 
         def do_DELETE(self) -> None:

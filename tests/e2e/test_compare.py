@@ -75,7 +75,8 @@ def test_it_trains_what_is_missing_and_reads_the_rest(copied: Path, trained: tup
 
 @pytest.mark.slow
 def test_interrupted_it_keeps_what_is_finished_and_goes_on(copied: Path) -> None:
-    command = ["compare", "spec.yaml", "--strategies", "layerwise,progressive", "--json"]
+    long = ["-o", "progressive:training.local_epochs=60"]
+    command = ["compare", "spec.yaml", "--strategies", "layerwise,progressive", *long, "--json"]
     before = len(committed(copied / "lwfed-runs", "rounds/001/checkpoint.json"))
     running = start(*command, cwd=copied)
     until(lambda: len(committed(copied / "lwfed-runs", "rounds/001/checkpoint.json")) > before, process=running)

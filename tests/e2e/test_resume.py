@@ -74,8 +74,10 @@ def _result(store: Path) -> dict[str, bytes]:
     return found
 
 
-def test_interrupted_it_goes_on(trained: tuple[Path, Ended], tmp_path: Path) -> None:
-    command = ["run", write_spec(tmp_path), "--run-id", "again"]
+def test_interrupted_it_goes_on(tmp_path: Path) -> None:
+    long = [write_spec(tmp_path), "-o", "training.local_epochs=60"]
+    undisturbed = succeed("run", *long, "-o", "store.uri=./whole", "--json", cwd=tmp_path).json
+    command = ["run", *long, "--run-id", "again"]
     running = start(*command, cwd=tmp_path)
     until(lambda: committed(tmp_path / "lwfed-runs", "rounds/001/updates/*/update.json"), process=running)
     running.send_signal(signal.SIGINT)
@@ -83,7 +85,7 @@ def test_interrupted_it_goes_on(trained: tuple[Path, Ended], tmp_path: Path) -> 
     assert ended.code == 130, ended
     assert ended.errors == ["error: interrupted -> what is committed stands; run it again to go on"]
     assert "--run-id again" in ended.out
-    assert succeed(*command, "--json", cwd=tmp_path).json["digest"] == trained[1].json["digest"]
+    assert succeed(*command, "--json", cwd=tmp_path).json["digest"] == undisturbed["digest"]
 
 
 def test_clients_in_processes_end_with_the_run_and_it_goes_on(tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ def test_sums_are_those_of_a_client_in_every_round(six: list[Told]) -> None:
         # 12 examples a client, one epoch: the FLOPs of 12 samples a round
         each = {s["stage"]: s["ledger"]["measured"] for s in stages}
         flops = sum(12 * (each[r["stage"]]["forward_flops"] + each[r["stage"]]["backward_flops"]) for r in rounds)
+        filled = {r["stage"] for r in rounds for c in r["clients"].values() if "filled" in c.get("prefix", {}).values()}
+        flops += sum(12 * costs[stage]["fill_flops"] for stage in filled)
         assert last.flops == pytest.approx(flops, rel=1e-12)
         assert last.peak_bytes == max(s["ledger"]["measured"]["peak_tensor_bytes"] for s in stages)
         assert [point.quality for point in track.points] == [record["metrics"][METRIC] for record in rounds]

@@ -22,8 +22,9 @@ WALL_CLOCK = {"wall_s", "peak_rss_bytes"}
 
 
 def processes() -> list[psutil.Process]:
-    """Processes that this one has started and that still run."""
-    return [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+    """Clients' processes that this one has started and that still run; other tests' servers are none."""
+    children = [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+    return [p for p in children if "lwfed" in p.cmdline()]
 
 
 def launcher(bench: Workbench, *, parallel: int = 2, retries: int = 0) -> Subprocess:
