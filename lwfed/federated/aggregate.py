@@ -49,23 +49,43 @@ def weighted_mean(
         clients' tensors.
     """
     total: Tensor | None = None
-    like: Tensor | None = None
+    dtype: torch.dtype | None = None
     for client in sorted(readers):
         tensor = readers[client](name)
-        if not tensor.is_floating_point():
-            total = tensor if total is None else torch.maximum(total, tensor)
-            continue
-        if total is None:  # not zero plus the first, which would turn -0 into 0
-            like = tensor
-            total = tensor.to(torch.float64, copy=True).mul_(weights[client])
-        else:
-            total.add_(tensor, alpha=weights[client])
-    if total is None:
+        total, dtype = added(total, tensor, weight=weights[client]), tensor.dtype
+    if total is None or dtype is None:
         raise ValueError(f"no client sent {name}; a round needs at least one update")
-    if like is None:
+    return mean_of(total, sum_of_weights=sum(weights[client] for client in readers), dtype=dtype, start=start)
+
+
+def added(total: Tensor | None, tensor: Tensor, *, weight: int) -> Tensor:
+    """Adds a client's tensor to the sum of those before it, in place.
+
+    Args:
+        total: float64 of the tensor's shape, or of its own type where that is an integer's; None before the first.
+        tensor: theta_n or delta_n.
+        weight: w_n.
+    """
+    if not tensor.is_floating_point():
+        return tensor if total is None else torch.maximum(total, tensor)
+    if total is None:  # not zero plus the first, which would turn -0 into 0
+        return tensor.to(torch.float64, copy=True).mul_(weight)
+    return total.add_(tensor, alpha=weight)
+
+
+def mean_of(total: Tensor, *, sum_of_weights: int, dtype: torch.dtype, start: Tensor | None = None) -> Tensor:
+    """Makes a mean of a sum of `added`, which is changed.
+
+    Args:
+        total: The sum over clients.
+        sum_of_weights: Of the same clients.
+        dtype: Type of the clients' tensors.
+        start: As in `weighted_mean`.
+    """
+    if not dtype.is_floating_point:
         return total
-    mean = total.div_(sum(weights[client] for client in readers))
-    return (mean if start is None else mean.add_(start)).to(like.dtype)
+    mean = total.div_(sum_of_weights)
+    return (mean if start is None else mean.add_(start)).to(dtype)
 
 
 def check_names(client: str, *, names: set[str], expected: set[str]) -> None:

@@ -1,23 +1,32 @@
-"""Clients one after another in this process: one client's state in memory at a time, weights and data kept at hand."""
+"""Clients one after another in this process, with weights and data kept at hand.
+
+One client trains at a time. While it does, the update of the one before is hashed, written and added to the round's
+sum: two clients' trained tensors are in memory at most.
+"""
 
 from __future__ import annotations
 
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import Any
 
 from lwfed.environment import cache_folder, debug
+from lwfed.models.build import tensor_specs
 from lwfed.steps.aggregate_round import aggregate_round, evaluate_round
 from lwfed.steps.evaluate_client import evaluate_client
 from lwfed.steps.finish import finish
 from lwfed.steps.inspect_client import inspect_client
 from lwfed.steps.launcher import Emit, Outcome
 from lwfed.steps.prepare_run import prepare_here
+from lwfed.steps.running_sum import RunningSum, begin_sum
 from lwfed.steps.tasks import ClientTask, InspectTask, PoolTask, PrepareTask, RoundTask, RunTask, ServerTask
-from lwfed.steps.train_client import train_client
+from lwfed.steps.train_client import commit, train_client, train_locally
 from lwfed.steps.workbench import Workbench
 from lwfed.types.errors import SHARED_CODES, LwfedError
+from lwfed.types.tensors import unit_of
 
 
 def run_server_step(step: str, task: ServerTask, *, bench: Workbench, emit: Emit) -> dict[str, Any]:
@@ -48,6 +57,10 @@ def run_client_step(step: str, task: PoolTask, *, bench: Workbench, emit: Emit) 
     raise ValueError(f"`{step}` is no step of a client with a {type(task).__name__}")
 
 
+PATIENCE = 0.02
+"""Part of a client's time that the next one waits for its commit, so that what is soon over is told at once."""
+
+
 class InProcess:
     """The launcher that needs nothing but this process."""
 
@@ -55,16 +68,34 @@ class InProcess:
 
     def __init__(self, bench: Workbench) -> None:
         self._bench = bench
+        bench.holds_model = True
 
     def clients(self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit) -> Iterator[Outcome]:
         """Runs tasks in order; see `Launcher.clients`."""
-        started = time.monotonic()
-        for task in tasks:
-            if time.monotonic() - started > deadline_s:
-                yield Outcome(task.client, 1, f"not started before the deadline of {deadline_s:g} s")
-                continue
-            emit("client_started", {"client": task.client, "step": step})
-            yield self._run(step, task, emit)
+        work: Callable[[PoolTask], Any] = partial(run_client_step, step, bench=self._bench, emit=emit)
+        ends_at = time.monotonic() + deadline_s
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit") as pool:
+            committing: tuple[str, Future[Any]] | None = None
+            if step == "train-client":
+                work = partial(self._train, pool=pool, emit=emit)
+                self._bench.running_sum = self._sum([task for task in tasks if isinstance(task, ClientTask)])
+            for task in tasks:
+                outcome = Outcome(task.client, 1, f"not started before the deadline of {deadline_s:g} s")
+                begun: Any = None
+                if time.monotonic() <= ends_at:
+                    emit("client_started", {"client": task.client, "step": step})
+                    outcome, begun = self._outcome(task.client, partial(work, task), emit)
+                if committing is not None:
+                    yield self._outcome(committing[0], committing[1].result, emit)[0]
+                    committing = None
+                if not isinstance(begun, Future):
+                    yield outcome
+                elif begun.done():
+                    yield self._outcome(task.client, begun.result, emit)[0]
+                else:
+                    committing = task.client, begun
+            if committing is not None:
+                yield self._outcome(committing[0], committing[1].result, emit)[0]
 
     def server(self, step: str, task: ServerTask, *, emit: Emit) -> None:
         """Runs the server's step here."""
@@ -73,18 +104,46 @@ class InProcess:
     def close(self) -> None:
         """Has nothing to let go of."""
 
-    def _run(self, step: str, task: PoolTask, emit: Emit) -> Outcome:
+    def _sum(self, tasks: Sequence[ClientTask]) -> RunningSum | None:
+        """Begins the sum of a round whose clients' weights are known from an earlier one."""
+        if not tasks:
+            return None
+        stage = self._bench.stage(tasks[0].stage_key)
+        known = {client: n for (key, client), n in self._bench.num_examples.items() if key == stage.key}
+        specs = tensor_specs(self._bench.skeleton(stage.key))
+        trained = {name: spec for name, spec in specs.items() if unit_of(name) in stage.plan.trained}
+        return begin_sum(
+            stage.key,
+            tasks[0].server_round,
+            clients=[task.client for task in tasks],
+            known=known,
+            specs=trained,
+            codec=stage.plan.exchange.upload,
+        )
+
+    def _train(self, task: PoolTask, *, pool: ThreadPoolExecutor, emit: Emit) -> Future[Any] | None:
+        """Trains a client; gives its update's commit, which is under way, unless that was soon over."""
+        assert isinstance(task, ClientTask)
+        started = time.monotonic()
+        trained = train_locally(task, bench=self._bench, on_step=step_teller(task.client, emit))
+        if trained is None:
+            return None
+        committing = pool.submit(commit, trained, bench=self._bench)
+        wait([committing], timeout=PATIENCE * (time.monotonic() - started))
+        return committing
+
+    def _outcome(self, client: str, work: Callable[[], Any], emit: Emit) -> tuple[Outcome, Any]:
+        """Does a client's work; gives how it ended, and what it gave."""
         try:
-            run_client_step(step, task, bench=self._bench, emit=emit)
+            return Outcome(client), work()
         except LwfedError as error:
             if error.exit_code in SHARED_CODES:
                 raise
-            return Outcome(task.client, error.exit_code, str(error))
+            return Outcome(client, error.exit_code, str(error)), None
         except Exception as error:  # a fault in one client must not end the others
             if debug():
-                emit("client_log", {"client": task.client, "line": traceback.format_exc()})
-            return Outcome(task.client, 1, f"{type(error).__name__}: {error}")
-        return Outcome(task.client)
+                emit("client_log", {"client": client, "line": traceback.format_exc()})
+            return Outcome(client, 1, f"{type(error).__name__}: {error}"), None
 
 
 def step_teller(client: str, emit: Emit) -> Callable[[int, int, float], None]:

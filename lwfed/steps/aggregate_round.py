@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from lwfed.federated.aggregate import Reader, check_names, normalise_weights, weighted_mean
+from lwfed.federated.aggregate import check_names, mean_of, normalise_weights, weighted_mean
 from lwfed.federated.codecs import decode
 from lwfed.federated.exchange import check_specs, publish
 from lwfed.federated.server import server_step
 from lwfed.models.build import load, tensor_specs
+from lwfed.params import DTYPES
 from lwfed.plan.stages import StagePlan
 from lwfed.steps.evaluate import evaluate
 from lwfed.steps.runtime import computing, pick_device
 from lwfed.steps.tasks import RoundTask
 from lwfed.steps.workbench import Stage, Workbench
 from lwfed.store import paths
-from lwfed.store.ahead import ahead
+from lwfed.store.ahead import together
 from lwfed.store.blocks import Block, block_key, read_block, read_tensor, write_block
 from lwfed.store.cache import BlockCache
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
+from lwfed.store.protocol import Store
 from lwfed.types.encoded import Codec, encoded, encoded_specs, is_encoded
 from lwfed.types.errors import CheckpointError
 from lwfed.types.tensors import TensorSpec
@@ -58,10 +61,14 @@ def aggregate_round(task: RoundTask, *, bench: Workbench) -> str:
             f"round {task.server_round} of stage {task.stage_key[:12]} has no accepted set or no input",
             remedy="start the run again with the same --run-id",
         )
-    with computing():  # no sum over a tensor's items: threads change no bit
-        started = time.monotonic()
+    started = time.monotonic()
+    with computing(threads=1):  # a thread for each unit in work; no sum over a tensor's items, so they change no bit
         after, tensors = _aggregate(task, stage=stage, bench=bench, before=before, accepted=accepted["clients"])
-        aggregated = time.monotonic()
+    aggregated = time.monotonic()
+    if bench.holds_model or _due(stage.plan, task.server_round):
+        device = pick_device(task.place.device)
+        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+    bench.hold(after, tensors)
     metrics: dict[str, float] = {}
     if _due(stage.plan, task.server_round):
         with computing():
@@ -108,8 +115,7 @@ def judge(
     source = bench.data(stage, task.place)
     missing = [unit for unit in plan.present if not any(name in trained for name in checkpoint.blocks[unit].tensors)]
     frozen = bench.frozen(checkpoint, missing, store=bench.store, cache=BlockCache(None), device=device)
-    tensors = {**frozen, **{name: tensor.to(device) for name, tensor in trained.items()}}
-    module = load(bench.skeleton(stage.key), tensors)
+    module = load(bench.skeleton(stage.key), {**frozen, **trained})
     metrics = evaluate(
         module,
         source=source,
@@ -128,75 +134,124 @@ def _due(plan: StagePlan, server_round: int) -> bool:
     return server_round == plan.rounds or server_round % plan.evaluation.every == 0
 
 
+@dataclass(frozen=True)
+class _Averaged:
+    """A unit of the new global model: its block, the published change's, the server's state's, and its tensors."""
+
+    block: Block
+    change: Block | None
+    server: Block | None
+    tensors: dict[str, Tensor]
+
+
 def _aggregate(
     task: RoundTask, *, stage: Stage, bench: Workbench, before: Checkpoint, accepted: Mapping[str, Any]
 ) -> tuple[Checkpoint, dict[str, Tensor]]:
-    """Gives the new checkpoint and its trained tensors; one unit of them is built at a time."""
-    store, plan = bench.store, stage.plan
+    """Gives the new checkpoint and its trained tensors; a few units are in work at a time, of each one tensor."""
+    plan = stage.plan
     updates = {client: _read_update(task, bench, client, item["digest"]) for client, item in accepted.items()}
     weights = normalise_weights({client: item["num_examples"] for client, item in accepted.items()})
-    specs, exchange = tensor_specs(bench.skeleton(stage.key)), plan.exchange
-    step = server_step(plan.server)
-    plain = plan.server.kind == "fedavg" and plan.server.rate == 1
-    seed = plan.round_seed(task.server_round, "download")
-    blocks, server, kept = dict(before.blocks), dict[str, Block](), dict[str, Tensor]()
-    changes: dict[str, Block] = {}
-    for unit in plan.trained:
-        old = before.blocks[unit]
-        unit_specs = {name: specs[name] for name in old.tensors}
-        keys: dict[str, tuple[str, Block]] = {}
+    specs = tensor_specs(bench.skeleton(stage.key))
+    unit_specs = {unit: {name: specs[name] for name in before.blocks[unit].tensors} for unit in plan.trained}
+    for unit, members in unit_specs.items():
         for client, update in updates.items():
-            block = update[unit]
-            check_names(client, names=set(block.tensors), expected=set(encoded_specs(unit_specs, exchange.upload)))
-            check_specs(client, found=block.specs, specs=unit_specs, codec=exchange.upload)
-            key = f"{paths.updates(task.stage_key, task.server_round, client)}/{block.digest}.safetensors"
-            keys[client] = key, block
-        # in the order in which the mean asks: the next tensor is read and checked while one is added
-        tensors_in_order = ahead(
-            partial(_read_sent, store, *keys[client], name, unit_specs[name], exchange.upload)
-            for name in old.tensors
-            for client in sorted(keys)
-        )
-        readers = dict.fromkeys(keys, _next_of(tensors_in_order))
-        state = _read_state(store, before.server.get(unit))
-        tensors, states, sent = dict[str, Tensor](), dict[str, Tensor](), dict[str, Tensor]()
-        for name, spec in unit_specs.items():
-            up, down = is_encoded(spec, exchange.upload), is_encoded(spec, exchange.download)
-            steps = not spec.buffer and spec.dtype.startswith(("F", "BF")) and not plain
-            theta = read_tensor(store, block_key(old), old, name) if up or down or steps else None
-            mean = weighted_mean(name, readers=readers, weights=weights, start=theta if up else None)
-            slots = {slot: tensor for (owner, slot), tensor in state.items() if owner == name}
-            rounded = slots.pop(ROUNDED, None)
-            tensors[name] = mean
-            if steps and theta is not None:
-                tensors[name], slots = step(theta, mean, slots)
-                states |= {f"{name}:{slot}": tensor for slot, tensor in slots.items()}
-            if down and theta is not None:
-                parts, tensors[name], states[f"{name}:{ROUNDED}"] = publish(
-                    name, tensors[name], before=theta, kept=rounded, codec=exchange.download, seed=seed
-                )
-                sent |= parts
-            else:
-                sent[name] = tensors[name]
-        blocks[unit] = write_block(store, tensors)
-        if exchange.download != "fp32":
-            changes[unit] = write_block(store, sent)
-        if states:
-            server[unit] = write_block(store, states)
-        kept |= tensors
-    return Checkpoint(blocks=blocks, server=server, change=changes), kept
+            expected = set(encoded_specs(members, plan.exchange.upload))
+            check_names(client, names=set(update[unit].tensors), expected=expected)
+            check_specs(client, found=update[unit].specs, specs=members, codec=plan.exchange.upload)
+    totals = None
+    if bench.running_sum is not None:
+        digests = {client: item["digest"] for client, item in accepted.items()}
+        totals = bench.running_sum.take(task.stage_key, task.server_round, accepted=digests)
+
+    def average(unit: str) -> _Averaged:
+        blocks = {
+            client: (f"{paths.updates(task.stage_key, task.server_round, client)}/{update[unit].digest}", update[unit])
+            for client, update in updates.items()
+        }
+        means = partial(_mean, store=bench.store, blocks=blocks, weights=weights, totals=totals, plan=plan)
+        return _average(
+            unit, means=means, specs=unit_specs[unit], before=before, plan=plan, store=bench.store,
+            seed=plan.round_seed(task.server_round, "download"),
+        )  # fmt: skip
+
+    done = dict(zip(plan.trained, together(average, plan.trained), strict=True))
+    checkpoint = Checkpoint(
+        blocks={**before.blocks, **{unit: one.block for unit, one in done.items()}},
+        server={unit: one.server for unit, one in done.items() if one.server is not None},
+        change={unit: one.change for unit, one in done.items() if one.change is not None},
+    )
+    return checkpoint, {name: tensor for one in done.values() for name, tensor in one.tensors.items()}
 
 
-def _read_sent(store: Any, key: str, block: Block, name: str, spec: TensorSpec, codec: Codec) -> Tensor:
+def _mean(
+    name: str,
+    *,
+    spec: TensorSpec,
+    start: Tensor | None,
+    store: Store,
+    blocks: Mapping[str, tuple[str, Block]],
+    weights: Mapping[str, int],
+    totals: dict[str, Tensor] | None,
+    plan: StagePlan,
+) -> Tensor:
+    """Gives the mean of one tensor: of the sum that is there already, or of what clients' files hold."""
+    if totals is not None:
+        dtype = DTYPES[spec.dtype]
+        return mean_of(totals.pop(name), sum_of_weights=sum(weights.values()), dtype=dtype, start=start)
+    codec = plan.exchange.upload
+    readers = {
+        client: partial(_read_sent, store, f"{key}.safetensors", block, spec=spec, codec=codec)
+        for client, (key, block) in blocks.items()
+    }
+    return weighted_mean(name, readers=readers, weights=weights, start=start)
+
+
+def _average(
+    unit: str,
+    *,
+    means: Callable[..., Tensor],
+    specs: Mapping[str, TensorSpec],
+    before: Checkpoint,
+    plan: StagePlan,
+    store: Store,
+    seed: str,
+) -> _Averaged:
+    """Makes a unit of the new global model and writes it, one tensor at a time."""
+    exchange, step = plan.exchange, server_step(plan.server)
+    plain = plan.server.kind == "fedavg" and plan.server.rate == 1
+    old = before.blocks[unit]
+    state = _read_state(store, before.server.get(unit))
+    tensors, states, sent = dict[str, Tensor](), dict[str, Tensor](), dict[str, Tensor]()
+    for name, spec in specs.items():
+        up, down = is_encoded(spec, exchange.upload), is_encoded(spec, exchange.download)
+        steps = not spec.buffer and spec.dtype.startswith(("F", "BF")) and not plain
+        theta = read_tensor(store, block_key(old), old, name) if up or down or steps else None
+        tensors[name] = mean = means(name, spec=spec, start=theta if up else None)
+        slots = {slot: tensor for (owner, slot), tensor in state.items() if owner == name}
+        rounded = slots.pop(ROUNDED, None)
+        if steps and theta is not None:
+            tensors[name], slots = step(theta, mean, slots)
+            states |= {f"{name}:{slot}": tensor for slot, tensor in slots.items()}
+        if down and theta is not None:
+            parts, tensors[name], states[f"{name}:{ROUNDED}"] = publish(
+                name, tensors[name], before=theta, kept=rounded, codec=exchange.download, seed=seed
+            )
+            sent |= parts
+        else:
+            sent[name] = tensors[name]
+    return _Averaged(
+        block=write_block(store, tensors),
+        change=write_block(store, sent) if exchange.download != "fp32" else None,
+        server=write_block(store, states) if states else None,
+        tensors=tensors,
+    )
+
+
+def _read_sent(store: Store, key: str, block: Block, name: str, *, spec: TensorSpec, codec: Codec) -> Tensor:
     """Reads what a client sent of a tensor: its value, or the change that it decodes to."""
     if not is_encoded(spec, codec):
         return read_tensor(store, key, block, name)
     return decode(name, {part: read_tensor(store, key, block, part) for part in encoded(name, spec, codec)})
-
-
-def _next_of(tensors: Iterator[Tensor]) -> Reader:
-    """Makes a reader of tensors that come in the order in which they are asked for."""
-    return lambda _name: next(tensors)
 
 
 def _read_update(task: RoundTask, bench: Workbench, client: str, digest: str) -> dict[str, Block]:
@@ -208,7 +263,7 @@ def _read_update(task: RoundTask, bench: Workbench, client: str, digest: str) ->
     return {unit: Block.from_values(values) for unit, values in update["blocks"].items()}
 
 
-def _read_state(store: Any, block: Block | None) -> dict[tuple[str, str], Tensor]:
+def _read_state(store: Store, block: Block | None) -> dict[tuple[str, str], Tensor]:
     if block is None:
         return {}
     tensors = read_block(store, block_key(block), block)

@@ -1,6 +1,8 @@
-"""A client's download of what is trained: the change that the server published, or the model as it is."""
+"""A client's download: frozen blocks once, and of what is trained the published change, or the model as it is."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from lwfed.store.ahead import together
 from lwfed.store.blocks import block_key, describe, read_block
 from lwfed.store.cache import BlockCache
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
+from lwfed.store.counting import CountingStore
 from lwfed.store.protocol import Store
 from lwfed.types.errors import CheckpointError
 
@@ -31,7 +34,7 @@ def fetch_trained(
     *,
     bench: Workbench,
     stage: Stage,
-    store: Store,
+    store: CountingStore,
     checkpoint: Checkpoint,
     server_round: int,
     keep: bool,
@@ -78,7 +81,78 @@ def fetch_trained(
             cache.add(block, tensors)
         return tensors
 
+    if bench.holds_model and not before and cache.keeps_nothing:
+        return bench.copy_of(checkpoint, stage.plan.trained, store=store, device=device)
     fetched = together(fetch, stage.plan.trained)
     if keep:
         cache.keep_only([checkpoint.blocks[unit] for unit in stage.plan.trained])
     return {name: tensor.to(device) for members in fetched for name, tensor in members.items()}
+
+
+def manifest_of(task: ClientTask, *, stage: Stage, store: Store, round_offset: int = 1) -> Checkpoint:
+    """Reads the manifest of the global model.
+
+    Args:
+        task: Which client and round.
+        stage: The stage.
+        store: Where it is.
+        round_offset: 1 for the model a round starts from, 0 for its result.
+
+    Raises:
+        CheckpointError: The model is missing, or another stage's.
+    """
+    key = paths.round_checkpoint(stage.key, task.server_round - round_offset)
+    checkpoint = read_checkpoint(store, key)
+    if checkpoint is None:
+        raise CheckpointError(f"{key} is not committed", remedy="start the run again with the same --run-id")
+    _check_units(checkpoint, stage.plan)
+    return checkpoint
+
+
+def fetch_model(
+    task: ClientTask,
+    checkpoint: Checkpoint,
+    *,
+    bench: Workbench,
+    stage: Stage,
+    store: CountingStore,
+    device: torch.device,
+    round_offset: int = 1,
+    without: Sequence[str] = (),
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Fetches the global model: trained blocks anew, frozen ones only where the client has not got them.
+
+    Args:
+        task: Which client and round.
+        checkpoint: Its manifest.
+        bench: The process's bench.
+        stage: The stage.
+        store: Counts what is fetched; what it has counted so far was frozen blocks.
+        device: Where to.
+        round_offset: As `manifest_of` took it.
+        without: Modalities whose frozen blocks are not needed: their outputs are kept.
+
+    Returns:
+        The tensors of the stage's model, and the bytes fetched.
+
+    Raises:
+        CheckpointError: A block is missing or corrupted.
+    """
+    server_round = task.server_round - round_offset
+    cache = BlockCache(f"{task.place.cache}/{task.client}/{ranks.rank()}" if task.place.cache else None)
+    needed = [unit for unit in stage.plan.frozen if unit.partition(".")[0] not in without]
+    judged = stage.plan.frozen if stage.plan.evaluation.federated_every else ()  # whole, every few rounds
+    frozen = bench.frozen(checkpoint, needed, store=store, cache=cache, device=device, spare=judged)
+    frozen_bytes = store.bytes_read
+    trained = fetch_trained(
+        task, bench=bench, stage=stage, store=store, checkpoint=checkpoint, server_round=server_round,
+        keep=round_offset == 1, device=device,
+    )  # fmt: skip
+    traffic = {"bytes_down": store.bytes_read - frozen_bytes, "bytes_down_frozen": frozen_bytes}
+    return {**frozen, **trained}, traffic
+
+
+def _check_units(checkpoint: Checkpoint, plan: StagePlan) -> None:
+    if set(checkpoint.blocks) != set(plan.present):
+        odd = sorted(set(checkpoint.blocks) ^ set(plan.present))
+        raise CheckpointError(f"the checkpoint and the plan differ in {odd[0]}", remedy="train anew with --fresh")

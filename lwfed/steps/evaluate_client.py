@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from lwfed.models.build import load
+from lwfed.steps.download import fetch_model, manifest_of
 from lwfed.steps.evaluate import evaluate
 from lwfed.steps.runtime import computing, pick_device
 from lwfed.steps.tasks import ClientTask
-from lwfed.steps.train_client import fetch_model, manifest_of
 from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
 from lwfed.store.counting import CountingStore

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -14,29 +15,51 @@ from torch import Tensor
 from lwfed import ranks
 from lwfed.data.batches import Batch, epoch_length, train_batches
 from lwfed.federated.local import LocalResult, LocalSettings, MicroBatch, train
-from lwfed.models.build import load, set_trained
+from lwfed.models.build import load, set_trained, tensor_specs
 from lwfed.models.recompute import set_recomputed
 from lwfed.params import select
 from lwfed.plan.stages import StagePlan
 from lwfed.plan.units import group_of
 from lwfed.steps.batching import part, tensors_of, to_device
-from lwfed.steps.download import fetch_trained
+from lwfed.steps.download import fetch_model, manifest_of
 from lwfed.steps.losses import batch_loss
 from lwfed.steps.prefix import prefix_folder, prefixes_of
 from lwfed.steps.runtime import autocast_type, computing, pick_device
 from lwfed.steps.tasks import ClientTask
-from lwfed.steps.upload import send, start_of
+from lwfed.steps.upload import Start, send, start_of
 from lwfed.steps.workbench import Stage, Workbench
 from lwfed.store import paths
-from lwfed.store.cache import BlockCache
-from lwfed.store.checkpoint import Checkpoint, read_checkpoint
 from lwfed.store.counting import CountingStore
-from lwfed.store.protocol import Store
-from lwfed.types.errors import CheckpointError, DivergedError
-from lwfed.types.tensors import unit_of
+from lwfed.types.errors import DivergedError
+from lwfed.types.tensors import TensorSpec, unit_of
 
 OnStep = Callable[[int, int, float], None]
 """Told (steps done, steps in all, last loss)."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a client's training made, not committed yet.
+
+    Attributes:
+        task: Which client and round.
+        stage: The stage.
+        store: Where to; it counts.
+        specs: The model's tensors, by name.
+        tensors: What was trained, on the device.
+        start: What training started from.
+        num_examples: w_n.
+        metrics: What the update tells.
+    """
+
+    task: ClientTask
+    stage: Stage
+    store: CountingStore
+    specs: Mapping[str, TensorSpec]
+    tensors: Mapping[str, Tensor]
+    start: Start
+    num_examples: int
+    metrics: Mapping[str, Any]
 
 
 def train_client(task: ClientTask, *, bench: Workbench, on_step: OnStep | None = None) -> dict[str, Any]:
@@ -57,10 +80,21 @@ def train_client(task: ClientTask, *, bench: Workbench, on_step: OnStep | None =
         DivergedError: A loss or a weight is NaN or infinite.
         CheckpointError: The global model is missing or corrupted.
     """
-    ref = paths.update(task.stage_key, task.server_round, task.client)
-    done = bench.store.read_ref(ref)
+    with computing():
+        trained = train_locally(task, bench=bench, on_step=on_step)
+        if trained is None:
+            return bench.store.read_ref(paths.update(task.stage_key, task.server_round, task.client)) or {}
+        return commit(trained, bench=bench)
+
+
+def train_locally(task: ClientTask, *, bench: Workbench, on_step: OnStep | None = None) -> Trained | None:
+    """Trains a client for one round; `commit` makes an update of it.
+
+    Gives None where the update is committed already. Takes and raises what `train_client` does.
+    """
+    done = bench.store.read_ref(paths.update(task.stage_key, task.server_round, task.client))
     if ranks.agree(done is not None):
-        return done or {}
+        return None
     stage = bench.stage(task.stage_key)
     plan = stage.plan
     with computing(threads=plan.training.threads), prefix_folder(task) as folder:
@@ -78,6 +112,7 @@ def train_client(task: ClientTask, *, bench: Workbench, on_step: OnStep | None =
         )
         start = start_of(task, bench=bench, stage=stage, tensors=tensors)
         module = load(bench.skeleton(stage.key, *([dropped] if dropped else [])), tensors)
+        specs = tensor_specs(module)
         set_trained(module, trained=plan.trained)
         set_recomputed(module, plan.training.activation_checkpointing)
         steps_per_epoch = epoch_length(len(held), plan.training.batch_size)
@@ -120,93 +155,56 @@ def train_client(task: ClientTask, *, bench: Workbench, on_step: OnStep | None =
         mu = plan.training.proximal_mu  # FedProx keeps where the client started
         anchor = sum(t.numel() * t.element_size() for t in module.parameters() if t.requires_grad) if mu else 0
         module.to("meta")  # the bench keeps it, and not its weights
-        _refuse_non_finite(trained, client=task.client)
-        if ranks.rank() != 0:
-            return {}
-        blocks, digest, kept = send(task, bench=bench, stage=stage, store=store, trained=trained, start=start)
-        traffic["bytes_up"] = sum(block.nbytes for block in blocks.values())
-        update = {
-            "client": task.client,
-            "num_examples": len(held),
-            "digest": digest,
-            "blocks": {unit: block.to_values() for unit, block in blocks.items()},
-            "metrics": {
-                **_metrics(result, traffic, tensors, num_examples=len(held), anchor_bytes=anchor),
-                **prefixes.metrics(),
-                **kept,
-            },
-        }
-    bench.store.write_ref(ref, update, if_absent=True)
-    return bench.store.read_ref(ref) or update
+    bench.num_examples[task.stage_key, task.client] = len(held)
+    return Trained(
+        task=task,
+        stage=stage,
+        store=store,
+        specs={name: specs[name] for name in trained},
+        tensors=trained,
+        start=start,
+        num_examples=len(held),
+        metrics={
+            **_metrics(result, traffic, tensors, num_examples=len(held), anchor_bytes=anchor),
+            **prefixes.metrics(),
+        },
+    )
 
 
-def manifest_of(task: ClientTask, *, stage: Stage, store: Store, round_offset: int = 1) -> Checkpoint:
-    """Reads the manifest of the global model.
+def commit(trained: Trained, *, bench: Workbench) -> dict[str, Any]:
+    """Commits an update: its tensors first, then the update itself. It may run beside the next client's training.
 
     Args:
-        task: Which client and round.
-        stage: The stage.
-        store: Where it is.
-        round_offset: 1 for the model a round starts from, 0 for its result.
-
-    Raises:
-        CheckpointError: The model is missing, or another stage's.
-    """
-    key = paths.round_checkpoint(stage.key, task.server_round - round_offset)
-    checkpoint = read_checkpoint(store, key)
-    if checkpoint is None:
-        raise CheckpointError(f"{key} is not committed", remedy="start the run again with the same --run-id")
-    _check_units(checkpoint, stage.plan)
-    return checkpoint
-
-
-def fetch_model(
-    task: ClientTask,
-    checkpoint: Checkpoint,
-    *,
-    bench: Workbench,
-    stage: Stage,
-    store: CountingStore,
-    device: torch.device,
-    round_offset: int = 1,
-    without: Sequence[str] = (),
-) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Fetches the global model: trained blocks anew, frozen ones only where the client has not got them.
-
-    Args:
-        task: Which client and round.
-        checkpoint: Its manifest.
+        trained: What training made.
         bench: The process's bench.
-        stage: The stage.
-        store: Counts what is fetched; what it has counted so far was frozen blocks.
-        device: Where to.
-        round_offset: As `manifest_of` took it.
-        without: Modalities whose frozen blocks are not needed: their outputs are kept.
 
     Returns:
-        The tensors of the stage's model, and the bytes fetched.
+        The committed update; of several ranks the first commits, and the others give nothing.
 
     Raises:
-        CheckpointError: A block is missing or corrupted.
+        DivergedError: A weight is NaN or infinite.
+        DiskFullError: There is no space left.
     """
-    server_round = task.server_round - round_offset
-    cache = BlockCache(f"{task.place.cache}/{task.client}/{ranks.rank()}" if task.place.cache else None)
-    needed = [unit for unit in stage.plan.frozen if unit.partition(".")[0] not in without]
-    judged = stage.plan.frozen if stage.plan.evaluation.federated_every else ()  # whole, every few rounds
-    frozen = bench.frozen(checkpoint, needed, store=store, cache=cache, device=device, spare=judged)
-    frozen_bytes = store.bytes_read
-    trained = fetch_trained(
-        task, bench=bench, stage=stage, store=store, checkpoint=checkpoint, server_round=server_round,
-        keep=round_offset == 1, device=device,
+    task, stage = trained.task, trained.stage
+    _refuse_non_finite(trained.tensors, client=task.client)
+    if ranks.rank() != 0:
+        return {}
+    sent = send(
+        task, bench=bench, stage=stage, store=trained.store, trained=trained.tensors, start=trained.start,
+        specs=trained.specs,
     )  # fmt: skip
-    traffic = {"bytes_down": store.bytes_read - frozen_bytes, "bytes_down_frozen": frozen_bytes}
-    return {**frozen, **trained}, traffic
-
-
-def _check_units(checkpoint: Checkpoint, plan: StagePlan) -> None:
-    if set(checkpoint.blocks) != set(plan.present):
-        odd = sorted(set(checkpoint.blocks) ^ set(plan.present))
-        raise CheckpointError(f"the checkpoint and the plan differ in {odd[0]}", remedy="train anew with --fresh")
+    nbytes = sum(block.nbytes for block in sent.blocks.values())
+    update = {
+        "client": task.client,
+        "num_examples": trained.num_examples,
+        "digest": sent.digest,
+        "blocks": {unit: block.to_values() for unit, block in sent.blocks.items()},
+        "metrics": {**trained.metrics, "bytes_up": nbytes, **sent.metrics},
+    }
+    ref = paths.update(task.stage_key, task.server_round, task.client)
+    if bench.store.write_ref(ref, update, if_absent=True) and bench.running_sum is not None:
+        bench.running_sum.add(task.client, sent.tensors, digest=sent.digest)
+    return bench.store.read_ref(ref) or update
 
 
 def parameter_groups(module: torch.nn.Module, plan: StagePlan) -> list[tuple[list[torch.nn.Parameter], Any]]:
@@ -240,7 +238,7 @@ def _micro_batches(
         yield micros
 
 
-def _refuse_non_finite(tensors: dict[str, Tensor], *, client: str) -> None:
+def _refuse_non_finite(tensors: Mapping[str, Tensor], *, client: str) -> None:
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or bool(tensor.sum().isfinite()):  # one pass, and no copy
             continue

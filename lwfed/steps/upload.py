@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -22,6 +23,7 @@ from lwfed.store.checkpoint import read_checkpoint
 from lwfed.store.protocol import Store
 from lwfed.types.canonical import digest_of
 from lwfed.types.encoded import is_encoded
+from lwfed.types.tensors import TensorSpec
 
 Start = Callable[[str], Mapping[str, Tensor]]
 """Gives the parameters of a unit as the round found them."""
@@ -52,9 +54,33 @@ def start_of(task: ClientTask, *, bench: Workbench, stage: Stage, tensors: Mappi
     return lambda unit: copies[unit] if unit in copies else cache.read(bench.store, checkpoint.blocks[unit])
 
 
+@dataclass(frozen=True)
+class Sent:
+    """An update whose tensors are written.
+
+    Attributes:
+        blocks: What it holds, by unit.
+        digest: Its digest.
+        tensors: The tensors as they were sent, on the CPU.
+        metrics: `residual` (fresh, used or lost) and `residual_kept`, where changes are encoded.
+    """
+
+    blocks: dict[str, Block]
+    digest: str
+    tensors: dict[str, Tensor]
+    metrics: dict[str, Any]
+
+
 def send(
-    task: ClientTask, *, bench: Workbench, stage: Stage, store: Store, trained: Mapping[str, Tensor], start: Start
-) -> tuple[dict[str, Block], str, dict[str, Any]]:
+    task: ClientTask,
+    *,
+    bench: Workbench,
+    stage: Stage,
+    store: Store,
+    trained: Mapping[str, Tensor],
+    start: Start,
+    specs: Mapping[str, TensorSpec],
+) -> Sent:
     """Writes an update's tensors, and keeps what was rounded off; the update itself is not committed yet.
 
     Args:
@@ -64,9 +90,7 @@ def send(
         store: Where to.
         trained: What was trained.
         start: What training started from.
-
-    Returns:
-        The update's blocks by unit, its digest, and metrics: `residual` (fresh, used or lost) and `residual_kept`.
+        specs: Types and shapes of what was trained.
 
     Raises:
         DivergedError: A change is not finite.
@@ -75,29 +99,37 @@ def send(
     folder = paths.updates(task.stage_key, task.server_round, task.client)
     units, exchange = by_unit(trained), stage.plan.exchange
     if exchange.upload == "fp32":
-        whole = together(
-            lambda unit: write_block(store, {n: t.cpu() for n, t in units[unit].items()}, key=folder), units
-        )
-        blocks = dict(zip(units, whole, strict=True))
-        return blocks, digest_of_blocks(blocks), {}
-    specs = tensor_specs(bench.skeleton(stage.key))
+
+        def write(unit: str) -> tuple[dict[str, Tensor], Block]:
+            sent = {name: tensor.cpu() for name, tensor in units[unit].items()}
+            return sent, write_block(store, sent, key=folder)
+
+        whole = together(write, units)
+        blocks = {unit: block for unit, (_, block) in zip(units, whole, strict=True)}
+        tensors = {name: tensor for sent, _ in whole for name, tensor in sent.items()}
+        return Sent(blocks=blocks, digest=digest_of_blocks(blocks), tensors=tensors, metrics={})
     kept = open_kept(task, store=store)
     seed = stage.plan.round_seed(task.server_round, task.client, "upload")
 
-    def encode(unit: str) -> tuple[Block, Block | None, bool]:
+    def encode(unit: str) -> tuple[dict[str, Tensor], Block, Block | None, bool]:
         before = kept.read(unit)
         sent, left = upload(
             units[unit], start=start(unit), kept=before or {}, specs=specs, codec=exchange.upload, seed=seed
         )
-        return write_block(store, sent, key=folder), kept.write(left), before is None
+        return sent, write_block(store, sent, key=folder), kept.write(left), before is None
 
     done = dict(zip(units, together(encode, units), strict=True))
-    blocks = {unit: block for unit, (block, _, _) in done.items()}
+    blocks = {unit: block for unit, (_, block, _, _) in done.items()}
     digest = digest_of_blocks(blocks)
-    is_kept = kept.commit({unit: left for unit, (_, left, _) in done.items()}, digest=digest)
+    is_kept = kept.commit({unit: left for unit, (_, _, left, _) in done.items()}, digest=digest)
     kept.prune(_stages_before(task, store=store, kept=kept))
-    lost = any(missing for _, _, missing in done.values())
-    return blocks, digest, {"residual": "lost" if lost else kept.state, "residual_kept": is_kept}
+    lost = any(missing for _, _, _, missing in done.values())
+    return Sent(
+        blocks=blocks,
+        digest=digest,
+        tensors={name: tensor for sent, _, _, _ in done.values() for name, tensor in sent.items()},
+        metrics={"residual": "lost" if lost else kept.state, "residual_kept": is_kept},
+    )
 
 
 def digest_of_blocks(blocks: Mapping[str, Block]) -> str:

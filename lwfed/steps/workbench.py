@@ -5,7 +5,7 @@ Everything here can be had again from the store; a fresh process starts with an 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,11 +19,14 @@ from lwfed.models.build import input_settings, skeleton, without_prefix
 from lwfed.models.multimodal import Multimodal
 from lwfed.plan.stages import DataPlan, StagePlan, key_of_values
 from lwfed.spec.model import ModelSpec
+from lwfed.steps.running_sum import RunningSum
 from lwfed.steps.shares import SERVER, readable_examples, root_for, shares_at, split_share
 from lwfed.steps.tasks import Place
 from lwfed.store import paths
+from lwfed.store.blocks import block_key, read_block
 from lwfed.store.cache import BlockCache
 from lwfed.store.checkpoint import Checkpoint
+from lwfed.store.counting import CountingStore
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store
 from lwfed.types.errors import CheckpointError
@@ -49,16 +52,27 @@ class Stage:
 
 
 class Workbench:
-    """A process's open store, data and weights."""
+    """A process's open store, data and weights.
+
+    Attributes:
+        store: The store.
+        holds_model: What is trained stays in memory between clients too: for a process that trains several in turn.
+        running_sum: Adds up the updates of the round in work; None where they are read from the store.
+        num_examples: (stage's key, client) -> w_n, of clients that this process has trained.
+    """
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.holds_model = False
+        self.running_sum: RunningSum | None = None
+        self.num_examples: dict[tuple[str, str], int] = {}
         self.source = lru_cache(maxsize=2)(_open)
         self.stage = lru_cache(maxsize=4)(self._stage)
         self.skeleton = lru_cache(maxsize=2)(self._skeleton)
         self._shares = lru_cache(maxsize=1)(self._share)
         self._inputs = lru_cache(maxsize=1)(lambda key: inputs_of(self.stage(key).plan.model))
         self._kept: dict[str, dict[str, Tensor]] = {}
+        self._model: dict[str, dict[str, Tensor]] = {}
 
     @staticmethod
     def at(uri: str) -> Workbench:
@@ -146,6 +160,36 @@ class Workbench:
             else:
                 self._kept[name] = {k: t.to(device) for k, t in cache.read(store, block).items()}
         return {name: tensor for tensors in self._kept.values() for name, tensor in tensors.items()}
+
+    def hold(self, checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> None:
+        """Keeps what is trained of a global model, for the clients of the next round; nobody may change it."""
+        if not self.holds_model:
+            return
+        units = {unit: block for unit, block in checkpoint.blocks.items() if tensors.keys() >= block.tensors.keys()}
+        self._model = {block.digest: {name: tensors[name] for name in block.tensors} for block in units.values()}
+
+    def copy_of(
+        self, checkpoint: Checkpoint, units: Sequence[str], *, store: CountingStore, device: torch.device
+    ) -> dict[str, Tensor]:
+        """Gives copies of trained units, which a client may change; they are read once a round.
+
+        Args:
+            checkpoint: The global model.
+            units: Which units.
+            store: Counts them as read, as a process of the client's own would.
+            device: Where to.
+        """
+        blocks = [checkpoint.blocks[unit] for unit in units]
+        model = self._model
+        self._model = {}
+        for block in blocks:
+            found = model.get(block.digest)
+            if found is None:
+                found = read_block(store, block_key(block), block)
+            else:
+                store.count_as_read(block.nbytes)
+            self._model[block.digest] = {name: tensor.to(device) for name, tensor in found.items()}
+        return {name: tensor.clone() for block in blocks for name, tensor in self._model[block.digest].items()}
 
 
 def _open(data: DataPlan, root: str | None, workers: int) -> Source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -9,7 +10,8 @@ from typing import TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-THREADS = 2
+THREADS = max(2, min(4, os.cpu_count() or 1))
+"""A constant number of items in work bounds the memory."""
 
 
 def ahead(jobs: Iterable[Callable[[], R]]) -> Iterator[R]:

@@ -22,6 +22,11 @@ class BlockCache:
     def __init__(self, folder: str | Path | None) -> None:
         self._folder = Path(folder) if folder else None
 
+    @property
+    def keeps_nothing(self) -> bool:
+        """Whether it has no folder."""
+        return self._folder is None
+
     def read(self, store: Store, block: Block) -> dict[str, Tensor]:
         """Reads a block into fresh tensors; only one that is not kept yet is asked of the store.
 

@@ -76,7 +76,8 @@ def test_stopped_at_every_event_a_run_still_ends_in_the_same_digest(finished: Fi
         except Stopped:
             continue
     assert done is not None and attempts == len(seen) + 1
-    assert attempts == 1 + 2 * (1 + 2 * (1 + 2 + 1 + 1) + 1), "stages, rounds, clients, as many deaths"
+    most = 1 + 2 * (1 + 2 * (1 + 2 + 1 + 1) + 1)
+    assert most - 4 <= attempts <= most, "stages, rounds, clients, as many deaths; one client may commit untold"
     assert done.digest == finished.digest
 
 
@@ -86,7 +87,8 @@ def test_what_is_committed_is_not_done_again(tmp_path: Path) -> None:
     done = run_tiny(tmp_path, options=RUN)
     assert [(v["stage"], v["reused"]) for v in done.told("stage_started")] == [(1, True), (2, False)]
     trained = [(v["stage"], v["round"], v["client"]) for v in done.told("client_done")]
-    assert trained == [(2, 1, "client-001"), (2, 2, "client-000"), (2, 2, "client-001")]
+    left = [(2, 1, "client-001"), (2, 2, "client-000"), (2, 2, "client-001")]
+    assert trained in (left, left[1:]), "the client after it may have committed before its news was heard"
 
 
 def test_an_accepted_set_is_kept_though_the_coordinator_died_before_aggregating(
