@@ -71,6 +71,7 @@ def train_batches(
     views: Mapping[str, int] | None = None,
     kept: Mapping[str, KeptPrefix] | None = None,
     length_buckets: bool = False,
+    pin: bool = False,
 ) -> Generator[Batch, None, None]:
     """Yields shuffled, augmented batches, epoch after epoch without end.
 
@@ -91,6 +92,7 @@ def train_batches(
         views: Modality -> number of views that epochs cycle over; those left out have a new one each epoch.
         kept: Modality -> outputs of its frozen blocks, which take the place of its inputs.
         length_buckets: Whether a batch's captions are of similar length; see `lwfed.data.buckets`.
+        pin: Whether tensors lie in pinned memory, from which a GPU copies by itself.
 
     Raises:
         DataError: There are fewer than two examples, or a file cannot be read.
@@ -104,7 +106,7 @@ def train_batches(
     by_length = length_buckets and "text" in settings.modalities
     plan = _training_plan(reader.examples, cuts=cuts, seed=seed, first_view=first_view, by_length=by_length)
     return _batches(
-        reader, islice(plan, num_batches), workers=workers if set(read) - {"text"} else 0, kept=kept
+        reader, islice(plan, num_batches), workers=workers if set(read) - {"text"} else 0, kept=kept, pin=pin
     )  # fmt: skip
 
 
@@ -183,17 +185,23 @@ def check_examples(
 
 
 def _batches(
-    reader: Reader, plan: Iterator[tuple[Row, ...]], *, workers: int, kept: Mapping[str, KeptPrefix]
+    reader: Reader,
+    plan: Iterator[tuple[Row, ...]],
+    *,
+    workers: int,
+    kept: Mapping[str, KeptPrefix],
+    pin: bool = False,
 ) -> Generator[Batch, None, None]:
     for raw in read_all(reader, plan, workers=workers):
-        yield _finish(reader, raw, kept)
+        yield _finish(reader, raw, kept, pin=pin)
 
 
-def _finish(reader: Reader, raw: Raw, kept: Mapping[str, KeptPrefix]) -> Batch:
+def _finish(reader: Reader, raw: Raw, kept: Mapping[str, KeptPrefix], *, pin: bool) -> Batch:
     chosen = [reader.examples[n] for n, _ in raw.rows]
-    inputs: dict[str, Any] = {modality: prefix.gather(raw.rows) for modality, prefix in kept.items()}
+    inputs: dict[str, Any] = {modality: prefix.gather(raw.rows, pin=pin) for modality, prefix in kept.items()}
     if raw.pixels is not None:
-        inputs["image"] = normalise_pixels(raw.pixels)
+        pixels = normalise_pixels(raw.pixels)
+        inputs["image"] = pixels.pin_memory() if pin else pixels
     if raw.captions is not None:
         inputs["text"] = tokenize(raw.captions, settings=reader.settings)
     if raw.spectrograms is not None:

@@ -117,18 +117,20 @@ class KeptPrefix:
         shape = (int(self._stops[-1]) if len(self._stops) else 0, int(index["width"]))
         self._tokens = np.memmap(folder / TOKENS, dtype=np.float32, mode="r", shape=shape)
 
-    def gather(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+    def gather(self, rows: Sequence[Row], *, pin: bool = False) -> dict[str, Tensor]:
         """Gives the tokens of a batch's rows: `tokens` float32 [B, T, D]; of texts `mask` bool [B, T] too."""
-        return self.at([self.inputs.number(row) for row in rows])
+        return self.at([self.inputs.number(row) for row in rows], pin=pin)
 
-    def at(self, numbers: Sequence[int]) -> dict[str, Tensor]:
+    def at(self, numbers: Sequence[int], *, pin: bool = False) -> dict[str, Tensor]:
         """Gives the tokens of inputs by their numbers, texts padded with zeros to the longest; as `gather`."""
         lengths = self._lengths[list(numbers)]
-        tokens = torch.zeros(len(numbers), int(lengths.max(initial=0)), self._tokens.shape[1])
+        shape = (len(numbers), int(lengths.max(initial=0)), self._tokens.shape[1])
+        tokens = torch.empty(shape, pin_memory=pin)
         into = tokens.numpy()
         for n, number in enumerate(numbers):
-            stop = int(self._stops[number])
-            into[n, : lengths[n]] = self._tokens[stop - int(lengths[n]) : stop]
+            stop, length = int(self._stops[number]), int(lengths[n])
+            into[n, :length] = self._tokens[stop - length : stop]
+            into[n, length:] = 0
         if self.inputs.modality != "text":
             return {"tokens": tokens}
         return {"tokens": tokens, "mask": torch.from_numpy(np.arange(tokens.shape[1]) < lengths[:, None])}

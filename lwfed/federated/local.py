@@ -116,7 +116,7 @@ def train(
         DivergedError: A loss is NaN or infinite; the batch is named.
     """
     optimizer = make_optimizer(groups, moments=settings.moments, seed=settings.seed)
-    losses: list[float] = []
+    losses = _Losses(on_step)
     first_rows = 0
     cost: StepCost | None = None
     started = time.monotonic()
@@ -138,25 +138,54 @@ def train(
                     value = _gradients(micros, loss, settings, device, cost=cost)
             else:
                 value = _gradients(micros, loss, settings, device)
-            if not math.isfinite(value):
-                raise DivergedError(
-                    f"the loss is {value} at step {step + 1}, {micros[0].name}",
-                    remedy="lower training.learning_rate, set training.clip_norm, or look at these examples",
-                )
+            if device.type == "cpu":  # nothing to wait for
+                _refuse_non_finite(float(value), step=step + 1, name=micros[0].name)
             updates.step()
             if cost is not None and step == 0:
                 cost.gradients_bytes, cost.optimizer_bytes = updates.gradients_bytes, states_bytes(optimizer)
-            losses.append(value)
-            if on_step is not None:
-                on_step(step + 1, value)
+            losses.add(value, name=micros[0].name)
+        losses.read()
     return LocalResult(
-        steps=len(losses),
-        loss=math.fsum(losses) / len(losses),
-        loss_first=losses[0],
+        steps=len(losses.values),
+        loss=math.fsum(losses.values) / len(losses.values),
+        loss_first=losses.values[0],
         wall_s=time.monotonic() - started,
         cost=cost,
         first_rows=first_rows,
     )
+
+
+class _Losses:
+    """Reads each loss one step late, when the device has computed it anyway, so that it is never waited for."""
+
+    def __init__(self, on_step: Callable[[int, float], None] | None) -> None:
+        self.values: list[float] = []
+        self._on_step = on_step
+        self._unread: tuple[Tensor, str] | None = None
+
+    def add(self, value: Tensor, *, name: str) -> None:
+        """Takes a step's loss, and reads the one before."""
+        self.read()
+        self._unread = value, name
+
+    def read(self) -> None:
+        """Reads what is not read yet. Raises DivergedError where it is NaN or infinite."""
+        if self._unread is None:
+            return
+        value, name = float(self._unread[0]), self._unread[1]
+        self._unread = None
+        _refuse_non_finite(value, step=len(self.values) + 1, name=name)
+        self.values.append(value)
+        if self._on_step is not None:
+            self._on_step(len(self.values), value)
+
+
+def _refuse_non_finite(value: float, *, step: int, name: str) -> None:
+    if not math.isfinite(value):
+        raise DivergedError(
+            f"the loss is {value} at step {step}, {name}",
+            remedy="lower training.learning_rate, set training.clip_norm, or look at these examples",
+        )
 
 
 def _gradients(
@@ -166,17 +195,15 @@ def _gradients(
     device: torch.device,
     *,
     cost: StepCost | None = None,
-) -> float:
-    """Adds up the gradients of a batch's parts; gives the batch's mean loss."""
-    total = 0.0
+) -> Tensor:
+    """Adds up the gradients of a batch's parts; gives the batch's mean loss, a scalar."""
+    total = torch.zeros((), device=device)
     for micro in micros:
         with torch.autocast(device.type, dtype=settings.autocast, enabled=settings.autocast is not None):
             value = loss(micro.value) * micro.share
         if cost is not None:
             cost.forward_done()
-        total += float(ranks.total(value.detach()))
-        if not math.isfinite(total):
-            return total
+        total += ranks.total(value.detach())
         value.backward()
         if cost is not None:
             cost.backward_done()

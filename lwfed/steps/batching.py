@@ -1,14 +1,55 @@
-"""Batches moved to a device and cut into parts: for ranks, and for gradient accumulation."""
+"""Batches moved to a device, ahead of their use, and cut into parts: for ranks, and for gradient accumulation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from functools import partial
+from itertools import repeat
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lwfed.data.batches import Batch
+from lwfed.store.ahead import ahead
+
+
+def read_ahead(batches: Iterator[list[Batch]], *, device: torch.device) -> Generator[list[Batch], None, None]:
+    """Yields batches, cut into parts, on a device; the next is read and copied while one is in work.
+
+    A GPU's copies run beside its kernels, on a stream of their own. One batch more than is in work exists at a time.
+
+    Args:
+        batches: The parts of each, on the CPU; in pinned memory they are copied without a wait.
+        device: Where to.
+    """
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def following() -> tuple[list[Batch], torch.cuda.Event | None] | None:
+        parts = next(batches, None)
+        if parts is None or stream is None:
+            return None if parts is None else ([to_device(one, device) for one in parts], None)
+        with torch.cuda.stream(stream):
+            return [to_device(one, device) for one in parts], stream.record_event()
+
+    with closing(ahead(repeat(following))) as found:
+        for item in found:
+            if item is None:
+                return
+            parts, copied = item
+            if copied is not None:
+                now = torch.cuda.current_stream(device)
+                now.wait_event(copied)
+                for one in parts:
+                    _map(one, partial(_used_on, stream=now))
+            yield parts
+
+
+def _used_on(tensor: Tensor, *, stream: torch.cuda.Stream) -> Tensor:
+    """Tells the allocator that a tensor made on another stream is used on this one."""
+    tensor.record_stream(stream)
+    return tensor
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -20,7 +21,7 @@ from lwfed.models.recompute import set_recomputed
 from lwfed.params import select
 from lwfed.plan.stages import StagePlan
 from lwfed.plan.units import group_of
-from lwfed.steps.batching import part, tensors_of, to_device
+from lwfed.steps.batching import part, read_ahead, tensors_of
 from lwfed.steps.download import fetch_model, manifest_of
 from lwfed.steps.losses import batch_loss
 from lwfed.steps.prefix import prefix_folder, prefixes_of
@@ -130,14 +131,16 @@ def train_locally(task: ClientTask, *, bench: Workbench, on_step: OnStep | None 
             views=plan.levers.views,
             kept=prefixes.kept,
             length_buckets=plan.data.length_buckets,
+            pin=device.type == "cuda",
         )
-        with closing(batches):
+        micros = _micro_batches(batches, plan=plan, client=task.client, device=device)
+        with closing(batches), closing(micros):
             result = train(
                 parameter_groups(module, plan),
                 loss=lambda batch: batch_loss(
                     module, batch, model=plan.model, cut=plan.cut, last_block=plan.levers.last_block
                 ),
-                batches=_micro_batches(batches, plan=plan, client=task.client, device=device),
+                batches=micros,
                 settings=LocalSettings(
                     steps=steps,
                     proximal_mu=plan.training.proximal_mu,
@@ -219,23 +222,30 @@ def parameter_groups(module: torch.nn.Module, plan: StagePlan) -> list[tuple[lis
 
 def _micro_batches(
     batches: Iterator[Batch], *, plan: StagePlan, client: str, device: torch.device
-) -> Iterator[list[MicroBatch]]:
-    for number, batch in enumerate(batches, start=1):
-        parts = max(1, min(plan.training.gradient_accumulation, len(batch.ids) // (2 * ranks.size())))
-        micros = []
-        for index in range(parts):
-            whole = part(batch, index, parts)
-            mine = to_device(part(whole, ranks.rank(), ranks.size()), device)
-            micros.append(
+) -> Generator[list[MicroBatch], None, None]:
+    """Yields for each step the parts of its batch, on the device; the next ones are read meanwhile."""
+    wholes: deque[tuple[tuple[str, ...], list[int]]] = deque()
+
+    def parts_of() -> Iterator[list[Batch]]:
+        for batch in batches:
+            count = max(1, min(plan.training.gradient_accumulation, len(batch.ids) // (2 * ranks.size())))
+            parts = [part(batch, index, count) for index in range(count)]
+            wholes.append((batch.ids, [len(one.ids) for one in parts]))
+            yield [part(one, ranks.rank(), ranks.size()) for one in parts]
+
+    with closing(read_ahead(parts_of(), device=device)) as steps:
+        for number, mine in enumerate(steps, start=1):
+            ids, sizes = wholes.popleft()
+            yield [
                 MicroBatch(
-                    value=mine,
-                    share=len(whole.ids) / len(batch.ids),
-                    rows=len(mine.ids),
-                    name=f"batch {number} of {client} (examples {', '.join(islice(batch.ids, 3))} ...)",
-                    tensors=tensors_of(mine),
+                    value=one,
+                    share=size / len(ids),
+                    rows=len(one.ids),
+                    name=f"batch {number} of {client} (examples {', '.join(islice(ids, 3))} ...)",
+                    tensors=tensors_of(one),
                 )
-            )
-        yield micros
+                for one, size in zip(mine, sizes, strict=True)
+            ]
 
 
 def _refuse_non_finite(tensors: Mapping[str, Tensor], *, client: str) -> None:

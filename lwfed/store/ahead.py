@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ THREADS = max(2, min(4, os.cpu_count() or 1))
 """A constant number of items in work bounds the memory."""
 
 
-def ahead(jobs: Iterable[Callable[[], R]]) -> Iterator[R]:
+def ahead(jobs: Iterable[Callable[[], R]]) -> Generator[R, None, None]:
     """Yields the results of jobs in order, with the next one already at work: two results exist at a time.
 
     Args:
