@@ -44,7 +44,7 @@ METRICS = {"retrieval/text_to_image/recall@1": "t2i R@1", "retrieval/image_to_te
 def run(store: Path, arm: str, seed: int) -> dict[str, Any]:
     """Runs an arm with a seed, or reads the run; gives its summary."""
     preset, changes = ARMS[arm]
-    options = [f"seed={seed}", f"store.uri={store}", "tracking.uri=null", *changes]
+    options = [f"seed={seed}", f"store.uri={store}", "tracking.uri=null", "launch.device=cpu", *changes]
     command = [sys.executable, "-m", "lwfed", "run", preset, "--json", *(f"-o{option}" for option in options)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -1,15 +1,21 @@
 """A training step of the last stage with all levers, beside end-to-end training: seconds, FLOPs, bytes.
 
-Full-size models with seeded weights and random inputs of the right shape, one thread. Steps of all variants take turns,
-so that all meet the same machine; ratios are medians over turns. Run it: `python tests/bench/bench_step.py [advance]`.
+Full-size models with seeded weights and random inputs of the right shape. On a CPU: one thread, and steps of all
+variants take turns, so that all meet the same machine; ratios are medians over turns. On a GPU each variant has it to
+itself, in mixed precision as a client trains there. Run it: `python tests/bench/bench_step.py [advance]`, or
+with a GPU and its batch sizes `python tests/bench/bench_step.py coco advance --device cuda --batch 256 1024`.
 """
 
 from __future__ import annotations
 
+import argparse
+import gc
+import math
 import statistics
-import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import pytest
@@ -24,15 +30,20 @@ from lwfed.federated.local import LocalSettings, MicroBatch, train
 from lwfed.models.build import initial_tensors, load, set_trained, skeleton, without_prefix
 from lwfed.plan.stages import StagePlan, plan_stages
 from lwfed.spec.load import load_spec
-from lwfed.steps.batching import tensors_of
+from lwfed.steps.batching import tensors_of, to_device
 from lwfed.steps.losses import batch_loss
+from lwfed.steps.runtime import autocast_type, computing
 from lwfed.steps.train_client import parameter_groups
+from lwfed.types.errors import OutOfMemoryError
 
 TURNS = 5
 AIMS = {"coco": 7.0, "advance": 11.0}
 """Times faster than a step of end-to-end training."""
 BATCH = {"coco": 32, "advance": 4}
 """Examples of a timed step; an end-to-end step of ADVANCE keeps half a gigabyte an example."""
+GPU_BATCHES = [256, 1024]
+GPU_STEPS = 10
+"""Timed together, since the device works behind the program."""
 NUM_CLASSES = 13
 VARIANTS: Mapping[str, tuple[str, ...]] = {
     "end_to_end": ("strategy=end_to_end", "levers.last_block=full"),
@@ -49,17 +60,17 @@ class Variant:
     """A way to train the last stage.
 
     Attributes:
-        step: Takes one step and gives its seconds.
+        step: Takes some steps and gives the seconds of one.
         cost: What the ledger predicts.
         measured: FLOPs a sample, and bytes at the peak, of one step.
     """
 
-    step: Callable[[], float]
+    step: Callable[[int], float]
     cost: StageCost
     measured: tuple[float, float]
 
 
-def make(preset: str, overrides: tuple[str, ...], *, batch: int) -> Variant:
+def make(preset: str, overrides: tuple[str, ...], *, batch: int, device: torch.device) -> Variant:
     """Builds a variant with its weights, inputs and prices."""
     spec = load_spec(preset, overrides=[f"training.batch_size={batch}", *overrides])
     architectures = {m: found for m, encoder in spec.model.encoders.items() if (found := tabled(encoder))}
@@ -73,32 +84,47 @@ def make(preset: str, overrides: tuple[str, ...], *, batch: int) -> Variant:
     units = [u for u in plan.present if u in plan.trained or u.partition(".")[0] not in kept]
     tensors = initial_tensors(plan.model, units=units, depth=plan.depth, num_classes=NUM_CLASSES, seed=plan.seed)
     module = without_prefix(skeleton(plan.model, depth=plan.depth, num_classes=NUM_CLASSES), cut=kept)
+    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     load(module, tensors)
     set_trained(module, trained=plan.trained)
     value = inputs_of(plan, kept=kept, tokens=cost.tokens, widths={m: a.width for m, a in architectures.items()})
+    value = to_device(value, device)
 
-    def run(known: list[Tensor] | None = None) -> Any:
+    def run(steps: int = 1, known: list[Tensor] | None = None) -> Any:
         micro = MicroBatch(value=value, share=1.0, rows=batch, name="a batch", tensors=tensors_of(value))
         return train(
             parameter_groups(module, plan),
             loss=lambda b: batch_loss(module, b, model=plan.model, cut=plan.cut, last_block=plan.levers.last_block),
-            batches=iter([[micro]] * 2),
+            batches=repeat([micro]),
             settings=LocalSettings(
-                steps=1, proximal_mu=0.0, clip_norm=None, autocast=None, seed="5eed",
+                steps=steps, proximal_mu=0.0, clip_norm=None, autocast=autocast_type("auto", device), seed="5eed",
                 moments=plan.training.moments, step_in_backward=plan.training.step_in_backward,
             ),
-            device=torch.device("cpu"),
+            device=device,
             known=known,
         )  # fmt: skip
 
-    found = run(list(tensors.values())).cost
+    def timed(steps: int) -> float:
+        with computing(threads=1):
+            _wait(device)
+            started = time.perf_counter()
+            run(steps)
+            _wait(device)
+        return (time.perf_counter() - started) / steps
+
+    found = run(known=list(tensors.values())).cost
     weights = sum(t.numel() * t.element_size() for t in tensors.values())
     peak = weights + found.gradients_bytes + found.optimizer_bytes + found.activations_bytes
     return Variant(
-        step=lambda: float(run().wall_s),
+        step=timed,
         cost=cost,
         measured=((found.forward_flops + found.backward_flops) / batch, float(peak)),
     )
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def inputs_of(
@@ -125,43 +151,76 @@ def inputs_of(
 
 
 def measure(task: str, *, turns: int = TURNS) -> dict[str, dict[str, float]]:
-    """Measures all variants of a task, `coco` or `advance`.
+    """Measures all variants of a task, `coco` or `advance`, on a CPU.
 
     Returns:
         Variant -> median seconds of a step, times faster than end_to_end (median of paired steps), GFLOP a sample and
         peak MB, measured and predicted, and bytes exchanged one way.
     """
-    torch.set_num_threads(1)
-    made = {name: make(f"{task}-layerwise", overrides, batch=BATCH[task]) for name, overrides in VARIANTS.items()}
+    made = {
+        name: make(f"{task}-layerwise", overrides, batch=BATCH[task], device=torch.device("cpu"))
+        for name, overrides in VARIANTS.items()
+    }
     seconds: dict[str, list[float]] = {name: [] for name in made}
     for turn in range(turns + 1):  # the first warms up
         for name, variant in made.items():
-            spent = variant.step()
+            spent = variant.step(1)
             if turn:
                 seconds[name].append(spent)
-    whole = seconds["end_to_end"]
+    return {name: _figures(variant, seconds[name], whole=seconds["end_to_end"]) for name, variant in made.items()}
+
+
+def measure_on_gpu(task: str, *, batch: int, turns: int = TURNS) -> dict[str, dict[str, float]]:
+    """Measures all variants of a task on a GPU, each alone there; one that does not fit has no seconds.
+
+    Returns:
+        As `measure` gives; besides `device_mb`, the device's own peak.
+    """
+    device = torch.device("cuda")
+    found: dict[str, dict[str, float]] = {}
+    whole: list[float] = []
+    for name, overrides in VARIANTS.items():
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        try:
+            variant = make(f"{task}-layerwise", overrides, batch=batch, device=device)
+            variant.step(GPU_STEPS)
+            seconds = [variant.step(GPU_STEPS) for _ in range(turns)]
+        except (torch.OutOfMemoryError, OutOfMemoryError):
+            found[name] = {}
+            continue
+        whole = whole or (seconds if name == "end_to_end" else [])
+        found[name] = _figures(variant, seconds, whole=whole)
+        found[name]["device_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
+        del variant
+    return found
+
+
+def _figures(variant: Variant, seconds: Sequence[float], *, whole: Sequence[float]) -> dict[str, float]:
     return {
-        name: {
-            "seconds": statistics.median(seconds[name]),
-            "faster": statistics.median(a / b for a, b in zip(whole, seconds[name], strict=True)),
-            "gflop": variant.measured[0] / 1e9,
-            "gflop_predicted": variant.cost.flops / 1e9,
-            "peak_mb": variant.measured[1] / 1e6,
-            "peak_mb_predicted": variant.cost.peak_bytes / 1e6,
-            "mb_one_way": variant.cost.exchanged_bytes / 1e6,
-        }
-        for name, variant in made.items()
+        "seconds": statistics.median(seconds),
+        "faster": statistics.median(a / b for a, b in zip(whole, seconds, strict=True)) if whole else math.nan,
+        "gflop": variant.measured[0] / 1e9,
+        "gflop_predicted": variant.cost.flops / 1e9,
+        "peak_mb": variant.measured[1] / 1e6,
+        "peak_mb_predicted": variant.cost.peak_bytes / 1e6,
+        "mb_one_way": variant.cost.exchanged_bytes / 1e6,
     }
 
 
-def table(task: str, found: Mapping[str, Mapping[str, float]]) -> str:
+def table(task: str, found: Mapping[str, Mapping[str, float]], *, batch: int, where: str) -> str:
     """Writes the figures for people."""
-    rows = [f"{task}, batch {BATCH[task]}, stage 6 of 6 (aim: a step at least {AIMS[task]:g} times faster)"]
+    rows = [f"{task}, batch {batch}, stage 6 of 6, {where} (aim: a step at least {AIMS[task]:g} times faster)"]
     for name, row in found.items():
+        if not row:
+            rows.append(f"  {name:26} does not fit")
+            continue
+        device = f"   the device's own {row['device_mb']:.0f} MB" if "device_mb" in row else ""
         rows.append(
-            f"  {name:26} {row['seconds']:7.3f} s  {row['faster']:5.2f}x   {row['gflop']:8.3f} GFLOP a sample "
+            f"  {name:26} {row['seconds']:8.4f} s  {row['faster']:5.2f}x   {row['gflop']:8.3f} GFLOP a sample "
             f"({row['gflop_predicted']:.3f})   {row['peak_mb']:6.0f} MB ({row['peak_mb_predicted']:.0f})   "
-            f"{row['mb_one_way']:6.1f} MB one way"
+            f"{row['mb_one_way']:6.1f} MB one way{device}"
         )
     return "\n".join(rows)
 
@@ -171,10 +230,31 @@ def table(task: str, found: Mapping[str, Mapping[str, float]]) -> str:
 def test_step(task: str, capsys: pytest.CaptureFixture[str]) -> None:
     found = measure(task)
     with capsys.disabled():
-        print("\n" + table(task, found))
+        print("\n" + table(task, found, batch=BATCH[task], where="a CPU"))
+
+
+@pytest.mark.bench
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("batch", GPU_BATCHES)
+@pytest.mark.parametrize("task", sorted(AIMS))
+def test_step_on_a_gpu(task: str, batch: int, capsys: pytest.CaptureFixture[str]) -> None:
+    found = measure_on_gpu(task, batch=batch)
+    with capsys.disabled():
+        print("\n" + table(task, found, batch=batch, where=torch.cuda.get_device_name()))
 
 
 if __name__ == "__main__":
     environment.quiet()
-    for wanted in sys.argv[1:] or sorted(AIMS):
-        print(table(wanted, measure(wanted)), flush=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="*", default=sorted(AIMS), help="coco, advance")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--batch", nargs="*", type=int, default=GPU_BATCHES, help="on a GPU")
+    parser.add_argument("--turns", type=int, default=TURNS)
+    chosen = parser.parse_args()
+    for wanted in chosen.tasks:
+        if chosen.device == "cpu":
+            print(table(wanted, measure(wanted, turns=chosen.turns), batch=BATCH[wanted], where="a CPU"), flush=True)
+            continue
+        for size in chosen.batch:
+            figures = measure_on_gpu(wanted, batch=size, turns=chosen.turns)
+            print(table(wanted, figures, batch=size, where=torch.cuda.get_device_name()), flush=True)
