@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lwfed.launch import kubernetes, kubernetes_api, kubernetes_jobs, kubernetes_state
+from lwfed.launch import kubernetes_api, kubernetes_following, kubernetes_jobs, kubernetes_state
 from lwfed.launch.kubernetes import KubernetesLauncher, delete_jobs
 from lwfed.spec.load import build_spec
 from lwfed.steps.launcher import Outcome
@@ -106,9 +106,9 @@ class Trial:
 @pytest.fixture
 def trial(server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trial]:
     """A trial in which less time passes between looks than in a cluster."""
-    monkeypatch.setattr(kubernetes, "TICK_S", 0.05)
-    monkeypatch.setattr(kubernetes, "LOOK_S", 0.2)
-    monkeypatch.setattr(kubernetes, "DRAIN_S", 0.3)
+    monkeypatch.setattr(kubernetes_following, "TICK_S", 0.05)
+    monkeypatch.setattr(kubernetes_following, "LOOK_S", 0.2)
+    monkeypatch.setattr(kubernetes_following, "DRAIN_S", 0.3)
     monkeypatch.setattr(kubernetes_state, "SETTLE_S", 0.2)
     monkeypatch.setattr(kubernetes_jobs, "CLEAN_UP_S", 0.6)
     made = Trial(tmp_path / "store")
@@ -360,8 +360,8 @@ def test_a_server_that_is_away_and_back_loses_nothing(server: ApiServer, trial: 
 def test_a_server_that_stays_away_ends_the_call(
     server: ApiServer, trial: Trial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watch = kubernetes.Watch
-    monkeypatch.setattr(kubernetes, "Watch", lambda *args, **kw: watch(*args, **kw, patience_s=0.6))
+    watch = kubernetes_following.Watch
+    monkeypatch.setattr(kubernetes_following, "Watch", lambda *args, **kw: watch(*args, **kw, patience_s=0.6))
     call = trial.train()
     server.job()
     server.streaming(2)
@@ -377,11 +377,11 @@ def test_lines_of_a_pod_that_nobody_followed_are_shown_when_it_fails(server: Api
     job = server.job()
     (pod,) = started(server, job, [0])
     until(lambda: trial.lines("warning"), what="the refusal is told")
-    server.say(pod, *(f"line {n}" for n in range(kubernetes.TAIL + 5)), event("client_step", step=1))
+    server.say(pod, *(f"line {n}" for n in range(kubernetes_following.TAIL + 5)), event("client_step", step=1))
     server.end_pod(pod, 1, message="error: no luck")
     server.mend_job(job["metadata"]["name"], failedIndexes="0")
     assert call.wait()["client-000"].exit_code == 1
-    assert trial.lines("client_log") == [f"line {n}" for n in range(6, kubernetes.TAIL + 5)]
+    assert trial.lines("client_log") == [f"line {n}" for n in range(6, kubernetes_following.TAIL + 5)]
 
 
 def test_a_job_that_waits_in_a_queue_is_told_of_and_then_runs(server: ApiServer, trial: Trial) -> None:
