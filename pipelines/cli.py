@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from lwfed.cli.console import make_console
-from lwfed.cli.options import Json, Spec
+from lwfed.cli.options import Fresh, Json, Spec
 from lwfed.spec.load import build_spec, load_spec
 from lwfed.types.errors import NotFoundError, UnreachableError
 from pipelines.client_options import (
@@ -18,17 +18,18 @@ from pipelines.client_options import (
     Endpoint,
     KfpRun,
     Namespace,
+    Stages,
+    StartFrom,
     StartTimeout,
     Token,
     TokenEnv,
     TokenFile,
+    Wait,
     access_of,
 )  # fmt: skip
 from pipelines.client_stages import check_parent, parse_parent, parse_stages
 from pipelines.compile import compile_command
-from pipelines.follow import START_TIMEOUT_S
-
-Wait = Annotated[bool, typer.Option("--wait", help="Follow it to its end; the exit code is the run's own.")]
+from pipelines.follow import START_TIMEOUT_S, Pace
 
 
 def submit(
@@ -44,13 +45,9 @@ def submit(
     experiment: Annotated[
         str | None, typer.Option("--experiment", metavar="NAME", help="Its experiment; else tracking.experiment.")
     ] = None,
-    stages: Annotated[
-        str | None, typer.Option("--stages", metavar="A-B", help="Train these stages alone: 3-6, 3- or 3.")
-    ] = None,
-    start_from: Annotated[
-        str | None, typer.Option("--from", metavar="RUN:STAGE", help="Take the stages before STAGE from that run.")
-    ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Train anew, even where equal work is committed.")] = False,
+    stages: Stages = None,
+    start_from: StartFrom = None,
+    fresh: Fresh = False,
     cache: Annotated[
         bool, typer.Option("--cache/--no-cache", help="Whether Kubeflow Pipelines may skip tasks they know.")
     ] = True,
@@ -97,7 +94,8 @@ def submit(
         spec=values, stages=chosen, parent=parent, fresh=fresh, cache=cache, name=name, experiment=experiment,
         cron=cron, service_account=service_account, pipeline_root=pipeline_root, mlflow_plugin=mlflow_plugin,
     )  # fmt: skip
-    submit_run(access, submission, console=console, as_json=as_json, wait=wait, start_timeout=start_timeout)
+    pace = Pace(start_timeout_s=start_timeout)
+    submit_run(access, submission, console=console, as_json=as_json, wait=wait, pace=pace)
 
 
 def resubmit(
@@ -170,7 +168,7 @@ def resubmit(
     submission = Submission(
         spec=values, stages=parse_stages(last, count=values.stages.count, first=stage), parent=parent, fresh=fresh
     )
-    submit_run(access, submission, console=console, as_json=as_json, wait=wait, start_timeout=START_TIMEOUT_S)
+    submit_run(access, submission, console=console, as_json=as_json, wait=wait)
 
 
 def retry(
@@ -190,8 +188,8 @@ def retry(
     from pipelines.client_commands import retry_run
 
     access = access_of(endpoint, namespace, token, token_file, existing_token_env, cookies, ssl_ca_cert)
-    console = make_console(stderr=as_json)
-    retry_run(access, run, console=console, as_json=as_json, wait=wait, start_timeout=start_timeout)
+    pace = Pace(start_timeout_s=start_timeout)
+    retry_run(access, run, console=make_console(stderr=as_json), as_json=as_json, wait=wait, pace=pace)
 
 
 def cancel(

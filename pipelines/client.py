@@ -247,8 +247,8 @@ def _timeout(*, follow: bool) -> Any:
 def _refusal(answer: Any) -> Exception:
     from kfp_server_api import ApiException
 
-    refusal: Exception = ApiException(status=answer.status, reason=answer.reason)
-    refusal.body = answer.read(decode_content=True)  # type: ignore[attr-defined]
+    refusal: Any = ApiException(status=answer.status, reason=answer.reason)
+    refusal.body = answer.read(decode_content=True)
     return refusal
 
 

@@ -19,11 +19,11 @@ from lwfed.spec.run import RunSpec
 from lwfed.types.errors import LwfedError, SpecError
 from pipelines.client import Access, Kfp, connect
 from pipelines.client_cluster import end_jobs
-from pipelines.client_runs import Facts, facts_of, find_run, get_run, is_over, retry, run_name, terminate
+from pipelines.client_runs import Facts, get_run, is_over, open_run, retry, run_name, terminate
 from pipelines.client_submit import RunOptions, cron_of, ensure_version, package, start
 from pipelines.client_wait import Awaited, error_values, settle
 from pipelines.compile import Compiled, compile_pipeline, for_cluster
-from pipelines.follow import START_TIMEOUT_S, Pace
+from pipelines.follow import Pace
 
 END_S = 30.0
 """Seconds for a terminated run to end: while its coordinator lives it may still make Jobs."""
@@ -68,7 +68,6 @@ def submit_run(
     console: Console,
     as_json: bool,
     wait: bool,
-    start_timeout: float = START_TIMEOUT_S,
     pace: Pace | None = None,
 ) -> None:
     """Compiles an experiment, uploads it unless it is known, and starts a run of it, or a schedule.
@@ -79,8 +78,7 @@ def submit_run(
         console: For people.
         as_json: Print one JSON object as the last line.
         wait: Follow the run to its end.
-        start_timeout: Seconds without a container at work after which it is given up.
-        pace: How often to look; None: as `start_timeout` says.
+        pace: How often to look, and how long to wait; None: as is usual.
 
     Raises:
         SpecError: The experiment cannot run on a cluster, or a schedule is to be waited for.
@@ -131,16 +129,14 @@ def submit_run(
             print_json({"recurring_run_id": run_id, "cron": cron, "url": url, **told})
         return
     name = run_name(spec, run_id)
-    say(f"{name} is started")
-    say(kfp.run_url(run_id))
     awaited = Awaited(
         run_id=run_id,
         name=name,
         namespace=kfp.namespace or spec.kubernetes.namespace,
         store=spec.store.uri,
-        told={"run_id": name, "kfp_run_id": run_id, "url": kfp.run_url(run_id), **told},
+        told=told,
     )
-    settle(kfp, awaited, console=console, as_json=as_json, wait=wait, pace=pace or Pace(start_timeout_s=start_timeout))
+    settle(kfp, awaited, line=f"{name} is started", console=console, as_json=as_json, wait=wait, pace=pace)
 
 
 def retry_run(
@@ -150,7 +146,6 @@ def retry_run(
     console: Console,
     as_json: bool,
     wait: bool,
-    start_timeout: float = START_TIMEOUT_S,
     pace: Pace | None = None,
 ) -> None:
     """Starts the failed tasks of a run again.
@@ -161,30 +156,18 @@ def retry_run(
         console: For people.
         as_json: Print one JSON object as the last line.
         wait: Follow the run to its end.
-        start_timeout: Seconds without a container at work after which it is given up.
-        pace: How often to look; None: as `start_timeout` says.
+        pace: How often to look, and how long to wait; None: as is usual.
 
     Raises:
         RefusedError: It has not failed, or Kubeflow Pipelines cannot.
         LwfedError: The server does not answer; with `wait`, the run's own error.
     """
-    kfp = connect(access)
-    found = find_run(kfp, run)
-    facts = facts_of(kfp, found)
+    kfp, found, facts = open_run(access, run)
     retry(kfp, found)
     run_id = str(found.run_id)
-    say = _sayer(console)
-    say(f"{facts.name or run_id} is retried: what has failed starts again")
-    say(kfp.run_url(run_id))
-    awaited = Awaited(
-        run_id=run_id,
-        name=facts.name,
-        namespace=_namespace(access, kfp, facts),
-        store=facts.store,
-        told={"run_id": facts.name, "kfp_run_id": run_id, "url": kfp.run_url(run_id)},
-    )
-    pace = pace or Pace(start_timeout_s=start_timeout)
-    settle(kfp, awaited, console=console, as_json=as_json, wait=wait, pace=pace, again=True)
+    awaited = Awaited(run_id=run_id, name=facts.name, namespace=_namespace(access, kfp, facts), store=facts.store)
+    line = f"{facts.name or run_id} is retried: what has failed starts again"
+    settle(kfp, awaited, line=line, console=console, as_json=as_json, wait=wait, pace=pace, again=True)
 
 
 def cancel_run(access: Access, run: str, *, console: Console, as_json: bool) -> None:
@@ -200,10 +183,8 @@ def cancel_run(access: Access, run: str, *, console: Console, as_json: bool) -> 
         UnreachableError: The server does not answer; or the cluster does not, and Jobs may go on.
         LwfedError: The server refuses.
     """
-    kfp = connect(access)
-    found = find_run(kfp, run)
+    kfp, found, facts = open_run(access, run)
     run_id = str(found.run_id)
-    facts = facts_of(kfp, found)
     say = _sayer(console)
     ended = terminate(kfp, found)
     if ended:

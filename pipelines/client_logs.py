@@ -14,9 +14,9 @@ from lwfed.launch.kubernetes_api import current_namespace
 from lwfed.steps import runs
 from lwfed.store.opening import open_store
 from lwfed.types.errors import LwfedError, NotFoundError, UnreachableError
-from pipelines.client import Access, Kfp, connect
+from pipelines.client import Access, Kfp
 from pipelines.client_cluster import ClientPod, client_pods, pod_log
-from pipelines.client_runs import Facts, facts_of, find_run, follow_log, get_run, is_over, read_log
+from pipelines.client_runs import Facts, follow_log, get_run, is_over, open_run, read_log
 from pipelines.follow import PATIENCE_S, POLL_S, GoneOnError, outcome_of
 from pipelines.follow_tasks import Pod, TaskState, task_states
 
@@ -48,9 +48,7 @@ def task_logs(
         NotFoundError: There is no such run or stage, or nothing of it has begun.
         LwfedError: The server does not answer; with `follow`, the run's own error.
     """
-    kfp = connect(access)
-    found = find_run(kfp, run)
-    facts = facts_of(kfp, found)
+    kfp, found, facts = open_run(access, run)
     _check_stage(facts, stage, run)
     told: set[str] = set()
     if follow:
@@ -93,9 +91,7 @@ def client_logs(
     facts: Facts | None = None
     name, namespace = run, access.namespace
     if access.endpoint or environment.kfp_endpoint():
-        kfp = connect(access)
-        found = find_run(kfp, run)
-        facts = facts_of(kfp, found)
+        kfp, found, facts = open_run(access, run)
         name = facts.name or run
         namespace = namespace or kfp.namespace or (facts.spec.kubernetes.namespace if facts.spec else None)
     cluster = connect_cluster(namespace or current_namespace())

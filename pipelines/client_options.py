@@ -36,6 +36,11 @@ Cookies = Annotated[
 Authority = Annotated[
     Path | None, typer.Option("--ssl-ca-cert", metavar="FILE", help="Certificates to trust the server by.")
 ]
+Stages = Annotated[str | None, typer.Option("--stages", metavar="A-B", help="Train these stages alone: 3-6, 3- or 3.")]
+StartFrom = Annotated[
+    str | None, typer.Option("--from", metavar="RUN:STAGE", help="Take the stages before STAGE from that run.")
+]
+Wait = Annotated[bool, typer.Option("--wait", help="Follow it to its end; the exit code is the run's own.")]
 StartTimeout = Annotated[
     float,
     typer.Option(

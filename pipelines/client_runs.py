@@ -15,7 +15,7 @@ from lwfed.spec.run import RunSpec
 from lwfed.steps.specs import unpack_spec
 from lwfed.store.opening import open_store
 from lwfed.types.errors import LwfedError, NotFoundError
-from pipelines.client import Kfp
+from pipelines.client import Access, Kfp, connect
 from pipelines.client_errors import RefusedError
 from pipelines.client_submit import PIPELINE, named
 from pipelines.follow_tasks import Task, node_id, node_state, task_names
@@ -44,6 +44,24 @@ class Facts:
     spec: RunSpec | None
     store: str | None
     name: str | None
+
+
+def open_run(access: Access, text: str) -> tuple[Kfp, Any, Facts]:
+    """Connects, and finds a run by any of its names.
+
+    Args:
+        access: The server.
+        text: As `find_run` takes it.
+
+    Returns:
+        The connection, the run as the API gives it, and what its pipeline says.
+
+    Raises:
+        LwfedError: What `connect` and `find_run` raise.
+    """
+    kfp = connect(access)
+    run = find_run(kfp, text)
+    return kfp, run, facts_of(kfp, run)
 
 
 def find_run(kfp: Kfp, text: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
@@ -34,40 +34,52 @@ class Awaited:
         name: lwfed's; None where it cannot be known.
         namespace: Where its pods are.
         store: The store's URI.
-        told: What is known of it already, for programs.
+        told: What else is known of it already, for programs.
     """
 
     run_id: str
     name: str | None
     namespace: str
     store: str | None
-    told: Mapping[str, Any]
+    told: Mapping[str, Any] = field(default_factory=dict)
 
 
 def settle(
-    kfp: Kfp, run: Awaited, *, console: Console, as_json: bool, wait: bool, pace: Pace, again: bool = False
+    kfp: Kfp,
+    run: Awaited,
+    *,
+    line: str,
+    console: Console,
+    as_json: bool,
+    wait: bool,
+    pace: Pace | None = None,
+    again: bool = False,
 ) -> None:
-    """Ends a command that started a run: at once, or when and as the run ends.
+    """Tells of a run that was started, and ends the command: at once, or when and as the run ends.
 
     Args:
         kfp: The server.
         run: The run.
+        line: Says for people what has been started.
         console: For people.
         as_json: Print one JSON object as the last line.
         wait: Follow it to its end.
-        pace: How often to look, and how long to wait.
+        pace: How often to look, and how long to wait; None: as is usual.
         again: It had ended before and is started anew: what it was then is no end.
 
     Raises:
         LwfedError: The run's own error, or that of following it.
     """
-    told = dict(run.told)
+    url = kfp.run_url(run.run_id)
+    for words in (line, url):
+        console.print(words, highlight=False, markup=False, soft_wrap=True)
+    told: dict[str, Any] = {"run_id": run.name, "kfp_run_id": run.run_id, "url": url, **run.told}
     if not wait:
         console.print(f"lwfed logs {run.run_id} --follow", highlight=False, soft_wrap=True)
         if as_json:
             print_json(told)
         return
-    began = time.monotonic()
+    began, pace = time.monotonic(), pace or Pace()
     error: LwfedError | None = None
     outcome: Outcome | None = None
     try:

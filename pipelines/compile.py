@@ -11,12 +11,13 @@ import typer
 
 from lwfed.cli import text
 from lwfed.cli.console import make_console, print_json
-from lwfed.cli.options import Json, Spec
+from lwfed.cli.options import Fresh, Json, Spec
 from lwfed.plan.strategies import stage_rounds
 from lwfed.spec.load import build_spec, load_spec, to_values
 from lwfed.spec.run import RunSpec
 from lwfed.store.opening import open_store
 from lwfed.types.errors import SpecError
+from pipelines.client_options import Stages, StartFrom
 from pipelines.client_stages import parse_parent, parse_stages
 from pipelines.workflow_size import ARGO_LIMIT, RETRY_LIMIT, WorkflowSize, workflow_size
 
@@ -51,13 +52,9 @@ def compile_command(
     override: Annotated[
         list[str] | None, typer.Option("--set", "--override", metavar="KEY=VALUE", help="Change a key: --set seed=1.")
     ] = None,
-    stages: Annotated[
-        str | None, typer.Option("--stages", metavar="A-B", help="Train these stages alone: 3-6, 3- or 3.")
-    ] = None,
-    start_from: Annotated[
-        str | None, typer.Option("--from", metavar="RUN:STAGE", help="Take the stages before STAGE from that run.")
-    ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Train anew, even where equal work is committed.")] = False,
+    stages: Stages = None,
+    start_from: StartFrom = None,
+    fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
     """Write the pipeline of an experiment, for Kubeflow Pipelines' UI or any of its clients.

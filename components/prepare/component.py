@@ -9,9 +9,12 @@ IMAGE = "lwfed"
 
 
 @dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
-def prepare(spec: str, store: str, parent: str = "", fresh: bool = False) -> NamedTuple(  # type: ignore[valid-type]
-    "Outputs", [("input_digest", str), ("data_version", str), ("code_version", str)]
-):
+def prepare(
+    spec: str,
+    store: str,
+    parent: str = "",
+    fresh: bool = False,
+) -> NamedTuple("Outputs", [("input_digest", str), ("data_version", str), ("code_version", str)]):  # type: ignore[valid-type]  # kfp reads outputs there
     """Checks the data and draws the run up.
 
     Args:

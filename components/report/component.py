@@ -16,7 +16,7 @@ def report(
     digest: str,
     metrics: dsl.Output[dsl.Metrics],
     page: dsl.Output[dsl.HTML],
-) -> NamedTuple("Outputs", [("model_uri", str)]):  # type: ignore[valid-type]
+) -> NamedTuple("Outputs", [("model_uri", str)]):  # type: ignore[valid-type]  # kfp reads outputs there
     """Writes the run's report and figures, and tells the trackers that it is over.
 
     Args:

@@ -31,7 +31,7 @@ def train_stage(
     resources: dsl.TaskConfig,
     metrics: dsl.Output[dsl.Metrics],
     page: dsl.Output[dsl.HTML],
-) -> NamedTuple("Outputs", [("digest", str)]):  # type: ignore[valid-type]
+) -> NamedTuple("Outputs", [("digest", str)]):  # type: ignore[valid-type]  # kfp reads outputs there
     """Runs all rounds of a stage, or what is left of them.
 
     Args:

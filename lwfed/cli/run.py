@@ -14,7 +14,7 @@ from lwfed import environment
 from lwfed.cli import tables, text, training
 from lwfed.cli.console import make_console, print_json
 from lwfed.cli.history import open_runs, pick_run
-from lwfed.cli.options import DEFAULT_STORE, Json, Overrides, RunId, Spec, StoreUri
+from lwfed.cli.options import DEFAULT_STORE, Fresh, Json, Overrides, RunId, Spec, StoreUri
 from lwfed.spec.load import build_spec, load_spec
 from lwfed.spec.run import RunSpec
 from lwfed.steps import runs
@@ -33,7 +33,7 @@ def run(
     run_id: Annotated[
         str | None, typer.Option("--run-id", metavar="ID", help="Name the run, or go on with the run of that name.")
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Train anew, even where equal work is committed.")] = False,
+    fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
     """Train an experiment on this machine, from its first stage to its report.
@@ -52,7 +52,7 @@ def rerun(
     only: Annotated[bool, typer.Option("--only", help="Stop after that stage.")] = False,
     override: Overrides = None,
     new_id: Annotated[str | None, typer.Option("--run-id", metavar="ID", help="Name the new run.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Train anew, even where equal work is committed.")] = False,
+    fresh: Fresh = False,
     store: StoreUri = DEFAULT_STORE,
     endpoint: Annotated[
         str | None, typer.Option("--endpoint", metavar="URL", help="Submit it to Kubeflow Pipelines there.")

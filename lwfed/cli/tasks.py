@@ -6,37 +6,29 @@ tasks only say what must be found there. So a task that runs twice, or after its
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lwfed import environment
 from lwfed.cli.console import make_console
 from lwfed.cli.display import Display
-from lwfed.cli.session import client_cache, driving, ending_on_terminate
+from lwfed.cli.session import client_cache
+from lwfed.cli.task_session import Session, page, run_id_of, telling, told_of_failure, warn_by, working
 from lwfed.launch.trackers import NO_STAGE, make_trackers
-from lwfed.spec.kubernetes import KubernetesSpec, PoolSpec
-from lwfed.spec.run import RunSpec
 from lwfed.steps import runs
 from lwfed.steps.experiment import place_of, summarise
 from lwfed.steps.finish import tell_finish
-from lwfed.steps.launcher import Emit, Launcher
 from lwfed.steps.prepare import draft
 from lwfed.steps.prepare import prepare as prepare_locally
 from lwfed.steps.prepare_run import prepare_there
-from lwfed.steps.report import render
 from lwfed.steps.runs import Options
 from lwfed.steps.specs import unpack_spec
 from lwfed.steps.tasks import RoundTask, RunTask, StageTask
 from lwfed.steps.train_stage import train_stage as run_stage
-from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
 from lwfed.store.opening import open_store
-from lwfed.store.protocol import Store
-from lwfed.tracking.protocol import Trackers
 from lwfed.types.canonical import digest_of
-from lwfed.types.errors import CheckpointError, LwfedError, SpecError
+from lwfed.types.errors import CheckpointError, SpecError
 
 
 class Prepared(NamedTuple):
@@ -71,19 +63,6 @@ class Reported(NamedTuple):
     metrics: dict[str, float]
 
 
-class _Session(NamedTuple):
-    spec: RunSpec
-    run_id: str
-    store: Store
-    bench: Workbench
-    launcher: Launcher
-    emit: Emit
-    track: Callable[..., Trackers]
-    """Makes the trackers of (run, stage), and tells them that it is at work."""
-    links: Callable[[], dict[str, str]]
-    """Closes the trackers; gives where in MLflow people can look."""
-
-
 def prepare(*, spec: str, store: str, parent: str = "", fresh: bool = False) -> Prepared:
     """Checks the data and draws the run up.
 
@@ -99,7 +78,7 @@ def prepare(*, spec: str, store: str, parent: str = "", fresh: bool = False) -> 
     Raises:
         LwfedError: What `prepare_here` raises.
     """
-    with _session(spec, store) as session:
+    with working(spec, store) as session:
         taken = _parent(parent)
         options = Options(run_id=session.run_id, fresh=fresh, parent=taken)
         if session.launcher.remote:
@@ -151,7 +130,7 @@ def train_stage(
         SpecError: The pipeline was built from another spec than the run's.
         LwfedError: What `lwfed.steps.train_stage` raises.
     """
-    with _session(spec, store, resources=resources) as session:
+    with working(spec, store, resources=resources) as session:
         run = _run_at(session, stage)
         told = {"the plan": plan_digest or None, "the data": data_version, "the code": code_version}
         found = {
@@ -175,14 +154,14 @@ def train_stage(
             place=place_of(run, cache=None if session.launcher.remote else client_cache(session.store)),
         )
         session.emit("run", run)
-        with _told_of_failure(trackers):
+        with told_of_failure(trackers):
             record = run_stage(
-                task, launcher=session.launcher, bench=session.bench, emit=_telling(session.emit, trackers)
+                task, launcher=session.launcher, bench=session.bench, emit=telling(session.emit, trackers)
             )
         return StageDone(
             digest=record["digest"],
             metrics=dict(record["metrics"]),
-            html=_page(session, run),
+            html=page(session, run),
         )
 
 
@@ -201,7 +180,7 @@ def evaluate(*, spec: str, store: str, stage: int, digest: str) -> Evaluated:
     Raises:
         CheckpointError: The stage is not committed with that digest.
     """
-    with _session(spec, store) as session:
+    with working(spec, store) as session:
         run = _run_at(session, stage + 1)
         key = _committed_key(session, run, stage, digest)
         plan = runs.plans_of(run)[stage - 1]
@@ -216,7 +195,7 @@ def evaluate(*, spec: str, store: str, stage: int, digest: str) -> Evaluated:
         if not session.store.has(ref):
             session.launcher.server("evaluate-round", task, emit=session.emit)
         metrics = (session.store.read_ref(ref) or {"metrics": {}})["metrics"]
-        return Evaluated(metrics=metrics, html=_page(session, run))
+        return Evaluated(metrics=metrics, html=page(session, run))
 
 
 def report(*, spec: str, store: str, stage: int, digest: str) -> Reported:
@@ -234,7 +213,7 @@ def report(*, spec: str, store: str, stage: int, digest: str) -> Reported:
     Raises:
         CheckpointError: The stage is not committed with that digest.
     """
-    with _session(spec, store) as session:
+    with working(spec, store) as session:
         run = _run_at(session, stage + 1)
         key = _committed_key(session, run, stage, digest)
         stages, _ = runs.history(session.store, run)
@@ -275,89 +254,10 @@ def cleanup(*, spec: str, store: str, state: str) -> None:
     if run is None:
         return
     display = Display(make_console())
-    trackers, _ = make_trackers(run, values.tracking, store=opened, warn=_warn_by(display), stage=NO_STAGE)
+    trackers, _ = make_trackers(run, values.tracking, store=opened, warn=warn_by(display), stage=NO_STAGE)
     trackers.start(run)
     trackers.fail(f"the pipeline ended as {state}; the failed task's log says why")
     trackers.close()
-
-
-def run_id_of(spec: RunSpec) -> str:
-    """Names the run that this process works on.
-
-    Returns:
-        `LWFED_RUN_ID`; else the spec's name with the first characters of the pipeline run's id (`KFP_RUN_ID`); else
-        with those of the spec's digest.
-    """
-    named = environment.run_id()
-    if named:
-        return named
-    tail = environment.kfp_run_id() or digest_of(spec.model_dump(mode="json"))
-    return f"{spec.name}-{tail[:8]}"
-
-
-@contextmanager
-def _session(spec: str, store: str, *, resources: Mapping[str, Any] | None = None) -> Iterator[_Session]:
-    """Opens what a task needs, and closes it; shows progress as plain lines, which are the task's log."""
-    opened = open_store(store)
-    values = with_resources(unpack_spec(spec, store=opened), resources)
-    run_id = run_id_of(values)
-    display = Display(make_console(), total_rounds=sum(values.stages.rounds))
-    made: list[tuple[Trackers, Any]] = []
-
-    def track(run: runs.Run, *, stage: int = NO_STAGE) -> Trackers:
-        found, mlflow = make_trackers(run, values.tracking, store=opened, warn=_warn_by(display), stage=stage)
-        found.start(run)
-        made.append((found, mlflow))
-        return found
-
-    def links() -> dict[str, str]:
-        addresses = {}
-        for found, mlflow in made:
-            found.close()
-            if mlflow is not None and mlflow.status.run_id is not None:
-                addresses["MLflow"] = mlflow.address()
-        return {name: address for name, address in addresses.items() if address}
-
-    with ending_on_terminate(), display, driving(values, run_id=run_id, store=opened) as (bench, launcher):
-        try:
-            yield _Session(values, run_id, opened, bench, launcher, display, track, links)
-        finally:
-            for found, _ in made:
-                found.close()
-
-
-def with_resources(spec: RunSpec, resources: Mapping[str, Any] | None) -> RunSpec:
-    """Gives client pools what was set on the pipeline's task, where they say nothing themselves.
-
-    Args:
-        spec: The experiment.
-        resources: A `dsl.TaskConfig` as plain values; None or empty values change nothing.
-    """
-    if not resources:
-        return spec
-    wanted = resources.get("resources") or {}
-    if isinstance(wanted, str):
-        wanted = json.loads(wanted)
-    requests, limits = wanted.get("requests") or {}, wanted.get("limits") or {}
-    accelerators = {name: int(count) for name, count in limits.items() if "/" in name}
-    pools = []
-    for pool in spec.kubernetes.pools:
-        said = pool.model_fields_set
-        found: dict[str, Any] = {
-            "cpu": requests.get("cpu"),
-            "memory": requests.get("memory"),
-            "cpu_limit": limits.get("cpu"),
-            "memory_limit": limits.get("memory"),
-            "gpus": next(iter(accelerators.values()), None),
-            "gpu_resource": next(iter(accelerators), None),
-            "node_selector": resources.get("node_selector") or None,
-            "tolerations": resources.get("tolerations") or None,
-            "affinity": resources.get("affinity") or None,
-        }
-        update = {key: value for key, value in found.items() if value is not None and key not in said}
-        pools.append(PoolSpec.model_validate({**pool.model_dump(exclude_unset=True), **update}))
-    values = {**spec.kubernetes.model_dump(exclude_unset=True), "pools": pools}
-    return spec.model_copy(update={"kubernetes": KubernetesSpec.model_validate(values)})
 
 
 def _parent(text: str) -> tuple[str, int] | None:
@@ -369,14 +269,14 @@ def _parent(text: str) -> tuple[str, int] | None:
     return run_id, int(stage)
 
 
-def _run_at(session: _Session, stage: int) -> dict[str, Any]:
+def _run_at(session: Session, stage: int) -> dict[str, Any]:
     """Reads the run, with the stages before one noted: the pipeline may have skipped their tasks as done."""
     run = runs.read_run(session.store, session.run_id)
     runs.note_committed(session.store, run, before=stage)
     return run
 
 
-def _committed_key(session: _Session, run: runs.Run, stage: int, digest: str) -> str:
+def _committed_key(session: Session, run: runs.Run, stage: int, digest: str) -> str:
     key = runs.stage_key_of(run, stage)
     committed = None if key is None else session.store.read_ref(paths.stage_checkpoint(key))
     if key is None or committed is None or committed["digest"] != digest:
@@ -385,33 +285,3 @@ def _committed_key(session: _Session, run: runs.Run, stage: int, digest: str) ->
             remedy="run its task again",
         )
     return key
-
-
-def _page(session: _Session, run: runs.Run) -> str:
-    """Gives the report of what is committed so far, with the address of the run in MLflow."""
-    stages, rounds = runs.history(session.store, run)
-    return render(run, stages, rounds, links=session.links())
-
-
-def _telling(emit: Emit, trackers: Trackers) -> Emit:
-    def tell(kind: str, values: dict[str, Any]) -> None:
-        emit(kind, values)
-        if kind == "round":
-            trackers.round(values)
-        elif kind == "stage":
-            trackers.stage(values)
-
-    return tell
-
-
-@contextmanager
-def _told_of_failure(trackers: Trackers) -> Iterator[None]:
-    try:
-        yield
-    except LwfedError as error:
-        trackers.fail(str(error))
-        raise
-
-
-def _warn_by(display: Display) -> Callable[[str], None]:
-    return lambda line: display("warning", {"message": line})

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lwfed.cost.fit import fit, link_seconds
-from lwfed.cost.ledger import StageCost
 from lwfed.cost.schedule import factor, schedule_costs
+from lwfed.cost.stage_cost import StageCost
 from lwfed.plan.stages import StagePlan
 
 

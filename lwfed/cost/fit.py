@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from lwfed.cost.ledger import StageCost
+from lwfed.cost.stage_cost import StageCost
 from lwfed.types.errors import SpecError
 
 UNITS: dict[str, int] = {"": 1, "b": 1} | {

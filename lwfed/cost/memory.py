@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from lwfed.cost.bills import UnitBill
 from lwfed.plan.stages import TrainingPlan
 from lwfed.types.tensors import TensorSpec
-
-if TYPE_CHECKING:
-    from lwfed.cost.ledger import UnitBill
 
 SCALE_BLOCK = 256
 """Values that share a scale in int8; a test compares it with the optimiser's own."""

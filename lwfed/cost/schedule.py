@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lwfed.cost.exchange import download_bytes
-from lwfed.cost.ledger import StageCost
+from lwfed.cost.stage_cost import StageCost
 from lwfed.plan.stages import StagePlan
 
 

@@ -16,6 +16,9 @@ import urllib3
 from lwfed.launch.kubernetes_api import PATIENCE_S, PAUSE_S, Cluster, DeniedError, GoneError, lines_of
 from lwfed.types.errors import LwfedError, SpecError, UnreachableError
 
+TELL_S = 5.0
+"""Seconds without an answer after which people are told."""
+
 
 @dataclass(frozen=True, slots=True)
 class Heard:
@@ -111,7 +114,7 @@ class Watch:
                 if silent_s > self._patience_s:
                     self._put(Broken(error))
                     return
-                if not told and silent_s > 5:
+                if not told and silent_s > TELL_S:
                     told = True
                     self._put(Warned(f"{error.problem}; asking again for {self._patience_s:g} s"))
                 self._over.wait(pause)

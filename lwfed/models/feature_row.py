@@ -204,8 +204,9 @@ def _inverse_deviation(rows: Float[Tensor, "B T D"], eps: float) -> Float[Tensor
 
 def plain_norm(norm: nn.Module) -> nn.LayerNorm | None:
     """Gives a norm that `absorbed_attention` can take in: a LayerNorm over the last dimension, with weights."""
-    plain = isinstance(norm, nn.LayerNorm) and norm.elementwise_affine and len(norm.normalized_shape) == 1
-    return norm if plain else None  # type: ignore[return-value]
+    if isinstance(norm, nn.LayerNorm) and norm.elementwise_affine and len(norm.normalized_shape) == 1:
+        return norm
+    return None
 
 
 def _by_head(weight: Float[Tensor, "A D"], heads: int) -> Float[Tensor, "H A/H D"]:

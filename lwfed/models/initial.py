@@ -44,9 +44,9 @@ def _fill(tensor: Tensor, *, owner: nn.Module, leaf: str, generator: torch.Gener
         if leaf in ("weight", "running_var"):
             tensor.fill_(1)
     elif "LayerScale" in kind:
-        tensor.fill_(owner.init_values)  # type: ignore[arg-type]
+        tensor.fill_(owner.init_values)  # type: ignore[arg-type]  # a number of timm's
     elif std is None:
-        bound = 1 / math.sqrt(owner.in_features)  # type: ignore[arg-type]
+        bound = 1 / math.sqrt(owner.in_features)  # type: ignore[arg-type]  # a head's layer is an `nn.Linear`
         tensor.uniform_(-bound, bound, generator=generator)
     elif isinstance(owner, nn.Embedding):
         tensor.normal_(std=std, generator=generator)

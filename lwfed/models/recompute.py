@@ -45,6 +45,7 @@ def set_recomputed(module: nn.Module, again: bool) -> None:
     Raises:
         SpecError: A block has running statistics, which a second pass would move twice.
     """
+    encoder: Any
     for encoder in module.children():
         blocks = getattr(encoder, "blocks", None)
         if not isinstance(blocks, nn.ModuleList):
@@ -54,7 +55,7 @@ def set_recomputed(module: nn.Module, again: bool) -> None:
                 "blocks with BatchNorm cannot be computed twice: their running statistics would move twice",
                 remedy="set training.activation_checkpointing=false",
             )
-        encoder.recomputed = again  # type: ignore[assignment]
+        encoder.recomputed = again
 
 
 def _kept_by_input(run: Callable[..., Tensor], inputs: tuple[Tensor | None, ...]) -> Tensor:

@@ -38,8 +38,8 @@ class ViT(Encoder):
         self.norm = norm
 
     def embed(self, inputs: Float[Tensor, "B 3 H W"]) -> State:
-        stem = self.stem
-        tokens = stem.norm_pre(stem.patch_drop(stem._pos_embed(stem.patch_embed(inputs))))  # type: ignore[operator]
+        stem: Any = self.stem
+        tokens = stem.norm_pre(stem.patch_drop(stem._pos_embed(stem.patch_embed(inputs))))
         return State(tokens, None)
 
     def advance(self, state: State, *, start: int, stop: int) -> State:

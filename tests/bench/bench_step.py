@@ -24,7 +24,8 @@ from torch import Tensor
 
 from lwfed import environment
 from lwfed.cost.architectures import tabled
-from lwfed.cost.ledger import StageCost, end_to_end_cost, stage_costs
+from lwfed.cost.ledger import end_to_end_cost, stage_costs
+from lwfed.cost.stage_cost import StageCost
 from lwfed.data.batches import Batch
 from lwfed.federated.local import LocalSettings, MicroBatch, train
 from lwfed.models.build import initial_tensors, load, set_trained, skeleton, without_prefix

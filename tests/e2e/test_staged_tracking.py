@@ -6,16 +6,13 @@ and one inside it for each task, hands a task its run's id, and ends the runs.
 
 from __future__ import annotations
 
-import io
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,6 +29,7 @@ from lwfed.steps.tasks import RunTask, StageTask
 from lwfed.steps.train_stage import train_stage
 from lwfed.steps.workbench import Workbench
 from lwfed.types.errors import QuorumError
+from tests.delivering import delivering_in_threads
 from tests.tiny import prepared, tiny_spec
 
 pytestmark = pytest.mark.slow
@@ -95,32 +93,9 @@ def client(server: str) -> Any:
     return MlflowClient(server, registry_uri=server)
 
 
-class Deliverer(threading.Thread):
-    """A tracker's process as a thread, for the seconds that each process takes to import MLflow."""
-
-    def __init__(self, command: list[str], **_: Any) -> None:
-        from lwfed.tracking.mlflow_process import serve
-
-        self.gone, self.stdin, self.returncode = threading.Event(), io.BytesIO(), 0
-        super().__init__(target=serve, args=(Path(command[-1]),), kwargs={"gone": self.gone})
-        self.start()
-
-    def wait(self, timeout: float | None = None) -> None:
-        """Waits for its end."""
-        self.join(timeout)
-        if self.is_alive():
-            raise subprocess.TimeoutExpired("serve", timeout or 0)
-
-    def terminate(self) -> None:
-        """Tells it to end."""
-        self.gone.set()
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _in_threads() -> Iterator[None]:
-    known = {"PIPE": subprocess.PIPE, "TimeoutExpired": subprocess.TimeoutExpired}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lwfed.tracking.mlflow_process.subprocess", SimpleNamespace(Popen=Deliverer, **known))
+    with delivering_in_threads():
         yield
 
 

@@ -122,39 +122,3 @@ def test_strings_that_do_not_fit_the_run_are_refused(
         tasks.report(**common, stage=2, digest="0" * 64)
     with pytest.raises(SpecError, match="names no parent"):
         tasks.prepare(**common, parent="r")
-
-
-def test_a_run_is_named_after_the_pipelines(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LWFED_RUN_ID", raising=False)
-    monkeypatch.delenv("KFP_RUN_ID", raising=False)
-    by_digest = tasks.run_id_of(spec)
-    assert by_digest == tasks.run_id_of(spec) and by_digest.startswith("tiny-")
-    monkeypatch.setenv("KFP_RUN_ID", "0123456789abcdef-0123")
-    assert tasks.run_id_of(spec) == "tiny-01234567"
-    monkeypatch.setenv("LWFED_RUN_ID", "mine")
-    assert tasks.run_id_of(spec) == "mine"
-
-
-def test_resources_of_the_task_go_where_pools_say_nothing() -> None:
-    spec = build_spec(
-        {
-            "kubernetes": {
-                "image": "x",
-                "pools": [{"name": "a"}, {"name": "b", "clients": ["client-000"], "gpus": 2, "memory": "1Gi"}],
-            }
-        }
-    )
-    told = {
-        "resources": {
-            "requests": {"cpu": "4", "memory": "16Gi"},
-            "limits": {"memory": "32Gi", "nvidia.com/gpu": "1"},
-        },
-        "node_selector": {"gpu": "a100"},
-        "tolerations": [{"key": "gpu", "operator": "Exists"}],
-    }
-    first, second = tasks.with_resources(spec, told).kubernetes.pools
-    assert (first.cpu, first.memory, first.memory_limit, first.gpus) == ("4", "16Gi", "32Gi", 1)
-    assert first.node_selector == {"gpu": "a100"} and first.tolerations == ({"key": "gpu", "operator": "Exists"},)
-    assert (second.cpu, second.memory, second.gpus) == ("4", "1Gi", 2)
-    for nothing in (None, {}, {"resources": {}, "tolerations": None}):
-        assert tasks.with_resources(spec, nothing) == spec

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from lwfed.cost.architectures import tabled
-from lwfed.cost.ledger import StageCost, end_to_end_cost, stage_costs
+from lwfed.cost.ledger import end_to_end_cost, stage_costs
 from lwfed.cost.schedule import ScheduleCost, factor, schedule_costs
+from lwfed.cost.stage_cost import StageCost
 from lwfed.plan.stages import StagePlan, plan_stages
 from lwfed.spec.run import RunSpec
 

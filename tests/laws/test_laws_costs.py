@@ -9,7 +9,8 @@ import pytest
 from torch import Tensor
 
 from lwfed.cost.cache import architectures_of
-from lwfed.cost.ledger import StageCost, stage_costs
+from lwfed.cost.ledger import stage_costs
+from lwfed.cost.stage_cost import StageCost
 from lwfed.data.batches import Batch, epoch_length, train_batches
 from lwfed.launch.in_process import InProcess
 from lwfed.models.build import skeleton, tensor_specs

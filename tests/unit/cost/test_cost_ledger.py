@@ -11,7 +11,8 @@ from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 
 from lwfed.cost.architectures import tabled
-from lwfed.cost.ledger import StageCost, end_to_end_cost, last_blocks, stage_costs
+from lwfed.cost.ledger import end_to_end_cost, last_blocks, stage_costs
+from lwfed.cost.stage_cost import StageCost
 from lwfed.cost.units import Architecture
 from lwfed.models.build import initial_tensors, load, set_trained, skeleton, tensor_specs
 from lwfed.models.inspect import SavedBytes

@@ -13,8 +13,9 @@ from lwfed.cost.architectures import tabled
 from lwfed.cost.cache import architecture_of, architectures_of, cache_key
 from lwfed.cost.explain import parts, rows
 from lwfed.cost.fit import fit, parse_size
-from lwfed.cost.ledger import StageCost, end_to_end_cost, stage_costs
+from lwfed.cost.ledger import end_to_end_cost, stage_costs
 from lwfed.cost.schedule import samples_a_round, schedule_costs
+from lwfed.cost.stage_cost import StageCost
 from lwfed.plan.stages import StagePlan, plan_stages
 from lwfed.spec.model import EncoderSpec
 from lwfed.spec.run import RunSpec

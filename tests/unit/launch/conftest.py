@@ -1,4 +1,4 @@
-"""A stand-in for a cluster's API server, to which this process's settings lead."""
+"""A stand-in for a cluster's API server, to which this process's settings lead, and launchers on trial before it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from lwfed.launch import kubernetes_api, kubernetes_watch
+from lwfed.launch import kubernetes_api, kubernetes_following, kubernetes_jobs, kubernetes_state, kubernetes_watch
 from lwfed.launch.kubernetes_api import Cluster, connect
 from lwfed.launch.kubernetes_watch import Queue
 from tests.unit.launch.api_server import NAMESPACE, ApiServer, serving
+from tests.unit.launch.trial import Trial
 
 PODS_OWN = ("POD_NAME", "KFP_POD_NAME", "MLFLOW_RUN_ID", "LWFED_MLFLOW_PARENT_RUN_ID")
 
@@ -41,3 +42,20 @@ def cluster(server: ApiServer) -> Iterator[Cluster]:
 def news() -> Queue:
     """Where watches and logs tell."""
     return queue.SimpleQueue()
+
+
+@pytest.fixture
+def trial(server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trial]:
+    """A trial in which less time passes between looks than in a cluster."""
+    monkeypatch.setattr(kubernetes_following, "TICK_S", 0.05)
+    monkeypatch.setattr(kubernetes_following, "LOOK_S", 0.2)
+    monkeypatch.setattr(kubernetes_following, "DRAIN_S", 0.3)
+    monkeypatch.setattr(kubernetes_state, "SETTLE_S", 0.2)
+    monkeypatch.setattr(kubernetes_jobs, "CLEAN_UP_S", 0.6)
+    made = Trial(tmp_path / "store")
+    yield made
+    for call in made.calls:
+        call._thread.join(timeout=30)
+        assert not call._thread.is_alive()
+    for launcher in made.launchers:
+        launcher.close()

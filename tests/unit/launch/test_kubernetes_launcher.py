@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lwfed.launch import kubernetes, kubernetes_api, kubernetes_jobs, kubernetes_state
-from lwfed.launch.kubernetes import KubernetesLauncher, delete_jobs
-from lwfed.spec.load import build_spec
+from lwfed.launch import kubernetes_api, kubernetes_following
+from lwfed.launch.kubernetes import delete_jobs
 from lwfed.steps.launcher import Outcome
-from lwfed.steps.tasks import ClientTask, InspectTask, RoundTask
+from lwfed.steps.tasks import InspectTask
 from lwfed.store import paths
-from lwfed.store.local import LocalStore
 from lwfed.types.errors import CheckpointError, DataError, LwfedError, SpecError, UnreachableError
 from tests.tiny import ignore
 from tests.unit.launch.api_server import NAMESPACE, ApiServer, until
 from tests.unit.launch.recordings import answer, recording
+from tests.unit.launch.trial import CLIENTS, KEY, Trial, Working
 
-KEY = "1a2b3c4d" * 8
-CLIENTS = ("client-000", "client-001")
 NO_NODE = [
     {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes are available: 1 x."}
 ]
@@ -32,92 +28,6 @@ NO_NODE = [
 
 def event(kind: str, **values: Any) -> str:
     return json.dumps({"event": kind, "values": values})
-
-
-class Working:
-    """A call of the launcher in a thread of its own."""
-
-    def __init__(self, deed: Any) -> None:
-        self.outcomes: list[Outcome] = []
-        self.error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(deed,))
-        self._thread.start()
-
-    def _run(self, deed: Any) -> None:
-        try:
-            for outcome in deed() or ():
-                self.outcomes.append(outcome)
-        except BaseException as error:
-            self.error = error
-
-    def wait(self) -> dict[str, Outcome]:
-        """Waits for its end; gives the outcomes, or raises what it raised."""
-        self._thread.join(timeout=20)
-        assert not self._thread.is_alive(), "the call goes on"
-        if self.error is not None:
-            raise self.error
-        found = {outcome.client: outcome for outcome in self.outcomes}
-        assert len(found) == len(self.outcomes), "one outcome a client"
-        return found
-
-
-class Trial:
-    """A launcher, its store, and what it told."""
-
-    def __init__(self, root: Path) -> None:
-        self.store, self.told = LocalStore(root), list[tuple[str, dict[str, Any]]]()
-        self.launchers: list[KubernetesLauncher] = []
-        self.calls: list[Working] = []
-
-    def emit(self, kind: str, values: dict[str, Any]) -> None:
-        self.told.append((kind, values))
-
-    def lines(self, kind: str) -> list[str]:
-        key = "message" if kind == "warning" else "line"
-        return [values[key] for name, values in self.told if name == kind]
-
-    def launcher(self, **values: Any) -> KubernetesLauncher:
-        settings = {"namespace": NAMESPACE, "image": "lwfed:1", **values}
-        spec = build_spec({"launch": {"kind": "kubernetes"}, "kubernetes": settings})
-        self.launchers.append(KubernetesLauncher(spec, store=self.store, run_id="r"))
-        return self.launchers[-1]
-
-    def tasks(self, clients: Sequence[str] = CLIENTS) -> list[ClientTask]:
-        return [
-            ClientTask(store=self.store.uri, run_id="r", stage_key=KEY, server_round=1, client=client)
-            for client in clients
-        ]
-
-    def train(self, clients: Sequence[str] = CLIENTS, *, deadline_s: float = 60, **values: Any) -> Working:
-        """Has clients train."""
-        launcher, tasks = self.launcher(**values), self.tasks(clients)
-        self.calls.append(
-            Working(lambda: launcher.clients("train-client", tasks, deadline_s=deadline_s, emit=self.emit))
-        )
-        return self.calls[-1]
-
-    def aggregate(self, **values: Any) -> Working:
-        """Has the server aggregate."""
-        launcher, task = self.launcher(**values), RoundTask(store="s", run_id="r", stage_key=KEY, server_round=1)
-        self.calls.append(Working(lambda: launcher.server("aggregate-round", task, emit=self.emit)))
-        return self.calls[-1]
-
-
-@pytest.fixture
-def trial(server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trial]:
-    """A trial in which less time passes between looks than in a cluster."""
-    monkeypatch.setattr(kubernetes, "TICK_S", 0.05)
-    monkeypatch.setattr(kubernetes, "LOOK_S", 0.2)
-    monkeypatch.setattr(kubernetes, "DRAIN_S", 0.3)
-    monkeypatch.setattr(kubernetes_state, "SETTLE_S", 0.2)
-    monkeypatch.setattr(kubernetes_jobs, "CLEAN_UP_S", 0.6)
-    made = Trial(tmp_path / "store")
-    yield made
-    for call in made.calls:
-        call._thread.join(timeout=30)
-        assert not call._thread.is_alive()
-    for launcher in made.launchers:
-        launcher.close()
 
 
 def started(server: ApiServer, job: dict[str, Any], indexes: Sequence[int] = (0, 1)) -> list[str]:
@@ -360,8 +270,8 @@ def test_a_server_that_is_away_and_back_loses_nothing(server: ApiServer, trial: 
 def test_a_server_that_stays_away_ends_the_call(
     server: ApiServer, trial: Trial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watch = kubernetes.Watch
-    monkeypatch.setattr(kubernetes, "Watch", lambda *args, **kw: watch(*args, **kw, patience_s=0.6))
+    watch = kubernetes_following.Watch
+    monkeypatch.setattr(kubernetes_following, "Watch", lambda *args, **kw: watch(*args, **kw, patience_s=0.6))
     call = trial.train()
     server.job()
     server.streaming(2)
@@ -377,11 +287,11 @@ def test_lines_of_a_pod_that_nobody_followed_are_shown_when_it_fails(server: Api
     job = server.job()
     (pod,) = started(server, job, [0])
     until(lambda: trial.lines("warning"), what="the refusal is told")
-    server.say(pod, *(f"line {n}" for n in range(kubernetes.TAIL + 5)), event("client_step", step=1))
+    server.say(pod, *(f"line {n}" for n in range(kubernetes_following.TAIL + 5)), event("client_step", step=1))
     server.end_pod(pod, 1, message="error: no luck")
     server.mend_job(job["metadata"]["name"], failedIndexes="0")
     assert call.wait()["client-000"].exit_code == 1
-    assert trial.lines("client_log") == [f"line {n}" for n in range(6, kubernetes.TAIL + 5)]
+    assert trial.lines("client_log") == [f"line {n}" for n in range(6, kubernetes_following.TAIL + 5)]
 
 
 def test_a_job_that_waits_in_a_queue_is_told_of_and_then_runs(server: ApiServer, trial: Trial) -> None:

@@ -2,56 +2,17 @@
 
 from __future__ import annotations
 
-import queue
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
+from lwfed.launch import kubernetes_watch
 from lwfed.launch.kubernetes_api import Cluster
-from lwfed.launch.kubernetes_watch import Broken, Heard, News, Queue, Warned, Watch
+from lwfed.launch.kubernetes_watch import Broken, Queue, Warned
 from lwfed.types.errors import LwfedError, UnreachableError
-from tests.unit.launch.api_server import ApiServer, until
+from tests.unit.launch.api_server import ApiServer
+from tests.unit.launch.hearing import add, silent, told, watching
 from tests.unit.launch.recordings import answer
-
-
-def add(server: ApiServer, name: str, run: str = "r") -> None:
-    server.add("jobs", {"metadata": {"name": name, "labels": {"run": run}}, "spec": {}})
-
-
-@contextmanager
-def watching(
-    cluster: Cluster, news: Queue, *, resource: Literal["jobs", "pods"] = "jobs", patience_s: float = 30
-) -> Iterator[Watch]:
-    watch = Watch(cluster, resource, selector="run=r", news=news, patience_s=patience_s)
-    try:
-        yield watch
-    finally:
-        watch.close()
-        watch._thread.join(timeout=10)
-        assert not watch._thread.is_alive(), "a closed watch ends"
-
-
-def told(news: Queue, count: int, *, within_s: float = 10) -> list[tuple[str, str]]:
-    """Takes so many news; gives (kind, name) of each."""
-    found = []
-    for _ in range(count):
-        try:
-            item = news.get(timeout=within_s)
-        except queue.Empty:
-            raise AssertionError(f"{count} news were expected, {found} have come") from None
-        assert isinstance(item, Heard), item
-        found.append((item.kind, item.value["metadata"]["name"]))
-    return found
-
-
-def silent(news: Queue) -> bool:
-    try:
-        item: News = news.get(timeout=0.3)
-    except queue.Empty:
-        return True
-    raise AssertionError(item)
 
 
 def test_what_is_there_is_told_first_and_then_what_becomes_of_it(
@@ -195,12 +156,13 @@ def test_a_server_that_stays_away_ends_the_watch(server: ApiServer, cluster: Clu
         assert server.url in str(item.error)
 
 
-def test_a_server_that_is_away_for_long_is_told_of_once(server: ApiServer, cluster: Cluster, news: Queue) -> None:
-    with watching(cluster, news) as watch:
+def test_a_server_that_is_away_for_long_is_told_of_once(
+    server: ApiServer, cluster: Cluster, news: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubernetes_watch, "TELL_S", 0.5)
+    with watching(cluster, news):
         server.streaming()
         server.stop()
-        until(lambda: watch._stream is not None, what="a watch")
-        watch._answered_at -= 6
         item = news.get(timeout=10)
         assert isinstance(item, Warned) and "asking again for 30 s" in item.text
         add(server, "a")

@@ -1,4 +1,4 @@
-"""submit, retry, cancel and logs, over HTTP, against a server that answers as Kubeflow Pipelines 2.17 were seen to."""
+"""`lwfed submit`, over HTTP, against a server that answers as Kubeflow Pipelines 2.17 were seen to."""
 
 from __future__ import annotations
 
@@ -7,31 +7,22 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
 
-from lwfed.launch.kubernetes_names import CLIENTS_NOTE
 from lwfed.spec.load import load_spec
 from lwfed.steps.specs import MARK, unpack_spec
 from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.types.errors import LwfedError, UnreachableError
 from pipelines.client import Access
-from pipelines.client_commands import Submission, retry_run, submit_run
-from pipelines.client_logs import task_logs
-from pipelines.follow import Pace
+from pipelines.client_commands import Submission, submit_run
 from tests.components.cluster_server import Objects, pod
 from tests.components.conftest import Command
-from tests.components.kfp_server import TASKS, Frame, State, failing, pod_of, stuck, succeeding
-
-QUICK = Pace(poll_s=0.05, first_poll_s=0.05, quiet_s=0.2, start_timeout_s=0.7, patience_s=1.0)
-QUORUM = "round 2 of stage 2 has 1 update, below the quorum of 2 -> see why clients failed"
-TRACE = f"Traceback (most recent call last):\n  ...\nlwfed.types.errors.QuorumError: {QUORUM}\n"
-DIGEST = "ab" * 32
+from tests.components.kfp_server import TASKS, Frame, State, failing, stuck, succeeding
+from tests.components.scenes import DIGEST, QUICK, QUORUM, TRACE
 
 
 def submitted(kfp: State, spec: str) -> tuple[str, Exception | None]:
@@ -48,7 +39,7 @@ def submitted(kfp: State, spec: str) -> tuple[str, Exception | None]:
     return said.getvalue(), None
 
 
-# --- submit ----------------------------------------------------------------------------------------------------------
+# --- submit -----------------------------------------------------------------------------------------------------------
 
 
 def test_submit_starts_a_run_and_tells_where(lwfed: Command, kfp: State, spec: str) -> None:
@@ -239,7 +230,7 @@ def test_a_long_spec_goes_by_its_digest(stored: None, lwfed: Command, kfp: State
     assert f"tiny-{kfp.only_run()[0][:8]} is retried" in lwfed("retry", "latest").out  # its name is in the store
 
 
-# --- servers that are not what they should be ------------------------------------------------------------------------
+# --- servers that are not what they should be -------------------------------------------------------------------------
 
 
 def test_a_dead_server_is_told_within_seconds(lwfed: Command, spec: str) -> None:
@@ -300,7 +291,7 @@ def test_a_namespace_that_kfp_knows_takes_the_jobs_too(lwfed: Command, kfp: Stat
     assert '"namespace":"alice"' in kfp.spec_text()
 
 
-# --- schedules -------------------------------------------------------------------------------------------------------
+# --- schedules --------------------------------------------------------------------------------------------------------
 
 
 def test_cron_makes_a_schedule(lwfed: Command, kfp: State, spec: str) -> None:
@@ -317,202 +308,3 @@ def test_cron_makes_a_schedule(lwfed: Command, kfp: State, spec: str) -> None:
 def test_schedules_that_cannot_be_are_refused(arguments: list[str], lwfed: Command, kfp: State, spec: str) -> None:
     ended = lwfed("submit", spec, *arguments)
     assert ended.code == 10 and not kfp.asked
-
-
-# --- retry -----------------------------------------------------------------------------------------------------------
-
-
-def failed(kfp: State) -> str:
-    """Gives the id of a run whose second stage failed."""
-    return kfp.add_run(failing("train-stage-2")[-1:], name="mine")
-
-
-def test_retry_goes_on_to_the_end_that_comes_after(lwfed: Command, kfp: State, spec: str) -> None:
-    run_id = failed(kfp)
-    ended = lwfed("retry", run_id[:8], "--wait", "--json")
-    assert ended.code == 0, ended.err
-    assert ended.json["state"] == "SUCCEEDED" and ended.json["kfp_run_id"] == run_id
-    assert f"POST /apis/v2beta1/runs/{run_id}:retry" in kfp.asked
-
-
-def test_retry_that_fails_again_says_why(kfp: State, lwfed: Command, spec: str) -> None:
-    run_id = failed(kfp)
-    kfp.after_retry, kfp.logs = failing("train-stage-2"), {"train-stage-2": TRACE}
-    with pytest.raises(LwfedError, match="below the quorum"):
-        retry_run(
-            Access(endpoint=kfp.endpoint), run_id, console=Console(file=io.StringIO()), as_json=False, wait=True,
-            pace=QUICK,
-        )  # fmt: skip
-
-
-def test_retry_of_what_did_not_fail_is_refused(lwfed: Command, kfp: State, spec: str) -> None:
-    kfp.add_run(succeeding()[-1:])
-    ended = lwfed("retry", "latest")
-    assert ended.code == 1 and "is SUCCEEDED: nothing of it failed" in ended.error and "lwfed rerun" in ended.error
-    kfp.only_run()[1].frames = [Frame("RUNNING")]
-    ended = lwfed("retry", "latest")
-    assert "only what has failed" in ended.error and "lwfed cancel" in ended.error
-    assert not any(":retry" in ask for ask in kfp.asked)
-
-
-def test_what_kubeflow_says_of_a_retry_is_passed_on(lwfed: Command, kfp: State, spec: str) -> None:
-    failed(kfp)
-    kfp.retry_message = "Workflow must be Failed/Error to retry"
-    ended = lwfed("retry", "mine")
-    assert ended.code == 1 and "(409): Workflow must be Failed/Error to retry" in ended.error
-    assert "submit the experiment again" in ended.error
-
-
-def test_a_run_that_is_not_there_is_told(lwfed: Command, kfp: State, spec: str) -> None:
-    failed(kfp)
-    for name in ("nothing", "00000000-0000-0000-0000-000000000000", "tiny-00000000"):
-        ended = lwfed("retry", name)
-        assert ended.code == 19 and name in ended.error
-    failed(kfp)
-    assert "2 runs are named mine" in lwfed("retry", "mine").error
-
-
-# --- cancel ----------------------------------------------------------------------------------------------------------
-
-
-def running(kfp: State) -> tuple[str, str]:
-    """Gives the id of a run whose stage 2 goes on, and lwfed's."""
-    run_id = kfp.add_run(failing("train-stage-2")[:1])
-    return run_id, f"tiny-{run_id[:8]}"
-
-
-def job(name: str, run: str) -> dict[str, Any]:
-    labels = {"app.kubernetes.io/managed-by": "lwfed", "lwfed/run": run}
-    return {"metadata": {"name": name, "uid": f"uid-{name}", "labels": labels}, "spec": {}}
-
-
-def test_cancel_terminates_then_deletes_the_jobs_of_that_run(
-    lwfed: Command, kfp: State, cluster: Objects, spec: str
-) -> None:
-    run_id, name = running(kfp)
-    cluster.jobs = [job("lwfed-1-a1", name), job("lwfed-2-a1", name), job("lwfed-3-a1", "another")]
-    ended = lwfed("cancel", name, "--json")
-    assert ended.code == 0, ended.err
-    assert ended.json["terminated"] and ended.json["state"] == "FAILED" and ended.json["jobs_deleted"] == 2
-    assert [item["metadata"]["name"] for item in cluster.jobs] == ["lwfed-3-a1"]
-    assert f"POST /apis/v2beta1/runs/{run_id}:terminate" in kfp.asked
-    assert all("/namespaces/kubeflow/" in ask for ask in cluster.asked if "jobs" in ask)
-
-    again = lwfed("cancel", name, "--json")
-    assert again.code == 0 and not again.json["terminated"] and again.json["jobs_deleted"] == 0
-    assert "was over already: FAILED" in again.err
-
-
-def test_a_run_that_ends_while_it_is_cancelled_is_over(lwfed: Command, kfp: State, cluster: Objects) -> None:
-    run_id = kfp.add_run([Frame("RUNNING"), Frame("SUCCEEDED")])
-    kfp.before_terminate = lambda run: run.look()
-    ended = lwfed("cancel", run_id, "--json")
-    assert ended.code == 0, ended.err
-    assert any(":terminate" in ask for ask in kfp.asked) and not ended.json["terminated"]
-    assert ended.json["state"] == "SUCCEEDED" and "over already" in ended.err
-
-
-def test_cancel_without_a_cluster_says_what_may_go_on(lwfed: Command, kfp: State, spec: str) -> None:
-    _, name = running(kfp)
-    ended = lwfed("cancel", "latest", "--json")
-    assert ended.code == 17 and f"Jobs of {name} may go on" in ended.error
-    assert f"kubectl -n kubeflow delete jobs -l 'app.kubernetes.io/managed-by=lwfed,lwfed/run={name}'" in ended.error
-    assert ended.json["terminated"] and ended.json["jobs_deleted"] is None
-
-
-def test_a_cancelled_run_is_told_apart_from_a_failed_one(kfp: State, lwfed: Command, spec: str) -> None:
-    run_id, _ = running(kfp)
-    kfp.logs = {"train-stage-2": TRACE}
-    lwfed("cancel", run_id)
-    ended = lwfed("logs", run_id, "--follow")
-    assert ended.code == 1 and "the run was cancelled" in ended.error and "quorum" not in ended.error
-
-
-# --- logs ------------------------------------------------------------------------------------------------------------
-
-
-def test_logs_of_tasks_come_in_their_order(lwfed: Command, kfp: State, spec: str) -> None:
-    run_id = failed(kfp)
-    kfp.logs = {"prepare": "p1\np2\n", "train-stage-1": "s1\n", "train-stage-2": "s2\n", "prepare-driver": "no\n"}
-    for kfp.pods_gone, kfp.is_ui in ((False, False), (True, False), (False, True)):
-        ended = lwfed("logs", run_id)
-        assert ended.code == 0, ended.err
-        assert ended.out.splitlines() == [
-            f"-- prepare  ({pod_of(run_id, 'prepare')})", "p1", "p2",
-            f"-- stage 1: image 0, text 0  ({pod_of(run_id, 'train-stage-1')})", "s1",
-            f"-- stage 2: image 1, text 1  ({pod_of(run_id, 'train-stage-2')})", "s2",
-        ]  # fmt: skip
-        assert "clean up" in ended.err  # which has none
-    one = lwfed("logs", run_id, "--stage", "2")
-    assert one.out.splitlines()[1:] == ["s2"]
-
-
-@pytest.mark.parametrize("is_ui", [False, True], ids=["API", "through the web pages' server"])
-def test_logs_of_a_pod_that_runs_come_from_the_pod(is_ui: bool, lwfed: Command, kfp: State) -> None:
-    run_id, _ = running(kfp)
-    kfp.is_ui, kfp.logs = is_ui, {"train-stage-2": "round 1\n"}
-    ended = lwfed("logs", run_id, "--stage", "2")
-    assert ended.code == 0 and ended.out.splitlines()[1:] == ["round 1"]
-
-
-def test_logs_that_are_not_there_are_told(lwfed: Command, kfp: State, spec: str) -> None:
-    kfp.add_run(stuck())
-    ended = lwfed("logs", "latest")
-    assert ended.code == 19 and "--follow waits for it" in ended.error
-    ended = lwfed("logs", "latest", "--stage", "3")
-    assert ended.code == 19 and "its stages: 1, 2" in ended.error
-
-
-@pytest.mark.parametrize("is_ui", [False, True], ids=["API", "through the web pages' server"])
-def test_followed_logs_are_told_once_and_end_as_the_run(is_ui: bool, kfp: State) -> None:
-    kfp.is_ui = is_ui
-    kfp.add_run([*stuck(), *failing("train-stage-1")])
-    kfp.logs = {"prepare": "p1\n", "train-stage-1": TRACE}
-    lines: list[str] = []
-    with pytest.raises(LwfedError, match="below the quorum") as ended:
-        task_logs(
-            Access(endpoint=kfp.endpoint), "latest", stage=None, follow=True, write=lines.append,
-            console=Console(file=io.StringIO()), poll_s=0.01,
-        )  # fmt: skip
-    assert ended.value.exit_code == 13
-    assert lines.count("p1") == 1 and lines.count(TRACE.splitlines()[-1]) == 1
-
-
-@pytest.fixture
-def training(stored: None, kfp: State, cluster: Objects, spec: str) -> Iterator[str]:
-    """A run with pods of two clients and of the server; gives lwfed's id of it."""
-    _, name = running(kfp)
-    store = load_spec(spec).store.uri
-    notes = {CLIENTS_NOTE: "client-000,client-001"}
-    cluster.jobs.append({"metadata": {"name": "lwfed-abab-r002-train-clients-a1", "annotations": notes, "uid": "1"}})
-    for number in (0, 1):
-        labels = {
-            "app.kubernetes.io/managed-by": "lwfed", "lwfed/run": name, "lwfed/step": "train-client",
-            "lwfed/stage-key": DIGEST[:8], "lwfed/round": "2",
-            "batch.kubernetes.io/job-name": "lwfed-abab-r002-train-clients-a1",
-            "batch.kubernetes.io/job-completion-index": str(number),
-        }  # fmt: skip
-        made = pod(f"train-{number}", labels, phase="Running")
-        command = ["lwfed", "step", "train-client", "--store", store, "--job", "lwfed-abab-r002-train-clients-a1"]
-        made["spec"]["containers"] = [{"name": "lwfed", "command": command}]
-        cluster.pods.append(made)
-        cluster.logs[f"train-{number}"] = f"step 1 of {number}\n"
-    yield name
-
-
-def test_logs_of_a_client_come_from_its_pods(training: str, lwfed: Command, cluster: Objects, spec: str) -> None:
-    ended = lwfed("logs", training, "--client", "client-001")
-    assert ended.code == 0, ended.err
-    assert ended.out.splitlines() == ["-- round 2, train-client of client-001  (train-1, running)", "step 1 of 1"]
-    assert any("container=lwfed" in ask for ask in cluster.asked)
-    ended = lwfed("logs", training, "--client", "client-007")
-    assert ended.code == 19 and "there are pods of client-000, client-001" in ended.error
-
-    store = open_store(load_spec(spec).store.uri)
-    store.write_ref(paths.run(training), {"stages": [{"stage": 1, "key": "00" * 32}, {"stage": 2, "key": DIGEST}]})
-    assert lwfed("logs", training, "--client", "client-000", "--stage", "2").code == 0
-    assert lwfed("logs", training, "--client", "client-000", "--stage", "1").code == 19
-    cluster.pods = []
-    assert "kubernetes.job_ttl_s" in lwfed("logs", training, "--client", "client-000").error
-    cluster.forbids = True
-    assert lwfed("logs", training, "--client", "client-000").code == 17

@@ -1,0 +1,137 @@
+"""What a task of a pipeline holds while it works: the run's name, its store and launcher, and who is told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from lwfed import environment
+from lwfed.cli.console import make_console
+from lwfed.cli.display import Display
+from lwfed.cli.session import driving, ending_on_terminate
+from lwfed.cli.task_resources import with_resources
+from lwfed.launch.trackers import NO_STAGE, make_trackers
+from lwfed.spec.run import RunSpec
+from lwfed.steps import runs
+from lwfed.steps.launcher import Emit, Launcher
+from lwfed.steps.report import render
+from lwfed.steps.specs import unpack_spec
+from lwfed.steps.workbench import Workbench
+from lwfed.store.opening import open_store
+from lwfed.store.protocol import Store
+from lwfed.tracking.protocol import Trackers
+from lwfed.types.canonical import digest_of
+from lwfed.types.errors import LwfedError
+
+
+class Session(NamedTuple):
+    """What a task works with.
+
+    Attributes:
+        spec: The experiment.
+        run_id: The run.
+        store: Where it is.
+        bench: For what this process computes itself.
+        launcher: For what others compute.
+        emit: Shows what happens.
+        track: Makes the trackers of (run, stage), and tells them that it is at work.
+        links: Closes the trackers; gives where in MLflow people can look.
+    """
+
+    spec: RunSpec
+    run_id: str
+    store: Store
+    bench: Workbench
+    launcher: Launcher
+    emit: Emit
+    track: Callable[..., Trackers]
+    links: Callable[[], dict[str, str]]
+
+
+@contextmanager
+def working(spec: str, store: str, *, resources: Mapping[str, Any] | None = None) -> Iterator[Session]:
+    """Opens what a task needs, and closes it; shows progress as plain lines, which are the task's log.
+
+    Args:
+        spec: What `pack_spec` gave.
+        store: The store's URI.
+        resources: See `with_resources`.
+
+    Raises:
+        LwfedError: The store, the spec in it or the cluster cannot be had.
+    """
+    opened = open_store(store)
+    values = with_resources(unpack_spec(spec, store=opened), resources)
+    run_id = run_id_of(values)
+    display = Display(make_console(), total_rounds=sum(values.stages.rounds))
+    made: list[tuple[Trackers, Any]] = []
+
+    def track(run: runs.Run, *, stage: int = NO_STAGE) -> Trackers:
+        found, mlflow = make_trackers(run, values.tracking, store=opened, warn=warn_by(display), stage=stage)
+        found.start(run)
+        made.append((found, mlflow))
+        return found
+
+    def links() -> dict[str, str]:
+        addresses = {}
+        for found, mlflow in made:
+            found.close()
+            if mlflow is not None and mlflow.status.run_id is not None:
+                addresses["MLflow"] = mlflow.address()
+        return {name: address for name, address in addresses.items() if address}
+
+    with ending_on_terminate(), display, driving(values, run_id=run_id, store=opened) as (bench, launcher):
+        try:
+            yield Session(values, run_id, opened, bench, launcher, display, track, links)
+        finally:
+            for found, _ in made:
+                found.close()
+
+
+def run_id_of(spec: RunSpec) -> str:
+    """Names the run that this process works on.
+
+    Returns:
+        `LWFED_RUN_ID`; else the spec's name with the first characters of the pipeline run's id (`KFP_RUN_ID`); else
+        with those of the spec's digest.
+    """
+    named = environment.run_id()
+    if named:
+        return named
+    tail = environment.kfp_run_id() or digest_of(spec.model_dump(mode="json"))
+    return f"{spec.name}-{tail[:8]}"
+
+
+def page(session: Session, run: runs.Run) -> str:
+    """Gives the report of what is committed so far, with the address of the run in MLflow."""
+    stages, rounds = runs.history(session.store, run)
+    return render(run, stages, rounds, links=session.links())
+
+
+def telling(emit: Emit, trackers: Trackers) -> Emit:
+    """Gives an emit that tells the trackers of rounds and stages too."""
+
+    def tell(kind: str, values: dict[str, Any]) -> None:
+        emit(kind, values)
+        if kind == "round":
+            trackers.round(values)
+        elif kind == "stage":
+            trackers.stage(values)
+
+    return tell
+
+
+@contextmanager
+def told_of_failure(trackers: Trackers) -> Iterator[None]:
+    """Tells the trackers why the work in it has failed."""
+    try:
+        yield
+    except LwfedError as error:
+        trackers.fail(str(error))
+        raise
+
+
+def warn_by(display: Display) -> Callable[[str], None]:
+    """Gives what shows a warning."""
+    return lambda line: display("warning", {"message": line})
