@@ -6,6 +6,7 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from lwfed.cost.schedule import samples_a_round
@@ -14,6 +15,7 @@ from lwfed.spec.run import RunSpec
 from lwfed.steps import runs
 from lwfed.steps.compare_settings import differences, labels_of, setting_notes, work_of
 from lwfed.steps.formats import HEADLINES
+from lwfed.steps.measured import clients_in, frozen_bytes, in_every_round
 from lwfed.tracking.protocol import Record, finite
 from lwfed.types.errors import SpecError
 
@@ -32,7 +34,7 @@ class Point:
         stage: Its stage.
         quality: The metric; None where the round was not evaluated.
         moved_bytes: Sent and received of what is trained.
-        frozen_bytes: Received of frozen blocks, each once.
+        frozen_bytes: Received of frozen blocks, each once where the client keeps them.
         flops: Computed in training.
         peak_bytes: Largest peak of memory so far.
         wall_s: Seconds.
@@ -245,6 +247,7 @@ def track_of(run: Record, *, stages: Sequence[Record], rounds: Sequence[Record],
     points: list[Point] = []
     memory: list[Memory] = []
     moved = frozen = flops = peak = wall = 0.0
+    been: set[str] = set()
     for stage, records in sorted(by_stage.items()):
         cost = predicted.get(stage) or {}
         clients = [client for record in records for client in record["clients"].values()]
@@ -253,12 +256,14 @@ def track_of(run: Record, *, stages: Sequence[Record], rounds: Sequence[Record],
         expected = cost.get("peak_bytes")
         memory.append(Memory(stage, expected, max(found, default=None)))
         peak = max(peak, max(found, default=expected or 0.0))
-        for record in records:
+        fetched = in_every_round(records, frozen_bytes, been=been)
+        filled = in_every_round(records, partial(_filling, cost=cost), been=been)
+        been = clients_in(records)
+        for n, record in enumerate(records):
             part = list(record["clients"].values())
             moved += _mean(part, "bytes_up") + _mean(part, "bytes_down")
-            frozen += _mean(part, "bytes_down_frozen")
-            flops += each * statistics.fmean(_samples(plans[stage], client) for client in part)
-            flops += statistics.fmean(_filling(client, cost) for client in part)
+            frozen += fetched[n]
+            flops += each * statistics.fmean(_samples(plans[stage], client) for client in part) + filled[n]
             wall += float((record.get("wall_s") or {}).get("round") or 0.0)
             value = record["metrics"].get(metric)
             points.append(
@@ -314,7 +319,7 @@ def _not_judged(run: Record, rounds: Sequence[Record], metric: str) -> tuple[str
     return (f"run {run['run_id']} has no metric `{metric}` -> known: {', '.join(known)}",)
 
 
-def _filling(client: Mapping[str, Any], cost: Mapping[str, Any]) -> float:
+def _filling(client: Mapping[str, Any], *, cost: Mapping[str, Any]) -> float:
     """Gives the FLOPs, by the ledger, that a client spent on keeping outputs of frozen blocks in this round."""
     filled = "filled" in (client.get("prefix") or {}).values()
     return float(client["num_examples"] * (cost.get("fill_flops") or 0)) if filled else 0.0

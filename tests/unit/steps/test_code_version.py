@@ -21,6 +21,7 @@ SILENT = {
     "lwfed/steps/evaluate_client.py",
     "lwfed/steps/gap.py",  # measures
     "lwfed/steps/launcher.py",
+    "lwfed/steps/measured.py",  # adds up what was measured
     "lwfed/steps/prune.py",
     "lwfed/steps/runs.py",
     "lwfed/spec/load.py",
