@@ -20,6 +20,7 @@ from lwfed.params import select
 from lwfed.plan.stages import StagePlan
 from lwfed.plan.units import group_of
 from lwfed.steps.batching import part, tensors_of, to_device
+from lwfed.steps.client_folder import tend_folder
 from lwfed.steps.download import fetch_trained
 from lwfed.steps.losses import batch_loss
 from lwfed.steps.prefix import prefix_folder, prefixes_of
@@ -61,6 +62,7 @@ def train_client(task: ClientTask, *, bench: Workbench, on_step: OnStep | None =
     done = bench.store.read_ref(ref)
     if ranks.agree(done is not None):
         return done or {}
+    tend_folder(task, store=bench.store)
     stage = bench.stage(task.stage_key)
     plan = stage.plan
     with computing(threads=plan.training.threads), prefix_folder(task) as folder:
