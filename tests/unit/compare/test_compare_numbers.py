@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from lwfed.steps.compare import Told, compare_runs, plausible, spread
+from lwfed.steps.compare import Told, compare_runs, plausible
 from lwfed.steps.compare_budget import Budget, parse_budget, reaches, rounds_within
+from lwfed.steps.compare_records import spread
 from lwfed.steps.compare_settings import differences
 from lwfed.steps.compare_table import budget_rows, difference_text, quality_text, rows, stage_memory
 from lwfed.steps.experiment import measured_total
