@@ -6,13 +6,17 @@ loss is the sum over ranks of the gradients that each rank computes, and the bac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Num
 from torch import Tensor
+
+from lwfed.types.errors import LwfedError, OutOfMemoryError, error_of
+
+T = TypeVar("T")
 
 
 def size() -> int:
@@ -32,6 +36,31 @@ def agree(yes: bool) -> bool:
     answer = [yes]
     dist.broadcast_object_list(answer, src=0)
     return answer[0]
+
+
+def each(work: Callable[[], T]) -> list[T]:
+    """Does a piece of work on every rank and gives all their results, in the ranks' order.
+
+    Work that fails on some ranks ends on all alike, with the error of the first that failed: none waits for another.
+    """
+    if size() == 1:
+        return [work()]
+    failure: tuple[Any, ...] | None = None
+    result: Any = None
+    own: Exception | None = None
+    try:
+        result = work()
+    except Exception as error:
+        own, failure = error, _told(error)
+    heard: list[Any] = [None] * size()
+    dist.all_gather_object(heard, (result, failure))
+    try:
+        for number, (_, told) in enumerate(heard):
+            if told is not None:
+                raise own if own is not None and number == rank() else _error_of(*told)
+    finally:
+        own = None  # else it would hold this frame, and the frame it
+    return [found for found, _ in heard]
 
 
 def total(tensor: Tensor) -> Tensor:
@@ -73,6 +102,20 @@ def row_counts(tensor: Tensor) -> list[int]:
     counts = [torch.empty_like(mine) for _ in range(size())]
     dist.all_gather(counts, mine)
     return [int(count) for count in counts]
+
+
+def _told(error: Exception) -> tuple[int, int | None, str]:
+    """Gives what other ranks are told of an error: exit code, system's error number, message."""
+    if isinstance(error, LwfedError):
+        return error.exit_code, None, str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        return LwfedError.exit_code, error.errno, error.strerror or str(error)
+    code = OutOfMemoryError.exit_code if isinstance(error, torch.OutOfMemoryError | MemoryError) else 1
+    return code, None, f"{type(error).__name__}: {error}"
+
+
+def _error_of(code: int, number: int | None, message: str) -> Exception:
+    return error_of(code, message) if number is None else OSError(number, message)
 
 
 class _Total(torch.autograd.Function):

@@ -158,18 +158,20 @@ class Stopped(BaseException):
     """A run that is killed: nothing between the launcher and the test may catch it."""
 
 
-def begun(root: Path | str, *overrides: str, store: Store | None = None) -> tuple[Workbench, Stage, Place]:
-    """Gives a store in which stage 1 is begun and none of its clients has trained."""
+def begun(
+    root: Path | str, *overrides: str, store: Store | None = None, number: int = 1
+) -> tuple[Workbench, Stage, Place]:
+    """Gives a store in which a stage is begun, the first or that `number`, and none of its clients has trained."""
     bench = Workbench(store or LocalStore(root))
 
     def stop(kind: str, values: dict[str, Any]) -> None:
-        if kind == "round_started":
+        if kind == "round_started" and values["stage"] == number:
             raise Stopped
 
     run = prepared(tiny_spec(root, *overrides), store=bench.store)
     with suppress(Stopped):
         run_stages(run, launcher=InProcess(bench), bench=bench, emit=stop, cache=None)
-    key = runs.stage_key_of(runs.read_run(bench.store, run["run_id"]), 1)
+    key = runs.stage_key_of(runs.read_run(bench.store, run["run_id"]), number)
     assert key is not None
     return bench, bench.stage(key), Place(device="cpu")
 

@@ -18,8 +18,9 @@ from lwfed.cli.options import DEFAULT_STORE, Json, Spec, StoreUri
 from lwfed.spec.load import load_spec
 from lwfed.spec.run import RunSpec
 from lwfed.steps import runs
-from lwfed.steps.compare import STRATEGIES, Comparison, compare_runs, plausible
+from lwfed.steps.compare import STRATEGIES, compare_runs, plausible
 from lwfed.steps.compare_budget import Budget, parse_budget, reaches
+from lwfed.steps.compare_records import Comparison
 from lwfed.steps.compare_table import budget_rows, curves, difference_text, quality_text, rows
 from lwfed.steps.formats import flops_text, memory_text, metric_title, traffic_text
 from lwfed.steps.runs import Options

@@ -77,7 +77,8 @@ def train_batches(
 
     A batch has min(batch_size, len(examples)) examples; an epoch's last batch may be shorter, and is dropped when
     one example is left (BatchNorm needs two). The order of an epoch is seeded by (seed, view), an example's crop and
-    choice of caption by (seed, its id, view).
+    choice of caption by (seed, its id, view). With length buckets the first batch is the longest of the first epoch, or
+    of the part of it that is asked for; see `lwfed.data.buckets`.
 
     Args:
         source: Reads the files.
@@ -104,7 +105,9 @@ def train_batches(
     reader = Reader(source, tuple(examples), replace(settings, modalities=read), seed, augment, views or {})
     cuts = _cuts(len(examples), batch_size)
     by_length = length_buckets and "text" in settings.modalities
-    plan = _training_plan(reader.examples, cuts=cuts, seed=seed, first_view=first_view, by_length=by_length)
+    plan = _training_plan(
+        reader.examples, cuts=cuts, seed=seed, first_view=first_view, by_length=by_length, num_batches=num_batches
+    )
     return _batches(
         reader, islice(plan, num_batches), workers=workers if set(read) - {"text"} else 0, kept=kept, pin=pin
     )  # fmt: skip
@@ -215,7 +218,13 @@ def _finish(reader: Reader, raw: Raw, kept: Mapping[str, KeptPrefix], *, pin: bo
 
 
 def _training_plan(
-    examples: Sequence[Example], *, cuts: list[tuple[int, int]], seed: str, first_view: int, by_length: bool
+    examples: Sequence[Example],
+    *,
+    cuts: list[tuple[int, int]],
+    seed: str,
+    first_view: int,
+    by_length: bool,
+    num_batches: int | None,
 ) -> Iterator[tuple[Row, ...]]:
     def length(view: int, n: int) -> int:
         return len(examples[n].captions[caption_index(examples[n], view, seed=seed)])
@@ -226,6 +235,8 @@ def _training_plan(
         batches = [order[start:stop] for start, stop in cuts]
         if by_length:
             batches = buckets.by_length(batches, length=partial(length, view), rng=rng)
+            if view == first_view:
+                batches = buckets.longest_first(batches, length=partial(length, view), among=num_batches)
         for batch in batches:
             yield tuple((n, view) for n in batch)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lwfed import ranks
 from lwfed.data.audio import normalise_log_mel
 from lwfed.data.inputs import InputSettings
 from lwfed.data.reading import Reader, Row, caption_index, read_all
@@ -77,21 +78,25 @@ class Inputs:
         decides = {"examples": names, "settings": settings, "seed": self.seed, "augment": self.augment}
         return digest_of({**decides, "views": self.views, "modality": self.modality, "function": self.function})
 
+    def batch_starts(self, batch_size: int) -> range:
+        """Gives the numbers of the inputs with which this rank's batches start; see `keep`."""
+        return range(ranks.rank() * batch_size, len(self), ranks.size() * batch_size)
+
     def batches(self, source: Source, *, batch_size: int, workers: int) -> Iterator[Any]:
-        """Yields all inputs in order, as the encoder takes them.
+        """Yields this rank's batches of inputs in order, as the encoder takes them.
 
         Raises:
             DataError: A file cannot be read.
         """
         if self.modality == "text":
             captions = [caption for example in self.examples for caption in example.captions]
-            for start in range(0, len(captions), batch_size):
+            for start in self.batch_starts(batch_size):
                 yield tokenize(captions[start : start + batch_size], settings=self.settings)
             return
         settings = InputSettings(**{**asdict(self.settings), "modalities": (self.modality,)})
         reader = Reader(source, self.examples, settings, self.seed, self.augment)
         rows = [(n, view) for n in range(len(self.examples)) for view in range(self.views)]
-        plan = (tuple(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size))
+        plan = (tuple(rows[start : start + batch_size]) for start in self.batch_starts(batch_size))
         for raw in read_all(reader, plan, workers=workers):
             if raw.pixels is not None:
                 yield normalise_pixels(raw.pixels)
@@ -166,44 +171,85 @@ def keep(
 ) -> KeptPrefix:
     """Writes outputs down as they come, and drops what was kept of the same inputs before.
 
+    Several ranks share the work: of the batches in the inputs' order, rank r of R brings those numbered r, r + R, ...
+    They go in step, a batch each, and all write to one file, which is the file that one rank would write.
+
     Args:
-        folder: A client's own; it is made.
+        folder: A client's own, the same on all ranks; it is made.
         inputs: Of what.
-        outputs: Batches of tokens [B, T, D] and, of texts, the mask [B, T] of those to keep, in the inputs' order.
+        outputs: Batches of tokens [B, T, D] and, of texts, the mask [B, T] of those to keep: this rank's.
         chain: Digests of the blocks that made them.
         code: Version of the code.
 
     Raises:
-        OSError: There is no room for it; nothing is left behind.
+        OSError: There is no room for it; nothing is left behind. What fails on one rank is raised on all.
     """
     place = folder / kept_name(inputs, chain=chain, code=code)
-    writing = folder / f".writing-{os.getpid()}-{place.name}"
-    for stale in folder.glob(".writing-*"):  # of a process that was killed: a client has one at a time
+    writing = folder / ranks.each(lambda: f".writing-{os.getpid()}-{place.name}")[0]
+    try:
+        ranks.each(lambda: _begin(writing) if ranks.rank() == 0 else None)
+        lengths, width = _write(writing / TOKENS, outputs)
+        values_of = {"chain": list(chain), "lengths": lengths, "width": width, "modality": inputs.modality}
+        ranks.each(lambda: _commit(writing, place, values_of) if ranks.rank() == 0 else None)
+    finally:
+        if ranks.rank() == 0:
+            shutil.rmtree(writing, ignore_errors=True)
+    return KeptPrefix(place, inputs)
+
+
+def _begin(writing: Path) -> None:
+    for stale in writing.parent.glob(".writing-*"):  # of a process that was killed: a client has one at a time
         shutil.rmtree(stale, ignore_errors=True)
     writing.mkdir(parents=True)
+    (writing / TOKENS).touch()
+
+
+def _write(path: Path, outputs: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[list[int], int]:
+    """Writes this rank's batches between the others'; gives the lengths of all inputs, and the tokens' width."""
+    mine = iter(outputs)
     lengths: list[int] = []
-    width = 0
-    try:
-        with (writing / TOKENS).open("wb") as file:
-            for tokens, mask in outputs:
-                width = tokens.shape[2]
-                values = tokens.float().cpu()
-                if mask is None:
-                    lengths += [values.shape[1]] * values.shape[0]
-                    file.write(values.contiguous().numpy().data)
-                else:
-                    lengths += mask.sum(dim=1).tolist()
-                    file.write(values[mask.cpu()].numpy().data)
-        values_of = {"chain": list(chain), "lengths": lengths, "width": width, "modality": inputs.modality}
-        (writing / INDEX).write_text(json.dumps(values_of), encoding="utf-8")
-        shutil.rmtree(place, ignore_errors=True)
-        writing.rename(place)
-    finally:
-        shutil.rmtree(writing, ignore_errors=True)
-    for other in folder.glob(f"{inputs.modality}-*"):
+    ready: Tensor | None = None
+    width = start = total = 0
+
+    def turn() -> tuple[list[int], int]:
+        """Writes the batch of the turn before, now that it is known where it starts; then brings the next."""
+        nonlocal ready
+        if ready is not None:
+            with path.open("r+b") as file:
+                file.seek(ready.element_size() * start * ready.shape[1])
+                file.write(ready.numpy().data)
+        ready, own = _packed(next(mine, None))
+        return own, 0 if ready is None else ready.shape[1]
+
+    while True:
+        turns = ranks.each(turn)
+        if not any(own for own, _ in turns):
+            return lengths, width
+        start = total + sum(sum(own) for own, _ in turns[: ranks.rank()])
+        for own, wide in turns:
+            lengths += own
+            total += sum(own)
+            width = max(width, wide)
+
+
+def _packed(batch: tuple[Tensor, Tensor | None] | None) -> tuple[Tensor | None, list[int]]:
+    """Gives a batch's tokens [N, D], float32 and without padding, and how many each input has."""
+    if batch is None:
+        return None, []
+    tokens, mask = batch
+    values = tokens.float().cpu().contiguous()
+    if mask is None:
+        return values.flatten(0, 1), [values.shape[1]] * values.shape[0]
+    return values[mask.cpu()], mask.sum(dim=1).tolist()
+
+
+def _commit(writing: Path, place: Path, index: Mapping[str, Any]) -> None:
+    (writing / INDEX).write_text(json.dumps(index), encoding="utf-8")
+    shutil.rmtree(place, ignore_errors=True)
+    writing.rename(place)
+    for other in place.parent.glob(f"{index['modality']}-*"):
         if other != place:
             shutil.rmtree(other, ignore_errors=True)
-    return KeptPrefix(place, inputs)
 
 
 def kept_name(inputs: Inputs, *, chain: Sequence[str], code: str) -> str:

@@ -37,7 +37,7 @@ class DataSpec(Section):
     )
     augment: bool = Field(True, description="random resized crops of training images")
     length_buckets: bool = Field(
-        False, description="captions of similar length share a batch: less padding, other companions in a batch"
+        False, description="captions of similar length share a batch, the longest first: less padding, other companions"
     )
 
     @model_validator(mode="after")

@@ -5,165 +5,21 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 from lwfed.cost.schedule import samples_a_round
 from lwfed.plan.stages import StagePlan
 from lwfed.spec.run import RunSpec
 from lwfed.steps import runs
+from lwfed.steps.compare_records import Comparison, Group, Mean, Memory, Point, Track, spread
 from lwfed.steps.compare_settings import differences, labels_of, setting_notes, work_of
 from lwfed.steps.formats import HEADLINES
+from lwfed.steps.measured import clients_in, frozen_bytes, in_every_round
 from lwfed.tracking.protocol import Record, finite
 from lwfed.types.errors import SpecError
 
-Quantity = Literal["bytes", "flops", "memory"]
-
-REFERENCE = "end_to_end"
 STRATEGIES = ("end_to_end", "layerwise", "progressive")
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """A run after a round. Sums are those of a client that took part in every round so far.
-
-    Attributes:
-        round: Global round.
-        stage: Its stage.
-        quality: The metric; None where the round was not evaluated.
-        moved_bytes: Sent and received of what is trained.
-        frozen_bytes: Received of frozen blocks, each once.
-        flops: Computed in training.
-        peak_bytes: Largest peak of memory so far.
-        wall_s: Seconds.
-    """
-
-    round: int
-    stage: int
-    quality: float | None
-    moved_bytes: float
-    frozen_bytes: float
-    flops: float
-    peak_bytes: float
-    wall_s: float
-
-    def spent(self, quantity: Quantity) -> float:
-        """Gives what counts against a budget: all bytes, frozen ones too; FLOPs; or the peak of memory."""
-        if quantity == "bytes":
-            return self.moved_bytes + self.frozen_bytes
-        return self.flops if quantity == "flops" else self.peak_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Peak memory of a stage, bytes: what the ledger said, and the largest that a client measured."""
-
-    stage: int
-    predicted: float | None
-    measured: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Track:
-    """One run's way.
-
-    Attributes:
-        run_id: The run.
-        strategy: Its strategy.
-        seed: Its seed.
-        digest: Its last checkpoint's.
-        complete: All stages are finished.
-        points: Its rounds.
-        memory: Its trained stages.
-    """
-
-    run_id: str
-    strategy: str
-    seed: int
-    digest: str
-    complete: bool
-    points: tuple[Point, ...]
-    memory: tuple[Memory, ...]
-
-    @property
-    def final(self) -> float:
-        """The metric after the last evaluated round."""
-        return [point.quality for point in self.points if point.quality is not None][-1]
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """A mean over seeds, and the sample standard deviation where there are two or more."""
-
-    mean: float
-    std: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Mean:
-    """A group after a round: means over its seeds; `quality` is None where a seed was not evaluated."""
-
-    at: Point
-    quality: Spread | None
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Runs that differ in nothing but their seed.
-
-    Attributes:
-        label: How figures name it.
-        strategy: Its strategy.
-        tracks: A run a seed.
-        means: Their means, round by round.
-    """
-
-    label: str
-    strategy: str
-    tracks: tuple[Track, ...]
-    means: tuple[Mean, ...]
-
-    @property
-    def final(self) -> Spread:
-        """The metric after the last evaluated round."""
-        return spread([track.final for track in self.tracks])
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """The seeds, in order."""
-        return tuple(track.seed for track in self.tracks)
-
-    @property
-    def last(self) -> Point:
-        """Where it ends: what it spent in all."""
-        return self.means[-1].at
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Groups of runs that are judged by one metric.
-
-    Attributes:
-        metric: The metric's name.
-        groups: The groups; end_to_end, if there is one, stands first.
-        notes: What a reader must know: differing specs, unfinished runs.
-    """
-
-    metric: str
-    groups: tuple[Group, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def lower_is_better(self) -> bool:
-        """Whether a small value is a good one."""
-        return self.metric.endswith("loss")
-
-    @property
-    def reference(self) -> Group | None:
-        """The end-to-end group that ratios are taken against; None where there is none, or several."""
-        found = [group for group in self.groups if group.strategy == REFERENCE]
-        return found[0] if len(found) == 1 else None
-
 
 Told = tuple[Record, Sequence[Record], Sequence[Record]]
 """A RunRecord, its StageRecords and its RoundRecords."""
@@ -245,6 +101,7 @@ def track_of(run: Record, *, stages: Sequence[Record], rounds: Sequence[Record],
     points: list[Point] = []
     memory: list[Memory] = []
     moved = frozen = flops = peak = wall = 0.0
+    been: set[str] = set()
     for stage, records in sorted(by_stage.items()):
         cost = predicted.get(stage) or {}
         clients = [client for record in records for client in record["clients"].values()]
@@ -253,12 +110,14 @@ def track_of(run: Record, *, stages: Sequence[Record], rounds: Sequence[Record],
         expected = cost.get("peak_bytes")
         memory.append(Memory(stage, expected, max(found, default=None)))
         peak = max(peak, max(found, default=expected or 0.0))
-        for record in records:
+        fetched = in_every_round(records, frozen_bytes, been=been)
+        filled = in_every_round(records, partial(_filling, cost=cost), been=been)
+        been = clients_in(records)
+        for n, record in enumerate(records):
             part = list(record["clients"].values())
             moved += _mean(part, "bytes_up") + _mean(part, "bytes_down")
-            frozen += _mean(part, "bytes_down_frozen")
-            flops += each * statistics.fmean(_samples(plans[stage], client) for client in part)
-            flops += statistics.fmean(_filling(client, cost) for client in part)
+            frozen += fetched[n]
+            flops += each * statistics.fmean(_samples(plans[stage], client) for client in part) + filled[n]
             wall += float((record.get("wall_s") or {}).get("round") or 0.0)
             value = record["metrics"].get(metric)
             points.append(
@@ -286,11 +145,6 @@ def track_of(run: Record, *, stages: Sequence[Record], rounds: Sequence[Record],
     )
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Gives the mean, and the sample standard deviation of two or more."""
-    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
-
-
 def _headline(told: Sequence[Told]) -> str:
     """Gives the first headline that every run has; its objective decides which there are."""
     of_runs = [{name for record in rounds for name in record["metrics"]} for _, _, rounds in told]
@@ -314,7 +168,7 @@ def _not_judged(run: Record, rounds: Sequence[Record], metric: str) -> tuple[str
     return (f"run {run['run_id']} has no metric `{metric}` -> known: {', '.join(known)}",)
 
 
-def _filling(client: Mapping[str, Any], cost: Mapping[str, Any]) -> float:
+def _filling(client: Mapping[str, Any], *, cost: Mapping[str, Any]) -> float:
     """Gives the FLOPs, by the ledger, that a client spent on keeping outputs of frozen blocks in this round."""
     filled = "filled" in (client.get("prefix") or {}).values()
     return float(client["num_examples"] * (cost.get("fill_flops") or 0)) if filled else 0.0

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from lwfed.cost.fit import parse_size
-from lwfed.steps.compare import Comparison, Group, Mean, Quantity, Spread, Track, spread
+from lwfed.steps.compare_records import Comparison, Group, Mean, Quantity, Spread, Track, spread
 from lwfed.steps.formats import flops_text, memory_text, traffic_text
 from lwfed.types.errors import SpecError
 

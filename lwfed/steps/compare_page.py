@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from lwfed.steps.compare import Comparison
 from lwfed.steps.compare_budget import TITLES, Budget, reaches
+from lwfed.steps.compare_records import Comparison
 from lwfed.steps.compare_table import difference_text, quality_text, rows
 from lwfed.steps.figures_compare import caption, composed, memory_figure, rounds_figure, spent_figure, styles
 from lwfed.steps.formats import metric_title

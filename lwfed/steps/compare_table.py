@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from lwfed.steps.compare import Comparison, Group, Memory, Spread
 from lwfed.steps.compare_budget import Reach
+from lwfed.steps.compare_records import Comparison, Group, Memory, Spread
 from lwfed.steps.formats import NOTHING, number_text
 
 Row = dict[str, Any]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lwfed.models.build import load
+from lwfed.steps.client_folder import tend_folder
 from lwfed.steps.download import fetch_model, manifest_of
 from lwfed.steps.evaluate import evaluate
 from lwfed.steps.runtime import computing, pick_device
@@ -31,6 +32,7 @@ def evaluate_client(task: ClientTask, *, bench: Workbench) -> dict[str, Any]:
     done = bench.store.read_ref(ref)
     if done is not None:
         return done
+    tend_folder(task, store=bench.store)
     stage = bench.stage(task.stage_key)
     plan = stage.plan
     _, held_out = bench.share(stage, task.place, task.client)

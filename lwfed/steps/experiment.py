@@ -105,7 +105,10 @@ def summarise(run: runs.Run, records: list[dict[str, Any]], *, wall_s: float, co
 
 
 def measured_total(records: list[dict[str, Any]]) -> Mapping[str, float]:
-    """Adds up what a client that took part in every round sent, received and computed for a sample."""
+    """Adds up what a client that took part in every round sent and received, and its largest peak of memory.
+
+    Frozen blocks count once where the client keeps them, as they do in the stages' own means; see `measured_ledger`.
+    """
     total: dict[str, float] = {}
     for record in records:
         measured = record["ledger"]["measured"]

@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from lwfed.steps.compare import Comparison, Group, Mean, Memory, Spread
 from lwfed.steps.compare_budget import Budget, Reach
+from lwfed.steps.compare_records import Comparison, Group, Mean, Memory, Spread
 from lwfed.steps.compare_table import is_share, stage_memory
 from lwfed.steps.figures_rounds import Stage, rounds_plot, shade, stage_names
 from lwfed.steps.formats import flops_text, measure_text, memory_text, percent_text, traffic_text

@@ -10,8 +10,8 @@ import errno
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,13 +67,14 @@ class Prefixes:
 def prefix_folder(task: ClientTask) -> Iterator[Path]:
     """Gives the folder in which a client's frozen outputs are kept: its own, else one for this round alone.
 
-    A client without a folder computes them anew in each round: the same numbers, since the batches are the same.
+    A client without a folder computes them anew in each round: the same numbers, since the batches are the same. Its
+    ranks are on one machine and share the first one's folder.
     """
     if task.place.cache is not None:
         yield Path(task.place.cache) / task.client / "prefix"
         return
     with tempfile.TemporaryDirectory(prefix="lwfed-prefix-") as scratch:
-        yield Path(scratch)
+        yield Path(ranks.each(lambda: scratch)[0])
 
 
 def prefixes_of(
@@ -88,6 +89,8 @@ def prefixes_of(
     folder: Path,
 ) -> Prefixes:
     """Gives the outputs of the frozen blocks of those modalities whose plan keeps them, computed where need be.
+
+    The ranks of a client share the work, and end alike: on all what fails on one is raised, or told as no room.
 
     Args:
         task: Which client.
@@ -113,31 +116,24 @@ def prefixes_of(
         function = _function(stage, modality, device=device)
         inputs = Inputs(modality, tuple(held), bench.inputs(stage), plan.seed, plan.data.augment, count, function)
         chain = tuple(checkpoint.blocks[unit].digest for unit in frozen_units(plan, modality))
-        found = find_kept(folder, inputs, chain=chain, code=code_version())
-        if ranks.agree(found is not None and found.chain == chain):
-            told[modality] = "kept"
-        elif not ranks.agree(_has_room(folder, inputs, width=bench.skeleton(stage.key).encoder(modality).width)):
+        found = _agreed(find_kept(folder, inputs, chain=chain, code=code_version()))
+        if found is not None and found.chain == chain:
+            kept[modality], told[modality] = found, "kept"
+            continue
+        if not ranks.agree(_has_room(folder, inputs, width=bench.skeleton(stage.key).encoder(modality).width)):
             told[modality] = f"recomputed: there is no room for it in {folder}"
             continue
-        else:
-            try:
-                if ranks.rank() == 0:
-                    outputs = _outputs(
-                        task, inputs, found, bench=bench, stage=stage, checkpoint=checkpoint, store=store, device=device
-                    )
-                    keep(folder, inputs, outputs, chain=chain, code=code_version())
-                full = ""
-            except OSError as error:
-                if error.errno not in NO_ROOM:
-                    raise
-                full = error.strerror or str(error)
-            if not ranks.agree(not full):
-                told[modality] = f"recomputed: it cannot be kept in {folder}: {full or 'see the first rank'}"
-                continue
-            found = find_kept(folder, inputs, chain=chain, code=code_version())
+        outputs = _outputs(
+            task, inputs, found, bench=bench, stage=stage, checkpoint=checkpoint, store=store, device=device
+        )
+        try:
+            with closing(outputs):
+                kept[modality] = keep(folder, inputs, outputs, chain=chain, code=code_version())
             told[modality] = "filled"
-        assert found is not None
-        kept[modality] = found
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            told[modality] = f"recomputed: it cannot be kept in {folder}: {error.strerror or error}"
     nbytes = sum(prefix.nbytes for prefix in kept.values())
     return Prefixes(kept=kept, told=told, fill_s=time.monotonic() - started, nbytes=nbytes)
 
@@ -158,6 +154,12 @@ def _function(stage: Stage, modality: str, *, device: torch.device) -> str:
     autocast = autocast_type(stage.plan.training.precision, device)
     decides = {"encoder": encoder, "precision": str(autocast), "device": device.type, "data": stage.data_version}
     return digest_of(decides)
+
+
+def _agreed(found: KeptPrefix | None) -> KeptPrefix | None:
+    """Gives what was found, where all ranks found the same: they begin alike, or not at all."""
+    seen = ranks.each(lambda: found.chain if found is not None else None)
+    return found if all(chain == seen[0] for chain in seen) else None
 
 
 def _has_room(folder: Path, inputs: Inputs, *, width: int) -> bool:
@@ -184,8 +186,8 @@ def _outputs(
     checkpoint: Checkpoint,
     store: Store,
     device: torch.device,
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Yields the frozen blocks' outputs in batches, from the inputs or from what was kept of fewer blocks."""
+) -> Generator[tuple[Tensor, Tensor | None], None, None]:
+    """Yields this rank's batches of the frozen blocks' outputs, from the inputs or what was kept of fewer blocks."""
     plan, modality = stage.plan, inputs.modality
     units = frozen_units(plan, modality)
     done = len(before.chain) if before is not None else 0
@@ -199,7 +201,7 @@ def _outputs(
     autocast = autocast_type(plan.training.precision, device)
     with torch.no_grad(), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
         if before is not None:
-            for start in range(0, len(inputs), size):
+            for start in inputs.batch_starts(size):
                 found = before.at(range(start, min(start + size, len(inputs))))
                 state = State(found["tokens"].to(device), _on(found.get("mask"), device))
                 yield encoder.advance(state, start=done - 1, stop=plan.cut[modality])

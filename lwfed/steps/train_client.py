@@ -22,6 +22,7 @@ from lwfed.params import select
 from lwfed.plan.stages import StagePlan
 from lwfed.plan.units import group_of
 from lwfed.steps.batching import part, read_ahead, tensors_of
+from lwfed.steps.client_folder import tend_folder
 from lwfed.steps.download import fetch_model, manifest_of
 from lwfed.steps.losses import batch_loss
 from lwfed.steps.prefix import prefix_folder, prefixes_of
@@ -96,6 +97,7 @@ def train_locally(task: ClientTask, *, bench: Workbench, on_step: OnStep | None 
     done = bench.store.read_ref(paths.update(task.stage_key, task.server_round, task.client))
     if ranks.agree(done is not None):
         return None
+    tend_folder(task, store=bench.store)
     stage = bench.stage(task.stage_key)
     plan = stage.plan
     with computing(threads=plan.training.threads), prefix_folder(task) as folder:

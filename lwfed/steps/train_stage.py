@@ -6,7 +6,6 @@ committed is not trained again, an accepted set is not changed, a committed roun
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ from lwfed.steps import runs
 from lwfed.steps.evaluate import pooled
 from lwfed.steps.gap import Gap
 from lwfed.steps.launcher import Emit, Launcher, Outcome
+from lwfed.steps.measured import clients_before, measured_ledger
 from lwfed.steps.prefix import recomputed_in
 from lwfed.steps.prune import prune_rounds
 from lwfed.steps.residuals import counted_until, lost_in
@@ -301,6 +301,7 @@ def _commit(
         raise CheckpointError(f"the last round of stage {plan.stage} is not committed", remedy="run it again")
     predicted = next((cost for cost in run["predicted"] if cost["stage"] == plan.stage), None)
     judged = store.read_ref(paths.round_metrics(stage.key, plan.rounds)) or {"metrics": {}}
+    measured = measured_ledger(records, been=clients_before(run, plan.stage, store=store))
     record = {
         "stage": plan.stage,
         "key": stage.key,
@@ -309,7 +310,7 @@ def _commit(
         "plan_digest": digest_of(plan.model_dump(mode="json")),
         "rounds": plan.rounds,
         "metrics": dict(records[-1]["metrics"]) if records else judged["metrics"],
-        "ledger": {"predicted": predicted, "measured": measured_ledger(records)},
+        "ledger": {"predicted": predicted, "measured": measured},
         "wall_s": wall_s,
         "reused": False,
     }
@@ -317,31 +318,6 @@ def _commit(
     commit = {**replace(result, change={}).to_values(), "made_by": run["run_id"]}
     store.write_ref(paths.stage_checkpoint(stage.key), commit, if_absent=True)
     return record
-
-
-def measured_ledger(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Sums up what clients measured over a stage's rounds.
-
-    Returns:
-        Mean bytes a client and round each way; FLOPs a sample and the largest peak of a measured step.
-    """
-    clients = [metrics for record in records for metrics in record["clients"].values()]
-    ledger: dict[str, Any] = {}
-    for name in ("bytes_up", "bytes_down", "bytes_down_frozen"):
-        if clients:
-            ledger[name] = statistics.fmean(metrics[name] for metrics in clients)
-    lost = sum(len(record.get("lost_residuals", ())) for record in records)
-    if lost:
-        ledger["lost_residuals"] = lost
-    flops = [metrics["step_flops"] for metrics in clients if "step_flops" in metrics]
-    for way in ("forward", "backward"):
-        if flops:
-            ledger[f"{way}_flops"] = statistics.fmean(item[way] / item["batch"] for item in flops)
-    for name in ("peak_tensor_bytes", "activations_bytes", "device_peak_bytes"):
-        values = [metrics[name] for metrics in clients if name in metrics]
-        if values:
-            ledger[name] = max(values)
-    return ledger
 
 
 def _drop_updates(bench: Workbench, stage: Stage, server_round: int) -> None:

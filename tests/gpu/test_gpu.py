@@ -88,7 +88,6 @@ def test_the_ledger_holds(tmp_path: Path) -> None:
         predicted, measured = stage["ledger"]["predicted"], stage["ledger"]["measured"]
         for way in ("forward_flops", "backward_flops"):
             assert measured[way] == pytest.approx(predicted[way], rel=0.02)
-        assert measured["bytes_up"] == predicted["exchanged_bytes"]
         assert measured["peak_tensor_bytes"] == pytest.approx(predicted["peak_bytes"], rel=0.15)
         assert measured["device_peak_bytes"] > 0
 

@@ -7,10 +7,12 @@ from collections.abc import Callable
 
 import pytest
 
-from lwfed.steps.compare import Told, compare_runs, plausible, spread
+from lwfed.steps.compare import Told, compare_runs, plausible
 from lwfed.steps.compare_budget import Budget, parse_budget, reaches, rounds_within
+from lwfed.steps.compare_records import spread
 from lwfed.steps.compare_settings import differences
 from lwfed.steps.compare_table import budget_rows, difference_text, quality_text, rows, stage_memory
+from lwfed.steps.experiment import measured_total
 from lwfed.types.errors import SpecError
 from tests.tiny import ONE_STAGE, tiny_spec
 
@@ -56,6 +58,21 @@ def test_what_a_client_spends_never_shrinks_and_frozen_blocks_count_once(six: li
             assert spent == sorted(spent)
         assert (group.last.frozen_bytes > 0) == (group.strategy == "layerwise")
         assert group.last.spent("bytes") == group.last.moved_bytes + group.last.frozen_bytes
+
+
+def test_clients_that_join_late_do_not_fetch_for_one_that_is_always_there(make_told: Make) -> None:
+    """Half of the clients take part in a round: some fetch the frozen blocks in the last round, and none twice."""
+    cohorts = "federation.num_clients=4 federation.fraction_fit=0.5 levers.prefix_cache=always"
+    ((run, stages, rounds),) = make_told(f"layerwise:0 {cohorts} stages.rounds=[2,4]")
+    later = [client for record in rounds[3:] for client in record["clients"].values()]
+    assert any(c["bytes_down_frozen"] for c in later) and not all(c["bytes_down_frozen"] for c in later)
+    first, second = run["predicted"]
+    last = compare_runs([(run, stages, rounds)]).groups[0].last
+    assert last.frozen_bytes == second["newly_frozen_bytes"] > 0 == first["newly_frozen_bytes"]
+    assert measured_total(stages)["bytes_down_frozen"] == second["newly_frozen_bytes"]
+    samples = [6 * (cost["forward_flops"] + cost["backward_flops"]) for cost in (first, second)]
+    assert last.flops == pytest.approx(2 * samples[0] + 4 * samples[1] + 6 * second["fill_flops"], rel=0.02)
+    assert 6 * second["fill_flops"] > 0.02 * last.flops, "once, and seen"
 
 
 def test_means_and_deviations_over_seeds(six: list[Told]) -> None:

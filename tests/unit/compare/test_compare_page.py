@@ -11,9 +11,10 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from lwfed.steps.compare import Comparison, Told, compare_runs
+from lwfed.steps.compare import Told, compare_runs
 from lwfed.steps.compare_budget import Budget
 from lwfed.steps.compare_page import chance_of, comparison_figures, comparison_files, render_comparison
+from lwfed.steps.compare_records import Comparison
 from lwfed.steps.figures_compare import styles
 from lwfed.steps.raster import png
 from lwfed.steps.svg import log_ticks, text_width

@@ -17,10 +17,13 @@ SOURCE = open_shapes(ShapesSize(train=66, test=4, image_size=16))
 EPOCH = 17  # batches of 4; the last has 2
 
 
-def epoch(*, length_buckets: bool, modalities: tuple[str, ...] = ("image", "text"), view: int = 0) -> list[Batch]:
+def epoch(
+    *, length_buckets: bool, modalities: tuple[str, ...] = ("image", "text"), view: int = 0, used: int | None = None
+) -> list[Batch]:
     stream = train_batches(
         SOURCE, examples=SOURCE.train, settings=InputSettings(modalities=modalities, image_size=16, max_tokens=200),
         batch_size=4, seed="5", first_view=view, augment=False, workers=0, length_buckets=length_buckets,
+        num_batches=used,
     )  # fmt: skip
     return list(islice(stream, EPOCH))
 
@@ -42,6 +45,26 @@ def test_the_order_is_seeded_and_does_not_follow_the_length() -> None:
     assert [b.ids for b in one] == [b.ids for b in two] != [b.ids for b in other]
     lengths = [batch.inputs["text"]["ids"].shape[1] for batch in one]
     assert lengths not in (sorted(lengths), sorted(lengths, reverse=True))
+
+
+@pytest.mark.parametrize("used", [None, EPOCH - 1, 5, 1])
+def test_what_a_client_trains_on_first_is_the_longest(used: int | None) -> None:
+    """Of the batches that it trains on, which stay the same: a short round is not drawn to long captions."""
+    found = epoch(length_buckets=True, used=used)
+    assert len(found) == (used or EPOCH) and len(found[0].ids) == 4
+    lengths = [batch.inputs["text"]["ids"].shape[1] for batch in found if len(batch.ids) == 4]
+    assert lengths[0] == max(lengths) and (len(found) < EPOCH or lengths[0] > min(lengths))
+    after = train_batches(
+        SOURCE, examples=SOURCE.train, settings=InputSettings(modalities=("text",), max_tokens=200), batch_size=4,
+        seed="5", first_view=-1, augment=False, workers=0, length_buckets=True, num_batches=EPOCH + len(found),
+    )  # fmt: skip
+    later = list(after)[EPOCH:]
+    assert sorted(b.ids for b in later) == sorted(b.ids for b in found), "a later epoch moves none"
+    assert len(found) == 1 or [b.ids for b in later] != [b.ids for b in found]
+
+
+def test_the_short_batch_has_the_shortest() -> None:
+    assert by_length([[0, 1], [2, 3], [4]], length=lambda n: n, rng=np.random.default_rng(0)).count([0]) == 1
 
 
 def test_without_text_nothing_changes() -> None:

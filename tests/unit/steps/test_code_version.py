@@ -17,10 +17,12 @@ SILENT = {
     "lwfed/steps/__init__.py",
     "lwfed/steps/tasks.py",  # where things lie
     "lwfed/steps/version.py",  # names the code
+    "lwfed/steps/client_folder.py",  # removes what no run needs
     "lwfed/steps/evaluate.py",  # judges, and changes no weight
     "lwfed/steps/evaluate_client.py",
     "lwfed/steps/gap.py",  # measures
     "lwfed/steps/launcher.py",
+    "lwfed/steps/measured.py",  # adds up what was measured
     "lwfed/steps/prune.py",
     "lwfed/steps/runs.py",
     "lwfed/spec/load.py",

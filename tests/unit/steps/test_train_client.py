@@ -121,6 +121,19 @@ def test_only_the_first_round_is_measured_and_that_changes_nothing_else(tmp_path
     assert all("step_flops" in metrics for metrics in records[2]["clients"].values())
 
 
+def test_with_length_buckets_the_measured_step_is_the_longest(tmp_path: Path) -> None:
+    """Three batches of four: a step on any of them needs no more memory, so neither does the first without buckets."""
+    found: dict[bool, list[int]] = {}
+    for buckets in (False, True):
+        bench, stage, _ = begun(
+            tmp_path / str(buckets), f"data.length_buckets={str(buckets).lower()}", "training.batch_size=4"
+        )
+        updates = [train_client(client_task(bench, stage, client), bench=bench) for client in (FIRST, "client-001")]
+        found[buckets] = [update["metrics"]["activations_bytes"] for update in updates]
+    assert found[True] != found[False]
+    assert all(one >= other for one, other in zip(found[True], found[False], strict=True))
+
+
 def test_a_diverging_client_says_which_examples(tmp_path: Path) -> None:
     bench, stage, _ = begun(tmp_path, "training.learning_rate=1e30", "training.local_epochs=4")
     with pytest.raises(DivergedError) as caught:

@@ -1,0 +1,159 @@
+"""What a comparison holds: runs' ways, groups of them over seeds, and their means."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Quantity = Literal["bytes", "flops", "memory"]
+
+REFERENCE = "end_to_end"
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A run after a round. Sums are those of a client that took part in every round so far.
+
+    Attributes:
+        round: Global round.
+        stage: Its stage.
+        quality: The metric; None where the round was not evaluated.
+        moved_bytes: Sent and received of what is trained.
+        frozen_bytes: Received of frozen blocks, each once where the client keeps them.
+        flops: Computed in training.
+        peak_bytes: Largest peak of memory so far.
+        wall_s: Seconds.
+    """
+
+    round: int
+    stage: int
+    quality: float | None
+    moved_bytes: float
+    frozen_bytes: float
+    flops: float
+    peak_bytes: float
+    wall_s: float
+
+    def spent(self, quantity: Quantity) -> float:
+        """Gives what counts against a budget: all bytes, frozen ones too; FLOPs; or the peak of memory."""
+        if quantity == "bytes":
+            return self.moved_bytes + self.frozen_bytes
+        return self.flops if quantity == "flops" else self.peak_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Peak memory of a stage, bytes: what the ledger said, and the largest that a client measured."""
+
+    stage: int
+    predicted: float | None
+    measured: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """One run's way.
+
+    Attributes:
+        run_id: The run.
+        strategy: Its strategy.
+        seed: Its seed.
+        digest: Its last checkpoint's.
+        complete: All stages are finished.
+        points: Its rounds.
+        memory: Its trained stages.
+    """
+
+    run_id: str
+    strategy: str
+    seed: int
+    digest: str
+    complete: bool
+    points: tuple[Point, ...]
+    memory: tuple[Memory, ...]
+
+    @property
+    def final(self) -> float:
+        """The metric after the last evaluated round."""
+        return [point.quality for point in self.points if point.quality is not None][-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A mean over seeds, and the sample standard deviation where there are two or more."""
+
+    mean: float
+    std: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A group after a round: means over its seeds; `quality` is None where a seed was not evaluated."""
+
+    at: Point
+    quality: Spread | None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Runs that differ in nothing but their seed.
+
+    Attributes:
+        label: How figures name it.
+        strategy: Its strategy.
+        tracks: A run a seed.
+        means: Their means, round by round.
+    """
+
+    label: str
+    strategy: str
+    tracks: tuple[Track, ...]
+    means: tuple[Mean, ...]
+
+    @property
+    def final(self) -> Spread:
+        """The metric after the last evaluated round."""
+        return spread([track.final for track in self.tracks])
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds, in order."""
+        return tuple(track.seed for track in self.tracks)
+
+    @property
+    def last(self) -> Point:
+        """Where it ends: what it spent in all."""
+        return self.means[-1].at
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Groups of runs that are judged by one metric.
+
+    Attributes:
+        metric: The metric's name.
+        groups: The groups; end_to_end, if there is one, stands first.
+        notes: What a reader must know: differing specs, unfinished runs.
+    """
+
+    metric: str
+    groups: tuple[Group, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether a small value is a good one."""
+        return self.metric.endswith("loss")
+
+    @property
+    def reference(self) -> Group | None:
+        """The end-to-end group that ratios are taken against; None where there is none, or several."""
+        found = [group for group in self.groups if group.strategy == REFERENCE]
+        return found[0] if len(found) == 1 else None
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Gives the mean, and the sample standard deviation of two or more."""
+    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
