@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import resource
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -99,12 +100,17 @@ def test_ranks_keep_the_file_that_one_rank_keeps_and_fail_alike(tmp_path: Path) 
     ]
 
 
-def train_on_a_rank(rank: int, folder: str, tasks: list[str]) -> None:
+def train_on_a_rank(rank: int, folder: str, tasks: list[str], largest_file: int | None = None) -> None:
+    """Trains clients; the system may let the second rank write no larger file."""
     join(rank, folder)
     prefix.FILL_TOKENS = TOKENS_A_FILL
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     for values in tasks:
         task = ClientTask.model_validate_json(values)
+        if rank == 1 and largest_file is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, before[1]))
         train_client(task, bench=Workbench.at(task.store))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
     dist.destroy_process_group()
 
 
@@ -140,3 +146,16 @@ def test_two_ranks_fill_together_what_one_fills_alone_and_train_to_the_same_bits
     assert len(kept) == 4 and kept == files_of(tmp_path / "filled" / own)
     assert len({update["digest"] for update in updates}) == 1
     assert updates[0]["digest"] != one["digest"], "sums over two ranks are rounded otherwise: two ranks have trained"
+
+
+@pytest.mark.slow
+def test_a_rank_that_finds_no_room_leaves_all_to_compute_in_each_step(
+    stores: Callable[[str], ClientTask], tmp_path: Path
+) -> None:
+    """The system itself refuses the second rank's writes, halfway through the images' file."""
+    task = stores("full")
+    mp.spawn(train_on_a_rank, args=(str(tmp_path), [task.model_dump_json()], 2000), nprocs=2)
+    told = train_client(task, bench=Workbench.at(task.store))["metrics"]["prefix"]
+    assert all(why.startswith("recomputed: it cannot be kept in") and "too large" in why for why in told.values())
+    assert sorted(told) == ["image", "text"]
+    assert files_of(tmp_path / "full" / "own" / "client-000" / "prefix") == {}
