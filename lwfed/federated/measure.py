@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+ATTENTION_ON_CPU = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda *shapes, **_: sdpa_backward_flop_count(*shapes[:4])
+    ),
+}
+"""Attention's kernel on a CPU, which not every version of torch counts."""
 
 
 class Recomputed(TorchDispatchMode):
@@ -118,7 +126,7 @@ def measuring(*, known: Iterable[Tensor], device: torch.device) -> Iterator[Step
         The cost, complete once the block is left.
     """
     ignored = {tensor.untyped_storage().data_ptr() for tensor in known}
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_CPU)
     counter.mod_tracker = _Untracked()  # type: ignore[assignment]  # the tracker keeps what is computed again alive
     again = Recomputed(ignored)
     cost = StepCost(_counter=counter, _again=again)

@@ -31,7 +31,7 @@ from lwfed.federated.local import LocalSettings, MicroBatch, train
 from lwfed.models.build import initial_tensors, load, set_trained, skeleton, without_prefix
 from lwfed.plan.stages import StagePlan, plan_stages
 from lwfed.spec.load import load_spec
-from lwfed.steps.batching import tensors_of, to_device
+from lwfed.steps.batching import tensors_of
 from lwfed.steps.losses import batch_loss
 from lwfed.steps.runtime import autocast_type, computing
 from lwfed.steps.train_client import parameter_groups
@@ -88,8 +88,8 @@ def make(preset: str, overrides: tuple[str, ...], *, batch: int, device: torch.d
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     load(module, tensors)
     set_trained(module, trained=plan.trained)
-    value = inputs_of(plan, kept=kept, tokens=cost.tokens, widths={m: a.width for m, a in architectures.items()})
-    value = to_device(value, device)
+    widths = {m: a.width for m, a in architectures.items()}
+    value = inputs_of(plan, kept=kept, tokens=cost.tokens, widths=widths, device=device)
 
     def run(steps: int = 1, known: list[Tensor] | None = None) -> Any:
         micro = MicroBatch(value=value, share=1.0, rows=batch, name="a batch", tensors=tensors_of(value))
@@ -129,25 +129,31 @@ def _wait(device: torch.device) -> None:
 
 
 def inputs_of(
-    plan: StagePlan, *, kept: Mapping[str, int], tokens: Mapping[str, int], widths: Mapping[str, int]
+    plan: StagePlan,
+    *,
+    kept: Mapping[str, int],
+    tokens: Mapping[str, int],
+    widths: Mapping[str, int],
+    device: torch.device,
 ) -> Batch:
     """Gives random inputs: raw ones, or outputs of frozen blocks where these are kept."""
-    size, generator = plan.training.batch_size, torch.Generator().manual_seed(0)
+    size = plan.training.batch_size
+    drawn: dict[str, Any] = {"generator": torch.Generator(device).manual_seed(0), "device": device}
     inputs: dict[str, Any] = {}
     for modality in plan.model.modalities:
         count = tokens[modality]
         if modality in kept:
-            inputs[modality] = {"tokens": torch.randn(size, count, widths[modality], generator=generator)}
+            inputs[modality] = {"tokens": torch.randn(size, count, widths[modality], **drawn)}
             if modality == "text":
-                inputs[modality]["mask"] = torch.ones(size, count, dtype=torch.bool)
+                inputs[modality]["mask"] = torch.ones(size, count, dtype=torch.bool, device=device)
         elif modality == "image":
-            inputs[modality] = torch.randn(size, 3, 224, 224, generator=generator)
+            inputs[modality] = torch.randn(size, 3, 224, 224, **drawn)
         elif modality == "audio":
-            inputs[modality] = torch.randn(size, 1024, 128, generator=generator)
+            inputs[modality] = torch.randn(size, 1024, 128, **drawn)
         else:
-            ids = torch.randint(1, 1000, (size, count), generator=generator)
-            inputs[modality] = {"ids": ids, "mask": torch.ones(size, count, dtype=torch.bool)}
-    labels = torch.randint(0, NUM_CLASSES, (size,), generator=generator)
+            ids = torch.randint(1, 1000, (size, count), **drawn)
+            inputs[modality] = {"ids": ids, "mask": torch.ones(size, count, dtype=torch.bool, device=device)}
+    labels = torch.randint(0, NUM_CLASSES, (size,), **drawn)
     return Batch(inputs=inputs, labels=labels, ids=tuple(map(str, range(size))))
 
 
