@@ -65,10 +65,10 @@ class InProcess:
     """The launcher that needs nothing but this process."""
 
     remote = False
+    holds_model = True
 
     def __init__(self, bench: Workbench) -> None:
         self._bench = bench
-        bench.holds_model = True
 
     def clients(self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit) -> Iterator[Outcome]:
         """Runs tasks in order; see `Launcher.clients`."""
@@ -77,6 +77,7 @@ class InProcess:
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit") as pool:
             committing: tuple[str, Future[Any]] | None = None
             if step == "train-client":
+                self._bench.holds_model = self.holds_model
                 work = partial(self._train, pool=pool, emit=emit)
                 self._bench.running_sum = self._sum([task for task in tasks if isinstance(task, ClientTask)])
             for task in tasks:

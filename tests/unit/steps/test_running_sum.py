@@ -20,9 +20,10 @@ EXCHANGES = ((), ("exchange.upload=int8",), ("exchange.upload=bf16", "exchange.d
 class Forgetful(InProcess):
     """A launcher that sums nothing up and holds no model: updates are read from the store."""
 
+    holds_model = False
+
     def __init__(self, bench: Workbench) -> None:
         super().__init__(bench)
-        bench.holds_model = False
         bench.num_examples = _Nobody()
 
 
