@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from lwfed import environment
+from lwfed.launch import launchers
 from lwfed.launch.devices import check_devices, gpus_here, gpus_of, names_of
+from lwfed.launch.launchers import make_launcher
+from lwfed.spec.federation import LaunchSpec
+from lwfed.spec.run import RunSpec
+from lwfed.steps.launcher import Launcher
+from lwfed.steps.workbench import Workbench
+from lwfed.store.local import LocalStore
 from lwfed.types.errors import SpecError
 
 SIZES = [(count, devices) for count in range(1, 9) for devices in range(1, count + 1)]
@@ -72,3 +81,16 @@ def test_a_client_of_more_devices_than_there_are_is_refused() -> None:
     check_devices(2, gpus=machine(2))
     with pytest.raises(SpecError, match=r"`launch\.devices` is 3 and this process sees 2 GPU\(s\): 0, 1 -> set launch"):
         check_devices(3, gpus=machine(2))
+
+
+def test_a_run_is_refused_before_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launchers, "gpus_here", lambda device: () if device == "cpu" else machine(2))
+    bench = Workbench(LocalStore(tmp_path))
+
+    def launcher(**launch: Any) -> Launcher:
+        return make_launcher(RunSpec(launch=LaunchSpec(kind="subprocess", **launch)), bench=bench, run_id="r")
+
+    with pytest.raises(SpecError, match=r"`launch\.devices` is 3"):
+        launcher(devices=3)
+    launcher(devices=3, device="cpu").close()
+    launcher(devices=2, parallel=5).close()
