@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,6 +35,7 @@ QUIET: Mapping[str, str] = {
 """What `quiet` sets where the user set nothing."""
 
 _ADOPTED = "MLFLOW_RUN_ID"
+_GPUS = "CUDA_VISIBLE_DEVICES"
 _PARENT = "LWFED_MLFLOW_PARENT_RUN_ID"
 
 
@@ -63,6 +64,38 @@ def child_environment(**extra: str) -> dict[str, str]:
     """Gives the environment for a process we start: ours without the adopted MLflow run, which is for us alone."""
     inherited = {name: value for name, value in os.environ.items() if name != _ADOPTED}
     return {**inherited, **extra}
+
+
+def become(variables: Mapping[str, str]) -> None:
+    """Sets variables of this process: a fork gets here what another child would find in its environment."""
+    os.environ.update(variables)
+
+
+def named_gpus() -> tuple[str, ...] | None:
+    """The GPUs that this process may use, by number or UUID (`CUDA_VISIBLE_DEVICES`); None: it may use all."""
+    text = _text(_GPUS)
+    return None if text is None else tuple(name.strip() for name in text.split(","))
+
+
+def only_gpus(names: Sequence[str]) -> dict[str, str]:
+    """Gives the variables by which a child uses these GPUs alone, and all that are there where none is named."""
+    return {_GPUS: ",".join(names)} if names else {}
+
+
+@contextmanager
+def leaving_cuda_alone() -> Iterator[None]:
+    """While the body runs, torch asks the driver's management library for GPUs: CUDA itself would not survive a fork.
+
+    What the user has set stands (`PYTORCH_NVML_BASED_CUDA_CHECK`).
+    """
+    name = "PYTORCH_NVML_BASED_CUDA_CHECK"
+    before = os.environ.get(name)
+    os.environ.setdefault(name, "1")
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
 
 
 def debug() -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,8 @@ def run_tiny(
         if emit is not None:
             emit(kind, values)
 
-    summary = run_stages(run, launcher=launcher(bench), bench=bench, emit=note, cache=Path(root) / "cache")
+    with closing(launcher(bench)) as where:
+        summary = run_stages(run, launcher=where, bench=bench, emit=note, cache=Path(root) / "cache")
     return Finished(run=run, summary=summary, bench=bench, events=events)
 
 

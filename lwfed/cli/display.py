@@ -86,7 +86,8 @@ class Display:
         self._round_started = time.monotonic()
 
     def _on_client_started(self, values: dict[str, Any]) -> None:
-        self._clients[values["client"]] = f"{values['client']} starts"
+        where = f" on GPU {', '.join(values['gpus'])}" if "gpus" in values else ""
+        self._clients[values["client"]] = f"{values['client']} starts{where}"
         if self._live is None and "pod" in values:
             self._say(f"  [dim]{values['client']} runs {values['step']} in {values['pod']} on {values['node']}[/]")
 

@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from importlib import metadata
 
 import typer
@@ -63,11 +64,11 @@ def _root(
     pass
 
 
-def main() -> None:
-    """Runs the command line; every error ends in one line and a numbered exit code."""
+def main(command: Callable[[], object] = app) -> None:
+    """Runs the command line, or another command; every error ends in one line and a numbered exit code."""
     environment.quiet()
     try:
-        app()
+        command()
     except LwfedError as error:
         _end(str(error), error.exit_code)
     except KeyboardInterrupt:

@@ -8,9 +8,11 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -21,6 +23,9 @@ from lwfed.steps.tasks import ClientTask, InspectTask, PrepareTask, RoundTask, R
 from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.types.errors import CoordinatorGoneError, LwfedError, NotFoundError, SpecError
+
+if TYPE_CHECKING:
+    from lwfed.steps.workbench import Workbench
 
 Task = RunTask | RoundTask
 
@@ -51,28 +56,55 @@ def step(
     """Run one step, as a client's process or a pod does."""
     if name not in STEPS:
         raise SpecError(f"there is no step `{name}`", remedy=f"name one of {', '.join(STEPS)}")
-    signal.signal(signal.SIGTERM, _terminated)  # a container's first process ignores what it does not handle
-    try:
+    with _telling_of_failure(as_json):
         if task is not None:
-            values, beat = _read(task), None
+            values = read_task(task)
         elif store is not None and job is not None:
             values, beat = _task_of_job(store, job, index=environment.job_index())
+            if beat is not None:
+                _end_without_coordinator(store, beat, as_json=as_json)
         else:
             raise SpecError("a step needs its task", remedy="give --task FILE, or --store URI and --job NAME")
-        work = _task_of(name, values)
-        if beat is not None:
-            _end_without_coordinator(store or "", beat, as_json=as_json)
-        with environment.ranks(use_gpu=work.place.device != "cpu"):
-            result = _run(name, work, as_json=as_json)
-    except LwfedError as error:
-        if as_json:
-            _tell("failed", {"exit_code": error.exit_code, "message": str(error)})
-        raise
+        result = _run(name, task_of(name, values), as_json=as_json)
     if result and not as_json:
         typer.echo(json.dumps(result))
 
 
-def _run(name: str, task: Task, *, as_json: bool) -> dict[str, Any]:
+def run_client(name: str, path: Path, *, bench: Workbench | None) -> None:
+    """Runs a client's step as `lwfed step NAME --task PATH --json` does, in a process that was forked for it.
+
+    Args:
+        name: Which.
+        path: Its task, as JSON.
+        bench: What this process inherited, but for the store, whose connections are a process's own; None: nothing.
+
+    Raises:
+        LwfedError: What the step raises; told already.
+    """
+    with _telling_of_failure(True):
+        task = task_of(name, read_task(path))
+        if bench is not None:
+            bench.store = open_store(task.store)
+        _run(name, task, as_json=True, bench=bench)
+
+
+@contextmanager
+def _telling_of_failure(as_json: bool) -> Iterator[None]:
+    signal.signal(signal.SIGTERM, _terminated)  # a container's first process ignores what it does not handle
+    try:
+        yield
+    except LwfedError as error:
+        if as_json:
+            _tell("failed", {"exit_code": error.exit_code, "message": str(error)})
+        raise
+
+
+def _run(name: str, task: Task, *, as_json: bool, bench: Workbench | None = None) -> dict[str, Any]:
+    with environment.ranks(use_gpu=task.place.device != "cpu"):
+        return _run_on(name, task, as_json=as_json, bench=bench)
+
+
+def _run_on(name: str, task: Task, *, as_json: bool, bench: Workbench | None) -> dict[str, Any]:
     from lwfed.launch.in_process import run_client_step, run_server_step
     from lwfed.steps.workbench import Workbench
 
@@ -80,7 +112,7 @@ def _run(name: str, task: Task, *, as_json: bool) -> dict[str, Any]:
         if as_json and environment.rank() == 0:
             _tell(kind, told)
 
-    bench = Workbench.at(task.store)
+    bench = bench or Workbench.at(task.store)
     if isinstance(task, ClientTask | InspectTask):
         if task.parent_pid is not None:
             _end_with(task.parent_pid)
@@ -100,7 +132,8 @@ def _run(name: str, task: Task, *, as_json: bool) -> dict[str, Any]:
     return {"digest": record["digest"]}
 
 
-def _task_of(name: str, values: dict[str, Any]) -> Task:
+def task_of(name: str, values: dict[str, Any]) -> Task:
+    """Gives a step's task from plain values. Raises SpecError where they are none."""
     try:
         return STEPS[name].model_validate(values)
     except ValidationError as error:
@@ -126,7 +159,8 @@ def _tell(kind: str, values: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_task(path: Path) -> dict[str, Any]:
+    """Reads a task's values from a file, or from standard input where it is `-`. Raises SpecError."""
     try:
         content = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
         values = json.loads(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lwfed.launch.devices import check_devices, gpus_here
 from lwfed.launch.in_process import InProcess
 from lwfed.launch.subprocess import Subprocess
 from lwfed.spec.run import RunSpec
@@ -19,6 +20,7 @@ def make_launcher(spec: RunSpec, *, bench: Workbench, run_id: str) -> Launcher:
 
     Raises:
         UnreachableError: No Kubernetes cluster answers.
+        SpecError: A client wants more devices than this machine has GPUs.
     """
     launch = spec.launch
     if launch.kind == "kubernetes":
@@ -26,5 +28,9 @@ def make_launcher(spec: RunSpec, *, bench: Workbench, run_id: str) -> Launcher:
 
         return KubernetesLauncher(spec, store=bench.store, run_id=run_id)
     if launch.kind == "subprocess":
-        return Subprocess(bench, parallel=launch.parallel, devices=launch.devices, retries=launch.retries)
+        gpus = gpus_here(launch.device)
+        check_devices(launch.devices, gpus=gpus)
+        return Subprocess(
+            bench, parallel=launch.parallel, devices=launch.devices, retries=launch.retries, gpus=gpus
+        )  # fmt: skip
     return InProcess(bench)

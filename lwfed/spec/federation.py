@@ -85,7 +85,7 @@ class LaunchSpec(Section):
     kind: Literal["in_process", "subprocess", "kubernetes"] = Field(
         "in_process", description="subprocess: each client is a process of its own; kubernetes: a pod of its own"
     )
-    parallel: int = Field(1, ge=1, description="clients at a time (subprocess)")
+    parallel: int = Field(1, ge=1, description="clients at a time, spread over this machine's GPUs (subprocess)")
     devices: int = Field(1, ge=1, description="devices a client; above 1 through torchrun (subprocess, kubernetes)")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     retries: int = Field(1, ge=0, description="tries again for a client that died (subprocess)")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lwfed import environment
 from lwfed.types.errors import OutOfMemoryError, SpecError
 
 
@@ -16,7 +17,9 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
-        raise SpecError("`launch.device` is cuda and torch sees no GPU", remedy="set launch.device=auto")
+        named = environment.named_gpus()
+        where = f" in CUDA_VISIBLE_DEVICES={','.join(named)}" if named else ""
+        raise SpecError(f"`launch.device` is cuda and torch sees no GPU{where}", remedy="set launch.device=auto")
     return torch.device(name)
 
 

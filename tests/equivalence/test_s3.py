@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lwfed.launch.subprocess import Subprocess
 from lwfed.steps.workbench import Workbench
 from lwfed.store.counting import CountingStore
 from lwfed.store.opening import open_store
@@ -62,3 +63,16 @@ def test_a_run_in_a_bucket_ends_in_the_digest_of_one_in_a_folder(
     written = counting.bytes_written
     again = run_tiny(tmp_path, f"store.uri={uri}", bench=Workbench(counting))
     assert again.digest == done.digest and counting.bytes_written == written, "what is committed is not done again"
+
+
+@pytest.mark.slow
+def test_clients_that_are_forked_ask_by_connections_of_their_own(
+    bucket: str, tmp_path: Path, finished: Finished
+) -> None:
+    uri = f"{bucket}/forked"
+    done = run_tiny(
+        tmp_path, f"store.uri={uri}", bench=Workbench(open_store(uri)),
+        launcher=lambda bench: Subprocess(bench, parallel=2, devices=1, retries=0),
+    )  # fmt: skip
+    assert done.digest == finished.digest
+    assert not [kind for kind, _ in done.events if kind in ("warning", "client_log")]

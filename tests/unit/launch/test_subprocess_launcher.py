@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 
 from lwfed.launch.subprocess import Subprocess
 from lwfed.steps.train_client import train_client
-from lwfed.steps.workbench import Workbench
+from lwfed.steps.workbench import Stage, Workbench
 from lwfed.store import paths
 from lwfed.types.errors import CheckpointError
 from tests.tiny import begun, client_task, ignore
@@ -21,23 +23,51 @@ CLIENTS = ("client-000", "client-001")
 WALL_CLOCK = {"wall_s", "peak_rss_bytes"}
 
 
+def templates() -> list[psutil.Process]:
+    """Templates that this process has started and that still run."""
+    return [p for p in _running(psutil.Process().children()) if "lwfed.cli.template" in p.cmdline()]
+
+
 def processes() -> list[psutil.Process]:
     """Clients' processes that this one has started and that still run; other tests' servers are none."""
-    children = [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
-    return [p for p in children if "lwfed" in p.cmdline()]
+    children = psutil.Process().children()
+    anew = [p for p in _running(children) if "lwfed" in p.cmdline()]
+    return anew + [fork for template in templates() for fork in _running(template.children())]
 
 
-def launcher(bench: Workbench, *, parallel: int = 2, retries: int = 0) -> Subprocess:
-    return Subprocess(bench, parallel=parallel, devices=1, retries=retries)
+def _running(found: list[psutil.Process]) -> list[psutil.Process]:
+    return [p for p in found if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.fixture
+def launcher(tmp_path: Path) -> Iterator[Callable[..., Subprocess]]:
+    """Makes launchers; closed, they leave no process."""
+    with ExitStack() as stack:
+
+        def make(bench: Workbench, **options: Any) -> Subprocess:
+            made = Subprocess(bench, **{"parallel": 2, "devices": 1, "retries": 0, **options})
+            return stack.enter_context(closing(made))
+
+        yield make
+    assert not templates() and not processes()
+
+
+def fork_nothing(launcher: Subprocess, bench: Workbench, stage: Stage) -> None:
+    """Waits until the launcher's template is ready: a client that the plan does not know ends at once."""
+    (ended,) = launcher.clients("train-client", [client_task(bench, stage, "client-009")], deadline_s=120, emit=ignore)
+    assert ended.exit_code == 1 and len(templates()) == 1
 
 
 @pytest.mark.slow
-def test_updates_are_those_of_this_process_and_failures_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fork", [True, False])
+def test_updates_are_those_of_this_process_and_failures_are_named(
+    tmp_path: Path, launcher: Callable[..., Subprocess], fork: bool
+) -> None:
     """One client is well, one has a name that the plan does not know: two processes at once."""
     bench, stage, _ = begun(tmp_path / "out")
     told: list[tuple[str, dict[str, Any]]] = []
     tasks = [client_task(bench, stage, client) for client in ("client-000", "client-009")]
-    outcomes = launcher(bench).clients(
+    outcomes = launcher(bench, fork=fork).clients(
         "train-client", tasks, deadline_s=120, emit=lambda kind, values: told.append((kind, values))
     )
     found = {outcome.client: outcome for outcome in outcomes}
@@ -56,7 +86,9 @@ def test_updates_are_those_of_this_process_and_failures_are_named(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_store_that_is_damaged_ends_the_stage_with_its_own_error_after_a_second_try(tmp_path: Path) -> None:
+def test_a_store_that_is_damaged_ends_the_stage_with_its_own_error_after_a_second_try(
+    tmp_path: Path, launcher: Callable[..., Subprocess]
+) -> None:
     bench, stage, _ = begun(tmp_path)
     logs: list[str] = []
     outcomes = launcher(bench, retries=1).clients(
@@ -70,8 +102,12 @@ def test_a_store_that_is_damaged_ends_the_stage_with_its_own_error_after_a_secon
 
 
 @pytest.mark.slow
-def test_a_deadline_ends_processes_and_names_those_that_were_late(tmp_path: Path) -> None:
+def test_a_deadline_ends_processes_and_names_those_that_were_late(
+    tmp_path: Path, launcher: Callable[..., Subprocess]
+) -> None:
     bench, stage, _ = begun(tmp_path, "training.local_steps=1000000")
+    clients = launcher(bench)
+    fork_nothing(clients, bench, stage)
     started = time.monotonic()
     seen: list[int] = []
 
@@ -80,7 +116,7 @@ def test_a_deadline_ends_processes_and_names_those_that_were_late(tmp_path: Path
             seen.extend(process.pid for process in processes())
 
     tasks = [client_task(bench, stage, client) for client in (*CLIENTS, "client-002")]
-    outcomes = list(launcher(bench).clients("train-client", tasks, deadline_s=1.5, emit=look))
+    outcomes = list(clients.clients("train-client", tasks, deadline_s=1.5, emit=look))
     assert time.monotonic() - started < 1.5 + 12, "asked to end, then ended"
     assert {o.client for o in outcomes} == {*CLIENTS, "client-002"}, "running and waiting ones alike"
     assert all(o.exit_code == 1 and "not done before the deadline of 1.5 s" in o.reason for o in outcomes)
@@ -89,7 +125,7 @@ def test_a_deadline_ends_processes_and_names_those_that_were_late(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_whoever_stops_listening_leaves_no_process_behind(tmp_path: Path) -> None:
+def test_whoever_stops_listening_leaves_no_process_behind(tmp_path: Path, launcher: Callable[..., Subprocess]) -> None:
     bench, stage, _ = begun(tmp_path, "training.local_steps=1000000")
 
     def interrupt(kind: str, values: dict[str, Any]) -> None:
@@ -104,13 +140,14 @@ def test_whoever_stops_listening_leaves_no_process_behind(tmp_path: Path) -> Non
     assert not processes()
 
 
-def test_no_tasks_need_no_process(tmp_path: Path) -> None:
+def test_no_tasks_need_no_process(tmp_path: Path, launcher: Callable[..., Subprocess]) -> None:
     bench, _, _ = begun(tmp_path)
     assert list(launcher(bench).clients("train-client", [], deadline_s=1, emit=ignore)) == []
+    assert not templates()
 
 
 @pytest.mark.slow
-def test_a_killed_client_is_tried_again(tmp_path: Path) -> None:
+def test_a_killed_client_is_tried_again(tmp_path: Path, launcher: Callable[..., Subprocess]) -> None:
     """Killed once by signal 9, as the kernel does when memory is short; the second try commits."""
     bench, stage, _ = begun(tmp_path)
     logs: list[str] = []
