@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
+from threading import Thread
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -17,18 +19,38 @@ THREADS = max(2, min(4, os.cpu_count() or 1))
 def ahead(jobs: Iterable[Callable[[], R]]) -> Generator[R, None, None]:
     """Yields the results of jobs in order, with the next one already at work: two results exist at a time.
 
+    The thread is a plain one: a process that a pool's thread forks waits for that thread at its end, and fails.
+
     Args:
         jobs: What to do; each is started when the one before it is asked for.
     """
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting = None
+    asked: SimpleQueue[Callable[[], R] | None] = SimpleQueue()
+    answers: SimpleQueue[Future[R]] = SimpleQueue()
+    thread = Thread(target=_answer, args=(asked, answers), name="ahead", daemon=True)
+    thread.start()
+    try:
+        waiting = False
         for job in jobs:
-            started = pool.submit(job)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = started
-        if waiting is not None:
-            yield waiting.result()
+            asked.put(job)
+            if waiting:
+                yield answers.get().result()
+            waiting = True
+        if waiting:
+            yield answers.get().result()
+    finally:
+        asked.put(None)
+        thread.join()
+
+
+def _answer(asked: SimpleQueue[Callable[[], R] | None], answers: SimpleQueue[Future[R]]) -> None:
+    for job in iter(asked.get, None):
+        answer: Future[R] = Future()
+        try:
+            answer.set_result(job())
+        except BaseException as error:  # raised where the result is asked for
+            answer.set_exception(error)
+        answers.put(answer)
+        del answer, job  # while the next is waited for, only its taker has it
 
 
 def together(work: Callable[[T], R], items: Iterable[T]) -> list[R]:

@@ -9,8 +9,8 @@ with a GPU and its batch sizes `python tests/bench/bench_step.py coco advance --
 from __future__ import annotations
 
 import argparse
-import gc
 import math
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -183,25 +183,33 @@ def measure_on_gpu(task: str, *, batch: int, turns: int = TURNS) -> dict[str, di
     Returns:
         As `measure` gives; besides `device_mb`, the device's own peak.
     """
-    device = torch.device("cuda")
     found: dict[str, dict[str, float]] = {}
     whole: list[float] = []
-    for name, overrides in VARIANTS.items():
-        gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-        try:
-            variant = make(f"{task}-layerwise", overrides, batch=batch, device=device)
-            variant.step(GPU_STEPS)
-            seconds = [variant.step(GPU_STEPS) for _ in range(turns)]
-        except (torch.OutOfMemoryError, OutOfMemoryError):
+    context = multiprocessing.get_context("spawn")
+    for name in VARIANTS:
+        with context.Pool(1) as pool:  # one that did not fit leaves nothing to the next
+            one = pool.apply(_alone, (task, name), {"batch": batch, "turns": turns})
+        if one is None:
             found[name] = {}
             continue
+        found[name], seconds = one
         whole = whole or (seconds if name == "end_to_end" else [])
-        found[name] = _figures(variant, seconds, whole=whole)
-        found[name]["device_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
-        del variant
+        if whole:
+            found[name]["faster"] = statistics.median(a / b for a, b in zip(whole, seconds, strict=True))
     return found
+
+
+def _alone(task: str, name: str, *, batch: int, turns: int) -> tuple[dict[str, float], list[float]] | None:
+    """Measures one variant on a GPU; gives its figures and seconds, or None where it does not fit."""
+    environment.quiet()
+    device = torch.device("cuda")
+    try:
+        variant = make(f"{task}-layerwise", VARIANTS[name], batch=batch, device=device)
+        variant.step(GPU_STEPS)
+        seconds = [variant.step(GPU_STEPS) for _ in range(turns)]
+    except (torch.OutOfMemoryError, OutOfMemoryError):
+        return None
+    return _figures(variant, seconds, whole=[]) | {"device_mb": torch.cuda.max_memory_allocated(device) / 1e6}, seconds
 
 
 def _figures(variant: Variant, seconds: Sequence[float], *, whole: Sequence[float]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from itertools import count
+from pathlib import Path
 from time import sleep
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from lwfed.data.batches import Batch
 from lwfed.steps.batching import part, read_ahead, tensors_of, to_device
 from lwfed.types.errors import DataError
+from tests.tiny import run_tiny
 
 CPU = torch.device("cpu")
 
@@ -105,3 +107,10 @@ def test_batches_on_a_gpu_are_those_on_the_cpu() -> None:
             sums.append((one.inputs["image"].double() ** 2).sum())
     expected = [float((batch_of(512 + n % 7).inputs["image"].double() ** 2).sum()) for n in range(200)]
     assert [float(value) for value in sums] == expected
+
+
+def test_worker_processes_change_no_bit_and_end_well(tmp_path: Path) -> None:
+    """The training loader forks its workers beside threads, after an evaluation's loader has forked its own."""
+    alone = run_tiny(tmp_path / "a", "levers.prefix_cache=never")
+    helped = run_tiny(tmp_path / "b", "levers.prefix_cache=never", "data.workers=1")
+    assert alone.digest == helped.digest
