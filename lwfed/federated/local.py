@@ -116,7 +116,7 @@ def train(
         DivergedError: A loss is NaN or infinite; the batch is named.
     """
     optimizer = make_optimizer(groups, moments=settings.moments, seed=settings.seed)
-    losses = _Losses(on_step)
+    losses = _Losses(on_step, device=device)
     first_rows = 0
     cost: StepCost | None = None
     started = time.monotonic()
@@ -138,12 +138,10 @@ def train(
                     value = _gradients(micros, loss, settings, device, cost=cost)
             else:
                 value = _gradients(micros, loss, settings, device)
-            if device.type == "cpu":  # nothing to wait for
-                _refuse_non_finite(float(value), step=step + 1, name=micros[0].name)
+            losses.add(value, name=micros[0].name)
             updates.step()
             if cost is not None and step == 0:
                 cost.gradients_bytes, cost.optimizer_bytes = updates.gradients_bytes, states_bytes(optimizer)
-            losses.add(value, name=micros[0].name)
         losses.read()
     return LocalResult(
         steps=len(losses.values),
@@ -156,36 +154,41 @@ def train(
 
 
 class _Losses:
-    """Reads each loss one step late, when the device has computed it anyway, so that it is never waited for."""
+    """Takes the losses of steps. A GPU's is read a step late, when it is there anyway, so that nobody waits for it."""
 
-    def __init__(self, on_step: Callable[[int, float], None] | None) -> None:
+    def __init__(self, on_step: Callable[[int, float], None] | None, *, device: torch.device) -> None:
         self.values: list[float] = []
-        self._on_step = on_step
-        self._unread: tuple[Tensor, str] | None = None
+        self._on_step, self._late = on_step, device.type == "cuda"
+        self._unread: tuple[Tensor, torch.cuda.Event, str] | None = None
 
     def add(self, value: Tensor, *, name: str) -> None:
-        """Takes a step's loss, and reads the one before."""
+        """Takes a step's loss before the step is taken. Raises DivergedError where one is NaN or infinite."""
+        if not self._late:
+            self._note(float(value), name)
+            return
+        copied = torch.empty((), dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
         self.read()
-        self._unread = value, name
+        self._unread = copied, event, name
 
     def read(self) -> None:
-        """Reads what is not read yet. Raises DivergedError where it is NaN or infinite."""
-        if self._unread is None:
-            return
-        value, name = float(self._unread[0]), self._unread[1]
-        self._unread = None
-        _refuse_non_finite(value, step=len(self.values) + 1, name=name)
+        """Reads what is not read yet."""
+        if self._unread is not None:
+            copied, event, name = self._unread
+            self._unread = None
+            event.synchronize()
+            self._note(float(copied), name)
+
+    def _note(self, value: float, name: str) -> None:
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"the loss is {value} at step {len(self.values) + 1}, {name}",
+                remedy="lower training.learning_rate, set training.clip_norm, or look at these examples",
+            )
         self.values.append(value)
         if self._on_step is not None:
             self._on_step(len(self.values), value)
-
-
-def _refuse_non_finite(value: float, *, step: int, name: str) -> None:
-    if not math.isfinite(value):
-        raise DivergedError(
-            f"the loss is {value} at step {step}, {name}",
-            remedy="lower training.learning_rate, set training.clip_norm, or look at these examples",
-        )
 
 
 def _gradients(

@@ -1,7 +1,8 @@
 """Clients one after another in this process, with weights and data kept at hand.
 
 One client trains at a time. While it does, the update of the one before is hashed, written and added to the round's
-sum: two clients' trained tensors are in memory at most.
+sum. So besides a client in training there are the global model, what another client has trained, and sums of up to
+`running_sum.MAX_BYTES`; on a GPU, of these the global model alone.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,8 +24,9 @@ from lwfed.steps.inspect_client import inspect_client
 from lwfed.steps.launcher import Emit, Outcome
 from lwfed.steps.prepare_run import prepare_here
 from lwfed.steps.running_sum import RunningSum, begin_sum
+from lwfed.steps.runtime import naming_memory
 from lwfed.steps.tasks import ClientTask, InspectTask, PoolTask, PrepareTask, RoundTask, RunTask, ServerTask
-from lwfed.steps.train_client import commit, train_client, train_locally
+from lwfed.steps.train_client import Trained, commit, train_client, train_locally
 from lwfed.steps.workbench import Workbench
 from lwfed.types.errors import SHARED_CODES, LwfedError
 from lwfed.types.tensors import unit_of
@@ -103,7 +106,8 @@ class InProcess:
         run_server_step(step, task, bench=self._bench, emit=emit)
 
     def close(self) -> None:
-        """Has nothing to let go of."""
+        """Lets go of the model."""
+        self._bench.let_go()
 
     def _sum(self, tasks: Sequence[ClientTask]) -> RunningSum | None:
         """Begins the sum of a round whose clients' weights are known from an earlier one."""
@@ -129,7 +133,9 @@ class InProcess:
         trained = train_locally(task, bench=self._bench, on_step=step_teller(task.client, emit))
         if trained is None:
             return None
-        committing = pool.submit(commit, trained, bench=self._bench)
+        here = replace(trained, tensors={name: tensor.cpu() for name, tensor in trained.tensors.items()})
+        del trained  # of a GPU's memory the next client has all
+        committing = pool.submit(_commit, here, bench=self._bench)
         wait([committing], timeout=PATIENCE * (time.monotonic() - started))
         return committing
 
@@ -145,6 +151,11 @@ class InProcess:
             if debug():
                 emit("client_log", {"client": client, "line": traceback.format_exc()})
             return Outcome(client, 1, f"{type(error).__name__}: {error}"), None
+
+
+def _commit(trained: Trained, *, bench: Workbench) -> dict[str, Any]:
+    with naming_memory():
+        return commit(trained, bench=bench)
 
 
 def step_teller(client: str, emit: Emit) -> Callable[[int, int, float], None]:

@@ -64,11 +64,14 @@ def aggregate_round(task: RoundTask, *, bench: Workbench) -> str:
     started = time.monotonic()
     with computing(threads=1):  # a thread for each unit in work; no sum over a tensor's items, so they change no bit
         after, tensors = _aggregate(task, stage=stage, bench=bench, before=before, accepted=accepted["clients"])
-    aggregated = time.monotonic()
-    if bench.holds_model or _due(stage.plan, task.server_round):
-        device = pick_device(task.place.device)
-        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
-    bench.hold(after, tensors)
+        aggregated = time.monotonic()
+        exchange = stage.plan.exchange
+        holds = bench.holds_model and exchange.upload == exchange.download == "fp32"  # else clients read changes
+        if holds or _due(stage.plan, task.server_round):
+            device = pick_device(task.place.device)
+            tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+        if holds:
+            bench.hold(after, tensors)
     metrics: dict[str, float] = {}
     if _due(stage.plan, task.server_round):
         with computing():

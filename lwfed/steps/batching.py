@@ -18,7 +18,8 @@ from lwfed.store.ahead import ahead
 def read_ahead(batches: Iterator[list[Batch]], *, device: torch.device) -> Generator[list[Batch], None, None]:
     """Yields batches, cut into parts, on a device; the next is read and copied while one is in work.
 
-    A GPU's copies run beside its kernels, on a stream of their own. One batch more than is in work exists at a time.
+    A GPU's copies run beside its kernels, on a stream of their own. Besides the batch in work there are at most two: one
+    that is ready, and one that is being read.
 
     Args:
         batches: The parts of each, on the CPU; in pinned memory they are copied without a wait.
@@ -30,6 +31,7 @@ def read_ahead(batches: Iterator[list[Batch]], *, device: torch.device) -> Gener
         parts = next(batches, None)
         if parts is None or stream is None:
             return None if parts is None else ([to_device(one, device) for one in parts], None)
+        torch.cuda.set_device(stream.device)  # this thread's; else it is the first
         with torch.cuda.stream(stream):
             return [to_device(one, device) for one in parts], stream.record_event()
 

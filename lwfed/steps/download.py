@@ -43,7 +43,8 @@ def fetch_trained(
     """Fetches the trained units of a round's result.
 
     A unit whose state of the round before lies in the client's folder needs the published change alone; any other is
-    fetched whole. Both are the same bits, which their digests prove.
+    fetched whole. Both are the same bits, which their digests prove. A process that trains several clients has them at
+    hand.
 
     Args:
         task: Which client, and where its folder is.

@@ -63,7 +63,9 @@ class RunningSum:
         self._digests[client] = digest
 
     def take(self, stage_key: str, server_round: int, *, accepted: Mapping[str, str]) -> dict[str, Tensor] | None:
-        """Gives the sums of a round, if they are of exactly the accepted updates; once, since they are changed.
+        """Gives the sums of a round, if all who were expected and nobody else is accepted; once: they are changed.
+
+        The weights were made for all of them: a sum over fewer is another's, whatever its digests.
 
         Args:
             stage_key: The stage.
@@ -71,8 +73,8 @@ class RunningSum:
             accepted: Client -> digest of its update.
         """
         totals, self._totals = self._totals, {}
-        sound = self._round == (stage_key, server_round) and self._digests == accepted
-        return totals if sound and totals else None
+        whole = list(self._digests) == self._expected and self._digests == accepted
+        return totals if whole and totals and self._round == (stage_key, server_round) else None
 
 
 def begin_sum(

@@ -48,6 +48,18 @@ def computing(*, threads: int | None = None) -> Iterator[None]:
             torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True)
         settings.fill_uninitialized_memory = False  # a pass over each new tensor, to find faults
+        with naming_memory():
+            yield
+    finally:
+        settings.fill_uninitialized_memory = filling
+        torch.use_deterministic_algorithms(deterministic)
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def naming_memory() -> Iterator[None]:
+    """Gives a lack of memory its name and remedy. Raises OutOfMemoryError."""
+    try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         if isinstance(error, OutOfMemoryError):
@@ -56,7 +68,3 @@ def computing(*, threads: int | None = None) -> Iterator[None]:
             f"out of memory: {str(error).splitlines()[0] if str(error) else 'the host has no more'}",
             remedy="lower training.batch_size or raise gradient_accumulation; see `lwfed plan --device-memory`",
         ) from error
-    finally:
-        settings.fill_uninitialized_memory = filling
-        torch.use_deterministic_algorithms(deterministic)
-        torch.set_num_threads(before)

@@ -196,7 +196,7 @@ def commit(trained: Trained, *, bench: Workbench) -> dict[str, Any]:
         return {}
     sent = send(
         task, bench=bench, stage=stage, store=trained.store, trained=trained.tensors, start=trained.start,
-        specs=trained.specs,
+        specs=trained.specs, keep=bench.running_sum is not None,
     )  # fmt: skip
     nbytes = sum(block.nbytes for block in sent.blocks.values())
     update = {

@@ -1,4 +1,4 @@
-"""A client's upload: what it trained, as it is or as an encoded change; a unit at a time."""
+"""A client's upload: what it trained, as it is or as an encoded change; a few units at a time."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Sent:
     Attributes:
         blocks: What it holds, by unit.
         digest: Its digest.
-        tensors: The tensors as they were sent, on the CPU.
+        tensors: The tensors as they were sent, on the CPU; none unless they were asked for.
         metrics: `residual` (fresh, used or lost) and `residual_kept`, where changes are encoded.
     """
 
@@ -80,6 +80,7 @@ def send(
     trained: Mapping[str, Tensor],
     start: Start,
     specs: Mapping[str, TensorSpec],
+    keep: bool,
 ) -> Sent:
     """Writes an update's tensors, and keeps what was rounded off; the update itself is not committed yet.
 
@@ -91,6 +92,7 @@ def send(
         trained: What was trained.
         start: What training started from.
         specs: Types and shapes of what was trained.
+        keep: Whether to give what was sent.
 
     Raises:
         DivergedError: A change is not finite.
@@ -102,7 +104,7 @@ def send(
 
         def write(unit: str) -> tuple[dict[str, Tensor], Block]:
             sent = {name: tensor.cpu() for name, tensor in units[unit].items()}
-            return sent, write_block(store, sent, key=folder)
+            return sent if keep else {}, write_block(store, sent, key=folder)
 
         whole = together(write, units)
         blocks = {unit: block for unit, (_, block) in zip(units, whole, strict=True)}
@@ -116,7 +118,7 @@ def send(
         sent, left = upload(
             units[unit], start=start(unit), kept=before or {}, specs=specs, codec=exchange.upload, seed=seed
         )
-        return sent, write_block(store, sent, key=folder), kept.write(left), before is None
+        return sent if keep else {}, write_block(store, sent, key=folder), kept.write(left), before is None
 
     done = dict(zip(units, together(encode, units), strict=True))
     blocks = {unit: block for unit, (_, block, _, _) in done.items()}

@@ -1,4 +1,4 @@
-"""What one process keeps at hand between steps: the store, the data it opened, skeletons and frozen weights.
+"""What one process keeps at hand between steps: the store, the data it opened, skeletons and weights.
 
 Everything here can be had again from the store; a fresh process starts with an empty bench and ends in the same digest.
 """
@@ -157,16 +157,21 @@ class Workbench:
         for name, block in wanted.items():
             if name in self._kept:
                 cache.hold(store, block)
+            elif block.digest in self._model:  # it was trained until now
+                cache.hold(store, block)
+                self._kept[name] = {k: t.to(device) for k, t in self._model[block.digest].items()}
             else:
                 self._kept[name] = {k: t.to(device) for k, t in cache.read(store, block).items()}
         return {name: tensor for tensors in self._kept.values() for name, tensor in tensors.items()}
 
     def hold(self, checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> None:
         """Keeps what is trained of a global model, for the clients of the next round; nobody may change it."""
-        if not self.holds_model:
-            return
         units = {unit: block for unit, block in checkpoint.blocks.items() if tensors.keys() >= block.tensors.keys()}
         self._model = {block.digest: {name: tensors[name] for name in block.tensors} for block in units.values()}
+
+    def let_go(self) -> None:
+        """Keeps nothing of the global model any longer."""
+        self.holds_model, self.running_sum, self._model = False, None, {}
 
     def copy_of(
         self, checkpoint: Checkpoint, units: Sequence[str], *, store: CountingStore, device: torch.device

@@ -38,7 +38,7 @@ ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "crops, 1 view kept": ("shapes-layerwise", (*CROPS, "levers.views=1", "levers.prefix_cache=always")),
     "crops, 4 views kept": ("shapes-layerwise", (*CROPS, "levers.views=4", "levers.prefix_cache=always")),
 }  # fmt: skip
-METRICS = {"retrieval/text_to_image/recall@1": "t2i R@1", "retrieval/image_to_text/recall@1": "i2t R@1"}
+METRICS = {"test/t2i/R@1": "t2i R@1 %", "test/i2t/R@1": "i2t R@1 %", "test/loss": "test loss"}
 
 
 def run(store: Path, arm: str, seed: int) -> dict[str, Any]:
@@ -62,13 +62,10 @@ def measure(store: Path, *, seeds: Sequence[int], arms: Sequence[str], jobs: int
 
 def table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Writes mean and sample standard deviation of each metric over the seeds."""
-    names = next(iter(found.values()))[0]["metrics"]
-    shown = {name: label for name, label in METRICS.items() if name in names} or {name: name for name in names}
-    shown |= {name: "test loss" for name in names if name.endswith("loss") and not name.startswith("train")}
-    lines = [f"{'':28}" + "".join(f"{label:>20}" for label in shown.values())]
+    lines = [f"{'':28}" + "".join(f"{label:>20}" for label in METRICS.values())]
     for arm, summaries in found.items():
         cells = []
-        for name in shown:
+        for name in METRICS:
             values = [summary["metrics"][name] * (1 if "loss" in name else 100) for summary in summaries]
             cells.append(f"{statistics.fmean(values):.2f} +- {statistics.stdev(values) if len(values) > 1 else 0:.2f}")
         lines.append(f"{arm:28}" + "".join(f"{cell:>20}" for cell in cells))

@@ -73,7 +73,9 @@ class Variant:
 
 def make(preset: str, overrides: tuple[str, ...], *, batch: int, device: torch.device) -> Variant:
     """Builds a variant with its weights, inputs and prices."""
-    spec = load_spec(preset, overrides=[f"training.batch_size={batch}", *overrides])
+    precision = "bf16" if device.type == "cuda" else "fp32"
+    general = [f"training.batch_size={batch}", f"training.precision={precision}"]
+    spec = load_spec(preset, overrides=[*general, *overrides])
     architectures = {m: found for m, encoder in spec.model.encoders.items() if (found := tabled(encoder))}
     stages = plan_stages(spec, depths={m: found.depth for m, found in architectures.items()})
     plan = stages[-1]
@@ -98,7 +100,7 @@ def make(preset: str, overrides: tuple[str, ...], *, batch: int, device: torch.d
             loss=lambda b: batch_loss(module, b, model=plan.model, cut=plan.cut, last_block=plan.levers.last_block),
             batches=repeat([micro]),
             settings=LocalSettings(
-                steps=steps, proximal_mu=0.0, clip_norm=None, autocast=autocast_type("auto", device), seed="5eed",
+                steps=steps, proximal_mu=0.0, clip_norm=None, autocast=autocast_type(precision, device), seed="5eed",
                 moments=plan.training.moments, step_in_backward=plan.training.step_in_backward,
             ),
             device=device,

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from lwfed.federated.optimizer import make_optimizer
-from lwfed.launch.in_process import InProcess
 from lwfed.launch.subprocess import Subprocess
 from lwfed.plan.stages import Rates
 from lwfed.steps.workbench import Workbench
+from lwfed.store.local import LocalStore
 from tests.tiny import Finished, run_tiny
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -96,6 +96,13 @@ def test_the_ledger_holds(tmp_path: Path) -> None:
 
 def test_a_held_model_stays_on_the_device(tmp_path: Path) -> None:
     """Between clients what is trained is neither read from the store nor copied from the host."""
-    bench = run_tiny(tmp_path, GPU, "stages.rounds=[2,1]", launcher=InProcess).bench
-    held = [tensor for block in bench._model.values() for tensor in block.values()]
-    assert held and all(tensor.device.type == "cuda" for tensor in held)
+    bench = Workbench(LocalStore(tmp_path))
+    held: list[set[str]] = []
+
+    def look(kind: str, values: dict[str, Any]) -> None:
+        if kind == "round":
+            held.append({tensor.device.type for block in bench._model.values() for tensor in block.values()})
+
+    run_tiny(tmp_path, GPU, "stages.rounds=[2,1]", bench=bench, emit=look)
+    assert held == [{"cuda"}] * 3
+    assert not bench._model, "let go of at the end"

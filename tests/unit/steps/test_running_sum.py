@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor
 
 from lwfed.launch.in_process import InProcess
 from lwfed.steps import running_sum
 from lwfed.steps.running_sum import RunningSum
 from lwfed.steps.workbench import Workbench
+from lwfed.types.tensors import TensorSpec
 from tests.tiny import run_tiny
 
 EXCHANGES = ((), ("exchange.upload=int8",), ("exchange.upload=bf16", "exchange.download=int8"))
@@ -59,8 +61,11 @@ def test_it_has_the_bits_of_the_sum_of_the_stored_updates(
     assert summed.digest == read.digest
 
 
-def test_a_client_that_fails_is_not_in_it(tmp_path: Path, taken: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever is expected and does not come ends the summing; what is accepted is read."""
+@pytest.mark.parametrize("absent", ["client-000", "client-001", "client-002"])
+def test_a_client_that_fails_is_not_in_it(
+    tmp_path: Path, taken: list[bool], monkeypatch: pytest.MonkeyPatch, absent: str
+) -> None:
+    """Whoever is expected and does not come, be it the last, ends the summing; what is accepted is read."""
     begin = running_sum.begin_sum
     seen: list[RunningSum | None] = []
 
@@ -75,7 +80,7 @@ def test_a_client_that_fails_is_not_in_it(tmp_path: Path, taken: list[bool], mon
 
         class Lossy(launcher):  # type: ignore[misc, valid-type]  # one of the two
             def _train(self, task, **kwargs):  # type: ignore[no-untyped-def]  # as the launcher's
-                if task.server_round == 2 and task.client == "client-001":
+                if task.server_round == 2 and task.client == absent:
                     raise RuntimeError("its data are gone")
                 return super()._train(task, **kwargs)
 
@@ -104,7 +109,16 @@ def test_what_was_accepted_elsewhere_is_not_taken(tmp_path: Path) -> None:
     total = RunningSum("key", 2, num_examples={"client-000": 3}, specs={}, codec="fp32")
     total.add("client-000", {}, digest="d")
     assert total.take("key", 2, accepted={"client-000": "other"}) is None
-    assert bench.running_sum is not None and bench.running_sum.take("key", 2, accepted={}) is None
+    assert bench.running_sum is None, "the launcher is closed"
+
+
+def test_a_sum_over_fewer_than_expected_is_not_taken() -> None:
+    """Its weights, 4 and 2 of 4, 2 and 1, are not those of the two alone: 2 and 1."""
+    specs = {"w": TensorSpec(shape=(2,), dtype="F32")}
+    total = RunningSum("key", 2, num_examples={"a": 8, "b": 4, "c": 2}, specs=specs, codec="fp32")
+    for client in ("a", "b"):
+        total.add(client, {"w": torch.ones(2)}, digest=client)
+    assert total.take("key", 2, accepted={"a": "a", "b": "b"}) is None
 
 
 def test_a_held_model_is_neither_read_again_nor_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
