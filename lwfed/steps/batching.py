@@ -18,8 +18,8 @@ from lwfed.store.ahead import ahead
 def read_ahead(batches: Iterator[list[Batch]], *, device: torch.device) -> Generator[list[Batch], None, None]:
     """Yields batches, cut into parts, on a device; the next is read and copied while one is in work.
 
-    A GPU's copies run beside its kernels, on a stream of their own. Besides the batch in work there are at most two: one
-    that is ready, and one that is being read.
+    A GPU's copies run beside its kernels, on a stream of their own. Besides the batch in work, one is ready at most and
+    one is being read.
 
     Args:
         batches: The parts of each, on the CPU; in pinned memory they are copied without a wait.
