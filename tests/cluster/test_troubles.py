@@ -124,7 +124,7 @@ def test_updates_of_pods_are_those_of_this_process(trial: Trial, tmp_path: Any) 
     assert job["spec"]["podFailurePolicy"]["rules"][0]["action"] == "Ignore"
 
 
-@pytest.mark.parametrize("trial", [{"overrides": ["training.local_epochs=300"]}], indirect=True, ids=["600 steps"])
+@pytest.mark.parametrize("trial", [{"overrides": ["training.local_epochs=1500"]}], indirect=True, ids=["3000 steps"])
 def test_a_killed_pod_and_a_killed_process_are_started_again(trial: Trial) -> None:
     def kill() -> None:
         pods = [trial.bed.running_pod(f"{trial.selector},{INDEX_LABEL}={index}") for index in (0, 1)]
