@@ -61,7 +61,7 @@ class CompactAdamW(Optimizer):
         self.seed = seed
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # none is called
         """Steps each parameter that has a gradient."""
         number = 0
         for group in self.param_groups:
@@ -79,7 +79,7 @@ class CompactAdamW(Optimizer):
         state["step"] += 1
         step = int(state["step"])
         key = (as_int(derive(self.seed, "rounding", number, step)) & 0xFFFFFFFF) - (1 << 31)
-        weights, gradient = parameter.view(-1), parameter.grad.reshape(-1)  # type: ignore[union-attr]
+        weights, gradient = parameter.view(-1), parameter.grad.reshape(-1)  # type: ignore[union-attr]  # it is there
         for part in _parts(weights.numel(), size=PART.get(weights.device.type, PART["cuda"])):
             first, second = self.moments.read(state, part)
             adamw_(

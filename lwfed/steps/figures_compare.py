@@ -20,7 +20,7 @@ from lwfed.steps.svg import (
     figure,
     hint,
     line,
-    log_ticks,
+    log_marks,
     margin,
     round_ticks,
     tag,
@@ -112,7 +112,7 @@ def spent_figure(comparison: Comparison, quantity: str, *, title: str, reaches: 
     marks = ticks(*span)
     names = [text(mark) for mark in marks]
     plot = Plot(margin(names), 34, WIDTH - 24, HEIGHT - 48, (scale(low), scale(high)), span)
-    across = _log_marks(low, high, plot=plot, write=write) if log else ticks(low, high, count=5)
+    across = log_marks(low, high, plot=plot, write=write) if log else ticks(low, high, count=5)
     parts = [y_axis(plot, values=marks, labels=names)]
     parts.append(_frame(plot, y_title=title, x_title=what + more + (" (log scale)" if log else "")))
     parts += [words(plot.px(scale(mark)), plot.bottom + 18, write(mark), anchor="middle") for mark in across]
@@ -225,16 +225,6 @@ def _frame(plot: Plot, *, y_title: str, x_title: str) -> str:
     parts.append(words(6, 14, y_title))
     parts.append(words((plot.left + plot.right) / 2, plot.bottom + 38, x_title, anchor="middle"))
     return "".join(parts)
-
-
-def _log_marks(low: float, high: float, *, plot: Plot, write: Callable[[float], str]) -> list[float]:
-    """Gives as many marks of a log axis as have room for their labels side by side."""
-    for count in (7, 5, 4, 3):
-        marks = log_ticks(low, high, count=count)
-        ends = [(plot.px(math.log10(mark)), text_width(write(mark)) / 2 + 4) for mark in marks]
-        if all(a + half <= b - other for (a, half), (b, other) in itertools.pairwise(ends)):
-            break
-    return marks
 
 
 def _curve(

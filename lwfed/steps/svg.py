@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 NUM_COLOURS = 6
 FONT_PX = 12
@@ -158,6 +159,16 @@ def log_ticks(low: float, high: float, *, count: int = 7) -> list[float]:
         if len(found) <= count:
             break
     return found
+
+
+def log_marks(low: float, high: float, *, plot: Plot, write: Callable[[float], str]) -> list[float]:
+    """Gives as many marks of a log axis as have room for their labels side by side."""
+    for count in (7, 5, 4, 3):
+        marks = log_ticks(low, high, count=count)
+        ends = [(plot.px(math.log10(mark)), text_width(write(mark)) / 2 + 4) for mark in marks]
+        if all(a + half <= b - other for (a, half), (b, other) in pairwise(ends)):
+            break
+    return marks
 
 
 def figure(parts: Iterable[str], *, width: float, height: float, label: str) -> str:

@@ -1,7 +1,7 @@
 """What the levers cost in quality: the built-in scenes, the same rounds with levers off and on, several seeds.
 
 Each arm is a preset with a few keys changed, run as a user runs it; a run that is committed in the store is read.
-Run it: `python tests/bench/bench_quality.py STORE [--seeds 0,1,2] [--jobs 2] [--arms NAME,...]`.
+Run it: `python tests/bench/bench_quality.py STORE [--seeds 0,1,2] [--jobs 2] [--arms "NAME;NAME"]`.
 """
 
 from __future__ import annotations

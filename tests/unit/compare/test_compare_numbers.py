@@ -54,7 +54,7 @@ def test_sums_are_those_of_a_client_in_every_round(six: list[Told]) -> None:
 def test_what_a_client_spends_never_shrinks_and_frozen_blocks_count_once(six: list[Told]) -> None:
     for group in compare_runs(six).groups:
         for quantity in ("bytes", "flops", "memory"):
-            spent = [mean.at.spent(quantity) for mean in group.means]  # type: ignore[arg-type]
+            spent = [mean.at.spent(quantity) for mean in group.means]  # type: ignore[arg-type]  # of three words
             assert spent == sorted(spent)
         assert (group.last.frozen_bytes > 0) == (group.strategy == "layerwise")
         assert group.last.spent("bytes") == group.last.moved_bytes + group.last.frozen_bytes

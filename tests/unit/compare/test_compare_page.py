@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 from PIL import Image
@@ -17,7 +19,7 @@ from lwfed.steps.compare_page import chance_of, comparison_figures, comparison_f
 from lwfed.steps.compare_records import Comparison
 from lwfed.steps.figures_compare import styles
 from lwfed.steps.raster import png
-from lwfed.steps.svg import log_ticks, text_width
+from lwfed.steps.svg import Plot, log_marks, log_ticks, text_width
 
 Make = Callable[..., list[Told]]
 NAMES = {"quality-rounds.svg", "quality-bytes.svg", "quality-flops.svg", "memory-stages.svg", "compare.svg"}
@@ -162,3 +164,15 @@ def test_ticks_of_equal_factors() -> None:
     assert log_ticks(1, 100) == [1, 2, 5, 10, 20, 50, 100]
     assert log_ticks(3e6, 2e10) == [1e7, 1e8, 1e9, 1e10]
     assert log_ticks(1.5, 90) == [2, 5, 10, 20, 50]
+
+
+def test_marks_of_a_log_axis_leave_room_for_their_labels() -> None:
+    def named(mark: float) -> str:
+        return f"{mark:g} GFLOP"
+
+    for right, most in ((1200, 7), (400, 5), (250, 3)):
+        plot = Plot(0, 0, right, 100, (1.0, 3.1), (0, 1))
+        marks = log_marks(10, 10**3.1, plot=plot, write=named)
+        assert 2 <= len(marks) <= most
+        ends = [(plot.px(math.log10(mark)), text_width(named(mark)) / 2) for mark in marks]
+        assert all(a + half < b - other for (a, half), (b, other) in pairwise(ends))
