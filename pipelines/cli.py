@@ -205,9 +205,11 @@ def cancel(
 ) -> None:
     """End a pipeline run and the Jobs of its clients; what is committed stands.
 
-    Kubeflow's own Terminate leaves the Jobs running; this deletes them too, where the cluster is within reach.
+    After Kubeflow's own Terminate the run's exit task deletes the Jobs, a minute or so later where its image can be
+    pulled. With a KUBECONFIG this deletes them at once, and again when the run is over, and removes pods that would
+    wait for ever.
     """
-    from pipelines.client_commands import cancel_run
+    from pipelines.client_cancel import cancel_run
 
     access = access_of(endpoint, namespace, token, token_file, existing_token_env, cookies, ssl_ca_cert)
     cancel_run(access, run, console=make_console(stderr=as_json), as_json=as_json)
@@ -223,6 +225,7 @@ def logs(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on until the run ends, and end as it does.")
     ] = False,
+    whole: Annotated[bool, typer.Option("--all", help="Also what Kubeflow's own launcher wrote.")] = False,
     namespace: Namespace = None,
     token: Token = None,
     token_file: TokenFile = None,
@@ -230,14 +233,19 @@ def logs(
     cookies: Cookies = None,
     ssl_ca_cert: Authority = None,
 ) -> None:
-    """Print what the tasks of a pipeline run, or the pods of a client, have written."""
+    """Print what the tasks of a pipeline run, or the pods of a client, have written.
+
+    Kubeflow Pipelines keep the logs of tasks that have ended. Those of running tasks and of clients' pods come from the
+    cluster that KUBECONFIG names.
+    """
     from pipelines.client_logs import client_logs, task_logs
 
     access = access_of(endpoint, namespace, token, token_file, existing_token_env, cookies, ssl_ca_cert)
     if client is not None:
         client_logs(access, run, client=client, stage=stage, follow=follow, write=typer.echo)
     else:
-        task_logs(access, run, stage=stage, follow=follow, write=typer.echo, console=make_console(stderr=True))
+        console = make_console(stderr=True)
+        task_logs(access, run, stage=stage, follow=follow, write=typer.echo, console=console, whole=whole)
 
 
 def _check_parent(uri: str, parent: tuple[str, int], *, say: Callable[[str], Any]) -> None:

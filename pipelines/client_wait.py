@@ -86,7 +86,9 @@ def settle(
         if again:
             _until_begun(kfp, run.run_id, pace=pace)
         with TaskDisplay(console) as display:
-            outcome = follow(kfp, run.run_id, watcher=display, pace=pace, waiting=waiting_in(run.namespace))
+            outcome = follow(
+                kfp, run.run_id, watcher=display, pace=pace, waiting=waiting_in(run.namespace), namespace=run.namespace
+            )
         error = outcome.error
     except LwfedError as stopped:
         error = stopped

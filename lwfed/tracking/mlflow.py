@@ -198,9 +198,9 @@ class Recorder:
         self.model = f"{name}/{version}"
         log(self.client, run_id, tags={"lwfed.model": self.model, "lwfed.model_digest": model["digest"]})
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str, *, cancelled: bool = False) -> None:
         """See `Tracker.fail`."""
-        self._break_off(reason, "FAILED")
+        self._break_off(reason, "KILLED" if cancelled else "FAILED")
 
     def abandon(self) -> None:
         """Notes that the process that told us is gone without a word: its stage's run is over, or all of them."""
