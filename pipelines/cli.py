@@ -1,4 +1,4 @@
-"""The commands that speak with Kubeflow Pipelines: compile, submit, retry, cancel, logs, and the rerun on a cluster."""
+"""The commands for Kubeflow Pipelines: compile, submit, retry, cancel, logs, schedules, and the rerun on a cluster."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from lwfed.cli.console import make_console
 from lwfed.cli.options import Fresh, Json, Spec
 from lwfed.spec.load import build_spec, load_spec
-from lwfed.types.errors import NotFoundError, UnreachableError
+from lwfed.types.errors import NotFoundError, SpecError, UnreachableError
 from pipelines.client_options import (
     Authority,
     Cookies,
@@ -248,6 +248,37 @@ def logs(
         task_logs(access, run, stage=stage, follow=follow, write=typer.echo, console=console, whole=whole)
 
 
+def schedules(
+    schedule: Annotated[
+        str | None,
+        typer.Argument(metavar="SCHEDULE", help="Its id or the first 8 characters, or its name; none: list them."),
+    ] = None,
+    pause: Annotated[bool, typer.Option("--pause", help="Start no more runs by it.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Start runs by it again.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete it; its runs stay.")] = False,
+    endpoint: Endpoint = None,
+    namespace: Namespace = None,
+    token: Token = None,
+    token_file: TokenFile = None,
+    existing_token_env: TokenEnv = None,
+    cookies: Cookies = None,
+    ssl_ca_cert: Authority = None,
+    as_json: Json = False,
+) -> None:
+    """List the schedules that `lwfed submit --cron` made, or pause, resume or delete one."""
+    from pipelines.client_schedules import change_schedule, show_schedules
+
+    access = access_of(endpoint, namespace, token, token_file, existing_token_env, cookies, ssl_ca_cert)
+    wanted = [name for name, asked in (("pause", pause), ("resume", resume), ("delete", delete)) if asked]
+    if len(wanted) > 1 or (wanted and schedule is None):
+        raise SpecError("what to do with which schedule is not clear", remedy="write lwfed schedules SCHEDULE --pause")
+    console = make_console(stderr=as_json)
+    if wanted and schedule is not None:
+        change_schedule(access, schedule, wanted[0], console=console, as_json=as_json)
+    else:
+        show_schedules(access, schedule, console=console, as_json=as_json)
+
+
 def _check_parent(uri: str, parent: tuple[str, int], *, say: Callable[[str], Any]) -> None:
     from lwfed.store.opening import open_store
 
@@ -263,5 +294,6 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "retry": retry,
     "cancel": cancel,
     "logs": logs,
+    "schedules": schedules,
 }
 """The commands that `lwfed` takes from here."""

@@ -116,9 +116,9 @@ def submit_run(
         "workflow_bytes": compiled.workflow.total_bytes,
     }
     if cron is not None:
-        url = f"{kfp.ui}/#/recurringrun/details/{run_id}"
+        url = kfp.page(f"recurringrun/details/{run_id}")
         say(f"runs at `{cron}` (seconds first)")
-        say(url)
+        say(url or f"lwfed schedules {run_id[:8]}")
         if as_json:
             print_json({"recurring_run_id": run_id, "cron": cron, "url": url, **told})
         return

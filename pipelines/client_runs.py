@@ -76,12 +76,12 @@ def find_run(kfp: Kfp, text: str) -> Any:
     if UUID.fullmatch(text):
         return get_run(kfp, text)
     tail = TAIL.fullmatch(text)
-    pipeline = _own_pipeline(kfp) if text == "latest" else None
+    pipeline = own_pipeline(kfp) if text == "latest" else None
     named: list[Any] = []
     for run in _runs(kfp):
         run_id = str(run.run_id)
         if text == "latest":
-            if pipeline is not None and _pipeline_of(run) == pipeline:
+            if pipeline is not None and pipeline_of(run) == pipeline:
                 return get_run(kfp, run_id)
         elif (tail and run_id.startswith(tail[1])) or (len(text) >= 8 and run_id.startswith(text)):
             return get_run(kfp, run_id)
@@ -194,7 +194,8 @@ def _runs(kfp: Kfp) -> Iterator[Any]:
             return
 
 
-def _own_pipeline(kfp: Kfp) -> str | None:
+def own_pipeline(kfp: Kfp) -> str | None:
+    """Returns the id of lwfed's pipeline; None where nothing was submitted yet."""
     found = kfp.call(
         kfp.client._pipelines_api.pipeline_service_list_pipelines,
         about="pipelines",
@@ -204,7 +205,8 @@ def _own_pipeline(kfp: Kfp) -> str | None:
     return next((str(pipeline.pipeline_id) for pipeline in found.pipelines or ()), None)
 
 
-def _pipeline_of(run: Any) -> str | None:
+def pipeline_of(run: Any) -> str | None:
+    """Returns the id of the pipeline that a run or a schedule belongs to; None where it belongs to none."""
     reference = run.pipeline_version_reference
     return reference.pipeline_id if reference else None
 

@@ -70,8 +70,8 @@ def settle(
     Raises:
         LwfedError: The run's own error, or that of following it.
     """
-    url = kfp.run_url(run.run_id)
-    for words in (line, url):
+    url = kfp.page(f"runs/details/{run.run_id}")
+    for words in (line, url or f"{kfp.run_page(run.run_id)} (set KF_PIPELINES_UI_ENDPOINT to have its address here)"):
         console.print(words, highlight=False, markup=False, soft_wrap=True)
     told: dict[str, Any] = {"run_id": run.name, "kfp_run_id": run.run_id, "url": url, **run.told}
     if not wait:

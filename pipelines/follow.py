@@ -115,7 +115,7 @@ def outcome_of(kfp: Kfp, run: Any, snapshot: Snapshot, *, namespace: str) -> Out
         cancelled = LwfedError("the run was cancelled", remedy=f"lwfed retry {run.run_id} goes on with it")
         return Outcome(run, snapshot.tasks, cancelled)
     with PodLogs(kfp, str(run.run_id), namespace=namespace) as logs:
-        error = why_failed(str(run.run_id), snapshot, logs=logs, page=kfp.run_url(run.run_id))
+        error = why_failed(str(run.run_id), snapshot, logs=logs, page=kfp.run_page(run.run_id))
     return Outcome(run, snapshot.tasks, error)
 
 
@@ -145,7 +145,7 @@ def _follow(kfp: Kfp, run_id: str, *, watcher: Watcher, pace: Pace, waiting: Wai
             before, moved, asked = pods, now, now
         if now - asked >= pace.quiet_s:
             asked = now
-            for line in _held_up(run_id, snapshot, seconds=now - moved, waiting=waiting, page=kfp.run_url(run_id)):
+            for line in _held_up(run_id, snapshot, seconds=now - moved, waiting=waiting, page=kfp.run_page(run_id)):
                 watcher.say(line)
         if now - moved >= pace.start_timeout_s:
             reasons = _messages(snapshot) or _seen(run_id, waiting)

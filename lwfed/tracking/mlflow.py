@@ -104,7 +104,7 @@ class Recorder:
         # a platform logs parameters of its own into its run: ours get names that cannot meet them
         params = flatten_params(run["spec"], prefix="" if ours else "lwfed.")
         known = whole.data.params
-        own = {"mlflow.note.content": note_of(run), **pipeline_tags(target.pipeline_run_id)}
+        own = {"mlflow.note.content": note_of(run), **pipeline_tags(target)}
         log(
             self.client,
             self.run_id,

@@ -56,7 +56,7 @@ class MlflowTracker:
 
     def address(self) -> str:
         """Where people see the run of the experiment; empty where MLflow has no pages, or not answered yet."""
-        uri, status = self._target.uri, self._status
+        uri, status = self._target.ui or self._target.uri, self._status
         if status.run_id is None or not uri.startswith(("http://", "https://")):
             return ""
         return f"{uri.rstrip('/')}/#/experiments/{status.experiment_id}/runs/{status.run_id}"
