@@ -15,8 +15,6 @@ import yaml
 from kfp import Client
 from kubernetes.config import kube_config
 
-from lwfed.spec.load import build_spec
-from pipelines.compile import compile_pipeline
 from tests.components import cluster_server, kfp_server
 from tests.components.compiled import IMAGE
 from tests.components.kfp_server import State
@@ -69,25 +67,26 @@ def s3_variables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
         yield {**nobody, **(server.environment() if server is not None else {})}
 
 
-@pytest.fixture(scope="session")
-def known(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    """The compiled tiny experiment: its pipeline, and its settings of Kubernetes."""
-    done = compile_pipeline(build_spec(ON_CLUSTER), tmp_path_factory.mktemp("known") / "pipeline.yaml")
-    pipeline, platform = yaml.safe_load_all(done.path.read_text(encoding="utf-8"))
-    return pipeline, platform
-
-
 @pytest.fixture
-def kfp(monkeypatch: pytest.MonkeyPatch, s3_variables: dict[str, str], known: Any, tmp_path: Path) -> Iterator[State]:
-    """A server like that of Kubeflow Pipelines, and no cluster beside it."""
+def kfp(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, s3_variables: dict[str, str], tmp_path: Path
+) -> Iterator[State]:
+    """A server like that of Kubeflow Pipelines, and no cluster beside it.
+
+    A test that gets an answer seen on no server fails unless it carries the marker `unseen`; so does one that asks for
+    what nobody knows an answer to.
+    """
     for name, value in s3_variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
     monkeypatch.setattr(Client, "_LOCAL_KFP_CONTEXT", str(tmp_path / "context.json"))
     for name in ("KF_PIPELINES_ENDPOINT", "KF_PIPELINES_UI_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
-    with kfp_server.serving(State(known=known)) as state:
+    with kfp_server.serving(State()) as state:
         yield state
+    assert not state.refused, f"no server was asked for {'; '.join(state.refused)}"
+    if request.node.get_closest_marker("unseen") is None:
+        assert not state.unseen, f"seen on no server, and the test has no marker for it: {'; '.join(state.unseen)}"
 
 
 @pytest.fixture
