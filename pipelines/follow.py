@@ -21,6 +21,8 @@ FIRST_POLL_S = 1.0
 QUIET_S = 60.0
 """Seconds without a container at work after which we look for what holds it up, and between two such looks."""
 START_TIMEOUT_S = 600.0
+PENDING = "PENDING"
+"""What a run is taken for that has no state yet: 2.17.0 answers so for a moment after it was made."""
 ENDING = "CANCELING"
 """The state of a run that somebody has terminated, and whose tasks have not ended yet."""
 PATIENCE_S = 300.0
@@ -138,7 +140,7 @@ def _follow(kfp: Kfp, run_id: str, *, watcher: Watcher, pace: Pace, waiting: Wai
             watcher.say(f"{error.problem}; trying again")
             time.sleep(wait_s)
             continue
-        watcher.tasks(run.state, snapshot.tasks)
+        watcher.tasks(run.state or PENDING, snapshot.tasks)
         if is_over(run):
             return outcome_of(kfp, run, snapshot, namespace=namespace)
         now = time.monotonic()
