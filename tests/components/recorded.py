@@ -25,6 +25,8 @@ DATE = re.compile(r"(?!1970)\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 TASK = re.compile(r"([\w-]+)(?:\(0\)\.executor)?\(\d+\)$")
 """The task in the name of its pod's node."""
 OVER = ("SUCCEEDED", "FAILED")
+OWN = ("display_name", "description", "created_at", "experiment_id", "pipeline_version_reference")
+"""What a run keeps when it goes on as another recording."""
 NO_LOG = ("Pending", "Running", "Skipped", "Omitted")
 """Phases of nodes that were seen to have no log in the archive."""
 
@@ -160,6 +162,8 @@ class Played:
             NotRecordedError: Nothing was.
         """
         if self.script.retried is not None:
+            shown = self.now("v2beta1")
+            self.made = {**{key: shown[key] for key in OWN if key in shown}, **self.made}
             return self._begin(Script(self.script.retried, hold_s=self.script.hold_s))
         if self.at + 1 == len(recording(self.script.name)["snapshots"]):
             raise NotRecordedError(f"how {self.script.name} goes on when it is retried")
