@@ -56,14 +56,14 @@ class Kfp:
     Attributes:
         client: kfp's client.
         endpoint: The server's address.
-        ui: The address of its web pages.
+        ui: The address of its web pages; None where it is not known: the API itself has none.
         multi_user: Whether experiments and runs belong to namespaces.
         namespace: The namespace of this user; None where there are none.
     """
 
     client: Any
     endpoint: str
-    ui: str
+    ui: str | None
     multi_user: bool
     namespace: str | None
 
@@ -85,14 +85,14 @@ class Kfp:
         return _call(method, *args, endpoint=self.endpoint, about=about, **options)
 
     def read(
-        self, path: str, *, about: str, follow: bool = False, missing: Callable[[str], LwfedError] | None = None
+        self, path: str, *, about: str, pages: bool = False, missing: Callable[[str], LwfedError] | None = None
     ) -> Iterator[bytes]:
         """Reads what the generated API has no method for, piece by piece.
 
         Args:
             path: Such as `/apis/v1alpha1/runs/R/nodes/N/log`.
             about: What is asked for.
-            follow: Wait for more as long as there is more.
+            pages: Whether a web page is what is wanted; elsewhere one means that there is no API.
             missing: Makes the error of a 404, where it is not that `about` is missing.
 
         Yields:
@@ -107,12 +107,12 @@ class Kfp:
         headers.update(api.default_headers)
         answer = _call(
             api.rest_client.pool_manager.request, "GET", api.configuration.host + path, endpoint=self.endpoint,
-            about=about, headers=headers, preload_content=False, timeout=_timeout(follow=follow),
+            about=about, headers=headers, preload_content=False, timeout=_timeout(),
         )  # fmt: skip
         try:
             if not 200 <= answer.status <= 299:
                 raise explained(_refusal(answer), endpoint=self.endpoint, about=about, missing=missing)
-            if "text/html" in (answer.headers.get("Content-Type") or ""):
+            if ("text/html" in (answer.headers.get("Content-Type") or "")) is not pages:
                 raise no_api(self.endpoint)
             yield from answer.stream(4096)
         except OSError as error:
@@ -120,9 +120,13 @@ class Kfp:
         finally:
             answer.close()
 
-    def run_url(self, run_id: str) -> str:
-        """Gives the address of a run's page."""
-        return f"{self.ui}/#/runs/details/{run_id}"
+    def run_page(self, run_id: str) -> str:
+        """Returns the address of a run's page, or words for people who must find it themselves."""
+        return self.page(f"runs/details/{run_id}") or f"run {run_id} in Kubeflow's pages"
+
+    def page(self, path: str) -> str | None:
+        """Returns the address of a page; None where it is not known."""
+        return None if self.ui is None else f"{self.ui}/#/{path}"
 
 
 def connect(access: Access, *, namespace: str | None = None) -> Kfp:
@@ -143,8 +147,10 @@ def connect(access: Access, *, namespace: str | None = None) -> Kfp:
     endpoint = _endpoint(access, namespace)
     with _silence():
         client = _client(access, endpoint)
-    kfp = Kfp(client, endpoint, ui=(environment.kfp_ui() or endpoint).rstrip("/"), multi_user=False, namespace=None)
-    if not _is_multi_user(kfp):
+    kfp = Kfp(client, endpoint, ui=None, multi_user=False, namespace=None)
+    multi_user = _is_multi_user(kfp)
+    kfp = replace(kfp, ui=_ui(kfp))
+    if not multi_user:
         return kfp
     own = access.namespace or _pod_namespace() or client.get_user_namespace() or namespace
     return replace(kfp, multi_user=True, namespace=own)
@@ -159,6 +165,18 @@ def _is_multi_user(kfp: Kfp) -> bool:
     if not isinstance(health, dict):
         raise no_api(kfp.endpoint)
     return bool(health.get("multi_user"))
+
+
+def _ui(kfp: Kfp) -> str | None:
+    """Finds the web pages: where `KF_PIPELINES_UI_ENDPOINT` says, else at the endpoint if pages are served there."""
+    named = environment.kfp_ui()
+    if named:
+        return named.rstrip("/")
+    try:
+        next(kfp.read("/", about="its pages", pages=True), None)
+    except LwfedError:
+        return None
+    return kfp.endpoint
 
 
 def _endpoint(access: Access, namespace: str | None) -> str:
@@ -238,10 +256,10 @@ def _call(
         raise explained(error, endpoint=endpoint, about=about) from None
 
 
-def _timeout(*, follow: bool) -> Any:
+def _timeout() -> Any:
     import urllib3
 
-    return urllib3.Timeout(connect=CONNECT_S, read=None if follow else READ_S)
+    return urllib3.Timeout(connect=CONNECT_S, read=READ_S)
 
 
 def _refusal(answer: Any) -> Exception:
