@@ -34,6 +34,9 @@ def instead(state: State, ask: Ask) -> Answer | None:
     if state.is_ui and ask.path.startswith("/apis/v1alpha1/"):
         # frontend/server/app.ts: it passes on v1beta1 and v2beta1; other paths are those of its own files
         return Answer(b"Not Found", 404, "text/html; charset=utf-8")
+    if state.has_tasks_api and ask.path.startswith("/apis/v1beta1/"):
+        # a guess: the branch has it still, but marks what it says of a run as deprecated
+        return as_json({"code": 5, "message": "Not Found", "details": []}, status=404)
     if state.has_tasks_api and (found := ask.matches(rf"GET {V2}/runs/([^/:]+)(/tasks)?")) and found[1] in state.runs:
         run = state.runs[found[1]]
         return as_json({"tasks": list(tasks_of(run))}) if found[2] else _run_with_tasks(run, ask)
@@ -56,8 +59,11 @@ def answer(state: State, ask: Ask) -> Answer | None:
         return _of_schedule(state, found[1], found[2], found[3])
     if found := ask.matches(rf"POST {V2}/runs/([^/:]+):(retry|terminate)"):
         return _of_run(state.runs.get(found[1]), found[2])
-    if ask.words == ("GET", "/k8s/pod/logs"):
+    if state.is_ui and ask.words == ("GET", "/k8s/pod/logs"):
         return _pod_log(state, ask)
+    if state.is_ui and ask.words == ("GET", "/"):
+        # frontend/server/app.ts: index.html
+        return Answer(b"<html><body>Kubeflow Pipelines</body></html>", kind="text/html; charset=utf-8")
     if ask.matches(rf"GET {V2}/runs/[^/]+/nodes/[^/]+/log"):
         # backend/src/apiserver/main.go: only v1alpha1 has this route; the gateway knows no such path
         return as_json({"code": 5, "message": "Not Found", "details": []}, status=404)
@@ -196,10 +202,8 @@ def _pod_log(state: State, ask: Ask) -> Answer:
     """The log of a pod while it is there, as the server of the web pages has it.
 
     frontend/server/app.ts: `/k8s/pod/logs`; frontend/server/handlers/pod-logs.ts: by the pod's name, as plain text; 422
-    without a namespace in multi-user mode. The API server itself has no such route (backend/src/apiserver/main.go).
+    without a namespace in multi-user mode.
     """
-    if not state.is_ui:
-        return Answer(b"404 page not found\n", 404, "text/plain; charset=utf-8")
     if state.multi_user and not ask.query.get("podnamespace"):
         return Answer(b"podnamespace argument is required", 422, "text/html; charset=utf-8")
     run = state.runs.get(ask.query.get("runid", ""))

@@ -21,6 +21,9 @@ from tests.components import definitions
 from tests.components.recorded import OVER, Answer, NotRecordedError, Played, Script, artifact, as_json, call, recording
 
 V1, V2 = "/apis/v1beta1", "/apis/v2beta1"
+PAGES = ("/", "/k8s/pod/logs")
+"""Paths of the web pages' server, for which the API server's router has no route (backend/src/apiserver/main.go). That
+there is nothing was not recorded, but nothing is made up either: it needs no marker."""
 NO_LOG = "log-live-Running--704647682"
 """The call for a log that was not there; those of pods that wait, and of unknown ones, were answered alike."""
 
@@ -114,6 +117,15 @@ class State:
             for task in component.get("dag", {}).get("tasks", ()):
                 self.runs[run_id].written[task] = f"{task} wrote\n"
         self.runs[run_id].written["cleanup"] = "cleanup wrote\n"
+
+    def check(self, *, unseen: bool) -> None:
+        """Checks that all was answered, and what was seen on no server only where `unseen` says so.
+
+        Raises:
+            AssertionError: It was not.
+        """
+        assert not self.refused, f"no server was asked for {'; '.join(self.refused)}"
+        assert unseen or not self.unseen, f"seen on no server, and not marked `unseen`: {'; '.join(self.unseen)}"
 
     def only_run(self) -> tuple[str, Played]:
         """Returns the one run there is."""
@@ -229,6 +241,8 @@ def _recorded(state: State, ask: Ask) -> Answer | None:
         return next((as_json(v) for v in state.versions if v["pipeline_version_id"] == found[1]), None)
     if found := ask.matches(r"\w+ /apis/\w+/runs/([^/:]+).*"):
         return _of_run(state, ask, found[1])
+    if ask.path in PAGES and not state.is_ui:
+        return Answer(b"404 page not found\n", 404, "text/plain; charset=utf-8")
     return None
 
 

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.unseen
 
 WAITS = Script("as-shipped-running", upto=0)
 """A run whose first pod waits."""
-GOES_ON = Script("rerun-stage-2", hold_s=0.15)
+GOES_ON = Script("rerun-stage-2", start=4, hold_s=0.8)
 """A run that takes a second, and succeeds."""
 
 
@@ -51,6 +51,7 @@ def submitted(kfp: State, spec: str) -> tuple[str, Exception | None]:
 
 
 def test_submit_starts_a_run_and_tells_where(lwfed: Command, kfp: State, spec: str) -> None:
+    kfp.is_ui = True
     ended = lwfed("submit", spec, "--json")
     assert ended.code == 0, ended.err
     run_id, run = kfp.only_run()
@@ -148,7 +149,7 @@ def test_wait_ends_with_the_named_reason_of_the_failed_task(lwfed: Command, kfp:
         ("ModuleNotFoundError: No module named 'lwfed'\n", 1, "ModuleNotFoundError: No module named 'lwfed'"),
         ("Killed\nexit status 137\n", 18, "killed from outside"),
         ("one\ntwo\n", 1, "one | two -> lwfed logs "),
-        ("", 1, "there is no log of "),
+        ("", 1, "no log of "),
     ],
 )
 def test_reasons_are_found_in_logs(log: str, code: int, words: str, kfp: State, spec: str) -> None:
@@ -197,7 +198,7 @@ def test_a_server_that_goes_away_is_waited_for(kfp: State, spec: str) -> None:
     kfp.script = GOES_ON
 
     def hide() -> None:
-        while not kfp.runs or kfp.only_run()[1].at < 1:
+        while not any(ask.startswith("GET /apis/v1beta1/runs/") for ask in kfp.asked):
             time.sleep(0.005)
         kfp.is_away = True
         time.sleep(0.3)
@@ -214,7 +215,7 @@ def test_a_server_that_stays_away_ends_it(kfp: State, spec: str) -> None:
     kfp.script = GOES_ON
 
     def hide() -> None:
-        while not kfp.runs or kfp.only_run()[1].at < 1:
+        while not any(ask.startswith("GET /apis/v1beta1/runs/") for ask in kfp.asked):
             time.sleep(0.005)
         kfp.is_away = True
 
@@ -303,6 +304,7 @@ def test_a_namespace_that_kfp_knows_takes_the_jobs_too(lwfed: Command, kfp: Stat
 
 
 def test_cron_makes_a_schedule(lwfed: Command, kfp: State, spec: str) -> None:
+    kfp.is_ui = True
     ended = lwfed("submit", spec, "--cron", "0 3 * * 1", "--json")
     assert ended.code == 0, ended.err
     (schedule,) = kfp.schedules
