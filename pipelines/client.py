@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from lwfed import environment
 from lwfed.types.errors import LwfedError, NotFoundError, SpecError
@@ -19,6 +20,8 @@ CONNECT_S = 5.0
 """Seconds for a connection: a server that takes longer is not there."""
 READ_S = 30.0
 """Seconds for an answer."""
+API_PORT = 8888
+"""The port of the API in Kubeflow Pipelines' manifests; there are no pages on it."""
 POD_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")
 POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 IN_CLUSTER = "http://ml-pipeline.{}.svc.cluster.local:8888"
@@ -84,15 +87,12 @@ class Kfp:
         """
         return _call(method, *args, endpoint=self.endpoint, about=about, **options)
 
-    def read(
-        self, path: str, *, about: str, pages: bool = False, missing: Callable[[str], LwfedError] | None = None
-    ) -> Iterator[bytes]:
+    def read(self, path: str, *, about: str, missing: Callable[[str], LwfedError] | None = None) -> Iterator[bytes]:
         """Reads what the generated API has no method for, piece by piece.
 
         Args:
             path: Such as `/apis/v1alpha1/runs/R/nodes/N/log`.
             about: What is asked for.
-            pages: Whether a web page is what is wanted; elsewhere one means that there is no API.
             missing: Makes the error of a 404, where it is not that `about` is missing.
 
         Yields:
@@ -112,7 +112,7 @@ class Kfp:
         try:
             if not 200 <= answer.status <= 299:
                 raise explained(_refusal(answer), endpoint=self.endpoint, about=about, missing=missing)
-            if ("text/html" in (answer.headers.get("Content-Type") or "")) is not pages:
+            if "text/html" in (answer.headers.get("Content-Type") or ""):
                 raise no_api(self.endpoint)
             yield from answer.stream(4096)
         except OSError as error:
@@ -147,10 +147,8 @@ def connect(access: Access, *, namespace: str | None = None) -> Kfp:
     endpoint = _endpoint(access, namespace)
     with _silence():
         client = _client(access, endpoint)
-    kfp = Kfp(client, endpoint, ui=None, multi_user=False, namespace=None)
-    multi_user = _is_multi_user(kfp)
-    kfp = replace(kfp, ui=_ui(kfp))
-    if not multi_user:
+    kfp = Kfp(client, endpoint, ui=_ui(endpoint), multi_user=False, namespace=None)
+    if not _is_multi_user(kfp):
         return kfp
     own = access.namespace or _pod_namespace() or client.get_user_namespace() or namespace
     return replace(kfp, multi_user=True, namespace=own)
@@ -167,16 +165,10 @@ def _is_multi_user(kfp: Kfp) -> bool:
     return bool(health.get("multi_user"))
 
 
-def _ui(kfp: Kfp) -> str | None:
-    """Finds the web pages: where `KF_PIPELINES_UI_ENDPOINT` says, else at the endpoint if pages are served there."""
-    named = environment.kfp_ui()
-    if named:
-        return named.rstrip("/")
-    try:
-        next(kfp.read("/", about="its pages", pages=True), None)
-    except LwfedError:
-        return None
-    return kfp.endpoint
+def _ui(endpoint: str) -> str | None:
+    """Finds the web pages: where `KF_PIPELINES_UI_ENDPOINT` says, else at the endpoint, unless that is the bare API."""
+    named = environment.kfp_ui() or (None if urlsplit(endpoint).port == API_PORT else endpoint)
+    return named.rstrip("/") if named else None
 
 
 def _endpoint(access: Access, namespace: str | None) -> str:

@@ -21,6 +21,8 @@ FIRST_POLL_S = 1.0
 QUIET_S = 60.0
 """Seconds without a container at work after which we look for what holds it up, and between two such looks."""
 START_TIMEOUT_S = 600.0
+ENDING = "CANCELING"
+"""The state of a run that somebody has terminated, and whose tasks have not ended yet."""
 PATIENCE_S = 300.0
 """Seconds for which a server may be away while we follow."""
 
@@ -141,7 +143,7 @@ def _follow(kfp: Kfp, run_id: str, *, watcher: Watcher, pace: Pace, waiting: Wai
             return outcome_of(kfp, run, snapshot, namespace=namespace)
         now = time.monotonic()
         pods = [(pod.name, pod.state) for pod in snapshot.pods]
-        if pods != before or any(state == "RUNNING" for _, state in pods):
+        if pods != before or run.state == ENDING or any(state == "RUNNING" for _, state in pods):
             before, moved, asked = pods, now, now
         if now - asked >= pace.quiet_s:
             asked = now
