@@ -107,6 +107,13 @@ class State:
         self.runs[run.run_id] = run
         return run.run_id
 
+    def add_schedule(self) -> str:
+        """Puts the recorded schedule in place, which is paused. Returns its id."""
+        (made,) = json.loads(call("recurringruns").body)["recurringRuns"]
+        self._add_pipeline(made["pipeline_version_reference"]["pipeline_id"])
+        self.schedules.append(made)
+        return str(made["recurring_run_id"])
+
     def write(self, run_id: str, **texts: str) -> None:
         """Lets tasks have written logs, in place of the recorded ones: by their names, with `_` for `-`."""
         self.runs[run_id].written.update({name.replace("_", "-"): text for name, text in texts.items()})
@@ -138,15 +145,17 @@ class State:
         return str(parameters["spec"]["defaultValue"])
 
     def _add_version(self, reference: Mapping[str, str], pipeline: Any) -> None:
-        known = {item["pipeline_id"] for item in self.pipelines}
-        if reference["pipeline_id"] not in known:
-            held = json.loads(call("pipelines").body)["pipelines"][0]
-            self.pipelines.append({**held, "pipeline_id": reference["pipeline_id"]})
+        self._add_pipeline(reference["pipeline_id"])
         self.versions = [
             item for item in self.versions if item["pipeline_version_id"] != reference["pipeline_version_id"]
         ]
         spec = {"pipeline_spec": pipeline, "platform_spec": {}}
         self.versions.append({**reference, "display_name": reference["pipeline_version_id"], "pipeline_spec": spec})
+
+    def _add_pipeline(self, pipeline_id: str) -> None:
+        if pipeline_id not in {item["pipeline_id"] for item in self.pipelines}:
+            held = json.loads(call("pipelines").body)["pipelines"][0]
+            self.pipelines.append({**held, "pipeline_id": pipeline_id})
 
 
 @contextmanager
