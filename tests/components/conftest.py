@@ -44,7 +44,7 @@ class Said:
 
     @property
     def error(self) -> str:
-        """The one line that tells of an error."""
+        """The one line that names an error."""
         (line,) = [line for line in self.err.splitlines() if line.startswith("error: ")]
         return line
 

@@ -37,9 +37,10 @@ def instead(state: State, ask: Ask) -> Answer | None:
     if state.has_tasks_api and ask.path.startswith("/apis/v1beta1/"):
         # a guess: the branch has it still, but marks what it says of a run as deprecated
         return as_json({"code": 5, "message": "Not Found", "details": []}, status=404)
-    if state.has_tasks_api and (found := ask.matches(rf"GET {V2}/runs/([^/:]+)(/tasks)?")) and found[1] in state.runs:
-        run = state.runs[found[1]]
-        return as_json({"tasks": list(tasks_of(run))}) if found[2] else _run_with_tasks(run, ask)
+    asked = ask.matches(rf"GET {V2}/runs/([^/:]+)(/tasks)?") if state.has_tasks_api else None
+    if asked and asked[1] in state.runs:
+        run = state.runs[asked[1]]
+        return as_json({"tasks": list(tasks_of(run))}) if asked[2] else _run_with_tasks(run, ask)
     return None
 
 
@@ -234,7 +235,7 @@ def _run_with_tasks(run: Played, ask: Ask) -> Answer:
 
 
 def tasks_of(run: Played) -> Iterator[dict[str, Any]]:
-    """Yields the tasks of a run with their pods, as the code after 2.17 tells of them.
+    """Yields the tasks of a run with their pods, as the code after 2.17 shows them.
 
     Branch pr-13986: backend/api/v2beta1/run.proto, message PipelineTask with TaskPod, TaskState (CACHED among them) and
     TaskType. What became of each is taken from the recorded nodes.

@@ -63,7 +63,7 @@ class State:
         multi_user: Whether a namespace is needed. Not recorded.
         namespaces: Those of its users.
         is_ui: Answers as the server of the web pages does. Not recorded.
-        has_tasks_api: Tells of tasks as the code to come after 2.17 does. Not recorded.
+        has_tasks_api: Shows tasks as the code to come after 2.17 does. Not recorded.
         asked: All requests.
         unseen: Those that were answered from definitions.
         refused: Those that nobody knows an answer to.

@@ -19,7 +19,7 @@ SCHEDULER = "no node takes its pod: Unschedulable: 0/1 nodes are available: 1 In
 
 @dataclass
 class Watched:
-    """Who is told of a run: keeps it all.
+    """Keeps all that is said of a run.
 
     Attributes:
         states: The states of tasks, by name, at each look.
@@ -40,7 +40,7 @@ class Watched:
 
 
 def followed(kfp: State, run_id: str, *, pace: Pace = QUICK) -> tuple[Watched, Outcome]:
-    """Follows a run, in a cluster where no pod waits; returns what was told, and how it ended."""
+    """Follows a run, in a cluster where no pod waits; returns what was said, and how it ended."""
     watched = Watched()
     server = connect(Access(endpoint=kfp.endpoint))
     outcome = follow(server, run_id, watcher=watched, pace=pace, waiting=lambda run: [], namespace="kubeflow")
@@ -73,7 +73,7 @@ def test_runs_that_succeed_show_all_tasks_succeeded(name: str, tasks: list[str],
     assert not watched.lines
 
 
-def test_what_comes_from_the_cache_is_told_as_cached(kfp: State) -> None:
+def test_what_comes_from_the_cache_shows_as_cached(kfp: State) -> None:
     _, outcome = followed(kfp, kfp.play("cached"))
     assert outcome.error is None
     assert {state.task.name: state.state for state in outcome.states} == {
@@ -97,7 +97,7 @@ def test_a_stage_that_fails_ends_the_command_by_its_exit_code(lwfed: Command, kf
     assert "Unschedulable" in ended.out and "error_message" not in ended.out
 
 
-def test_a_terminated_run_is_told_as_cancelled(lwfed: Command, kfp: State) -> None:
+def test_a_terminated_run_ends_as_cancelled(lwfed: Command, kfp: State) -> None:
     for name in ("terminated", "no-image", "as-shipped-running", "fifth-gpu"):
         _, outcome = followed(kfp, kfp.play(name, start=-1))
         assert outcome.error is not None and outcome.error.exit_code == 1
@@ -204,7 +204,7 @@ def test_a_run_that_is_not_there_is_told(lwfed: Command, kfp: State) -> None:
 
 @pytest.mark.unseen
 @pytest.mark.parametrize("name", ["cached", "stage-fails"])
-def test_tasks_of_the_api_to_come_are_told_alike(name: str, kfp: State) -> None:
+def test_tasks_of_the_api_to_come_read_alike(name: str, kfp: State) -> None:
     _, now = followed(kfp, kfp.play(name, start=-1))
     kfp.has_tasks_api = True
     _, then = followed(kfp, kfp.play(name, start=-1))
