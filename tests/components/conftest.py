@@ -75,8 +75,8 @@ def kfp(
 ) -> Iterator[State]:
     """A server like that of Kubeflow Pipelines, and no cluster beside it.
 
-    A test that gets an answer seen on no server fails unless it carries the marker `unseen`; so does one that carries it
-    in vain, and one that asks for what nobody knows an answer to.
+    A test that gets an answer seen on no server fails unless it carries the marker `unseen`; so does one that carries
+    it in vain, and one that asks for what nobody knows an answer to.
     """
     for name, value in s3_variables.items():
         monkeypatch.setenv(name, value)

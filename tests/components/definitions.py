@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tests.components.recorded import OVER, TASK, Answer, Played, as_json
+from tests.components.recorded import OVER, TASK, Answer, NotRecordedError, Played, as_json
 
 if TYPE_CHECKING:
     from tests.components.kfp_server import Ask, State
@@ -211,8 +211,10 @@ def _pod_log(state: State, ask: Ask) -> Answer:
     for name, node in run.nodes.items() if run else ():
         if run is not None and ask.query["podname"] == pod_name(run, name) and node["phase"] != "Pending":
             task = TASK.search(node["name"])
-            log = run.written.get(task[1], "") if task else ""
-            return Answer(log.encode(), kind="text/plain; charset=utf-8")
+            log = run.written.get(task[1]) if task else None
+            if log is None and node["phase"] == "Running":
+                raise NotRecordedError(f"what {name} has written so far")
+            return Answer((run.log(name) or "" if log is None else log).encode(), kind="text/plain; charset=utf-8")
     words = "Could not get main container logs: Error: Unable to retrieve workflow status"
     return Answer(words.encode(), 500, "text/html; charset=utf-8")
 

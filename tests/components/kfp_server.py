@@ -237,8 +237,9 @@ def _recorded(state: State, ask: Ask) -> Answer | None:
     if ask.words == ("GET", f"{V2}/healthz"):
         return call("healthz")
     if ask.words == ("GET", f"{V2}/runs"):
-        runs = [run.now("v2beta1") for run in reversed(state.runs.values())]
-        return _listed("runs", runs[: int(ask.query.get("page_size") or len(runs))], ask)
+        if len(state.runs) > int(ask.query.get("page_size") or 10):
+            raise NotRecordedError("a second page of runs")
+        return _listed("runs", [run.now("v2beta1") for run in reversed(state.runs.values())], ask)
     for kind, items in (("experiments", state.experiments), ("pipelines", state.pipelines)):
         if ask.words == ("GET", f"{V2}/{kind}"):
             return _listed(kind, items, ask)
