@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tests.components.recorded import OVER, TASK, Answer, Played, as_json
+from tests.components.recorded import OVER, TASK, Answer, NotRecordedError, Played, as_json
 
 if TYPE_CHECKING:
     from tests.components.kfp_server import Ask, State
@@ -34,9 +34,13 @@ def instead(state: State, ask: Ask) -> Answer | None:
     if state.is_ui and ask.path.startswith("/apis/v1alpha1/"):
         # frontend/server/app.ts: it passes on v1beta1 and v2beta1; other paths are those of its own files
         return Answer(b"Not Found", 404, "text/html; charset=utf-8")
-    if state.has_tasks_api and (found := ask.matches(rf"GET {V2}/runs/([^/:]+)(/tasks)?")) and found[1] in state.runs:
-        run = state.runs[found[1]]
-        return as_json({"tasks": list(tasks_of(run))}) if found[2] else _run_with_tasks(run, ask)
+    if state.has_tasks_api and ask.path.startswith("/apis/v1beta1/"):
+        # a guess: the branch has it still, but marks what it says of a run as deprecated
+        return as_json({"code": 5, "message": "Not Found", "details": []}, status=404)
+    asked = ask.matches(rf"GET {V2}/runs/([^/:]+)(/tasks)?") if state.has_tasks_api else None
+    if asked and asked[1] in state.runs:
+        run = state.runs[asked[1]]
+        return as_json({"tasks": list(tasks_of(run))}) if asked[2] else _run_with_tasks(run, ask)
     return None
 
 
@@ -56,8 +60,11 @@ def answer(state: State, ask: Ask) -> Answer | None:
         return _of_schedule(state, found[1], found[2], found[3])
     if found := ask.matches(rf"POST {V2}/runs/([^/:]+):(retry|terminate)"):
         return _of_run(state.runs.get(found[1]), found[2])
-    if ask.words == ("GET", "/k8s/pod/logs"):
+    if state.is_ui and ask.words == ("GET", "/k8s/pod/logs"):
         return _pod_log(state, ask)
+    if state.is_ui and ask.words == ("GET", "/"):
+        # frontend/server/app.ts: index.html
+        return Answer(b"<html><body>Kubeflow Pipelines</body></html>", kind="text/html; charset=utf-8")
     if ask.matches(rf"GET {V2}/runs/[^/]+/nodes/[^/]+/log"):
         # backend/src/apiserver/main.go: only v1alpha1 has this route; the gateway knows no such path
         return as_json({"code": 5, "message": "Not Found", "details": []}, status=404)
@@ -196,18 +203,18 @@ def _pod_log(state: State, ask: Ask) -> Answer:
     """The log of a pod while it is there, as the server of the web pages has it.
 
     frontend/server/app.ts: `/k8s/pod/logs`; frontend/server/handlers/pod-logs.ts: by the pod's name, as plain text; 422
-    without a namespace in multi-user mode. The API server itself has no such route (backend/src/apiserver/main.go).
+    without a namespace in multi-user mode.
     """
-    if not state.is_ui:
-        return Answer(b"404 page not found\n", 404, "text/plain; charset=utf-8")
     if state.multi_user and not ask.query.get("podnamespace"):
         return Answer(b"podnamespace argument is required", 422, "text/html; charset=utf-8")
     run = state.runs.get(ask.query.get("runid", ""))
     for name, node in run.nodes.items() if run else ():
         if run is not None and ask.query["podname"] == pod_name(run, name) and node["phase"] != "Pending":
             task = TASK.search(node["name"])
-            log = run.written.get(task[1], "") if task else ""
-            return Answer(log.encode(), kind="text/plain; charset=utf-8")
+            log = run.written.get(task[1]) if task else None
+            if log is None and node["phase"] == "Running":
+                raise NotRecordedError(f"what {name} has written so far")
+            return Answer((run.log(name) or "" if log is None else log).encode(), kind="text/plain; charset=utf-8")
     words = "Could not get main container logs: Error: Unable to retrieve workflow status"
     return Answer(words.encode(), 500, "text/html; charset=utf-8")
 
@@ -230,7 +237,7 @@ def _run_with_tasks(run: Played, ask: Ask) -> Answer:
 
 
 def tasks_of(run: Played) -> Iterator[dict[str, Any]]:
-    """Yields the tasks of a run with their pods, as the code after 2.17 tells of them.
+    """Yields the tasks of a run with their pods, as the code after 2.17 shows them.
 
     Branch pr-13986: backend/api/v2beta1/run.proto, message PipelineTask with TaskPod, TaskState (CACHED among them) and
     TaskType. What became of each is taken from the recorded nodes.

@@ -21,6 +21,9 @@ from tests.components import definitions
 from tests.components.recorded import OVER, Answer, NotRecordedError, Played, Script, artifact, as_json, call, recording
 
 V1, V2 = "/apis/v1beta1", "/apis/v2beta1"
+PAGES = ("/", "/k8s/pod/logs")
+"""Paths of the web pages' server, for which the API server's router has no route (backend/src/apiserver/main.go). That
+there is nothing was not recorded, but nothing is made up either: it needs no marker."""
 NO_LOG = "log-live-Running--704647682"
 """The call for a log that was not there; those of pods that wait, and of unknown ones, were answered alike."""
 
@@ -60,7 +63,7 @@ class State:
         multi_user: Whether a namespace is needed. Not recorded.
         namespaces: Those of its users.
         is_ui: Answers as the server of the web pages does. Not recorded.
-        has_tasks_api: Tells of tasks as the code to come after 2.17 does. Not recorded.
+        has_tasks_api: Shows tasks as the code to come after 2.17 does. Not recorded.
         asked: All requests.
         unseen: Those that were answered from definitions.
         refused: Those that nobody knows an answer to.
@@ -104,6 +107,13 @@ class State:
         self.runs[run.run_id] = run
         return run.run_id
 
+    def add_schedule(self) -> str:
+        """Puts the recorded schedule in place, which is paused. Returns its id."""
+        (made,) = json.loads(call("recurringruns").body)["recurringRuns"]
+        self._add_pipeline(made["pipeline_version_reference"]["pipeline_id"])
+        self.schedules.append(made)
+        return str(made["recurring_run_id"])
+
     def write(self, run_id: str, **texts: str) -> None:
         """Lets tasks have written logs, in place of the recorded ones: by their names, with `_` for `-`."""
         self.runs[run_id].written.update({name.replace("_", "-"): text for name, text in texts.items()})
@@ -114,6 +124,15 @@ class State:
             for task in component.get("dag", {}).get("tasks", ()):
                 self.runs[run_id].written[task] = f"{task} wrote\n"
         self.runs[run_id].written["cleanup"] = "cleanup wrote\n"
+
+    def check(self, *, unseen: bool) -> None:
+        """Checks that all was answered, and what was seen on no server only where `unseen` says so.
+
+        Raises:
+            AssertionError: It was not.
+        """
+        assert not self.refused, f"no server was asked for {'; '.join(self.refused)}"
+        assert unseen or not self.unseen, f"seen on no server, and not marked `unseen`: {'; '.join(self.unseen)}"
 
     def only_run(self) -> tuple[str, Played]:
         """Returns the one run there is."""
@@ -126,15 +145,17 @@ class State:
         return str(parameters["spec"]["defaultValue"])
 
     def _add_version(self, reference: Mapping[str, str], pipeline: Any) -> None:
-        known = {item["pipeline_id"] for item in self.pipelines}
-        if reference["pipeline_id"] not in known:
-            held = json.loads(call("pipelines").body)["pipelines"][0]
-            self.pipelines.append({**held, "pipeline_id": reference["pipeline_id"]})
+        self._add_pipeline(reference["pipeline_id"])
         self.versions = [
             item for item in self.versions if item["pipeline_version_id"] != reference["pipeline_version_id"]
         ]
         spec = {"pipeline_spec": pipeline, "platform_spec": {}}
         self.versions.append({**reference, "display_name": reference["pipeline_version_id"], "pipeline_spec": spec})
+
+    def _add_pipeline(self, pipeline_id: str) -> None:
+        if pipeline_id not in {item["pipeline_id"] for item in self.pipelines}:
+            held = json.loads(call("pipelines").body)["pipelines"][0]
+            self.pipelines.append({**held, "pipeline_id": pipeline_id})
 
 
 @contextmanager
@@ -216,8 +237,9 @@ def _recorded(state: State, ask: Ask) -> Answer | None:
     if ask.words == ("GET", f"{V2}/healthz"):
         return call("healthz")
     if ask.words == ("GET", f"{V2}/runs"):
-        runs = [run.now("v2beta1") for run in reversed(state.runs.values())]
-        return _listed("runs", runs[: int(ask.query.get("page_size") or len(runs))], ask)
+        if len(state.runs) > int(ask.query.get("page_size") or 10):
+            raise NotRecordedError("a second page of runs")
+        return _listed("runs", [run.now("v2beta1") for run in reversed(state.runs.values())], ask)
     for kind, items in (("experiments", state.experiments), ("pipelines", state.pipelines)):
         if ask.words == ("GET", f"{V2}/{kind}"):
             return _listed(kind, items, ask)
@@ -229,6 +251,8 @@ def _recorded(state: State, ask: Ask) -> Answer | None:
         return next((as_json(v) for v in state.versions if v["pipeline_version_id"] == found[1]), None)
     if found := ask.matches(r"\w+ /apis/\w+/runs/([^/:]+).*"):
         return _of_run(state, ask, found[1])
+    if ask.path in PAGES and not state.is_ui:
+        return Answer(b"404 page not found\n", 404, "text/plain; charset=utf-8")
     return None
 
 

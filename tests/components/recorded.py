@@ -25,6 +25,8 @@ DATE = re.compile(r"(?!1970)\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 TASK = re.compile(r"([\w-]+)(?:\(0\)\.executor)?\(\d+\)$")
 """The task in the name of its pod's node."""
 OVER = ("SUCCEEDED", "FAILED")
+OWN = ("display_name", "description", "created_at", "experiment_id", "pipeline_version_reference")
+"""What a run keeps when it goes on as another recording."""
 NO_LOG = ("Pending", "Running", "Skipped", "Omitted")
 """Phases of nodes that were seen to have no log in the archive."""
 
@@ -55,7 +57,7 @@ class Script:
         name: The recording.
         start: The first snapshot; negative: from the end.
         upto: The last; None: of the recording.
-        hold_s: Seconds for which each snapshot stays.
+        hold_s: Seconds for which the first one stays.
         retried: The recording that is played after a retry that was accepted; None: this one, from what follows `upto`.
     """
 
@@ -87,7 +89,7 @@ class Played:
 
     def look(self, api: str) -> dict[str, Any]:
         """Returns what an API shows of the run; the same one asked again, the run has gone on."""
-        if api in self._shown and self.at < self._last and time.monotonic() - self._since >= self.script.hold_s:
+        if api in self._shown and self.at < self._last and time.monotonic() >= self._held_until:
             self._go(self.at + 1)
         self._shown.add(api)
         return self.now(api)
@@ -151,7 +153,7 @@ class Played:
         states = [snapshot["v2beta1"]["state"] for snapshot in recording(self.script.name)["snapshots"]]
         if "CANCELING" not in states:
             raise NotRecordedError(f"how {self.script.name} is terminated")
-        self._begin(Script(self.script.name, start=states.index("CANCELING"), hold_s=self.script.hold_s))
+        self._begin(Script(self.script.name, start=states.index("CANCELING")))
 
     def retry(self) -> None:
         """Goes on to what was recorded after a retry.
@@ -160,10 +162,12 @@ class Played:
             NotRecordedError: Nothing was.
         """
         if self.script.retried is not None:
-            return self._begin(Script(self.script.retried, hold_s=self.script.hold_s))
+            shown = self.now("v2beta1")
+            self.made = {**{key: shown[key] for key in OWN if key in shown}, **self.made}
+            return self._begin(Script(self.script.retried))
         if self.at + 1 == len(recording(self.script.name)["snapshots"]):
             raise NotRecordedError(f"how {self.script.name} goes on when it is retried")
-        return self._begin(Script(self.script.name, start=self.at + 1, hold_s=self.script.hold_s))
+        return self._begin(Script(self.script.name, start=self.at + 1))
 
     def _begin(self, script: Script) -> None:
         held = recording(script.name)
@@ -176,10 +180,11 @@ class Played:
         shift = datetime.now(UTC) - max(map(_date, dates))
         self._shift = timedelta(seconds=int(shift.total_seconds()))
         self._cache: dict[int, dict[str, Any]] = {}
+        self._held_until = time.monotonic() + script.hold_s
         self._go(script.start % count)
 
     def _go(self, at: int) -> None:
-        self.at, self._since = at, time.monotonic()
+        self.at = at
         self._shown: set[str] = set()
 
     def _snapshot(self, at: int) -> dict[str, Any]:

@@ -31,7 +31,8 @@ OUTPUTS = ("cached-decision", "condition")
 STATES = {"Succeeded": "SUCCEEDED", "Failed": "FAILED", "Error": "FAILED", "Running": "RUNNING", "Pending": "PENDING",
           "Skipped": "SKIPPED"}  # fmt: skip
 REPLACED = (
-    (r"docker\.io/library/lwfed@sha256:[0-9a-f]{64}", "registry.example/lwfed@sha256:" + "0" * 64),
+    (r"docker\.io/(library|lab)/", "registry.example/"),
+    (r"lwfed@sha256:[0-9a-f]{64}", "lwfed@sha256:" + "0" * 64),
     (r"\b127\.0\.0\.1\b", "node-1"),
     (r"RequestID: [0-9A-F]+, HostID: [0-9a-f]+", "RequestID: 0, HostID: 0"),
 )

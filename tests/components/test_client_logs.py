@@ -26,13 +26,18 @@ PARTS = {
 """The tasks of the recorded run with two stages, and what people call them."""
 
 
+either_way = pytest.mark.parametrize(
+    "is_ui",
+    [pytest.param(False, id="API"), pytest.param(True, id="through the web pages' server", marks=pytest.mark.unseen)],
+)
+
+
 def heads(out: str) -> list[str]:
     """Returns the lines that say whose log follows."""
     return [line.removeprefix("-- ") for line in out.splitlines() if line.startswith("-- ")]
 
 
-@pytest.mark.unseen
-@pytest.mark.parametrize("is_ui", [False, True], ids=["API", "through the web pages' server"])
+@either_way
 def test_logs_of_tasks_come_in_their_order(is_ui: bool, lwfed: Command, kfp: State) -> None:
     run_id = kfp.play("as-shipped-importer-fails", start=-1)
     kfp.is_ui = is_ui
@@ -57,9 +62,8 @@ def test_the_log_of_a_pod_that_runs_comes_through_the_web_pages_server(lwfed: Co
     assert ended.code == 0 and ended.out.splitlines()[1:] == ["round 1"]
 
 
-@pytest.mark.unseen
 def test_the_api_has_no_log_of_a_pod_that_runs(lwfed: Command, kfp: State) -> None:
-    """It answers 200 with an error in JSON (recorded); the web pages' path is none of its own."""
+    """It answers 200 with an error in JSON."""
     run_id = kfp.play("live-log", start=3, upto=3)
     ended = lwfed("logs", run_id)
     assert "error_message" not in ended.out and "BadRequestError" not in ended.out
@@ -73,8 +77,7 @@ def test_logs_that_are_not_there_are_told(lwfed: Command, kfp: State) -> None:
     assert ended.code == 19 and "its stages: 1, 2" in ended.error
 
 
-@pytest.mark.unseen
-@pytest.mark.parametrize("is_ui", [False, True], ids=["API", "through the web pages' server"])
+@either_way
 def test_followed_logs_are_told_once_and_end_as_the_run(is_ui: bool, kfp: State) -> None:
     run_id = kfp.play("stage-fails")
     kfp.is_ui = is_ui
