@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +78,7 @@ def find_run(kfp: Kfp, text: str) -> Any:
     tail = TAIL.fullmatch(text)
     pipeline = own_pipeline(kfp) if text == "latest" else None
     named: list[Any] = []
-    for run in _runs(kfp):
+    for run in all_pages(kfp, kfp.client._run_api.run_service_list_runs, items="runs", about="runs"):
         run_id = str(run.run_id)
         if text == "latest":
             if pipeline is not None and pipeline_of(run) == pipeline:
@@ -177,18 +177,21 @@ def terminate(kfp: Kfp, run: Any) -> bool:
     return True
 
 
-def _runs(kfp: Kfp) -> Iterator[Any]:
+def all_pages(kfp: Kfp, method: Callable[..., Any], *, items: str, about: str) -> Iterator[Any]:
+    """Yields what a list of the API holds, page by page, the newest first.
+
+    Args:
+        kfp: The server.
+        method: The list's method of the generated API.
+        items: Where an answer has them, such as `runs`.
+        about: What is asked for.
+    """
     token: str | None = None
     for _ in range(PAGES):
         found = kfp.call(
-            kfp.client._run_api.run_service_list_runs,
-            about="runs",
-            namespace=kfp.namespace,
-            page_token=token,
-            page_size=PAGE,
-            sort_by="created_at desc",
+            method, about=about, namespace=kfp.namespace, page_token=token, page_size=PAGE, sort_by="created_at desc"
         )
-        yield from found.runs or ()
+        yield from getattr(found, items) or ()
         token = found.next_page_token
         if not token:
             return

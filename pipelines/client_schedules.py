@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ from rich.console import Console
 from lwfed.cli.console import make_table, print_json
 from lwfed.types.errors import NotFoundError
 from pipelines.client import Access, Kfp, connect
-from pipelines.client_runs import PAGE, PAGES, own_pipeline, pipeline_of
+from pipelines.client_runs import all_pages, own_pipeline, pipeline_of
 
 PAUSED = "DISABLED"
 
@@ -44,8 +43,11 @@ def list_schedules(kfp: Kfp) -> list[Schedule]:
         LwfedError: The server refuses or does not answer.
     """
     pipeline = own_pipeline(kfp)
-    found = [] if pipeline is None else [item for item in _all(kfp) if pipeline_of(item) == pipeline]
-    return [_schedule(kfp, item) for item in found]
+    if pipeline is None:
+        return []
+    listing = kfp.client._recurring_run_api.recurring_run_service_list_recurring_runs
+    found = all_pages(kfp, listing, items="recurring_runs", about="schedules")
+    return [_schedule(kfp, item) for item in found if pipeline_of(item) == pipeline]
 
 
 def find_schedule(kfp: Kfp, text: str) -> Schedule:
@@ -113,23 +115,6 @@ def change_schedule(access: Access, schedule: str, action: str, *, console: Cons
     console.print(f"{found.name} is {done}", highlight=False, markup=False, soft_wrap=True)
     if as_json:
         print_json({**asdict(found), "done": action})
-
-
-def _all(kfp: Kfp) -> Iterator[Any]:
-    token: str | None = None
-    for _ in range(PAGES):
-        found = kfp.call(
-            kfp.client._recurring_run_api.recurring_run_service_list_recurring_runs,
-            about="schedules",
-            namespace=kfp.namespace,
-            page_token=token,
-            page_size=PAGE,
-            sort_by="created_at desc",
-        )
-        yield from found.recurring_runs or ()
-        token = found.next_page_token
-        if not token:
-            return
 
 
 def _schedule(kfp: Kfp, item: Any) -> Schedule:

@@ -121,6 +121,9 @@ def _state(task: Task, nodes: Iterable[Node]) -> TaskState | None:
     if state == "SUCCEEDED" and any(node.kind == SKIPPED_NODE for node in executors):
         state = "CACHED"
     pods = oldest_first(node.pod for node in [*drivers, *executors] if node.kind == POD)
+    last = next((pod for pod in reversed(pods) if not pod.is_driver), None)
+    if state == "RUNNING" and (last is None or last.state == "PENDING"):
+        state = "PENDING"  # Argo takes a task for running from the moment on in which its pod is asked for
     dates = [node.started for node in [*whole, *drivers] if node.started]
     ends = [node.ended for node in (whole or drivers) if node.ended]
     return TaskState(

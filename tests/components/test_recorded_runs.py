@@ -137,7 +137,7 @@ def test_tasks_are_seen_to_begin_and_end(kfp: State) -> None:
     watched, _ = followed(kfp, kfp.play("mlflow-plugin"))
     for task in ("prepare", "evaluate", "report"):
         seen = seen_states(watched, task)
-        assert seen[-2:] == ["RUNNING", "SUCCEEDED"] and set(seen[:-2]) <= {"PENDING"}, (task, seen)
+        assert seen[-1] == "SUCCEEDED" and seen[:-1] in (["PENDING"], ["PENDING", "RUNNING"]), (task, seen)
     assert watched.runs[0] == "RUNNING" and watched.runs[-1] == "SUCCEEDED"
 
 
