@@ -13,7 +13,7 @@ from pipelines.client import Access, connect
 from pipelines.client_commands import retry_run
 from pipelines.client_errors import RefusedError
 from pipelines.client_runs import get_run, retry
-from tests.components.cluster_server import Objects
+from tests.components.cluster_server import Objects, pod
 from tests.components.conftest import Command
 from tests.components.kfp_server import State
 from tests.components.scenes import QUICK, TRACE
@@ -97,6 +97,32 @@ def test_cancel_terminates_then_deletes_the_jobs_of_that_run(lwfed: Command, kfp
     again = lwfed("cancel", name, "--json")
     assert again.code == 0 and not again.json["terminated"] and again.json["jobs_deleted"] == 0
     assert "was over already: FAILED" in again.err
+
+
+@pytest.mark.unseen
+def test_cancel_leaves_nothing_that_a_dying_coordinator_made_or_that_waits_for_ever(
+    lwfed: Command, kfp: State, cluster: Objects
+) -> None:
+    run_id, name = training(kfp)
+    cluster.jobs, cluster.made_again = [job("lwfed-1-a1", name)], [job("lwfed-1-a2", name)]
+    mine, other = {"pipeline/runid": run_id}, {"pipeline/runid": "another"}
+    cluster.pods = [
+        pod("exit-task", mine), pod("stage", mine, phase="Failed"), pod("of-another-run", other),
+    ]  # fmt: skip
+    ended = lwfed("cancel", name, "--json")
+    assert ended.code == 0, ended.err
+    assert (ended.json["jobs_deleted"], cluster.jobs) == (2, [])
+    assert ended.json["pods_deleted"] == ["exit-task"] and "exit-task" in ended.err
+    assert [item["metadata"]["name"] for item in cluster.pods] == ["stage", "of-another-run"]
+
+
+@pytest.mark.unseen
+def test_cancel_names_a_cluster_that_does_not_let_us(lwfed: Command, kfp: State, cluster: Objects) -> None:
+    _, name = training(kfp)
+    cluster.forbids = True
+    ended = lwfed("cancel", name, "--json")
+    assert ended.code == 17 and f"Jobs of {name} may go on" in ended.error and "kubectl -n kubeflow" in ended.error
+    assert ended.json["terminated"]
 
 
 def test_a_run_that_ends_while_it_is_cancelled_is_over(lwfed: Command, kfp: State, cluster: Objects) -> None:
