@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from pipelines.states.records import Pod, Snapshot, Task, TaskState, oldest_first
@@ -113,12 +113,14 @@ def _state(task: Task, nodes: Iterable[Node]) -> TaskState | None:
     whole = [*own, *executors]
     if not whole and not drivers:
         return None
-    first = next((node for node in own if not node.is_try), None) or next(iter(whole), None)
+    first = _latest([node for node in own if not node.is_try] or whole)
     if first is not None:
         state = first.state
+        again = [node for node in executors if not (node.started and first.started) or node.started >= first.started]
     else:
         state = "FAILED" if any(node.state == "FAILED" for node in drivers if not node.is_try) else "PENDING"
-    if state == "SUCCEEDED" and any(node.kind == SKIPPED_NODE for node in executors):
+        again = []
+    if state == "SUCCEEDED" and any(node.kind == SKIPPED_NODE for node in again):
         state = "CACHED"
     pods = oldest_first(node.pod for node in [*drivers, *executors] if node.kind == POD)
     last = next((pod for pod in reversed(pods) if not pod.is_driver), None)
@@ -133,6 +135,12 @@ def _state(task: Task, nodes: Iterable[Node]) -> TaskState | None:
         ended=max(ends, default=None) if state not in ("PENDING", "RUNNING") else None,
         pods=pods,
     )
+
+
+def _latest(nodes: Iterable[Node]) -> Node | None:
+    """Finds the node that began last: where Argo tries a whole group of tasks again, each task has several."""
+    never = datetime.min.replace(tzinfo=UTC)
+    return max(nodes, key=lambda node: node.started or never, default=None)
 
 
 def _pod_name(workflow: Mapping[str, Any], values: Mapping[str, Any]) -> str:
