@@ -75,6 +75,27 @@ def test_experiment_asks_for_a_user_and_a_group_where_the_cluster_has_none_of_it
     assert settings.fs_group == (None if name == "openshift" else 65532)
 
 
+OTHERS = 0.95 + 0.674
+"""CPUs that others ask for on a node of kind: kind's own pods, and Kubeflow Pipelines 2.17 as platform-agnostic has them."""
+
+
+def cpus(text: str) -> float:
+    return float(text[:-1]) / 1000 if text.endswith("m") else float(text)
+
+
+def test_the_trial_fits_a_node_of_two_cpus() -> None:
+    settings = experiment("kind").kubernetes
+    servers = sum(
+        cpus(container["resources"]["requests"]["cpu"])
+        for one in golden("kind")
+        if one["kind"] in ("Deployment", "StatefulSet")
+        for container in one["spec"]["template"]["spec"]["containers"]
+    )
+    clients = sum(cpus(pool.cpu or "1") for pool in settings.pools)
+    work = cpus(settings.coordinator.cpu) + max(clients, cpus(settings.server.cpu or "1"))
+    assert servers + work + OTHERS <= 1.95
+
+
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_experiment_compiles(name: str, tmp_path: Path) -> None:
     done = compile_pipeline(experiment(name), tmp_path / "pipeline.yaml")

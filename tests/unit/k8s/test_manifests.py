@@ -9,7 +9,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import kubernetes_validate
 import pytest
+import yaml
 
 from lwfed.launch.kubernetes_manifests import Surroundings, Work, job
 from lwfed.spec.kubernetes import KubernetesSpec
@@ -58,6 +60,17 @@ def test_pods_are_restricted(name: str) -> None:
     assert {
         pod: breaches(template["spec"]) for pod, template in pod_templates(golden(name)) if breaches(template["spec"])
     } == {}
+
+
+def test_the_trial_of_the_store_is_a_pod_like_others() -> None:
+    check = yaml.safe_load((K8S / "store-check.yaml").read_text(encoding="utf-8"))
+    template = check["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    assert breaches(template["spec"]) == [] and template["spec"]["automountServiceAccountToken"] is False
+    policy = next(one for one in of_kind(golden("cluster"), "NetworkPolicy") if one["metadata"]["name"] == "lwfed-s3")
+    assert selects(policy["spec"]["podSelector"], template["metadata"]["labels"])
+    assert {"cpu", "memory"} <= set(container["resources"]["requests"]), "a quota refuses pods without"
+    kubernetes_validate.validate(check, "1.34", strict=True)
 
 
 def test_pods_of_the_launcher_are_restricted() -> None:
