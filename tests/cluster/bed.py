@@ -42,7 +42,7 @@ HOW_TO_GET = (
 GPU = "nvidia.com/gpu"
 
 PATIENCE = float(os.environ.get("LWFED_TEST_PATIENCE") or 1)
-"""By how much more than on an idle machine is waited: tests of a cluster on a busy machine take several times as long."""
+"""By how much longer than on an idle machine is waited: on a busy one these tests take several times as long."""
 
 T = TypeVar("T")
 

@@ -76,7 +76,7 @@ def test_experiment_asks_for_a_user_and_a_group_where_the_cluster_has_none_of_it
 
 
 OTHERS = 0.95 + 0.674
-"""CPUs that others ask for on a node of kind: kind's own pods, and Kubeflow Pipelines 2.17 as platform-agnostic has them."""
+"""CPUs that others ask for on a node of kind: its own pods, and those of Kubeflow Pipelines 2.17, platform-agnostic."""
 
 
 def cpus(text: str) -> float:
