@@ -97,7 +97,7 @@ def train_locally(task: ClientTask, *, bench: Workbench, on_step: OnStep | None 
     done = bench.store.read_ref(paths.update(task.stage_key, task.server_round, task.client))
     if ranks.agree(done is not None):
         return None
-    tend_folder(task, store=bench.store)
+    unkept = tend_folder(task, store=bench.store)
     stage = bench.stage(task.stage_key)
     plan = stage.plan
     with computing(threads=plan.training.threads), prefix_folder(task) as folder:
@@ -172,6 +172,7 @@ def train_locally(task: ClientTask, *, bench: Workbench, on_step: OnStep | None 
         metrics={
             **_metrics(result, traffic, tensors, num_examples=len(held), anchor_bytes=anchor),
             **prefixes.metrics(),
+            **({"unkept": unkept} if unkept else {}),
         },
     )
 

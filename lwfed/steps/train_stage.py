@@ -17,6 +17,7 @@ from lwfed.params import by_unit
 from lwfed.plan.cohort import client_ids, sample
 from lwfed.spec.run import RunSpec
 from lwfed.steps import runs
+from lwfed.steps.client_folder import unkept_in
 from lwfed.steps.evaluate import pooled
 from lwfed.steps.gap import Gap
 from lwfed.steps.launcher import Emit, Launcher, Outcome
@@ -172,6 +173,10 @@ def _round(
     record["wall_s"] |= gap.close_round(record["wall_s"])
     if unjudged:
         record["failed_evaluations"] = unjudged
+    unkept = unkept_in(record["clients"])
+    if unkept:
+        client, why = min(unkept.items())
+        emit("warning", {"message": f"{len(unkept)} client(s) keep nothing from round to round; {client}: {why}"})
     recomputed = recomputed_in(record["clients"])
     if recomputed:
         record["recomputed_prefixes"] = recomputed
