@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -53,11 +52,6 @@ def tend_folder(task: ClientTask, *, store: Store) -> str | None:
             if mark.parent != own and unused_s > UNUSED_S and not _goes_on(mark, store):
                 _remove(mark)
     return _why_not_written(own / task.client)
-
-
-def unkept_in(clients: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Returns the clients that keep nothing between rounds though they have a folder, and why, from their metrics."""
-    return {client: metrics["unkept"] for client, metrics in clients.items() if metrics.get("unkept")}
 
 
 def _why_not_written(folder: Path) -> str | None:

@@ -27,9 +27,10 @@ from lwfed.steps.download import fetch_model, manifest_of
 from lwfed.steps.losses import batch_loss
 from lwfed.steps.prefix import prefix_folder, prefixes_of
 from lwfed.steps.runtime import autocast_type, computing, pick_device
+from lwfed.steps.stage import Stage
 from lwfed.steps.tasks import ClientTask
 from lwfed.steps.upload import Start, send, start_of
-from lwfed.steps.workbench import Stage, Workbench
+from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
 from lwfed.store.counting import CountingStore
 from lwfed.types.errors import DivergedError

@@ -88,7 +88,7 @@ def test_a_run_is_refused_before_it_begins(tmp_path: Path, monkeypatch: pytest.M
     bench = Workbench(LocalStore(tmp_path))
 
     def launcher(**launch: Any) -> Launcher:
-        return make_launcher(RunSpec(launch=LaunchSpec(kind="subprocess", **launch)), bench=bench, run_id="r")
+        return make_launcher(RunSpec(launch=LaunchSpec(kind="subprocess", **launch)), store=bench.store, run_id="r")
 
     with pytest.raises(SpecError, match=r"`launch\.devices` is 3"):
         launcher(devices=3)

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from lwfed.cli.store import app
 from lwfed.store import paths
-from lwfed.store.blocks import block_key, read_block, write_block
+from lwfed.store.blocks import read_block, write_block
+from lwfed.store.manifest import block_key
 from lwfed.store.opening import open_store
 from lwfed.store.policies import client_policy, server_policy
 from lwfed.store.protocol import Store
