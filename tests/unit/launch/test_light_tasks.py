@@ -101,5 +101,7 @@ def test_tasks_of_a_pipeline_load_no_torch(
         assert loaded("evaluate", stage=2, digest=digest) <= NEEDS
         assert loaded("report", stage=2, digest=digest) <= NEEDS
     assert store.has(paths.summary("r"))
+    assert not loaded("cleanup", state="COMPLETE")
+    assert server.jobs(), "a finished run's Jobs are left to their time"
+    monkeypatch.setenv("LWFED_RUN_ID", "never-begun")
     assert loaded("cleanup", state="FAILED") <= NEEDS
-    assert not server.jobs()
