@@ -243,7 +243,7 @@ def _collect(
 
 
 def grouped(failed: Mapping[str, str]) -> str:
-    """Writes why clients failed: each reason once with its clients, and without its remedy, which was told before."""
+    """Writes why clients failed: each reason once with its clients; remedies stand in the lines above."""
     clients: dict[str, list[str]] = {}
     for client, reason in sorted(failed.items()):
         clients.setdefault(reason.partition(" -> ")[0], []).append(client)
