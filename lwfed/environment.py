@@ -37,6 +37,7 @@ QUIET: Mapping[str, str] = {
 _ADOPTED = "MLFLOW_RUN_ID"
 _GPUS = "CUDA_VISIBLE_DEVICES"
 _PARENT = "LWFED_MLFLOW_PARENT_RUN_ID"
+_PIPELINE_RUN = "KFP_RUN_ID"
 
 
 def quiet() -> None:
@@ -152,7 +153,14 @@ def run_id() -> str | None:
 
 def kfp_run_id() -> str | None:
     """The pipeline run that this process is a task of (`KFP_RUN_ID`)."""
-    return _text("KFP_RUN_ID")
+    return _text(_PIPELINE_RUN)
+
+
+def go_on() -> str:
+    """Says how a run that was broken off goes on: as a retry of its pipeline run, or as the same run once more."""
+    pipeline_run = kfp_run_id()
+    how = f"lwfed retry {pipeline_run[:8]}" if pipeline_run else "start the run again with the same --run-id"
+    return f"{how}: nothing committed is lost"
 
 
 def pod_name() -> str | None:
@@ -166,9 +174,13 @@ def own_name() -> str:
 
 
 def for_pods(run_id: str) -> dict[str, str]:
-    """Gives what pods we start are to know: the run, and its MLflow run as a parent, never as one to adopt."""
-    parent = mlflow_parent_run_id() or mlflow_adopted_run_id()
-    return {"LWFED_RUN_ID": run_id, **({_PARENT: parent} if parent else {})}
+    """Returns what pods we start must know: the run, its pipeline run, its MLflow run as a parent, never to adopt."""
+    known = {
+        "LWFED_RUN_ID": run_id,
+        _PIPELINE_RUN: kfp_run_id(),
+        _PARENT: mlflow_parent_run_id() or mlflow_adopted_run_id(),
+    }
+    return {name: value for name, value in known.items() if value}
 
 
 def kubeconfig() -> str | None:

@@ -1,4 +1,4 @@
-"""The commands that speak with Kubeflow Pipelines: compile, submit, retry, cancel, logs, and the rerun on a cluster."""
+"""The commands for Kubeflow Pipelines: compile, submit, retry, cancel, logs, schedules, and the rerun on a cluster."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from lwfed.cli.console import make_console
 from lwfed.cli.options import Fresh, Json, Spec
 from lwfed.spec.load import build_spec, load_spec
-from lwfed.types.errors import NotFoundError, UnreachableError
+from lwfed.types.errors import NotFoundError, SpecError, UnreachableError
 from pipelines.client_options import (
     Authority,
     Cookies,
@@ -205,9 +205,11 @@ def cancel(
 ) -> None:
     """End a pipeline run and the Jobs of its clients; what is committed stands.
 
-    Kubeflow's own Terminate leaves the Jobs running; this deletes them too, where the cluster is within reach.
+    After Kubeflow's own Terminate the run's exit task deletes the Jobs, a minute or so later where its image can be
+    pulled. With a KUBECONFIG this deletes them at once, and again when the run is over, and removes pods that would
+    wait for ever.
     """
-    from pipelines.client_commands import cancel_run
+    from pipelines.client_cancel import cancel_run
 
     access = access_of(endpoint, namespace, token, token_file, existing_token_env, cookies, ssl_ca_cert)
     cancel_run(access, run, console=make_console(stderr=as_json), as_json=as_json)
@@ -223,6 +225,7 @@ def logs(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on until the run ends, and end as it does.")
     ] = False,
+    whole: Annotated[bool, typer.Option("--all", help="Also what Kubeflow's own launcher wrote.")] = False,
     namespace: Namespace = None,
     token: Token = None,
     token_file: TokenFile = None,
@@ -230,14 +233,50 @@ def logs(
     cookies: Cookies = None,
     ssl_ca_cert: Authority = None,
 ) -> None:
-    """Print what the tasks of a pipeline run, or the pods of a client, have written."""
+    """Print what the tasks of a pipeline run, or the pods of a client, have written.
+
+    Kubeflow Pipelines keep the logs of tasks that have ended. Those of running tasks and of clients' pods come from the
+    cluster that KUBECONFIG names.
+    """
     from pipelines.client_logs import client_logs, task_logs
 
     access = access_of(endpoint, namespace, token, token_file, existing_token_env, cookies, ssl_ca_cert)
     if client is not None:
         client_logs(access, run, client=client, stage=stage, follow=follow, write=typer.echo)
     else:
-        task_logs(access, run, stage=stage, follow=follow, write=typer.echo, console=make_console(stderr=True))
+        console = make_console(stderr=True)
+        task_logs(access, run, stage=stage, follow=follow, write=typer.echo, console=console, whole=whole)
+
+
+def schedules(
+    schedule: Annotated[
+        str | None,
+        typer.Argument(metavar="SCHEDULE", help="Its id or the first 8 characters, or its name; none: list them."),
+    ] = None,
+    pause: Annotated[bool, typer.Option("--pause", help="Start no more runs by it.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Start runs by it again.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete it; its runs stay.")] = False,
+    endpoint: Endpoint = None,
+    namespace: Namespace = None,
+    token: Token = None,
+    token_file: TokenFile = None,
+    existing_token_env: TokenEnv = None,
+    cookies: Cookies = None,
+    ssl_ca_cert: Authority = None,
+    as_json: Json = False,
+) -> None:
+    """List the schedules that `lwfed submit --cron` made, or pause, resume or delete one."""
+    from pipelines.client_schedules import change_schedule, show_schedules
+
+    access = access_of(endpoint, namespace, token, token_file, existing_token_env, cookies, ssl_ca_cert)
+    wanted = [name for name, asked in (("pause", pause), ("resume", resume), ("delete", delete)) if asked]
+    if len(wanted) > 1 or (wanted and schedule is None):
+        raise SpecError("what to do with which schedule is not clear", remedy="write lwfed schedules SCHEDULE --pause")
+    console = make_console(stderr=as_json)
+    if wanted and schedule is not None:
+        change_schedule(access, schedule, wanted[0], console=console, as_json=as_json)
+    else:
+        show_schedules(access, schedule, console=console, as_json=as_json)
 
 
 def _check_parent(uri: str, parent: tuple[str, int], *, say: Callable[[str], Any]) -> None:
@@ -255,5 +294,6 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "retry": retry,
     "cancel": cancel,
     "logs": logs,
+    "schedules": schedules,
 }
 """The commands that `lwfed` takes from here."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from lwfed import environment
 from lwfed.types.errors import LwfedError, NotFoundError, SpecError
@@ -19,6 +20,8 @@ CONNECT_S = 5.0
 """Seconds for a connection: a server that takes longer is not there."""
 READ_S = 30.0
 """Seconds for an answer."""
+API_PORT = 8888
+"""The port of the API in Kubeflow Pipelines' manifests; there are no pages on it."""
 POD_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")
 POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 IN_CLUSTER = "http://ml-pipeline.{}.svc.cluster.local:8888"
@@ -56,14 +59,14 @@ class Kfp:
     Attributes:
         client: kfp's client.
         endpoint: The server's address.
-        ui: The address of its web pages.
+        ui: The address of its web pages; None where it is not known: the API itself has none.
         multi_user: Whether experiments and runs belong to namespaces.
         namespace: The namespace of this user; None where there are none.
     """
 
     client: Any
     endpoint: str
-    ui: str
+    ui: str | None
     multi_user: bool
     namespace: str | None
 
@@ -84,15 +87,12 @@ class Kfp:
         """
         return _call(method, *args, endpoint=self.endpoint, about=about, **options)
 
-    def read(
-        self, path: str, *, about: str, follow: bool = False, missing: Callable[[str], LwfedError] | None = None
-    ) -> Iterator[bytes]:
+    def read(self, path: str, *, about: str, missing: Callable[[str], LwfedError] | None = None) -> Iterator[bytes]:
         """Reads what the generated API has no method for, piece by piece.
 
         Args:
             path: Such as `/apis/v1alpha1/runs/R/nodes/N/log`.
             about: What is asked for.
-            follow: Wait for more as long as there is more.
             missing: Makes the error of a 404, where it is not that `about` is missing.
 
         Yields:
@@ -107,7 +107,7 @@ class Kfp:
         headers.update(api.default_headers)
         answer = _call(
             api.rest_client.pool_manager.request, "GET", api.configuration.host + path, endpoint=self.endpoint,
-            about=about, headers=headers, preload_content=False, timeout=_timeout(follow=follow),
+            about=about, headers=headers, preload_content=False, timeout=_timeout(),
         )  # fmt: skip
         try:
             if not 200 <= answer.status <= 299:
@@ -120,9 +120,13 @@ class Kfp:
         finally:
             answer.close()
 
-    def run_url(self, run_id: str) -> str:
-        """Gives the address of a run's page."""
-        return f"{self.ui}/#/runs/details/{run_id}"
+    def run_page(self, run_id: str) -> str:
+        """Returns the address of a run's page, or words for people who must find it themselves."""
+        return self.page(f"runs/details/{run_id}") or f"run {run_id} in Kubeflow's pages"
+
+    def page(self, path: str) -> str | None:
+        """Returns the address of a page; None where it is not known."""
+        return None if self.ui is None else f"{self.ui}/#/{path}"
 
 
 def connect(access: Access, *, namespace: str | None = None) -> Kfp:
@@ -143,7 +147,7 @@ def connect(access: Access, *, namespace: str | None = None) -> Kfp:
     endpoint = _endpoint(access, namespace)
     with _silence():
         client = _client(access, endpoint)
-    kfp = Kfp(client, endpoint, ui=(environment.kfp_ui() or endpoint).rstrip("/"), multi_user=False, namespace=None)
+    kfp = Kfp(client, endpoint, ui=_ui(endpoint), multi_user=False, namespace=None)
     if not _is_multi_user(kfp):
         return kfp
     own = access.namespace or _pod_namespace() or client.get_user_namespace() or namespace
@@ -159,6 +163,12 @@ def _is_multi_user(kfp: Kfp) -> bool:
     if not isinstance(health, dict):
         raise no_api(kfp.endpoint)
     return bool(health.get("multi_user"))
+
+
+def _ui(endpoint: str) -> str | None:
+    """Finds the web pages: where `KF_PIPELINES_UI_ENDPOINT` says, else at the endpoint, unless that is the bare API."""
+    named = environment.kfp_ui() or (None if urlsplit(endpoint).port == API_PORT else endpoint)
+    return named.rstrip("/") if named else None
 
 
 def _endpoint(access: Access, namespace: str | None) -> str:
@@ -238,10 +248,10 @@ def _call(
         raise explained(error, endpoint=endpoint, about=about) from None
 
 
-def _timeout(*, follow: bool) -> Any:
+def _timeout() -> Any:
     import urllib3
 
-    return urllib3.Timeout(connect=CONNECT_S, read=None if follow else READ_S)
+    return urllib3.Timeout(connect=CONNECT_S, read=READ_S)
 
 
 def _refusal(answer: Any) -> Exception:

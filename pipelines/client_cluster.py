@@ -9,7 +9,7 @@ from typing import Any
 from lwfed.launch import kubernetes_reasons as reasons
 from lwfed.launch.kubernetes_api import Cluster, connect, lines_of
 from lwfed.launch.kubernetes_names import CLIENTS_NOTE, INDEX_LABEL, JOB_LABEL, run_selector
-from lwfed.types.errors import LwfedError, UnreachableError
+from lwfed.types.errors import LwfedError
 from pipelines.follow import Waiting
 
 RUN_LABEL = "pipeline/runid"
@@ -78,29 +78,24 @@ def waiting_lines(cluster: Cluster, run_id: str) -> list[str]:
     ]
 
 
-def end_jobs(run_id: str, *, namespace: str) -> int:
-    """Deletes the Jobs of a run, and with them their pods.
+def end_waiting_pods(cluster: Cluster, run_id: str) -> tuple[str, ...]:
+    """Deletes the pods of a pipeline run that is over which still wait to be started: nobody else ever does.
 
     Args:
-        run_id: What lwfed calls the run.
-        namespace: Where its Jobs are.
+        cluster: The cluster, in the namespace of the pods.
+        run_id: The pipeline run's id.
 
     Returns:
-        How many there were.
+        Their names.
 
     Raises:
         UnreachableError: The cluster does not answer, or does not let us.
     """
-    from lwfed.launch.kubernetes import delete_jobs
-
-    try:
-        return delete_jobs(run_id, namespace=namespace)
-    except UnreachableError as error:
-        raise UnreachableError(
-            f"Jobs of {run_id} may go on: {error.problem}",
-            remedy=f"kubectl -n {namespace} delete jobs -l '{run_selector(run_id)}', or wait: without a coordinator "
-            "clients end by themselves",
-        ) from None
+    pods = cluster.find("pods", labelSelector=f"{RUN_LABEL}={run_id}").get("items") or []
+    waiting = [pod["metadata"]["name"] for pod in pods if pod["status"].get("phase", "Pending") == "Pending"]
+    for name in waiting:
+        cluster.delete_pod(name)
+    return tuple(waiting)
 
 
 def client_pods(cluster: Cluster, run_id: str) -> list[ClientPod]:

@@ -1,9 +1,8 @@
-"""What `lwfed submit`, `retry` and `cancel` do: one function each, from an access to its last line."""
+"""What `lwfed submit` and `retry` do: one function each, from an access to its last line."""
 
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -16,18 +15,13 @@ from lwfed.cli import text
 from lwfed.cli.console import print_json
 from lwfed.spec.load import build_spec, to_values
 from lwfed.spec.run import RunSpec
-from lwfed.types.errors import LwfedError, SpecError
+from lwfed.types.errors import SpecError
 from pipelines.client import Access, Kfp, connect
-from pipelines.client_cluster import end_jobs
-from pipelines.client_runs import Facts, get_run, is_over, open_run, retry, run_name, terminate
+from pipelines.client_runs import namespace_of, open_run, retry, run_name
 from pipelines.client_submit import RunOptions, cron_of, ensure_version, package, start
-from pipelines.client_wait import Awaited, error_values, settle
+from pipelines.client_wait import Awaited, settle
 from pipelines.compile import Compiled, compile_pipeline, for_cluster
 from pipelines.follow import Pace
-
-END_S = 30.0
-"""Seconds for a terminated run to end: while its coordinator lives it may still make Jobs."""
-POLL_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,9 +116,9 @@ def submit_run(
         "workflow_bytes": compiled.workflow.total_bytes,
     }
     if cron is not None:
-        url = f"{kfp.ui}/#/recurringrun/details/{run_id}"
+        url = kfp.page(f"recurringrun/details/{run_id}")
         say(f"runs at `{cron}` (seconds first)")
-        say(url)
+        say(url or f"lwfed schedules {run_id[:8]}")
         if as_json:
             print_json({"recurring_run_id": run_id, "cron": cron, "url": url, **told})
         return
@@ -165,46 +159,9 @@ def retry_run(
     kfp, found, facts = open_run(access, run)
     retry(kfp, found)
     run_id = str(found.run_id)
-    awaited = Awaited(run_id=run_id, name=facts.name, namespace=_namespace(access, kfp, facts), store=facts.store)
+    awaited = Awaited(run_id=run_id, name=facts.name, namespace=namespace_of(access, kfp, facts), store=facts.store)
     line = f"{facts.name or run_id} is retried: what has failed starts again"
     settle(kfp, awaited, line=line, console=console, as_json=as_json, wait=wait, pace=pace, again=True)
-
-
-def cancel_run(access: Access, run: str, *, console: Console, as_json: bool) -> None:
-    """Ends a run, and then its Jobs, which Kubeflow Pipelines leave running.
-
-    Args:
-        access: The server.
-        run: Any name of the run.
-        console: For people.
-        as_json: Print one JSON object as the last line.
-
-    Raises:
-        UnreachableError: The server does not answer; or the cluster does not, and Jobs may go on.
-        LwfedError: The server refuses.
-    """
-    kfp, found, facts = open_run(access, run)
-    run_id = str(found.run_id)
-    say = _sayer(console)
-    ended = terminate(kfp, found)
-    if ended:
-        found = _until_over(kfp, run_id)
-        say(f"{facts.name or run_id} is terminated")
-    else:
-        found = get_run(kfp, run_id)
-        say(f"{facts.name or run_id} was over already: {found.state}")
-    error: LwfedError | None = None
-    jobs: int | None = None
-    try:
-        jobs = _end_jobs(access, kfp, facts, run_id)
-        say(f"{jobs} Jobs of its clients are deleted; what is committed stands")
-    except LwfedError as left:
-        error = left
-    if as_json:
-        told = {"run_id": facts.name, "kfp_run_id": run_id, "terminated": ended, "state": found.state}
-        print_json({**told, "jobs_deleted": jobs, "error": error_values(error)})
-    if error is not None:
-        raise error
 
 
 def _compile(submission: Submission, spec: RunSpec, folder: Path) -> Compiled:
@@ -225,11 +182,6 @@ def _placed(spec: RunSpec, kfp: Kfp) -> RunSpec:
     return build_spec(to_values(spec), overrides=[f"kubernetes.namespace={kfp.namespace}"])
 
 
-def _namespace(access: Access, kfp: Kfp, facts: Facts) -> str:
-    own = facts.spec.kubernetes.namespace if facts.spec else None
-    return access.namespace or kfp.namespace or own or "kubeflow"
-
-
 def _plugins(submission: Submission, spec: RunSpec) -> dict[str, Any] | None:
     if submission.mlflow_plugin is None:
         return None
@@ -239,25 +191,6 @@ def _plugins(submission: Submission, spec: RunSpec) -> dict[str, Any] | None:
 def _description(submission: Submission, compiled: Compiled) -> str:
     after = f", from {submission.parent[0]}" if submission.parent else ""
     return f"lwfed {compiled.spec.strategy}{after}: {'; '.join(compiled.titles)}"[:250]
-
-
-def _until_over(kfp: Kfp, run_id: str) -> Any:
-    ends_at = time.monotonic() + END_S
-    while True:
-        run = get_run(kfp, run_id)
-        if is_over(run) or time.monotonic() > ends_at:
-            return run
-        time.sleep(POLL_S)
-
-
-def _end_jobs(access: Access, kfp: Kfp, facts: Facts, run_id: str) -> int:
-    namespace = _namespace(access, kfp, facts)
-    if facts.name is None:
-        raise LwfedError(
-            f"Jobs of the run {run_id} may go on: what they are called is in a store that does not answer",
-            remedy=f"kubectl -n {namespace} delete jobs -l 'lwfed/run in (NAME-{run_id[:8]})', NAME as in the spec",
-        )
-    return end_jobs(facts.name, namespace=namespace)
 
 
 def _sayer(console: Console) -> Any:

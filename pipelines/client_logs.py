@@ -1,9 +1,10 @@
-"""What `lwfed logs` does: the logs of a run's tasks by Kubeflow Pipelines, those of a client's pods by the cluster."""
+"""What `lwfed logs` does: prints the logs of a run's tasks, or those of a client's pods."""
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -16,9 +17,12 @@ from lwfed.store.opening import open_store
 from lwfed.types.errors import LwfedError, NotFoundError, UnreachableError
 from pipelines.client import Access, Kfp
 from pipelines.client_cluster import ClientPod, client_pods, pod_log
-from pipelines.client_runs import Facts, follow_log, get_run, is_over, open_run, read_log
+from pipelines.client_runs import Facts, get_run, is_over, namespace_of, open_run
 from pipelines.follow import PATIENCE_S, POLL_S, GoneOnError, outcome_of
-from pipelines.follow_tasks import Pod, TaskState, task_states
+from pipelines.launcher_lines import own_lines
+from pipelines.pod_logs import PodLogs
+from pipelines.states.reading import read_states
+from pipelines.states.records import Pod, Snapshot, TaskState
 
 Write = Callable[[str], Any]
 
@@ -31,6 +35,7 @@ def task_logs(
     follow: bool,
     write: Write,
     console: Console,
+    whole: bool = False,
     poll_s: float = POLL_S,
 ) -> None:
     """Writes the logs of a run's tasks, in their order.
@@ -42,6 +47,7 @@ def task_logs(
         follow: Go on until the run ends, and end as it does.
         write: Takes a line of a log.
         console: For what is not of a log.
+        whole: Also what Kubeflow's launcher wrote.
         poll_s: Seconds between looks at the run.
 
     Raises:
@@ -50,13 +56,15 @@ def task_logs(
     """
     kfp, found, facts = open_run(access, run)
     _check_stage(facts, stage, run)
-    told: set[str] = set()
-    if follow:
-        _followed(kfp, found, facts, stage=stage, told=told, write=write, console=console, poll_s=poll_s)
-        return
-    for state, pod in _pods(found, facts, stage):
-        _tell(kfp, found, state, pod, told=told, write=write, console=console)
-    if not told:
+    run_id, namespace = str(found.run_id), namespace_of(access, kfp, facts)
+    with PodLogs(kfp, run_id, namespace=namespace) as logs:
+        reader = _Reader(kfp, run_id, facts, stage=stage, logs=logs, write=write, console=console, whole=whole)
+        if follow:
+            snapshot = reader.follow(poll_s=poll_s)
+            _raise_outcome(kfp, get_run(kfp, run_id), snapshot, namespace=namespace)
+            return
+        reader.once()
+    if not reader.shown:
         what = f"stage {stage}" if stage is not None else "any task"
         raise NotFoundError(f"there is no log of {what} of {run} yet", remedy="--follow waits for it")
 
@@ -93,7 +101,7 @@ def client_logs(
     if access.endpoint or environment.kfp_endpoint():
         kfp, found, facts = open_run(access, run)
         name = facts.name or run
-        namespace = namespace or kfp.namespace or (facts.spec.kubernetes.namespace if facts.spec else None)
+        namespace = namespace_of(access, kfp, facts)
     cluster = connect_cluster(namespace or current_namespace())
     try:
         told: set[str] = set()
@@ -120,99 +128,123 @@ def client_logs(
     finally:
         cluster.close()
     if follow and kfp is not None and facts is not None:
-        _raise_outcome(kfp, found, facts)
+        snapshot = read_states(kfp, str(found.run_id), facts.tasks)
+        _raise_outcome(kfp, found, snapshot, namespace=namespace_of(access, kfp, facts))
 
 
-def _followed(
-    kfp: Kfp,
-    found: Any,
-    facts: Facts,
-    *,
-    stage: int | None,
-    told: set[str],
-    write: Write,
-    console: Console,
-    poll_s: float,
-) -> None:
-    answered = time.monotonic()
-    try:
-        while True:
-            over = is_over(found)
-            for state, pod in _pods(found, facts, stage):
+class _Reader:
+    """Writes the log of each pod of a run once."""
+
+    def __init__(
+        self,
+        kfp: Kfp,
+        run_id: str,
+        facts: Facts,
+        *,
+        stage: int | None,
+        logs: PodLogs,
+        write: Write,
+        console: Console,
+        whole: bool,
+    ) -> None:
+        self._kfp, self._run_id, self._facts, self._stage = kfp, run_id, facts, stage
+        self._logs, self._write, self._console, self._whole = logs, write, console, whole
+        self.shown: set[str] = set()
+        self._missed: set[str] = set()
+
+    def once(self) -> None:
+        """Writes what is there; a log that cannot be read is named on the console."""
+        for state, pod in self._pods(self._look()):
+            if pod.state != "PENDING":
+                self._tell(state, pod)
+
+    def follow(self, *, poll_s: float) -> Snapshot:
+        """Writes what comes, until the run ends; returns what its tasks did last."""
+        answered = time.monotonic()
+        try:
+            while True:
                 try:
-                    _tell(
-                        kfp, found, state, pod, told=told, write=write, console=console, live_s=None if over else poll_s
-                    )
+                    over = is_over(get_run(self._kfp, self._run_id))
+                    snapshot = self._look()
+                    for state, pod in self._pods(snapshot):
+                        if pod.state == "RUNNING" and not over:
+                            self._stream(state, pod, poll_s=poll_s)
+                        elif pod.state != "PENDING":
+                            self._tell(state, pod)
+                    answered = time.monotonic()
+                    if over:
+                        return snapshot
                 except UnreachableError as error:
                     if time.monotonic() - answered > PATIENCE_S:
                         raise
-                    console.print(f"{error.problem}; trying again", highlight=False, markup=False)
-                    break
-            else:
-                answered = time.monotonic()
-                if over:
-                    break
-            time.sleep(poll_s)
-            found = _again(kfp, found)
-    except KeyboardInterrupt:
-        raise GoneOnError(f"no longer following; the run {found.run_id} goes on") from None
-    _raise_outcome(kfp, found, facts)
+                    self._console.print(f"{error.problem}; trying again", highlight=False, markup=False)
+                time.sleep(poll_s)
+        except KeyboardInterrupt:
+            raise GoneOnError(f"no longer following; the run {self._run_id} goes on") from None
 
+    def _look(self) -> Snapshot:
+        return read_states(self._kfp, self._run_id, self._facts.tasks)
 
-def _again(kfp: Kfp, found: Any) -> Any:
-    try:
-        return get_run(kfp, str(found.run_id))
-    except UnreachableError:
-        return found  # its next log will not be there either, and is asked for until patience ends
+    def _pods(self, snapshot: Snapshot) -> list[tuple[TaskState, Pod]]:
+        """Returns the pods whose logs are wanted: those of tasks, and drivers only where they failed."""
+        states = [state for state in snapshot.tasks if self._stage is None or state.task.stage == self._stage]
+        return [(state, pod) for state in states for pod in state.pods if not pod.is_driver or pod.state == "FAILED"]
 
-
-def _tell(
-    kfp: Kfp,
-    found: Any,
-    state: TaskState,
-    pod: Pod,
-    *,
-    told: set[str],
-    write: Write,
-    console: Console,
-    live_s: float | None = None,
-) -> None:
-    """Writes the log of a pod once; of one that runs, while it does."""
-    if pod.name in told or pod.state in ("PENDING", "SKIPPED"):
-        return
-    running = live_s is not None and pod.state == "RUNNING"
-    head = f"-- {state.task.title}" + (", its driver" if pod.is_driver else "") + f"  ({pod.name})"
-    try:
-        if running:
-            lines = follow_log(kfp, found, pod.name, poll_s=live_s or POLL_S)
-            first = next(lines, None)
-            if first is None:
-                return
-            write(head)
-            told.add(pod.name)
-            write(first)
-            for line in lines:
-                write(line)
+    def _tell(self, state: TaskState, pod: Pod) -> None:
+        if pod.node in self.shown:
             return
-        log = read_log(kfp, found, pod.name)
-    except UnreachableError:
-        raise
-    except LwfedError as error:
-        if running:
-            return  # its container is still on its way
-        told.add(pod.name)
-        console.print(f"{head}: {error}", highlight=False, markup=False, soft_wrap=True)
-        return
-    told.add(pod.name)
-    write(head)
-    for line in log.splitlines():
-        write(line)
+        try:
+            log = self._logs.read(pod)
+        except UnreachableError:
+            raise
+        except LwfedError as error:
+            said = f"{pod.message}; " if pod.message else ""
+            self._note(state, pod, f"{said}{error}")
+            return
+        self._open(state, pod)
+        for line in self._chosen(iter(log.splitlines()), pod):
+            self._write(line)
+
+    def _stream(self, state: TaskState, pod: Pod, *, poll_s: float) -> None:
+        """Writes a running pod's lines as they come; does nothing while its container is still on its way."""
+        if pod.node in self.shown:
+            return
+        lines = self._logs.follow(pod, runs=lambda: self._runs(pod), poll_s=poll_s)
+        try:
+            first = next(lines, None)
+        except UnreachableError:
+            raise
+        except LwfedError as error:
+            if pod.node not in self._missed:
+                self._missed.add(pod.node)
+                self._console.print(
+                    f"-- {_title(state, pod)}: {error}; its log follows when it has ended",
+                    highlight=False, markup=False, soft_wrap=True,
+                )  # fmt: skip
+            return
+        if first is None:
+            return
+        self._open(state, pod)
+        for line in self._chosen(itertools.chain([first], lines), pod):
+            self._write(line)
+
+    def _runs(self, pod: Pod) -> bool:
+        return any(now.node == pod.node and now.state == "RUNNING" for now in self._look().pods)
+
+    def _chosen(self, lines: Iterator[str], pod: Pod) -> Iterator[str]:
+        return lines if self._whole or pod.is_driver else own_lines(lines)
+
+    def _open(self, state: TaskState, pod: Pod) -> None:
+        self.shown.add(pod.node)
+        self._write(f"-- {_title(state, pod)}")
+
+    def _note(self, state: TaskState, pod: Pod, line: str) -> None:
+        self.shown.add(pod.node)
+        self._console.print(f"-- {_title(state, pod)}: {line}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _pods(found: Any, facts: Facts, stage: int | None) -> list[tuple[TaskState, Pod]]:
-    """Gives the pods whose logs are wanted: those of tasks, and drivers only where they failed."""
-    states = [state for state in task_states(found, facts.tasks) if stage is None or state.task.stage == stage]
-    return [(state, pod) for state in states for pod in state.pods if not pod.is_driver or pod.state == "FAILED"]
+def _title(state: TaskState, pod: Pod) -> str:
+    return state.task.title + (", its driver" if pod.is_driver else "") + f"  ({pod.name})"
 
 
 def _check_stage(facts: Facts, stage: int | None, run: str) -> None:
@@ -243,7 +275,7 @@ def _no_pods(name: str, client: str, pods: Sequence[ClientPod]) -> NotFoundError
     )
 
 
-def _raise_outcome(kfp: Kfp, found: Any, facts: Facts) -> None:
-    error = outcome_of(kfp, found, facts).error
+def _raise_outcome(kfp: Kfp, found: Any, snapshot: Snapshot, *, namespace: str) -> None:
+    error = outcome_of(kfp, found, snapshot, namespace=namespace).error
     if error is not None:
         raise error

@@ -1,15 +1,11 @@
-"""Runs that Kubeflow Pipelines know: found by any of their names, read, retried, terminated; and their tasks' logs."""
+"""Runs that Kubeflow Pipelines know: found by any of their names, read, retried, terminated."""
 
 from __future__ import annotations
 
-import base64
-import json
 import re
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, urlencode
 
 from lwfed.spec.run import RunSpec
 from lwfed.steps.specs import unpack_spec
@@ -18,7 +14,7 @@ from lwfed.types.errors import LwfedError, NotFoundError
 from pipelines.client import Access, Kfp, connect
 from pipelines.client_errors import RefusedError
 from pipelines.client_submit import PIPELINE, named
-from pipelines.follow_tasks import Task, node_id, node_state, task_names
+from pipelines.states.records import Task, task_names
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TAIL = re.compile(r"(?:.*-)?([0-9a-f]{8})")
@@ -80,12 +76,12 @@ def find_run(kfp: Kfp, text: str) -> Any:
     if UUID.fullmatch(text):
         return get_run(kfp, text)
     tail = TAIL.fullmatch(text)
-    pipeline = _own_pipeline(kfp) if text == "latest" else None
+    pipeline = own_pipeline(kfp) if text == "latest" else None
     named: list[Any] = []
-    for run in _runs(kfp):
+    for run in all_pages(kfp, kfp.client._run_api.run_service_list_runs, items="runs", about="runs"):
         run_id = str(run.run_id)
         if text == "latest":
-            if pipeline is not None and _pipeline_of(run) == pipeline:
+            if pipeline is not None and pipeline_of(run) == pipeline:
                 return get_run(kfp, run_id)
         elif (tail and run_id.startswith(tail[1])) or (len(text) >= 8 and run_id.startswith(text)):
             return get_run(kfp, run_id)
@@ -135,6 +131,12 @@ def run_name(spec: RunSpec, run_id: str) -> str:
     return spec.kubernetes.env.get(NAMED) or f"{spec.name}-{run_id[:8]}"
 
 
+def namespace_of(access: Access, kfp: Kfp, facts: Facts) -> str:
+    """Returns the namespace of a run's pods."""
+    own = facts.spec.kubernetes.namespace if facts.spec else None
+    return access.namespace or kfp.namespace or own or "kubeflow"
+
+
 def retry(kfp: Kfp, run: Any) -> None:
     """Starts the failed tasks of a run again; those that succeeded stay.
 
@@ -145,7 +147,7 @@ def retry(kfp: Kfp, run: Any) -> None:
     if run.state in ("SUCCEEDED", "SKIPPED"):
         raise RefusedError(
             f"the run {run_id} is {run.state}: nothing of it failed",
-            remedy="lwfed rerun RUN --stage S trains a stage anew",
+            remedy="lwfed rerun RUN --stage S trains a stage again",
         )
     if not is_over(run):
         raise RefusedError(
@@ -163,7 +165,7 @@ def retry(kfp: Kfp, run: Any) -> None:
 
 
 def terminate(kfp: Kfp, run: Any) -> bool:
-    """Ends a run's tasks. Gives False where it was over already."""
+    """Ends a run's tasks; False where it was over already."""
     if is_over(run):
         return False
     try:
@@ -175,101 +177,28 @@ def terminate(kfp: Kfp, run: Any) -> bool:
     return True
 
 
-def read_log(kfp: Kfp, run: Any, node: str) -> str:
-    """Reads all that a pod has written.
+def all_pages(kfp: Kfp, method: Callable[..., Any], *, items: str, about: str) -> Iterator[Any]:
+    """Yields what a list of the API holds, page by page, the newest first.
 
     Args:
         kfp: The server.
-        run: The run.
-        node: The pod's name, as the task names it.
-
-    Returns:
-        Its log: of the pod while it is there, else the archived one.
-
-    Raises:
-        NotFoundError: There is none.
-        UnreachableError: The server does not answer.
+        method: The list's method of the generated API.
+        items: Where an answer has them, such as `runs`.
+        about: What is asked for.
     """
-    names = list(dict.fromkeys([node, node_id(node, run)]))
-    archived = [archive_path(str(run.run_id), name) for name in reversed(names)]
-    live = [path for name in names for path in live_paths(kfp, str(run.run_id), name)]
-    ended = is_over(run)
-    for path in [*archived, *live] if ended else [*live, *archived]:
-        try:
-            content = b"".join(kfp.read(path, about=f"the log of {node}"))
-        except (RefusedError, NotFoundError):
-            continue
-        text = _unwrapped(content)
-        if text.strip():
-            return text
-    raise NotFoundError(f"there is no log of {node}", remedy="its pod may not have started; see the run's page")
-
-
-def follow_log(kfp: Kfp, run: Any, node: str, *, poll_s: float) -> Iterator[str]:
-    """Yields the lines of a running pod as it writes them; through the web pages' server, which cannot wait, by asking.
-
-    Raises:
-        LwfedError: There is none, or the server does not answer.
-    """
-    path = f"/apis/v1alpha1/runs/{run.run_id}/nodes/{quote(node)}/log?follow=true"
-    rest, begun = b"", False
-    try:
-        for part in kfp.read(path, about=f"the log of {node}", follow=True):
-            *lines, rest = (rest + part).split(b"\n")
-            begun = True
-            yield from (line.decode("utf-8", "replace") for line in lines)
-        if rest:
-            yield rest.decode("utf-8", "replace")
-        return
-    except (RefusedError, NotFoundError):
-        if begun:
-            raise
-    told = 0
-    while True:
-        now = get_run(kfp, str(run.run_id))
-        goes_on = not is_over(now) and node_state(now, node) == "RUNNING"
-        found = read_log(kfp, now, node).split("\n")
-        whole = found[:-1] if goes_on or not found[-1] else found  # the last may be half a line yet
-        yield from whole[told:]
-        told = max(told, len(whole))
-        if not goes_on:
-            return
-        time.sleep(poll_s)
-
-
-def archive_path(run_id: str, node: str) -> str:
-    """The path of a log that was put away when its pod ended."""
-    return f"/apis/v2beta1/runs/{run_id}/nodes/{quote(node)}/artifacts/main-logs:read"
-
-
-def live_paths(kfp: Kfp, run_id: str, node: str) -> list[str]:
-    """The paths of a pod's own log: the API's, of 2.17 and later, and that of the web pages' server, which hides it."""
-    query = {"podname": node, "runid": run_id, **({"podnamespace": kfp.namespace} if kfp.namespace else {})}
-    return [
-        f"/apis/v1alpha1/runs/{run_id}/nodes/{quote(node)}/log",
-        f"/apis/v2beta1/runs/{run_id}/nodes/{quote(node)}/log",
-        f"/k8s/pod/logs?{urlencode(query)}",
-    ]
-
-
-def _runs(kfp: Kfp) -> Iterator[Any]:
     token: str | None = None
     for _ in range(PAGES):
         found = kfp.call(
-            kfp.client._run_api.run_service_list_runs,
-            about="runs",
-            namespace=kfp.namespace,
-            page_token=token,
-            page_size=PAGE,
-            sort_by="created_at desc",
+            method, about=about, namespace=kfp.namespace, page_token=token, page_size=PAGE, sort_by="created_at desc"
         )
-        yield from found.runs or ()
+        yield from getattr(found, items) or ()
         token = found.next_page_token
         if not token:
             return
 
 
-def _own_pipeline(kfp: Kfp) -> str | None:
+def own_pipeline(kfp: Kfp) -> str | None:
+    """Returns the id of lwfed's pipeline; None where nothing was submitted yet."""
     found = kfp.call(
         kfp.client._pipelines_api.pipeline_service_list_pipelines,
         about="pipelines",
@@ -279,7 +208,8 @@ def _own_pipeline(kfp: Kfp) -> str | None:
     return next((str(pipeline.pipeline_id) for pipeline in found.pipelines or ()), None)
 
 
-def _pipeline_of(run: Any) -> str | None:
+def pipeline_of(run: Any) -> str | None:
+    """Returns the id of the pipeline that a run or a schedule belongs to; None where it belongs to none."""
     reference = run.pipeline_version_reference
     return reference.pipeline_id if reference else None
 
@@ -324,15 +254,3 @@ def _spec(text: str | None, store: str | None) -> RunSpec | None:
         return unpack_spec(text, store=open_store(store))
     except (LwfedError, OSError):
         return None
-
-
-def _unwrapped(content: bytes) -> str:
-    """Takes an artifact out of the JSON that the API wraps it in, in base64."""
-    if content.startswith(b"{"):
-        try:
-            values = json.loads(content)
-        except ValueError:
-            values = None
-        if isinstance(values, dict) and set(values) == {"data"}:
-            content = base64.b64decode(values["data"] or "")
-    return content.decode("utf-8", "replace")

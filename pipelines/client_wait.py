@@ -70,8 +70,8 @@ def settle(
     Raises:
         LwfedError: The run's own error, or that of following it.
     """
-    url = kfp.run_url(run.run_id)
-    for words in (line, url):
+    url = kfp.page(f"runs/details/{run.run_id}")
+    for words in (line, url or f"{kfp.run_page(run.run_id)} (set KF_PIPELINES_UI_ENDPOINT to have its address here)"):
         console.print(words, highlight=False, markup=False, soft_wrap=True)
     told: dict[str, Any] = {"run_id": run.name, "kfp_run_id": run.run_id, "url": url, **run.told}
     if not wait:
@@ -86,7 +86,9 @@ def settle(
         if again:
             _until_begun(kfp, run.run_id, pace=pace)
         with TaskDisplay(console) as display:
-            outcome = follow(kfp, run.run_id, watcher=display, pace=pace, waiting=waiting_in(run.namespace))
+            outcome = follow(
+                kfp, run.run_id, watcher=display, pace=pace, waiting=waiting_in(run.namespace), namespace=run.namespace
+            )
         error = outcome.error
     except LwfedError as stopped:
         error = stopped

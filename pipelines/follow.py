@@ -1,4 +1,4 @@
-"""Follows a run to its end: tells what its tasks do, why it does not start, and what ended it."""
+"""Follows a run to its end: says what its tasks do, why it does not start, and what ended it."""
 
 from __future__ import annotations
 
@@ -8,23 +8,29 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from lwfed.types.errors import LwfedError, NotFoundError, UnreachableError, error_of
+from lwfed.types.errors import LwfedError, NotStartedError, UnreachableError
 from pipelines.client import Kfp
-from pipelines.client_runs import Facts, facts_of, get_run, is_over, read_log, was_cancelled
-from pipelines.follow_reason import last_words, reason_of
-from pipelines.follow_tasks import TaskState, failed_task, task_states
+from pipelines.client_runs import Facts, facts_of, get_run, is_over, was_cancelled
+from pipelines.follow_reason import why_failed
+from pipelines.pod_logs import PodLogs
+from pipelines.states.reading import read_states
+from pipelines.states.records import Snapshot, TaskState
 
 POLL_S = 5.0
 FIRST_POLL_S = 1.0
 QUIET_S = 60.0
 """Seconds without a container at work after which we look for what holds it up, and between two such looks."""
 START_TIMEOUT_S = 600.0
+PENDING = "PENDING"
+"""What a run is taken for that has no state yet: 2.17.0 answers so for a moment after it was made."""
+ENDING = "CANCELING"
+"""The state of a run that somebody has terminated, and whose tasks have not ended yet."""
 PATIENCE_S = 300.0
 """Seconds for which a server may be away while we follow."""
 
 
 class Watcher(Protocol):
-    """Who is told."""
+    """Sees what a followed run does."""
 
     def tasks(self, state: str, states: Sequence[TaskState]) -> None:
         """Takes what the tasks do now."""
@@ -34,7 +40,7 @@ class Watcher(Protocol):
 
 
 Waiting = Callable[[str], list[str]]
-"""Gives what holds the pods of a run up, one line each; raises LwfedError where that cannot be seen."""
+"""Returns what holds the pods of a run up, one line each; raises LwfedError where that cannot be seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +59,7 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        run: As the API gives it.
+        run: As the API returns it.
         states: Its tasks.
         error: Why it failed; None where it succeeded.
     """
@@ -70,25 +76,27 @@ class GoneOnError(LwfedError):
     name = "interrupted"
 
 
-def follow(kfp: Kfp, run_id: str, *, watcher: Watcher, pace: Pace, waiting: Waiting) -> Outcome:
+def follow(kfp: Kfp, run_id: str, *, watcher: Watcher, pace: Pace, waiting: Waiting, namespace: str) -> Outcome:
     """Follows a run until it is over.
 
     Args:
         kfp: The server.
         run_id: The run.
-        watcher: Who is told.
+        watcher: Sees what it does.
         pace: How often to look, and how long to wait.
         waiting: Looks at the cluster's pods.
+        namespace: Where those are.
 
     Returns:
         How it ended.
 
     Raises:
-        LwfedError: Nothing of it starts in time, or the server stays away.
+        NotStartedError: Nothing of it starts in time.
+        UnreachableError: The server stays away.
         GoneOnError: We were interrupted; the run goes on.
     """
     try:
-        return _follow(kfp, run_id, watcher=watcher, pace=pace, waiting=waiting)
+        return _follow(kfp, run_id, watcher=watcher, pace=pace, waiting=waiting, namespace=namespace)
     except KeyboardInterrupt:
         raise GoneOnError(
             f"no longer following; the run {run_id} goes on",
@@ -96,19 +104,26 @@ def follow(kfp: Kfp, run_id: str, *, watcher: Watcher, pace: Pace, waiting: Wait
         ) from None
 
 
-def outcome_of(kfp: Kfp, run: Any, facts: Facts) -> Outcome:
-    """Says how a run that is over ended, from its states and its failed task's log."""
-    states = tuple(task_states(run, facts.tasks))
+def outcome_of(kfp: Kfp, run: Any, snapshot: Snapshot, *, namespace: str) -> Outcome:
+    """Says how a run that is over ended, from its tasks and the log of the pod that failed.
+
+    Args:
+        kfp: The server.
+        run: The run, as the API returns it.
+        snapshot: What its tasks did last.
+        namespace: Where its pods are.
+    """
     if run.state in ("SUCCEEDED", "SKIPPED"):
-        return Outcome(run, states)
+        return Outcome(run, snapshot.tasks)
     if was_cancelled(run):
-        return Outcome(
-            run, states, LwfedError("the run was cancelled", remedy=f"lwfed retry {run.run_id} goes on with it")
-        )
-    return Outcome(run, states, _why(kfp, run, states))
+        cancelled = LwfedError("the run was cancelled", remedy=f"lwfed retry {run.run_id} goes on with it")
+        return Outcome(run, snapshot.tasks, cancelled)
+    with PodLogs(kfp, str(run.run_id), namespace=namespace) as logs:
+        error = why_failed(str(run.run_id), snapshot, logs=logs, page=kfp.run_page(run.run_id))
+    return Outcome(run, snapshot.tasks, error)
 
 
-def _follow(kfp: Kfp, run_id: str, *, watcher: Watcher, pace: Pace, waiting: Waiting) -> Outcome:
+def _follow(kfp: Kfp, run_id: str, *, watcher: Watcher, pace: Pace, waiting: Waiting, namespace: str) -> Outcome:
     facts: Facts | None = None
     moved = asked = answered = time.monotonic()
     before: object = None
@@ -117,6 +132,7 @@ def _follow(kfp: Kfp, run_id: str, *, watcher: Watcher, pace: Pace, waiting: Wai
         try:
             run = get_run(kfp, run_id)
             facts = facts or facts_of(kfp, run)
+            snapshot = read_states(kfp, run_id, facts.tasks)
             answered = time.monotonic()
         except UnreachableError as error:
             if time.monotonic() - answered > pace.patience_s:
@@ -124,71 +140,52 @@ def _follow(kfp: Kfp, run_id: str, *, watcher: Watcher, pace: Pace, waiting: Wai
             watcher.say(f"{error.problem}; trying again")
             time.sleep(wait_s)
             continue
-        states = task_states(run, facts.tasks)
-        watcher.tasks(run.state, states)
+        watcher.tasks(run.state or PENDING, snapshot.tasks)
         if is_over(run):
-            return outcome_of(kfp, run, facts)
+            return outcome_of(kfp, run, snapshot, namespace=namespace)
         now = time.monotonic()
-        shown = [(pod.name, pod.state) for state in states for pod in state.pods]
-        if shown != before or any(state == "RUNNING" for _, state in shown):
-            before, moved, asked = shown, now, now
+        pods = [(pod.name, pod.state) for pod in snapshot.pods]
+        if pods != before or run.state == ENDING or any(state == "RUNNING" for _, state in pods):
+            before, moved, asked = pods, now, now
         if now - asked >= pace.quiet_s:
             asked = now
-            for line in _held_up(run, seconds=now - moved, waiting=waiting, kfp=kfp):
+            for line in _held_up(run_id, snapshot, seconds=now - moved, waiting=waiting, page=kfp.run_page(run_id)):
                 watcher.say(line)
         if now - moved >= pace.start_timeout_s:
-            raise LwfedError(
+            reasons = _messages(snapshot) or _seen(run_id, waiting)
+            raise NotStartedError(
                 f"no container of the run {run_id} has started for {now - moved:.0f} s"
-                + "".join(f"; {line}" for line in _seen(run_id, waiting)),
-                remedy=f"the run still waits: mend what holds it up, or end it with lwfed cancel {run_id}",
+                + "".join(f"; {line}" for line in reasons[:3]),
+                remedy=f"the run still waits: fix what holds it up, or end it with lwfed cancel {run_id}",
             )
         time.sleep(wait_s)
         wait_s = min(pace.poll_s, wait_s * 1.5)
 
 
-def _held_up(run: Any, *, seconds: float, waiting: Waiting, kfp: Kfp) -> list[str]:
+def _held_up(run_id: str, snapshot: Snapshot, *, seconds: float, waiting: Waiting, page: str) -> list[str]:
+    said = _messages(snapshot)
     try:
-        found = waiting(str(run.run_id))
+        found = said or waiting(run_id)
     except LwfedError as error:
         return [
             f"no container has started for {seconds:.0f} s; the cluster's pods are out of reach ({error.problem}); "
-            f"look at {kfp.run_url(run.run_id)} or kubectl get pods -l pipeline/runid={run.run_id}"
+            f"look at {page} or kubectl get pods -l pipeline/runid={run_id}"
         ]
     if not found:
-        return [f"no container has started for {seconds:.0f} s, and no pod waits; look at {kfp.run_url(run.run_id)}"]
+        return [f"no container has started for {seconds:.0f} s, and no pod waits; look at {page}"]
     return [f"waits for {seconds:.0f} s: {line}" for line in found]
+
+
+def _messages(snapshot: Snapshot) -> list[str]:
+    """Returns what the workflow itself says of pods that wait, such as one that a quota refuses."""
+    return [f"{pod.name}: {pod.message}" for pod in snapshot.pods if pod.state == "PENDING" and pod.message]
 
 
 def _seen(run_id: str, waiting: Waiting) -> list[str]:
     try:
-        return waiting(run_id)[:3]
+        return waiting(run_id)
     except LwfedError:
         return []
-
-
-def _why(kfp: Kfp, run: Any, states: Sequence[TaskState]) -> LwfedError:
-    where = kfp.run_url(run.run_id)
-    found = failed_task(states)
-    if found is None:
-        return LwfedError(
-            f"the run {run.run_id} failed, and none of its tasks says why",
-            remedy=f"see the workflow's message: {where}",
-        )
-    state, pod = found
-    title = f"{state.task.title}, its driver," if pod.is_driver else state.task.title
-    try:
-        log = read_log(kfp, run, pod.name)
-    except NotFoundError as error:
-        return LwfedError(f"{title} failed, and {error.problem}", remedy=f"see {where}")
-    except LwfedError as error:
-        return LwfedError(f"{title} failed, and its log cannot be read: {error.problem}", remedy=f"see {where}")
-    reason = reason_of(log)
-    if reason is None:
-        return LwfedError(
-            f"{title} failed: {last_words(log)[-400:]}", remedy=f"lwfed logs {run.run_id} shows all of it"
-        )
-    remedy = reason.remedy or f"lwfed logs {run.run_id} shows more"
-    return error_of(reason.exit_code, f"{title} failed: {reason.problem} -> {remedy}")
 
 
 def now() -> datetime:

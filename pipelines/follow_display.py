@@ -13,7 +13,7 @@ from rich.text import Text
 
 from lwfed.cli import text
 from pipelines.follow import now
-from pipelines.follow_tasks import ENDED, TaskState
+from pipelines.states.records import ENDED, TaskState
 
 COLOURS = {
     "RUNNING": "cyan",
@@ -54,13 +54,13 @@ class TaskDisplay:
         for task in states:
             if self._told.get(task.task.name) != task.state:
                 self._told[task.task.name] = task.state
-                if self._live is None or task.state in (*ENDED, "CACHED"):
+                if self._live is None or task.state in ENDED:
                     self.say(_line(task), markup=True)
         if state != self._state:
             self._state = state
             self.say(f"the run is {state.lower()}")
         if self._live:
-            going = [task for task in states if task.state not in (*ENDED, "CACHED")]
+            going = [task for task in states if task.state not in ENDED]
             self._live.update(Text.from_markup("\n".join(_line(task) for task in going)))
 
     def say(self, line: str, *, markup: bool = False) -> None:

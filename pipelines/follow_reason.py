@@ -1,4 +1,4 @@
-"""Why a task failed: read from its log, since Kubeflow Pipelines do not say."""
+"""Why a run failed: read from the log of the pod that ended it, since Kubeflow Pipelines do not say."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import re
 from collections.abc import Iterable
 
 from lwfed.types.errors import EXIT_CODES, KINDS, LwfedError, error_of, exit_name
+from pipelines.launcher_lines import own_lines
+from pipelines.pod_logs import PodLogs
+from pipelines.states.records import Pod, Snapshot, failed_pod
 
 LINE = re.compile(r"\berror: (?P<message>\S.* -> \S.*)$")
 RAISED = re.compile(r"^lwfed\.types\.errors\.(?P<kind>\w+): (?P<message>.+)$")
@@ -18,6 +21,40 @@ KILLED = {
     143: "lwfed's process was ended from outside",
 }
 TAIL = 5
+
+
+def why_failed(run_id: str, snapshot: Snapshot, *, logs: PodLogs, page: str) -> LwfedError:
+    """Says why a run failed.
+
+    Args:
+        run_id: The run.
+        snapshot: What its tasks did last.
+        logs: Reads its pods' logs.
+        page: The address of the run's page, for people.
+
+    Returns:
+        The error, with the exit code of what ended the failed pod.
+    """
+    found = failed_pod(snapshot)
+    if found is None:
+        said = f": {snapshot.message}" if snapshot.message else ", and none of its tasks says why"
+        return LwfedError(f"the run {run_id} failed{said}", remedy=f"see {page}")
+    state, pod = found
+    title = pod.name if state is None else f"{state.task.title}, its driver," if pod.is_driver else state.task.title
+    try:
+        log = logs.read(pod)
+    except LwfedError as error:
+        reason = _reason_of_pod(pod)
+        if reason is not None:
+            return error_of(reason.exit_code, f"{title} failed: {pod.message} -> lwfed retry {run_id}; see also {page}")
+        said = f"{pod.message}; {error.problem}" if pod.message else error.problem
+        return LwfedError(f"{title} failed: {said}", remedy=error.remedy or f"see {page}")
+    reason = reason_of(log) or _reason_of_pod(pod)
+    if reason is None:
+        words = last_words(log if pod.is_driver else "\n".join(own_lines(log.splitlines()))) or pod.message
+        return LwfedError(f"{title} failed: {words[-400:]}", remedy=f"lwfed logs {run_id} shows all of it")
+    remedy = reason.remedy or f"lwfed logs {run_id} shows more"
+    return error_of(reason.exit_code, f"{title} failed: {reason.problem} -> {remedy}")
 
 
 def reason_of(log: str) -> LwfedError | None:
@@ -51,9 +88,15 @@ def reason_of(log: str) -> LwfedError | None:
 
 
 def last_words(log: str) -> str:
-    """Gives the end of a log on one line, for one that names no error."""
+    """Returns the end of a log on one line, for one that names no error."""
     lines = [COLOURS.sub("", line).strip() for line in log.splitlines() if line.strip()]
     return " | ".join(lines[-TAIL:])
+
+
+def _reason_of_pod(pod: Pod) -> LwfedError | None:
+    """Reads what the cluster says of a pod that failed; None where that is only that Python ended with an error."""
+    reason = reason_of(pod.message)
+    return None if reason is None or reason.exit_code == 1 else reason
 
 
 def _event(line: str) -> LwfedError | None:

@@ -88,17 +88,11 @@ def experiment_pipeline(
                 )
                 digest = dressed(task, outline.title, placed=not for_clients).outputs["digest"]
             judged = dressed(at(evaluate, image)(spec=spec, store=store, stage=last, digest=digest), "evaluate")
-            told = dressed(
+            dressed(
                 at(report, image)(spec=spec, store=store, stage=last, digest=digest).after(judged),
                 "report",
                 cache=False,
             )
-            dsl.importer(
-                artifact_uri=told.outputs["model_uri"],
-                artifact_class=dsl.Model,
-                reimport=False,
-                metadata={"digest": digest, "framework": "lwfed"},
-            ).set_display_name("model")
 
     return pipeline
 

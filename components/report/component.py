@@ -1,6 +1,4 @@
-"""The last task: the run's report, its figures, and the address of its model."""
-
-from typing import NamedTuple
+"""The last task: the run's report, its final metrics, and its model."""
 
 from kfp import dsl
 
@@ -16,8 +14,9 @@ def report(
     digest: str,
     metrics: dsl.Output[dsl.Metrics],
     page: dsl.Output[dsl.HTML],
-) -> NamedTuple("Outputs", [("model_uri", str)]):  # type: ignore[valid-type]  # kfp reads outputs there
-    """Writes the run's report and figures, and tells the trackers that it is over.
+    model: dsl.Output[dsl.Model],
+) -> None:
+    """Writes the run's report and figures, ends the run in its trackers, and records the model.
 
     Args:
         spec: The experiment, as JSON, or `sha256:` and its digest in the store.
@@ -28,8 +27,9 @@ def report(
     Returns:
         metrics: The run's final metrics.
         page: The report.
-        model_uri: Where the final model's manifest lies.
+        model: The final model: where its weights lie in the store, their digest, and its version in MLflow.
     """
+    import json
     from pathlib import Path
 
     from lwfed.cli import tasks
@@ -38,4 +38,5 @@ def report(
     for name, value in done.metrics.items():
         metrics.log_metric(name.replace("@", "_at_"), value)  # as MLflow spells it
     Path(page.path).write_text(done.html, encoding="utf-8")
-    return (done.model_uri,)
+    model.metadata.update(done.model)  # its URI stays Kubeflow's own: one outside the pipeline's root would be refused
+    Path(model.path).write_text(json.dumps(done.model, indent=2), encoding="utf-8")

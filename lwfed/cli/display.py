@@ -143,6 +143,10 @@ class Display:
         if record["reused"]:
             self._done += record["rounds"]
 
+    def _on_ending(self, values: dict[str, Any]) -> None:
+        why = f": {escape(values['reason'])}" if values["reason"] else ""
+        self._say(f"[bold]{values['run_id']}[/] {values['status']}{why}")
+
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True)
 

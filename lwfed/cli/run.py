@@ -135,7 +135,7 @@ def _closing_lines(summary: dict[str, Any], *, store: Store, console: Console, s
     if store.has(report):
         say["report"] = f"{store.uri}/{report}"
     if spec.tracking.uri is not None:
-        say["mlflow"] = _how_to_see(environment.mlflow_uri() or spec.tracking.uri)
+        say["mlflow"] = _how_to_see(spec.tracking.ui or environment.mlflow_uri() or spec.tracking.uri)
     for name, value in say.items():
         console.print(f"{name:>8}  {value}", highlight=False, soft_wrap=True)
 

@@ -196,7 +196,7 @@ def _end_without_coordinator(uri: str, beat: dict[str, Any], *, as_json: bool) -
     """Ends this process when the coordinator shows no sign of life."""
     error = CoordinatorGoneError(
         f"no sign of life from the coordinator of {beat['run_id']} for {beat['timeout_s']:g} s",
-        remedy="start the run again with the same --run-id: nothing committed is lost",
+        remedy=environment.go_on(),
     )
 
     def gone() -> None:

@@ -25,6 +25,18 @@ from lwfed.types.canonical import digest_of
 from lwfed.types.errors import LwfedError
 
 
+class InMlflow(NamedTuple):
+    """A run as MLflow has it.
+
+    Attributes:
+        address: Of its page; empty where MLflow is off, has no pages or did not answer.
+        model: The registered model as `name/version`; empty where none is registered.
+    """
+
+    address: str = ""
+    model: str = ""
+
+
 class Session(NamedTuple):
     """What a task works with.
 
@@ -36,7 +48,7 @@ class Session(NamedTuple):
         launcher: For what others compute.
         emit: Shows what happens.
         track: Makes the trackers of (run, stage), and tells them that it is at work.
-        links: Closes the trackers; gives where in MLflow people can look.
+        mlflow: Closes the trackers; returns what became of the run in MLflow.
     """
 
     spec: RunSpec
@@ -46,7 +58,7 @@ class Session(NamedTuple):
     launcher: Launcher
     emit: Emit
     track: Callable[..., Trackers]
-    links: Callable[[], dict[str, str]]
+    mlflow: Callable[[], InMlflow]
 
 
 @contextmanager
@@ -73,17 +85,19 @@ def working(spec: str, store: str, *, resources: Mapping[str, Any] | None = None
         made.append((found, mlflow))
         return found
 
-    def links() -> dict[str, str]:
-        addresses = {}
-        for found, mlflow in made:
+    def in_mlflow() -> InMlflow:
+        for found, _ in made:
             found.close()
-            if mlflow is not None and mlflow.status.run_id is not None:
-                addresses["MLflow"] = mlflow.address()
-        return {name: address for name, address in addresses.items() if address}
+        last = next((mlflow for _, mlflow in reversed(made) if mlflow is not None), None)
+        return InMlflow() if last is None else InMlflow(last.address(), last.status.model or "")
 
     with ending_on_terminate(), display, driving(values, run_id=run_id, store=opened) as (bench, launcher):
         try:
-            yield Session(values, run_id, opened, bench, launcher, display, track, links)
+            yield Session(values, run_id, opened, bench, launcher, display, track, in_mlflow)
+        except LwfedError as error:
+            for found, _ in made:
+                found.fail(str(error))
+            raise
         finally:
             for found, _ in made:
                 found.close()
@@ -104,9 +118,10 @@ def run_id_of(spec: RunSpec) -> str:
 
 
 def page(session: Session, run: runs.Run) -> str:
-    """Gives the report of what is committed so far, with the address of the run in MLflow."""
+    """Returns the report of what is committed so far, with the address of the run in MLflow."""
     stages, rounds = runs.history(session.store, run)
-    return render(run, stages, rounds, links=session.links())
+    address = session.mlflow().address
+    return render(run, stages, rounds, links={"MLflow": address} if address else {})
 
 
 def telling(emit: Emit, trackers: Trackers) -> Emit:
@@ -120,16 +135,6 @@ def telling(emit: Emit, trackers: Trackers) -> Emit:
             trackers.stage(values)
 
     return tell
-
-
-@contextmanager
-def told_of_failure(trackers: Trackers) -> Iterator[None]:
-    """Tells the trackers why the work in it has failed."""
-    try:
-        yield
-    except LwfedError as error:
-        trackers.fail(str(error))
-        raise
 
 
 def warn_by(display: Display) -> Callable[[str], None]:

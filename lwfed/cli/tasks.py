@@ -13,7 +13,7 @@ from lwfed import environment
 from lwfed.cli.console import make_console
 from lwfed.cli.display import Display
 from lwfed.cli.session import client_cache
-from lwfed.cli.task_session import Session, page, run_id_of, telling, told_of_failure, warn_by, working
+from lwfed.cli.task_session import Session, page, run_id_of, telling, warn_by, working
 from lwfed.launch.trackers import NO_STAGE, make_trackers
 from lwfed.steps import runs
 from lwfed.steps.experiment import place_of, summarise
@@ -27,6 +27,8 @@ from lwfed.steps.tasks import RoundTask, RunTask, StageTask
 from lwfed.steps.train_stage import train_stage as run_stage
 from lwfed.store import paths
 from lwfed.store.opening import open_store
+from lwfed.tracking.ending import ending_of
+from lwfed.tracking.jsonlines import read_events
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import CheckpointError, SpecError
 
@@ -56,11 +58,11 @@ class Evaluated(NamedTuple):
 
 
 class Reported(NamedTuple):
-    """What a finished run gives: where its model lies, its report, its metrics."""
+    """What a finished run leaves: its report, its metrics, and what there is to know of its model."""
 
-    model_uri: str
     html: str
     metrics: dict[str, float]
+    model: dict[str, str]
 
 
 def prepare(*, spec: str, store: str, parent: str = "", fresh: bool = False) -> Prepared:
@@ -154,10 +156,7 @@ def train_stage(
             place=place_of(run, cache=None if session.launcher.remote else client_cache(session.store)),
         )
         session.emit("run", run)
-        with told_of_failure(trackers):
-            record = run_stage(
-                task, launcher=session.launcher, bench=session.bench, emit=telling(session.emit, trackers)
-            )
+        record = run_stage(task, launcher=session.launcher, bench=session.bench, emit=telling(session.emit, trackers))
         return StageDone(
             digest=record["digest"],
             metrics=dict(record["metrics"]),
@@ -208,7 +207,8 @@ def report(*, spec: str, store: str, stage: int, digest: str) -> Reported:
         digest: Of its result.
 
     Returns:
-        Where the final model lies, and the report.
+        The report, and of the final model: the URI of its manifest in the store, its digest, the run and the stage it
+        comes from, and its name and version in MLflow, empty where it is not registered.
 
     Raises:
         CheckpointError: The stage is not committed with that digest.
@@ -228,24 +228,35 @@ def report(*, spec: str, store: str, stage: int, digest: str) -> Reported:
         session.emit("summary", summary)
         html = bytes(session.store.get(paths.report(run["run_id"]))).decode()
         uri = session.store.uri if "://" in session.store.uri else f"file://{session.store.uri}"
-        return Reported(
-            model_uri=f"{uri}/{paths.stage_checkpoint(key)}", html=html, metrics=dict(summary["metrics"])
-        )  # fmt: skip
+        model = {
+            "framework": "lwfed",
+            "store_uri": f"{uri}/{paths.stage_checkpoint(key)}",
+            "digest": digest,
+            "run_id": run["run_id"],
+            "stage": str(stage),
+            "mlflow_model": session.mlflow().model,
+        }
+        return Reported(html=html, metrics=dict(summary["metrics"]), model=model)
 
 
 def cleanup(*, spec: str, store: str, state: str) -> None:
-    """Ends what a failed run leaves: its Jobs, and its run in MLflow. Of a run that succeeded nothing is left.
+    """Ends what a run leaves that did not finish: its Jobs, and its run in MLflow.
+
+    Whether it finished is what its own log in the store says; see `ending_of`.
 
     Args:
-        spec: What `pack_spec` gave.
+        spec: What `pack_spec` returned.
         store: The store's URI.
-        state: SUCCEEDED, FAILED or CANCELLED, as the pipeline says.
+        state: How the pipeline ended, as Kubeflow Pipelines say.
     """
-    if state == "SUCCEEDED":
-        return
     opened = open_store(store)
     values = unpack_spec(spec, store=opened)
     run_id = run_id_of(values)
+    display = Display(make_console())
+    ending = ending_of(read_events(opened.read_log(paths.events(run_id))), state=state)
+    display("ending", {"run_id": run_id, "status": ending.status, "reason": ending.reason})
+    if ending.status == "finished":
+        return
     if values.launch.kind == "kubernetes":
         from lwfed.launch.kubernetes import delete_jobs
 
@@ -253,10 +264,9 @@ def cleanup(*, spec: str, store: str, state: str) -> None:
     run = opened.read_ref(paths.run(run_id))
     if run is None:
         return
-    display = Display(make_console())
     trackers, _ = make_trackers(run, values.tracking, store=opened, warn=warn_by(display), stage=NO_STAGE)
     trackers.start(run)
-    trackers.fail(f"the pipeline ended as {state}; the failed task's log says why")
+    trackers.fail(ending.reason, cancelled=ending.status == "cancelled")
     trackers.close()
 
 

@@ -41,6 +41,10 @@ class DeniedError(UnreachableError):
     """The cluster does not let us."""
 
 
+class NotConfiguredError(UnreachableError):
+    """Nothing here says how to reach a cluster."""
+
+
 class Cluster:
     """A cluster's API, in one namespace.
 
@@ -84,6 +88,10 @@ class Cluster:
             "DELETE", self._path("jobs", name), verb="delete", resource="jobs", body=options, none_on=(404, 409),
             patience_s=patience_s,
         )  # fmt: skip
+
+    def delete_pod(self, name: str) -> None:
+        """Removes a pod; nothing happens where it is gone."""
+        self._json("DELETE", self._path("pods", name), verb="delete", resource="pods", none_on=(404,), patience_s=0)
 
     def find(self, resource: str, *, patience_s: float = 0, **query: Any) -> dict[str, Any]:
         """Lists Jobs, pods or events; tried once unless there is patience."""
@@ -213,7 +221,7 @@ class Cluster:
     def _unreachable(self, problem: str) -> UnreachableError:
         return UnreachableError(
             f"the Kubernetes API at {self.host} does not answer: {problem}",
-            remedy="see that it is up, and start again with the same --run-id",
+            remedy=f"see that it is up; then {environment.go_on()}",
         )
 
 
@@ -230,7 +238,7 @@ def connect(namespace: str) -> Cluster:
         else:
             config.load_kube_config(config_file=environment.kubeconfig(), client_configuration=settings)
     except ConfigException as error:
-        raise UnreachableError(
+        raise NotConfiguredError(
             f"no Kubernetes cluster is configured: {one_line(str(error))}",
             remedy="set KUBECONFIG, or set launch.kind to in_process or subprocess",
         ) from None

@@ -68,7 +68,9 @@ def target_of(spec: TrackingSpec, *, stage: int | None = None) -> Target | None:
         adopted_run_id=environment.mlflow_adopted_run_id(),
         parent_run_id=environment.mlflow_parent_run_id(),
         stage=stage,
+        ui=spec.ui,
         pipeline_run_id=environment.kfp_run_id(),
+        pipeline_ui=environment.kfp_ui() or "",
         register_as=spec.register_as,
     )
 

@@ -110,5 +110,6 @@ class TrackingSpec(Section):
     """Where metrics go besides the JSON lines of the store."""
 
     uri: str | None = Field("sqlite:///mlflow.db", description="an MLflow tracking store; null switches MLflow off")
+    ui: str | None = Field(None, description="where people open MLflow, if it has another address for them; null: uri")
     experiment: str = Field("lwfed", description="the MLflow experiment that runs are put in")
     register_as: str | None = Field(None, description="registered model's name; null: the experiment's and the run's")

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lwfed import environment
 from lwfed.federated.aggregate import check_names, mean_of, normalise_weights, weighted_mean
 from lwfed.federated.codecs import decode
 from lwfed.federated.exchange import check_specs, publish
@@ -59,7 +60,7 @@ def aggregate_round(task: RoundTask, *, bench: Workbench) -> str:
     if accepted is None or before is None:
         raise CheckpointError(
             f"round {task.server_round} of stage {task.stage_key[:12]} has no accepted set or no input",
-            remedy="start the run again with the same --run-id",
+            remedy=environment.go_on(),
         )
     started = time.monotonic()
     with computing(threads=1):  # a thread for each unit in work; no sum over a tensor's items, so they change no bit

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lwfed import ranks
+from lwfed import environment, ranks
 from lwfed.federated.exchange import add_changes
 from lwfed.models.build import tensor_specs
 from lwfed.plan.stages import StagePlan
@@ -105,7 +105,7 @@ def manifest_of(task: ClientTask, *, stage: Stage, store: Store, round_offset: i
     key = paths.round_checkpoint(stage.key, task.server_round - round_offset)
     checkpoint = read_checkpoint(store, key)
     if checkpoint is None:
-        raise CheckpointError(f"{key} is not committed", remedy="start the run again with the same --run-id")
+        raise CheckpointError(f"{key} is not committed", remedy=environment.go_on())
     _check_units(checkpoint, stage.plan)
     return checkpoint
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from lwfed import environment
 from lwfed.steps.tasks import ClientTask
 from lwfed.store import paths
 from lwfed.store.blocks import Block, read_block, write_block
@@ -139,7 +140,7 @@ def open_kept(task: ClientTask, *, store: Store) -> Kept:
         ref = paths.round_task(task.stage_key, task.server_round)
         told = store.read_ref(ref)
         if told is None or "counted" not in told:
-            raise CheckpointError(f"{ref} is not committed", remedy="start the run again with the same --run-id")
+            raise CheckpointError(f"{ref} is not committed", remedy=environment.go_on())
         last = told["counted"].get(task.client)
     folder = None
     if task.place.cache:

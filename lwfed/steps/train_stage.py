@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from lwfed import environment
 from lwfed.models.build import initial_tensors
 from lwfed.params import by_unit
 from lwfed.plan.cohort import client_ids, sample
@@ -235,7 +236,7 @@ def _collect(
         raise QuorumError(
             f"round {server_round} of stage {plan.stage} has {len(clients)} of {len(cohort)} updates and needs "
             f"{plan.cohort.min_fit_clients} ({reasons})",
-            remedy="mend the clients and start again with the same --run-id, or lower federation.min_fit_clients",
+            remedy=f"fix what ended them; then {environment.go_on()}",
         )
     accepted = {"clients": clients, "failed": failed, "cohort": list(cohort), "wall_s": time.monotonic() - started}
     store.write_ref(paths.accepted(stage.key, server_round), accepted, if_absent=True)

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from lwfed import environment
 from lwfed.store.keys import checked, ends_early, not_there, other_length, remedy_for
 from lwfed.store.protocol import Data
 from lwfed.types.canonical import readable
@@ -153,7 +154,7 @@ class LocalStore:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DiskFullError(
                     f"no space is left in {self.root} for {key}",
-                    remedy="free some space and start the run again with the same --run-id: nothing committed is lost",
+                    remedy=f"free some space; then {environment.go_on()}",
                 ) from error
             if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM, errno.EEXIST):
                 raise UnreachableError(

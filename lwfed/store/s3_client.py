@@ -251,8 +251,7 @@ class Connection:
                 raise UnreachableError(
                     f"the S3 server {self.endpoint} of {self.uri} does not answer ({trouble}); it was asked {about} "
                     f"for {now - failed_at:.0f} s",
-                    remedy="start it, or set AWS_ENDPOINT_URL_S3 to where it is, and start the run again with the "
-                    "same --run-id: nothing committed is lost",
+                    remedy=f"start it, or set AWS_ENDPOINT_URL_S3 to where it is; then {environment.go_on()}",
                 ) from None
             if not told and now - failed_at > TOLD_AFTER_S:
                 told = True
@@ -280,8 +279,7 @@ class Connection:
         if status == 507 or code in FULL_CODES:
             return DiskFullError(
                 f"{who} has no space left {about} ({code})",
-                remedy="free some space or raise its quota, and start the run again with the same --run-id: nothing "
-                "committed is lost",
+                remedy=f"free some space or raise its quota; then {environment.go_on()}",
             )
         if code == "NoSuchBucket":
             return UnreachableError(

@@ -56,9 +56,9 @@ class JsonLines:
         """See `Tracker.finish`."""
         self._write(event_of_finish(summary, artifacts=artifacts, model=model))
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str, *, cancelled: bool = False) -> None:
         """See `Tracker.fail`."""
-        self._write(event_of_failure(reason))
+        self._write(event_of_failure(reason, cancelled=cancelled))
 
     def warn(self, message: str) -> None:
         """Notes something that users should see, such as an MLflow server that does not answer."""

@@ -104,7 +104,7 @@ class Recorder:
         # a platform logs parameters of its own into its run: ours get names that cannot meet them
         params = flatten_params(run["spec"], prefix="" if ours else "lwfed.")
         known = whole.data.params
-        own = {"mlflow.note.content": note_of(run), **pipeline_tags(target.pipeline_run_id)}
+        own = {"mlflow.note.content": note_of(run), **pipeline_tags(target)}
         log(
             self.client,
             self.run_id,
@@ -198,9 +198,9 @@ class Recorder:
         self.model = f"{name}/{version}"
         log(self.client, run_id, tags={"lwfed.model": self.model, "lwfed.model_digest": model["digest"]})
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str, *, cancelled: bool = False) -> None:
         """See `Tracker.fail`."""
-        self._break_off(reason, "FAILED")
+        self._break_off(reason, "KILLED" if cancelled else "FAILED")
 
     def abandon(self) -> None:
         """Notes that the process that told us is gone without a word: its stage's run is over, or all of them."""

@@ -56,7 +56,7 @@ class MlflowTracker:
 
     def address(self) -> str:
         """Where people see the run of the experiment; empty where MLflow has no pages, or not answered yet."""
-        uri, status = self._target.uri, self._status
+        uri, status = self._target.ui or self._target.uri, self._status
         if status.run_id is None or not uri.startswith(("http://", "https://")):
             return ""
         return f"{uri.rstrip('/')}/#/experiments/{status.experiment_id}/runs/{status.run_id}"
@@ -82,9 +82,9 @@ class MlflowTracker:
         """See `Tracker.finish`."""
         self._write(event_of_finish(summary, artifacts=artifacts, model=model))
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str, *, cancelled: bool = False) -> None:
         """See `Tracker.fail`."""
-        self._write(event_of_failure(reason))
+        self._write(event_of_failure(reason, cancelled=cancelled))
 
     def close(self, timeout: float = 60.0) -> None:
         """See `Tracker.close`."""

@@ -155,11 +155,15 @@ def logged_rounds(client: MlflowClient, run: Run) -> dict[int, int]:
     return {point.step: point.timestamp for point in client.get_metric_history(run.info.run_id, MARK)}
 
 
-def pipeline_tags(pipeline_run_id: str | None) -> dict[str, str]:
-    """Names the pipeline run that a run is the work of, as Kubeflow's own plugin does: its address is a path there."""
-    if pipeline_run_id is None:
+def pipeline_tags(target: Target) -> dict[str, str]:
+    """Names the pipeline run that a run is the work of, as Kubeflow's own plugin does.
+
+    The address is a path where it is not known where people open Kubeflow's pages.
+    """
+    run_id = target.pipeline_run_id
+    if run_id is None:
         return {}
-    return {PIPELINE_RUN: pipeline_run_id, PIPELINE_URL: f"/#/runs/details/{pipeline_run_id}"}
+    return {PIPELINE_RUN: run_id, PIPELINE_URL: f"{target.pipeline_ui.rstrip('/')}/#/runs/details/{run_id}"}
 
 
 def now_ms() -> int:

@@ -19,7 +19,9 @@ class Target:
         stage: The part this process has. None: all of the experiment, and the adopted run is the experiment's. s: that
             stage; the adopted run is that stage's. 0: one of several processes, and no stage (it prepares, judges,
             reports); the adopted run is a task's, and the platform's run above it the experiment's.
+        ui: Where people open MLflow; None: at `uri`.
         pipeline_run_id: The pipeline run that this process is a task of.
+        pipeline_ui: Where people open Kubeflow Pipelines; empty where that is not known.
         register_as: The registered model's name; None: the experiment's and the run's.
         system_metrics_s: Seconds between samples of CPU, memory, disk, network and GPU; 0: none.
     """
@@ -29,7 +31,9 @@ class Target:
     adopted_run_id: str | None = None
     parent_run_id: str | None = None
     stage: int | None = None
+    ui: str | None = None
     pipeline_run_id: str | None = None
+    pipeline_ui: str = ""
     register_as: str | None = None
     system_metrics_s: float = 5.0
 

@@ -30,8 +30,8 @@ class Tracker(Protocol):
     def finish(self, summary: Record, *, artifacts: Sequence[Path] = (), model: Record | None = None) -> None:
         """Takes the run's end: its summary, files and folders to keep, and the model to register."""
 
-    def fail(self, reason: str) -> None:
-        """Takes the reason why the run ended early."""
+    def fail(self, reason: str, *, cancelled: bool = False) -> None:
+        """Takes the reason why the run ended early; `cancelled` where somebody ended it on purpose."""
 
     def close(self, timeout: float = 60.0) -> None:
         """Waits at most `timeout` seconds until all that was told is logged, and lets go of what it holds."""
@@ -72,10 +72,10 @@ class Trackers:
         for tracker in self._trackers:
             tracker.finish(summary, artifacts=artifacts, model=model)
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str, *, cancelled: bool = False) -> None:
         """See `Tracker.fail`."""
         for tracker in self._trackers:
-            tracker.fail(reason)
+            tracker.fail(reason, cancelled=cancelled)
 
     def close(self, timeout: float = 60.0) -> None:
         """See `Tracker.close`."""
@@ -101,7 +101,7 @@ def tell(tracker: Tracker, event: Record) -> None:
         artifacts = [Path(path) for path in event.get("artifacts", ())]
         tracker.finish(event["record"], artifacts=artifacts, model=event.get("model"))
     elif kind == "fail":
-        tracker.fail(event["reason"])
+        tracker.fail(event["reason"], cancelled=bool(event.get("cancelled")))
 
 
 def event_of(kind: str, record: Record) -> dict[str, Any]:
@@ -115,9 +115,9 @@ def event_of_finish(summary: Record, *, artifacts: Sequence[Path], model: Record
     return {"event": "finish", "record": summary, "artifacts": paths, "model": model}
 
 
-def event_of_failure(reason: str) -> dict[str, Any]:
+def event_of_failure(reason: str, *, cancelled: bool = False) -> dict[str, Any]:
     """Makes the event of a run that ended early."""
-    return {"event": "fail", "reason": reason}
+    return {"event": "fail", "reason": reason, **({"cancelled": True} if cancelled else {})}
 
 
 def finite(value: Any) -> TypeGuard[float]:

@@ -97,9 +97,16 @@ class CoordinatorGoneError(LwfedError):
     name = "coordinator gone"
 
 
+class NotStartedError(LwfedError):
+    """Nothing of a pipeline's run starts: no image, no room, a quota."""
+
+    exit_code = 21
+    name = "nothing started in time"
+
+
 KINDS: tuple[type[LwfedError], ...] = (
     SpecError, DataError, CheckpointError, QuorumError, DivergedError, ResumeError, DiskFullError, UnreachableError,
-    OutOfMemoryError, NotFoundError, CoordinatorGoneError,
+    OutOfMemoryError, NotFoundError, CoordinatorGoneError, NotStartedError,
 )  # fmt: skip
 
 EXIT_CODES: dict[int, str] = {

@@ -17,10 +17,21 @@ import yaml
 
 @dataclass
 class Objects:
-    """What the cluster has, of each namespace alike."""
+    """What the cluster has, of each namespace alike.
+
+    Attributes:
+        pods: Its pods.
+        jobs: Its Jobs.
+        made_again: Jobs that a coordinator makes when one is deleted.
+        events: Its events.
+        logs: What pods wrote, by their names.
+        asked: The requests so far.
+        forbids: Whether it lets nobody look.
+    """
 
     pods: list[dict[str, Any]] = field(default_factory=list)
     jobs: list[dict[str, Any]] = field(default_factory=list)
+    made_again: list[dict[str, Any]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
     logs: dict[str, str] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
@@ -86,7 +97,9 @@ def _handler(objects: Objects) -> type[BaseHTTPRequestHandler]:
             objects.asked.append(f"DELETE {self.path}")
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
             name = urlsplit(self.path).path.split("/")[-1]
-            objects.jobs = [item for item in objects.jobs if item["metadata"]["name"] != name]
+            objects.jobs = [item for item in objects.jobs if item["metadata"]["name"] != name] + objects.made_again
+            objects.pods = [item for item in objects.pods if item["metadata"]["name"] != name]
+            objects.made_again = []
             self._send(200, {"status": "Success"})
 
         def log_message(self, format: str, *args: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,12 +16,10 @@ import yaml
 from kfp import Client
 from kubernetes.config import kube_config
 
-from lwfed.spec.load import build_spec
-from pipelines.compile import compile_pipeline
 from tests.components import cluster_server, kfp_server
 from tests.components.compiled import IMAGE
 from tests.components.kfp_server import State
-from tests.s3 import HOW_TO_GET, free_port, make_server, serving
+from tests.s3 import HOW_TO_GET, make_server, serving
 from tests.tiny import VALUES
 
 BUCKET = "lwfed"
@@ -45,7 +44,7 @@ class Said:
 
     @property
     def error(self) -> str:
-        """The one line that tells of an error."""
+        """The one line that names an error."""
         (line,) = [line for line in self.err.splitlines() if line.startswith("error: ")]
         return line
 
@@ -56,38 +55,40 @@ Command = Callable[..., Said]
 @pytest.fixture(scope="session")
 def s3_variables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Variables that lead to an S3 server with the bucket; to a port where nobody is, where there is no program."""
-    nobody = {
-        "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{free_port()}",
-        "AWS_ACCESS_KEY_ID": "none",
-        "AWS_SECRET_ACCESS_KEY": "none",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "LWFED_S3_PATIENCE_S": "1",
-    }
-    with serving(tmp_path_factory.mktemp("s3")) as server:
+    with socket.socket() as nobody, serving(tmp_path_factory.mktemp("s3")) as server:
+        nobody.bind(("127.0.0.1", 0))  # it is held, so that no other server of a test gets it
+        variables = {
+            "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{nobody.getsockname()[1]}",
+            "AWS_ACCESS_KEY_ID": "none",
+            "AWS_SECRET_ACCESS_KEY": "none",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "LWFED_S3_PATIENCE_S": "1",
+        }
         if server is not None:
             server.make_bucket(BUCKET)
-        yield {**nobody, **(server.environment() if server is not None else {})}
-
-
-@pytest.fixture(scope="session")
-def known(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    """The compiled tiny experiment: its pipeline, and its settings of Kubernetes."""
-    done = compile_pipeline(build_spec(ON_CLUSTER), tmp_path_factory.mktemp("known") / "pipeline.yaml")
-    pipeline, platform = yaml.safe_load_all(done.path.read_text(encoding="utf-8"))
-    return pipeline, platform
+        yield {**variables, **(server.environment() if server is not None else {})}
 
 
 @pytest.fixture
-def kfp(monkeypatch: pytest.MonkeyPatch, s3_variables: dict[str, str], known: Any, tmp_path: Path) -> Iterator[State]:
-    """A server like that of Kubeflow Pipelines, and no cluster beside it."""
+def kfp(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, s3_variables: dict[str, str], tmp_path: Path
+) -> Iterator[State]:
+    """A server like that of Kubeflow Pipelines, and no cluster beside it.
+
+    A test that gets an answer seen on no server fails unless it carries the marker `unseen`; so does one that carries
+    it in vain, and one that asks for what nobody knows an answer to.
+    """
     for name, value in s3_variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
     monkeypatch.setattr(Client, "_LOCAL_KFP_CONTEXT", str(tmp_path / "context.json"))
     for name in ("KF_PIPELINES_ENDPOINT", "KF_PIPELINES_UI_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
-    with kfp_server.serving(State(known=known)) as state:
+    with kfp_server.serving(State()) as state:
         yield state
+    marked = request.node.get_closest_marker("unseen") is not None
+    state.check(unseen=marked)
+    assert state.unseen or not (marked and state.asked), "the marker `unseen` is not needed: take it off"
 
 
 @pytest.fixture

@@ -1,77 +1,52 @@
-"""Stands in for the API server of Kubeflow Pipelines 2.17, which cannot be built where these tests run.
+"""Stands in for the API server of Kubeflow Pipelines: replays what a real 2.17.0 answered, and refuses the rest.
 
-It speaks real HTTP to kfp's own client and answers as a live 2.17.0 was seen to: the messages, the status codes, the
-nodes of a run (a wrapper and its tries around each, `executor`, `*-driver`), `error` null on FAILED, a terminated run
-that goes CANCELING -> FAILED with `finished_at` in 1970, logs as base64, a bearer token that is checked, a namespace
-that a multi-user installation insists on. It runs nothing: a run moves one frame of its script on each time it is read.
-What the real server does with the compiled pipeline is not tested here.
+Recorded answers (`recorded`) come first, then those made from the API's definitions (`definitions`): a test that gets
+one has to carry the marker `unseen`. Anything else ends in 501 and fails the test. Nothing is run: what the real server
+does with a compiled pipeline is not tested here.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import yaml
+from tests.components import definitions
+from tests.components.recorded import OVER, Answer, NotRecordedError, Played, Script, artifact, as_json, call, recording
 
-START, END, NEVER = "2026-08-10T10:00:00Z", "2026-08-10T10:01:30Z", "1970-01-01T00:00:00Z"
-ENDED = ("SUCCEEDED", "FAILED", "SKIPPED")
-TASKS = ("prepare", "train-stage-1", "train-stage-2", "evaluate", "report", "importer")
-"""Tasks of the tiny experiment's pipeline, in their order."""
-
-
-@dataclass(frozen=True)
-class Frame:
-    """What a look at a run shows: its state, and those of its tasks that have begun."""
-
-    state: str
-    tasks: Mapping[str, str] = field(default_factory=dict)
+V1, V2 = "/apis/v1beta1", "/apis/v2beta1"
+PAGES = ("/", "/k8s/pod/logs")
+"""Paths of the web pages' server, for which the API server's router has no route (backend/src/apiserver/main.go). That
+there is nothing was not recorded, but nothing is made up either: it needs no marker."""
+NO_LOG = "log-live-Running--704647682"
+"""The call for a log that was not there; those of pods that wait, and of unknown ones, were answered alike."""
 
 
-def succeeding(*, cached: Sequence[str] = ()) -> list[Frame]:
-    """A run whose tasks succeed; those in `cached` come from the cache."""
-    done = {name: "CACHED" if name in cached else "SUCCEEDED" for name in (*TASKS, "cleanup")}
-    return [Frame("RUNNING", {"prepare": "RUNNING"}), Frame("SUCCEEDED", done)]
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request."""
 
+    method: str
+    path: str
+    query: Mapping[str, str]
+    body: bytes
+    kind: str
+    token: str
 
-def failing(task: str = "train-stage-2") -> list[Frame]:
-    """A run in which a task fails."""
-    before = dict.fromkeys(TASKS[: TASKS.index(task)], "SUCCEEDED")
-    begun = Frame("RUNNING", {**before, task: "RUNNING"})
-    return [begun, Frame("FAILED", {**before, task: "FAILED", "cleanup": "SUCCEEDED"})]
+    @property
+    def words(self) -> tuple[str, str]:
+        """Its method and its path."""
+        return self.method, self.path
 
-
-def stuck() -> list[Frame]:
-    """A run whose first pod never starts: it stays RUNNING for ever."""
-    return [Frame("RUNNING", {"prepare": "PENDING"})]
-
-
-@dataclass
-class Run:
-    """A run, as the server keeps it."""
-
-    body: dict[str, Any]
-    frames: list[Frame]
-    history: list[str] = field(default_factory=lambda: ["PENDING"])
-    at: int = -1
-
-    def look(self) -> Frame:
-        """Goes one frame on."""
-        self.at = min(self.at + 1, len(self.frames) - 1)
-        frame = self.frames[self.at]
-        if self.history[-1] != frame.state:
-            self.history.append(frame.state)
-        return frame
+    def matches(self, pattern: str) -> re.Match[str] | None:
+        """Finds a pattern in method and path, such as `GET /apis/v2beta1/runs/([^/]+)`."""
+        return re.fullmatch(pattern, f"{self.method} {self.path}")
 
 
 @dataclass
@@ -79,66 +54,108 @@ class State:
     """All that the server knows; tests look at it and change it.
 
     Attributes:
-        token: The bearer token it wants; empty: any.
-        multi_user: Whether a namespace is needed.
-        namespaces: Those of its users.
+        script: What runs that are made play.
+        written: What tasks of such runs write.
         is_kfp: Answers as KFP; otherwise as some web page.
-        script: The frames of runs to come.
-        logs: What tasks write, by their name; `-driver` for a driver's.
-        pods_gone: Whether live logs are no more.
-        is_ui: Answers as the server of the web pages does, which passes on no other API than v2beta1.
-        known: A compiled pipeline and its settings, for `add_run`.
+        is_away: Hangs up without an answer.
+        before_terminate: Is called with a run that is to be terminated.
+        token: The bearer token it wants; empty: any. Not recorded.
+        multi_user: Whether a namespace is needed. Not recorded.
+        namespaces: Those of its users.
+        is_ui: Answers as the server of the web pages does. Not recorded.
+        has_tasks_api: Shows tasks as the code to come after 2.17 does. Not recorded.
+        asked: All requests.
+        unseen: Those that were answered from definitions.
+        refused: Those that nobody knows an answer to.
     """
 
+    script: Script = field(default_factory=lambda: Script("cached"))
+    written: dict[str, str] = field(default_factory=dict)
+    is_kfp: bool = True
+    is_away: bool = False
+    before_terminate: Callable[[Played], Any] | None = None
     token: str = ""
     multi_user: bool = False
     namespaces: tuple[str, ...] = ("alice",)
-    is_kfp: bool = True
-    script: list[Frame] = field(default_factory=succeeding)
-    after_retry: list[Frame] = field(default_factory=succeeding)
-    retry_message: str = ""
-    logs: dict[str, str] = field(default_factory=dict)
-    pods_gone: bool = False
     is_ui: bool = False
+    has_tasks_api: bool = False
     experiments: list[dict[str, Any]] = field(default_factory=list)
     pipelines: list[dict[str, Any]] = field(default_factory=list)
     versions: list[dict[str, Any]] = field(default_factory=list)
-    runs: dict[str, Run] = field(default_factory=dict)
+    runs: dict[str, Played] = field(default_factory=dict)
     schedules: list[dict[str, Any]] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
     endpoint: str = ""
-    known: tuple[Any, Any] | None = None
-    before_terminate: Callable[[Run], Any] | None = None
 
-    def add_run(self, frames: Sequence[Frame], *, name: str = "tiny") -> str:
-        """Makes a run of the pipeline `known`, as if it had been submitted; gives its id."""
-        assert self.known is not None
-        if not self.versions:
-            self.pipelines.append({"pipeline_id": "known", "display_name": "lwfed-experiment"})
-            _version(self, "known", "known", self.known)
-        reference = {"pipeline_id": "known", "pipeline_version_id": self.versions[-1]["pipeline_version_id"]}
-        run_id = str(uuid.uuid4())
-        body = {"run_id": run_id, "display_name": name, "created_at": START, "pipeline_version_reference": reference}
-        self.runs[run_id] = Run(body, list(frames))
-        return run_id
+    def play(
+        self,
+        name: str,
+        *,
+        start: int = 0,
+        upto: int | None = None,
+        hold_s: float = 0.0,
+        retried: str | None = None,
+        title: str | None = None,
+    ) -> str:
+        """Puts a recorded run in place, as if it had been there before; `title` is its name. Returns its id."""
+        run = Played(Script(name, start, upto, hold_s, retried), made={"display_name": title} if title else {})
+        answer = run.now("v2beta1")
+        if reference := answer.get("pipeline_version_reference"):
+            self._add_version(reference, recording(name)["pipeline"])
+        self.runs[run.run_id] = run
+        return run.run_id
 
-    def only_run(self) -> tuple[str, Run]:
-        """The one run there is."""
+    def add_schedule(self) -> str:
+        """Puts the recorded schedule in place, which is paused. Returns its id."""
+        (made,) = json.loads(call("recurringruns").body)["recurringRuns"]
+        self._add_pipeline(made["pipeline_version_reference"]["pipeline_id"])
+        self.schedules.append(made)
+        return str(made["recurring_run_id"])
+
+    def write(self, run_id: str, **texts: str) -> None:
+        """Lets tasks have written logs, in place of the recorded ones: by their names, with `_` for `-`."""
+        self.runs[run_id].written.update({name.replace("_", "-"): text for name, text in texts.items()})
+
+    def write_all(self, run_id: str) -> None:
+        """Lets all tasks of a run have written a line."""
+        for component in recording(self.runs[run_id].script.name)["pipeline"]["components"].values():
+            for task in component.get("dag", {}).get("tasks", ()):
+                self.runs[run_id].written[task] = f"{task} wrote\n"
+        self.runs[run_id].written["cleanup"] = "cleanup wrote\n"
+
+    def check(self, *, unseen: bool) -> None:
+        """Checks that all was answered, and what was seen on no server only where `unseen` says so.
+
+        Raises:
+            AssertionError: It was not.
+        """
+        assert not self.refused, f"no server was asked for {'; '.join(self.refused)}"
+        assert unseen or not self.unseen, f"seen on no server, and not marked `unseen`: {'; '.join(self.unseen)}"
+
+    def only_run(self) -> tuple[str, Played]:
+        """Returns the one run there is."""
         ((run_id, run),) = self.runs.items()
         return run_id, run
 
     def spec_text(self) -> str:
-        """The spec in the pipeline that was uploaded last."""
+        """Returns the spec in the pipeline that was uploaded last."""
         parameters = self.versions[-1]["pipeline_spec"]["pipeline_spec"]["root"]["inputDefinitions"]["parameters"]
         return str(parameters["spec"]["defaultValue"])
 
+    def _add_version(self, reference: Mapping[str, str], pipeline: Any) -> None:
+        self._add_pipeline(reference["pipeline_id"])
+        self.versions = [
+            item for item in self.versions if item["pipeline_version_id"] != reference["pipeline_version_id"]
+        ]
+        spec = {"pipeline_spec": pipeline, "platform_spec": {}}
+        self.versions.append({**reference, "display_name": reference["pipeline_version_id"], "pipeline_spec": spec})
 
-class RefusedError(Exception):
-    """An answer that is not 200."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status, self.message = status, message
+    def _add_pipeline(self, pipeline_id: str) -> None:
+        if pipeline_id not in {item["pipeline_id"] for item in self.pipelines}:
+            held = json.loads(call("pipelines").body)["pipelines"][0]
+            self.pipelines.append({**held, "pipeline_id": pipeline_id})
 
 
 @contextmanager
@@ -154,281 +171,122 @@ def serving(state: State) -> Iterator[State]:
 
 
 def _handler(state: State) -> type[BaseHTTPRequestHandler]:
+    lock = threading.Lock()
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._answer("GET")
+            self._answer()
 
         def do_POST(self) -> None:
-            self._answer("POST")
+            self._answer()
+
+        def do_DELETE(self) -> None:
+            self._answer()
 
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-        def _answer(self, method: str) -> None:
-            parts = urlsplit(self.path)
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            state.asked.append(f"{method} {unquote(self.path)}")
-            query = {key: values[0] for key, values in parse_qs(parts.query).items()}
-            if not state.is_kfp:
-                return self._send(200, b"<html><body>Welcome</body></html>", "text/html")
-            try:
-                if state.token and self.headers.get("Authorization") != f"Bearer {state.token}":
-                    raise RefusedError(401, "Request header error: there is no user identity header.")
-                found = _route(state, method, unquote(parts.path), query, body, self.headers.get("Content-Type", ""))
-            except RefusedError as refused:
-                told = {"error": refused.message, "message": refused.message, "code": 3, "details": []}
-                return self._send(refused.status, json.dumps(told).encode())
-            if isinstance(found, str):
-                return self._send(200, found.encode(), "text/plain")
-            return self._send(200, json.dumps(found).encode())
-
-        def _send(self, status: int, content: bytes, kind: str = "application/json") -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(content)))
+        def _answer(self) -> None:
+            ask = self._ask()
+            with lock:
+                state.asked.append(f"{self.command} {unquote(self.path)}")
+                if state.is_away:
+                    self.close_connection = True
+                    return
+                found = _answer(state, ask)
+            self.send_response(found.status)
+            self.send_header("Content-Type", found.kind)
+            self.send_header("Content-Length", str(len(found.body)))
             self.end_headers()
-            self.wfile.write(content)
+            self.wfile.write(found.body)
+
+        def _ask(self) -> Ask:
+            parts = urlsplit(self.path)
+            query = {key: values[0] for key, values in parse_qs(parts.query).items()}
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            kind, token = (self.headers.get(name, "") for name in ("Content-Type", "Authorization"))
+            return Ask(self.command, unquote(parts.path), query, body, kind, token)
 
     return Handler
 
 
-def _route(state: State, method: str, path: str, query: Mapping[str, str], body: bytes, kind: str) -> Any:
-    v2, ask = "/apis/v2beta1", (method, path)
-    if ask == ("GET", f"{v2}/healthz"):
-        return {"multi_user": state.multi_user, "pipeline_store": "database"}
-    if path == f"{v2}/experiments":
-        return _experiments(state, method, query, body)
-    if ask == ("GET", f"{v2}/pipelines"):
-        return {"pipelines": _filtered(state.pipelines, query)}
-    if ask == ("POST", f"{v2}/pipelines/upload"):
-        return _upload(state, query, body, kind)
-    if ask == ("POST", f"{v2}/pipelines/upload_version"):
-        return _version(state, query["pipelineid"], query["name"], _uploaded(body, kind))
-    if found := re.fullmatch(rf"{v2}/pipelines/([^/]+)/versions", path):
-        return {"pipeline_versions": _filtered([v for v in state.versions if v["pipeline_id"] == found[1]], query)}
-    if found := re.fullmatch(rf"{v2}/pipelines/[^/]+/versions/([^/]+)", path):
-        return next(v for v in state.versions if v["pipeline_version_id"] == found[1])
-    if path == f"{v2}/runs":
-        return _runs(state, method, query, body)
-    if ask == ("POST", f"{v2}/recurringruns"):
-        return _schedule(state, json.loads(body))
-    if found := re.fullmatch(rf"{v2}/runs/([^/:]+)(:retry|:terminate)?", path):
-        return _run(state, found[1], found[2])
-    if found := re.fullmatch(rf"{v2}/runs/([^/]+)/nodes/([^/]+)/artifacts/main-logs:read", path):
-        if not state.pods_gone and not _is_over(state.runs[found[1]]):
-            raise RefusedError(404, "artifact not found: the pod has not ended")
-        return {"data": base64.b64encode(_log(state, found[1], found[2]).encode()).decode()}
-    if state.is_ui and path == "/k8s/pod/logs":
-        return _pod_log(state, query["runid"], query["podname"])
-    if not state.is_ui and (found := re.fullmatch(r"/apis/v1alpha1/runs/([^/]+)/nodes/([^/]+)/log", path)):
-        return _pod_log(state, found[1], found[2])
-    raise RefusedError(404, "Not Found")
+def _answer(state: State, ask: Ask) -> Answer:
+    words = " ".join(ask.words)
+    if not state.is_kfp:
+        return Answer(b"<html><body>Welcome</body></html>", kind="text/html")
+    try:
+        found = definitions.instead(state, ask)
+        if found is None and (found := _recorded(state, ask)) is not None:
+            if state.multi_user or state.is_ui:
+                state.unseen.append(words)
+            return found
+        found = found or definitions.answer(state, ask)
+    except NotRecordedError as error:
+        words, found = f"{words} ({error})", None
+    except Exception as error:  # a thread's error would be lost
+        words, found = f"{words}: {error!r}", None
+    if found is not None:
+        state.unseen.append(words)
+        return found
+    state.refused.append(words)
+    return as_json({"message": f"no server was asked for {words}"}, status=501)
 
 
-def _is_over(run: Run) -> bool:
-    return run.frames[max(run.at, 0)].state in ENDED
+def _recorded(state: State, ask: Ask) -> Answer | None:
+    """Returns the answer of the real server to a request like this; None where it got none."""
+    if ask.words == ("GET", f"{V2}/healthz"):
+        return call("healthz")
+    if ask.words == ("GET", f"{V2}/runs"):
+        if len(state.runs) > int(ask.query.get("page_size") or 10):
+            raise NotRecordedError("a second page of runs")
+        return _listed("runs", [run.now("v2beta1") for run in reversed(state.runs.values())], ask)
+    for kind, items in (("experiments", state.experiments), ("pipelines", state.pipelines)):
+        if ask.words == ("GET", f"{V2}/{kind}"):
+            return _listed(kind, items, ask)
+    if ask.words == ("GET", f"{V2}/recurringruns"):
+        return _listed("recurringRuns", state.schedules, ask)
+    if found := ask.matches(rf"GET {V2}/pipelines/([^/]+)/versions"):
+        return _listed("pipeline_versions", [item for item in state.versions if item["pipeline_id"] == found[1]], ask)
+    if found := ask.matches(rf"GET {V2}/pipelines/[^/]+/versions/([^/]+)"):  # an item of the list, by itself
+        return next((as_json(v) for v in state.versions if v["pipeline_version_id"] == found[1]), None)
+    if found := ask.matches(r"\w+ /apis/\w+/runs/([^/:]+).*"):
+        return _of_run(state, ask, found[1])
+    if ask.path in PAGES and not state.is_ui:
+        return Answer(b"404 page not found\n", 404, "text/plain; charset=utf-8")
+    return None
 
 
-def _pod_log(state: State, run_id: str, node: str) -> str:
-    if state.pods_gone:
-        raise RefusedError(500, f'Failed to read logs: pods "{node}" not found')
-    return _log(state, run_id, node)
-
-
-def _experiments(state: State, method: str, query: Mapping[str, str], body: bytes) -> Any:
-    if method == "GET":
-        namespace = _namespace(state, query.get("namespace"))
-        found = [item for item in state.experiments if item.get("namespace") == namespace]
-        return {"experiments": _filtered(found, query)}
-    made = json.loads(body)
-    _namespace(state, made.get("namespace"))
-    made |= {"experiment_id": str(uuid.uuid4()), "storage_state": "AVAILABLE", "created_at": START}
-    state.experiments.append(made)
-    return made
-
-
-def _upload(state: State, query: Mapping[str, str], body: bytes, kind: str) -> Any:
-    if any(item["display_name"] == query["name"] for item in state.pipelines):
-        raise RefusedError(409, f"Failed to create a pipeline: The name {query['name']} already exist")
-    if state.multi_user:
-        _namespace(state, query.get("namespace"))
-    made = {"pipeline_id": str(uuid.uuid4()), "display_name": query["name"], "created_at": START}
-    state.pipelines.append(made)
-    _version(state, made["pipeline_id"], query["name"], _uploaded(body, kind))
-    return made
-
-
-def _version(state: State, pipeline_id: str, name: str, documents: tuple[Any, Any]) -> Any:
-    if any(item["display_name"] == name and item["pipeline_id"] == pipeline_id for item in state.versions):
-        raise RefusedError(409, f"Failed to create a pipeline version: The name {name} already exist")
-    pipeline, platform = documents
-    made = {
-        "pipeline_id": pipeline_id,
-        "pipeline_version_id": str(uuid.uuid4()),
-        "display_name": name,
-        "pipeline_spec": {"pipeline_spec": pipeline, "platform_spec": platform},
-        "created_at": START,
-    }
-    state.versions.append(made)
-    return made
-
-
-def _runs(state: State, method: str, query: Mapping[str, str], body: bytes) -> Any:
-    if method == "GET":
-        _namespace(state, query.get("namespace"))
-        return {"runs": [_shown(run, run.frames[max(run.at, 0)]) for run in reversed(state.runs.values())]}
-    made = json.loads(body)
-    _check_parameters(state, made)
-    run_id = str(uuid.uuid4())
-    made |= {"run_id": run_id, "created_at": START}
-    state.runs[run_id] = Run(made, list(state.script))
-    return {**made, "state": "PENDING"}
-
-
-def _check_parameters(state: State, made: Mapping[str, Any]) -> None:
-    wanted = made["pipeline_version_reference"]["pipeline_version_id"]
-    version = next((item for item in state.versions if item["pipeline_version_id"] == wanted), None)
-    if version is None:
-        raise RefusedError(404, f"PipelineVersion {wanted} not found.")
-    known = version["pipeline_spec"]["pipeline_spec"]["root"]["inputDefinitions"]["parameters"]
-    given = (made.get("runtime_config") or {}).get("parameters") or {}
-    if unknown := sorted(set(given) - set(known)):
-        raise RefusedError(400, f"parameter(s) provided are not required by pipeline: {', '.join(unknown)}")
-
-
-def _schedule(state: State, made: dict[str, Any]) -> Any:
-    _check_parameters(state, made)
-    cron = made["trigger"]["cron_schedule"]["cron"]
-    if len(cron.split()) != 6:
-        raise RefusedError(400, f"Schedule cron is not a valid format: {cron}")
-    made["recurring_run_id"] = str(uuid.uuid4())
-    state.schedules.append(made)
-    return {**made, "status": "ENABLED"}
-
-
-def _run(state: State, run_id: str, verb: str | None) -> Any:
+def _of_run(state: State, ask: Ask, run_id: str) -> Answer | None:
     run = state.runs.get(run_id)
     if run is None:
-        raise RefusedError(404, f"Run {run_id} not found")
-    now = run.frames[max(run.at, 0)]
-    if verb == ":retry":
-        if state.retry_message:
-            raise RefusedError(409, state.retry_message)
-        if now.state != "FAILED":
-            raise RefusedError(409, "Workflow must be Failed/Error to retry")
-        run.frames, run.at = [Frame("FAILED", now.tasks), *state.after_retry], -1  # the old state, for a moment
-        return {}
-    if verb == ":terminate":
-        if state.before_terminate:
-            now = state.before_terminate(run)
-        if now.state in ENDED:
-            raise RefusedError(400, "Failed to terminate a run: Row not found")
-        run.frames, run.at = [Frame("CANCELING", now.tasks), Frame("FAILED", now.tasks)], -1
-        return {}
-    return _shown(run, run.look())
+        return call("run-unknown", run=run_id) if ask.matches(rf"GET {V2}/runs/[^/:]+") else None
+    if ask.matches(rf"GET {V2}/runs/[^/:]+"):
+        return as_json(run.look("v2beta1"))
+    if ask.matches(rf"GET {V1}/runs/[^/:]+"):
+        return as_json(run.look("v1beta1"))
+    if ask.matches(rf"POST {V2}/runs/[^/]+:retry") and run.state == "SUCCEEDED":
+        return call("retry-of-succeeded", run=run_id)
+    if ask.matches(rf"POST {V2}/runs/[^/]+:terminate"):
+        if state.before_terminate is not None:
+            state.before_terminate(run)
+        return call("terminate-of-finished", run=run_id) if run.state in OVER else None
+    if found := ask.matches(rf"GET {V2}/runs/[^/]+/nodes/([^/]+)/artifacts/main-logs:read"):
+        log = run.log(found[1])
+        return call(f"{NO_LOG}-artifact") if log is None else artifact(log)
+    if found := ask.matches(r"GET /apis/v1alpha1/runs/[^/]+/nodes/([^/]+)/log"):
+        log = run.log(found[1])
+        if log is None:
+            return call(NO_LOG, run=run_id, node=found[1], workflow=run.workflow)
+        return Answer(log.encode(), kind="text/plain; charset=utf-8")
+    return None
 
 
-def _shown(run: Run, frame: Frame) -> dict[str, Any]:
-    workflow = workflow_of(run.body["run_id"])
-    return {
-        **run.body,
-        "state": frame.state,
-        "error": None,
-        "finished_at": END if frame.state in ENDED else NEVER,
-        "state_history": [{"state": state, "update_time": START} for state in run.history],
-        "run_details": {"task_details": list(nodes(workflow, frame))},
-    }
-
-
-def workflow_of(run_id: str) -> str:
-    """The name of a run's workflow."""
-    return f"lwfed-experiment-{run_id[:5]}"
-
-
-def nodes(workflow: str, frame: Frame) -> Iterator[dict[str, Any]]:
-    """Gives Argo's nodes as the API tells them: each in a wrapper for its tries, children by their node's id."""
-    names = [name for name in frame.tasks if name != "cleanup"]
-    after = {name: names[at + 1] if at + 1 < len(names) else None for at, name in enumerate(names)}
-    first = [f"{workflow}-{_hash(names[0], 'driver')}"] if names else []
-    yield _node(workflow, workflow, frame.state, first)
-    for task, state in frame.tasks.items():
-        following = after.get(task)
-        next_driver = [f"{workflow}-{_hash(following, 'driver')}"] if following else []
-        told = {"CACHED": "SUCCEEDED"}.get(state, state)
-        driver = "PENDING" if state == "PENDING" else "SUCCEEDED"
-        chain: list[tuple[str, str, str, str]] = [(f"{task}-driver", "driver", "system-container-driver", driver)]
-        if state != "PENDING":
-            chain += [
-                (task, "dag", "system-container-executor", told),
-                ("executor", "pod", "system-container-impl", "SKIPPED" if state == "CACHED" else told),
-            ]
-        if task == "importer":
-            chain = chain[:1] + chain[1:2]
-        ids = [f"{workflow}-{_hash(task, part)}" for _, part, _, _ in chain]
-        for at, (name, part, template, now) in enumerate(chain):
-            below = [ids[at + 1]] if at + 1 < len(ids) else next_driver
-            one = f"{workflow}-{_hash(task, part + '0')}"
-            yield _node(name, f"{workflow}-{template}-{_hash(task, part)}", now, [one])
-            yield _node(f"{name}(0)", f"{workflow}-{template}-{_hash(task, part + '0')}", now, below)
-
-
-def pod_of(run_id: str, task: str, *, part: str = "pod") -> str:
-    """The name of a task's pod."""
-    template = {"pod": "system-container-impl", "driver": "system-container-driver"}[part]
-    return f"{workflow_of(run_id)}-{template}-{_hash(task, part + '0')}"
-
-
-def _node(name: str, pod: str, state: str, children: Sequence[str]) -> dict[str, Any]:
-    return {
-        "task_id": pod,
-        "pod_name": pod,
-        "display_name": name,
-        "state": state,
-        "create_time": START,
-        "start_time": START,
-        "end_time": END if state in ENDED else NEVER,
-        "error": None,
-        "child_tasks": [{"pod_name": child} for child in children],
-    }
-
-
-def _hash(task: str, part: str) -> str:
-    return str(int.from_bytes(f"{task}/{part}".encode(), "big") % 10**9)
-
-
-def _log(state: State, run_id: str, node: str) -> str:
-    if run_id not in state.runs:
-        raise RefusedError(404, f"Run {run_id} not found")
-    number = node.rpartition("-")[2]
-    for task in (*TASKS, "cleanup"):
-        for part, name in (("pod0", task), ("driver0", f"{task}-driver")):
-            if _hash(task, part) == number and name in state.logs:
-                return state.logs[name]
-    raise RefusedError(404, f"artifact not found for node {node}")
-
-
-def _filtered(items: Sequence[Mapping[str, Any]], query: Mapping[str, str]) -> list[Mapping[str, Any]]:
-    wanted = json.loads(query.get("filter") or '{"predicates": []}')["predicates"]
+def _listed(kind: str, items: Sequence[Mapping[str, Any]], ask: Ask) -> Answer:
+    """Returns a list as it was seen: with its size, and as `{}` where nothing is in it."""
+    wanted = json.loads(ask.query.get("filter") or '{"predicates": []}')["predicates"]
     for predicate in wanted:
-        assert predicate["operation"] == "EQUALS" and predicate["key"] == "display_name"
+        if predicate["operation"] != "EQUALS" or predicate["key"] not in ("name", "display_name"):
+            raise NotRecordedError(f"the filter {predicate}")
     names = {predicate["stringValue"] for predicate in wanted}
-    return [item for item in items if not names or item["display_name"] in names]
-
-
-def _namespace(state: State, namespace: str | None) -> str | None:
-    if not state.multi_user:
-        return None
-    if not namespace:
-        raise RefusedError(400, "Invalid input error: In multi-user mode, a namespace must be specified")
-    if namespace not in state.namespaces:
-        raise RefusedError(403, f"User 'alice' is not authorized with reason: no access to namespace {namespace}")
-    return namespace
-
-
-def _uploaded(body: bytes, kind: str) -> tuple[Any, Any]:
-    message = message_from_bytes(b"Content-Type: " + kind.encode() + b"\r\n\r\n" + body)
-    (part,) = [part for part in message.walk() if part.get_filename()]
-    content = part.get_payload(decode=True)
-    assert isinstance(content, bytes)
-    pipeline, platform = yaml.safe_load_all(content)
-    return pipeline, platform
+    found = [item for item in items if not names or item["display_name"] in names]
+    return as_json({kind: found, "total_size": len(found)} if found else {})

@@ -9,7 +9,6 @@ import pytest
 from rich.console import Console
 
 from lwfed.launch.kubernetes_names import CLIENTS_NOTE
-from lwfed.spec.load import load_spec
 from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.types.errors import LwfedError
@@ -17,47 +16,72 @@ from pipelines.client import Access
 from pipelines.client_logs import task_logs
 from tests.components.cluster_server import Objects, pod
 from tests.components.conftest import Command
-from tests.components.kfp_server import State, failing, pod_of, stuck
-from tests.components.scenes import DIGEST, TRACE, failed, running
+from tests.components.kfp_server import State
+from tests.components.scenes import DIGEST, TRACE
+
+PARTS = {
+    "prepare": "prepare", "train_stage_1": "stage 1: image 0, text 0", "train_stage_2": "stage 2: image 1, text 1",
+    "evaluate": "evaluate", "report": "report", "cleanup": "clean up",
+}  # fmt: skip
+"""The tasks of the recorded run with two stages, and what people call them."""
 
 
-def test_logs_of_tasks_come_in_their_order(lwfed: Command, kfp: State, spec: str) -> None:
-    run_id = failed(kfp)
-    kfp.logs = {"prepare": "p1\np2\n", "train-stage-1": "s1\n", "train-stage-2": "s2\n", "prepare-driver": "no\n"}
-    for kfp.pods_gone, kfp.is_ui in ((False, False), (True, False), (False, True)):
-        ended = lwfed("logs", run_id)
-        assert ended.code == 0, ended.err
-        assert ended.out.splitlines() == [
-            f"-- prepare  ({pod_of(run_id, 'prepare')})", "p1", "p2",
-            f"-- stage 1: image 0, text 0  ({pod_of(run_id, 'train-stage-1')})", "s1",
-            f"-- stage 2: image 1, text 1  ({pod_of(run_id, 'train-stage-2')})", "s2",
-        ]  # fmt: skip
-        assert "clean up" in ended.err  # which has none
+either_way = pytest.mark.parametrize(
+    "is_ui",
+    [pytest.param(False, id="API"), pytest.param(True, id="through the web pages' server", marks=pytest.mark.unseen)],
+)
+
+
+def heads(out: str) -> list[str]:
+    """Returns the lines that say whose log follows."""
+    return [line.removeprefix("-- ") for line in out.splitlines() if line.startswith("-- ")]
+
+
+@either_way
+def test_logs_of_tasks_come_in_their_order(is_ui: bool, lwfed: Command, kfp: State) -> None:
+    run_id = kfp.play("as-shipped-importer-fails", start=-1)
+    kfp.is_ui = is_ui
+    kfp.write(run_id, importer="no such parameter\n", **{name: f"{name} 1\n{name} 2\n" for name in PARTS})
+    ended = lwfed("logs", run_id)
+    assert ended.code == 0, ended.err
+    wanted = list(PARTS.values())
+    assert [title for head in heads(ended.out) for title in wanted if head.startswith(title)] == wanted
+    assert [line for line in ended.out.splitlines() if line.startswith("train_")] == [
+        "train_stage_1 1", "train_stage_1 2", "train_stage_2 1", "train_stage_2 2",
+    ]  # fmt: skip
     one = lwfed("logs", run_id, "--stage", "2")
-    assert one.out.splitlines()[1:] == ["s2"]
+    assert one.out.splitlines()[1:] == ["train_stage_2 1", "train_stage_2 2"]
 
 
-@pytest.mark.parametrize("is_ui", [False, True], ids=["API", "through the web pages' server"])
-def test_logs_of_a_pod_that_runs_come_from_the_pod(is_ui: bool, lwfed: Command, kfp: State) -> None:
-    run_id, _ = running(kfp)
-    kfp.is_ui, kfp.logs = is_ui, {"train-stage-2": "round 1\n"}
-    ended = lwfed("logs", run_id, "--stage", "2")
+@pytest.mark.unseen
+def test_the_log_of_a_pod_that_runs_comes_through_the_web_pages_server(lwfed: Command, kfp: State) -> None:
+    run_id = kfp.play("as-shipped-running", start=5, upto=5)
+    kfp.is_ui = True
+    kfp.write(run_id, train_stage_1="round 1\n")
+    ended = lwfed("logs", run_id, "--stage", "1")
     assert ended.code == 0 and ended.out.splitlines()[1:] == ["round 1"]
 
 
-def test_logs_that_are_not_there_are_told(lwfed: Command, kfp: State, spec: str) -> None:
-    kfp.add_run(stuck())
+def test_the_api_has_no_log_of_a_pod_that_runs(lwfed: Command, kfp: State) -> None:
+    """It answers 200 with an error in JSON."""
+    run_id = kfp.play("live-log", start=3, upto=3)
+    ended = lwfed("logs", run_id)
+    assert "error_message" not in ended.out and "BadRequestError" not in ended.out
+
+
+def test_logs_that_are_not_there_are_told(lwfed: Command, kfp: State) -> None:
+    kfp.play("as-shipped-running", upto=0)
     ended = lwfed("logs", "latest")
     assert ended.code == 19 and "--follow waits for it" in ended.error
     ended = lwfed("logs", "latest", "--stage", "3")
     assert ended.code == 19 and "its stages: 1, 2" in ended.error
 
 
-@pytest.mark.parametrize("is_ui", [False, True], ids=["API", "through the web pages' server"])
+@either_way
 def test_followed_logs_are_told_once_and_end_as_the_run(is_ui: bool, kfp: State) -> None:
+    run_id = kfp.play("stage-fails")
     kfp.is_ui = is_ui
-    kfp.add_run([*stuck(), *failing("train-stage-1")])
-    kfp.logs = {"prepare": "p1\n", "train-stage-1": TRACE}
+    kfp.write(run_id, prepare="p1\n", train_stage_1=TRACE, cleanup="c1\n")
     lines: list[str] = []
     with pytest.raises(LwfedError, match="below the quorum") as ended:
         task_logs(
@@ -68,11 +92,14 @@ def test_followed_logs_are_told_once_and_end_as_the_run(is_ui: bool, kfp: State)
     assert lines.count("p1") == 1 and lines.count(TRACE.splitlines()[-1]) == 1
 
 
+STORE = "s3://lwfed/experiments"
+"""Where the recorded runs kept what they made."""
+
+
 @pytest.fixture
-def training(stored: None, kfp: State, cluster: Objects, spec: str) -> Iterator[str]:
-    """A run with pods of two clients and of the server; gives lwfed's id of it."""
-    _, name = running(kfp)
-    store = load_spec(spec).store.uri
+def training(stored: None, kfp: State, cluster: Objects) -> Iterator[str]:
+    """A run with pods of two clients and of the server; yields lwfed's id of it."""
+    name = f"asis-{kfp.play('as-shipped-running', start=5, upto=5)[:8]}"
     notes = {CLIENTS_NOTE: "client-000,client-001"}
     cluster.jobs.append({"metadata": {"name": "lwfed-abab-r002-train-clients-a1", "annotations": notes, "uid": "1"}})
     for number in (0, 1):
@@ -83,14 +110,14 @@ def training(stored: None, kfp: State, cluster: Objects, spec: str) -> Iterator[
             "batch.kubernetes.io/job-completion-index": str(number),
         }  # fmt: skip
         made = pod(f"train-{number}", labels, phase="Running")
-        command = ["lwfed", "step", "train-client", "--store", store, "--job", "lwfed-abab-r002-train-clients-a1"]
+        command = ["lwfed", "step", "train-client", "--store", STORE, "--job", "lwfed-abab-r002-train-clients-a1"]
         made["spec"]["containers"] = [{"name": "lwfed", "command": command}]
         cluster.pods.append(made)
         cluster.logs[f"train-{number}"] = f"step 1 of {number}\n"
     yield name
 
 
-def test_logs_of_a_client_come_from_its_pods(training: str, lwfed: Command, cluster: Objects, spec: str) -> None:
+def test_logs_of_a_client_come_from_its_pods(training: str, lwfed: Command, cluster: Objects) -> None:
     ended = lwfed("logs", training, "--client", "client-001")
     assert ended.code == 0, ended.err
     assert ended.out.splitlines() == ["-- round 2, train-client of client-001  (train-1, running)", "step 1 of 1"]
@@ -98,7 +125,7 @@ def test_logs_of_a_client_come_from_its_pods(training: str, lwfed: Command, clus
     ended = lwfed("logs", training, "--client", "client-007")
     assert ended.code == 19 and "there are pods of client-000, client-001" in ended.error
 
-    store = open_store(load_spec(spec).store.uri)
+    store = open_store(STORE)
     store.write_ref(paths.run(training), {"stages": [{"stage": 1, "key": "00" * 32}, {"stage": 2, "key": DIGEST}]})
     assert lwfed("logs", training, "--client", "client-000", "--stage", "2").code == 0
     assert lwfed("logs", training, "--client", "client-000", "--stage", "1").code == 19

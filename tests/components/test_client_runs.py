@@ -9,27 +9,31 @@ import pytest
 from rich.console import Console
 
 from lwfed.types.errors import LwfedError
-from pipelines.client import Access
+from pipelines.client import Access, connect
 from pipelines.client_commands import retry_run
-from tests.components.cluster_server import Objects
+from pipelines.client_errors import RefusedError
+from pipelines.client_runs import get_run, retry
+from tests.components.cluster_server import Objects, pod
 from tests.components.conftest import Command
-from tests.components.kfp_server import Frame, State, failing, succeeding
-from tests.components.scenes import QUICK, TRACE, failed, running
+from tests.components.kfp_server import State
+from tests.components.scenes import QUICK, TRACE
 
 # --- retry ------------------------------------------------------------------------------------------------------------
 
 
-def test_retry_goes_on_to_the_end_that_comes_after(lwfed: Command, kfp: State, spec: str) -> None:
-    run_id = failed(kfp)
+@pytest.mark.unseen
+def test_retry_goes_on_to_the_end_that_comes_after(lwfed: Command, kfp: State) -> None:
+    run_id = kfp.play("stage-fails", start=-1, retried="failed-then-retried")
     ended = lwfed("retry", run_id[:8], "--wait", "--json")
     assert ended.code == 0, ended.err
     assert ended.json["state"] == "SUCCEEDED" and ended.json["kfp_run_id"] == run_id
     assert f"POST /apis/v2beta1/runs/{run_id}:retry" in kfp.asked
 
 
-def test_retry_that_fails_again_says_why(kfp: State, lwfed: Command, spec: str) -> None:
-    run_id = failed(kfp)
-    kfp.after_retry, kfp.logs = failing("train-stage-2"), {"train-stage-2": TRACE}
+@pytest.mark.unseen
+def test_retry_that_fails_again_says_why(kfp: State, lwfed: Command) -> None:
+    run_id = kfp.play("stage-fails", start=-1, retried="stage-fails")
+    kfp.write(run_id, train_stage_1=TRACE)
     with pytest.raises(LwfedError, match="below the quorum"):
         retry_run(
             Access(endpoint=kfp.endpoint), run_id, console=Console(file=io.StringIO()), as_json=False, wait=True,
@@ -37,30 +41,31 @@ def test_retry_that_fails_again_says_why(kfp: State, lwfed: Command, spec: str) 
         )  # fmt: skip
 
 
-def test_retry_of_what_did_not_fail_is_refused(lwfed: Command, kfp: State, spec: str) -> None:
-    kfp.add_run(succeeding()[-1:])
+def test_retry_of_what_did_not_fail_is_refused(lwfed: Command, kfp: State) -> None:
+    kfp.play("cached")
     ended = lwfed("retry", "latest")
     assert ended.code == 1 and "is SUCCEEDED: nothing of it failed" in ended.error and "lwfed rerun" in ended.error
-    kfp.only_run()[1].frames = [Frame("RUNNING")]
+    kfp.play("as-shipped-running", start=5, upto=5)
     ended = lwfed("retry", "latest")
     assert "only what has failed" in ended.error and "lwfed cancel" in ended.error
     assert not any(":retry" in ask for ask in kfp.asked)
 
 
-def test_what_kubeflow_says_of_a_retry_is_passed_on(lwfed: Command, kfp: State, spec: str) -> None:
-    failed(kfp)
-    kfp.retry_message = "Workflow must be Failed/Error to retry"
-    ended = lwfed("retry", "mine")
-    assert ended.code == 1 and "(409): Workflow must be Failed/Error to retry" in ended.error
-    assert "submit the experiment again" in ended.error
+def test_what_kubeflow_says_of_a_retry_is_passed_on(kfp: State) -> None:
+    client = connect(Access(endpoint=kfp.endpoint))
+    run = get_run(client, kfp.play("cached"))
+    run.state = "FAILED"  # it is not, and the server says so
+    with pytest.raises(RefusedError, match=r"\(409\): .*Workflow must be Failed/Error to retry") as refused:
+        retry(client, run)
+    assert "submit the experiment again" in str(refused.value)
 
 
-def test_a_run_that_is_not_there_is_told(lwfed: Command, kfp: State, spec: str) -> None:
-    failed(kfp)
+def test_a_run_that_is_not_there_is_told(lwfed: Command, kfp: State) -> None:
+    kfp.play("stage-fails", start=-1, title="mine")
     for name in ("nothing", "00000000-0000-0000-0000-000000000000", "tiny-00000000"):
         ended = lwfed("retry", name)
         assert ended.code == 19 and name in ended.error
-    failed(kfp)
+    kfp.play("stage-fails", start=-1, title="mine")
     assert "2 runs are named mine" in lwfed("retry", "mine").error
 
 
@@ -72,10 +77,15 @@ def job(name: str, run: str) -> dict[str, Any]:
     return {"metadata": {"name": name, "uid": f"uid-{name}", "labels": labels}, "spec": {}}
 
 
-def test_cancel_terminates_then_deletes_the_jobs_of_that_run(
-    lwfed: Command, kfp: State, cluster: Objects, spec: str
-) -> None:
-    run_id, name = running(kfp)
+def training(kfp: State) -> tuple[str, str]:
+    """Plays a run whose stage 1 trains; returns its id, and lwfed's."""
+    run_id = kfp.play("as-shipped-running", start=5, upto=5)
+    return run_id, f"asis-{run_id[:8]}"
+
+
+@pytest.mark.unseen
+def test_cancel_terminates_then_deletes_the_jobs_of_that_run(lwfed: Command, kfp: State, cluster: Objects) -> None:
+    run_id, name = training(kfp)
     cluster.jobs = [job("lwfed-1-a1", name), job("lwfed-2-a1", name), job("lwfed-3-a1", "another")]
     ended = lwfed("cancel", name, "--json")
     assert ended.code == 0, ended.err
@@ -89,26 +99,55 @@ def test_cancel_terminates_then_deletes_the_jobs_of_that_run(
     assert "was over already: FAILED" in again.err
 
 
+@pytest.mark.unseen
+def test_cancel_leaves_nothing_that_a_dying_coordinator_made_or_that_waits_for_ever(
+    lwfed: Command, kfp: State, cluster: Objects
+) -> None:
+    run_id, name = training(kfp)
+    cluster.jobs, cluster.made_again = [job("lwfed-1-a1", name)], [job("lwfed-1-a2", name)]
+    mine, other = {"pipeline/runid": run_id}, {"pipeline/runid": "another"}
+    cluster.pods = [
+        pod("exit-task", mine), pod("stage", mine, phase="Failed"), pod("of-another-run", other),
+    ]  # fmt: skip
+    ended = lwfed("cancel", name, "--json")
+    assert ended.code == 0, ended.err
+    assert (ended.json["jobs_deleted"], cluster.jobs) == (2, [])
+    assert ended.json["pods_deleted"] == ["exit-task"] and "exit-task" in ended.err
+    assert [item["metadata"]["name"] for item in cluster.pods] == ["stage", "of-another-run"]
+
+
+@pytest.mark.unseen
+def test_cancel_names_a_cluster_that_does_not_let_us(lwfed: Command, kfp: State, cluster: Objects) -> None:
+    _, name = training(kfp)
+    cluster.forbids = True
+    ended = lwfed("cancel", name, "--json")
+    assert ended.code == 17 and f"Jobs of {name} may go on" in ended.error and "kubectl -n kubeflow" in ended.error
+    assert ended.json["terminated"]
+
+
 def test_a_run_that_ends_while_it_is_cancelled_is_over(lwfed: Command, kfp: State, cluster: Objects) -> None:
-    run_id = kfp.add_run([Frame("RUNNING"), Frame("SUCCEEDED")])
-    kfp.before_terminate = lambda run: run.look()
+    run_id = kfp.play("client-pod-killed", start=-2, hold_s=60)
+    kfp.before_terminate = lambda run: run.end()
     ended = lwfed("cancel", run_id, "--json")
     assert ended.code == 0, ended.err
     assert any(":terminate" in ask for ask in kfp.asked) and not ended.json["terminated"]
     assert ended.json["state"] == "SUCCEEDED" and "over already" in ended.err
 
 
-def test_cancel_without_a_cluster_says_what_may_go_on(lwfed: Command, kfp: State, spec: str) -> None:
-    _, name = running(kfp)
+@pytest.mark.unseen
+def test_cancel_without_a_cluster_says_what_may_go_on(lwfed: Command, kfp: State) -> None:
+    _, name = training(kfp)
     ended = lwfed("cancel", "latest", "--json")
-    assert ended.code == 17 and f"Jobs of {name} may go on" in ended.error
-    assert f"kubectl -n kubeflow delete jobs -l 'app.kubernetes.io/managed-by=lwfed,lwfed/run={name}'" in ended.error
+    assert ended.code == 0 and "KUBECONFIG names no cluster" in ended.err
+    assert f"kubectl -n kubeflow delete jobs -l 'app.kubernetes.io/managed-by=lwfed,lwfed/run={name}'" in ended.err
     assert ended.json["terminated"] and ended.json["jobs_deleted"] is None
 
 
-def test_a_cancelled_run_is_told_apart_from_a_failed_one(kfp: State, lwfed: Command, spec: str) -> None:
-    run_id, _ = running(kfp)
-    kfp.logs = {"train-stage-2": TRACE}
+@pytest.mark.unseen
+def test_a_cancelled_run_is_told_apart_from_a_failed_one(kfp: State, lwfed: Command) -> None:
+    run_id, _ = training(kfp)
+    kfp.write_all(run_id)
+    kfp.write(run_id, train_stage_1=TRACE)
     lwfed("cancel", run_id)
     ended = lwfed("logs", run_id, "--follow")
     assert ended.code == 1 and "the run was cancelled" in ended.error and "quorum" not in ended.error

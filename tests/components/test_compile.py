@@ -84,7 +84,7 @@ def test_the_workflow_of_fewer_stages_is_smaller(tmp_path: Path) -> None:
     whole, _, _ = compiled(paper_spec(), tmp_path)
     one, pipeline, _ = compiled(paper_spec(), tmp_path, stages=[6], parent="base:6")
     assert one.workflow.total_bytes < whole.workflow.total_bytes / 2
-    assert one.workflow.pods == 13
+    assert one.workflow.pods == 12
     assert workflow_size(pipeline).total_bytes < one.workflow.total_bytes  # without its settings of Kubernetes
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kfp import local
@@ -31,6 +32,14 @@ def parameters_of(task: Path) -> dict[str, str]:
     return values
 
 
+def artifact_of(task: Path, name: str) -> dict[str, Any]:
+    """Reads an artifact that a task left."""
+    values = json.loads((task / "executor_output.json").read_text(encoding="utf-8"))["artifacts"]
+    (artifact,) = values[name]["artifacts"]
+    assert isinstance(artifact, dict)
+    return artifact
+
+
 @pytest.mark.slow
 def test_pipeline_ends_in_the_digest_of_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -49,8 +58,11 @@ def test_pipeline_ends_in_the_digest_of_a_run(
     outputs = next((tmp_path / "tasks").glob("lwfed-experiment-*"))
     assert parameters_of(outputs / "train-stage-2") == {"digest": here.digest}
     assert "</html>" in (outputs / "report" / "page").read_text(encoding="utf-8")
-    model = parameters_of(outputs / "report")["model_uri"].removeprefix("file://")
-    assert Path(model).is_file()
+    model = artifact_of(outputs / "report", "model")
+    assert Path(model["uri"]).is_relative_to(outputs / "report")  # what KFP copies: under its root, not the store's
+    assert json.loads(Path(model["uri"]).read_text(encoding="utf-8")) == model["metadata"]
+    assert model["metadata"]["digest"] == here.digest
+    assert Path(model["metadata"]["store_uri"].removeprefix("file://")).is_file()
 
     # the same work, asked for by another run, is known by its key
     monkeypatch.setenv("LWFED_RUN_ID", "again")

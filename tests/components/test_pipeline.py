@@ -54,13 +54,12 @@ def test_a_task_a_stage_within_an_exit_handler(tiny: tuple[dict[str, Any], dict[
         "train-stage-2": "stage 2: image 1, text 1",
         "evaluate": "evaluate",
         "report": "report",
-        "importer": "model",
     }
     assert tasks["cleanup"]["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
     assert set(pipeline["root"]["dag"]["tasks"]) == {"cleanup", "exit-handler-1"}
     assert "evaluate" in tasks["report"]["dependentTasks"]
-    importer = pipeline["deploymentSpec"]["executors"]["exec-importer"]["importer"]
-    assert importer["typeSchema"]["schemaTitle"] == "system.Model" and not importer.get("reimport")
+    outputs = pipeline["components"][tasks["report"]["componentRef"]["name"]]["outputDefinitions"]["artifacts"]
+    assert outputs["model"]["artifactType"]["schemaTitle"] == "system.Model"
 
 
 def test_stages_are_chained_by_strings_and_integers(tiny: tuple[dict[str, Any], dict[str, Any], str]) -> None:
@@ -99,7 +98,7 @@ def test_run_id_comes_by_environment_alone(tiny: tuple[dict[str, Any], dict[str,
 def test_only_what_its_inputs_decide_is_cached(tiny: tuple[dict[str, Any], dict[str, Any], str]) -> None:
     pipeline, _, _ = tiny
     cached = {name for name, task in tasks_of(pipeline).items() if task.get("cachingOptions")}
-    assert cached == {"train-stage-1", "train-stage-2", "evaluate", "importer"}
+    assert cached == {"train-stage-1", "train-stage-2", "evaluate"}
 
 
 def test_pods_get_image_credentials_and_environment(tmp_path: Path) -> None:
@@ -208,7 +207,7 @@ def test_size_does_not_grow_with_rounds_or_clients(num_clients: int, rounds: lis
     done, _, _ = compiled(spec, tmp_path)
     assert done.file_bytes < SMALL
     assert done.workflow.total_bytes < ARGO_LIMIT * 2 / 3
-    assert done.workflow.pods == 23
+    assert done.workflow.pods == 22
 
 
 def test_digests_of_plans_are_those_of_the_run(finished: Finished) -> None:

@@ -1,0 +1,162 @@
+"""Kubeflow Pipelines 2.17: tasks are read from the nodes of the Argo workflow, which the v1beta1 API hands out.
+
+The v2beta1 API has no names of pods, and calls a task that came from the cache skipped. A node's name is its path in
+the workflow: `wf(0).root(0).exit-handler-1(0).train-stage-1(0).executor(1)` is the second try of stage 1's own pod; the
+node of its driver stands beside the task, as `train-stage-1-driver`. Numbers in brackets are tries, and are there only
+where the installation retries.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pipelines.states.records import Pod, Snapshot, Task, TaskState, oldest_first
+
+TRY = re.compile(r"\(\d+\)$")
+EXECUTOR = "executor"
+DRIVER = "-driver"
+POD, SKIPPED_NODE = "Pod", "Skipped"
+FORMAT = "workflows.argoproj.io/pod-name-format"
+LONGEST_PREFIX = 242
+"""Characters of a pod's name before its number: Argo cuts longer ones."""
+STATES: Mapping[str, str] = {
+    "Pending": "PENDING",
+    "Running": "RUNNING",
+    "Succeeded": "SUCCEEDED",
+    "Skipped": "SKIPPED",
+    "Omitted": "SKIPPED",
+    "Failed": "FAILED",
+    "Error": "FAILED",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node of a workflow.
+
+    Attributes:
+        path: Its name, part by part, without the numbers of tries.
+        pod: The pod, where it is one.
+        kind: Argo's type of it: Pod, Retry, DAG, Skipped ...
+        state: As a task's.
+        is_try: Whether it is one try of another node.
+        started: When.
+        ended: When; None while it goes on.
+    """
+
+    path: tuple[str, ...]
+    pod: Pod
+    kind: str
+    state: str
+    is_try: bool
+    started: datetime | None
+    ended: datetime | None
+
+
+class WorkflowNodes:
+    """Reads a run of Kubeflow Pipelines 2.17, as seen on 2.17.0; by its sources, 2.18 still answers alike."""
+
+    def path(self, run_id: str) -> str:
+        """Returns the path of what is read."""
+        return f"/apis/v1beta1/runs/{run_id}"
+
+    def parse(self, answer: Mapping[str, Any], tasks: Mapping[str, Task]) -> Snapshot | None:
+        """Reads what the tasks of a run do.
+
+        Args:
+            answer: The API's answer.
+            tasks: The pipeline's tasks; none where they are not known: then names are those of the nodes.
+
+        Returns:
+            None where the answer has no workflow.
+        """
+        text = (answer.get("pipeline_runtime") or {}).get("workflow_manifest")
+        workflow = json.loads(text) if text else {}
+        if not isinstance(workflow, dict) or "metadata" not in workflow:
+            return None
+        status = workflow.get("status") or {}
+        nodes = [_node(workflow, values) for values in (status.get("nodes") or {}).values()]
+        known = tasks or {name: Task(name, name) for name in _guessed(nodes)}
+        states = [state for task in known.values() if (state := _state(task, nodes)) is not None]
+        mine = {pod.node for state in states for pod in state.pods}
+        others = [node.pod for node in nodes if node.kind == POD and node.pod.node not in mine]
+        return Snapshot(tuple(states), oldest_first(others), str(status.get("message") or ""))
+
+
+def _node(workflow: Mapping[str, Any], values: Mapping[str, Any]) -> Node:
+    name, started, ended = str(values["name"]), _date(values.get("startedAt")), _date(values.get("finishedAt"))
+    state = STATES.get(str(values.get("phase") or "Pending"), "PENDING")
+    path = tuple(TRY.sub("", part) for part in name.split("."))
+    pod = Pod(
+        node=str(values["id"]),
+        name=_pod_name(workflow, values),
+        state=state,
+        is_driver=path[-1].endswith(DRIVER),
+        started=started,
+        ended=ended,
+        message=str(values.get("message") or ""),
+    )
+    return Node(path, pod, str(values.get("type")), state, TRY.search(name) is not None, started, ended)
+
+
+def _state(task: Task, nodes: Iterable[Node]) -> TaskState | None:
+    """Reads one task; None where it has not begun."""
+    own = [node for node in nodes if node.path[-1] == task.name and node.kind != POD]
+    drivers = [node for node in nodes if node.path[-1] == task.name + DRIVER]
+    executors = [node for node in nodes if node.path[-2:] == (task.name, EXECUTOR)]
+    executors += [node for node in nodes if node.path[-1] == task.name and node.kind == POD]  # an importer's
+    whole = [*own, *executors]
+    if not whole and not drivers:
+        return None
+    first = _latest([node for node in own if not node.is_try] or whole)
+    if first is not None:
+        state = first.state
+        again = [node for node in executors if not (node.started and first.started) or node.started >= first.started]
+    else:
+        state = "FAILED" if any(node.state == "FAILED" for node in drivers if not node.is_try) else "PENDING"
+        again = []
+    if state == "SUCCEEDED" and any(node.kind == SKIPPED_NODE for node in again):
+        state = "CACHED"
+    pods = oldest_first(node.pod for node in [*drivers, *executors] if node.kind == POD)
+    last = next((pod for pod in reversed(pods) if not pod.is_driver), None)
+    if state == "RUNNING" and (last is None or last.state == "PENDING"):
+        state = "PENDING"  # Argo takes a task for running from the moment on in which its pod is asked for
+    dates = [node.started for node in [*whole, *drivers] if node.started]
+    ends = [node.ended for node in (whole or drivers) if node.ended]
+    return TaskState(
+        task=task,
+        state=state,
+        started=min(dates, default=None),
+        ended=max(ends, default=None) if state not in ("PENDING", "RUNNING") else None,
+        pods=pods,
+    )
+
+
+def _latest(nodes: Iterable[Node]) -> Node | None:
+    """Finds the node that began last: where Argo tries a whole group of tasks again, each task has several."""
+    never = datetime.min.replace(tzinfo=UTC)
+    return max(nodes, key=lambda node: node.started or never, default=None)
+
+
+def _pod_name(workflow: Mapping[str, Any], values: Mapping[str, Any]) -> str:
+    """Returns the name that Argo gives a pod: the node's id, with the template's name in it unless the format is v1."""
+    metadata, node = workflow["metadata"], str(values["id"])
+    if (metadata.get("annotations") or {}).get(FORMAT) == "v1" or not values.get("templateName"):
+        return node
+    prefix = f"{metadata['name']}-{values['templateName']}"[:LONGEST_PREFIX]
+    return f"{prefix}-{node.rpartition('-')[2]}"
+
+
+def _guessed(nodes: Iterable[Node]) -> list[str]:
+    """Finds the names of tasks: of nodes that have a driver beside them and a pod of their own below them."""
+    paths = {node.path for node in nodes}
+    return sorted({path[-2] for path in paths if path[-1] == EXECUTOR and len(path) > 1})
+
+
+def _date(text: Any) -> datetime | None:
+    return datetime.fromisoformat(str(text)) if text else None

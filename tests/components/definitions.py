@@ -1,0 +1,292 @@
+"""Answers that were seen on no server: made from the definitions in Kubeflow Pipelines' sources.
+
+Each says where in the sources it comes from: tag 2.17.0 where nothing else is said. A test that rests on one carries
+the marker `unseen`. Which snapshot a run shows afterwards is recorded again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from email import message_from_bytes
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from tests.components.recorded import OVER, TASK, Answer, NotRecordedError, Played, as_json
+
+if TYPE_CHECKING:
+    from tests.components.kfp_server import Ask, State
+
+V2 = "/apis/v2beta1"
+
+
+def instead(state: State, ask: Ask) -> Answer | None:
+    """Returns an answer that goes before what is recorded: of other installations than the recorded one."""
+    if state.token and ask.token != f"Bearer {state.token}":
+        # backend/src/apiserver/auth/auth.go: IdentityHeaderMissingError; the status is that of a proxy in front
+        return refused(401, "Request header error: there is no user identity header.", code=16)
+    if state.multi_user and (found := _in_namespaces(state, ask)) is not None:
+        return found
+    if state.is_ui and ask.path.startswith("/apis/v1alpha1/"):
+        # frontend/server/app.ts: it passes on v1beta1 and v2beta1; other paths are those of its own files
+        return Answer(b"Not Found", 404, "text/html; charset=utf-8")
+    if state.has_tasks_api and ask.path.startswith("/apis/v1beta1/"):
+        # a guess: the branch has it still, but marks what it says of a run as deprecated
+        return as_json({"code": 5, "message": "Not Found", "details": []}, status=404)
+    asked = ask.matches(rf"GET {V2}/runs/([^/:]+)(/tasks)?") if state.has_tasks_api else None
+    if asked and asked[1] in state.runs:
+        run = state.runs[asked[1]]
+        return as_json({"tasks": list(tasks_of(run))}) if asked[2] else _run_with_tasks(run, ask)
+    return None
+
+
+def answer(state: State, ask: Ask) -> Answer | None:
+    """Returns an answer to what the recorded server was not asked; None where the definitions know none either."""
+    if ask.words == ("POST", f"{V2}/experiments"):
+        return _experiment(state, json.loads(ask.body))
+    if ask.words == ("POST", f"{V2}/pipelines/upload"):
+        return _upload(state, ask)
+    if ask.words == ("POST", f"{V2}/pipelines/upload_version"):
+        return _upload_version(state, ask)
+    if ask.words == ("POST", f"{V2}/runs"):
+        return _start(state, json.loads(ask.body))
+    if ask.words == ("POST", f"{V2}/recurringruns"):
+        return _schedule(state, json.loads(ask.body))
+    if found := ask.matches(rf"(GET|POST|DELETE) {V2}/recurringruns/([^/:]+)(:enable|:disable)?"):
+        return _of_schedule(state, found[1], found[2], found[3])
+    if found := ask.matches(rf"POST {V2}/runs/([^/:]+):(retry|terminate)"):
+        return _of_run(state.runs.get(found[1]), found[2])
+    if state.is_ui and ask.words == ("GET", "/k8s/pod/logs"):
+        return _pod_log(state, ask)
+    if state.is_ui and ask.words == ("GET", "/"):
+        # frontend/server/app.ts: index.html
+        return Answer(b"<html><body>Kubeflow Pipelines</body></html>", kind="text/html; charset=utf-8")
+    if ask.matches(rf"GET {V2}/runs/[^/]+/nodes/[^/]+/log"):
+        # backend/src/apiserver/main.go: only v1alpha1 has this route; the gateway knows no such path
+        return as_json({"code": 5, "message": "Not Found", "details": []}, status=404)
+    return None
+
+
+def refused(status: int, message: str, *, code: int) -> Answer:
+    """Returns an error as the gateway writes it: `google.rpc.Status`, whose shape is recorded."""
+    return as_json({"code": code, "message": message, "details": []}, status=status)
+
+
+def _in_namespaces(state: State, ask: Ask) -> Answer | None:
+    """Returns what a multi-user installation answers.
+
+    backend/src/apiserver/server/healthz_server.go, experiment_server.go (canAccessExperiment), run_server.go
+    (canAccessRun), resource/resource_manager.go (IsAuthorized); the user's name and the reason stand for any.
+    """
+    if ask.words == ("GET", f"{V2}/healthz"):
+        return as_json({"multi_user": True, "pipeline_store": "database"})
+    body = json.loads(ask.body) if ask.words == ("POST", f"{V2}/experiments") else {}
+    if ask.path not in (f"{V2}/experiments", f"{V2}/runs", f"{V2}/pipelines", f"{V2}/pipelines/upload"):
+        return None
+    if ask.words == ("POST", f"{V2}/runs"):  # its namespace is that of its experiment
+        return None
+    namespace = body.get("namespace") or ask.query.get("namespace")
+    if not namespace:
+        return refused(
+            400, "Invalid input error: An experiment cannot have an empty namespace in multi-user mode", code=3
+        )
+    if namespace not in state.namespaces:
+        return refused(403, f"User 'me' is not authorized with reason: no access to namespace {namespace}", code=7)
+    return None
+
+
+def _experiment(state: State, made: dict[str, Any]) -> Answer:
+    """backend/api/v2beta1/experiment.proto: CreateExperiment returns Experiment."""
+    made |= {"experiment_id": str(uuid.uuid4()), "storage_state": "AVAILABLE", "created_at": _now()}
+    state.experiments.append(made)
+    return as_json(made)
+
+
+def _upload(state: State, ask: Ask) -> Answer:
+    """backend/api/v2beta1/swagger/pipeline.upload.swagger.json: UploadPipeline returns v2beta1Pipeline.
+
+    backend/src/apiserver/server/pipeline_upload_server.go has the 409 of a name that is there, a plain JSON object.
+    """
+    name = ask.query["name"]
+    if any(item["display_name"] == name for item in state.pipelines):
+        return _exists("Failed to create a pipeline and a pipeline version")
+    made = {"pipeline_id": str(uuid.uuid4()), "display_name": name, "name": name, "created_at": _now()}
+    state.pipelines.append(made)
+    _add_version(state, str(made["pipeline_id"]), name, ask)
+    return as_json(made)
+
+
+def _upload_version(state: State, ask: Ask) -> Answer:
+    """The same files: UploadPipelineVersion returns v2beta1PipelineVersion."""
+    name, pipeline_id = ask.query["name"], ask.query["pipelineid"]
+    if any((item["display_name"], item["pipeline_id"]) == (name, pipeline_id) for item in state.versions):
+        return _exists("Failed to create a pipeline version")
+    return as_json(_add_version(state, pipeline_id, name, ask))
+
+
+def _add_version(state: State, pipeline_id: str, name: str, ask: Ask) -> dict[str, Any]:
+    pipeline, platform = yaml.safe_load_all(_uploaded(ask))
+    made = {
+        "pipeline_id": pipeline_id,
+        "pipeline_version_id": str(uuid.uuid4()),
+        "display_name": name,
+        "name": name,
+        "pipeline_spec": {"pipeline_spec": pipeline, "platform_spec": platform},
+        "created_at": _now(),
+    }
+    state.versions.append(made)
+    return made
+
+
+def _exists(message: str) -> Answer:
+    return as_json({"error_message": message, "error_details": message}, status=409)
+
+
+def _start(state: State, made: dict[str, Any]) -> Answer:
+    """backend/api/v2beta1/run.proto: CreateRun returns Run, PENDING at first."""
+    if (wrong := _wrong_parameters(state, made)) is not None:
+        return wrong
+    run = Played(state.script, written=dict(state.written))
+    run.made = {"service_account": "pipeline-runner", **{key: value for key, value in made.items() if value}}
+    state.runs[run.run_id] = run
+    begun = {"run_id": run.run_id, "storage_state": "AVAILABLE", "created_at": _now(), "scheduled_at": _now()}
+    return as_json({**run.made, **begun, "state": "PENDING"})
+
+
+def _schedule(state: State, made: dict[str, Any]) -> Answer:
+    """backend/api/v2beta1/recurring_run.proto: CreateRecurringRun returns RecurringRun; a listed one is recorded."""
+    if (wrong := _wrong_parameters(state, made)) is not None:
+        return wrong
+    made |= {"recurring_run_id": str(uuid.uuid4()), "status": "ENABLED", "created_at": _now(), "updated_at": _now()}
+    state.schedules.append(made)
+    return as_json(made)
+
+
+def _of_schedule(state: State, method: str, schedule_id: str, verb: str | None) -> Answer | None:
+    """backend/api/v2beta1/recurring_run.proto: Enable-, Disable- and DeleteRecurringRun return google.protobuf.Empty.
+
+    backend/src/apiserver/resource/resource_manager.go: ChangeJobMode changes `mode`, from which `status` follows.
+    """
+    found = next((item for item in state.schedules if item["recurring_run_id"] == schedule_id), None)
+    if found is None:
+        return refused(404, f"RecurringRun {schedule_id} not found", code=5)
+    if method == "GET":
+        return as_json(found)
+    if method == "DELETE":
+        state.schedules.remove(found)
+        return as_json({})
+    if verb is None:
+        return None
+    mode = verb.removeprefix(":").upper()
+    found |= {"mode": mode, "status": f"{mode}D", "updated_at": _now()}
+    return as_json({})
+
+
+def _of_run(run: Played | None, verb: str) -> Answer | None:
+    """backend/api/v2beta1/run.proto: RetryRun and TerminateRun return google.protobuf.Empty."""
+    if run is None:
+        return None
+    if verb == "terminate":
+        run.terminate()
+    elif run.state in OVER:
+        run.retry()
+    else:
+        return None
+    return as_json({})
+
+
+def _pod_log(state: State, ask: Ask) -> Answer:
+    """The log of a pod while it is there, as the server of the web pages has it.
+
+    frontend/server/app.ts: `/k8s/pod/logs`; frontend/server/handlers/pod-logs.ts: by the pod's name, as plain text; 422
+    without a namespace in multi-user mode.
+    """
+    if state.multi_user and not ask.query.get("podnamespace"):
+        return Answer(b"podnamespace argument is required", 422, "text/html; charset=utf-8")
+    run = state.runs.get(ask.query.get("runid", ""))
+    for name, node in run.nodes.items() if run else ():
+        if run is not None and ask.query["podname"] == pod_name(run, name) and node["phase"] != "Pending":
+            task = TASK.search(node["name"])
+            log = run.written.get(task[1]) if task else None
+            if log is None and node["phase"] == "Running":
+                raise NotRecordedError(f"what {name} has written so far")
+            return Answer((run.log(name) or "" if log is None else log).encode(), kind="text/plain; charset=utf-8")
+    words = "Could not get main container logs: Error: Unable to retrieve workflow status"
+    return Answer(words.encode(), 500, "text/html; charset=utf-8")
+
+
+def pod_name(run: Played, node: str) -> str:
+    """Returns the name of a node's pod: Argo's pod-name-format v2, which the recorded workflows name."""
+    return f"{run.workflow}-{run.nodes[node]['templateName']}-{node.rpartition('-')[2]}"
+
+
+def _run_with_tasks(run: Played, ask: Ask) -> Answer:
+    """A run after 2.17: `tasks` take the place of `run_details`, and are left out unless `view=FULL` asks for them.
+
+    Branch pr-13986 (2026-08-20), which is not in master: backend/api/v2beta1/run.proto, messages Run and GetRunRequest;
+    backend/src/apiserver/server/api_converter.go.
+    """
+    shown = {key: value for key, value in run.look("v2beta1").items() if key != "run_details"}
+    tasks = list(tasks_of(run))
+    whole = {"tasks": tasks} if ask.query.get("view") == "FULL" else {}
+    return as_json({**shown, "task_count": len(tasks), **whole})
+
+
+def tasks_of(run: Played) -> Iterator[dict[str, Any]]:
+    """Yields the tasks of a run with their pods, as the code after 2.17 shows them.
+
+    Branch pr-13986: backend/api/v2beta1/run.proto, message PipelineTask with TaskPod, TaskState (CACHED among them) and
+    TaskType. What became of each is taken from the recorded nodes.
+    """
+    for node in run.nodes.values():
+        found = re.fullmatch(r"(.*)\.([\w-]+)-driver\(0\)", node["name"])
+        if found is None or node["templateName"] != "system-container-driver":
+            continue
+        inner = rf"{re.escape(found[1])}\.{re.escape(found[2])}(\(0\)\.executor(\(\d+\))?)?"
+        own = {item["name"]: item for item in run.nodes.values() if re.fullmatch(inner, item["name"])}
+        wrapper = own.get(f"{found[1]}.{found[2]}")
+        skipped = own.get(f"{found[1]}.{found[2]}(0).executor", {}).get("phase") == "Skipped"
+        state = "CACHED" if skipped else {"Error": "FAILED"}.get((wrapper or node)["phase"], (wrapper or node)["phase"])
+        pods = [(node, "DRIVER"), *((item, "EXECUTOR") for item in own.values() if item["type"] == "Pod")]
+        yield {
+            "name": found[2],
+            "display_name": found[2],
+            "task_id": str(uuid.uuid5(uuid.NAMESPACE_OID, node["id"])),
+            "run_id": run.run_id,
+            "type": "RUNTIME",
+            "state": {"PENDING": "RUNNING"}.get(state.upper(), state.upper()),
+            "create_time": node["startedAt"],
+            "end_time": (wrapper or node).get("finishedAt"),
+            "pods": [{"name": pod_name(run, item["id"]), "type": kind} for item, kind in pods],
+            "scope_path": f"root.{found[2]}",
+        }
+
+
+def _wrong_parameters(state: State, made: Mapping[str, Any]) -> Answer | None:
+    """Returns the refusal of parameters that the pipeline does not have.
+
+    backend/src/apiserver/template/v2_template.go has the sentence.
+    """
+    wanted = made["pipeline_version_reference"]["pipeline_version_id"]
+    version = next(item for item in state.versions if item["pipeline_version_id"] == wanted)
+    known = version["pipeline_spec"]["pipeline_spec"]["root"]["inputDefinitions"]["parameters"]
+    unknown = sorted(set((made.get("runtime_config") or {}).get("parameters") or {}) - set(known))
+    if not unknown:
+        return None
+    return refused(400, f"parameter(s) provided are not required by pipeline: {', '.join(unknown)}", code=3)
+
+
+def _uploaded(ask: Ask) -> bytes:
+    message = message_from_bytes(b"Content-Type: " + ask.kind.encode() + b"\r\n\r\n" + ask.body)
+    (part,) = [part for part in message.walk() if part.get_filename()]
+    content = part.get_payload(decode=True)
+    assert isinstance(content, bytes)
+    return content
+
+
+def _now() -> str:
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"

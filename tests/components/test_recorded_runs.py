@@ -1,0 +1,220 @@
+"""What the commands make of runs that a real Kubeflow Pipelines 2.17.0 had, played again as they were recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from pipelines.client import Access, connect
+from pipelines.follow import Outcome, Pace, follow
+from pipelines.states.records import TaskState
+from tests.components.conftest import Command
+from tests.components.kfp_server import State
+from tests.components.scenes import QUICK
+
+SCHEDULER = "no node takes its pod: Unschedulable: 0/1 nodes are available: 1 Insufficient cpu"
+
+
+@dataclass
+class Watched:
+    """Keeps all that is said of a run.
+
+    Attributes:
+        states: The states of tasks, by name, at each look.
+        lines: What was said.
+        runs: The run's states.
+    """
+
+    states: list[dict[str, str]] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    runs: list[str] = field(default_factory=list)
+
+    def tasks(self, state: str, states: Sequence[TaskState]) -> None:
+        self.runs.append(state)
+        self.states.append({item.task.name: item.state for item in states})
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def followed(kfp: State, run_id: str, *, pace: Pace = QUICK) -> tuple[Watched, Outcome]:
+    """Follows a run, in a cluster where no pod waits; returns what was said, and how it ended."""
+    watched = Watched()
+    server = connect(Access(endpoint=kfp.endpoint))
+    outcome = follow(server, run_id, watcher=watched, pace=pace, waiting=lambda run: [], namespace="kubeflow")
+    return watched, outcome
+
+
+def seen_states(watched: Watched, task: str) -> list[str]:
+    """Returns the states that a task was seen in, each once, in their order."""
+    return list(dict.fromkeys(states[task] for states in watched.states if task in states))
+
+
+# --- how runs end -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks"),
+    [
+        ("failed-then-retried", ["prepare", "train-stage-1", "evaluate", "report", "cleanup"]),
+        ("client-pod-killed", ["prepare", "train-stage-1", "evaluate", "report", "cleanup"]),
+        ("stage-pod-deleted", ["prepare", "train-stage-1", "evaluate", "report", "cleanup"]),
+        ("mlflow-plugin", ["prepare", "train-stage-1", "evaluate", "report", "cleanup"]),
+        ("rerun-stage-2", ["prepare", "train-stage-2", "evaluate", "report", "cleanup"]),
+    ],
+)
+def test_runs_that_succeed_show_all_tasks_succeeded(name: str, tasks: list[str], kfp: State) -> None:
+    watched, outcome = followed(kfp, kfp.play(name))
+    assert outcome.error is None and outcome.run.state == "SUCCEEDED"
+    assert {state.task.name: state.state for state in outcome.states} == dict.fromkeys(tasks, "SUCCEEDED")
+    assert all(state.pods for state in outcome.states)
+    assert not watched.lines
+
+
+def test_what_comes_from_the_cache_shows_as_cached(kfp: State) -> None:
+    _, outcome = followed(kfp, kfp.play("cached"))
+    assert outcome.error is None
+    assert {state.task.name: state.state for state in outcome.states} == {
+        "prepare": "SUCCEEDED", "train-stage-1": "CACHED", "train-stage-2": "CACHED", "evaluate": "CACHED",
+        "report": "SUCCEEDED", "cleanup": "SUCCEEDED",
+    }  # fmt: skip
+
+
+def test_a_stage_that_fails_ends_as_its_own_error_in_the_schedulers_words(kfp: State) -> None:
+    _, outcome = followed(kfp, kfp.play("stage-fails"))
+    assert outcome.error is not None and outcome.error.exit_code == 13
+    assert SCHEDULER in str(outcome.error) and str(outcome.error).startswith("stage 1: image 0-1, text 0-1 failed")
+    states = {state.task.name: state.state for state in outcome.states}
+    assert (states["prepare"], states["train-stage-1"], states["cleanup"]) == ("SUCCEEDED", "FAILED", "SUCCEEDED")
+    assert states.get("evaluate", "SKIPPED") == states.get("report", "SKIPPED") == "SKIPPED"  # they were left out
+
+
+def test_a_stage_that_fails_ends_the_command_by_its_exit_code(lwfed: Command, kfp: State) -> None:
+    ended = lwfed("logs", kfp.play("stage-fails", start=-1), "--stage", "1", "--follow")
+    assert ended.code == 13 and SCHEDULER in ended.error
+    assert "Unschedulable" in ended.out and "error_message" not in ended.out
+
+
+def test_a_terminated_run_ends_as_cancelled(lwfed: Command, kfp: State) -> None:
+    for name in ("terminated", "no-image", "as-shipped-running", "fifth-gpu"):
+        _, outcome = followed(kfp, kfp.play(name, start=-1))
+        assert outcome.error is not None and outcome.error.exit_code == 1
+        assert "the run was cancelled" in str(outcome.error), name
+    _, outcome = followed(kfp, kfp.play("terminated"))
+    states = {state.task.name: state.state for state in outcome.states}
+    assert (states["prepare"], states["train-stage-1"], states["cleanup"]) == ("SUCCEEDED", "FAILED", "SUCCEEDED")
+
+
+def test_a_run_that_only_its_importer_failed_says_so(kfp: State) -> None:
+    run_id = kfp.play("as-shipped-importer-fails", start=-1)
+    kfp.write(run_id, importer="F1128 main.go] failed to execute component: parent DAG has no such parameter\n")
+    _, outcome = followed(kfp, run_id)
+    states = {state.task.name: state.state for state in outcome.states}
+    assert states == {
+        **dict.fromkeys(("prepare", "train-stage-1", "train-stage-2", "evaluate", "report", "cleanup"), "SUCCEEDED"),
+        "importer": "FAILED",
+    }
+    assert outcome.error is not None and str(outcome.error).startswith("model failed")
+
+
+# --- runs that go on --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["stage-fails", "as-shipped-running"])
+def test_a_stage_may_train_longer_than_a_container_may_take_to_start(name: str, kfp: State) -> None:
+    run_id = kfp.play(name, start=5, hold_s=2 * QUICK.start_timeout_s)
+    run = kfp.runs[run_id]
+    assert run.nodes[run.pod("train-stage-1")]["phase"] == "Running"
+    watched, outcome = followed(kfp, run_id)
+    assert seen_states(watched, "train-stage-1") == ["RUNNING", "FAILED"]
+    assert outcome.run.state == "FAILED"
+    assert not watched.lines
+
+
+def test_tasks_are_seen_to_begin_and_end(kfp: State) -> None:
+    watched, _ = followed(kfp, kfp.play("mlflow-plugin"))
+    for task in ("prepare", "evaluate", "report"):
+        seen = seen_states(watched, task)
+        assert seen[-1] == "SUCCEEDED" and seen[:-1] in (["PENDING"], ["PENDING", "RUNNING"]), (task, seen)
+    assert watched.runs[0] == "RUNNING" and watched.runs[-1] == "SUCCEEDED"
+
+
+def test_a_deleted_pods_task_goes_on_in_a_second_one(kfp: State) -> None:
+    watched, outcome = followed(kfp, kfp.play("stage-pod-deleted"))
+    assert "FAILED" not in seen_states(watched, "train-stage-1")
+    (stage,) = [state for state in outcome.states if state.task.name == "train-stage-1"]
+    assert [pod.state for pod in stage.pods if not pod.is_driver] == ["FAILED", "SUCCEEDED"]
+
+
+def test_a_run_that_has_not_begun_says_so(kfp: State) -> None:
+    run_id = kfp.play("as-shipped-running", upto=0)
+    watched = Watched()
+    with pytest.raises(Exception, match="no container of the run"):
+        follow(
+            connect(Access(endpoint=kfp.endpoint)), run_id, watcher=watched, pace=QUICK,
+            waiting=lambda run: ["its image cannot be had"], namespace="kubeflow",
+        )  # fmt: skip
+    assert any("its image cannot be had" in line for line in watched.lines)
+
+
+# --- logs -------------------------------------------------------------------------------------------------------------
+
+WRITTEN = {
+    "prepare": "prepare", "train-stage-1": "stage 1: image 0, text 0", "train-stage-2": "stage 2: image 1, text 1",
+    "evaluate": "evaluate", "report": "report", "cleanup": "clean up",
+}  # fmt: skip
+
+
+def test_logs_of_a_run_are_those_of_all_its_tasks(lwfed: Command, kfp: State) -> None:
+    run_id = kfp.play("as-shipped-importer-fails", start=-1)
+    kfp.write(run_id, importer="no such parameter\n")
+    ended = lwfed("logs", run_id)
+    assert ended.code == 0, ended.err
+    heads = [line for line in ended.out.splitlines() if line.startswith("-- ")]
+    for title in WRITTEN.values():
+        assert any(head.startswith(f"-- {title}") for head in heads), title
+    assert f"tiny-{run_id[:8]}" in ended.out and "round 1/2  2 clients" in ended.out
+    assert "error_message" not in ended.out
+
+
+def test_logs_of_one_stage_are_its_own(lwfed: Command, kfp: State) -> None:
+    ended = lwfed("logs", kfp.play("as-shipped-importer-fails", start=-1), "--stage", "2")
+    assert ended.code == 0, ended.err
+    (head,) = [line for line in ended.out.splitlines() if line.startswith("-- ")]
+    assert head.startswith("-- stage 2: image 1, text 1") and "stage 2  2 rounds" in ended.out
+
+
+def test_the_servers_error_is_no_log(lwfed: Command, kfp: State) -> None:
+    """A pod without a log is answered with 200 and an error in JSON."""
+    ended = lwfed("logs", kfp.play("no-image", start=-1))
+    assert "error_message" not in ended.out and "BadRequestError" not in ended.out
+
+
+def test_a_run_that_is_not_there_is_told(lwfed: Command, kfp: State) -> None:
+    kfp.play("cached", title="mine")
+    for name in ("nothing", "00000000-0000-0000-0000-000000000000", "tiny-00000000"):
+        ended = lwfed("logs", name)
+        assert ended.code == 19 and name in ended.error
+
+
+# --- the code to come -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.unseen
+@pytest.mark.parametrize("name", ["cached", "stage-fails"])
+def test_tasks_of_the_api_to_come_read_alike(name: str, kfp: State) -> None:
+    _, now = followed(kfp, kfp.play(name, start=-1))
+    kfp.has_tasks_api = True
+    _, then = followed(kfp, kfp.play(name, start=-1))
+    left_out = ("SKIPPED",)
+    assert {state.task.name: state.state for state in then.states} == {
+        state.task.name: state.state for state in now.states if state.state not in left_out
+    }
+    assert [pod.name for state in then.states for pod in state.pods] == [
+        pod.name.replace(now.run.run_id[-5:], then.run.run_id[-5:])
+        for state in now.states
+        if state.state not in left_out
+        for pod in state.pods
+    ]
