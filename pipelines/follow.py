@@ -119,7 +119,7 @@ def outcome_of(kfp: Kfp, run: Any, snapshot: Snapshot, *, namespace: str) -> Out
         cancelled = LwfedError("the run was cancelled", remedy=f"lwfed retry {run.run_id} goes on with it")
         return Outcome(run, snapshot.tasks, cancelled)
     with PodLogs(kfp, str(run.run_id), namespace=namespace) as logs:
-        error = why_failed(str(run.run_id), snapshot, logs=logs, page=kfp.run_page(run.run_id))
+        error = why_failed(str(run.run_id), snapshot, read=logs.read, page=kfp.run_page(run.run_id))
     return Outcome(run, snapshot.tasks, error)
 
 

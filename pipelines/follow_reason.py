@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from lwfed.types.errors import EXIT_CODES, KINDS, LwfedError, error_of, exit_name
 from pipelines.launcher_lines import own_lines
-from pipelines.pod_logs import PodLogs
 from pipelines.states.records import Pod, Snapshot, failed_pod
 
 LINE = re.compile(r"\berror: (?P<message>\S.* -> \S.*)$")
@@ -23,13 +22,13 @@ KILLED = {
 TAIL = 5
 
 
-def why_failed(run_id: str, snapshot: Snapshot, *, logs: PodLogs, page: str) -> LwfedError:
+def why_failed(run_id: str, snapshot: Snapshot, *, read: Callable[[Pod], str], page: str) -> LwfedError:
     """Says why a run failed.
 
     Args:
         run_id: The run.
         snapshot: What its tasks did last.
-        logs: Reads its pods' logs.
+        read: Reads a pod's log; raises LwfedError where there is none.
         page: The address of the run's page, for people.
 
     Returns:
@@ -42,18 +41,19 @@ def why_failed(run_id: str, snapshot: Snapshot, *, logs: PodLogs, page: str) -> 
     state, pod = found
     title = pod.name if state is None else f"{state.task.title}, its driver," if pod.is_driver else state.task.title
     try:
-        log = logs.read(pod)
+        log = read(pod)
     except LwfedError as error:
         reason = _reason_of_pod(pod)
         if reason is not None:
-            return error_of(reason.exit_code, f"{title} failed: {pod.message} -> lwfed retry {run_id}; see also {page}")
+            remedy = f"lwfed retry {run_id[:8]}; see also {page}"
+            return error_of(reason.exit_code, f"{title} failed: {pod.message} -> {remedy}")
         said = f"{pod.message}; {error.problem}" if pod.message else error.problem
         return LwfedError(f"{title} failed: {said}", remedy=error.remedy or f"see {page}")
     reason = reason_of(log) or _reason_of_pod(pod)
     if reason is None:
         words = last_words(log if pod.is_driver else "\n".join(own_lines(log.splitlines()))) or pod.message
         return LwfedError(f"{title} failed: {words[-400:]}", remedy=f"lwfed logs {run_id} shows all of it")
-    remedy = reason.remedy or f"lwfed logs {run_id} shows more"
+    remedy = reason.remedy or f"lwfed retry {run_id[:8]} goes on; lwfed logs {run_id[:8]} shows more"
     return error_of(reason.exit_code, f"{title} failed: {reason.problem} -> {remedy}")
 
 
@@ -95,8 +95,8 @@ def last_words(log: str) -> str:
 
 def _reason_of_pod(pod: Pod) -> LwfedError | None:
     """Reads what the cluster says of a pod that failed; None where that is only that Python ended with an error."""
-    reason = reason_of(pod.message)
-    return None if reason is None or reason.exit_code == 1 else reason
+    code = _exit_code([pod.message])
+    return None if code in (None, 1) else reason_of(pod.message)
 
 
 def _event(line: str) -> LwfedError | None:
