@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lwfed.launch import kubernetes_reasons as reasons
-from lwfed.launch.kubernetes_api import Cluster, connect, lines_of
+from lwfed.launch.kubernetes_api import Cluster, connect
 from lwfed.launch.kubernetes_names import CLIENTS_NOTE, INDEX_LABEL, JOB_LABEL, run_selector
 from lwfed.types.errors import LwfedError
 from pipelines.follow import Waiting
@@ -140,7 +140,7 @@ def pod_log(cluster: Cluster, pod: ClientPod, *, follow: bool) -> Iterator[str]:
         LwfedError: There is none, or the connection broke.
     """
     query = {"follow": "true"} if follow else {}
-    yield from lines_of(cluster.log(pod.name, container=pod.container, **query))
+    yield from cluster.log_lines(pod.name, container=pod.container, **query)
 
 
 def _clients_of_job(cluster: Cluster, job: str) -> tuple[str, ...]:

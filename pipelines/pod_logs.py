@@ -13,15 +13,16 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 from urllib.parse import quote, urlencode
 
-from lwfed.launch.kubernetes_api import Cluster, lines_of
-from lwfed.launch.kubernetes_api import connect as connect_cluster
 from lwfed.types.errors import LwfedError, NotFoundError
 from pipelines.client import Kfp
 from pipelines.client_errors import RefusedError
 from pipelines.states.records import Pod
+
+if TYPE_CHECKING:
+    from lwfed.launch.kubernetes_api import Cluster
 
 CONTAINER = "main"
 ERROR_KEYS = {"error_message", "error_details"}
@@ -86,7 +87,7 @@ class PodLogs:
         cluster = self._reach()
         if cluster is not None:
             try:
-                for line in lines_of(cluster.log(pod.name, container=CONTAINER, follow="true")):
+                for line in cluster.log_lines(pod.name, container=CONTAINER, follow="true"):
                     shown += 1
                     yield line
                 return
@@ -126,15 +127,17 @@ class PodLogs:
         if cluster is None:
             return None
         try:
-            return "".join(f"{line}\n" for line in lines_of(cluster.log(pod.name, container=CONTAINER))) or None
+            return "".join(f"{line}\n" for line in cluster.log_lines(pod.name, container=CONTAINER)) or None
         except LwfedError as error:
             self._no_cluster = error
             return None
 
     def _reach(self) -> Cluster | None:
         if self._cluster is None and self._no_cluster is None:
+            from lwfed.launch.kubernetes_api import connect  # loads the Kubernetes client
+
             try:
-                self._cluster = connect_cluster(self._namespace)
+                self._cluster = connect(self._namespace)
             except LwfedError as error:
                 self._no_cluster = error
         return self._cluster

@@ -1,4 +1,4 @@
-"""A real S3 server for tests: MinIO on a free port of the loopback with a folder of its own, else rclone's."""
+"""A real S3 server for tests: MinIO on a free port of this machine with a folder of its own, else rclone's."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from typing import Any
 import botocore.session
 from botocore.config import Config
 
+LOOPBACK = "127.0.0.1"
 USER, PASSWORD = "lwfed-tests", "lwfed-tests-secret"
 STARTS_WITHIN_S = 40.0
 HOW_TO_GET = (
@@ -46,6 +47,7 @@ class Server:
         kind: `minio` or `rclone`.
         folder: Its data and log.
         port: Where it listens.
+        host: On which address.
     """
 
     kind: str
@@ -53,12 +55,13 @@ class Server:
     folder: Path
     port: int
     certificates: Path | None = None
+    host: str = LOOPBACK
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
     def endpoint(self) -> str:
         """Its address."""
-        return f"{'http' if self.certificates is None else 'https'}://127.0.0.1:{self.port}"
+        return f"{'http' if self.certificates is None else 'https'}://{self.host}:{self.port}"
 
     def environment(self, *, user: str = USER, password: str = PASSWORD) -> dict[str, str]:
         """Variables with which boto3 finds it."""
@@ -73,7 +76,7 @@ class Server:
         """Starts it and waits until it answers."""
         data = self.folder / "data"
         data.mkdir(parents=True, exist_ok=True)
-        address = f"127.0.0.1:{self.port}"
+        address = f"{self.host}:{self.port}"
         if self.kind == "minio":
             where = [] if self.certificates is None else ["--certs-dir", str(self.certificates)]
             command = [self.program, "server", *where, "--quiet", "--address", address, str(data)]
@@ -114,7 +117,7 @@ class Server:
     def _answers(self) -> bool:
         if self.kind != "minio" or self.certificates is not None:
             try:
-                with socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                with socket.create_connection((self.host, self.port), timeout=1):
                     time.sleep(0.3)
                     return True
             except OSError:
@@ -126,7 +129,7 @@ class Server:
             return False
 
 
-def make_server(folder: Path, *, certificates: Path | None = None) -> Server | None:
+def make_server(folder: Path, *, certificates: Path | None = None, host: str = LOOPBACK) -> Server | None:
     """Makes a server, not started; None where there is no program."""
     minio, rclone = minio_program(), shutil.which("rclone")
     kind, program = ("minio", minio) if minio else ("rclone", rclone)
@@ -134,13 +137,13 @@ def make_server(folder: Path, *, certificates: Path | None = None) -> Server | N
         kind, program = "rclone", rclone
     if program is None:
         return None
-    return Server(kind=kind, program=program, folder=folder, port=free_port(), certificates=certificates)
+    return Server(kind=kind, program=program, folder=folder, port=free_port(host), certificates=certificates, host=host)
 
 
 @contextmanager
-def serving(folder: Path, *, certificates: Path | None = None) -> Iterator[Server | None]:
-    """Starts a server for a while; gives None where there is no program."""
-    server = make_server(folder, certificates=certificates)
+def serving(folder: Path, *, certificates: Path | None = None, host: str = LOOPBACK) -> Iterator[Server | None]:
+    """Starts a server for a while; yields None where there is no program."""
+    server = make_server(folder, certificates=certificates, host=host)
     if server is None:
         yield None
         return
@@ -151,8 +154,8 @@ def serving(folder: Path, *, certificates: Path | None = None) -> Iterator[Serve
         server.kill()
 
 
-def free_port() -> int:
-    """Finds a port of the loopback that nobody listens on."""
+def free_port(host: str = LOOPBACK) -> int:
+    """Finds a port of this machine that nobody listens on."""
     with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
+        found.bind((host, 0))
         return int(found.getsockname()[1])

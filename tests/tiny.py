@@ -19,13 +19,15 @@ from lwfed.steps.experiment import run_stages
 from lwfed.steps.launcher import Launcher
 from lwfed.steps.prepare import draft, prepare
 from lwfed.steps.runs import Options
+from lwfed.steps.stage import Stage
 from lwfed.steps.tasks import ClientTask, Place, RoundTask
 from lwfed.steps.train_client import train_client
-from lwfed.steps.workbench import Stage, Workbench
+from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
-from lwfed.store.blocks import Block, block_key, read_block
+from lwfed.store.blocks import read_block
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
 from lwfed.store.local import LocalStore
+from lwfed.store.manifest import Block, block_key
 from lwfed.store.protocol import Store
 
 VALUES: dict[str, Any] = {
@@ -151,7 +153,7 @@ def run_tiny(
             emit(kind, values)
 
     with closing(launcher(bench)) as where:
-        summary = run_stages(run, launcher=where, bench=bench, emit=note, cache=Path(root) / "cache")
+        summary = run_stages(run, launcher=where, store=bench.store, emit=note, cache=Path(root) / "cache")
     return Finished(run=run, summary=summary, bench=bench, events=events)
 
 
@@ -171,7 +173,7 @@ def begun(
 
     run = prepared(tiny_spec(root, *overrides), store=bench.store)
     with suppress(Stopped):
-        run_stages(run, launcher=InProcess(bench), bench=bench, emit=stop, cache=None)
+        run_stages(run, launcher=InProcess(bench), store=bench.store, emit=stop, cache=None)
     key = runs.stage_key_of(runs.read_run(bench.store, run["run_id"]), number)
     assert key is not None
     return bench, bench.stage(key), Place(device="cpu")

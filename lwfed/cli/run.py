@@ -135,9 +135,15 @@ def _closing_lines(summary: dict[str, Any], *, store: Store, console: Console, s
     if store.has(report):
         say["report"] = f"{store.uri}/{report}"
     if spec.tracking.uri is not None:
-        say["mlflow"] = f"mlflow ui --backend-store-uri {environment.mlflow_uri() or spec.tracking.uri}"
+        say["mlflow"] = _how_to_see(spec.tracking.ui or environment.mlflow_uri() or spec.tracking.uri)
     for name, value in say.items():
         console.print(f"{name:>8}  {value}", highlight=False, soft_wrap=True)
+
+
+def _how_to_see(tracking_uri: str) -> str:
+    """Returns what shows runs: the page of a server that is there, else the command that starts one."""
+    is_server = tracking_uri.startswith(("http://", "https://"))
+    return f"open {tracking_uri}" if is_server else f"mlflow ui --backend-store-uri {tracking_uri}"
 
 
 def _checked(run_id: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""What a process that drives a run holds: a bench, a launcher, and a heartbeat where pods watch for one."""
+"""What a process that drives a run holds: a launcher, and a heartbeat where pods watch for one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from lwfed.launch.launchers import make_launcher
 from lwfed.spec.run import RunSpec
 from lwfed.steps.heartbeat import beating
 from lwfed.steps.launcher import Launcher
-from lwfed.steps.workbench import Workbench
 from lwfed.store.local import LocalStore
 from lwfed.store.protocol import Store
 
@@ -22,7 +21,7 @@ RETRY_S = 0.01
 
 
 @contextmanager
-def driving(spec: RunSpec, *, run_id: str, store: Store) -> Iterator[tuple[Workbench, Launcher]]:
+def driving(spec: RunSpec, *, run_id: str, store: Store) -> Iterator[Launcher]:
     """Opens what it takes to drive a run, and lets go of it afterwards.
 
     Args:
@@ -33,13 +32,12 @@ def driving(spec: RunSpec, *, run_id: str, store: Store) -> Iterator[tuple[Workb
     Raises:
         UnreachableError: The cluster does not answer.
     """
-    bench = Workbench(store)
     with ExitStack() as stack:
-        launcher = stack.enter_context(closing(make_launcher(spec, bench=bench, run_id=run_id)))
+        launcher = stack.enter_context(closing(make_launcher(spec, store=store, run_id=run_id)))
         if launcher.remote:
             every_s, by = spec.kubernetes.heartbeat_s, environment.own_name()
             stack.enter_context(beating(store, run_id, every_s=every_s, by=by))
-        yield bench, launcher
+        yield launcher
 
 
 def client_cache(store: Store) -> Path:

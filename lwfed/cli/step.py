@@ -18,6 +18,7 @@ import typer
 from pydantic import ValidationError
 
 from lwfed import environment
+from lwfed.launch.dispatch import run_step
 from lwfed.steps.heartbeat import watch
 from lwfed.steps.tasks import ClientTask, InspectTask, PrepareTask, RoundTask, RunTask, StageTask
 from lwfed.store import paths
@@ -105,28 +106,22 @@ def _run(name: str, task: Task, *, as_json: bool, bench: Workbench | None = None
 
 
 def _run_on(name: str, task: Task, *, as_json: bool, bench: Workbench | None) -> dict[str, Any]:
-    from lwfed.launch.in_process import run_client_step, run_server_step
-    from lwfed.steps.workbench import Workbench
-
     def emit(kind: str, told: dict[str, Any]) -> None:
         if as_json and environment.rank() == 0:
             _tell(kind, told)
 
-    bench = bench or Workbench.at(task.store)
-    if isinstance(task, ClientTask | InspectTask):
-        if task.parent_pid is not None:
-            _end_with(task.parent_pid)
-        return run_client_step(name, task, bench=bench, emit=emit)
+    if isinstance(task, ClientTask | InspectTask) and task.parent_pid is not None:
+        _end_with(task.parent_pid)
     if not isinstance(task, StageTask):
-        return run_server_step(name, task, bench=bench, emit=emit)
+        return run_step(name, task, emit=emit, bench=bench)
     from lwfed.launch.launchers import make_launcher
     from lwfed.steps import runs
     from lwfed.steps.train_stage import train_stage
 
-    spec = runs.spec_of(runs.read_run(bench.store, task.run_id))
-    launcher = make_launcher(spec, bench=bench, run_id=task.run_id)
+    store = open_store(task.store)
+    launcher = make_launcher(runs.spec_of(runs.read_run(store, task.run_id)), store=store, run_id=task.run_id)
     try:
-        record = train_stage(task, launcher=launcher, bench=bench, emit=emit)
+        record = train_stage(task, launcher=launcher, store=store, emit=emit)
     finally:
         launcher.close()
     return {"digest": record["digest"]}

@@ -17,7 +17,6 @@ from lwfed.steps import runs
 from lwfed.steps.launcher import Emit, Launcher
 from lwfed.steps.report import render
 from lwfed.steps.specs import unpack_spec
-from lwfed.steps.workbench import Workbench
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store
 from lwfed.tracking.protocol import Trackers
@@ -44,7 +43,6 @@ class Session(NamedTuple):
         spec: The experiment.
         run_id: The run.
         store: Where it is.
-        bench: For what this process computes itself.
         launcher: For what others compute.
         emit: Shows what happens.
         track: Makes the trackers of (run, stage), and tells them that it is at work.
@@ -54,7 +52,6 @@ class Session(NamedTuple):
     spec: RunSpec
     run_id: str
     store: Store
-    bench: Workbench
     launcher: Launcher
     emit: Emit
     track: Callable[..., Trackers]
@@ -91,9 +88,9 @@ def working(spec: str, store: str, *, resources: Mapping[str, Any] | None = None
         last = next((mlflow for _, mlflow in reversed(made) if mlflow is not None), None)
         return InMlflow() if last is None else InMlflow(last.address(), last.status.model or "")
 
-    with ending_on_terminate(), display, driving(values, run_id=run_id, store=opened) as (bench, launcher):
+    with ending_on_terminate(), display, driving(values, run_id=run_id, store=opened) as launcher:
         try:
-            yield Session(values, run_id, opened, bench, launcher, display, track, in_mlflow)
+            yield Session(values, run_id, opened, launcher, display, track, in_mlflow)
         except LwfedError as error:
             for found, _ in made:
                 found.fail(str(error))

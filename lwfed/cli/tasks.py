@@ -17,13 +17,11 @@ from lwfed.cli.task_session import Session, page, run_id_of, telling, warn_by, w
 from lwfed.launch.trackers import NO_STAGE, make_trackers
 from lwfed.steps import runs
 from lwfed.steps.experiment import place_of, summarise
-from lwfed.steps.finish import tell_finish
-from lwfed.steps.prepare import draft
-from lwfed.steps.prepare import prepare as prepare_locally
-from lwfed.steps.prepare_run import prepare_there
+from lwfed.steps.prepare_there import prepare_there
 from lwfed.steps.runs import Options
 from lwfed.steps.specs import unpack_spec
 from lwfed.steps.tasks import RoundTask, RunTask, StageTask
+from lwfed.steps.tell_finish import tell_finish
 from lwfed.steps.train_stage import train_stage as run_stage
 from lwfed.store import paths
 from lwfed.store.opening import open_store
@@ -88,6 +86,9 @@ def prepare(*, spec: str, store: str, parent: str = "", fresh: bool = False) -> 
                 session.spec, options=options, launcher=session.launcher, store=session.store, emit=session.emit
             )
         else:
+            from lwfed.steps.prepare import draft
+            from lwfed.steps.prepare import prepare as prepare_locally
+
             cache = environment.cache_folder()
             drafted = draft(session.spec, store=session.store, options=options, cache=cache)
             run = prepare_locally(drafted, store=session.store, emit=session.emit, cache=cache)
@@ -156,7 +157,7 @@ def train_stage(
             place=place_of(run, cache=None if session.launcher.remote else client_cache(session.store)),
         )
         session.emit("run", run)
-        record = run_stage(task, launcher=session.launcher, bench=session.bench, emit=telling(session.emit, trackers))
+        record = run_stage(task, launcher=session.launcher, store=session.store, emit=telling(session.emit, trackers))
         return StageDone(
             digest=record["digest"],
             metrics=dict(record["metrics"]),

@@ -26,7 +26,7 @@ from lwfed.cli.main import main as run_command
 from lwfed.cli.step import read_task, run_client, task_of
 from lwfed.data.tokens import open_tokenizer
 from lwfed.launch.template import REQUEST_BYTES
-from lwfed.steps.shares import CLIENT_MARK
+from lwfed.spec.data import CLIENT_MARK
 from lwfed.steps.tasks import ClientTask
 from lwfed.steps.workbench import Workbench
 

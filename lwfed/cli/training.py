@@ -95,16 +95,16 @@ def _drive(
 ) -> dict[str, Any]:
     from lwfed.cli.session import client_cache, driving
     from lwfed.steps.experiment import place_of, run_stages
-    from lwfed.steps.finish import tell_finish
     from lwfed.steps.prepare import prepare
-    from lwfed.steps.prepare_run import prepare_there
+    from lwfed.steps.prepare_there import prepare_there
     from lwfed.steps.tasks import RunTask
+    from lwfed.steps.tell_finish import tell_finish
 
     spec = wanted.spec
     run_id = wanted.options.run_id or ""
     with (
         Display(console, total_rounds=sum(spec.stages.rounds)) as display,
-        driving(spec, run_id=run_id, store=store) as (bench, launcher),
+        driving(spec, run_id=run_id, store=store) as launcher,
     ):
         if wanted.drafted is None:
             run = prepare_there(spec, options=wanted.options, launcher=launcher, store=store, emit=display)
@@ -127,7 +127,7 @@ def _drive(
         try:
             cache = None if launcher.remote else client_cache(store)
             summary = run_stages(
-                run, launcher=launcher, bench=bench, emit=emit, cache=cache, last_stage=last_stage
+                run, launcher=launcher, store=store, emit=emit, cache=cache, last_stage=last_stage
             )  # fmt: skip
             task = RunTask(store=store.uri, run_id=run_id, place=place_of(run, cache=None))
             launcher.server("finish", task, emit=emit)

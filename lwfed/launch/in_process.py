@@ -15,50 +15,17 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from lwfed.environment import cache_folder, debug
+from lwfed.environment import debug
+from lwfed.launch.dispatch import run_step, step_teller
 from lwfed.models.build import tensor_specs
-from lwfed.steps.aggregate_round import aggregate_round, evaluate_round
-from lwfed.steps.evaluate_client import evaluate_client
-from lwfed.steps.finish import finish
-from lwfed.steps.inspect_client import inspect_client
 from lwfed.steps.launcher import Emit, Outcome
-from lwfed.steps.prepare_run import prepare_here
 from lwfed.steps.running_sum import RunningSum, begin_sum
 from lwfed.steps.runtime import naming_memory
-from lwfed.steps.tasks import ClientTask, InspectTask, PoolTask, PrepareTask, RoundTask, RunTask, ServerTask
-from lwfed.steps.train_client import Trained, commit, train_client, train_locally
+from lwfed.steps.tasks import ClientTask, PoolTask, ServerTask
+from lwfed.steps.train_client import Trained, commit, train_locally
 from lwfed.steps.workbench import Workbench
 from lwfed.types.errors import SHARED_CODES, LwfedError
 from lwfed.types.tensors import unit_of
-
-
-def run_server_step(step: str, task: ServerTask, *, bench: Workbench, emit: Emit) -> dict[str, Any]:
-    """Runs a step of the server's pool in this process; gives its result as plain values."""
-    match step, task:
-        case "prepare", PrepareTask():
-            run = prepare_here(task, bench=bench, emit=emit, cache=cache_folder())
-            return {"run_id": run["run_id"]}
-        case "aggregate-round", RoundTask():
-            return {"digest": aggregate_round(task, bench=bench)}
-        case "evaluate-round", RoundTask():
-            return dict(evaluate_round(task, bench=bench))
-        case "finish", RunTask():
-            return {"report": finish(task, bench=bench)}
-    raise ValueError(f"`{step}` is no step of the server with a {type(task).__name__}")
-
-
-def run_client_step(step: str, task: PoolTask, *, bench: Workbench, emit: Emit) -> dict[str, Any]:
-    """Runs a client's step in this process; gives its result as plain values."""
-    match step, task:
-        case "train-client", ClientTask():
-            update = train_client(task, bench=bench, on_step=step_teller(task.client, emit))
-            return {"digest": update.get("digest", "")}
-        case "evaluate-client", ClientTask():
-            return evaluate_client(task, bench=bench)
-        case "inspect-client", InspectTask():
-            return inspect_client(task, bench=bench, emit=emit)
-    raise ValueError(f"`{step}` is no step of a client with a {type(task).__name__}")
-
 
 PATIENCE = 0.02
 """Part of a client's time that the next one waits for its commit, so that what is soon over is told at once."""
@@ -75,7 +42,7 @@ class InProcess:
 
     def clients(self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit) -> Iterator[Outcome]:
         """Runs tasks in order; see `Launcher.clients`."""
-        work: Callable[[PoolTask], Any] = partial(run_client_step, step, bench=self._bench, emit=emit)
+        work: Callable[[PoolTask], Any] = partial(run_step, step, bench=self._bench, emit=emit)
         ends_at = time.monotonic() + deadline_s
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit") as pool:
             committing: tuple[str, Future[Any]] | None = None
@@ -103,7 +70,7 @@ class InProcess:
 
     def server(self, step: str, task: ServerTask, *, emit: Emit) -> None:
         """Runs the server's step here."""
-        run_server_step(step, task, bench=self._bench, emit=emit)
+        run_step(step, task, bench=self._bench, emit=emit)
 
     def close(self) -> None:
         """Lets go of the model."""
@@ -156,13 +123,3 @@ class InProcess:
 def _commit(trained: Trained, *, bench: Workbench) -> dict[str, Any]:
     with naming_memory():
         return commit(trained, bench=bench)
-
-
-def step_teller(client: str, emit: Emit) -> Callable[[int, int, float], None]:
-    """Gives a callback that tells of each training step of a client."""
-
-    def tell(step: int, steps: int, loss: float) -> None:
-        values: dict[str, Any] = {"client": client, "step": step, "steps": steps, "loss": loss}
-        emit("client_step", values)
-
-    return tell

@@ -130,6 +130,10 @@ class Cluster:
         wanted = {"container": container, **query}
         return self._open(self._path("pods", f"{pod}/log"), verb="get", resource="pods/log", query=wanted, wait_s=None)
 
+    def log_lines(self, pod: str, *, container: str, **query: Any) -> Iterator[str]:
+        """Yields the lines of a pod's log; with `follow="true"` as they come, until the container ends."""
+        yield from lines_of(self.log(pod, container=container, **query))
+
     def close(self) -> None:
         """Lets go of connections."""
         self._api.rest_client.pool_manager.clear()

@@ -165,8 +165,8 @@ def _pod(work: Work, pool: PoolSpec, spec: KubernetesSpec, *, env: Mapping[str, 
     security = {
         "runAsNonRoot": user != 0,
         "runAsUser": user,
-        "fsGroup": user or None,
-        "fsGroupChangePolicy": "OnRootMismatch" if user else None,
+        "fsGroup": spec.fs_group,
+        "fsGroupChangePolicy": "OnRootMismatch" if spec.fs_group else None,
         "seccompProfile": {"type": "RuntimeDefault"},
     }
     values = {
@@ -231,10 +231,11 @@ def _volumes(pool: PoolSpec) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     if shm:
         volumes.append({"name": "lwfed-shm", "emptyDir": {"medium": "Memory", "sizeLimit": shm}})
         mounts.append({"name": "lwfed-shm", "mountPath": "/dev/shm"})
+    written = {volume.name for volume in pool.volumes if not volume.read_only}
     named: set[str] = set()
     for volume in pool.volumes:
         if volume.name not in named:  # one volume may be mounted at several places
-            volumes.append({"name": volume.name, **_source(volume)})
+            volumes.append({"name": volume.name, **_source(volume, read_only=volume.name not in written)})
             named.add(volume.name)
         read_only = volume.read_only and volume.empty_dir is None
         mount = {"name": volume.name, "mountPath": volume.mount_path, "subPath": volume.sub_path}
@@ -242,9 +243,10 @@ def _volumes(pool: PoolSpec) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     return volumes, mounts
 
 
-def _source(volume: VolumeSpec) -> dict[str, Any]:
-    if volume.claim is not None:
-        return {"persistentVolumeClaim": {"claimName": volume.claim}}
+def _source(volume: VolumeSpec, *, read_only: bool) -> dict[str, Any]:
+    if volume.claim is not None:  # read-only as a whole, so that fsGroup leaves the files of data alone
+        claim = {"claimName": volume.claim, "readOnly": True if read_only else None}
+        return {"persistentVolumeClaim": pruned(claim)}
     if volume.host_path is not None:
         return {"hostPath": {"path": volume.host_path}}
     if volume.config_map is not None:

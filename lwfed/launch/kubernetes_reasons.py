@@ -17,6 +17,14 @@ CONFIG = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunCo
 TROUBLE = frozenset({"FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", "FailedScheduling", "Failed"})
 """Reasons of a pod's events that say why it does not start."""
 MAX_LINE = 400
+REMEDIES: Mapping[str, str] = {
+    "image": "name one that its node can have in kubernetes.image, or kubernetes.image_pull_secrets",
+    "config": "make what it names in the namespace of the Jobs; `lwfed store init` makes the store's Secrets",
+    "scheduling": "make room, ask for less in its pool, or check the pool's node_selector and tolerations",
+    "starting": "check its pool's volumes: kubectl describe pod says more while it waits",
+    "refused": "raise the quota, or change what forbids it",
+}
+"""What helps a pod that was given up, by the kind of its wait; `refused` is one that is never made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +32,7 @@ class Wait:
     """Why a pod does not run yet.
 
     Attributes:
-        kind: `image` and `config` seldom mend themselves; the others may.
+        kind: `image` and `config` seldom go by themselves; the others may.
         line: In words.
     """
 

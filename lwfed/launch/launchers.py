@@ -1,21 +1,18 @@
-"""Picks the launcher that a spec names."""
+"""Picks the launcher that a spec names; only those of this machine load torch."""
 
 from __future__ import annotations
 
-from lwfed.launch.devices import check_devices, gpus_here
-from lwfed.launch.in_process import InProcess
-from lwfed.launch.subprocess import Subprocess
 from lwfed.spec.run import RunSpec
 from lwfed.steps.launcher import Launcher
-from lwfed.steps.workbench import Workbench
+from lwfed.store.protocol import Store
 
 
-def make_launcher(spec: RunSpec, *, bench: Workbench, run_id: str) -> Launcher:
+def make_launcher(spec: RunSpec, *, store: Store, run_id: str) -> Launcher:
     """Makes the launcher of a spec.
 
     Args:
         spec: Which kind, and what that needs.
-        bench: The coordinator's bench.
+        store: Where the run is.
         run_id: The run that is worked on; Jobs carry its name.
 
     Raises:
@@ -26,11 +23,19 @@ def make_launcher(spec: RunSpec, *, bench: Workbench, run_id: str) -> Launcher:
     if launch.kind == "kubernetes":
         from lwfed.launch.kubernetes import KubernetesLauncher
 
-        return KubernetesLauncher(spec, store=bench.store, run_id=run_id)
+        return KubernetesLauncher(spec, store=store, run_id=run_id)
+    from lwfed.steps.workbench import Workbench
+
+    bench = Workbench(store)
     if launch.kind == "subprocess":
+        from lwfed.launch.devices import check_devices, gpus_here
+        from lwfed.launch.subprocess import Subprocess
+
         gpus = gpus_here(launch.device)
         check_devices(launch.devices, gpus=gpus)
         return Subprocess(
             bench, parallel=launch.parallel, devices=launch.devices, retries=launch.retries, gpus=gpus
         )  # fmt: skip
+    from lwfed.launch.in_process import InProcess
+
     return InProcess(bench)

@@ -8,6 +8,9 @@ from pydantic import AliasChoices, Field, model_validator
 
 from lwfed.spec.base import Section
 
+CLIENT_MARK = "{client}"
+"""In `root`: replaced by a client's id, or by `server`, so that each has a folder of its own."""
+
 
 class ShapesSize(Section):
     """How many built-in scenes to draw, and how large."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -81,6 +82,20 @@ class PoolSpec(Section):
                 raise ValueError(f"`{key}` {value} is no quantity: write 500m, 4, 8Gi ...")
         return self
 
+    @model_validator(mode="after")
+    def _cache_can_be_written(self) -> Self:
+        above = [volume for volume in self.volumes if self.cache and _holds(volume.mount_path, self.cache)]
+        nearest = max(above, key=lambda volume: len(volume.mount_path), default=None)
+        if nearest is not None and nearest.read_only and nearest.empty_dir is None:
+            raise ValueError(
+                f"`cache` {self.cache} lies on the volume `{nearest.name}`, which is only read: set `read_only: false`"
+            )
+        return self
+
+
+def _holds(folder: str, path: str) -> bool:
+    return PurePosixPath(path).is_relative_to(folder)
+
 
 class CoordinatorSpec(Section):
     """The pod of a stage's coordinator: a small one on a CPU."""
@@ -107,6 +122,12 @@ class KubernetesSpec(Section):
     priority_class: str | None = Field(None, description="PriorityClass of client and server pods")
     run_as_user: int | None = Field(
         None, ge=0, description="numeric user of pods; null: the image's. 0 gives up runAsNonRoot"
+    )
+    fs_group: int | None = Field(
+        65532,
+        ge=1,
+        description="group that may write to the disks of `claim` volumes with `read_only: false` (fsGroup); null: the "
+        "cluster's own, as on OpenShift",
     )
     retries: int = Field(2, ge=0, description="tries again for a client within a Job (backoffLimitPerIndex)")
     attempts: int = Field(2, ge=1, description="Jobs for the same work, where one is lost or fails as a whole")

@@ -20,13 +20,15 @@ from lwfed.params import DTYPES
 from lwfed.plan.stages import StagePlan
 from lwfed.steps.evaluate import evaluate
 from lwfed.steps.runtime import computing, pick_device
+from lwfed.steps.stage import Stage
 from lwfed.steps.tasks import RoundTask
-from lwfed.steps.workbench import Stage, Workbench
+from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
 from lwfed.store.ahead import together
-from lwfed.store.blocks import Block, block_key, read_block, read_tensor, write_block
+from lwfed.store.blocks import read_block, read_tensor, write_block
 from lwfed.store.cache import BlockCache
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
+from lwfed.store.manifest import Block, block_key
 from lwfed.store.protocol import Store
 from lwfed.types.encoded import Codec, encoded, encoded_specs, is_encoded
 from lwfed.types.errors import CheckpointError

@@ -6,7 +6,9 @@ round marks its own run's folder and removes those that bear an old mark. Nothin
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import time
 from contextlib import suppress
@@ -25,7 +27,7 @@ UNUSED_S = 14 * 24 * 3600.0
 """Seconds after which an unused folder goes; long, since a run that is taken up again may need its residuals."""
 
 
-def tend_folder(task: ClientTask, *, store: Store) -> None:
+def tend_folder(task: ClientTask, *, store: Store) -> str | None:
     """Marks the folder of a task's run, and removes other runs' folders beside it that are long unused.
 
     The folder of a run that goes on stays, even if the clients of this volume were not drawn for so long: its
@@ -34,9 +36,12 @@ def tend_folder(task: ClientTask, *, store: Store) -> None:
     Args:
         task: Which client and run, and where the folder is; without one nothing is done.
         store: Holds the beats. A run with another store goes by its mark alone.
+
+    Returns:
+        Why the client cannot write to its part of the folder; None where it can, or has none.
     """
     if task.place.cache is None or ranks.rank():
-        return
+        return None
     own = Path(task.place.cache)
     with suppress(LwfedError, OSError):
         own.mkdir(parents=True, exist_ok=True)
@@ -46,6 +51,38 @@ def tend_folder(task: ClientTask, *, store: Store) -> None:
             unused_s = time.time() - mark.stat().st_mtime
             if mark.parent != own and unused_s > UNUSED_S and not _goes_on(mark, store):
                 _remove(mark)
+    return _why_not_written(own / task.client)
+
+
+def _why_not_written(folder: Path) -> str | None:
+    """Says why a folder cannot be written: who we are, and whose it is."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        return f"{folder} cannot be written: {error.strerror or error}{_whose(folder, error)}"
+    return None
+
+
+def _whose(folder: Path, error: OSError) -> str:
+    """Says of the nearest folder that is there whose it is, where that is what forbids writing."""
+    if error.errno not in (errno.EACCES, errno.EPERM):
+        return ""
+    there = next((path for path in (folder, *folder.parents) if _stat(path) is not None), Path("/"))
+    found = there.stat()
+    groups = ", ".join(map(str, sorted({os.getegid(), *os.getgroups()})))
+    return (
+        f" for user {os.geteuid()} of groups {groups}; {there} belongs to user {found.st_uid} and group "
+        f"{found.st_gid}, mode {found.st_mode & 0o7777:04o} -> let that user write there: kubernetes.fs_group does so "
+        f"on disks of a claim, not on host_path and NFS"
+    )
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    with suppress(OSError):
+        return path.stat()
+    return None
 
 
 def _goes_on(mark: Path, store: Store) -> bool:

@@ -11,14 +11,16 @@ from lwfed import environment, ranks
 from lwfed.federated.exchange import add_changes
 from lwfed.models.build import tensor_specs
 from lwfed.plan.stages import StagePlan
+from lwfed.steps.stage import Stage
 from lwfed.steps.tasks import ClientTask
-from lwfed.steps.workbench import Stage, Workbench
+from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
 from lwfed.store.ahead import together
-from lwfed.store.blocks import block_key, describe, read_block
+from lwfed.store.blocks import describe, read_block
 from lwfed.store.cache import BlockCache
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
 from lwfed.store.counting import CountingStore
+from lwfed.store.manifest import block_key
 from lwfed.store.protocol import Store
 from lwfed.types.errors import CheckpointError
 

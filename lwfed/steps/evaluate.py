@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import combinations
@@ -179,22 +179,3 @@ def _classify(module: Multimodal, batches: Iterator[Batch], *, device: torch.dev
     all_logits, all_labels = torch.cat(logits), torch.cat(labels)
     loss = torch.nn.functional.cross_entropy(all_logits, all_labels)
     return {"loss": float(loss), **metrics(confusion(all_logits, all_labels))}
-
-
-def pooled(parts: Mapping[str, tuple[int, Mapping[str, float]]]) -> dict[str, float]:
-    """Averages clients' metrics, weighted by their examples. An average of recalls is not the recall of the pool.
-
-    Args:
-        parts: Client -> (number of examples, metrics).
-
-    Returns:
-        The weighted mean of each metric that every client has.
-    """
-    if not parts:
-        return {}
-    total = sum(count for count, _ in parts.values())
-    shared = set.intersection(*(set(metrics) for _, metrics in parts.values()))
-    return {
-        name: sum(count * metrics[name] for _, (count, metrics) in sorted(parts.items())) / total
-        for name in sorted(shared)
-    }

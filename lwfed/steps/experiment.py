@@ -10,11 +10,10 @@ from typing import Any
 
 from lwfed.steps import runs
 from lwfed.steps.launcher import Emit, Launcher
-from lwfed.steps.runtime import pick_device
 from lwfed.steps.tasks import Place, StageTask
 from lwfed.steps.train_stage import train_stage
-from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
+from lwfed.store.protocol import Store
 
 SUMMARY_KEYS = ("stage", "digest", "rounds", "metrics", "ledger", "reused", "wall_s")
 
@@ -39,7 +38,7 @@ def run_stages(
     run: dict[str, Any],
     *,
     launcher: Launcher,
-    bench: Workbench,
+    store: Store,
     emit: Emit,
     cache: Path | None,
     last_stage: int | None = None,
@@ -49,7 +48,7 @@ def run_stages(
     Args:
         run: A prepared run.
         launcher: Where clients run.
-        bench: The process's bench.
+        store: Where the run is.
         emit: Told what happens; see `train_stage`. Besides: `run` (the RunRecord) first, and `summary` last.
         cache: Folder for clients' frozen blocks.
         last_stage: Stops after this stage; None goes on to the last.
@@ -64,24 +63,26 @@ def run_stages(
     started = time.monotonic()
     place = place_of(run, cache=cache)
     if not launcher.remote:
+        from lwfed.steps.runtime import pick_device  # loads torch
+
         pick_device(place.device)
     emit("run", run)
     total = len(runs.plans_of(run))
     first = run["parent"]["stage"] if run["parent"] else 1
-    taken = runs.history(bench.store, {**run, "stages": [s for s in run["stages"] if s["stage"] < first]})[0]
+    taken = runs.history(store, {**run, "stages": [s for s in run["stages"] if s["stage"] < first]})[0]
     records = [{**record, "reused": True} for record in taken]
     for record in records:
         emit("stage_started", {key: record[key] for key in ("stage", "key", "rounds", "reused")})
-        for told in runs.rounds_of(bench.store, record["key"]):
+        for told in runs.rounds_of(store, record["key"]):
             emit("round", told)
         emit("stage", record)
     for stage in range(first, min(total, last_stage or total) + 1):
-        task = StageTask(store=bench.store.uri, run_id=run["run_id"], stage=stage, place=place)
-        records.append(train_stage(task, launcher=launcher, bench=bench, emit=emit))
+        task = StageTask(store=store.uri, run_id=run["run_id"], stage=stage, place=place)
+        records.append(train_stage(task, launcher=launcher, store=store, emit=emit))
     if place.cache is not None:
         shutil.rmtree(place.cache, ignore_errors=True)
     summary = summarise(run, records, wall_s=time.monotonic() - started, complete=len(records) == total)
-    bench.store.write_ref(paths.summary(run["run_id"]), summary)
+    store.write_ref(paths.summary(run["run_id"]), summary)
     emit("summary", summary)
     return summary
 

@@ -22,8 +22,9 @@ from lwfed.data.tokens import BYTES, open_tokenizer
 from lwfed.models.export import heads, to_library
 from lwfed.spec.model import ModelSpec
 from lwfed.steps import export_example, runs
+from lwfed.steps.stage import Stage
 from lwfed.steps.tasks import Place
-from lwfed.steps.workbench import Stage, Workbench
+from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
 from lwfed.store.cache import BlockCache
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint

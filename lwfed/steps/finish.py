@@ -1,24 +1,19 @@
-"""What a finished run leaves: its report, its figures, and the model that MLflow registers."""
+"""What a finished run leaves beside it: its report and its figures."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from lwfed.steps import runs
 from lwfed.steps.experiment import place_of
 from lwfed.steps.figures import figures
 from lwfed.steps.report import render
 from lwfed.steps.retrieval import retrieval_grid
-from lwfed.steps.serve import uri_of
 from lwfed.steps.tasks import Place, RunTask
 from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
 from lwfed.store.checkpoint import read_checkpoint
-from lwfed.store.protocol import Store
-from lwfed.tracking.protocol import Trackers
 from lwfed.types.errors import DataError
 
 
@@ -42,28 +37,6 @@ def finish(task: RunTask, *, bench: Workbench) -> str:
     for name, svg in figures(run, stages=stages, rounds=rounds).items():
         bench.store.put(paths.figure(run["run_id"], name), [svg.encode()])
     return paths.report(run["run_id"])
-
-
-def tell_finish(run: runs.Run, summary: Mapping[str, Any], *, store: Store, trackers: Trackers) -> None:
-    """Tells the trackers that a run is over, with what `finish` wrote.
-
-    Args:
-        run: The run.
-        summary: Its summary.
-        store: Where it is.
-        trackers: Who is told.
-    """
-    run = runs.read_run(store, run["run_id"])  # its stages were noted while it went on
-    keys = [paths.report(run["run_id"]), *store.list(paths.figure(run["run_id"], ""))]
-    spec = runs.spec_of(run)
-    model = {
-        "uri": uri_of(store.uri, run["stages"][-1]["key"]),
-        "digest": summary["digest"],
-        "kind": spec.model.objective.kind,
-        "modalities": list(spec.model.modalities),
-        "classes": run["data"]["classes"],
-    }
-    trackers.finish(summary, artifacts=[store.fetch(key) for key in keys if store.has(key)], model=model)
 
 
 def write_report(run: runs.Run, *, bench: Workbench, output: Path | None = None) -> Path:

@@ -10,16 +10,16 @@ from lwfed.steps.launcher import Emit
 from lwfed.steps.shares import holdout_of, root_for
 from lwfed.steps.sources import readable, spec_at, unreadable
 from lwfed.steps.tasks import InspectTask
-from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
+from lwfed.store.protocol import Store
 
 
-def inspect_client(task: InspectTask, *, bench: Workbench, emit: Emit) -> dict[str, Any]:
+def inspect_client(task: InspectTask, *, store: Store, emit: Emit) -> dict[str, Any]:
     """Opens and checks a client's own data and commits what they are.
 
     Args:
         task: Which client.
-        bench: The process's bench.
+        store: Where the run is.
         emit: Told `checking` and `warning`.
 
     Returns:
@@ -32,7 +32,7 @@ def inspect_client(task: InspectTask, *, bench: Workbench, emit: Emit) -> dict[s
     spec = spec_at(build_spec(task.spec), root=task.place.root)
     source = open_source(spec.data.model_copy(update={"root": root_for(spec.data.root, task.client)}))
     ref = paths.client_data(task.run_id, task.client)
-    known = bench.store.read_ref(ref)
+    known = store.read_ref(ref)
     if known is not None and known["version"] != source.version():
         known = None
     bad = unreadable(source, "train", spec=spec, known=None if known is None else known["bad"], emit=emit)
@@ -52,5 +52,5 @@ def inspect_client(task: InspectTask, *, bench: Workbench, emit: Emit) -> dict[s
         "bad": dict(bad),
     }
     if value != known:
-        bench.store.write_ref(ref, value)
+        store.write_ref(ref, value)
     return value

@@ -91,3 +91,42 @@ def measured_ledger(rounds: Sequence[Record], *, been: Collection[str] = ()) -> 
         if values:
             ledger[name] = max(values)
     return ledger
+
+
+def pooled(parts: Mapping[str, tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+    """Averages clients' metrics, weighted by their examples. An average of recalls is not the recall of the pool.
+
+    Args:
+        parts: Client -> (number of examples, metrics).
+
+    Returns:
+        The weighted mean of each metric that every client has.
+    """
+    if not parts:
+        return {}
+    total = sum(count for count, _ in parts.values())
+    shared = set.intersection(*(set(metrics) for _, metrics in parts.values()))
+    return {
+        name: sum(count * metrics[name] for _, (count, metrics) in sorted(parts.items())) / total
+        for name in sorted(shared)
+    }
+
+
+def recomputed_in(clients: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Gives the clients whose frozen blocks' outputs could not be kept, and why, from their updates' metrics."""
+    found = {}
+    for client, metrics in clients.items():
+        why = [told for told in (metrics.get("prefix") or {}).values() if told.startswith("recomputed")]
+        if why:
+            found[client] = why[0]
+    return found
+
+
+def lost_in(clients: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Names the clients whose metrics tell of a lost residual."""
+    return [client for client, metrics in sorted(clients.items()) if metrics.get("residual") == "lost"]
+
+
+def unkept_in(clients: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Returns the clients that keep nothing between rounds though they have a folder, and why, from their metrics."""
+    return {client: metrics["unkept"] for client, metrics in clients.items() if metrics.get("unkept")}

@@ -27,9 +27,10 @@ from lwfed.models.protocol import State
 from lwfed.plan.stages import StagePlan
 from lwfed.steps.batching import move
 from lwfed.steps.runtime import autocast_type
+from lwfed.steps.stage import Stage
 from lwfed.steps.tasks import ClientTask
 from lwfed.steps.version import code_version
-from lwfed.steps.workbench import Stage, Workbench
+from lwfed.steps.workbench import Workbench
 from lwfed.store.cache import BlockCache
 from lwfed.store.checkpoint import Checkpoint
 from lwfed.store.protocol import Store
@@ -136,16 +137,6 @@ def prefixes_of(
             told[modality] = f"recomputed: it cannot be kept in {folder}: {error.strerror or error}"
     nbytes = sum(prefix.nbytes for prefix in kept.values())
     return Prefixes(kept=kept, told=told, fill_s=time.monotonic() - started, nbytes=nbytes)
-
-
-def recomputed_in(clients: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Gives the clients whose frozen blocks' outputs could not be kept, and why, from their updates' metrics."""
-    found = {}
-    for client, metrics in clients.items():
-        why = [told for told in (metrics.get("prefix") or {}).values() if told.startswith("recomputed")]
-        if why:
-            found[client] = why[0]
-    return found
 
 
 def _function(stage: Stage, modality: str, *, device: torch.device) -> str:

@@ -21,6 +21,7 @@ from lwfed.steps.launcher import Emit
 from lwfed.steps.runs import Options
 from lwfed.steps.shares import shares_at, split_share
 from lwfed.steps.sources import data_versions, server_source, spec_at, training_examples, usable
+from lwfed.steps.specs import placed
 from lwfed.steps.version import code_version
 from lwfed.store import paths
 from lwfed.store.protocol import Store
@@ -221,17 +222,6 @@ def _resumed(run: dict[str, Any], *, store: Store) -> dict[str, Any] | None:
     if resumed != existing:
         store.write_ref(paths.run(run["run_id"]), resumed)
     return resumed
-
-
-def placed(spec: RunSpec, *, store: Store) -> RunSpec:
-    """Writes places out whole, so that a run can be gone on with from any folder."""
-    root = None if spec.data.root is None else str(Path(spec.data.root).expanduser().absolute())
-    return spec.model_copy(
-        update={
-            "data": spec.data.model_copy(update={"root": root}),
-            "store": spec.store.model_copy(update={"uri": store.uri}),
-        }
-    )
 
 
 def _refuse_classes(spec: RunSpec, source: Source) -> None:

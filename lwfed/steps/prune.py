@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
-from lwfed.steps.workbench import Stage
+from lwfed.steps.stage import Stage
 from lwfed.store import paths
-from lwfed.store.blocks import block_key
 from lwfed.store.checkpoint import read_checkpoint
+from lwfed.store.manifest import block_key
 from lwfed.store.protocol import Store
 from lwfed.types.errors import CheckpointError
 

@@ -19,34 +19,14 @@ from torch import Tensor
 from lwfed import environment
 from lwfed.steps.tasks import ClientTask
 from lwfed.store import paths
-from lwfed.store.blocks import Block, read_block, write_block
+from lwfed.store.blocks import read_block, write_block
 from lwfed.store.local import LocalStore
+from lwfed.store.manifest import Block
 from lwfed.store.protocol import Store
 from lwfed.types.errors import CheckpointError, DiskFullError, UnreachableError
 
 State = Literal["fresh", "used", "lost"]
 """What became of the residual before: there was none to count, it was taken in, or it is not there."""
-
-
-def counted_until(key: str, server_round: int, *, store: Store) -> dict[str, dict[str, Any]]:
-    """Gives, for each client with an accepted update in an earlier round of the stage, the last one's round and digest.
-
-    Args:
-        key: The stage.
-        server_round: The round about to begin.
-        store: Where the rounds before it are.
-    """
-    if server_round == 1:
-        return {}
-    before = store.read_ref(paths.round_task(key, server_round - 1)) or {}
-    accepted = store.read_ref(paths.accepted(key, server_round - 1)) or {"clients": {}}
-    news = {c: {"round": server_round - 1, "digest": item["digest"]} for c, item in accepted["clients"].items()}
-    return {**before.get("counted", {}), **news}
-
-
-def lost_in(clients: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Names the clients whose metrics tell of a lost residual."""
-    return [client for client, metrics in sorted(clients.items()) if metrics.get("residual") == "lost"]
 
 
 @dataclass(frozen=True)

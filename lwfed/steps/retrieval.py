@@ -13,8 +13,9 @@ from lwfed.models.build import load
 from lwfed.objectives.retrieval import top_k
 from lwfed.steps.evaluate import embed
 from lwfed.steps.runtime import computing, pick_device
+from lwfed.steps.stage import Stage
 from lwfed.steps.tasks import Place
-from lwfed.steps.workbench import Stage, Workbench
+from lwfed.steps.workbench import Workbench
 from lwfed.store.cache import BlockCache
 from lwfed.store.checkpoint import Checkpoint
 

@@ -20,7 +20,8 @@ from lwfed.models.build import load
 from lwfed.models.multimodal import Multimodal
 from lwfed.steps import runs
 from lwfed.steps.runtime import pick_device
-from lwfed.steps.workbench import Stage, Workbench
+from lwfed.steps.stage import Stage
+from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
 from lwfed.store.cache import BlockCache
 from lwfed.store.checkpoint import Checkpoint
@@ -116,16 +117,11 @@ class Predictor:
         return self._module.project(modality, _PREPARE[modality](items, self._inputs, self.device))
 
 
-def uri_of(store: str, key: str) -> str:
-    """Gives the URI by which a stage's checkpoint is served: `<store URI>#<stage key>`."""
-    return f"{store}#{key}"
-
-
 def load_predictor(uri: str, digest: str) -> Predictor:
     """Loads a committed checkpoint to embed or classify with; what an MLflow model calls.
 
     Args:
-        uri: `<store URI>#<stage key>`, see `uri_of`.
+        uri: `<store URI>#<stage key>`, see `tell_finish.uri_of`.
         digest: The checkpoint's digest; the stage must hold it, and every tensor is checked as it is read.
 
     Returns:

@@ -7,14 +7,12 @@ from collections.abc import Mapping, Sequence
 from lwfed.data.partition import holdout, partition
 from lwfed.data.source import Example, Source
 from lwfed.plan.stages import StagePlan
-from lwfed.spec.data import PartitionSpec
+from lwfed.spec.data import CLIENT_MARK, PartitionSpec
 from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.types.errors import DataError
 from lwfed.types.seeds import derive
 
-CLIENT_MARK = "{client}"
-"""In `data.root`: replaced by a client's id, or by `server`, so that each has a folder of its own."""
 SERVER = "server"
 
 

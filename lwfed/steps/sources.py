@@ -7,9 +7,10 @@ from typing import Any
 
 from lwfed.data.source import Example, Source, open_source
 from lwfed.plan.cohort import client_ids
+from lwfed.spec.data import CLIENT_MARK
 from lwfed.spec.run import RunSpec
 from lwfed.steps.launcher import Emit
-from lwfed.steps.shares import CLIENT_MARK, SERVER, root_for
+from lwfed.steps.shares import SERVER, root_for
 from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.types.errors import DataError

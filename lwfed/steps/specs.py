@@ -1,8 +1,9 @@
-"""A spec as a pipeline's parameter: its text while that is small, else its digest, with the text in the store."""
+"""A spec on its way to other machines: with its places whole, and as one string, long ones by way of the store."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from lwfed.spec.load import build_spec, to_values
 from lwfed.spec.run import RunSpec
@@ -59,3 +60,14 @@ def unpack_spec(text: str, *, store: Store) -> RunSpec:
         if isinstance(error, SpecError):
             raise
         raise SpecError(f"the spec is not JSON: {error}", remedy="pass what `lwfed compile` writes") from None
+
+
+def placed(spec: RunSpec, *, store: Store) -> RunSpec:
+    """Writes places out whole, so that a run can be gone on with from any folder."""
+    root = None if spec.data.root is None else str(Path(spec.data.root).expanduser().absolute())
+    return spec.model_copy(
+        update={
+            "data": spec.data.model_copy(update={"root": root}),
+            "store": spec.store.model_copy(update={"uri": store.uri}),
+        }
+    )

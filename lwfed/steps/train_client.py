@@ -27,9 +27,10 @@ from lwfed.steps.download import fetch_model, manifest_of
 from lwfed.steps.losses import batch_loss
 from lwfed.steps.prefix import prefix_folder, prefixes_of
 from lwfed.steps.runtime import autocast_type, computing, pick_device
+from lwfed.steps.stage import Stage
 from lwfed.steps.tasks import ClientTask
 from lwfed.steps.upload import Start, send, start_of
-from lwfed.steps.workbench import Stage, Workbench
+from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
 from lwfed.store.counting import CountingStore
 from lwfed.types.errors import DivergedError
@@ -97,7 +98,7 @@ def train_locally(task: ClientTask, *, bench: Workbench, on_step: OnStep | None 
     done = bench.store.read_ref(paths.update(task.stage_key, task.server_round, task.client))
     if ranks.agree(done is not None):
         return None
-    tend_folder(task, store=bench.store)
+    unkept = tend_folder(task, store=bench.store)
     stage = bench.stage(task.stage_key)
     plan = stage.plan
     with computing(threads=plan.training.threads), prefix_folder(task) as folder:
@@ -172,6 +173,7 @@ def train_locally(task: ClientTask, *, bench: Workbench, on_step: OnStep | None 
         metrics={
             **_metrics(result, traffic, tensors, num_examples=len(held), anchor_bytes=anchor),
             **prefixes.metrics(),
+            **({"unkept": unkept} if unkept else {}),
         },
     )
 

@@ -12,34 +12,32 @@ from dataclasses import replace
 from typing import Any
 
 from lwfed import environment
-from lwfed.models.build import initial_tensors
-from lwfed.params import by_unit
 from lwfed.plan.cohort import client_ids, sample
+from lwfed.plan.stages import StagePlan
 from lwfed.spec.run import RunSpec
 from lwfed.steps import runs
-from lwfed.steps.evaluate import pooled
+from lwfed.steps.counted import counted_until
 from lwfed.steps.gap import Gap
 from lwfed.steps.launcher import Emit, Launcher, Outcome
-from lwfed.steps.measured import clients_before, measured_ledger
-from lwfed.steps.prefix import recomputed_in
+from lwfed.steps.measured import clients_before, lost_in, measured_ledger, pooled, recomputed_in, unkept_in
 from lwfed.steps.prune import prune_rounds
-from lwfed.steps.residuals import counted_until, lost_in
+from lwfed.steps.stage import Stage
 from lwfed.steps.tasks import ClientTask, RoundTask, StageTask
-from lwfed.steps.workbench import Stage, Workbench
 from lwfed.store import paths
-from lwfed.store.blocks import write_block
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
+from lwfed.store.manifest import Block, block_key
+from lwfed.store.protocol import Store
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import CheckpointError, QuorumError
 
 
-def train_stage(task: StageTask, *, launcher: Launcher, bench: Workbench, emit: Emit) -> dict[str, Any]:
+def train_stage(task: StageTask, *, launcher: Launcher, store: Store, emit: Emit) -> dict[str, Any]:
     """Runs a stage to its end.
 
     Args:
         task: Which run and stage.
         launcher: Where clients run.
-        bench: The process's bench.
+        store: Where the run is.
         emit: Told what happens: `stage_started`, `round_started`, `client_*`, `round` (a RoundRecord), `stage` (a
             StageRecord).
 
@@ -50,7 +48,6 @@ def train_stage(task: StageTask, *, launcher: Launcher, bench: Workbench, emit: 
         QuorumError: A round has too few updates.
         CheckpointError: The stage before is not committed, or an object is corrupted.
     """
-    store = bench.store
     run = runs.read_run(store, task.run_id)
     spec = runs.spec_of(run)
     plan = runs.plans_of(run)[task.stage - 1]
@@ -73,23 +70,23 @@ def train_stage(task: StageTask, *, launcher: Launcher, bench: Workbench, emit: 
         emit("stage", record)
         return record
     started = time.monotonic()
-    _begin(stage, run, bench=bench)
+    _begin(stage, run, store=store)
     records = []
     gap = Gap(emit)
     for server_round in range(1, plan.rounds + 1):
-        records.append(_round(stage, server_round, task=task, spec=spec, launcher=launcher, bench=bench, gap=gap))
+        records.append(_round(stage, server_round, task=task, spec=spec, launcher=launcher, store=store, gap=gap))
         prune_rounds(stage, store=store, keep_rounds=spec.store.keep_rounds, server_round=server_round)
     if not plan.rounds and plan.stage == plan.num_stages:
         task_0 = RoundTask(store=store.uri, run_id=task.run_id, stage_key=stage.key, server_round=0, place=task.place)
         launcher.server("evaluate-round", task_0, emit=emit)
-    record = _commit(stage, run, records, bench=bench, wall_s=time.monotonic() - started)
+    record = _commit(stage, run, records, store=store, wall_s=time.monotonic() - started)
     emit("stage", record)
     return record
 
 
-def _begin(stage: Stage, run: runs.Run, *, bench: Workbench) -> None:
+def _begin(stage: Stage, run: runs.Run, *, store: Store) -> None:
     """Writes the plan, and as round 0 the input checkpoint with the appended blocks."""
-    store, plan = bench.store, stage.plan
+    plan = stage.plan
     written = {
         "key": stage.key,
         "plan": plan.model_dump(mode="json"),
@@ -109,14 +106,7 @@ def _begin(stage: Stage, run: runs.Run, *, bench: Workbench) -> None:
         if result is None:
             raise CheckpointError(f"stage {plan.stage - 1} is not committed", remedy="run the stages in order")
         blocks = dict(result.blocks)
-    tensors = initial_tensors(
-        runs.spec_of(run).model,
-        units=[unit for unit in plan.present if unit not in blocks],
-        depth=plan.depth,
-        num_classes=stage.num_classes,
-        seed=plan.seed,
-    )
-    blocks |= {unit: write_block(store, members) for unit, members in by_unit(tensors).items()}
+    blocks |= _appended(run, plan, units=[unit for unit in plan.present if unit not in blocks], store=store)
     if set(blocks) != set(plan.present):
         odd = sorted(set(blocks) ^ set(plan.present))
         raise CheckpointError(
@@ -126,6 +116,19 @@ def _begin(stage: Stage, run: runs.Run, *, bench: Workbench) -> None:
     store.write_ref(paths.round_checkpoint(stage.key, 0), Checkpoint(blocks=blocks).to_values(), if_absent=True)
 
 
+def _appended(run: runs.Run, plan: StagePlan, *, units: Sequence[str], store: Store) -> dict[str, Block]:
+    """Gives the first blocks of units: those that were drawn with the run, where they are there, else drawn now."""
+    known = store.read_ref(paths.initial(run["run_id"])) or {}
+    drawn = {unit: Block.from_values(known[unit]) for unit in units if unit in known}
+    drawn = {unit: block for unit, block in drawn.items() if store.size(block_key(block)) == block.nbytes}
+    missing = [unit for unit in units if unit not in drawn]
+    if missing:
+        from lwfed.steps.initial import draw  # loads torch
+
+        drawn |= draw(run, plan, units=missing, store=store)
+    return drawn
+
+
 def _round(
     stage: Stage,
     server_round: int,
@@ -133,11 +136,11 @@ def _round(
     task: StageTask,
     spec: RunSpec,
     launcher: Launcher,
-    bench: Workbench,
+    store: Store,
     gap: Gap,
 ) -> dict[str, Any]:
     """Runs a round, or what is left of it; gives its RoundRecord."""
-    store, plan, emit = bench.store, stage.plan, gap.tell
+    plan, emit = stage.plan, gap.tell
     record = store.read_ref(paths.round_record(stage.key, server_round))
     if record is not None:
         emit("round", record)
@@ -156,22 +159,26 @@ def _round(
     )
     accepted = store.read_ref(paths.accepted(stage.key, server_round))
     if accepted is None:
-        accepted = _collect(stage, work, cohort, spec=spec, launcher=launcher, bench=bench, emit=emit)
+        accepted = _collect(stage, work, cohort, spec=spec, launcher=launcher, store=store, emit=emit)
     emit("aggregating", {"stage": plan.stage, "round": server_round, "clients": len(accepted["clients"])})
     launcher.server("aggregate-round", work, emit=emit)
     checkpoint = read_checkpoint(store, paths.round_checkpoint(stage.key, server_round))
     if checkpoint is None:
         raise CheckpointError(f"round {server_round} of stage {plan.stage} was not committed", remedy="run it again")
-    _drop_updates(bench, stage, server_round)
+    _drop_updates(store, stage, server_round)
     judging = time.monotonic()
-    federated, unjudged = _judge_on_clients(stage, work, spec=spec, launcher=launcher, bench=bench, emit=emit)
+    federated, unjudged = _judge_on_clients(stage, work, spec=spec, launcher=launcher, store=store, emit=emit)
     judging = time.monotonic() - judging
-    record = _round_record(stage, server_round, bench, accepted, checkpoint, federated, time.monotonic() - started)
+    record = _round_record(stage, server_round, store, accepted, checkpoint, federated, time.monotonic() - started)
     if federated or unjudged:
         record["wall_s"]["evaluate_clients"] = judging
     record["wall_s"] |= gap.close_round(record["wall_s"])
     if unjudged:
         record["failed_evaluations"] = unjudged
+    unkept = unkept_in(record["clients"])
+    if unkept:
+        client, why = min(unkept.items())
+        emit("warning", {"message": f"{len(unkept)} client(s) keep nothing from round to round; {client}: {why}"})
     recomputed = recomputed_in(record["clients"])
     if recomputed:
         record["recomputed_prefixes"] = recomputed
@@ -193,11 +200,11 @@ def _collect(
     *,
     spec: RunSpec,
     launcher: Launcher,
-    bench: Workbench,
+    store: Store,
     emit: Emit,
 ) -> dict[str, Any]:
     """Has the cohort train until all are in or the deadline passes, and commits which updates count."""
-    store, plan, server_round = bench.store, stage.plan, task.server_round
+    plan, server_round = stage.plan, task.server_round
     before = store.read_ref(paths.round_checkpoint(stage.key, server_round - 1)) or {}
     told = {"cohort": list(cohort), "deadline_s": spec.federation.round_timeout_s, "input": before.get("digest")}
     if plan.exchange.upload != "fp32":
@@ -246,7 +253,7 @@ def _run_clients(
 
 
 def _judge_on_clients(
-    stage: Stage, task: RoundTask, *, spec: RunSpec, launcher: Launcher, bench: Workbench, emit: Emit
+    stage: Stage, task: RoundTask, *, spec: RunSpec, launcher: Launcher, store: Store, emit: Emit
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Gives the clients' pooled metrics where they are due, and why some clients gave none."""
     every, last = stage.plan.evaluation.federated_every, stage.plan.rounds
@@ -260,7 +267,7 @@ def _judge_on_clients(
             emit("warning", {"message": f"{outcome.client} could not evaluate: {outcome.reason}"})
     parts = {}
     for client in clients:
-        value = bench.store.read_ref(paths.client_evaluation(stage.key, task.server_round, client))
+        value = store.read_ref(paths.client_evaluation(stage.key, task.server_round, client))
         if value is not None and value["num_examples"]:
             parts[client] = (value["num_examples"], value["metrics"])
     return pooled(parts), failed
@@ -269,13 +276,13 @@ def _judge_on_clients(
 def _round_record(
     stage: Stage,
     server_round: int,
-    bench: Workbench,
+    store: Store,
     accepted: Mapping[str, Any],
     checkpoint: Checkpoint,
     federated: Mapping[str, float],
     wall_s: float,
 ) -> dict[str, Any]:
-    judged = bench.store.read_ref(paths.round_metrics(stage.key, server_round)) or {"metrics": {}, "wall_s": {}}
+    judged = store.read_ref(paths.round_metrics(stage.key, server_round)) or {"metrics": {}, "wall_s": {}}
     clients = {client: item["metrics"] for client, item in sorted(accepted["clients"].items())}
     examples = sum(metrics["num_examples"] for metrics in clients.values())
     loss = sum(metrics["num_examples"] * metrics["loss"] for metrics in clients.values()) / examples
@@ -293,10 +300,10 @@ def _round_record(
 
 
 def _commit(
-    stage: Stage, run: runs.Run, records: Sequence[Mapping[str, Any]], *, bench: Workbench, wall_s: float
+    stage: Stage, run: runs.Run, records: Sequence[Mapping[str, Any]], *, store: Store, wall_s: float
 ) -> dict[str, Any]:
     """Commits the stage: its last round's checkpoint becomes its result."""
-    store, plan = bench.store, stage.plan
+    plan = stage.plan
     result = read_checkpoint(store, paths.round_checkpoint(stage.key, plan.rounds))
     if result is None:
         raise CheckpointError(f"the last round of stage {plan.stage} is not committed", remedy="run it again")
@@ -321,8 +328,8 @@ def _commit(
     return record
 
 
-def _drop_updates(bench: Workbench, stage: Stage, server_round: int) -> None:
+def _drop_updates(store: Store, stage: Stage, server_round: int) -> None:
     """Removes the tensors of updates that are aggregated; who took part stays written down."""
-    for key in list(bench.store.list(f"{paths.round_folder(stage.key, server_round)}/updates/")):
+    for key in list(store.list(f"{paths.round_folder(stage.key, server_round)}/updates/")):
         if key.endswith(".safetensors"):
-            bench.store.delete(key)
+            store.delete(key)

@@ -14,12 +14,14 @@ from lwfed.models.build import tensor_specs
 from lwfed.params import by_unit
 from lwfed.steps.download import model_cache
 from lwfed.steps.residuals import Kept, open_kept
+from lwfed.steps.stage import Stage
 from lwfed.steps.tasks import ClientTask
-from lwfed.steps.workbench import Stage, Workbench
+from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
 from lwfed.store.ahead import together
-from lwfed.store.blocks import Block, write_block
+from lwfed.store.blocks import write_block
 from lwfed.store.checkpoint import read_checkpoint
+from lwfed.store.manifest import Block
 from lwfed.store.protocol import Store
 from lwfed.types.canonical import digest_of
 from lwfed.types.encoded import is_encoded

@@ -10,9 +10,10 @@ from lwfed.types.canonical import digest_of
 
 DECIDING = ("models", "objectives", "federated", "data", "plan", "types")
 DECIDING_FILES = (
-    "params.py", "ranks.py", "steps/aggregate_round.py", "steps/batching.py", "steps/download.py", "steps/losses.py",
-    "steps/prefix.py", "steps/residuals.py", "steps/running_sum.py", "steps/runtime.py", "steps/shares.py",
-    "steps/train_client.py", "steps/train_stage.py", "steps/upload.py", "steps/workbench.py",
+    "params.py", "ranks.py", "steps/aggregate_round.py", "steps/batching.py", "steps/counted.py", "steps/download.py",
+    "steps/initial.py", "steps/losses.py", "steps/prefix.py", "steps/residuals.py", "steps/running_sum.py",
+    "steps/runtime.py", "steps/shares.py", "steps/stage.py", "steps/train_client.py", "steps/train_stage.py",
+    "steps/upload.py", "steps/workbench.py",
 )  # fmt: skip
 LIBRARIES = ("torch", "torchvision", "timm", "transformers", "tokenizers", "numpy", "scipy", "pillow", "soundfile")
 

@@ -6,7 +6,6 @@ Everything here can be had again from the store; a fresh process starts with an 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -21,34 +20,17 @@ from lwfed.plan.stages import DataPlan, StagePlan, key_of_values
 from lwfed.spec.model import ModelSpec
 from lwfed.steps.running_sum import RunningSum
 from lwfed.steps.shares import SERVER, readable_examples, root_for, shares_at, split_share
+from lwfed.steps.stage import Stage
 from lwfed.steps.tasks import Place
 from lwfed.store import paths
-from lwfed.store.blocks import block_key, read_block
+from lwfed.store.blocks import read_block
 from lwfed.store.cache import BlockCache
 from lwfed.store.checkpoint import Checkpoint
 from lwfed.store.counting import CountingStore
+from lwfed.store.manifest import block_key
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store
 from lwfed.types.errors import CheckpointError
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage as it is written down in the store.
-
-    Attributes:
-        key: Its address.
-        plan: What decides its result.
-        input_digest: Digest of the checkpoint it starts from; empty at the first.
-        num_classes: C, or None without labels.
-        data_version: Version of the data and of pretrained weights.
-    """
-
-    key: str
-    plan: StagePlan
-    input_digest: str
-    num_classes: int | None
-    data_version: str = ""
 
 
 class Workbench:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lwfed.store.blocks import Block, block_key, file_chunks, read_block
+from lwfed.store.blocks import file_chunks, read_block
 from lwfed.store.counting import CountingStore
 from lwfed.store.local import LocalStore
+from lwfed.store.manifest import Block, block_key
 from lwfed.store.protocol import Store
 from lwfed.types.errors import CheckpointError, LwfedError
 

@@ -75,6 +75,11 @@ def run(run_id: str) -> str:
     return f"runs/{run_id}/run.json"
 
 
+def initial(run_id: str) -> str:
+    """The blocks that its stages start from, where they were drawn in advance."""
+    return f"runs/{run_id}/initial.json"
+
+
 def summary(run_id: str) -> str:
     """The run's outcome."""
     return f"runs/{run_id}/summary.json"

@@ -22,6 +22,7 @@ SERVER = "server"
 ABORT_DAYS = 7
 TIMEOUT_S = 15.0
 TRIES = 3
+ADMINISTRATOR = "set MINIO_ROOT_USER and MINIO_ROOT_PASSWORD to those that the server was started with"
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,14 @@ def provision(
         known: Secrets that were given out before; a user that has gone is made again with its own.
 
     Raises:
+        SpecError: No administrator is named.
         UnreachableError: The server does not answer, or does not accept the administrator.
     """
     bucket, _ = split_uri(uri)
     policies = {SERVER: server_policy(uri), **{client: client_policy(uri, client) for client in clients}}
-    connection = Connection(uri, bucket, access=admin)
+    if admin.access_key is None or admin.secret_key is None:
+        raise SpecError("no administrator is named", remedy="set MINIO_ROOT_USER and MINIO_ROOT_PASSWORD")
+    connection = Connection(uri, bucket, access=admin, remedy=ADMINISTRATOR)
     made = _make_bucket(connection)
     notes = _arrange(connection, versioning=versioning)
     server = _admin(admin, connection)
@@ -151,8 +155,6 @@ def _admin(admin: Access, connection: Connection) -> Any:
             "users of MinIO are made with its own library, which is not installed",
             remedy="pip install 'lwfed[kubeflow]', or make them by hand from what `lwfed store policy` prints",
         ) from None
-    if admin.access_key is None or admin.secret_key is None:
-        raise SpecError("no administrator is named", remedy="set MINIO_ROOT_USER and MINIO_ROOT_PASSWORD")
     address = urlsplit(connection.endpoint)
     pool = urllib3.PoolManager(
         timeout=urllib3.Timeout(connect=TIMEOUT_S, read=TIMEOUT_S),
@@ -188,7 +190,7 @@ def _refused(text: str, connection: Connection) -> LwfedError:
     if "AccessDenied" in text or "InvalidAccessKeyId" in text or "SignatureDoesNotMatch" in text:
         return UnreachableError(
             f"{connection.endpoint} does not accept the administrator",
-            remedy="set MINIO_ROOT_USER and MINIO_ROOT_PASSWORD to those that the server was started with",
+            remedy=ADMINISTRATOR,
         )
     return UnreachableError(
         f"the administration of {connection.endpoint} refuses: {text}",

@@ -158,11 +158,21 @@ class Connection:
         bucket: Its bucket.
         patience_s: How long to try again; None: `LWFED_S3_PATIENCE_S`.
         access: Who asks where; None: the mounted secret, else boto3's own chain.
+        remedy: What helps where the server does not accept who asks; None: what helps a run.
     """
 
-    def __init__(self, uri: str, bucket: str, *, patience_s: float | None = None, access: Access | None = None) -> None:
+    def __init__(
+        self,
+        uri: str,
+        bucket: str,
+        *,
+        patience_s: float | None = None,
+        access: Access | None = None,
+        remedy: str | None = None,
+    ) -> None:
         self.uri = uri
         self.bucket = bucket
+        self._remedy = remedy
         self.patience_s = environment.s3_patience_s() if patience_s is None else patience_s
         self._access = access
         self._given = access is not None
@@ -276,12 +286,15 @@ class Connection:
                 f"{who} has no bucket {self.bucket}", remedy=f"make it with `lwfed store init {self.uri}`"
             )
         if code in CREDENTIAL_CODES:
-            return UnreachableError(f"{who} does not know these credentials ({code})", remedy=CREDENTIALS)
+            return UnreachableError(
+                f"{who} does not know these credentials ({code})", remedy=self._remedy or CREDENTIALS
+            )
         if status in (401, 403):
             return UnreachableError(
                 f"{who} forbids these credentials {about} ({code})",
-                remedy=f"check {'them' if code.isdigit() else 'their policy'}: `lwfed store policy` prints what they "
-                f"need, `lwfed store init {self.uri}` makes others",
+                remedy=self._remedy
+                or f"check {'them' if code.isdigit() else 'their policy'}: `lwfed store policy` prints what they need, "
+                f"`lwfed store init {self.uri}` makes others",
             )
         text = getattr(error, "response", {}).get("Error", {}).get("Message") or str(error)
         return UnreachableError(

@@ -29,12 +29,14 @@ from lwfed.steps.experiment import place_of, run_stages
 from lwfed.steps.losses import batch_loss
 from lwfed.steps.prepare import draft, prepare
 from lwfed.steps.runs import Options
+from lwfed.steps.stage import Stage
 from lwfed.steps.tasks import Place
 from lwfed.steps.train_client import parameter_groups
-from lwfed.steps.workbench import Stage, Workbench
+from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
-from lwfed.store.blocks import block_key, read_block
+from lwfed.store.blocks import read_block
 from lwfed.store.checkpoint import read_checkpoint
+from lwfed.store.manifest import block_key
 from lwfed.store.opening import open_store
 
 DATA = Path(__file__).parents[2].parent / "shared/data/coco-mini"
@@ -72,7 +74,7 @@ def measure(folder: Path, *, data: Path = DATA) -> dict[str, Any]:
                 bare.append(_bare_round(bench.stage(key), bench, place_of(run, cache=None), values["round"]))
 
     run = prepare(draft(spec, store=bench.store, options=Options()), store=bench.store, emit=lambda *_: None)
-    run_stages(run, launcher=InProcess(bench), bench=bench, emit=emit, cache=None)
+    run_stages(run, launcher=InProcess(bench), store=bench.store, emit=emit, cache=None)
     rounds = [record for record in seen if 2 <= record["round"] < ROUNDS]  # the first counts FLOPs, the last evaluates
     lwfed = statistics.median(record["wall_s"]["round"] for record in rounds)
     steps = statistics.median(sum(c["wall_s"] for c in record["clients"].values()) for record in rounds)

@@ -1,22 +1,29 @@
-"""A cluster for tests: one node on the loopback of this machine, so that what tests break is theirs.
+"""A cluster for tests: one node that is this machine, so that what tests break is theirs.
 
-Pods mount this environment from the node in place of an image of lwfed's; they run as root for that, since a
-developer's folders are seldom open to others.
+Pods mount this environment from the node in place of an image of lwfed's, by volumes and claims; they run as root for
+that, since a developer's folders are seldom open to others.
+
+Which cluster is taken: the one of LWFED_TEST_KUBECONFIG, else the testbed's own; never that of KUBECONFIG, which may be
+anybody's. Its API must be on the loopback, or be an address of this machine that LWFED_TEST_CLUSTER names in full, such
+as https://10.210.0.1:6443.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -25,11 +32,17 @@ from lwfed.spec.run import RunSpec
 from tests.tiny import VALUES
 
 REPO = Path(__file__).resolve().parents[2]
-TESTBED = Path.home() / ".cache/lwfed-testbed"
-LOOPBACK = ("https://127.", "https://localhost")
+TESTBED = Path(os.environ.get("TESTBED_STATE") or Path.home() / ".cache/lwfed-testbed")
+LOOPBACK = "127.0.0.1"
 BASE_IMAGE = "docker.io/library/python:3.11-slim"
-HOW_TO_GET = "no cluster of this machine answers: set LWFED_TEST_KUBECONFIG to one with its API on the loopback"
+HOW_TO_GET = (
+    "no cluster of this machine answers: set LWFED_TEST_KUBECONFIG to one with its API on the loopback, or on another "
+    "address of this machine that LWFED_TEST_CLUSTER names too"
+)
 GPU = "nvidia.com/gpu"
+
+PATIENCE = float(os.environ.get("LWFED_TEST_PATIENCE") or 1)
+"""By how much longer than on an idle machine is waited: on a busy one these tests take several times as long."""
 
 T = TypeVar("T")
 
@@ -42,16 +55,18 @@ class Bed:
         namespace: Its name.
         kubeconfig: How to reach the cluster.
         kubectl: The program.
+        address: This machine, as pods reach it.
         env: Environment of pods that find the store.
     """
 
     namespace: str
     kubeconfig: Path
     kubectl: str
+    address: str = LOOPBACK
     env: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, *arguments: str, text: str | None = None, check: bool = True) -> str:
-        """Calls kubectl in the namespace; gives what it prints."""
+        """Calls kubectl in the namespace; returns what it prints."""
         ended = subprocess.run(
             [self.kubectl, "--kubeconfig", str(self.kubeconfig), "-n", self.namespace, *arguments],
             input=text, capture_output=True, text=True, timeout=120, check=False,
@@ -97,7 +112,8 @@ class Bed:
         """Sends SIGKILL to a pod's process."""
         found = json.loads(self.run("get", "pod", pod, "-o", "json"))
         container = found["status"]["containerStatuses"][0]["containerID"].partition("://")[2]
-        ctr = ["ctr", "-a", str(TESTBED / "run/containerd.sock"), "-n", "k8s.io"]
+        containerd = os.environ.get("CONTAINERD_ADDRESS") or str(TESTBED / "run/containerd.sock")
+        ctr = ["ctr", "-a", containerd, "-n", "k8s.io"]
         subprocess.run([*ctr, "tasks", "kill", "-s", "SIGKILL", container], check=True, capture_output=True)
 
     def spec(self, uri: str, *overrides: str, kubernetes: Mapping[str, Any] | None = None) -> RunSpec:
@@ -130,11 +146,37 @@ def environment() -> dict[str, str]:
     }
 
 
-def folders() -> list[dict[str, Any]]:
-    """Gives the folders of this environment as volumes of a pool."""
+def places() -> dict[str, Path]:
+    """Returns the folders of this environment, by the name of their claim."""
     wanted = {"repo": REPO, "env": Path(sys.prefix), "python": Path(os.path.realpath(sys.executable)).parents[1]}
-    found = {name: path for name, path in wanted.items() if name == "repo" or REPO not in path.parents}
-    return [{"name": name, "mount_path": str(path), "host_path": str(path)} for name, path in found.items()]
+    return {name: path for name, path in wanted.items() if name == "repo" or REPO not in path.parents}
+
+
+def folders() -> list[dict[str, Any]]:
+    """Returns the folders of this environment as volumes of a pool."""
+    return [{"name": name, "mount_path": str(path), "claim": name} for name, path in places().items()]
+
+
+def volumes_and_claims(namespace: str) -> Iterator[dict[str, Any]]:
+    """Yields what lets pods of a namespace mount the folders of this environment from the node."""
+    for name, path in places().items():
+        common = {"accessModes": ["ReadOnlyMany"], "storageClassName": ""}
+        size = {"storage": "1Gi"}
+        yield {
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": f"{namespace}-{name}", "labels": {"lwfed/test": namespace}},
+            "spec": {
+                **common, "capacity": size, "persistentVolumeReclaimPolicy": "Retain", "hostPath": {"path": str(path)},
+                "claimRef": {"namespace": namespace, "name": name},
+            },
+        }  # fmt: skip
+        yield {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": name, "namespace": namespace},
+            "spec": {**common, "resources": {"requests": size}, "volumeName": f"{namespace}-{name}"},
+        }
 
 
 def pool(name: str, **settings: Any) -> dict[str, Any]:
@@ -144,7 +186,7 @@ def pool(name: str, **settings: Any) -> dict[str, Any]:
 
 def until(look: Callable[[], T | None], *, within_s: float, what: str) -> T:
     """Waits until something is there."""
-    ends_at = time.monotonic() + within_s
+    ends_at = time.monotonic() + within_s * PATIENCE
     while time.monotonic() < ends_at:
         found = look()
         if found:
@@ -153,36 +195,60 @@ def until(look: Callable[[], T | None], *, within_s: float, what: str) -> T:
     raise AssertionError(f"{what}: not within {within_s:g} s")
 
 
-def find_cluster() -> tuple[Path, str] | None:
-    """Finds a cluster that is for tests, and kubectl; None where there is none.
+def address_of(server: str, *, named: str | None) -> str | None:
+    """Returns the address of this machine as pods of a cluster reach it; None where the cluster is not for tests.
 
-    A cluster that KUBECONFIG names may be anybody's, so one that is not on the loopback is never taken.
+    Args:
+        server: The API's address, as the kubeconfig has it.
+        named: The address that LWFED_TEST_CLUSTER names.
     """
+    host = urlsplit(server).hostname or ""
+    if host == "localhost" or re.fullmatch(r"127(\.[0-9]+){3}", host):
+        return LOOPBACK
+    return host if server == named and _is_of_this_machine(host) else None
+
+
+def _is_of_this_machine(host: str) -> bool:
+    with socket.socket() as tried:
+        try:
+            tried.bind((host, 0))
+        except OSError:
+            return False
+    return True
+
+
+def find_cluster() -> Bed | None:
+    """Finds a cluster that is for tests, and kubectl; None where there is none."""
     named = os.environ.get("LWFED_TEST_KUBECONFIG")
     path = Path(named) if named else TESTBED / "pki/admin.kubeconfig"
     kubectl = shutil.which("kubectl") or shutil.which("kubectl", path=str(TESTBED / "bin"))
     if not path.is_file() or kubectl is None:
         return None
     clusters = yaml.safe_load(path.read_text(encoding="utf-8"))["clusters"]
-    if not all(entry["cluster"]["server"].startswith(LOOPBACK) for entry in clusters):
+    told = os.environ.get("LWFED_TEST_CLUSTER")
+    addresses = {address_of(entry["cluster"]["server"], named=told) for entry in clusters}
+    address = addresses.pop() if len(addresses) == 1 else None
+    if address is None:
         return None
     asked = subprocess.run(
         [kubectl, "--kubeconfig", str(path), "get", "--raw", "/readyz", "--request-timeout=5s"], capture_output=True
     )
-    return (path, kubectl) if asked.returncode == 0 else None
+    return None if asked.returncode else Bed(namespace="default", kubeconfig=path, kubectl=kubectl, address=address)
 
 
 @contextmanager
 def namespace(name: str) -> Iterator[Bed | None]:
-    """Makes a namespace for a while; gives None where there is no cluster."""
+    """Makes a namespace for a while; yields None where there is no cluster."""
     found = find_cluster()
     if found is None:
         yield None
         return
-    bed = Bed(namespace=name, kubeconfig=found[0], kubectl=found[1])
+    bed = replace(found, namespace=name)
     bed.run("create", "namespace", name)
     until(lambda: bed.run("get", "serviceaccount", "default", check=False), within_s=30, what="the default account")
+    bed.apply(*volumes_and_claims(name))
     try:
         yield bed
     finally:
         bed.run("delete", "namespace", name, "--wait=false")
+        bed.run("delete", "persistentvolume", "-l", f"lwfed/test={name}", "--wait=false")

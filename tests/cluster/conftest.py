@@ -10,15 +10,24 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.bed import HOW_TO_GET, Bed, namespace
+from tests.cluster.bed import HOW_TO_GET, Bed, find_cluster, namespace
 from tests.s3 import HOW_TO_GET as HOW_TO_GET_S3
 from tests.s3 import Server, serving
 
 
 @pytest.fixture(scope="session")
-def minio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """An S3 server of the tests' own; pods reach the loopback, too."""
-    with serving(tmp_path_factory.mktemp("s3")) as server:
+def found() -> Bed:
+    """The cluster."""
+    cluster = find_cluster()
+    if cluster is None:
+        pytest.skip(HOW_TO_GET)
+    return cluster
+
+
+@pytest.fixture(scope="session")
+def minio(found: Bed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """An S3 server of the tests' own, where pods reach this machine."""
+    with serving(tmp_path_factory.mktemp("s3"), host=found.address) as server:
         if server is None:
             pytest.skip(HOW_TO_GET_S3)
         server.make_bucket("lwfed")
@@ -28,10 +37,9 @@ def minio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def bed(minio: Server) -> Iterator[Bed]:
     """A namespace whose pods find the S3 server."""
-    with namespace(f"lwfed-test-{uuid.uuid4().hex[:8]}") as found:
-        if found is None:
-            pytest.skip(HOW_TO_GET)
-        yield replace(found, env=minio.environment())
+    with namespace(f"lwfed-test-{uuid.uuid4().hex[:8]}") as made:
+        assert made is not None
+        yield replace(made, env=minio.environment())
 
 
 @pytest.fixture

@@ -61,17 +61,17 @@ def credentials(bed: Bed, minio: Server, uri: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def mlflow(tmp_path: Path) -> Iterator[str]:
-    """A real MLflow server; gives its address."""
-    port = free_port()
+def mlflow(bed: Bed, tmp_path: Path) -> Iterator[str]:
+    """A real MLflow server; yields its address."""
+    port = free_port(bed.address)
     command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        sys.executable, "-m", "mlflow", "server", "--host", bed.address, "--port", str(port), "--workers", "1",
         "--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db",
         "--artifacts-destination", str(tmp_path / "artifacts"),
     ]  # fmt: skip
     with (tmp_path / "mlflow.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    address = f"http://127.0.0.1:{port}"
+    address = f"http://{bed.address}:{port}"
 
     def answers() -> bool:
         try:
@@ -142,7 +142,7 @@ def coordinator_job(bed: Bed, spec: RunSpec, run_id: str) -> dict[str, Any]:
             "containers": [container],
             "volumes": [
                 {"name": "spec", "configMap": {"name": run_id}},
-                *({"name": v["name"], "hostPath": {"path": v["host_path"]}} for v in volumes),
+                *({"name": v["name"], "persistentVolumeClaim": {"claimName": v["claim"]}} for v in volumes),
             ],
         }
     }

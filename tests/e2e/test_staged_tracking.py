@@ -23,9 +23,9 @@ from lwfed.launch.trackers import NO_STAGE, make_trackers
 from lwfed.spec.federation import TrackingSpec
 from lwfed.steps import runs
 from lwfed.steps.experiment import place_of, summarise
-from lwfed.steps.finish import tell_finish
 from lwfed.steps.runs import Options
 from lwfed.steps.tasks import RunTask, StageTask
+from lwfed.steps.tell_finish import tell_finish
 from lwfed.steps.train_stage import train_stage
 from lwfed.steps.workbench import Workbench
 from lwfed.types.errors import QuorumError
@@ -134,7 +134,7 @@ class Experiment:
             store=self.bench.store.uri, run_id=self.run["run_id"], stage=stage, place=place_of(self.run, cache=None)
         )
         try:
-            train_stage(task, launcher=InProcess(self.bench), bench=self.bench, emit=emit)
+            train_stage(task, launcher=InProcess(self.bench), store=self.bench.store, emit=emit)
         except QuorumError as error:
             trackers.fail(str(error))
         if own:

@@ -13,10 +13,12 @@ from torch import Tensor
 from lwfed.federated.aggregate import normalise_weights, weighted_mean
 from lwfed.models.build import tensor_specs
 from lwfed.steps.aggregate_round import aggregate_round
-from lwfed.steps.workbench import Stage, Workbench
+from lwfed.steps.stage import Stage
+from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
-from lwfed.store.blocks import block_key, read_block
+from lwfed.store.blocks import read_block
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
+from lwfed.store.manifest import block_key
 from tests.tiny import accept, begun, round_task, run_tiny, tensors_of, update_tensors
 
 CLIENTS = ("client-000", "client-001", "client-002")

@@ -18,16 +18,18 @@ from lwfed.launch.in_process import InProcess
 from lwfed.launch.subprocess import Subprocess
 from lwfed.models.build import tensor_specs
 from lwfed.steps.aggregate_round import ROUNDED
+from lwfed.steps.counted import counted_until
 from lwfed.steps.launcher import Emit, Outcome
-from lwfed.steps.residuals import counted_until, open_kept
+from lwfed.steps.residuals import open_kept
 from lwfed.steps.runs import Options
 from lwfed.steps.tasks import PoolTask, RoundTask
 from lwfed.steps.train_client import fetch_model, manifest_of, train_client
 from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
-from lwfed.store.blocks import block_key, read_block
+from lwfed.store.blocks import read_block
 from lwfed.store.checkpoint import read_checkpoint
 from lwfed.store.counting import CountingStore
+from lwfed.store.manifest import block_key
 from lwfed.types.encoded import Codec, is_encoded
 from lwfed.types.seeds import derive
 from lwfed.types.tensors import TensorSpec

@@ -24,6 +24,7 @@ FOLDERS = {
     "everything": HERE / "everything",
     "kfp": HERE / "kfp",
     "kueue-cluster": K8S / "components/kueue/cluster",
+    "priority-classes": K8S / "components/priority-classes",
 }
 """Name of what is written down -> its kustomization."""
 LWFED = (*OVERLAYS, "everything")

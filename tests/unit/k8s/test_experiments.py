@@ -36,7 +36,7 @@ def test_experiment_names_what_is_there(name: str) -> None:
     assert {one["metadata"]["namespace"] for one in found if one["kind"] == "ServiceAccount"} == {settings.namespace}
     assert settings.service_account in names(name, "ServiceAccount")
     classes = {settings.priority_class, *(pool.priority_class for pool in pools(spec))} - {None}
-    assert classes == names(name, "PriorityClass")
+    assert classes <= names("priority-classes", "PriorityClass")
     host = str(spec.tracking.uri).partition("://")[2].partition(":")[0]
     assert host in names(name, "Service") or host.endswith(".example.com")
 
@@ -66,6 +66,34 @@ def test_experiment_fits_the_quotas(name: str) -> None:
     gpus = sum(pool.gpus * at_once[pool.name] for pool in spec.kubernetes.pools)
     assert gpus <= int(hard.get("requests.nvidia.com/gpu", 0))
     assert gpus == 0 or all(pool.tolerations for pool in pools(spec) if pool.gpus)
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_experiment_asks_for_a_user_and_a_group_where_the_cluster_has_none_of_its_own(name: str) -> None:
+    settings = experiment(name).kubernetes
+    assert settings.run_as_user is None
+    assert settings.fs_group == (None if name == "openshift" else 65532)
+
+
+OTHERS = 0.95 + 0.674
+"""CPUs that others ask for on a node of kind: its own pods, and those of Kubeflow Pipelines 2.17, platform-agnostic."""
+
+
+def cpus(text: str) -> float:
+    return float(text[:-1]) / 1000 if text.endswith("m") else float(text)
+
+
+def test_the_trial_fits_a_node_of_two_cpus() -> None:
+    settings = experiment("kind").kubernetes
+    servers = sum(
+        cpus(container["resources"]["requests"]["cpu"])
+        for one in golden("kind")
+        if one["kind"] in ("Deployment", "StatefulSet")
+        for container in one["spec"]["template"]["spec"]["containers"]
+    )
+    clients = sum(cpus(pool.cpu or "1") for pool in settings.pools)
+    work = cpus(settings.coordinator.cpu) + max(clients, cpus(settings.server.cpu or "1"))
+    assert servers + work + OTHERS <= 1.95
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

@@ -9,7 +9,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import kubernetes_validate
 import pytest
+import yaml
 
 from lwfed.launch.kubernetes_manifests import Surroundings, Work, job
 from lwfed.spec.kubernetes import KubernetesSpec
@@ -18,7 +20,6 @@ from tests.unit.k8s.rendered import K8S, LWFED, OVERLAYS, Object, golden
 from tests.unit.k8s.restricted import breaches
 
 WORK_LABELS = {"app.kubernetes.io/name": "lwfed", "app.kubernetes.io/managed-by": "lwfed", "lwfed/step": "train-client"}
-CLUSTER_WIDE = {"PriorityClass", "Namespace"}
 
 
 def launched(**settings: Any) -> Object:
@@ -59,6 +60,17 @@ def test_pods_are_restricted(name: str) -> None:
     assert {
         pod: breaches(template["spec"]) for pod, template in pod_templates(golden(name)) if breaches(template["spec"])
     } == {}
+
+
+def test_the_trial_of_the_store_is_a_pod_like_others() -> None:
+    check = yaml.safe_load((K8S / "store-check.yaml").read_text(encoding="utf-8"))
+    template = check["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    assert breaches(template["spec"]) == [] and template["spec"]["automountServiceAccountToken"] is False
+    policy = next(one for one in of_kind(golden("cluster"), "NetworkPolicy") if one["metadata"]["name"] == "lwfed-s3")
+    assert selects(policy["spec"]["podSelector"], template["metadata"]["labels"])
+    assert {"cpu", "memory"} <= set(container["resources"]["requests"]), "a quota refuses pods without"
+    kubernetes_validate.validate(check, "1.34", strict=True)
 
 
 def test_pods_of_the_launcher_are_restricted() -> None:
@@ -130,13 +142,30 @@ def test_minio_is_the_version_that_tests_run_against() -> None:
     assert version and tested and version[1] == tested[1]
 
 
+def quantity(text: str) -> int:
+    units = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
+    return int(text[:-2]) * units[text[-2:]]
+
+
+def test_no_pool_asks_for_more_than_the_quotas_defaults_let_it_have() -> None:
+    """A default limit below what a pod asks for would have the pod refused, whatever the pool says."""
+    (limits,) = of_kind(golden("everything"), "LimitRange")
+    (rule,) = limits["spec"]["limits"]
+    pool = {"name": "large", "cpu": "64", "memory": "512Gi", "ephemeral_storage": "900Gi", "gpus": 8}
+    (container,) = launched(pools=[pool])["spec"]["template"]["spec"]["containers"]
+    asked, limited = container["resources"]["requests"], container["resources"]["limits"]
+    assert set(rule["default"]) & (set(asked) - set(limited)) == set()
+    for key, most in rule["default"].items():
+        assert quantity(rule["defaultRequest"][key]) <= quantity(most)
+
+
 # ---- names and secrets
 
 
 @pytest.mark.parametrize("name", LWFED)
 def test_all_is_in_one_namespace(name: str) -> None:
     found = golden(name)
-    spaces = {one["metadata"].get("namespace") for one in found if one["kind"] not in CLUSTER_WIDE}
+    spaces = {one["metadata"].get("namespace") for one in found if one["kind"] != "Namespace"}
     assert len(spaces) == 1 and None not in spaces
     assert {one["metadata"]["name"] for one in of_kind(found, "Namespace")} <= spaces
     subjects = [subject for one in of_kind(found, "RoleBinding") for subject in one["subjects"]]
@@ -158,9 +187,10 @@ def test_no_secret_is_written_down(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LWFED)
-def test_only_the_namespace_is_not_labelled_as_a_part(name: str) -> None:
-    """What is deleted by label must leave the namespace alone."""
+def test_what_is_deleted_by_label_is_of_this_installation(name: str) -> None:
+    """All of it, and nothing of the whole cluster: neither the namespace nor what other installations use."""
     for one in golden(name):
+        assert one["kind"] == "Namespace" or one["metadata"]["namespace"], one["metadata"]["name"]
         part = one["metadata"].get("labels", {}).get("app.kubernetes.io/part-of")
         assert part == (None if one["kind"] == "Namespace" else "lwfed"), one["metadata"]["name"]
 
@@ -215,7 +245,17 @@ def allowed(found: list[Object], labels: Mapping[str, str]) -> list[tuple[Object
     ]
 
 
-@pytest.mark.parametrize("name", [name for name in LWFED if name != "kind"])
+@pytest.mark.parametrize("name", LWFED)
+def test_pods_that_policies_hold_find_dns_on_nodes_with_a_cache(name: str) -> None:
+    """Policies for egress name NodeLocal DNSCache's address wherever they name the cluster's DNS."""
+    for policy in of_kind(golden(name), "NetworkPolicy"):
+        for rule in policy["spec"].get("egress", ()):
+            if {"protocol": "UDP", "port": 53} in rule["ports"]:
+                blocks = [peer["ipBlock"]["cidr"] for peer in rule["to"] if "ipBlock" in peer]
+                assert blocks == ["169.254.20.10/32"], policy["metadata"]["name"]
+
+
+@pytest.mark.parametrize("name", [name for name in LWFED if name not in ("kind", "kubeflow")])
 def test_only_needed_flows(name: str) -> None:
     found = golden(name)
     client = allowed(found, WORK_LABELS)

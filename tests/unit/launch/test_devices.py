@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lwfed import environment
-from lwfed.launch import launchers
+from lwfed.launch import devices as module
 from lwfed.launch.devices import check_devices, gpus_here, gpus_of, names_of
 from lwfed.launch.launchers import make_launcher
 from lwfed.spec.federation import LaunchSpec
@@ -84,11 +84,11 @@ def test_a_client_of_more_devices_than_there_are_is_refused() -> None:
 
 
 def test_a_run_is_refused_before_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launchers, "gpus_here", lambda device: () if device == "cpu" else machine(2))
+    monkeypatch.setattr(module, "gpus_here", lambda device: () if device == "cpu" else machine(2))
     bench = Workbench(LocalStore(tmp_path))
 
     def launcher(**launch: Any) -> Launcher:
-        return make_launcher(RunSpec(launch=LaunchSpec(kind="subprocess", **launch)), bench=bench, run_id="r")
+        return make_launcher(RunSpec(launch=LaunchSpec(kind="subprocess", **launch)), store=bench.store, run_id="r")
 
     with pytest.raises(SpecError, match=r"`launch\.devices` is 3"):
         launcher(devices=3)

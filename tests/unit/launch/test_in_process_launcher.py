@@ -66,7 +66,8 @@ def test_nobody_starts_after_the_deadline(tmp_path: Path) -> None:
 
 def test_a_spec_names_its_launcher(tmp_path: Path) -> None:
     bench = Workbench(LocalStore(tmp_path))
-    assert isinstance(make_launcher(RunSpec(), bench=bench, run_id="r"), InProcess)
+    assert isinstance(make_launcher(RunSpec(), store=bench.store, run_id="r"), InProcess)
     assert isinstance(
-        make_launcher(RunSpec(launch=LaunchSpec(kind="subprocess", parallel=3)), bench=bench, run_id="r"), Subprocess
+        make_launcher(RunSpec(launch=LaunchSpec(kind="subprocess", parallel=3)), store=bench.store, run_id="r"),
+        Subprocess,
     )

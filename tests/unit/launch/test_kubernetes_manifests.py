@@ -22,7 +22,7 @@ from lwfed.launch.kubernetes_manifests import (
 from lwfed.launch.kubernetes_names import TASKS_NOTE, TEMPLATE_NOTE
 from lwfed.spec.kubernetes import PoolSpec
 from lwfed.spec.load import build_spec
-from lwfed.types.errors import EXIT_CODES, FINAL_CODES, CoordinatorGoneError, OutOfMemoryError
+from lwfed.types.errors import EXIT_CODES, FINAL_CODES, CoordinatorGoneError, OutOfMemoryError, SpecError
 from tests.unit.k8s.restricted import breaches
 
 VERSIONS = ("1.29", "1.34")
@@ -149,9 +149,40 @@ def test_only_what_is_asked_for_leaves_the_standard() -> None:
     assert any("runAsNonRoot" in one for one in breaches(pod_of(EVERYTHING["root"])))
 
 
-def test_files_of_volumes_belong_to_the_pods_user() -> None:
-    assert pod_of(EVERYTHING["most"])["securityContext"]["fsGroup"] == 1000
-    assert not {"fsGroup", "runAsUser"} & set(pod_of(EVERYTHING["least"])["securityContext"]), "the image's"
+def test_disks_are_handed_to_a_group_whoever_the_pods_user_is() -> None:
+    for which in EVERYTHING:
+        said = pod_of(EVERYTHING[which])["securityContext"]
+        assert (said["fsGroup"], said["fsGroupChangePolicy"]) == (65532, "OnRootMismatch"), which
+    assert "runAsUser" not in pod_of(EVERYTHING["least"])["securityContext"], "the image's"
+    assert pod_of(made(fs_group=7))["securityContext"]["fsGroup"] == 7
+    own = pod_of(made(fs_group=None))["securityContext"]
+    assert not {"fsGroup", "fsGroupChangePolicy", "runAsUser"} & set(own), "the cluster's, as on OpenShift"
+
+
+def test_data_that_are_only_read_are_not_handed_over() -> None:
+    """fsGroup changes every file of a disk that is not read-only as a whole."""
+    data = {"name": "data", "mount_path": "/data", "claim": "coco"}
+    cache = {"name": "cache", "mount_path": "/cache", "claim": "cache", "read_only": False}
+    both = [data | {"name": "cache", "claim": "cache", "sub_path": "coco"}, cache]
+
+    def claims(volumes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        found = pod_of(made({"volumes": volumes, "cache": "/cache/lwfed"}))["volumes"]
+        return [one["persistentVolumeClaim"] for one in found if "persistentVolumeClaim" in one]
+
+    assert claims([data, cache]) == [{"claimName": "coco", "readOnly": True}, {"claimName": "cache"}]
+    assert claims(both) == [{"claimName": "cache"}]
+
+
+def test_a_cache_that_pods_may_only_read_is_refused() -> None:
+    disk = {"name": "disk", "mount_path": "/disk", "claim": "disk"}
+    with pytest.raises(SpecError, match="`cache` /disk/lwfed lies on the volume `disk`, which is only read"):
+        made({"volumes": [disk], "cache": "/disk/lwfed"})
+    nested = disk | {"name": "inner", "mount_path": "/disk/lwfed", "read_only": False}
+    for volumes, cache in (
+        ([disk | {"read_only": False}], "/disk"), ([disk, nested], "/disk/lwfed/a"), ([disk], "/diskette"),
+        ([{"name": "scratch", "mount_path": "/disk", "empty_dir": ""}], "/disk"),
+    ):  # fmt: skip
+        made({"volumes": volumes, "cache": cache})
 
 
 @pytest.mark.parametrize("which", sorted(EVERYTHING))

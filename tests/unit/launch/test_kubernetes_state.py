@@ -262,6 +262,7 @@ def test_a_missing_image_is_given_up_sooner_and_told_once_though_pull_and_wait_t
     (code, why) = ends(facts)["client-000"]
     assert code == 1 and why.startswith(f"given up after {BROKEN_S:g} s: its image cannot be had")
     assert "docker.io/lab/absent:1" in why and "failed to resolve reference" in why
+    assert "kubernetes.image" in why.partition(" -> ")[2], "with what helps"
     assert len(lines(facts)) == 1
 
 
@@ -334,7 +335,8 @@ def test_a_quota_is_told_once_in_its_words_and_given_up_in_time() -> None:
     assert not state.on_job_events(events, now=6)
     assert state.why_open("client-000").startswith("its pod is not made: exceeded quota")
     assert not state.on_time(now=24)
-    assert ends(state.on_time(now=26))["client-000"][1].startswith("given up after 20 s: its pod is not made: exceeded")
+    _, why = ends(state.on_time(now=26))["client-000"]
+    assert why.startswith("given up after 20 s: its pod is not made: exceeded") and "quota" in why.partition(" -> ")[2]
 
 
 def test_a_quota_with_room_again_is_forgotten() -> None:

@@ -18,7 +18,8 @@ import pytest
 from lwfed.environment import child_environment
 from lwfed.launch import template
 from lwfed.launch.subprocess import Subprocess
-from lwfed.steps.workbench import Stage, Workbench
+from lwfed.steps.stage import Stage
+from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
 from lwfed.types.errors import SpecError
 from tests.tiny import begun, client_task, ignore, run_tiny

@@ -9,8 +9,8 @@ import pytest
 from lwfed.steps.aggregate_round import aggregate_round
 from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
-from lwfed.store.blocks import Block
 from lwfed.store.checkpoint import read_checkpoint
+from lwfed.store.manifest import Block
 from lwfed.types.errors import CheckpointError
 from lwfed.types.tensors import TensorSpec
 from tests.tiny import accept, begun, round_task, run_tiny

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lwfed.launch.in_process import InProcess
 from lwfed.steps.client_folder import MARK, UNUSED_S, tend_folder
 from lwfed.steps.evaluate_client import evaluate_client
-from lwfed.steps.tasks import ClientTask, Place
+from lwfed.steps.launcher import Emit, Outcome
+from lwfed.steps.tasks import ClientTask, Place, PoolTask
 from lwfed.steps.train_client import train_client
+from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
 from lwfed.store.local import LocalStore
 from lwfed.store.protocol import Store
 from lwfed.types.errors import UnreachableError
-from tests.tiny import begun, client_task
+from tests.tiny import begun, client_task, run_tiny
 
 DAY_S = 24 * 3600.0
 
@@ -107,3 +114,66 @@ def test_what_a_killed_process_left_of_a_folder_is_removed_by_the_next(tmp_path:
     nowhere = task_of(volume, store).model_copy(update={"place": Place(device="cpu")})
     tend_folder(nowhere, store=store)
     assert names(volume) == ["mine"]
+
+
+@contextmanager
+def as_user(number: int) -> Iterator[None]:
+    """Works as a user whom nothing belongs to; a developer is one already."""
+    if os.geteuid():
+        yield
+        return
+    groups = os.getgroups()
+    os.setgroups([])
+    os.setegid(number)
+    os.seteuid(number)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
+
+
+def test_a_folder_of_somebody_else_is_named_with_whose_it_is_and_the_remedy(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "store")
+    with tempfile.TemporaryDirectory() as made_here:
+        volume = Path(made_here)
+        volume.chmod(0o555)
+        with as_user(65532):
+            who = f"user {os.geteuid()} of groups"
+            why = tend_folder(task_of(volume, store), store=store)
+            again = tend_folder(task_of(volume, store), store=store)
+        owner = f"{volume} belongs to user {os.geteuid()} and group {volume.stat().st_gid}, mode 0555"
+        assert why is not None and why == again
+        assert why.startswith(f"{volume}/mine/client-000 cannot be written: Permission denied for {who}")
+        assert owner in why and "kubernetes.fs_group" in why.partition(" -> ")[2]
+        volume.chmod(0o777)
+        with as_user(65532):
+            assert tend_folder(task_of(volume, store), store=store) is None
+            (volume / "mine/client-000").chmod(0o555)
+            why = tend_folder(task_of(volume, store), store=store)
+        assert why is not None and "mine/client-000 belongs to user" in why, "made by a pod of another user"
+
+
+class Misplaced(InProcess):
+    """The launcher of this process; the second client's folder is none, as on a disk of somebody else."""
+
+    def __init__(self, bench: Workbench, *, cache: Path) -> None:
+        super().__init__(bench)
+        self._cache = str(cache)
+
+    def clients(self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit) -> Iterator[Outcome]:
+        first, second = tasks
+        there = second.model_copy(update={"place": second.place.model_copy(update={"cache": self._cache})})
+        yield from super().clients(step, [first, there], deadline_s=deadline_s, emit=emit)
+
+
+def test_a_client_that_keeps_nothing_says_why_and_its_coordinator_tells(tmp_path: Path) -> None:
+    (tmp_path / "volume").write_text("a file")
+    launcher = partial(Misplaced, cache=tmp_path / "volume/mine")
+    done = run_tiny(tmp_path / "store", "exchange.upload=int8", "stages.rounds=[2,1]", launcher=launcher)
+    told = done.told("round")[1]["clients"]
+    assert told["client-001"]["unkept"].endswith("volume/mine/client-001 cannot be written: Not a directory")
+    assert "unkept" not in told["client-000"]
+    warnings = [values["message"] for values in done.told("warning")]
+    assert any(line.startswith("1 client(s) keep nothing from round to round; client-001: ") for line in warnings)

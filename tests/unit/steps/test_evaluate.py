@@ -13,9 +13,11 @@ from torch.nn.functional import normalize
 from lwfed.data.batches import eval_batches
 from lwfed.models.build import initial_tensors, load
 from lwfed.models.multimodal import Multimodal
-from lwfed.steps.evaluate import embed, evaluate, pooled
+from lwfed.steps.evaluate import embed, evaluate
+from lwfed.steps.measured import pooled
+from lwfed.steps.stage import Stage
 from lwfed.steps.tasks import Place
-from lwfed.steps.workbench import Stage, Workbench
+from lwfed.steps.workbench import Workbench
 from tests.tiny import begun
 
 CPU = torch.device("cpu")

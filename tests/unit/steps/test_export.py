@@ -24,7 +24,8 @@ from lwfed.data.inputs import InputSettings
 from lwfed.data.tokens import tokenize
 from lwfed.data.transforms import evaluation_pixels, normalise_pixels
 from lwfed.steps.export import export_run, replacing, sequential
-from lwfed.steps.serve import Predictor, load_predictor, uri_of
+from lwfed.steps.serve import Predictor, load_predictor
+from lwfed.steps.tell_finish import uri_of
 from lwfed.steps.workbench import Workbench
 from lwfed.types.errors import (
     CheckpointError,

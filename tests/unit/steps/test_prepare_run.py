@@ -13,7 +13,7 @@ from lwfed.spec.load import build_spec
 from lwfed.spec.run import RunSpec
 from lwfed.steps.launcher import Emit, Outcome
 from lwfed.steps.prepare import draft, prepare
-from lwfed.steps.prepare_run import prepare_there
+from lwfed.steps.prepare_there import prepare_there
 from lwfed.steps.runs import Options
 from lwfed.steps.tasks import PoolTask
 from lwfed.steps.workbench import Workbench

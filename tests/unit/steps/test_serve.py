@@ -13,12 +13,14 @@ import torch
 from lwfed.data.batches import eval_batches
 from lwfed.models.build import load
 from lwfed.steps.evaluate import Embedded, embed
-from lwfed.steps.serve import Predictor, load_predictor, uri_of
+from lwfed.steps.serve import Predictor, load_predictor
 from lwfed.steps.tasks import Place
+from lwfed.steps.tell_finish import uri_of
 from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
-from lwfed.store.blocks import block_key, read_block
+from lwfed.store.blocks import read_block
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
+from lwfed.store.manifest import block_key
 from lwfed.types.errors import CheckpointError, DataError, SpecError
 from tests.unit.steps import tiny_runs
 

@@ -12,8 +12,8 @@ from lwfed.steps.runtime import computing
 from lwfed.steps.train_client import parameter_groups, train_client
 from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
-from lwfed.store.blocks import block_key
 from lwfed.store.checkpoint import read_checkpoint
+from lwfed.store.manifest import block_key
 from lwfed.types.errors import CheckpointError, DivergedError
 from lwfed.types.tensors import unit_of
 from tests.tiny import begun, client_task, run_tiny, tensor_digests, update_tensors

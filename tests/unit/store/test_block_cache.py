@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lwfed.store.blocks import Block, block_key, write_block
+from lwfed.store.blocks import write_block
 from lwfed.store.cache import BlockCache
 from lwfed.store.counting import CountingStore
 from lwfed.store.local import LocalStore
+from lwfed.store.manifest import Block, block_key
 
 
 @pytest.fixture

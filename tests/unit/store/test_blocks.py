@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lwfed.params import digest
-from lwfed.store.blocks import Block, block_key, describe, read_block, read_tensor, write_block
+from lwfed.store.blocks import describe, read_block, read_tensor, write_block
 from lwfed.store.counting import CountingStore
 from lwfed.store.local import LocalStore
+from lwfed.store.manifest import Block, block_key
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import CheckpointError
 from lwfed.types.tensors import layout

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from lwfed.params import by_unit, digest
-from lwfed.store.blocks import block_key, read_block, read_tensor, write_block
+from lwfed.store.blocks import read_block, read_tensor, write_block
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
 from lwfed.store.local import LocalStore
+from lwfed.store.manifest import block_key
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import CheckpointError
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lwfed.store.blocks import block_key, read_block, write_block
+from lwfed.store.blocks import read_block, write_block
 from lwfed.store.cache import BlockCache
 from lwfed.store.local import LocalStore
+from lwfed.store.manifest import block_key
 from lwfed.types.errors import DiskFullError
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ from typer.testing import CliRunner
 
 from lwfed.cli.store import app
 from lwfed.store import paths
-from lwfed.store.blocks import block_key, read_block, write_block
+from lwfed.store.blocks import read_block, write_block
+from lwfed.store.manifest import block_key
 from lwfed.store.opening import open_store
 from lwfed.store.policies import client_policy, server_policy
 from lwfed.store.protocol import Store
 from lwfed.store.provision import SERVER, access_key_of, provision
 from lwfed.store.s3 import S3Store
 from lwfed.store.s3_client import Access
-from lwfed.types.errors import LwfedError, SpecError, UnreachableError
+from lwfed.types.errors import SpecError, UnreachableError
 from tests.s3 import PASSWORD, USER, Server
 
 STAGE = "5" * 64
@@ -176,13 +178,19 @@ def test_a_server_that_was_lost_gets_its_secrets_back(uri: str, admin: Access, a
 
 
 def test_who_is_not_the_administrator_is_told(uri: str, minio: Server) -> None:
+    nobody = Access(access_key="nobody", secret_key=PASSWORD, endpoint=minio.endpoint)
     wrong = Access(access_key=USER, secret_key="wrong-secret", endpoint=minio.endpoint)
-    with pytest.raises(UnreachableError, match="does not know these credentials"):
-        provision(uri, clients=[], admin=wrong)
+    user = provision(uri, clients=["client-1"], admin=replace(wrong, secret_key=PASSWORD), rotate=True).users[-1]
+    client = Access(access_key=user.access_key, secret_key=user.secret_key, endpoint=minio.endpoint)
+    for access in (nobody, wrong, client):
+        with pytest.raises(UnreachableError) as caught:
+            provision(uri, clients=[], admin=access)
+        assert "MINIO_ROOT_USER and MINIO_ROOT_PASSWORD" in caught.value.remedy
+        assert "AWS_ACCESS_KEY_ID" not in str(caught.value)
     for lacking in (Access(endpoint=minio.endpoint), Access(endpoint=minio.endpoint, access_key=USER)):
-        with pytest.raises(LwfedError) as caught:
+        with pytest.raises(SpecError, match="no administrator is named") as unnamed:
             provision(uri, clients=[], admin=lacking)
-        assert caught.value.remedy
+        assert unnamed.value.remedy
 
 
 def test_a_store_is_tried_out(uri: str, tmp_path: Path, s3: Server) -> None:

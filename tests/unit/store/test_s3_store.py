@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from lwfed.store import s3_transfer
-from lwfed.store.blocks import block_key, read_block, write_block
+from lwfed.store.blocks import read_block, write_block
 from lwfed.store.cache import BlockCache
 from lwfed.store.counting import CountingStore
+from lwfed.store.manifest import block_key
 from lwfed.store.opening import open_store
 from lwfed.store.s3 import S3Store
 from lwfed.store.s3_transfer import THREADS, parts_of

@@ -1,0 +1,80 @@
+"""Steps by their names; a step's modules are imported when it runs, since they are most of what a pod's start takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from lwfed.environment import cache_folder
+from lwfed.steps.launcher import Emit
+from lwfed.steps.tasks import ClientTask, InspectTask, PoolTask, PrepareTask, RoundTask, RunTask, ServerTask
+from lwfed.store.opening import open_store
+from lwfed.store.protocol import Store
+
+if TYPE_CHECKING:
+    from lwfed.steps.workbench import Workbench
+
+
+def run_step(step: str, task: PoolTask | ServerTask, *, emit: Emit, bench: Workbench | None = None) -> dict[str, Any]:
+    """Runs a step of a client or of the server in this process.
+
+    Args:
+        step: Which.
+        task: Its task.
+        emit: Told about progress.
+        bench: The process's bench; None: none yet, and one is made where the step computes with tensors.
+
+    Returns:
+        Its result as plain values.
+    """
+    store = open_store(task.store) if bench is None else bench.store
+    match step, task:
+        case "prepare", PrepareTask():
+            from lwfed.steps.prepare_run import prepare_here
+
+            run = prepare_here(task, store=store, emit=emit, cache=cache_folder())
+            return {"run_id": run["run_id"]}
+        case "inspect-client", InspectTask():
+            from lwfed.steps.inspect_client import inspect_client
+
+            return inspect_client(task, store=store, emit=emit)
+        case "train-client", ClientTask():
+            from lwfed.steps.train_client import train_client
+
+            update = train_client(task, bench=_bench(bench, store), on_step=step_teller(task.client, emit))
+            return {"digest": update.get("digest", "")}
+        case "evaluate-client", ClientTask():
+            from lwfed.steps.evaluate_client import evaluate_client
+
+            return evaluate_client(task, bench=_bench(bench, store))
+        case "aggregate-round", RoundTask():
+            from lwfed.steps.aggregate_round import aggregate_round
+
+            return {"digest": aggregate_round(task, bench=_bench(bench, store))}
+        case "evaluate-round", RoundTask():
+            from lwfed.steps.aggregate_round import evaluate_round
+
+            return dict(evaluate_round(task, bench=_bench(bench, store)))
+        case "finish", RunTask():
+            from lwfed.steps.finish import finish
+
+            return {"report": finish(task, bench=_bench(bench, store))}
+    raise ValueError(f"`{step}` is no step with a {type(task).__name__}")
+
+
+def step_teller(client: str, emit: Emit) -> Callable[[int, int, float], None]:
+    """Returns a callback that tells of each training step of a client."""
+
+    def tell(step: int, steps: int, loss: float) -> None:
+        values: dict[str, Any] = {"client": client, "step": step, "steps": steps, "loss": loss}
+        emit("client_step", values)
+
+    return tell
+
+
+def _bench(bench: Workbench | None, store: Store) -> Workbench:
+    if bench is not None:
+        return bench
+    from lwfed.steps.workbench import Workbench
+
+    return Workbench(store)

@@ -1,0 +1,48 @@
+"""Prepares a run by pods of the pools that hold its data; the coordinator itself opens none of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lwfed.plan.cohort import client_ids
+from lwfed.spec.data import CLIENT_MARK
+from lwfed.spec.load import to_values
+from lwfed.spec.run import RunSpec
+from lwfed.steps import runs
+from lwfed.steps.launcher import Emit, Launcher
+from lwfed.steps.runs import Options
+from lwfed.steps.specs import placed
+from lwfed.steps.tasks import InspectTask, Place, PrepareTask
+from lwfed.store.protocol import Store
+from lwfed.types.errors import DataError
+
+
+def prepare_there(spec: RunSpec, *, options: Options, launcher: Launcher, store: Store, emit: Emit) -> dict[str, Any]:
+    """Prepares a run whose data only the launcher's machines have; `options.run_id` must be given.
+
+    Raises:
+        DataError: A client with data of its own could not look at them.
+        LwfedError: What `prepare_here` raises there.
+    """
+    run_id = options.run_id or ""
+    values = to_values(placed(spec, store=store))
+    place = Place(workers=spec.data.workers, device=spec.launch.device)
+    if CLIENT_MARK in (spec.data.root or ""):
+        tasks = [
+            InspectTask(store=store.uri, run_id=run_id, client=client, spec=values, place=place)
+            for client in client_ids(spec.federation.num_clients)
+        ]
+        seconds = spec.federation.round_timeout_s
+        outcomes = launcher.clients("inspect-client", tasks, deadline_s=seconds, emit=emit)
+        failed = {outcome.client: outcome.reason for outcome in outcomes if outcome.exit_code}
+        if failed:
+            client = min(failed)
+            raise DataError(
+                f"{len(failed)} client(s) could not look at their data; {client}: {failed[client]}",
+                remedy="mend the data or the pool of that client, then start again",
+            )
+    task = PrepareTask(
+        store=store.uri, run_id=run_id, spec=values, fresh=options.fresh, parent=options.parent, place=place
+    )
+    launcher.server("prepare", task, emit=emit)
+    return runs.read_run(store, run_id)

@@ -1,0 +1,83 @@
+"""What a block holds, without the block: names, digests, types and shapes; known without torch.
+
+A block's digest is the sha256 of canonical JSON {tensor name: tensor digest}, so that hashing each tensor once serves
+the block's address, the checkpoint's digest and the check of a single tensor read by a byte range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from lwfed.types.canonical import digest_of
+from lwfed.types.errors import CheckpointError
+from lwfed.types.tensors import TensorSpec, layout
+
+_ANEW = "restore it, or train anew with --fresh"
+
+
+@dataclass(frozen=True)
+class Block:
+    """What a block holds.
+
+    Attributes:
+        tensors: Tensor name -> (digest, type and shape).
+    """
+
+    tensors: dict[str, tuple[str, TensorSpec]]
+
+    @cached_property
+    def digest(self) -> str:
+        """The block's digest."""
+        return digest_of({name: digest for name, (digest, _) in self.tensors.items()})
+
+    @cached_property
+    def spans(self) -> dict[str, tuple[int, int]]:
+        """Tensor name -> its bytes in the file."""
+        return layout(self.specs).spans
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Length of the file."""
+        return layout(self.specs).nbytes
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """Tensor name -> type and shape."""
+        return {name: spec for name, (_, spec) in self.tensors.items()}
+
+    def to_values(self) -> dict[str, Any]:
+        """Gives JSON values."""
+        return {
+            "digest": self.digest,
+            "nbytes": self.nbytes,
+            "tensors": {
+                name: {"digest": digest, "dtype": spec.dtype, "shape": list(spec.shape)}
+                for name, (digest, spec) in self.tensors.items()
+            },
+        }
+
+    @staticmethod
+    def from_values(values: Mapping[str, Any]) -> Block:
+        """Reads JSON values. Raises CheckpointError where they do not agree with their digest."""
+        try:
+            block = Block(
+                {
+                    name: (item["digest"], TensorSpec(shape=tuple(item["shape"]), dtype=item["dtype"]))
+                    for name, item in values["tensors"].items()
+                }
+            )
+            told = (values["digest"], values["nbytes"])
+            sound = told == (block.digest, block.nbytes)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise CheckpointError(f"a block's manifest is damaged: {error!r}", remedy=_ANEW) from None
+        if not sound:
+            raise CheckpointError(f"the manifest of block {str(told[0])[:12]} is damaged", remedy=_ANEW)
+        return block
+
+
+def block_key(block: Block) -> str:
+    """Gives the key of a block that any checkpoint may share."""
+    return f"blocks/sha256/{block.digest}.safetensors"
