@@ -103,7 +103,7 @@ def _run(calls: list[dict[str, Any]], to: Path, run_id: str, *, later: list[dict
         path = to / f"{found[1] if found else ''}.log"
         if not found or path.exists() or call["answer"].startswith("{") or found[1] not in nodes:
             continue
-        if _is_told(nodes[found[1]]):
+        if _is_shown(nodes[found[1]]):
             path.write_text(call["answer"], encoding="utf-8")
 
 
@@ -134,12 +134,12 @@ def _moments(calls: list[dict[str, Any]], run_id: str) -> Iterator[tuple[int, di
 def _what_matters(run: Mapping[str, Any], workflow: Mapping[str, Any] | None) -> tuple[Any, ...]:
     """Returns what makes a moment unlike the one before: the run's state, its tasks' pods, and drivers that fail."""
     nodes = (workflow["status"].get("nodes") or {}).values() if workflow else ()
-    pods = (node for node in nodes if node["type"] == "Pod" and _is_told(node))
+    pods = (node for node in nodes if node["type"] == "Pod" and _is_shown(node))
     return run.get("state"), workflow is None, [(node["name"], node["phase"], node.get("message")) for node in pods]
 
 
-def _is_told(node: Mapping[str, Any]) -> bool:
-    """Says whether people are told of a pod: of drivers, only where they fail."""
+def _is_shown(node: Mapping[str, Any]) -> bool:
+    """Says whether `lwfed logs` shows a pod: of drivers, only where they fail."""
     return node["phase"] == "Failed" or not re.search(r"-driver\(\d+\)$", node["name"])
 
 

@@ -70,6 +70,16 @@ def test_a_run_that_is_not_there_is_told(lwfed: Command, kfp: State) -> None:
     assert "2 runs are named mine" in lwfed("retry", "mine").error
 
 
+def test_a_run_is_found_on_a_later_page(lwfed: Command, kfp: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.client_runs.PAGE", 2)
+    kfp.play("cached", title="mine")
+    for _ in range(4):
+        kfp.play("cached")
+    assert "is SUCCEEDED" in lwfed("retry", "mine").error
+    pages = [ask for ask in kfp.asked if ask.startswith("GET /apis/v2beta1/runs?")]
+    assert len(pages) == 3 and ["page_token=" in ask for ask in pages] == [False, True, True]
+
+
 # --- cancel -----------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -24,6 +25,12 @@ def asked(kfp: State, path: str, method: str = "GET") -> tuple[int, Any]:
         with error:
             status, body = error.code, error.read().decode()
     return status, json.loads(body) if body.startswith("{") else body
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_recordings_have_no_addresses_of_where_they_were_taken(name: str) -> None:
+    text = json.dumps(recording(name))
+    assert not re.search(r"\b(10|127|172|192)(\.\d{1,3}){3}\b|docker\.io", text)
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -172,7 +172,7 @@ def test_a_run_without_a_state_is_taken_for_one_that_waits(kfp: State, lwfed: Co
     assert ended.code == 1 and "only what has failed" in ended.error
 
 
-def test_an_image_that_cannot_be_pulled_is_told_by_the_workflow_itself(kfp: State) -> None:
+def test_an_image_that_cannot_be_pulled_is_named_by_the_workflow_itself(kfp: State) -> None:
     """No cluster is at hand, and none is asked."""
     watched, run_id = Watched(), kfp.play("image-not-there", upto=-3)
 
