@@ -20,9 +20,9 @@ MAX_LINE = 400
 REMEDIES: Mapping[str, str] = {
     "image": "name one that its node can have in kubernetes.image, or kubernetes.image_pull_secrets",
     "config": "make what it names in the namespace of the Jobs; `lwfed store init` makes the store's Secrets",
-    "scheduling": "make room, ask for less in its pool, or check the pool's node_selector and tolerations",
+    "scheduling": "make room, ask for less in its pool, or check the pool's node_selector, tolerations and claims",
     "starting": "check its pool's volumes: kubectl describe pod says more while it waits",
-    "refused": "raise the quota, or change what forbids it",
+    "refused": "raise the quota, make what is not there, or change what forbids it",
 }
 """What helps a pod that was given up, by the kind of its wait; `refused` is one that is never made."""
 

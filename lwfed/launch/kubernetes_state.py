@@ -200,14 +200,12 @@ class JobState:
                 limit = min(limit, BROKEN_S)
             since = pod.waits_since if pod.waits is not None and limit < self.pending_timeout_s else pod.seen_at
             if now - since >= limit:
-                kind = pod.waits.kind if pod.waits is not None else "starting"
-                why = pod.waits.line if pod.waits is not None else "its pod does not start, and nothing says why"
-                self._stuck[pod.client] = f"given up after {limit:g} s: {why} -> {reasons.REMEDIES[kind]}"
+                wait = pod.waits or Wait("starting", "its pod does not start, and nothing says why")
+                self._stuck[pod.client] = f"given up after {limit:g} s: {wait.line} -> {reasons.REMEDIES[wait.kind]}"
                 facts += self._end(pod.client, Outcome(pod.client, 1, self._stuck[pod.client]))
         if self._refused is not None and now - self._refused_since >= self.pending_timeout_s and not self._live():
             why = f"given up after {self.pending_timeout_s:g} s: its pod is not made: {self._refused}"
-            why += f" -> {reasons.REMEDIES['refused']}"
-            self._stuck |= dict.fromkeys(self.unmade(), why)
+            self._stuck |= dict.fromkeys(self.unmade(), f"{why} -> {reasons.REMEDIES['refused']}")
         if self._stuck and not self._live():  # nothing runs that would make room for those that follow
             why = next(iter(self._stuck.values()))
             for client in self.unmade():

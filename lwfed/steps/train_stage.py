@@ -234,7 +234,7 @@ def _collect(
         if update is not None
     }
     if len(clients) < plan.cohort.min_fit_clients:
-        reasons = "; ".join(f"{client}: {reason}" for client, reason in sorted(failed.items()))
+        reasons = grouped(failed)
         raise QuorumError(
             f"round {server_round} of stage {plan.stage} has {len(clients)} of {len(cohort)} updates and needs "
             f"{plan.cohort.min_fit_clients} ({reasons})",
@@ -243,6 +243,14 @@ def _collect(
     accepted = {"clients": clients, "failed": failed, "cohort": list(cohort), "wall_s": time.monotonic() - started}
     store.write_ref(paths.accepted(stage.key, server_round), accepted, if_absent=True)
     return store.read_ref(paths.accepted(stage.key, server_round)) or accepted
+
+
+def grouped(failed: Mapping[str, str]) -> str:
+    """Writes why clients failed: each reason once with its clients; remedies stand in the lines above."""
+    clients: dict[str, list[str]] = {}
+    for client, reason in sorted(failed.items()):
+        clients.setdefault(reason.partition(" -> ")[0], []).append(client)
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in clients.items())
 
 
 def _run_clients(

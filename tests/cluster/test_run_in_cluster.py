@@ -24,7 +24,7 @@ from lwfed.steps import runs
 from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store
-from tests.cluster.bed import BASE_IMAGE, GPU, REPO, Bed, environment, folders, pool, until
+from tests.cluster.bed import BASE_IMAGE, GPU, PATIENCE, REPO, Bed, environment, folders, pool, until
 from tests.s3 import PASSWORD, USER, Server, free_port
 from tests.tiny import run_tiny
 
@@ -110,7 +110,7 @@ def spec_of(bed: Bed, uri: str, *overrides: str, pools: Sequence[dict[str, Any]]
     """The experiment; pods have the server's address and no credentials but those of their Secret."""
     kubernetes = {
         "env": environment(), "pools": pools, "server": pool("server", secret="lwfed-store-server"),
-        "service_account": "lwfed-worker", "heartbeat_timeout_s": 60,
+        "service_account": "lwfed-worker", "heartbeat_timeout_s": 60 * PATIENCE,
     }  # fmt: skip
     spec = bed.spec(uri, *EXPERIMENT, *overrides, kubernetes=kubernetes)
     values = to_values(spec)

@@ -71,7 +71,8 @@ def test_a_chain_of_tasks_ends_in_the_digest_of_a_run(
     summary = store.read_ref(paths.summary("r"))
     assert summary["status"] == "finished" and summary["digest"] == digests[-1]
     key = runs.read_run(store, "r")["stages"][-1]["key"]
-    assert reported.model_uri == f"file://{store.uri}/{paths.stage_checkpoint(key)}"
+    assert reported.model["store_uri"] == f"file://{store.uri}/{paths.stage_checkpoint(key)}"
+    assert reported.model["digest"] == digests[-1]
     assert store.has(paths.report("r")) and "t2i" in reported.html
 
     named(monkeypatch, "again")  # all is committed: nothing is trained
