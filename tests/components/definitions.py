@@ -1,7 +1,7 @@
 """Answers that were seen on no server: made from the definitions in Kubeflow Pipelines' sources.
 
 Each says where in the sources it comes from: tag 2.17.0 where nothing else is said. A test that rests on one carries
-the marker `unseen`. Which snapshot a run shows afterwards is recorded again.
+the marker `unseen`. What is made shows as recorded ones do, and so does what follows.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ import re
 import uuid
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from email import message_from_bytes
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from tests.components.recorded import OVER, TASK, Answer, NotRecordedError, Played, as_json
+from tests.components.made import add_version, schedule, start
+from tests.components.recorded import TASK, Answer, NotRecordedError, Played, as_json
 
 if TYPE_CHECKING:
     from tests.components.kfp_server import Ask, State
@@ -51,23 +49,14 @@ def answer(state: State, ask: Ask) -> Answer | None:
     if ask.words == ("POST", f"{V2}/pipelines/upload"):
         return _upload(state, ask)
     if ask.words == ("POST", f"{V2}/pipelines/upload_version"):
-        return _upload_version(state, ask)
-    if ask.words == ("POST", f"{V2}/runs"):
-        return _start(state, json.loads(ask.body))
-    if ask.words == ("POST", f"{V2}/recurringruns"):
-        return _schedule(state, json.loads(ask.body))
-    if found := ask.matches(rf"(GET|POST|DELETE) {V2}/recurringruns/([^/:]+)(:enable|:disable)?"):
-        return _of_schedule(state, found[1], found[2], found[3])
-    if found := ask.matches(rf"POST {V2}/runs/([^/:]+):(retry|terminate)"):
-        return _of_run(state.runs.get(found[1]), found[2])
+        return _exists("Failed to create a pipeline version")  # any other is recorded
+    if ask.words in (("POST", f"{V2}/runs"), ("POST", f"{V2}/recurringruns")):
+        return _make(state, ask)
     if state.is_ui and ask.words == ("GET", "/k8s/pod/logs"):
         return _pod_log(state, ask)
     if state.is_ui and ask.words == ("GET", "/"):
         # frontend/server/app.ts: index.html
         return Answer(b"<html><body>Kubeflow Pipelines</body></html>", kind="text/html; charset=utf-8")
-    if ask.matches(rf"GET {V2}/runs/[^/]+/nodes/[^/]+/log"):
-        # backend/src/apiserver/main.go: only v1alpha1 has this route; the gateway knows no such path
-        return as_json({"code": 5, "message": "Not Found", "details": []}, status=404)
     return None
 
 
@@ -116,87 +105,23 @@ def _upload(state: State, ask: Ask) -> Answer:
         return _exists("Failed to create a pipeline and a pipeline version")
     made = {"pipeline_id": str(uuid.uuid4()), "display_name": name, "name": name, "created_at": _now()}
     state.pipelines.append(made)
-    _add_version(state, str(made["pipeline_id"]), name, ask)
+    add_version(state, str(made["pipeline_id"]), name, ask)
     return as_json(made)
-
-
-def _upload_version(state: State, ask: Ask) -> Answer:
-    """The same files: UploadPipelineVersion returns v2beta1PipelineVersion."""
-    name, pipeline_id = ask.query["name"], ask.query["pipelineid"]
-    if any((item["display_name"], item["pipeline_id"]) == (name, pipeline_id) for item in state.versions):
-        return _exists("Failed to create a pipeline version")
-    return as_json(_add_version(state, pipeline_id, name, ask))
-
-
-def _add_version(state: State, pipeline_id: str, name: str, ask: Ask) -> dict[str, Any]:
-    pipeline, platform = yaml.safe_load_all(_uploaded(ask))
-    made = {
-        "pipeline_id": pipeline_id,
-        "pipeline_version_id": str(uuid.uuid4()),
-        "display_name": name,
-        "name": name,
-        "pipeline_spec": {"pipeline_spec": pipeline, "platform_spec": platform},
-        "created_at": _now(),
-    }
-    state.versions.append(made)
-    return made
 
 
 def _exists(message: str) -> Answer:
     return as_json({"error_message": message, "error_details": message}, status=409)
 
 
-def _start(state: State, made: dict[str, Any]) -> Answer:
-    """backend/api/v2beta1/run.proto: CreateRun returns Run, PENDING at first."""
-    if (wrong := _wrong_parameters(state, made)) is not None:
-        return wrong
-    run = Played(state.script, written=dict(state.written))
-    run.made = {"service_account": "pipeline-runner", **{key: value for key, value in made.items() if value}}
-    state.runs[run.run_id] = run
-    begun = {"run_id": run.run_id, "storage_state": "AVAILABLE", "created_at": _now(), "scheduled_at": _now()}
-    return as_json({**run.made, **begun, "state": "PENDING"})
+def _make(state: State, ask: Ask) -> Answer:
+    """Makes a run or a schedule that wants more than the recorded ones: a place for its outputs, an account, a plugin.
 
-
-def _schedule(state: State, made: dict[str, Any]) -> Answer:
-    """backend/api/v2beta1/recurring_run.proto: CreateRecurringRun returns RecurringRun; a listed one is recorded."""
-    if (wrong := _wrong_parameters(state, made)) is not None:
-        return wrong
-    made |= {"recurring_run_id": str(uuid.uuid4()), "status": "ENABLED", "created_at": _now(), "updated_at": _now()}
-    state.schedules.append(made)
-    return as_json(made)
-
-
-def _of_schedule(state: State, method: str, schedule_id: str, verb: str | None) -> Answer | None:
-    """backend/api/v2beta1/recurring_run.proto: Enable-, Disable- and DeleteRecurringRun return google.protobuf.Empty.
-
-    backend/src/apiserver/resource/resource_manager.go: ChangeJobMode changes `mode`, from which `status` follows.
+    backend/api/v2beta1/run.proto, recurring_run.proto: the answer says again what was asked for.
     """
-    found = next((item for item in state.schedules if item["recurring_run_id"] == schedule_id), None)
-    if found is None:
-        return refused(404, f"RecurringRun {schedule_id} not found", code=5)
-    if method == "GET":
-        return as_json(found)
-    if method == "DELETE":
-        state.schedules.remove(found)
-        return as_json({})
-    if verb is None:
-        return None
-    mode = verb.removeprefix(":").upper()
-    found |= {"mode": mode, "status": f"{mode}D", "updated_at": _now()}
-    return as_json({})
-
-
-def _of_run(run: Played | None, verb: str) -> Answer | None:
-    """backend/api/v2beta1/run.proto: RetryRun and TerminateRun return google.protobuf.Empty."""
-    if run is None:
-        return None
-    if verb == "terminate":
-        run.terminate()
-    elif run.state in OVER:
-        run.retry()
-    else:
-        return None
-    return as_json({})
+    wanted = json.loads(ask.body)
+    if (wrong := _wrong_parameters(state, wanted)) is not None:
+        return wrong
+    return start(state, wanted) if ask.path.endswith("/runs") else schedule(state, wanted)
 
 
 def _pod_log(state: State, ask: Ask) -> Answer:
@@ -278,14 +203,6 @@ def _wrong_parameters(state: State, made: Mapping[str, Any]) -> Answer | None:
     if not unknown:
         return None
     return refused(400, f"parameter(s) provided are not required by pipeline: {', '.join(unknown)}", code=3)
-
-
-def _uploaded(ask: Ask) -> bytes:
-    message = message_from_bytes(b"Content-Type: " + ask.kind.encode() + b"\r\n\r\n" + ask.body)
-    (part,) = [part for part in message.walk() if part.get_filename()]
-    content = part.get_payload(decode=True)
-    assert isinstance(content, bytes)
-    return content
 
 
 def _now() -> str:

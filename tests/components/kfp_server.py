@@ -7,6 +7,7 @@ does with a compiled pipeline is not tested here.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import threading
@@ -17,13 +18,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.components import definitions
-from tests.components.recorded import OVER, Answer, NotRecordedError, Played, Script, artifact, as_json, call, recording
+from tests.components import definitions, made
+from tests.components.recorded import Answer, NotRecordedError, Played, Script, artifact, as_json, call, recording
 
 V1, V2 = "/apis/v1beta1", "/apis/v2beta1"
-PAGES = ("/", "/k8s/pod/logs")
-"""Paths of the web pages' server, for which the API server's router has no route (backend/src/apiserver/main.go). That
-there is nothing was not recorded, but nothing is made up either: it needs no marker."""
+PAGES = {"/": "web-page", "/k8s/pod/logs": "web-page-of-pod-logs"}
+"""Paths of the web pages' server, and what the API server answers to them."""
 NO_LOG = "log-live-Running--704647682"
 """The call for a log that was not there; those of pods that wait, and of unknown ones, were answered alike."""
 
@@ -56,6 +56,8 @@ class State:
     Attributes:
         script: What runs that are made play.
         written: What tasks of such runs write.
+        experiments: What is there: at first, what the recorded server had, which lwfed's own first run had made.
+        pipelines: The same.
         is_kfp: Answers as KFP; otherwise as some web page.
         is_away: Hangs up without an answer.
         before_terminate: Is called with a run that is to be terminated.
@@ -79,8 +81,8 @@ class State:
     namespaces: tuple[str, ...] = ("alice",)
     is_ui: bool = False
     has_tasks_api: bool = False
-    experiments: list[dict[str, Any]] = field(default_factory=list)
-    pipelines: list[dict[str, Any]] = field(default_factory=list)
+    experiments: list[dict[str, Any]] = field(default_factory=lambda: items("experiments"))
+    pipelines: list[dict[str, Any]] = field(default_factory=lambda: items("pipelines"))
     versions: list[dict[str, Any]] = field(default_factory=list)
     runs: dict[str, Played] = field(default_factory=dict)
     schedules: list[dict[str, Any]] = field(default_factory=list)
@@ -154,8 +156,13 @@ class State:
 
     def _add_pipeline(self, pipeline_id: str) -> None:
         if pipeline_id not in {item["pipeline_id"] for item in self.pipelines}:
-            held = json.loads(call("pipelines").body)["pipelines"][0]
-            self.pipelines.append({**held, "pipeline_id": pipeline_id})
+            self.pipelines.append({**items("pipelines")[0], "pipeline_id": pipeline_id})
+
+
+def items(name: str) -> list[dict[str, Any]]:
+    """Returns what a recorded list holds."""
+    held: list[dict[str, Any]] = json.loads(call(name).body)[name]
+    return held
 
 
 @contextmanager
@@ -236,10 +243,10 @@ def _recorded(state: State, ask: Ask) -> Answer | None:
     """Returns the answer of the real server to a request like this; None where it got none."""
     if ask.words == ("GET", f"{V2}/healthz"):
         return call("healthz")
+    if (changed := made.answer(state, ask)) is not None:
+        return changed
     if ask.words == ("GET", f"{V2}/runs"):
-        if len(state.runs) > int(ask.query.get("page_size") or 10):
-            raise NotRecordedError("a second page of runs")
-        return _listed("runs", [run.now("v2beta1") for run in reversed(state.runs.values())], ask)
+        return _page([run.now("v2beta1") for run in reversed(state.runs.values())], ask)
     for kind, items in (("experiments", state.experiments), ("pipelines", state.pipelines)):
         if ask.words == ("GET", f"{V2}/{kind}"):
             return _listed(kind, items, ask)
@@ -248,11 +255,12 @@ def _recorded(state: State, ask: Ask) -> Answer | None:
     if found := ask.matches(rf"GET {V2}/pipelines/([^/]+)/versions"):
         return _listed("pipeline_versions", [item for item in state.versions if item["pipeline_id"] == found[1]], ask)
     if found := ask.matches(rf"GET {V2}/pipelines/[^/]+/versions/([^/]+)"):  # an item of the list, by itself
-        return next((as_json(v) for v in state.versions if v["pipeline_version_id"] == found[1]), None)
+        known = (as_json(item) for item in state.versions if item["pipeline_version_id"] == found[1])
+        return next(known, None) or made.unknown("version-unknown", found[1])
     if found := ask.matches(r"\w+ /apis/\w+/runs/([^/:]+).*"):
         return _of_run(state, ask, found[1])
     if ask.path in PAGES and not state.is_ui:
-        return Answer(b"404 page not found\n", 404, "text/plain; charset=utf-8")
+        return call(PAGES[ask.path])
     return None
 
 
@@ -264,21 +272,32 @@ def _of_run(state: State, ask: Ask, run_id: str) -> Answer | None:
         return as_json(run.look("v2beta1"))
     if ask.matches(rf"GET {V1}/runs/[^/:]+"):
         return as_json(run.look("v1beta1"))
-    if ask.matches(rf"POST {V2}/runs/[^/]+:retry") and run.state == "SUCCEEDED":
-        return call("retry-of-succeeded", run=run_id)
-    if ask.matches(rf"POST {V2}/runs/[^/]+:terminate"):
-        if state.before_terminate is not None:
-            state.before_terminate(run)
-        return call("terminate-of-finished", run=run_id) if run.state in OVER else None
     if found := ask.matches(rf"GET {V2}/runs/[^/]+/nodes/([^/]+)/artifacts/main-logs:read"):
         log = run.log(found[1])
         return call(f"{NO_LOG}-artifact") if log is None else artifact(log)
+    if ask.matches(rf"GET {V2}/runs/[^/]+/nodes/[^/]+/log"):
+        return call("log-by-v2beta1")
     if found := ask.matches(r"GET /apis/v1alpha1/runs/[^/]+/nodes/([^/]+)/log"):
         log = run.log(found[1])
         if log is None:
             return call(NO_LOG, run=run_id, node=found[1], workflow=run.workflow)
         return Answer(log.encode(), kind="text/plain; charset=utf-8")
     return None
+
+
+def _page(runs: list[dict[str, Any]], ask: Ask) -> Answer:
+    """Returns a page of runs, and the word that the next one is asked for with: it has the id of that page's first."""
+    size = int(ask.query.get("page_size") or 10)
+    listed = json.loads(_listed("runs", runs, ask).body)
+    found = listed.get("runs", [])
+    if token := ask.query.get("page_token"):
+        first = json.loads(base64.b64decode(token))["KeyFieldValue"]
+        found = found[[run["run_id"] for run in found].index(first) :]
+    if len(found) > size:
+        recorded = json.loads(base64.b64decode(json.loads(call("runs-first-page").body)["next_page_token"]))
+        text = json.dumps({**recorded, "KeyFieldValue": found[size]["run_id"]})
+        listed["next_page_token"] = base64.b64encode(text.encode()).decode()
+    return as_json({**listed, "runs": found[:size]} if found else listed)
 
 
 def _listed(kind: str, items: Sequence[Mapping[str, Any]], ask: Ask) -> Answer:

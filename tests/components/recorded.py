@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import base64
 import functools
-import gzip
 import json
+import lzma
 import re
 import time
 import uuid
@@ -90,7 +90,7 @@ class Played:
     def look(self, api: str) -> dict[str, Any]:
         """Returns what an API shows of the run; the same one asked again, the run has gone on."""
         if api in self._shown and self.at < self._last and time.monotonic() >= self._held_until:
-            self._go(self.at + 1)
+            self.go_to(self.at + 1)
         self._shown.add(api)
         return self.now(api)
 
@@ -102,24 +102,24 @@ class Played:
         shown = snapshot["v1beta1"]
         if "display_name" in self.made:
             shown = {**shown, "run": {**shown["run"], "name": self.made["display_name"]}}
-        return {**shown, "pipeline_runtime": {"workflow_manifest": json.dumps(snapshot["workflow"])}}
+        workflow = snapshot["workflow"]
+        return {**shown, "pipeline_runtime": {"workflow_manifest": json.dumps(workflow)} if workflow else {}}
 
     @property
     def state(self) -> str:
-        """The run's state."""
-        return str(self._snapshot(self.at)["v2beta1"]["state"])
+        """The run's state; empty where it has none yet."""
+        return str(self._snapshot(self.at)["v2beta1"].get("state", ""))
 
     @property
     def nodes(self) -> dict[str, dict[str, Any]]:
         """Argo's nodes, by their ids."""
-        nodes: dict[str, dict[str, Any]] = self._snapshot(self.at)["workflow"]["status"]["nodes"]
-        return nodes
+        return self._nodes(self.at)
 
     def pod(self, task: str, *, attempt: int = 0) -> str:
         """Returns the id of the node of a task's pod; it may lie in a snapshot to come."""
         inner = rf".*\.{re.escape(task)}(\(0\)\.executor)?\({attempt}\)"
         for at in range(self.at, len(recording(self.script.name)["snapshots"])):
-            for name, node in self._snapshot(at)["workflow"]["status"]["nodes"].items():
+            for name, node in self._nodes(at).items():
                 if node["type"] == "Pod" and re.fullmatch(inner, node["name"]):
                     return str(name)
         raise KeyError(task)
@@ -138,11 +138,11 @@ class Played:
         held = recording(self.script.name)["logs"]
         if (text := held.get(self._recorded_node(node), {}).get("text")) is None:
             raise NotRecordedError(f"the log of {known['name']} in {self.script.name}")
-        return self._placed(text + _tail(self.script.name))
+        return self._placed(text)
 
     def end(self) -> None:
         """Goes to the last snapshot at once."""
-        self._go(self._last)
+        self.go_to(self._last)
 
     def terminate(self) -> None:
         """Goes on to what was recorded after a request to terminate.
@@ -150,7 +150,7 @@ class Played:
         Raises:
             NotRecordedError: Nothing was.
         """
-        states = [snapshot["v2beta1"]["state"] for snapshot in recording(self.script.name)["snapshots"]]
+        states = [snapshot["v2beta1"].get("state") for snapshot in recording(self.script.name)["snapshots"]]
         if "CANCELING" not in states:
             raise NotRecordedError(f"how {self.script.name} is terminated")
         self._begin(Script(self.script.name, start=states.index("CANCELING")))
@@ -174,16 +174,18 @@ class Played:
         count = len(held["snapshots"])
         self.script = script
         self._recorded_id = held["snapshots"][0]["v2beta1"]["run_id"]
-        self._recorded_workflow = held["snapshots"][0]["workflow"]["metadata"]["name"]
+        workflow = next(snapshot["workflow"] for snapshot in held["snapshots"] if snapshot["workflow"])
+        self._recorded_workflow = workflow["metadata"]["name"]
         self._last = count - 1 if script.upto is None else script.upto % count
         dates = DATE.findall(json.dumps(held["snapshots"][self._last]))
         shift = datetime.now(UTC) - max(map(_date, dates))
         self._shift = timedelta(seconds=int(shift.total_seconds()))
         self._cache: dict[int, dict[str, Any]] = {}
         self._held_until = time.monotonic() + script.hold_s
-        self._go(script.start % count)
+        self.go_to(script.start % count)
 
-    def _go(self, at: int) -> None:
+    def go_to(self, at: int) -> None:
+        """Goes to a snapshot."""
         self.at = at
         self._shown: set[str] = set()
 
@@ -192,6 +194,11 @@ class Played:
             text = json.dumps(recording(self.script.name)["snapshots"][at])
             self._cache[at] = json.loads(DATE.sub(self._later, self._placed(text)))
         return self._cache[at]
+
+    def _nodes(self, at: int) -> dict[str, dict[str, Any]]:
+        workflow = self._snapshot(at)["workflow"] or {"status": {}}
+        nodes: dict[str, dict[str, Any]] = workflow["status"].get("nodes", {})
+        return nodes
 
     def _placed(self, text: str) -> str:
         """Puts this run's ids into a recorded text."""
@@ -214,9 +221,15 @@ class Played:
 @functools.cache
 def recording(name: str) -> dict[str, Any]:
     """Reads a recorded run: its pipeline, its snapshots, what its pods wrote."""
-    held = json.loads(gzip.decompress((FOLDER / f"{name}.json.gz").read_bytes()))
+    held = json.loads(lzma.decompress((FOLDER / f"{name}.json.xz").read_bytes()))
     assert isinstance(held, dict)
     return held
+
+
+def whole_logs(name: str) -> dict[str, str]:
+    """Returns the logs of a recorded run that were not cut, by their nodes."""
+    logs: dict[str, Any] = recording(name)["logs"]
+    return {node: log["text"] for node, log in logs.items() if len(log["text"].encode()) == log["bytes"]}
 
 
 def call(name: str, **replaced: str) -> Answer:
@@ -239,6 +252,13 @@ def call(name: str, **replaced: str) -> Answer:
     return Answer(text.encode(), held["status"], held["content_type"])
 
 
+def recorded_body(name: str) -> dict[str, Any]:
+    """Returns what the request of a recorded single call said."""
+    body = _calls()[name]["body"]
+    assert isinstance(body, dict)
+    return body
+
+
 def artifact(log: str) -> Answer:
     """Returns a log as the API wraps artifacts; recorded ones are the same bytes as the plain log."""
     return as_json({"data": base64.b64encode(log.encode()).decode()})
@@ -249,12 +269,6 @@ def _calls() -> dict[str, dict[str, Any]]:
     held = json.loads((FOLDER / "calls.json").read_text(encoding="utf-8"))
     assert isinstance(held, dict)
     return held
-
-
-def _tail(name: str) -> str:
-    """Returns what was put to the end of a log by hand, where the recording is cut before what matters."""
-    path = FOLDER / f"{name}-tail.txt"
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def _date(text: str) -> datetime:

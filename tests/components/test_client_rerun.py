@@ -17,7 +17,6 @@ from tests.tiny import prepared, tiny_spec
 
 
 @pytest.mark.slow
-@pytest.mark.unseen
 def test_rerun_on_the_cluster_starts_from_the_committed_stage(
     stored: None, lwfed: Command, kfp: State, spec: str
 ) -> None:

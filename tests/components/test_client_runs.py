@@ -21,16 +21,17 @@ from tests.components.scenes import QUICK, TRACE
 # --- retry ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.unseen
-def test_retry_goes_on_to_the_end_that_comes_after(lwfed: Command, kfp: State) -> None:
-    run_id = kfp.play("stage-fails", start=-1, retried="failed-then-retried")
+@pytest.mark.parametrize(
+    ("before", "after"), [("stage-fails", "failed-then-retried"), ("secret-missing", "secret-there")]
+)
+def test_retry_goes_on_to_the_end_that_comes_after(before: str, after: str, lwfed: Command, kfp: State) -> None:
+    run_id = kfp.play(before, start=-1, retried=after)
     ended = lwfed("retry", run_id[:8], "--wait", "--json")
     assert ended.code == 0, ended.err
     assert ended.json["state"] == "SUCCEEDED" and ended.json["kfp_run_id"] == run_id
     assert f"POST /apis/v2beta1/runs/{run_id}:retry" in kfp.asked
 
 
-@pytest.mark.unseen
 def test_retry_that_fails_again_says_why(kfp: State, lwfed: Command) -> None:
     run_id = kfp.play("stage-fails", start=-1, retried="stage-fails")
     kfp.write(run_id, train_stage_1=TRACE)
@@ -69,6 +70,16 @@ def test_a_run_that_is_not_there_is_told(lwfed: Command, kfp: State) -> None:
     assert "2 runs are named mine" in lwfed("retry", "mine").error
 
 
+def test_a_run_is_found_on_a_later_page(lwfed: Command, kfp: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.client_runs.PAGE", 2)
+    kfp.play("cached", title="mine")
+    for _ in range(4):
+        kfp.play("cached")
+    assert "is SUCCEEDED" in lwfed("retry", "mine").error
+    pages = [ask for ask in kfp.asked if ask.startswith("GET /apis/v2beta1/runs?")]
+    assert len(pages) == 3 and ["page_token=" in ask for ask in pages] == [False, True, True]
+
+
 # --- cancel -----------------------------------------------------------------------------------------------------------
 
 
@@ -83,7 +94,6 @@ def training(kfp: State) -> tuple[str, str]:
     return run_id, f"asis-{run_id[:8]}"
 
 
-@pytest.mark.unseen
 def test_cancel_terminates_then_deletes_the_jobs_of_that_run(lwfed: Command, kfp: State, cluster: Objects) -> None:
     run_id, name = training(kfp)
     cluster.jobs = [job("lwfed-1-a1", name), job("lwfed-2-a1", name), job("lwfed-3-a1", "another")]
@@ -99,7 +109,6 @@ def test_cancel_terminates_then_deletes_the_jobs_of_that_run(lwfed: Command, kfp
     assert "was over already: FAILED" in again.err
 
 
-@pytest.mark.unseen
 def test_cancel_leaves_nothing_that_a_dying_coordinator_made_or_that_waits_for_ever(
     lwfed: Command, kfp: State, cluster: Objects
 ) -> None:
@@ -116,7 +125,6 @@ def test_cancel_leaves_nothing_that_a_dying_coordinator_made_or_that_waits_for_e
     assert [item["metadata"]["name"] for item in cluster.pods] == ["stage", "of-another-run"]
 
 
-@pytest.mark.unseen
 def test_cancel_names_a_cluster_that_does_not_let_us(lwfed: Command, kfp: State, cluster: Objects) -> None:
     _, name = training(kfp)
     cluster.forbids = True
@@ -134,7 +142,6 @@ def test_a_run_that_ends_while_it_is_cancelled_is_over(lwfed: Command, kfp: Stat
     assert ended.json["state"] == "SUCCEEDED" and "over already" in ended.err
 
 
-@pytest.mark.unseen
 def test_cancel_without_a_cluster_says_what_may_go_on(lwfed: Command, kfp: State) -> None:
     _, name = training(kfp)
     ended = lwfed("cancel", "latest", "--json")
@@ -143,7 +150,6 @@ def test_cancel_without_a_cluster_says_what_may_go_on(lwfed: Command, kfp: State
     assert ended.json["terminated"] and ended.json["jobs_deleted"] is None
 
 
-@pytest.mark.unseen
 def test_a_cancelled_run_is_told_apart_from_a_failed_one(kfp: State, lwfed: Command) -> None:
     run_id, _ = training(kfp)
     kfp.write_all(run_id)

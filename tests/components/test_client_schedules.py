@@ -1,8 +1,6 @@
-"""`lwfed schedules`, over HTTP: a recorded schedule is listed; how one is changed was seen on no server."""
+"""`lwfed schedules`, over HTTP: made, listed and changed as was recorded."""
 
 from __future__ import annotations
-
-import pytest
 
 from tests.components.conftest import Command
 from tests.components.kfp_server import State
@@ -24,7 +22,6 @@ def test_without_schedules_it_says_how_to_make_one(lwfed: Command, kfp: State) -
     assert ended.code == 19 and "nothing" in ended.error
 
 
-@pytest.mark.unseen
 def test_a_schedule_is_paused_resumed_and_deleted(lwfed: Command, kfp: State, spec: str) -> None:
     schedule = lwfed("submit", spec, "--cron", "0 3 * * 1", "--name", "weekly", "--json").json["recurring_run_id"]
     for action, paused in (("pause", True), ("resume", False)):

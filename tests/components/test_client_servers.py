@@ -58,7 +58,7 @@ def test_a_token_opens_and_a_wrong_one_does_not(
 
 @pytest.mark.unseen
 def test_a_multi_user_kubeflow_puts_all_into_the_namespace(lwfed: Command, kfp: State, spec: str) -> None:
-    kfp.multi_user = True
+    kfp.multi_user, kfp.experiments = True, []
     ended = lwfed("submit", spec)
     assert ended.code == 17 and "forbids" in ended.error and "namespace kubeflow" in ended.error
     ended = lwfed("submit", spec, "--namespace", "alice", "--json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -10,9 +11,9 @@ from urllib.request import Request, urlopen
 import pytest
 
 from tests.components.kfp_server import State, serving
-from tests.components.recorded import DATE, FOLDER, recording
+from tests.components.recorded import DATE, FOLDER, call, recording
 
-RUNS = sorted(path.name.removesuffix(".json.gz") for path in FOLDER.glob("*.json.gz"))
+RUNS = sorted(path.name.removesuffix(".json.xz") for path in FOLDER.glob("*.json.xz"))
 
 
 def asked(kfp: State, path: str, method: str = "GET") -> tuple[int, Any]:
@@ -27,9 +28,15 @@ def asked(kfp: State, path: str, method: str = "GET") -> tuple[int, Any]:
 
 
 @pytest.mark.parametrize("name", RUNS)
+def test_recordings_have_no_addresses_of_where_they_were_taken(name: str) -> None:
+    text = json.dumps(recording(name))
+    assert not re.search(r"\b(10|127|172|192)(\.\d{1,3}){3}\b|docker\.io", text)
+
+
+@pytest.mark.parametrize("name", RUNS)
 def test_a_run_that_is_played_has_ids_and_a_clock_of_its_own(name: str, kfp: State) -> None:
-    first, second = kfp.play(name), kfp.play(name)
-    recorded = recording(name)["snapshots"][0]
+    first, second = kfp.play(name, start=-1), kfp.play(name, start=-1)
+    recorded = recording(name)["snapshots"][-1]
     assert len({first, second, recorded["v2beta1"]["run_id"]}) == 3
     for run_id in (first, second):
         run = kfp.runs[run_id]
@@ -42,6 +49,19 @@ def test_a_run_that_is_played_has_ids_and_a_clock_of_its_own(name: str, kfp: Sta
         manifest = json.loads(answer["pipeline_runtime"]["workflow_manifest"])
         assert manifest["metadata"]["name"] == run.workflow
         assert all(node.startswith(run.workflow) for node in manifest["status"]["nodes"])
+
+
+def test_a_run_has_no_workflow_and_then_no_state_at_first(kfp: State) -> None:
+    run_id = kfp.play("image-not-there")
+    seen = []
+    for _ in range(3):
+        _, new = asked(kfp, f"/apis/v2beta1/runs/{run_id}")
+        _, old = asked(kfp, f"/apis/v1beta1/runs/{run_id}")
+        manifest = json.loads(old["pipeline_runtime"].get("workflow_manifest", "null"))
+        seen.append((new.get("state"), bool(manifest and manifest["status"].get("nodes"))))
+    assert seen == [("PENDING", False), (None, False), ("RUNNING", False)]
+    assert recording("second-try")["snapshots"][0]["workflow"] is None
+    assert asked(kfp, f"/apis/v1beta1/runs/{kfp.play('second-try')}")[1]["pipeline_runtime"] == {}
 
 
 def test_both_versions_of_the_api_show_the_same_snapshot(kfp: State) -> None:
@@ -71,7 +91,26 @@ def test_errors_are_the_recorded_ones(kfp: State) -> None:
     assert status == 200 and run_id in answer["error_message"]
     assert kfp.runs[run_id].workflow in answer["error_message"] and "nosuch" in answer["error_message"]
     assert asked(kfp, f"/apis/v2beta1/runs/{run_id}/nodes/nosuch/artifacts/main-logs:read")[0] == 404
+    for path in (f"pipelines/{unknown}/versions/{unknown}", f"recurringruns/{unknown}"):
+        status, answer = asked(kfp, f"/apis/v2beta1/{path}")
+        assert status == 404 and f"{unknown} not found" in answer["message"]
+    assert asked(kfp, f"/apis/v2beta1/runs/{run_id}/nodes/nosuch/log") == (404, {"code": 5, "message": "Not Found"})
     assert not kfp.unseen
+
+
+def test_pages_of_runs_lead_from_one_to_the_next(kfp: State) -> None:
+    runs = [kfp.play("cached") for _ in range(5)]
+    query, pages = "/apis/v2beta1/runs?page_size=2&sort_by=created_at+desc", []
+    _, page = asked(kfp, query)
+    recorded = json.loads(call("runs-first-page").body)
+    assert set(page) == set(recorded) and page["total_size"] == 5
+    while True:
+        pages.append([run["run_id"] for run in page["runs"]])
+        if (token := page.get("next_page_token")) is None:
+            break
+        _, page = asked(kfp, f"{query}&page_token={token}")
+    assert [len(page) for page in pages] == [2, 2, 1]
+    assert [run for page in pages for run in page] == runs[::-1]
 
 
 def test_both_paths_of_a_log_lead_to_the_same(kfp: State) -> None:
@@ -95,14 +134,13 @@ def test_what_nobody_asked_is_refused() -> None:
 def test_what_was_not_seen_needs_the_marker() -> None:
     with serving(State()) as kfp:
         kfp.check(unseen=False)
-        run_id = kfp.play("as-shipped-running", start=5, upto=5)
-        assert asked(kfp, f"/apis/v2beta1/runs/{run_id}:terminate", "POST") == (200, {})
+        kfp.has_tasks_api = True
+        assert asked(kfp, f"/apis/v2beta1/runs/{kfp.play('cached')}")[0] == 200
         with pytest.raises(AssertionError, match="not marked `unseen`"):
             kfp.check(unseen=False)
         kfp.check(unseen=True)
 
 
-@pytest.mark.unseen
 def test_what_follows_an_accepted_request_is_recorded(kfp: State) -> None:
     run_id = kfp.play("as-shipped-running", start=5, upto=5)
     asked(kfp, f"/apis/v2beta1/runs/{run_id}:terminate", "POST")

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
 
+from lwfed.types.errors import NotStartedError
 from pipelines.client import Access, connect
+from pipelines.client_runs import facts_of, get_run
 from pipelines.follow import Outcome, Pace, follow
+from pipelines.states.reading import read_states
 from pipelines.states.records import TaskState
 from tests.components.conftest import Command
 from tests.components.kfp_server import State
+from tests.components.recorded import recording
 from tests.components.scenes import QUICK
 
 SCHEDULER = "no node takes its pod: Unschedulable: 0/1 nodes are available: 1 Insufficient cpu"
+KUBELET = 'its container cannot be made: CreateContainerConfigError: secret "lwfed-store-nosuch" not found'
 
 
 @dataclass
@@ -62,6 +68,8 @@ def seen_states(watched: Watched, task: str) -> list[str]:
         ("client-pod-killed", ["prepare", "train-stage-1", "evaluate", "report", "cleanup"]),
         ("stage-pod-deleted", ["prepare", "train-stage-1", "evaluate", "report", "cleanup"]),
         ("mlflow-plugin", ["prepare", "train-stage-1", "evaluate", "report", "cleanup"]),
+        ("secret-there", ["prepare", "train-stage-1", "train-stage-2", "evaluate", "report", "cleanup"]),
+        ("whole-logs", ["prepare", "train-stage-1", "train-stage-2", "evaluate", "report", "cleanup"]),
         ("rerun-stage-2", ["prepare", "train-stage-2", "evaluate", "report", "cleanup"]),
     ],
 )
@@ -82,23 +90,28 @@ def test_what_comes_from_the_cache_shows_as_cached(kfp: State) -> None:
     }  # fmt: skip
 
 
-def test_a_stage_that_fails_ends_as_its_own_error_in_the_schedulers_words(kfp: State) -> None:
-    _, outcome = followed(kfp, kfp.play("stage-fails"))
+def test_a_stage_that_fails_ends_as_its_own_error_in_the_clusters_words(kfp: State) -> None:
+    run_id = kfp.play("secret-missing")
+    _, outcome = followed(kfp, run_id)
     assert outcome.error is not None and outcome.error.exit_code == 13
-    assert SCHEDULER in str(outcome.error) and str(outcome.error).startswith("stage 1: image 0-1, text 0-1 failed")
+    assert str(outcome.error) == (
+        "stage 1: image 0, text 0 failed: round 1 of stage 1 has 1 of 2 updates and needs 2 (client-001: given up "
+        f"after 20 s: {KUBELET}) -> fix what ended them; then lwfed retry {run_id[:8]}: nothing committed is lost"
+    )
     states = {state.task.name: state.state for state in outcome.states}
     assert (states["prepare"], states["train-stage-1"], states["cleanup"]) == ("SUCCEEDED", "FAILED", "SUCCEEDED")
     assert states.get("evaluate", "SKIPPED") == states.get("report", "SKIPPED") == "SKIPPED"  # they were left out
 
 
 def test_a_stage_that_fails_ends_the_command_by_its_exit_code(lwfed: Command, kfp: State) -> None:
-    ended = lwfed("logs", kfp.play("stage-fails", start=-1), "--stage", "1", "--follow")
-    assert ended.code == 13 and SCHEDULER in ended.error
-    assert "Unschedulable" in ended.out and "error_message" not in ended.out
+    run_id = kfp.play("secret-missing", start=-1)
+    ended = lwfed("logs", run_id, "--stage", "1", "--follow")
+    assert ended.code == 13 and KUBELET in ended.error and f"lwfed retry {run_id[:8]}" in ended.error
+    assert "QuorumError" in ended.out and "error_message" not in ended.out
 
 
 def test_a_terminated_run_ends_as_cancelled(lwfed: Command, kfp: State) -> None:
-    for name in ("terminated", "no-image", "as-shipped-running", "fifth-gpu"):
+    for name in ("terminated", "no-image", "image-not-there", "cancelled-in-training", "fifth-gpu"):
         _, outcome = followed(kfp, kfp.play(name, start=-1))
         assert outcome.error is not None and outcome.error.exit_code == 1
         assert "the run was cancelled" in str(outcome.error), name
@@ -148,6 +161,68 @@ def test_a_deleted_pods_task_goes_on_in_a_second_one(kfp: State) -> None:
     assert [pod.state for pod in stage.pods if not pod.is_driver] == ["FAILED", "SUCCEEDED"]
 
 
+def test_a_run_without_a_state_is_taken_for_one_that_waits(kfp: State, lwfed: Command) -> None:
+    watched, outcome = followed(kfp, kfp.play("secret-missing"))
+    assert outcome.run.state == "FAILED"
+    assert list(dict.fromkeys(watched.runs)) == ["PENDING", "RUNNING", "FAILED"]
+    run_id = kfp.play("image-not-there", start=1, upto=1)
+    ended = lwfed("logs", run_id)
+    assert ended.code == 19 and "--follow waits for it" in ended.error
+    ended = lwfed("retry", run_id)
+    assert ended.code == 1 and "only what has failed" in ended.error
+
+
+def test_an_image_that_cannot_be_pulled_is_named_by_the_workflow_itself(kfp: State) -> None:
+    """No cluster is at hand, and none is asked."""
+    watched, run_id = Watched(), kfp.play("image-not-there", upto=-3)
+
+    def nowhere(run: str) -> list[str]:
+        raise AssertionError("the cluster is asked")
+
+    with pytest.raises(NotStartedError) as ended:
+        follow(
+            connect(Access(endpoint=kfp.endpoint)), run_id, watcher=watched, pace=QUICK, waiting=nowhere,
+            namespace="kubeflow",
+        )  # fmt: skip
+    assert ended.value.exit_code == 21 and f"lwfed cancel {run_id}" in str(ended.value)
+    assert "ImagePullBackOff: Back-off pulling image" in str(ended.value)
+    assert watched.lines and all(
+        re.match(r"waits for \d+ s: [\w-]+-system-container-impl-\d+: (ErrImagePull|ImagePullBackOff): ", line)
+        for line in watched.lines
+    )
+
+
+def test_a_run_that_waits_for_its_image_is_cancelled(kfp: State, lwfed: Command) -> None:
+    ended = lwfed("cancel", kfp.play("image-not-there", start=-4, upto=-3), "--json")
+    assert ended.code == 0 and (ended.json["terminated"], ended.json["state"]) == (True, "FAILED"), ended.err
+
+
+def test_where_argo_tries_the_whole_pipeline_again_the_last_try_counts(kfp: State) -> None:
+    """What the second try has not come to yet shows as the first one left it."""
+    run_id = kfp.play("second-try")
+    run, server = kfp.runs[run_id], connect(Access(endpoint=kfp.endpoint))
+    tasks = facts_of(server, get_run(server, run_id)).tasks
+    seen = []
+    for at in range(len(recording("second-try")["snapshots"])):
+        run.go_to(at)
+        states = {state.task.name: state for state in read_states(server, run_id, tasks).tasks}
+        seen.append(tuple(states[name].state if name in states else "" for name in ("prepare", "train-stage-1")))
+    assert list(dict.fromkeys(seen)) == [
+        ("", ""), ("PENDING", ""), ("RUNNING", ""), ("SUCCEEDED", "PENDING"), ("SUCCEEDED", "RUNNING"),
+        ("SUCCEEDED", "FAILED"), ("PENDING", "FAILED"), ("RUNNING", "FAILED"),
+    ]  # fmt: skip
+    again = seen[seen.index(("RUNNING", "FAILED")) :]
+    assert ("SUCCEEDED", "PENDING") in again and ("SUCCEEDED", "RUNNING") in again
+    assert again[-1] == ("SUCCEEDED", "FAILED")
+    assert [pod.state for pod in states["train-stage-1"].pods if not pod.is_driver] == ["FAILED", "FAILED"]
+
+
+def test_logs_of_both_tries_are_shown_in_the_schedulers_words(kfp: State, lwfed: Command) -> None:
+    ended = lwfed("logs", kfp.play("second-try", start=-1), "--stage", "1")
+    assert ended.code == 0, ended.err
+    assert ended.out.count(SCHEDULER) >= 2 and ended.out.count("QuorumError: ") == 2
+
+
 def test_a_run_that_has_not_begun_says_so(kfp: State) -> None:
     run_id = kfp.play("as-shipped-running", upto=0)
     watched = Watched()
@@ -188,8 +263,9 @@ def test_logs_of_one_stage_are_its_own(lwfed: Command, kfp: State) -> None:
 
 def test_the_servers_error_is_no_log(lwfed: Command, kfp: State) -> None:
     """A pod without a log is answered with 200 and an error in JSON."""
-    ended = lwfed("logs", kfp.play("no-image", start=-1))
-    assert "error_message" not in ended.out and "BadRequestError" not in ended.out
+    for name in ("no-image", "image-not-there"):
+        ended = lwfed("logs", kfp.play(name, start=-1))
+        assert "error_message" not in ended.out and "BadRequestError" not in ended.out
 
 
 def test_a_run_that_is_not_there_is_told(lwfed: Command, kfp: State) -> None:
