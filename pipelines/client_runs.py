@@ -151,7 +151,7 @@ def retry(kfp: Kfp, run: Any) -> None:
         )
     if not is_over(run):
         raise RefusedError(
-            f"the run {run_id} is {run.state}: only what has failed can be tried again",
+            f"the run {run_id} is {run.state or 'PENDING'}: only what has failed can be tried again",
             remedy=f"wait for its end, or end it: lwfed cancel {run_id}",
         )
     try:

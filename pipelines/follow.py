@@ -25,6 +25,8 @@ PENDING = "PENDING"
 """What a run is taken for that has no state yet: 2.17.0 answers so for a moment after it was made."""
 ENDING = "CANCELING"
 """The state of a run that somebody has terminated, and whose tasks have not ended yet."""
+END_TIMEOUT_S = 900.0
+"""Seconds for which a run that was terminated may neither end nor move: Argo can lose its way there."""
 PATIENCE_S = 300.0
 """Seconds for which a server may be away while we follow."""
 
@@ -51,6 +53,7 @@ class Pace:
     first_poll_s: float = FIRST_POLL_S
     quiet_s: float = QUIET_S
     start_timeout_s: float = START_TIMEOUT_S
+    end_timeout_s: float = END_TIMEOUT_S
     patience_s: float = PATIENCE_S
 
 
@@ -145,19 +148,26 @@ def _follow(kfp: Kfp, run_id: str, *, watcher: Watcher, pace: Pace, waiting: Wai
             return outcome_of(kfp, run, snapshot, namespace=namespace)
         now = time.monotonic()
         pods = [(pod.name, pod.state) for pod in snapshot.pods]
-        if pods != before or run.state == ENDING or any(state == "RUNNING" for _, state in pods):
+        if pods != before or any(state == "RUNNING" for _, state in pods):
             before, moved, asked = pods, now, now
-        if now - asked >= pace.quiet_s:
-            asked = now
-            for line in _held_up(run_id, snapshot, seconds=now - moved, waiting=waiting, page=kfp.run_page(run_id)):
-                watcher.say(line)
-        if now - moved >= pace.start_timeout_s:
+        still_s = now - moved
+        if run.state == ENDING:
+            if still_s >= pace.end_timeout_s:
+                raise LwfedError(
+                    f"the run {run_id} was terminated, and has neither ended nor moved for {still_s:.0f} s",
+                    remedy=f"kubectl -n {namespace} delete workflows -l pipeline/runid={run_id} ends it for good",
+                )
+        elif still_s >= pace.start_timeout_s:
             reasons = _messages(snapshot) or _seen(run_id, waiting)
             raise NotStartedError(
-                f"no container of the run {run_id} has started for {now - moved:.0f} s"
+                f"no container of the run {run_id} has started for {still_s:.0f} s"
                 + "".join(f"; {line}" for line in reasons[:3]),
                 remedy=f"the run still waits: fix what holds it up, or end it with lwfed cancel {run_id}",
             )
+        elif now - asked >= pace.quiet_s:
+            asked = now
+            for line in _held_up(run_id, snapshot, seconds=still_s, waiting=waiting, page=kfp.run_page(run_id)):
+                watcher.say(line)
         time.sleep(wait_s)
         wait_s = min(pace.poll_s, wait_s * 1.5)
 

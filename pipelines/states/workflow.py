@@ -120,6 +120,8 @@ def _state(task: Task, nodes: Iterable[Node]) -> TaskState | None:
     else:
         state = "FAILED" if any(node.state == "FAILED" for node in drivers if not node.is_try) else "PENDING"
         again = []
+    if state == "SKIPPED" and any(node.state == "FAILED" for node in drivers):
+        state = "FAILED"  # its driver failed, so its own pod was left out
     if state == "SUCCEEDED" and any(node.kind == SKIPPED_NODE for node in again):
         state = "CACHED"
     pods = oldest_first(node.pod for node in [*drivers, *executors] if node.kind == POD)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
-from lwfed.types.errors import NotStartedError
+from lwfed.types.errors import LwfedError, NotStartedError
 from pipelines.client import Access, connect
 from pipelines.client_runs import facts_of, get_run
 from pipelines.follow import Outcome, Pace, follow
@@ -294,3 +294,11 @@ def test_tasks_of_the_api_to_come_read_alike(name: str, kfp: State) -> None:
         if state.state not in left_out
         for pod in state.pods
     ]
+
+
+def test_a_run_that_argo_never_ends_is_given_up(kfp: State) -> None:
+    run_id = kfp.play("second-try", start=-1)
+    assert kfp.runs[run_id].state == "CANCELING"
+    with pytest.raises(LwfedError, match="neither ended nor moved") as given_up:
+        followed(kfp, run_id, pace=replace(QUICK, end_timeout_s=0.3))
+    assert f"kubectl -n kubeflow delete workflows -l pipeline/runid={run_id}" in str(given_up.value)
