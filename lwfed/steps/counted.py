@@ -9,7 +9,7 @@ from lwfed.store.protocol import Store
 
 
 def counted_until(key: str, server_round: int, *, store: Store) -> dict[str, dict[str, Any]]:
-    """Gives, for each client with an accepted update in an earlier round of the stage, the last one's round and digest.
+    """Returns, for each client with an accepted update in an earlier round of the stage, the last one's round and digest.
 
     Args:
         key: The stage.

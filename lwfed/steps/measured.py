@@ -113,7 +113,7 @@ def pooled(parts: Mapping[str, tuple[int, Mapping[str, float]]]) -> dict[str, fl
 
 
 def recomputed_in(clients: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Gives the clients whose frozen blocks' outputs could not be kept, and why, from their updates' metrics."""
+    """Returns the clients whose frozen blocks' outputs could not be kept, and why, from their updates' metrics."""
     found = {}
     for client, metrics in clients.items():
         why = [told for told in (metrics.get("prefix") or {}).values() if told.startswith("recomputed")]

@@ -39,7 +39,7 @@ def prepare_there(spec: RunSpec, *, options: Options, launcher: Launcher, store:
             client = min(failed)
             raise DataError(
                 f"{len(failed)} client(s) could not look at their data; {client}: {failed[client]}",
-                remedy="mend the data or the pool of that client, then start again",
+                remedy="fix the data or the pool of that client, then start again",
             )
     task = PrepareTask(
         store=store.uri, run_id=run_id, spec=values, fresh=options.fresh, parent=options.parent, place=place

@@ -18,7 +18,7 @@ def tell_finish(run: runs.Run, summary: Mapping[str, Any], *, store: Store, trac
         run: The run.
         summary: Its summary.
         store: Where it is.
-        trackers: Who is told.
+        trackers: Take it.
     """
     run = runs.read_run(store, run["run_id"])  # its stages were noted while it went on
     keys = [paths.report(run["run_id"]), *store.list(paths.figure(run["run_id"], ""))]
@@ -34,5 +34,5 @@ def tell_finish(run: runs.Run, summary: Mapping[str, Any], *, store: Store, trac
 
 
 def uri_of(store: str, key: str) -> str:
-    """Gives the URI by which a stage's checkpoint is served: `<store URI>#<stage key>`."""
+    """Returns the URI by which a stage's checkpoint is served: `<store URI>#<stage key>`."""
     return f"{store}#{key}"

@@ -117,7 +117,7 @@ def _begin(stage: Stage, run: runs.Run, *, store: Store) -> None:
 
 
 def _appended(run: runs.Run, plan: StagePlan, *, units: Sequence[str], store: Store) -> dict[str, Block]:
-    """Gives the first blocks of units: those that were drawn with the run, where they are there, else drawn now."""
+    """Returns the first blocks of units: those that were drawn with the run, where they are there, else drawn now."""
     known = store.read_ref(paths.initial(run["run_id"])) or {}
     drawn = {unit: Block.from_values(known[unit]) for unit in units if unit in known}
     drawn = {unit: block for unit, block in drawn.items() if store.size(block_key(block)) == block.nbytes}

@@ -15,7 +15,7 @@ from lwfed.types.canonical import digest_of
 from lwfed.types.errors import CheckpointError
 from lwfed.types.tensors import TensorSpec, layout
 
-_ANEW = "restore it, or train anew with --fresh"
+_AGAIN = "restore it, or train again with --fresh"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Block:
         return {name: spec for name, (_, spec) in self.tensors.items()}
 
     def to_values(self) -> dict[str, Any]:
-        """Gives JSON values."""
+        """Returns JSON values."""
         return {
             "digest": self.digest,
             "nbytes": self.nbytes,
@@ -72,12 +72,12 @@ class Block:
             told = (values["digest"], values["nbytes"])
             sound = told == (block.digest, block.nbytes)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise CheckpointError(f"a block's manifest is damaged: {error!r}", remedy=_ANEW) from None
+            raise CheckpointError(f"a block's manifest is damaged: {error!r}", remedy=_AGAIN) from None
         if not sound:
-            raise CheckpointError(f"the manifest of block {str(told[0])[:12]} is damaged", remedy=_ANEW)
+            raise CheckpointError(f"the manifest of block {str(told[0])[:12]} is damaged", remedy=_AGAIN)
         return block
 
 
 def block_key(block: Block) -> str:
-    """Gives the key of a block that any checkpoint may share."""
+    """Returns the key of a block that any checkpoint may share."""
     return f"blocks/sha256/{block.digest}.safetensors"
