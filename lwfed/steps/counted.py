@@ -9,7 +9,7 @@ from lwfed.store.protocol import Store
 
 
 def counted_until(key: str, server_round: int, *, store: Store) -> dict[str, dict[str, Any]]:
-    """Returns, for each client with an accepted update in an earlier round of the stage, the last one's round and digest.
+    """Returns the round and digest of each client's last accepted update in earlier rounds of the stage.
 
     Args:
         key: The stage.
