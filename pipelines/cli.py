@@ -271,7 +271,10 @@ def schedules(
     access = access_of(endpoint, namespace, token, token_file, existing_token_env, cookies, ssl_ca_cert)
     wanted = [name for name, asked in (("pause", pause), ("resume", resume), ("delete", delete)) if asked]
     if len(wanted) > 1 or (wanted and schedule is None):
-        raise SpecError("what to do with which schedule is not clear", remedy="write lwfed schedules SCHEDULE --pause")
+        raise SpecError(
+            "a change takes one schedule and one of --pause, --resume and --delete",
+            remedy="write lwfed schedules SCHEDULE --pause",
+        )
     console = make_console(stderr=as_json)
     if wanted and schedule is not None:
         change_schedule(access, schedule, wanted[0], console=console, as_json=as_json)

@@ -80,8 +80,8 @@ def cancel_run(access: Access, run: str, *, console: Console, as_json: bool) -> 
         say(f"{name} has not ended within {END_S:.0f} s: it is {found.state}; what is committed stands")
     if cluster is not None:
         try:
+            ended.pods = end_waiting_pods(cluster, run_id) if is_over(found) else ()
             _end(cluster, facts, run_id, ended)
-            ended.pods = end_waiting_pods(cluster, run_id)
             error = None
         except LwfedError as trouble:
             error = trouble

@@ -142,7 +142,7 @@ def _cause(error: Exception) -> str:
         (r"[Nn]ame or service not known|resolve|getaddrinfo", "there is no host of that name"),
         (r"[Tt]imed? ?out", "no answer in time"),
         (r"reset", "the connection was cut"),
-        (r"unreachable|No route", "no way there"),
+        (r"unreachable|No route", "no route to it"),
     ):
         if re.search(pattern, text):
             return said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -116,8 +117,13 @@ def client_logs(
                     continue
                 told.add(pod.name)
                 write(f"-- {pod.title}  ({pod.name}, {pod.phase.lower()})")
-                for line in pod_log(cluster, pod, follow=follow and pod.phase == "Running"):
-                    write(line)
+                if pod.phase == "Pending":
+                    continue
+                try:
+                    for line in pod_log(cluster, pod, follow=follow and pod.phase == "Running"):
+                        write(line)
+                except LwfedError as error:  # it has gone in between, or the stream broke
+                    write(f"-- {error.problem}")
             if not follow or over:
                 break
             time.sleep(poll_s)
@@ -212,23 +218,27 @@ class _Reader:
         lines = self._logs.follow(pod, runs=lambda: self._runs(pod), poll_s=poll_s)
         try:
             first = next(lines, None)
+            if first is None:
+                return
+            self._open(state, pod)
+            for line in self._chosen(itertools.chain([first], lines), pod):
+                self._write(line)
         except UnreachableError:
             raise
         except LwfedError as error:
             if pod.node not in self._missed:
                 self._missed.add(pod.node)
                 self._console.print(
-                    f"-- {_title(state, pod)}: {error}; its log follows when it has ended",
-                    highlight=False, markup=False, soft_wrap=True,
+                    f"-- {_title(state, pod)}: {error}", highlight=False, markup=False, soft_wrap=True
                 )  # fmt: skip
-            return
-        if first is None:
-            return
-        self._open(state, pod)
-        for line in self._chosen(itertools.chain([first], lines), pod):
-            self._write(line)
 
     def _runs(self, pod: Pod) -> bool:
+        """Whether a pod still runs; True where the server does not answer: it has not said otherwise."""
+        with suppress(UnreachableError):
+            return self._is_running(pod)
+        return True
+
+    def _is_running(self, pod: Pod) -> bool:
         return any(now.node == pod.node and now.state == "RUNNING" for now in self._look().pods)
 
     def _chosen(self, lines: Iterator[str], pod: Pod) -> Iterator[str]:

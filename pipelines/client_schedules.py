@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich.console import Console
@@ -114,7 +114,7 @@ def change_schedule(access: Access, schedule: str, action: str, *, console: Cons
     kfp.call(method, found.id, about=f"to {action} the schedule {found.name}")
     console.print(f"{found.name} is {done}", highlight=False, markup=False, soft_wrap=True)
     if as_json:
-        print_json({**asdict(found), "done": action})
+        print_json({**asdict(replace(found, paused=action != "resume")), "done": action})
 
 
 def _schedule(kfp: Kfp, item: Any) -> Schedule:

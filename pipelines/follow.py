@@ -142,6 +142,7 @@ def _follow(kfp: Kfp, run_id: str, *, watcher: Watcher, pace: Pace, waiting: Wai
                 raise
             watcher.say(f"{error.problem}; trying again")
             time.sleep(wait_s)
+            moved = asked = time.monotonic()  # nothing was seen of it meanwhile
             continue
         watcher.tasks(run.state or PENDING, snapshot.tasks)
         if is_over(run):

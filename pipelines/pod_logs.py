@@ -9,6 +9,7 @@ pages; neither was seen.
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 from urllib.parse import quote, urlencode
 
-from lwfed.types.errors import LwfedError, NotFoundError
+from lwfed.types.errors import LwfedError, NotFoundError, UnreachableError
 from pipelines.client import Kfp
 from pipelines.client_errors import RefusedError
 from pipelines.states.records import Pod
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from lwfed.launch.kubernetes_api import Cluster
 
 CONTAINER = "main"
+PATIENCE_S = 300.0
+"""Seconds for which a server may be away while a log is followed."""
 ERROR_KEYS = {"error_message", "error_details"}
 
 
@@ -76,7 +79,7 @@ class PodLogs:
 
         Args:
             pod: The pod.
-            runs: Whether it still runs; asked between two looks, where the log cannot be streamed.
+            runs: Whether it still runs; asked before each look, and when a stream has ended.
             poll_s: Seconds between two looks.
 
         Raises:
@@ -84,24 +87,38 @@ class PodLogs:
             UnreachableError: The server does not answer.
         """
         shown = 0
-        cluster = self._reach()
-        if cluster is not None:
-            try:
-                for line in cluster.log_lines(pod.name, container=CONTAINER, follow="true"):
-                    shown += 1
-                    yield line
-                return
-            except LwfedError:
-                pass  # its container is not there yet, or the stream broke: what is missing is read below
+        answered = time.monotonic()
         while True:
             goes_on = runs()
-            found = self.read(pod).split("\n")
-            whole = found[:-1] if goes_on or not found[-1] else found  # the last line may still be half written
-            yield from whole[shown:]
-            shown = max(shown, len(whole))
+            try:
+                for line in itertools.islice(self._lines(pod, follow=goes_on), shown, None):
+                    shown += 1
+                    answered = time.monotonic()
+                    yield line
+            except UnreachableError:
+                if time.monotonic() - answered > PATIENCE_S:
+                    raise
             if not goes_on:
                 return
             time.sleep(poll_s)
+
+    def _lines(self, pod: Pod, *, follow: bool) -> Iterator[str]:
+        """Yields a pod's lines from its first: as they come where the cluster streams them, else the whole ones."""
+        cluster = self._reach() if follow else None
+        if cluster is not None:
+            streamed = False
+            try:
+                for line in cluster.log_lines(pod.name, container=CONTAINER, follow="true"):
+                    streamed = True
+                    yield line
+                return
+            except UnreachableError:
+                raise  # the stream broke: what follows is asked for again
+            except LwfedError:
+                if streamed:
+                    raise
+        *lines, rest = self.read(pod).split("\n")
+        yield from lines if follow or not rest else [*lines, rest]  # the last line may still be half written
 
     def _archive_paths(self, pod: Pod) -> list[str]:
         nodes = f"runs/{self._run_id}/nodes/{quote(pod.node)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from lwfed import environment
@@ -17,6 +17,7 @@ from lwfed.steps import runs
 from lwfed.steps.launcher import Emit, Launcher
 from lwfed.steps.report import render
 from lwfed.steps.specs import unpack_spec
+from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store
 from lwfed.tracking.protocol import Trackers
@@ -92,6 +93,10 @@ def working(spec: str, store: str, *, resources: Mapping[str, Any] | None = None
         try:
             yield Session(values, run_id, opened, launcher, display, track, in_mlflow)
         except LwfedError as error:
+            with suppress(LwfedError):  # the store may be what failed
+                run = None if made else opened.read_ref(paths.run(run_id))
+                if run is not None:
+                    track(run)
             for found, _ in made:
                 found.fail(str(error))
             raise

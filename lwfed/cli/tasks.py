@@ -28,7 +28,7 @@ from lwfed.store.opening import open_store
 from lwfed.tracking.ending import ending_of
 from lwfed.tracking.jsonlines import read_events
 from lwfed.types.canonical import digest_of
-from lwfed.types.errors import CheckpointError, SpecError
+from lwfed.types.errors import CheckpointError, LwfedError, SpecError
 
 
 class Prepared(NamedTuple):
@@ -254,21 +254,28 @@ def cleanup(*, spec: str, store: str, state: str) -> None:
     values = unpack_spec(spec, store=opened)
     run_id = run_id_of(values)
     display = Display(make_console())
-    ending = ending_of(read_events(opened.read_log(paths.events(run_id))), state=state)
+    trouble: list[LwfedError] = []  # what goes wrong with one thing keeps nothing else from being ended
+    run, events = None, []
+    try:
+        run, events = opened.read_ref(paths.run(run_id)), read_events(opened.read_log(paths.events(run_id)))
+    except LwfedError as error:
+        trouble.append(error)
+    ending = ending_of(events, state=state)
     display("ending", {"run_id": run_id, "status": ending.status, "reason": ending.reason})
-    if ending.status == "finished":
-        return
-    if values.launch.kind == "kubernetes":
+    if ending.status != "finished" and values.launch.kind == "kubernetes":
         from lwfed.launch.kubernetes import delete_jobs
 
-        delete_jobs(run_id, namespace=values.kubernetes.namespace)
-    run = opened.read_ref(paths.run(run_id))
-    if run is None:
-        return
-    trackers, _ = make_trackers(run, values.tracking, store=opened, warn=warn_by(display), stage=NO_STAGE)
-    trackers.start(run)
-    trackers.fail(ending.reason, cancelled=ending.status == "cancelled")
-    trackers.close()
+        try:
+            delete_jobs(run_id, namespace=values.kubernetes.namespace)
+        except LwfedError as error:
+            trouble.append(error)
+    if ending.status != "finished" and run is not None:
+        trackers, _ = make_trackers(run, values.tracking, store=opened, warn=warn_by(display), stage=NO_STAGE)
+        trackers.start(run)
+        trackers.fail(ending.reason, cancelled=ending.status == "cancelled", closing=True)
+        trackers.close()
+    if trouble:
+        raise trouble[0]
 
 
 def _parent(text: str) -> tuple[str, int] | None:

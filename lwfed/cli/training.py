@@ -133,7 +133,7 @@ def _drive(
             launcher.server("finish", task, emit=emit)
             tell_finish(run, summary, store=store, trackers=trackers)
         except (LwfedError, KeyboardInterrupt) as error:
-            trackers.fail(str(error) or "interrupted")
+            trackers.fail(str(error) or "interrupted", cancelled=isinstance(error, KeyboardInterrupt))
             if isinstance(error, KeyboardInterrupt):
                 again = go_on or f"lwfed run ... --run-id {run['run_id']}"
                 console.print(f"interrupted; go on with: {again}", highlight=False, soft_wrap=True)

@@ -210,7 +210,9 @@ class Cluster:
         said = _message(error)
         where = f"{resource} in namespace {self.namespace}"
         if error.status in (400, 422):
-            return SpecError(f"the cluster refuses to {verb} {where}: {said}", remedy="mend `kubernetes` in the spec")
+            return SpecError(
+                f"the cluster refuses to {verb} {where}: {said}", remedy="correct `kubernetes` in the spec"
+            )
         if error.status == 401:
             return DeniedError(
                 f"the cluster at {self.host} does not know us: {said}", remedy="renew the credentials of KUBECONFIG"

@@ -37,8 +37,9 @@ def ending_of(events: Iterable[Record], *, state: str) -> Ending:
         state: The platform's word for how its tasks ended.
 
     Returns:
-        What the last end in the log says, unless the run started again after it; else what `state` says, where any
-        state that is neither success nor failure means that somebody ended the run.
+        What the last end in the log says, unless the run started again after it, or the exit task closed it then: a
+        retry may have ended in another way. Else what `state` says, where any state that is neither success nor
+        failure means that somebody ended the run.
     """
     last: Record = {"event": "start"}
     for event in events:
@@ -46,7 +47,7 @@ def ending_of(events: Iterable[Record], *, state: str) -> Ending:
             last = event
     if last["event"] == "finish":
         return Ending("finished")
-    if last["event"] == "fail":
+    if last["event"] == "fail" and (state in FAILED or not last.get("closing")):
         return Ending("cancelled" if last.get("cancelled") else "failed", str(last["reason"]))
     if state in SUCCEEDED:
         return Ending("finished")

@@ -56,9 +56,9 @@ class JsonLines:
         """See `Tracker.finish`."""
         self._write(event_of_finish(summary, artifacts=artifacts, model=model))
 
-    def fail(self, reason: str, *, cancelled: bool = False) -> None:
+    def fail(self, reason: str, *, cancelled: bool = False, closing: bool = False) -> None:
         """See `Tracker.fail`."""
-        self._write(event_of_failure(reason, cancelled=cancelled))
+        self._write(event_of_failure(reason, cancelled=cancelled, closing=closing))
 
     def warn(self, message: str) -> None:
         """Notes something that users should see, such as an MLflow server that does not answer."""

@@ -198,7 +198,7 @@ class Recorder:
         self.model = f"{name}/{version}"
         log(self.client, run_id, tags={"lwfed.model": self.model, "lwfed.model_digest": model["digest"]})
 
-    def fail(self, reason: str, *, cancelled: bool = False) -> None:
+    def fail(self, reason: str, *, cancelled: bool = False, closing: bool = False) -> None:
         """See `Tracker.fail`."""
         self._break_off(reason, "KILLED" if cancelled else "FAILED")
 

@@ -82,9 +82,9 @@ class MlflowTracker:
         """See `Tracker.finish`."""
         self._write(event_of_finish(summary, artifacts=artifacts, model=model))
 
-    def fail(self, reason: str, *, cancelled: bool = False) -> None:
+    def fail(self, reason: str, *, cancelled: bool = False, closing: bool = False) -> None:
         """See `Tracker.fail`."""
-        self._write(event_of_failure(reason, cancelled=cancelled))
+        self._write(event_of_failure(reason, cancelled=cancelled, closing=closing))
 
     def close(self, timeout: float = 60.0) -> None:
         """See `Tracker.close`."""

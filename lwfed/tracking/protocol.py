@@ -30,8 +30,14 @@ class Tracker(Protocol):
     def finish(self, summary: Record, *, artifacts: Sequence[Path] = (), model: Record | None = None) -> None:
         """Takes the run's end: its summary, files and folders to keep, and the model to register."""
 
-    def fail(self, reason: str, *, cancelled: bool = False) -> None:
-        """Takes the reason why the run ended early; `cancelled` where somebody ended it on purpose."""
+    def fail(self, reason: str, *, cancelled: bool = False, closing: bool = False) -> None:
+        """Takes the reason why the run ended early.
+
+        Args:
+            reason: In one line.
+            cancelled: Somebody ended it on purpose.
+            closing: Whoever tells it only closes what others left open: a later attempt may still end in another way.
+        """
 
     def close(self, timeout: float = 60.0) -> None:
         """Waits at most `timeout` seconds until all that was told is logged, and lets go of what it holds."""
@@ -72,10 +78,10 @@ class Trackers:
         for tracker in self._trackers:
             tracker.finish(summary, artifacts=artifacts, model=model)
 
-    def fail(self, reason: str, *, cancelled: bool = False) -> None:
+    def fail(self, reason: str, *, cancelled: bool = False, closing: bool = False) -> None:
         """See `Tracker.fail`."""
         for tracker in self._trackers:
-            tracker.fail(reason, cancelled=cancelled)
+            tracker.fail(reason, cancelled=cancelled, closing=closing)
 
     def close(self, timeout: float = 60.0) -> None:
         """See `Tracker.close`."""
@@ -101,7 +107,8 @@ def tell(tracker: Tracker, event: Record) -> None:
         artifacts = [Path(path) for path in event.get("artifacts", ())]
         tracker.finish(event["record"], artifacts=artifacts, model=event.get("model"))
     elif kind == "fail":
-        tracker.fail(event["reason"], cancelled=bool(event.get("cancelled")))
+        marks = {name: bool(event.get(name)) for name in ("cancelled", "closing")}
+        tracker.fail(event["reason"], **marks)
 
 
 def event_of(kind: str, record: Record) -> dict[str, Any]:
@@ -115,9 +122,10 @@ def event_of_finish(summary: Record, *, artifacts: Sequence[Path], model: Record
     return {"event": "finish", "record": summary, "artifacts": paths, "model": model}
 
 
-def event_of_failure(reason: str, *, cancelled: bool = False) -> dict[str, Any]:
+def event_of_failure(reason: str, *, cancelled: bool = False, closing: bool = False) -> dict[str, Any]:
     """Makes the event of a run that ended early."""
-    return {"event": "fail", "reason": reason, **({"cancelled": True} if cancelled else {})}
+    marks = {name: True for name, holds in (("cancelled", cancelled), ("closing", closing)) if holds}
+    return {"event": "fail", "reason": reason, **marks}
 
 
 def finite(value: Any) -> TypeGuard[float]:

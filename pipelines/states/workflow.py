@@ -8,6 +8,8 @@ where the installation retries.
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -80,12 +82,19 @@ class WorkflowNodes:
         if not isinstance(workflow, dict) or "metadata" not in workflow:
             return None
         status = workflow.get("status") or {}
-        nodes = [_node(workflow, values) for values in (status.get("nodes") or {}).values()]
+        nodes = [_node(workflow, values) for values in _nodes(status).values()]
         known = tasks or {name: Task(name, name) for name in _guessed(nodes)}
         states = [state for task in known.values() if (state := _state(task, nodes)) is not None]
         mine = {pod.node for state in states for pod in state.pods}
         others = [node.pod for node in nodes if node.kind == POD and node.pod.node not in mine]
         return Snapshot(tuple(states), oldest_first(others), str(status.get("message") or ""))
+
+
+def _nodes(status: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the nodes of a workflow by their ids; Argo compresses them in one that would be above 1 MiB."""
+    packed = status.get("compressedNodes")
+    nodes = json.loads(gzip.decompress(base64.b64decode(packed))) if packed else status.get("nodes")
+    return dict(nodes or {})
 
 
 def _node(workflow: Mapping[str, Any], values: Mapping[str, Any]) -> Node:

@@ -25,6 +25,7 @@ class Objects:
         made_again: Jobs that a coordinator makes when one is deleted.
         events: Its events.
         logs: What pods wrote, by their names.
+        streams: What each next request for a pod's log gets in place of that, until the connection ends.
         asked: The requests so far.
         forbids: Whether it lets nobody look.
     """
@@ -34,6 +35,7 @@ class Objects:
     made_again: list[dict[str, Any]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
     logs: dict[str, str] = field(default_factory=dict)
+    streams: dict[str, list[str]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     forbids: bool = False
 
@@ -80,7 +82,12 @@ def _handler(objects: Objects) -> type[BaseHTTPRequestHandler]:
             if last == "version":
                 return self._send(200, {"gitVersion": "v1.34.0"})
             if last == "log":
-                return self._send(200, objects.logs[parts.path.split("/")[-2]])
+                name = parts.path.split("/")[-2]
+                if objects.streams.get(name):
+                    return self._send(200, objects.streams[name].pop(0))
+                if name not in objects.logs:
+                    return self._send(404, {"message": f'pods "{name}" not found'})
+                return self._send(200, objects.logs[name])
             if last == "events":
                 uid = query["fieldSelector"].partition("=")[2]
                 return self._send(200, {"items": [e for e in objects.events if e["involvedObject"]["uid"] == uid]})

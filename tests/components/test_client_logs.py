@@ -66,7 +66,8 @@ def test_the_api_has_no_log_of_a_pod_that_runs(lwfed: Command, kfp: State) -> No
     """It answers 200 with an error in JSON."""
     run_id = kfp.play("live-log", start=3, upto=3)
     ended = lwfed("logs", run_id)
-    assert "error_message" not in ended.out and "BadRequestError" not in ended.out
+    assert ended.code == 0 and "Kubeflow Pipelines have no log of" in ended.err and "KUBECONFIG" in ended.err
+    assert not ended.out and "BadRequestError" not in ended.err
 
 
 def test_logs_that_are_not_there_are_told(lwfed: Command, kfp: State) -> None:

@@ -25,8 +25,9 @@ def test_without_schedules_it_says_how_to_make_one(lwfed: Command, kfp: State) -
 def test_a_schedule_is_paused_resumed_and_deleted(lwfed: Command, kfp: State, spec: str) -> None:
     schedule = lwfed("submit", spec, "--cron", "0 3 * * 1", "--name", "weekly", "--json").json["recurring_run_id"]
     for action, paused in (("pause", True), ("resume", False)):
-        ended = lwfed("schedules", "weekly", f"--{action}")
+        ended = lwfed("schedules", "weekly", f"--{action}", "--json")
         assert ended.code == 0, ended.err
+        assert ended.json["paused"] is paused and ended.json["done"] == action
         (told,) = lwfed("schedules", "weekly", "--json").json["schedules"]
         assert told["paused"] is paused
     assert f"POST /apis/v2beta1/recurringruns/{schedule}:disable" in kfp.asked

@@ -22,7 +22,7 @@ PATH = re.compile(
 Right = tuple[str, str, str]
 """API group, resource, verb."""
 
-OF_COMMANDS = {"delete_pod"}
+OF_COMMANDS = {"delete_pod", "log_lines"}
 """Methods of the cluster's API that `lwfed cancel` and its like call with their user's rights; never a coordinator."""
 
 

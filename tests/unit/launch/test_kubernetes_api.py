@@ -127,7 +127,12 @@ def test_a_list_is_asked_for_once(server: ApiServer, cluster: Cluster) -> None:
 @pytest.mark.parametrize(
     ("what", "kind", "words", "remedy"),
     [
-        ("a Job that is not valid", SpecError, "spec.parallelism: Invalid value: -1", "mend `kubernetes` in the spec"),
+        (
+            "a Job that is not valid",
+            SpecError,
+            "spec.parallelism: Invalid value: -1",
+            "correct `kubernetes` in the spec",
+        ),
         ("a Job to make without the right to", DeniedError, "we may not create jobs in namespace lwfed: jobs", ROLE),
         ("a Job beyond a quota", DeniedError, "exceeded quota: jobs", "see what forbids it: a quota or a policy"),
         ("no valid token", DeniedError, "does not know us: Unauthorized", "renew the credentials of KUBECONFIG"),
