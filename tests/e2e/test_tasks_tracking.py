@@ -5,11 +5,13 @@ Against a real sqlite store, without a platform that opens runs.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kubernetes.config import kube_config
 
 from lwfed import environment
 from lwfed.cli import tasks
@@ -18,7 +20,7 @@ from lwfed.steps.specs import pack_spec
 from lwfed.steps.train_stage import train_stage
 from lwfed.store.local import LocalStore
 from lwfed.tracking.ending import CANCELLED_REASON
-from lwfed.types.errors import QuorumError
+from lwfed.types.errors import CheckpointError, QuorumError, UnreachableError
 from tests.delivering import delivering_in_threads
 from tests.tiny import VALUES
 
@@ -197,6 +199,49 @@ def test_a_task_that_leaves_no_word_is_told_by_the_pipelines(make: Callable[[str
     pipeline.cleanup("FAILED")
     assert pipeline.states() == ["FAILED"]
     assert "FAILED" in pipeline.whole.data.tags["lwfed.failure"]
+
+
+def test_a_failure_of_the_last_judgement_is_told_too(make: Callable[[str], Pipeline]) -> None:
+    pipeline = make("misjudged")
+    pipeline.prepare()
+    pipeline.train(1)
+    pipeline.train(2)
+    pipeline.digest = "0" * 64
+    with pytest.raises(CheckpointError, match="not committed with digest"):
+        pipeline.evaluate()
+    pipeline.cleanup("FAILED")
+    assert pipeline.states() == ["FAILED", "FINISHED", "FINISHED"]
+    assert "not committed with digest" in pipeline.whole.data.tags["lwfed.failure"]
+
+
+def test_a_retry_that_is_cancelled_is_told_as_cancelled(
+    make: Callable[[str], Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = make("retried")
+    pipeline.prepare()
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks, "run_stage", breaks_after_a_round)
+        with pytest.raises(QuorumError):
+            pipeline.train(1)
+    pipeline.cleanup("FAILED")
+    pipeline.cleanup("RUNNING")  # a retry whose stage still waited when somebody terminated it
+    assert pipeline.states() == ["KILLED", "FAILED"]
+    assert pipeline.whole.data.tags["lwfed.failure"] == CANCELLED_REASON
+
+
+def test_jobs_that_cannot_be_deleted_leave_no_run_that_seems_to_go_on(
+    make: Callable[[str], Pipeline], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = make("no-cluster")
+    pipeline.prepare()
+    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    values = json.loads(pipeline.common["spec"])
+    values |= {"launch": {"kind": "kubernetes"}, "kubernetes": {"image": "lwfed:1"}}
+    pipeline.common["spec"] = json.dumps(values)
+    with pytest.raises(UnreachableError, match="no Kubernetes cluster is configured"):
+        pipeline.cleanup("FAILED")
+    assert pipeline.states() == ["FAILED"]
 
 
 def test_a_pipeline_whose_first_task_failed_has_no_run_to_end(make: Callable[[str], Pipeline]) -> None:
