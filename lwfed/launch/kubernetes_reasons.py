@@ -21,6 +21,7 @@ REMEDIES: Mapping[str, str] = {
     "image": "name one that its node can have in kubernetes.image, or kubernetes.image_pull_secrets",
     "config": "make what it names in the namespace of the Jobs; `lwfed store init` makes the store's Secrets",
     "scheduling": "make room, ask for less in its pool, or check the pool's node_selector, tolerations and claims",
+    "pulling": "raise kubernetes.pending_timeout_s, or load the image onto the nodes beforehand",
     "starting": "check its pool's volumes: kubectl describe pod says more while it waits",
     "refused": "raise the quota, make what is not there, or change what forbids it",
 }
@@ -36,7 +37,7 @@ class Wait:
         line: In words.
     """
 
-    kind: Literal["image", "config", "scheduling", "starting"]
+    kind: Literal["image", "config", "scheduling", "pulling", "starting"]
     line: str
 
 
@@ -83,7 +84,7 @@ def waiting(pod: Values, *, container: str, events: Sequence[Values] = ()) -> Wa
         return Wait("starting", f"its pod does not start: {_joined(told[-1]['reason'], told[-1].get('message', ''))}")
     pulling = [event for event in events if event.get("reason") in ("Pulling", "Pulled")]
     if pulling and pulling[-1]["reason"] == "Pulling":
-        return Wait("starting", f"its node pulls the image: {one_line(pulling[-1].get('message', ''))}")
+        return Wait("pulling", f"its node pulls the image: {one_line(pulling[-1].get('message', ''))}")
     return None
 
 

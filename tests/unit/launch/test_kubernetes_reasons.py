@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from lwfed.launch import kubernetes_reasons as reasons
 from lwfed.launch.kubernetes_manifests import CONTAINER
 from lwfed.launch.kubernetes_reasons import (
     MAX_LINE,
@@ -259,3 +260,8 @@ def test_a_line_is_one_and_not_too_long() -> None:
 )
 def test_sizes_are_written_as_limits_are(count: float, text: str) -> None:
     assert size(count) == text
+
+
+def test_every_wait_that_is_given_up_says_what_helps() -> None:
+    kinds = get_args(get_type_hints(reasons.Wait)["kind"])
+    assert set(reasons.REMEDIES) == {*kinds, "refused"}
