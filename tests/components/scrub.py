@@ -34,7 +34,7 @@ STATES = {"Succeeded": "SUCCEEDED", "Failed": "FAILED", "Error": "FAILED", "Runn
           "Skipped": "SKIPPED"}  # fmt: skip
 REPLACED = (
     (r"docker\.io/(library|lab)/", "registry.example/"),
-    (r"registry-1\.docker\.io/v2/lab", "registry.example/v2"),
+    (r"registry-1[\w.]+/v2/lab", "registry.example/v2"),
     (r"\b10\.210\.0\.1:5055\b", "tracking.example"),
     (r"s3://lwfed-main/", "s3://lwfed/"),
     (r"\bon testbed\b", "on node-1"),
