@@ -228,9 +228,7 @@ class _Reader:
         except LwfedError as error:
             if pod.node not in self._missed:
                 self._missed.add(pod.node)
-                self._console.print(
-                    f"-- {_title(state, pod)}: {error}", highlight=False, markup=False, soft_wrap=True
-                )  # fmt: skip
+                self._console.print(f"-- {_title(state, pod)}: {error}", highlight=False, markup=False, soft_wrap=True)
 
     def _runs(self, pod: Pod) -> bool:
         """Whether a pod still runs; True where the server does not answer: it has not said otherwise."""

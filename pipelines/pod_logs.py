@@ -112,11 +112,11 @@ class PodLogs:
                     streamed = True
                     yield line
                 return
-            except UnreachableError:
-                raise  # the stream broke: what follows is asked for again
-            except LwfedError:
-                if streamed:
-                    raise
+            except LwfedError as error:
+                self._note_denial(error)
+                broke = isinstance(error, UnreachableError) and self._cluster is not None
+                if broke or streamed:
+                    raise  # what follows is asked for again
         *lines, rest = self.read(pod).split("\n")
         yield from lines if follow or not rest else [*lines, rest]  # the last line may still be half written
 
@@ -146,8 +146,16 @@ class PodLogs:
         try:
             return "".join(f"{line}\n" for line in cluster.log_lines(pod.name, container=CONTAINER)) or None
         except LwfedError as error:
-            self._no_cluster = error
+            self._note_denial(error)
             return None
+
+    def _note_denial(self, error: LwfedError) -> None:
+        """Does without a cluster that does not let us read: to ask again cannot help."""
+        from lwfed.launch.kubernetes_api import DeniedError
+
+        if isinstance(error, DeniedError) and self._cluster is not None:
+            self._cluster.close()
+            self._cluster, self._no_cluster = None, error
 
     def _reach(self) -> Cluster | None:
         if self._cluster is None and self._no_cluster is None:
@@ -165,7 +173,7 @@ class PodLogs:
             return NotFoundError(
                 f"Kubeflow Pipelines have no log of {pod.name}, and the cluster is out of reach: "
                 f"{self._no_cluster.problem}",
-                remedy=f"set KUBECONFIG; or where it works: {where}",
+                remedy=f"set KUBECONFIG to one that may read logs; or where it works: {where}",
             )
         return NotFoundError(f"there is no log of {pod.name}", remedy=f"its container may never have started: {where}")
 

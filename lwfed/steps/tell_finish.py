@@ -18,7 +18,7 @@ def tell_finish(run: runs.Run, summary: Mapping[str, Any], *, store: Store, trac
         run: The run.
         summary: Its summary.
         store: Where it is.
-        trackers: Take it.
+        trackers: Where it is recorded.
     """
     run = runs.read_run(store, run["run_id"])  # its stages were noted while it went on
     keys = [paths.report(run["run_id"]), *store.list(paths.figure(run["run_id"], ""))]

@@ -56,6 +56,14 @@ def test_a_pod_that_is_gone_has_no_log(running: tuple[PodLogs, Pod], cluster: Ob
         list(logs.follow(pod, runs=lambda: next(goes_on), poll_s=0.01))
 
 
+def test_a_cluster_that_does_not_let_us_read_is_named_at_once(running: tuple[PodLogs, Pod], cluster: Objects) -> None:
+    logs, pod = running
+    cluster.forbids = True
+    with pytest.raises(NotFoundError, match="forbidden"):
+        list(logs.follow(pod, runs=lambda: True, poll_s=0.01))
+    assert len([asked for asked in cluster.asked if "/log" in asked]) == 1
+
+
 def test_without_a_cluster_a_running_pods_log_is_out_of_reach(running: tuple[PodLogs, Pod]) -> None:
     logs, pod = running
     with pytest.raises(NotFoundError, match="the cluster is out of reach") as missing:
