@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from lwfed.cli.console import make_console
 from lwfed.cli.options import Fresh, Json, Spec
+from lwfed.drive.console import make_console
 from lwfed.spec.load import build_spec, load_spec
 from lwfed.types.errors import NotFoundError, SpecError, UnreachableError
-from pipelines.client_options import (
+from pipelines.client.options import (
     Authority,
     Cookies,
     Endpoint,
@@ -27,9 +27,9 @@ from pipelines.client_options import (
     Wait,
     access_of,
 )  # fmt: skip
-from pipelines.client_stages import check_parent, parse_parent, parse_stages
+from pipelines.client.stages import check_parent, parse_parent, parse_stages
 from pipelines.compile import compile_command
-from pipelines.follow import START_TIMEOUT_S, Pace
+from pipelines.follow.follow import START_TIMEOUT_S, Pace
 
 
 def submit(
@@ -80,7 +80,7 @@ def submit(
     Makes the experiment and the pipeline where they are not there, uploads the compiled pipeline unless it is known,
     and starts a run. With --wait it follows the run and ends as the run does.
     """
-    from pipelines.client_commands import Submission, submit_run
+    from pipelines.client.commands import Submission, submit_run
 
     where = [] if namespace is None else [f"kubernetes.namespace={namespace}"]
     values = load_spec(spec, overrides=[*where, *(override or [])])
@@ -135,11 +135,11 @@ def resubmit(
         LwfedError: The server refuses or does not answer.
     """
     from lwfed.cli.history import open_runs, pick_run
-    from lwfed.steps import runs
+    from lwfed.run import runs
     from lwfed.store.opening import open_store
-    from pipelines.client import Access, connect
-    from pipelines.client_commands import Submission, submit_run
-    from pipelines.client_runs import facts_of, find_run
+    from pipelines.client.commands import Submission, submit_run
+    from pipelines.client.kubeflow import Access, connect
+    from pipelines.client.runs import facts_of, find_run
 
     console = make_console(stderr=as_json)
     access = Access(endpoint=endpoint, namespace=namespace, token_file=token_file, cookies=cookies)
@@ -185,7 +185,7 @@ def retry(
     as_json: Json = False,
 ) -> None:
     """Start the failed tasks of a pipeline run again; its finished tasks and committed rounds stay."""
-    from pipelines.client_commands import retry_run
+    from pipelines.client.commands import retry_run
 
     access = access_of(endpoint, namespace, token, token_file, existing_token_env, cookies, ssl_ca_cert)
     pace = Pace(start_timeout_s=start_timeout)
@@ -209,7 +209,7 @@ def cancel(
     pulled. With a KUBECONFIG this deletes them at once, and again when the run is over, and removes pods that would
     wait for ever.
     """
-    from pipelines.client_cancel import cancel_run
+    from pipelines.client.cancel import cancel_run
 
     access = access_of(endpoint, namespace, token, token_file, existing_token_env, cookies, ssl_ca_cert)
     cancel_run(access, run, console=make_console(stderr=as_json), as_json=as_json)
@@ -238,7 +238,7 @@ def logs(
     Kubeflow Pipelines keep the logs of tasks that have ended. Those of running tasks and of clients' pods come from the
     cluster that KUBECONFIG names.
     """
-    from pipelines.client_logs import client_logs, task_logs
+    from pipelines.client.logs import client_logs, task_logs
 
     access = access_of(endpoint, namespace, token, token_file, existing_token_env, cookies, ssl_ca_cert)
     if client is not None:
@@ -266,7 +266,7 @@ def schedules(
     as_json: Json = False,
 ) -> None:
     """List the schedules that `lwfed submit --cron` made, or pause, resume or delete one."""
-    from pipelines.client_schedules import change_schedule, show_schedules
+    from pipelines.client.schedules import change_schedule, show_schedules
 
     access = access_of(endpoint, namespace, token, token_file, existing_token_env, cookies, ssl_ca_cert)
     wanted = [name for name, asked in (("pause", pause), ("resume", resume), ("delete", delete)) if asked]

@@ -9,16 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
-from lwfed.cli import text
-from lwfed.cli.console import make_console, print_json
 from lwfed.cli.options import Fresh, Json, Spec
+from lwfed.drive import text
+from lwfed.drive.console import make_console, print_json
 from lwfed.plan.strategies import stage_rounds
 from lwfed.spec.load import build_spec, load_spec, to_values
 from lwfed.spec.run import RunSpec
 from lwfed.store.opening import open_store
 from lwfed.types.errors import SpecError
-from pipelines.client_options import Stages, StartFrom
-from pipelines.client_stages import parse_parent, parse_stages
+from pipelines.client.options import Stages, StartFrom
+from pipelines.client.stages import parse_parent, parse_stages
 from pipelines.workflow_size import ARGO_LIMIT, RETRY_LIMIT, WorkflowSize, workflow_size
 
 REMOTE = "://"

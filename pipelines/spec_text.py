@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from lwfed.run.specs import LONGEST, pack_spec
 from lwfed.spec.load import build_spec, to_values
 from lwfed.spec.run import RunSpec
-from lwfed.steps.specs import LONGEST, pack_spec
 from lwfed.store.protocol import Store
 from lwfed.types.canonical import canonical
 
@@ -20,7 +20,7 @@ DISCRIMINATOR = "kind"
 
 
 def spec_text(spec: RunSpec, *, store: Store | None = None) -> str:
-    """Gives a spec as one string that `lwfed.steps.specs.unpack_spec` reads; the same for equal specs.
+    """Gives a spec as one string that `lwfed.run.specs.unpack_spec` reads; the same for equal specs.
 
     Args:
         spec: The experiment.

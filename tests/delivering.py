@@ -18,7 +18,7 @@ class Deliverer(threading.Thread):
     """A tracker's process, as a thread."""
 
     def __init__(self, command: list[str], **_: Any) -> None:
-        from lwfed.tracking.mlflow_process import serve
+        from lwfed.tracking.mlflow.process import serve
 
         self.gone, self.stdin, self.returncode = threading.Event(), io.BytesIO(), 0
         super().__init__(target=serve, args=(Path(command[-1]),), kwargs={"gone": self.gone})
@@ -40,5 +40,5 @@ def delivering_in_threads() -> Iterator[None]:
     """Has trackers that are made in this time deliver from threads."""
     known = {"PIPE": subprocess.PIPE, "TimeoutExpired": subprocess.TimeoutExpired}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lwfed.tracking.mlflow_process.subprocess", SimpleNamespace(Popen=Deliverer, **known))
+        patch.setattr("lwfed.tracking.mlflow.process.subprocess", SimpleNamespace(Popen=Deliverer, **known))
         yield

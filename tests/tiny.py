@@ -12,17 +12,17 @@ from torch import Tensor
 
 from lwfed.launch.in_process import InProcess
 from lwfed.plan.stages import StagePlan
+from lwfed.round.train_client import train_client
+from lwfed.round.workbench import Workbench
+from lwfed.run import runs
+from lwfed.run.launcher import Launcher
+from lwfed.run.runs import Options
+from lwfed.run.stage import Stage
+from lwfed.run.tasks import ClientTask, Place, RoundTask
 from lwfed.spec.load import build_spec
 from lwfed.spec.run import RunSpec
-from lwfed.steps import runs
 from lwfed.steps.experiment import run_stages
-from lwfed.steps.launcher import Launcher
 from lwfed.steps.prepare import draft, prepare
-from lwfed.steps.runs import Options
-from lwfed.steps.stage import Stage
-from lwfed.steps.tasks import ClientTask, Place, RoundTask
-from lwfed.steps.train_client import train_client
-from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
 from lwfed.store.blocks import read_block
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint

@@ -15,6 +15,6 @@ def cleanup(spec: str, store: str, status: dsl.PipelineTaskFinalStatus) -> None:
         store: The store's URI, such as `s3://bucket/prefix`.
         status: How the pipeline ended; Kubeflow Pipelines fill it in.
     """
-    from lwfed.cli import tasks
+    from lwfed.drive import tasks
 
     tasks.cleanup(spec=spec, store=store, state=status.state)

@@ -29,7 +29,7 @@ def evaluate(
     """
     from pathlib import Path
 
-    from lwfed.cli import tasks
+    from lwfed.drive import tasks
 
     done = tasks.evaluate(spec=spec, store=store, stage=stage, digest=digest)
     for name, value in done.metrics.items():

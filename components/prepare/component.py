@@ -28,7 +28,7 @@ def prepare(
         data_version: Digest of the data and of pretrained weights.
         code_version: Digest of the code that decides numbers.
     """
-    from lwfed.cli import tasks
+    from lwfed.drive import tasks
 
     done = tasks.prepare(spec=spec, store=store, parent=parent, fresh=fresh)
     return done.input_digest, done.data_version, done.code_version

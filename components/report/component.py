@@ -32,7 +32,7 @@ def report(
     import json
     from pathlib import Path
 
-    from lwfed.cli import tasks
+    from lwfed.drive import tasks
 
     done = tasks.report(spec=spec, store=store, stage=stage, digest=digest)
     for name, value in done.metrics.items():

@@ -52,7 +52,7 @@ def train_stage(
     from dataclasses import asdict
     from pathlib import Path
 
-    from lwfed.cli import tasks
+    from lwfed.drive import tasks
 
     done = tasks.train_stage(
         spec=spec,

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from lwfed.cli.console import make_console, print_json
 from lwfed.cli.history import open_runs, pick_run
 from lwfed.cli.options import DEFAULT_STORE, Folder, Json, RunId, StoreUri
-from lwfed.launch.trackers import replay_log
-from lwfed.steps import runs
+from lwfed.drive.console import make_console, print_json
+from lwfed.drive.trackers import replay_log
+from lwfed.run import runs
 
 
 def report(
@@ -30,8 +30,8 @@ def report(
 
     opened = open_runs(store)
     run = pick_run(opened, run_id)
+    from lwfed.round.workbench import Workbench
     from lwfed.steps.finish import write_report
-    from lwfed.steps.workbench import Workbench
 
     written = write_report(run, bench=Workbench(opened), output=None if output is None else Path(output))
     told = replay_log(run, runs.spec_of(run).tracking, store=opened) if mlflow else None
@@ -59,8 +59,8 @@ def export(
     """Write plain timm and transformers weights with their configs, and the heads; usable without lwfed."""
     opened = open_runs(store)
     run = pick_run(opened, run_id)
-    from lwfed.steps.export import export_run
-    from lwfed.steps.workbench import Workbench
+    from lwfed.export.export import export_run
+    from lwfed.round.workbench import Workbench
 
     told = export_run(run["run_id"], folder, bench=Workbench(opened), stage=stage, with_test_data=with_test_data)
     if as_json:

@@ -15,9 +15,9 @@ import typer
 from rich.table import Table
 
 from lwfed import __version__, environment
-from lwfed.cli import text
-from lwfed.cli.console import make_console, print_json
 from lwfed.cli.options import DEFAULT_STORE, Json, StoreUri
+from lwfed.drive import text
+from lwfed.drive.console import make_console, print_json
 from lwfed.store.opening import open_store
 from lwfed.types.errors import LwfedError
 
@@ -94,7 +94,7 @@ def _look_at_store(uri: str) -> Iterator[Finding]:
 
 def _look_at_mlflow() -> Iterator[Finding]:
     from lwfed.spec.federation import TrackingSpec
-    from lwfed.tracking.mlflow_target import absolute_uri, sqlite_path
+    from lwfed.tracking.mlflow.target import absolute_uri, sqlite_path
 
     uri = environment.mlflow_uri() or TrackingSpec().uri or ""
     path = sqlite_path(absolute_uri(uri, folder=Path.cwd()))

@@ -11,19 +11,19 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from lwfed.cli import training
-from lwfed.cli.console import make_console, make_table, print_json
 from lwfed.cli.history import open_runs, pick_run
 from lwfed.cli.options import DEFAULT_STORE, Json, Spec, StoreUri
+from lwfed.drive import training
+from lwfed.drive.console import make_console, make_table, print_json
+from lwfed.report.compare.budget import Budget, parse_budget, reaches
+from lwfed.report.compare.compare import STRATEGIES, compare_runs, plausible
+from lwfed.report.compare.records import Comparison
+from lwfed.report.compare.table import budget_rows, curves, difference_text, quality_text, rows
+from lwfed.report.formats import flops_text, memory_text, metric_title, traffic_text
+from lwfed.run import runs
+from lwfed.run.runs import Options
 from lwfed.spec.load import load_spec
 from lwfed.spec.run import RunSpec
-from lwfed.steps import runs
-from lwfed.steps.compare import STRATEGIES, compare_runs, plausible
-from lwfed.steps.compare_budget import Budget, parse_budget, reaches
-from lwfed.steps.compare_records import Comparison
-from lwfed.steps.compare_table import budget_rows, curves, difference_text, quality_text, rows
-from lwfed.steps.formats import flops_text, memory_text, metric_title, traffic_text
-from lwfed.steps.runs import Options
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store
 from lwfed.types.errors import LwfedError, SpecError
@@ -146,8 +146,8 @@ def write_files(
     comparison: Comparison, folder: Path, *, name: str, data: dict[str, Any], budgets: Sequence[Budget]
 ) -> Path:
     """Writes page and figures to a folder. Gives the page's path."""
-    from lwfed.steps.compare_page import chance_of, comparison_files, render_comparison
-    from lwfed.steps.raster import png
+    from lwfed.report.compare.page import chance_of, comparison_files, render_comparison
+    from lwfed.report.raster import png
 
     if folder.exists() and not folder.is_dir():
         raise SpecError(f"{folder} is a file", remedy="name a folder with --output")

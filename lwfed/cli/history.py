@@ -6,10 +6,11 @@ from typing import Any
 
 import yaml
 
-from lwfed.cli import tables, text
-from lwfed.cli.console import make_console, make_table, print_json
+from lwfed.cli import tables
 from lwfed.cli.options import DEFAULT_STORE, Json, RunId, StoreUri
-from lwfed.steps import runs
+from lwfed.drive import text
+from lwfed.drive.console import make_console, make_table, print_json
+from lwfed.run import runs
 from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store

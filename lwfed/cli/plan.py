@@ -9,8 +9,8 @@ import typer
 
 from lwfed import environment
 from lwfed.cli import tables
-from lwfed.cli.console import make_console, make_table, print_json
 from lwfed.cli.options import Json, Overrides, Spec
+from lwfed.drive.console import make_console, make_table, print_json
 from lwfed.spec.load import DEFAULT_PRESET, load_spec, preset_names
 from lwfed.spec.run import RunSpec
 from lwfed.types.errors import DataError, SpecError
@@ -113,7 +113,7 @@ def plan(
 def partition(spec: Spec = None, override: Overrides = None, as_json: Json = False) -> None:
     """Show how the training examples are shared among clients: sizes, and a histogram of the labels."""
     from lwfed.data.partition import describe
-    from lwfed.steps.shares import readable_examples, shares_of
+    from lwfed.round.shares import readable_examples, shares_of
     from lwfed.steps.sources import server_source
     from lwfed.store.opening import open_store
 
@@ -177,7 +177,7 @@ def presets() -> None:
 def _num_classes(spec: RunSpec) -> int | None:
     if spec.model.objective.kind != "supervised":
         return None
-    from lwfed.data.source import open_source
+    from lwfed.data.opening import open_source
 
     try:
         return len(open_source(spec.data).classes)
@@ -186,7 +186,7 @@ def _num_classes(spec: RunSpec) -> int | None:
 
 
 def _examples_of_a_client(spec: RunSpec) -> int | None:
-    from lwfed.data.source import open_source
+    from lwfed.data.opening import open_source
 
     try:
         return max(1, len(open_source(spec.data).examples("train")) // spec.federation.num_clients)

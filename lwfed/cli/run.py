@@ -11,14 +11,15 @@ import typer
 from rich.console import Console
 
 from lwfed import environment
-from lwfed.cli import tables, text, training
-from lwfed.cli.console import make_console, print_json
+from lwfed.cli import tables
 from lwfed.cli.history import open_runs, pick_run
 from lwfed.cli.options import DEFAULT_STORE, Fresh, Json, Overrides, RunId, Spec, StoreUri
+from lwfed.drive import text, training
+from lwfed.drive.console import make_console, print_json
+from lwfed.run import runs
+from lwfed.run.runs import Options
 from lwfed.spec.load import build_spec, load_spec
 from lwfed.spec.run import RunSpec
-from lwfed.steps import runs
-from lwfed.steps.runs import Options
 from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store

@@ -19,14 +19,14 @@ from pydantic import ValidationError
 
 from lwfed import environment
 from lwfed.launch.dispatch import run_step
-from lwfed.steps.heartbeat import watch
-from lwfed.steps.tasks import ClientTask, InspectTask, PrepareTask, RoundTask, RunTask, StageTask
+from lwfed.run.heartbeat import watch
+from lwfed.run.tasks import ClientTask, InspectTask, PrepareTask, RoundTask, RunTask, StageTask
 from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.types.errors import CoordinatorGoneError, LwfedError, NotFoundError, SpecError
 
 if TYPE_CHECKING:
-    from lwfed.steps.workbench import Workbench
+    from lwfed.round.workbench import Workbench
 
 Task = RunTask | RoundTask
 
@@ -115,8 +115,8 @@ def _run_on(name: str, task: Task, *, as_json: bool, bench: Workbench | None) ->
     if not isinstance(task, StageTask):
         return run_step(name, task, emit=emit, bench=bench)
     from lwfed.launch.launchers import make_launcher
-    from lwfed.steps import runs
-    from lwfed.steps.train_stage import train_stage
+    from lwfed.round.train_stage import train_stage
+    from lwfed.run import runs
 
     store = open_store(task.store)
     launcher = make_launcher(runs.spec_of(runs.read_run(store, task.run_id)), store=store, run_id=task.run_id)
@@ -133,9 +133,7 @@ def task_of(name: str, values: dict[str, Any]) -> Task:
         return STEPS[name].model_validate(values)
     except ValidationError as error:
         wrong = "; ".join(f"`{'.'.join(map(str, item['loc']))}`: {item['msg']}" for item in error.errors())
-        raise SpecError(
-            f"the task of {name} is wrong: {wrong}", remedy="see lwfed/steps/tasks.py for its keys"
-        ) from None
+        raise SpecError(f"the task of {name} is wrong: {wrong}", remedy="see lwfed/run/tasks.py for its keys") from None
 
 
 def _task_of_job(uri: str, job: str, *, index: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -164,7 +162,7 @@ def read_task(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise SpecError(f"the task {path} is not JSON: {error}", remedy="name a JSON file") from None
     if not isinstance(values, dict):
-        raise SpecError(f"the task {path} holds no JSON object", remedy="see lwfed/steps/tasks.py for its keys")
+        raise SpecError(f"the task {path} holds no JSON object", remedy="see lwfed/run/tasks.py for its keys")
     return values
 
 

@@ -11,9 +11,9 @@ import typer
 import yaml
 
 from lwfed import environment
-from lwfed.cli import text
-from lwfed.cli.console import make_console, make_table, print_json
 from lwfed.cli.options import Json
+from lwfed.drive import text
+from lwfed.drive.console import make_console, make_table, print_json
 from lwfed.plan.cohort import client_ids
 from lwfed.store.policies import client_policy, server_policy
 from lwfed.types.errors import LwfedError, SpecError, UnreachableError
@@ -73,7 +73,7 @@ def init(
         print_json({"uri": uri, "policies": policies})
         return
     from lwfed.store.provision import provision
-    from lwfed.store.s3_client import Access
+    from lwfed.store.s3.client import Access
 
     name, password = environment.minio_admin()
     address = endpoint or environment.s3_endpoint()

@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from lwfed.cli import text
-from lwfed.cli.console import make_table
+from lwfed.drive import text
+from lwfed.drive.console import make_table
 
 Record = Mapping[str, Any]
 

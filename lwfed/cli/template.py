@@ -26,9 +26,9 @@ from lwfed.cli.main import main as run_command
 from lwfed.cli.step import read_task, run_client, task_of
 from lwfed.data.tokens import open_tokenizer
 from lwfed.launch.template import REQUEST_BYTES
+from lwfed.round.workbench import Workbench
+from lwfed.run.tasks import ClientTask
 from lwfed.spec.data import CLIENT_MARK
-from lwfed.steps.tasks import ClientTask
-from lwfed.steps.workbench import Workbench
 
 IMPORTED = ("lwfed.launch.in_process",)
 """What every client imports, however late."""

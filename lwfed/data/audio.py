@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lwfed.data.source import Waveform
+from lwfed.data.protocol import Waveform
 
 if TYPE_CHECKING:  # scipy takes more than a second to import, and data without sound never need it
     from scipy.sparse import csr_array

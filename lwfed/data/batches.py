@@ -20,9 +20,9 @@ from torch import Tensor
 from lwfed.data import buckets
 from lwfed.data.audio import normalise_log_mel
 from lwfed.data.inputs import InputSettings
-from lwfed.data.prefix import KeptPrefix
+from lwfed.data.kept_prefix import KeptPrefix
+from lwfed.data.protocol import Example, Source
 from lwfed.data.reading import Raw, Reader, Row, caption_index, read_all
-from lwfed.data.source import Example, Source
 from lwfed.data.tokens import tokenize
 from lwfed.data.transforms import normalise_pixels
 from lwfed.types.errors import DataError

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lwfed.data.source import Waveform
+from lwfed.data.protocol import Waveform
 from lwfed.types.errors import DataError
 
 _SKIP = "mend or remove it, or set data.on_bad_example=skip"

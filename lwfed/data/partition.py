@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lwfed.data.source import Example
+from lwfed.data.protocol import Example
 from lwfed.plan.cohort import client_ids
 from lwfed.spec.data import PartitionSpec
 from lwfed.types.errors import DataError

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from lwfed.data.audio import log_mel, to_tensor
 from lwfed.data.inputs import InputSettings
-from lwfed.data.source import Example, Source
+from lwfed.data.protocol import Example, Source
 from lwfed.data.transforms import evaluation_pixels, training_pixels
 from lwfed.types.errors import DataError
 from lwfed.types.seeds import as_int, derive

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from lwfed import environment
-from lwfed.steps.tasks import Device
+from lwfed.run.tasks import Device
 from lwfed.types.errors import SpecError
 
 

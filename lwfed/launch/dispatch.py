@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lwfed.environment import cache_folder
-from lwfed.steps.launcher import Emit
-from lwfed.steps.tasks import ClientTask, InspectTask, PoolTask, PrepareTask, RoundTask, RunTask, ServerTask
+from lwfed.run.launcher import Emit
+from lwfed.run.tasks import ClientTask, InspectTask, PoolTask, PrepareTask, RoundTask, RunTask, ServerTask
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store
 
 if TYPE_CHECKING:
-    from lwfed.steps.workbench import Workbench
+    from lwfed.round.workbench import Workbench
 
 
 def run_step(step: str, task: PoolTask | ServerTask, *, emit: Emit, bench: Workbench | None = None) -> dict[str, Any]:
@@ -39,20 +39,20 @@ def run_step(step: str, task: PoolTask | ServerTask, *, emit: Emit, bench: Workb
 
             return inspect_client(task, store=store, emit=emit)
         case "train-client", ClientTask():
-            from lwfed.steps.train_client import train_client
+            from lwfed.round.train_client import train_client
 
             update = train_client(task, bench=_bench(bench, store), on_step=step_teller(task.client, emit))
             return {"digest": update.get("digest", "")}
         case "evaluate-client", ClientTask():
-            from lwfed.steps.evaluate_client import evaluate_client
+            from lwfed.round.evaluate_client import evaluate_client
 
             return evaluate_client(task, bench=_bench(bench, store))
         case "aggregate-round", RoundTask():
-            from lwfed.steps.aggregate_round import aggregate_round
+            from lwfed.round.aggregate_round import aggregate_round
 
             return {"digest": aggregate_round(task, bench=_bench(bench, store))}
         case "evaluate-round", RoundTask():
-            from lwfed.steps.aggregate_round import evaluate_round
+            from lwfed.round.aggregate_round import evaluate_round
 
             return dict(evaluate_round(task, bench=_bench(bench, store)))
         case "finish", RunTask():
@@ -75,6 +75,6 @@ def step_teller(client: str, emit: Emit) -> Callable[[int, int, float], None]:
 def _bench(bench: Workbench | None, store: Store) -> Workbench:
     if bench is not None:
         return bench
-    from lwfed.steps.workbench import Workbench
+    from lwfed.round.workbench import Workbench
 
     return Workbench(store)

@@ -18,12 +18,12 @@ from typing import Any
 from lwfed.environment import debug
 from lwfed.launch.dispatch import run_step, step_teller
 from lwfed.models.build import tensor_specs
-from lwfed.steps.launcher import Emit, Outcome
-from lwfed.steps.running_sum import RunningSum, begin_sum
-from lwfed.steps.runtime import naming_memory
-from lwfed.steps.tasks import ClientTask, PoolTask, ServerTask
-from lwfed.steps.train_client import Trained, commit, train_locally
-from lwfed.steps.workbench import Workbench
+from lwfed.round.running_sum import RunningSum, begin_sum
+from lwfed.round.runtime import naming_memory
+from lwfed.round.train_client import Trained, commit, train_locally
+from lwfed.round.workbench import Workbench
+from lwfed.run.launcher import Emit, Outcome
+from lwfed.run.tasks import ClientTask, PoolTask, ServerTask
 from lwfed.types.errors import SHARED_CODES, LwfedError
 from lwfed.types.tensors import unit_of
 

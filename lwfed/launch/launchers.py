@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from lwfed.run.launcher import Launcher
 from lwfed.spec.run import RunSpec
-from lwfed.steps.launcher import Launcher
 from lwfed.store.protocol import Store
 
 
@@ -21,10 +21,10 @@ def make_launcher(spec: RunSpec, *, store: Store, run_id: str) -> Launcher:
     """
     launch = spec.launch
     if launch.kind == "kubernetes":
-        from lwfed.launch.kubernetes import KubernetesLauncher
+        from lwfed.launch.kubernetes.launcher import KubernetesLauncher
 
         return KubernetesLauncher(spec, store=store, run_id=run_id)
-    from lwfed.steps.workbench import Workbench
+    from lwfed.round.workbench import Workbench
 
     bench = Workbench(store)
     if launch.kind == "subprocess":

@@ -28,9 +28,9 @@ from lwfed.environment import child_environment, only_gpus
 from lwfed.launch.devices import gpus_of
 from lwfed.launch.in_process import InProcess
 from lwfed.launch.template import CAN_FORK, LOST, Forked, Template, TemplateError
-from lwfed.steps.launcher import Emit, Outcome
-from lwfed.steps.tasks import PoolTask, ServerTask
-from lwfed.steps.workbench import Workbench
+from lwfed.round.workbench import Workbench
+from lwfed.run.launcher import Emit, Outcome
+from lwfed.run.tasks import PoolTask, ServerTask
 from lwfed.types.errors import FINAL_CODES, SHARED_CODES, error_of, exit_name
 
 GRACE_S = 5.0

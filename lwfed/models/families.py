@@ -8,9 +8,7 @@ from typing import cast
 from lwfed.models.protocol import Family
 from lwfed.spec.model import EncoderSpec
 
-MODULES = {"vit": "lwfed.models.vit", "distilbert": "lwfed.models.distilbert", "ast": "lwfed.models.ast"}
-
 
 def family_of(encoder: EncoderSpec) -> Family:
     """Gives the module that knows an encoder's family."""
-    return cast(Family, import_module(MODULES[encoder.family]))
+    return cast(Family, import_module(f"lwfed.models.encoders.{encoder.family}"))

@@ -1,1 +1,1 @@
-"""Steps: JSON in, a digest out. Each reads immutable objects, calls the pure middle and writes immutable objects."""
+"""What a pod or a process is told to do, and nothing else: JSON in, a digest out."""

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lwfed.steps import runs
-from lwfed.steps.launcher import Emit, Launcher
-from lwfed.steps.tasks import Place, StageTask
-from lwfed.steps.train_stage import train_stage
+from lwfed.round.train_stage import train_stage
+from lwfed.run import runs
+from lwfed.run.launcher import Emit, Launcher
+from lwfed.run.tasks import Place, StageTask
 from lwfed.store import paths
 from lwfed.store.protocol import Store
 
@@ -63,7 +63,7 @@ def run_stages(
     started = time.monotonic()
     place = place_of(run, cache=cache)
     if not launcher.remote:
-        from lwfed.steps.runtime import pick_device  # loads torch
+        from lwfed.round.runtime import pick_device  # loads torch
 
         pick_device(place.device)
     emit("run", run)

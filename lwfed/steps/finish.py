@@ -5,13 +5,13 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from lwfed.steps import runs
+from lwfed.report.figures import figures
+from lwfed.report.page import render
+from lwfed.report.retrieval import retrieval_grid
+from lwfed.round.workbench import Workbench
+from lwfed.run import runs
+from lwfed.run.tasks import Place, RunTask
 from lwfed.steps.experiment import place_of
-from lwfed.steps.figures import figures
-from lwfed.steps.report import render
-from lwfed.steps.retrieval import retrieval_grid
-from lwfed.steps.tasks import Place, RunTask
-from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
 from lwfed.store.checkpoint import read_checkpoint
 from lwfed.types.errors import DataError

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from lwfed.data.source import open_source
+from lwfed.data.opening import open_source
+from lwfed.round.shares import holdout_of, root_for
+from lwfed.run.launcher import Emit
+from lwfed.run.tasks import InspectTask
 from lwfed.spec.load import build_spec
-from lwfed.steps.launcher import Emit
-from lwfed.steps.shares import holdout_of, root_for
 from lwfed.steps.sources import readable, spec_at, unreadable
-from lwfed.steps.tasks import InspectTask
 from lwfed.store import paths
 from lwfed.store.protocol import Store
 

@@ -11,18 +11,18 @@ from typing import Any
 from lwfed.cost.cache import architectures_of
 from lwfed.cost.ledger import end_to_end_cost, stage_costs
 from lwfed.cost.units import Architecture
-from lwfed.data.source import Example, Source
+from lwfed.data.protocol import Example, Source
 from lwfed.plan.stages import StagePlan, plan_stages
+from lwfed.round.shares import shares_at, split_share
+from lwfed.run import runs
+from lwfed.run.launcher import Emit
+from lwfed.run.runs import Options
+from lwfed.run.specs import placed
+from lwfed.run.version import chosen_by, code_version
 from lwfed.spec.load import to_values
 from lwfed.spec.model import EncoderSpec, ModelSpec
 from lwfed.spec.run import RunSpec
-from lwfed.steps import runs
-from lwfed.steps.launcher import Emit
-from lwfed.steps.runs import Options
-from lwfed.steps.shares import shares_at, split_share
 from lwfed.steps.sources import data_versions, server_source, spec_at, training_examples, usable
-from lwfed.steps.specs import placed
-from lwfed.steps.version import code_version
 from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.types.canonical import digest_of
@@ -93,7 +93,7 @@ def draft(
             "clients": {},
             "classes": list(source.classes),
         },
-        "code_version": code_version(),
+        "code_version": code_version(chosen_by(spec.model, source=spec.data.source)),
         **_predict(plans, architectures=architectures, num_classes=num_classes),
     }
     if options.parent is not None:
@@ -288,7 +288,7 @@ def _look_at_captions(spec: RunSpec, examples: Sequence[Example], *, emit: Emit)
     if "text" not in spec.model.modalities:
         return {}
     from lwfed.data.tokens import tokenize, truncated_share
-    from lwfed.steps.workbench import inputs_of
+    from lwfed.round.workbench import inputs_of
 
     settings = inputs_of(spec.model)
     captions = [caption for example in examples[:LOOKED_AT] for caption in example.captions]

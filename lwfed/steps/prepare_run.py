@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from lwfed.plan.cohort import client_ids
+from lwfed.run.launcher import Emit
+from lwfed.run.runs import Options
+from lwfed.run.tasks import PrepareTask
 from lwfed.spec.data import CLIENT_MARK
 from lwfed.spec.load import build_spec
 from lwfed.spec.run import RunSpec
-from lwfed.steps.launcher import Emit
 from lwfed.steps.prepare import draft, prepare
-from lwfed.steps.runs import Options
-from lwfed.steps.tasks import PrepareTask
 from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.types.errors import DataError
@@ -40,7 +40,7 @@ def prepare_here(task: PrepareTask, *, store: Store, emit: Emit, cache: Path | N
     told = _told(store, task.run_id, spec)
     run = draft(spec, store=store, options=options, cache=cache, root=task.place.root, told=told)
     run = prepare(run, store=store, emit=emit, cache=cache, root=task.place.root, told=told)
-    from lwfed.steps.initial import draw_all  # loads torch
+    from lwfed.round.initial import draw_all  # loads torch
 
     draw_all(run, store=store)
     return run

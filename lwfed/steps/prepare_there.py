@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from lwfed.plan.cohort import client_ids
+from lwfed.run import runs
+from lwfed.run.launcher import Emit, Launcher
+from lwfed.run.runs import Options
+from lwfed.run.specs import placed
+from lwfed.run.tasks import InspectTask, Place, PrepareTask
 from lwfed.spec.data import CLIENT_MARK
 from lwfed.spec.load import to_values
 from lwfed.spec.run import RunSpec
-from lwfed.steps import runs
-from lwfed.steps.launcher import Emit, Launcher
-from lwfed.steps.runs import Options
-from lwfed.steps.specs import placed
-from lwfed.steps.tasks import InspectTask, Place, PrepareTask
 from lwfed.store.protocol import Store
 from lwfed.types.errors import DataError
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lwfed.data.source import Example, Source, open_source
+from lwfed.data.opening import open_source
+from lwfed.data.protocol import Example, Source
 from lwfed.plan.cohort import client_ids
+from lwfed.round.shares import SERVER, root_for
+from lwfed.run.launcher import Emit
 from lwfed.spec.data import CLIENT_MARK
 from lwfed.spec.run import RunSpec
-from lwfed.steps.launcher import Emit
-from lwfed.steps.shares import SERVER, root_for
 from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.types.errors import DataError

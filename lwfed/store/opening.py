@@ -15,7 +15,7 @@ def open_store(uri: str) -> Store:
     """
     scheme, sign, rest = uri.partition("://")
     if sign and scheme == "s3":
-        from lwfed.store.s3 import S3Store
+        from lwfed.store.s3.store import S3Store
 
         return S3Store(uri)
     if sign and scheme != "file":

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from lwfed import environment
 from lwfed.store.policies import client_policy, server_policy, split_uri
-from lwfed.store.s3_client import Access, Connection, RefusedError
+from lwfed.store.s3.client import Access, Connection, RefusedError
 from lwfed.types.errors import LwfedError, SpecError, UnreachableError
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from lwfed.types.errors import NotFoundError
-from pipelines.client import Kfp
+from pipelines.client.kubeflow import Kfp
 from pipelines.states.records import Snapshot, Task
 from pipelines.states.run_tasks import RunTasks
 from pipelines.states.workflow import WorkflowNodes

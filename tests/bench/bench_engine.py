@@ -27,12 +27,12 @@ import torch
 from lwfed import environment
 from lwfed.federated.local import LocalResult
 from lwfed.launch.in_process import InProcess
+from lwfed.round import train_client
+from lwfed.round.workbench import Workbench
+from lwfed.run.runs import Options
 from lwfed.spec.load import load_spec
-from lwfed.steps import train_client
 from lwfed.steps.experiment import run_stages
 from lwfed.steps.prepare import draft, prepare
-from lwfed.steps.runs import Options
-from lwfed.steps.workbench import Workbench
 from lwfed.store.opening import open_store
 
 AIM = 1.10

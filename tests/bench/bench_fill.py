@@ -17,11 +17,11 @@ import pytest
 
 from lwfed import environment
 from lwfed.launch.in_process import InProcess
+from lwfed.round.workbench import Workbench
+from lwfed.run.runs import Options
 from lwfed.spec.load import load_spec
 from lwfed.steps.experiment import run_stages
 from lwfed.steps.prepare import draft, prepare
-from lwfed.steps.runs import Options
-from lwfed.steps.workbench import Workbench
 from lwfed.store.opening import open_store
 
 DATA = Path(__file__).parents[2].parent / "shared/data/coco-mini"

@@ -17,8 +17,8 @@ from lwfed import environment
 from lwfed.launch.in_process import InProcess
 from lwfed.launch.subprocess import Subprocess
 from lwfed.launch.template import CAN_FORK
-from lwfed.steps.launcher import Launcher
-from lwfed.steps.workbench import Workbench
+from lwfed.round.workbench import Workbench
+from lwfed.run.launcher import Launcher
 from tests.tiny import run_tiny
 
 DATA = Path(__file__).parents[2].parent / "shared/data/coco-mini"

@@ -23,16 +23,16 @@ from lwfed.launch.in_process import InProcess
 from lwfed.models.build import load, set_trained, skeleton
 from lwfed.plan.cohort import client_ids
 from lwfed.plan.stages import StagePlan
+from lwfed.round.batching import tensors_of
+from lwfed.round.losses import batch_loss
+from lwfed.round.train_client import parameter_groups
+from lwfed.round.workbench import Workbench
+from lwfed.run.runs import Options
+from lwfed.run.stage import Stage
+from lwfed.run.tasks import Place
 from lwfed.spec.load import load_spec
-from lwfed.steps.batching import tensors_of
 from lwfed.steps.experiment import place_of, run_stages
-from lwfed.steps.losses import batch_loss
 from lwfed.steps.prepare import draft, prepare
-from lwfed.steps.runs import Options
-from lwfed.steps.stage import Stage
-from lwfed.steps.tasks import Place
-from lwfed.steps.train_client import parameter_groups
-from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
 from lwfed.store.blocks import read_block
 from lwfed.store.checkpoint import read_checkpoint

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import pytest
 
 from lwfed import environment
+from lwfed.run.tasks import InspectTask, Place, PrepareTask, RunTask
 from lwfed.spec.load import to_values
-from lwfed.steps.tasks import InspectTask, Place, PrepareTask, RunTask
 from lwfed.store import paths
 from tests.starting import STEP, Start, run, run_step
 from tests.tiny import ONE_STAGE, accept, begun, client_task, round_task, run_tiny, tiny_spec
@@ -86,7 +86,9 @@ def _programs(folder: Path) -> Mapping[str, Callable[[], Start]]:
         "aggregate-round": aggregate,
         "evaluate-round": evaluate,
         "finish": lambda: run_step("finish", RunTask(run_id=finished.run["run_id"], **of_run)),
-        "coordinator": lambda: run("import lwfed.cli.tasks, lwfed.launch.kubernetes, lwfed.steps.train_stage"),
+        "coordinator": lambda: run(
+            "import lwfed.drive.tasks, lwfed.launch.kubernetes.launcher, lwfed.round.train_stage"
+        ),
     }
 
 

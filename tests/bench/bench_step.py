@@ -30,11 +30,11 @@ from lwfed.data.batches import Batch
 from lwfed.federated.local import LocalSettings, MicroBatch, train
 from lwfed.models.build import initial_tensors, load, set_trained, skeleton, without_prefix
 from lwfed.plan.stages import StagePlan, plan_stages
+from lwfed.round.batching import tensors_of
+from lwfed.round.losses import batch_loss
+from lwfed.round.runtime import autocast_type, computing
+from lwfed.round.train_client import parameter_groups
 from lwfed.spec.load import load_spec
-from lwfed.steps.batching import tensors_of
-from lwfed.steps.losses import batch_loss
-from lwfed.steps.runtime import autocast_type, computing
-from lwfed.steps.train_client import parameter_groups
 from lwfed.types.errors import OutOfMemoryError
 
 TURNS = 5

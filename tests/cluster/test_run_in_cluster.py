@@ -18,9 +18,9 @@ import pytest
 import yaml
 
 from lwfed.environment import quiet
+from lwfed.run import runs
 from lwfed.spec.load import to_values
 from lwfed.spec.run import RunSpec
-from lwfed.steps import runs
 from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from lwfed.launch.kubernetes import KubernetesLauncher, delete_jobs
-from lwfed.launch.kubernetes_names import INDEX_LABEL, run_selector
+from lwfed.launch.kubernetes.launcher import KubernetesLauncher, delete_jobs
+from lwfed.launch.kubernetes.names import INDEX_LABEL, run_selector
+from lwfed.round.train_client import train_client
+from lwfed.run import runs
+from lwfed.run.heartbeat import beating
+from lwfed.run.launcher import Outcome
 from lwfed.spec.run import RunSpec
-from lwfed.steps import runs
-from lwfed.steps.heartbeat import beating
-from lwfed.steps.launcher import Outcome
-from lwfed.steps.train_client import train_client
 from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.types.errors import CoordinatorGoneError, OutOfMemoryError

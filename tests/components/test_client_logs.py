@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import pytest
 from rich.console import Console
 
-from lwfed.launch.kubernetes_names import CLIENTS_NOTE
+from lwfed.launch.kubernetes.names import CLIENTS_NOTE
 from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.types.errors import LwfedError
-from pipelines.client import Access
-from pipelines.client_logs import task_logs
+from pipelines.client.kubeflow import Access
+from pipelines.client.logs import task_logs
 from tests.components.cluster_server import Objects, pod
 from tests.components.conftest import Command
 from tests.components.kfp_server import State

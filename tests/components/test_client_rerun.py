@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from lwfed.launch.in_process import InProcess
+from lwfed.round.workbench import Workbench
+from lwfed.run.specs import unpack_spec
 from lwfed.spec.load import load_spec
 from lwfed.steps.experiment import run_stages
-from lwfed.steps.specs import unpack_spec
-from lwfed.steps.workbench import Workbench
 from lwfed.store.opening import open_store
 from tests.components.compiled import IMAGE
 from tests.components.conftest import Command

@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 from lwfed.types.errors import LwfedError
-from pipelines.client import Access, connect
-from pipelines.client_commands import retry_run
-from pipelines.client_errors import RefusedError
-from pipelines.client_runs import get_run, retry
+from pipelines.client.commands import retry_run
+from pipelines.client.errors import RefusedError
+from pipelines.client.kubeflow import Access, connect
+from pipelines.client.runs import get_run, retry
 from tests.components.cluster_server import Objects, pod
 from tests.components.conftest import Command
 from tests.components.kfp_server import State
@@ -71,7 +71,7 @@ def test_a_run_that_is_not_there_is_told(lwfed: Command, kfp: State) -> None:
 
 
 def test_a_run_is_found_on_a_later_page(lwfed: Command, kfp: State, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.client_runs.PAGE", 2)
+    monkeypatch.setattr("pipelines.client.runs.PAGE", 2)
     kfp.play("cached", title="mine")
     for _ in range(4):
         kfp.play("cached")

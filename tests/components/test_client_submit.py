@@ -10,13 +10,13 @@ import time
 import pytest
 from rich.console import Console
 
+from lwfed.run.specs import MARK, unpack_spec
 from lwfed.spec.load import load_spec
-from lwfed.steps.specs import MARK, unpack_spec
 from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.types.errors import LwfedError, UnreachableError
-from pipelines.client import Access
-from pipelines.client_commands import Submission, submit_run
+from pipelines.client.commands import Submission, submit_run
+from pipelines.client.kubeflow import Access
 from tests.components.cluster_server import Objects, pod
 from tests.components.conftest import Command
 from tests.components.kfp_server import State

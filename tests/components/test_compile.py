@@ -11,7 +11,7 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-from lwfed.steps.specs import MARK, unpack_spec
+from lwfed.run.specs import MARK, unpack_spec
 from lwfed.store.local import LocalStore
 from lwfed.types.errors import SpecError
 from pipelines import compile as compiling

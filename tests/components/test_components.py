@@ -16,7 +16,7 @@ from kfp import components as kfp_components
 
 from components import readme
 from components.building import at, without_words
-from lwfed.cli import tasks
+from lwfed.drive import tasks
 
 FOLDER = Path(readme.__file__).parent
 UNSAFE = {"n", "y", "no", "yes", "on", "off", "true", "false", "null"}

@@ -12,7 +12,7 @@ from kfp import local
 from components.building import at
 from components.prepare import prepare
 from components.train_stage import train_stage
-from lwfed.steps import runs
+from lwfed.run import runs
 from lwfed.store import paths
 from lwfed.store.local import LocalStore
 from pipelines.local import PipelineFailedError, run_locally

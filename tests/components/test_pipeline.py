@@ -9,13 +9,13 @@ import pytest
 import yaml
 from kfp import components as kfp_components
 
+from lwfed.run.specs import MARK, unpack_spec
 from lwfed.spec.load import build_spec, load_spec, preset_names, to_values
 from lwfed.spec.run import RunSpec
-from lwfed.steps.specs import MARK, unpack_spec
 from lwfed.store.local import LocalStore
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import SpecError
-from pipelines import client_submit
+from pipelines.client import submit as client_submit
 from pipelines.outline import outlines_of
 from pipelines.pipeline import NAME, SECRET_KEYS, chosen
 from pipelines.spec_text import spec_text

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from lwfed.types.errors import NotFoundError
-from pipelines.client import Access, connect
-from pipelines.client_runs import facts_of, get_run
-from pipelines.pod_logs import PodLogs, unwrapped
+from pipelines.client.kubeflow import Access, connect
+from pipelines.client.runs import facts_of, get_run
+from pipelines.logs.pods import PodLogs, unwrapped
 from pipelines.states.reading import read_states
 from pipelines.states.records import Pod
 from tests.components.cluster_server import Objects

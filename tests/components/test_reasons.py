@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from lwfed.types.errors import NotFoundError
-from pipelines.follow_reason import why_failed
+from pipelines.follow.reason import why_failed
 from pipelines.states.records import Pod, Snapshot, Task, TaskState
 
 STAGE = Task("train-stage-1", "stage 1", 1)

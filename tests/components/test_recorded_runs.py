@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from lwfed.types.errors import LwfedError, NotStartedError
-from pipelines.client import Access, connect
-from pipelines.client_runs import facts_of, get_run
-from pipelines.follow import Outcome, Pace, follow
+from pipelines.client.kubeflow import Access, connect
+from pipelines.client.runs import facts_of, get_run
+from pipelines.follow.follow import Outcome, Pace, follow
 from pipelines.states.reading import read_states
 from pipelines.states.records import TaskState
 from pipelines.states.workflow import WorkflowNodes

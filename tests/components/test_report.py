@@ -11,7 +11,7 @@ import pytest
 from kfp import dsl
 
 from components.report.component import report
-from lwfed.steps.specs import pack_spec
+from lwfed.run.specs import pack_spec
 from tests.tiny import ONE_STAGE, run_tiny, tiny_spec
 
 

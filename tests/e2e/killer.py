@@ -21,7 +21,7 @@ OUTPUT = "last.txt"
 """The file that holds what the last fork said."""
 LOADED = (
     "timm", "transformers.models.distilbert.modeling_distilbert", "lwfed.cli.main", "lwfed.launch.in_process",
-    "lwfed.steps.experiment", "lwfed.steps.finish", "lwfed.steps.initial", "lwfed.steps.prepare",
+    "lwfed.steps.experiment", "lwfed.steps.finish", "lwfed.round.initial", "lwfed.steps.prepare",
 )  # fmt: skip
 CHANGES = {"os.rename", "os.link", "os.remove"}
 SHORT, LONG = (3, 25), (70, 100)

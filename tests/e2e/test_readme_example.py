@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lwfed.steps.export import export_run
+from lwfed.export.export import export_run
 from tests.unit.steps import tiny_runs
 
 README = Path(__file__).parents[2] / "README.md"

@@ -18,16 +18,16 @@ from typing import Any
 import pytest
 
 from lwfed import environment
+from lwfed.drive.tell_finish import tell_finish
+from lwfed.drive.trackers import NO_STAGE, make_trackers
 from lwfed.launch.in_process import InProcess
-from lwfed.launch.trackers import NO_STAGE, make_trackers
+from lwfed.round.train_stage import train_stage
+from lwfed.round.workbench import Workbench
+from lwfed.run import runs
+from lwfed.run.runs import Options
+from lwfed.run.tasks import RunTask, StageTask
 from lwfed.spec.federation import TrackingSpec
-from lwfed.steps import runs
 from lwfed.steps.experiment import place_of, summarise
-from lwfed.steps.runs import Options
-from lwfed.steps.tasks import RunTask, StageTask
-from lwfed.steps.tell_finish import tell_finish
-from lwfed.steps.train_stage import train_stage
-from lwfed.steps.workbench import Workbench
 from lwfed.types.errors import QuorumError
 from tests.delivering import delivering_in_threads
 from tests.tiny import prepared, tiny_spec

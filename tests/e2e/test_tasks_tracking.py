@@ -14,10 +14,10 @@ import pytest
 from kubernetes.config import kube_config
 
 from lwfed import environment
-from lwfed.cli import tasks
+from lwfed.drive import tasks
+from lwfed.round.train_stage import train_stage
+from lwfed.run.specs import pack_spec
 from lwfed.spec.load import build_spec
-from lwfed.steps.specs import pack_spec
-from lwfed.steps.train_stage import train_stage
 from lwfed.store.local import LocalStore
 from lwfed.tracking.ending import CANCELLED_REASON
 from lwfed.types.errors import CheckpointError, QuorumError, UnreachableError

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lwfed.launch.subprocess import Subprocess
-from lwfed.steps.workbench import Workbench
+from lwfed.round.workbench import Workbench
 from lwfed.store.counting import CountingStore
 from lwfed.store.opening import open_store
 from tests.s3 import HOW_TO_GET, Server, serving

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from lwfed.cli import tasks
+from lwfed.drive import tasks
 from lwfed.plan.stages import plan_stages
+from lwfed.run import runs
+from lwfed.run.specs import pack_spec
 from lwfed.spec.load import build_spec
 from lwfed.spec.run import RunSpec
-from lwfed.steps import runs
-from lwfed.steps.specs import pack_spec
 from lwfed.store import paths
 from lwfed.store.local import LocalStore
 from lwfed.types.canonical import digest_of

@@ -15,7 +15,7 @@ import torch
 from lwfed.federated.optimizer import make_optimizer
 from lwfed.launch.subprocess import Subprocess
 from lwfed.plan.stages import Rates
-from lwfed.steps.workbench import Workbench
+from lwfed.round.workbench import Workbench
 from lwfed.store.local import LocalStore
 from tests.tiny import Finished, run_tiny
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lwfed.federated.aggregate import normalise_weights, weighted_mean
 from lwfed.models.build import tensor_specs
-from lwfed.steps.aggregate_round import aggregate_round
-from lwfed.steps.stage import Stage
-from lwfed.steps.workbench import Workbench
+from lwfed.round.aggregate_round import aggregate_round
+from lwfed.round.workbench import Workbench
+from lwfed.run.stage import Stage
 from lwfed.store import paths
 from lwfed.store.blocks import read_block
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint

@@ -14,13 +14,13 @@ from lwfed.cost.stage_cost import StageCost
 from lwfed.data.batches import Batch, epoch_length, train_batches
 from lwfed.launch.in_process import InProcess
 from lwfed.models.build import skeleton, tensor_specs
-from lwfed.steps import runs
-from lwfed.steps.aggregate_round import aggregate_round
-from lwfed.steps.launcher import Emit
+from lwfed.round.aggregate_round import aggregate_round
+from lwfed.round.train_client import train_client
+from lwfed.round.workbench import Workbench
+from lwfed.run import runs
+from lwfed.run.launcher import Emit
+from lwfed.run.tasks import ClientTask, Place, RoundTask, ServerTask
 from lwfed.steps.prepare import count_architecture
-from lwfed.steps.tasks import ClientTask, Place, RoundTask, ServerTask
-from lwfed.steps.train_client import train_client
-from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
 from lwfed.store.counting import CountingStore
 from lwfed.store.local import LocalStore

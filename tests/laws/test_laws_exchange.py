@@ -17,14 +17,14 @@ from lwfed.federated.exchange import add_changes, publish, upload
 from lwfed.launch.in_process import InProcess
 from lwfed.launch.subprocess import Subprocess
 from lwfed.models.build import tensor_specs
-from lwfed.steps.aggregate_round import ROUNDED
-from lwfed.steps.counted import counted_until
-from lwfed.steps.launcher import Emit, Outcome
-from lwfed.steps.residuals import open_kept
-from lwfed.steps.runs import Options
-from lwfed.steps.tasks import PoolTask, RoundTask
-from lwfed.steps.train_client import fetch_model, manifest_of, train_client
-from lwfed.steps.workbench import Workbench
+from lwfed.round.aggregate_round import ROUNDED
+from lwfed.round.counted import counted_until
+from lwfed.round.residuals import open_kept
+from lwfed.round.train_client import fetch_model, manifest_of, train_client
+from lwfed.round.workbench import Workbench
+from lwfed.run.launcher import Emit, Outcome
+from lwfed.run.runs import Options
+from lwfed.run.tasks import PoolTask, RoundTask
 from lwfed.store import paths
 from lwfed.store.blocks import read_block
 from lwfed.store.checkpoint import read_checkpoint

@@ -88,8 +88,8 @@ import json, resource, shutil, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from lwfed.steps.aggregate_round import aggregate_round
-from lwfed.steps.train_client import train_client
+from lwfed.round.aggregate_round import aggregate_round
+from lwfed.round.train_client import train_client
 from lwfed.store import paths
 from tests.tiny import begun, client_task, round_task
 

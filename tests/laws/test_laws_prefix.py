@@ -15,18 +15,19 @@ from torch import Tensor
 
 from lwfed.data.batches import train_batches
 from lwfed.data.inputs import InputSettings
-from lwfed.data.prefix import INDEX, Inputs, KeptPrefix, find_kept, keep
-from lwfed.data.source import Example, open_source
+from lwfed.data.kept_prefix import INDEX, Inputs, KeptPrefix, find_kept, keep
+from lwfed.data.opening import open_source
+from lwfed.data.protocol import Example
 from lwfed.launch.in_process import InProcess
 from lwfed.launch.subprocess import Subprocess
 from lwfed.models.build import initial_tensors, load, skeleton
 from lwfed.models.multimodal import Multimodal
 from lwfed.plan.units import units_of
+from lwfed.round.prefix import _function
+from lwfed.round.workbench import Workbench
 from lwfed.spec.data import DataSpec, ShapesSize
 from lwfed.spec.model import ModelSpec
 from lwfed.steps.experiment import run_stages
-from lwfed.steps.prefix import _function
-from lwfed.steps.workbench import Workbench
 from lwfed.store.local import LocalStore
 from tests.tiny import VALUES, Finished, begun, prepared, run_tiny, tiny_spec
 
@@ -218,7 +219,7 @@ def test_no_room_is_told_and_costs_no_round(tmp_path: Path, monkeypatch: pytest.
     def full(*_: Any, **__: Any) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("lwfed.steps.prefix.keep", full)
+    monkeypatch.setattr("lwfed.round.prefix.keep", full)
     done = run_tiny(tmp_path, KEEP)
     told = prefix_told(done, 2)
     assert all("recomputed: it cannot be kept in" in m["prefix"]["image"] for m in told)
@@ -227,7 +228,7 @@ def test_no_room_is_told_and_costs_no_round(tmp_path: Path, monkeypatch: pytest.
     assert all(sorted(record["recomputed_prefixes"]) == ["client-000", "client-001"] for record in records)
     assert len(done.told("warning")) == 2
     monkeypatch.undo()
-    monkeypatch.setattr("lwfed.steps.prefix.shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    monkeypatch.setattr("lwfed.round.prefix.shutil.disk_usage", lambda _: SimpleNamespace(free=0))
     small = run_tiny(tmp_path / "small", KEEP)
     assert all("there is no room" in metrics["prefix"]["image"] for metrics in prefix_told(small, 2))
 

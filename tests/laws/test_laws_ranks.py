@@ -17,12 +17,12 @@ from torch import Tensor
 
 from lwfed import ranks
 from lwfed.data.inputs import InputSettings
-from lwfed.data.prefix import Inputs, find_kept, keep
-from lwfed.data.source import Example
-from lwfed.steps import prefix
-from lwfed.steps.tasks import ClientTask
-from lwfed.steps.train_client import train_client
-from lwfed.steps.workbench import Workbench
+from lwfed.data.kept_prefix import Inputs, find_kept, keep
+from lwfed.data.protocol import Example
+from lwfed.round import prefix
+from lwfed.round.train_client import train_client
+from lwfed.round.workbench import Workbench
+from lwfed.run.tasks import ClientTask
 from lwfed.types.errors import DataError
 from tests.tiny import begun, client_task
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from lwfed.steps import runs
-from lwfed.steps.runs import Options
+from lwfed.run import runs
+from lwfed.run.runs import Options
 from lwfed.store import paths
 from lwfed.store.local import LocalStore
 from lwfed.types.errors import ResumeError

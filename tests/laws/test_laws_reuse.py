@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lwfed.steps import runs
+from lwfed.run import runs
+from lwfed.run.runs import Options
 from lwfed.steps.prepare import draft
-from lwfed.steps.runs import Options
 from lwfed.store import paths
 from lwfed.store.checkpoint import read_checkpoint
 from lwfed.store.local import LocalStore

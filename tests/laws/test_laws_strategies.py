@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lwfed.models.build import initial_tensors
-from lwfed.steps import runs
+from lwfed.run import runs
 from lwfed.store import paths
 from lwfed.types.tensors import unit_of
 from tests.tiny import ONE_STAGE, Finished, run_tiny, tensor_digests, tensors_of

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from lwfed.cli import text
+from lwfed.drive import text
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lwfed.run.tasks import InspectTask, Place, PrepareTask, RunTask
 from lwfed.spec.load import to_values
-from lwfed.steps.tasks import InspectTask, Place, PrepareTask, RunTask
 from lwfed.store import paths
 from tests.starting import run_step
 from tests.tiny import ONE_STAGE, accept, begun, client_task, round_task, run_tiny, tiny_spec

@@ -8,10 +8,10 @@ import pytest
 import soundfile
 from PIL import Image
 
-from lwfed.data.advance import open_advance
 from lwfed.data.batches import check_examples, eval_batches
 from lwfed.data.inputs import InputSettings
-from lwfed.data.source import open_source
+from lwfed.data.opening import open_source
+from lwfed.data.sources.advance import open_advance
 from lwfed.spec.data import DataSpec
 from lwfed.types.errors import DataError
 

@@ -9,7 +9,7 @@ import torch
 
 from lwfed.data.batches import Batch, check_examples, epoch_length, eval_batches, train_batches
 from lwfed.data.inputs import InputSettings
-from lwfed.data.shapes import open_shapes
+from lwfed.data.sources.shapes import open_shapes
 from lwfed.spec.data import ShapesSize
 from lwfed.types.errors import DataError
 

@@ -10,7 +10,7 @@ import pytest
 from lwfed.data.batches import Batch, train_batches
 from lwfed.data.buckets import WINDOW, by_length
 from lwfed.data.inputs import InputSettings
-from lwfed.data.shapes import open_shapes
+from lwfed.data.sources.shapes import open_shapes
 from lwfed.spec.data import ShapesSize
 
 SOURCE = open_shapes(ShapesSize(train=66, test=4, image_size=16))

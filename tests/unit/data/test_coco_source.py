@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from lwfed.data.batches import check_examples, eval_batches
-from lwfed.data.coco import open_coco
 from lwfed.data.inputs import InputSettings
-from lwfed.data.source import open_source
+from lwfed.data.opening import open_source
+from lwfed.data.sources.coco import open_coco
 from lwfed.spec.data import DataSpec
 from lwfed.types.errors import DataError
 

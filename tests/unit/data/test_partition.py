@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lwfed.data.partition import describe, holdout, partition
-from lwfed.data.source import Example
+from lwfed.data.protocol import Example
 from lwfed.spec.data import PartitionSpec
 from lwfed.types.errors import DataError
 

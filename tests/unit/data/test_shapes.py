@@ -5,8 +5,8 @@ import time
 import numpy as np
 import pytest
 
-from lwfed.data.shapes import KINDS, NUM_MEANINGS, captions_of, draw, open_shapes, scene_of, sound
-from lwfed.data.source import open_source
+from lwfed.data.opening import open_source
+from lwfed.data.sources.shapes import KINDS, NUM_MEANINGS, captions_of, draw, open_shapes, scene_of, sound
 from lwfed.spec.data import DataSpec, ShapesSize
 from lwfed.types.errors import DataError
 

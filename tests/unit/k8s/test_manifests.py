@@ -13,7 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from lwfed.launch.kubernetes_manifests import Surroundings, Work, job
+from lwfed.launch.kubernetes.manifests import Surroundings, Work, job
 from lwfed.spec.kubernetes import KubernetesSpec
 from pipelines.pipeline import LABELS as TASK_LABELS
 from tests.unit.k8s.rendered import K8S, LWFED, OVERLAYS, Object, golden

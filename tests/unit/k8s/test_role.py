@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import lwfed.launch
-from lwfed.launch.kubernetes_api import Cluster
+from lwfed.launch.kubernetes.api import Cluster
 from tests.unit.k8s.rendered import LWFED, golden
 
 PATH = re.compile(

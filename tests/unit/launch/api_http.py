@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
-from lwfed.launch.kubernetes_manifests import CONTAINER
+from lwfed.launch.kubernetes.manifests import CONTAINER
 from tests.unit.launch.recordings import answer
 
 if TYPE_CHECKING:

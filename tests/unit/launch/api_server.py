@@ -21,8 +21,8 @@ from typing import Any, TypeVar
 
 import yaml
 
-from lwfed.launch.kubernetes_manifests import CONTAINER
-from lwfed.launch.kubernetes_names import INDEX_LABEL, JOB_LABEL
+from lwfed.launch.kubernetes.manifests import CONTAINER
+from lwfed.launch.kubernetes.names import INDEX_LABEL, JOB_LABEL
 from tests.unit.launch.api_http import NAMESPACE, TOKEN, Handler, Refusal, Request, selects
 
 T = TypeVar("T")

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from lwfed.launch import kubernetes_api, kubernetes_following, kubernetes_jobs, kubernetes_state, kubernetes_watch
-from lwfed.launch.kubernetes_api import Cluster, connect
-from lwfed.launch.kubernetes_watch import Queue
+from lwfed.launch.kubernetes import api as kubernetes_api
+from lwfed.launch.kubernetes import following as kubernetes_following
+from lwfed.launch.kubernetes import jobs as kubernetes_jobs
+from lwfed.launch.kubernetes import state as kubernetes_state
+from lwfed.launch.kubernetes import watch as kubernetes_watch
+from lwfed.launch.kubernetes.api import Cluster, connect
+from lwfed.launch.kubernetes.watch import Queue
 from tests.unit.launch.api_server import NAMESPACE, ApiServer, serving
 from tests.unit.launch.trial import Trial
 

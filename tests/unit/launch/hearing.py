@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from lwfed.launch.kubernetes_api import Cluster
-from lwfed.launch.kubernetes_watch import Heard, News, Queue, Watch
+from lwfed.launch.kubernetes.api import Cluster
+from lwfed.launch.kubernetes.watch import Heard, News, Queue, Watch
 from tests.unit.launch.api_server import ApiServer
 
 

@@ -13,10 +13,10 @@ from lwfed import environment
 from lwfed.launch import devices as module
 from lwfed.launch.devices import check_devices, gpus_here, gpus_of, names_of
 from lwfed.launch.launchers import make_launcher
+from lwfed.round.workbench import Workbench
+from lwfed.run.launcher import Launcher
 from lwfed.spec.federation import LaunchSpec
 from lwfed.spec.run import RunSpec
-from lwfed.steps.launcher import Launcher
-from lwfed.steps.workbench import Workbench
 from lwfed.store.local import LocalStore
 from lwfed.types.errors import SpecError
 

@@ -10,10 +10,10 @@ import pytest
 from lwfed.launch.in_process import InProcess
 from lwfed.launch.launchers import make_launcher
 from lwfed.launch.subprocess import Subprocess
+from lwfed.round.workbench import Workbench
+from lwfed.run.launcher import Outcome
 from lwfed.spec.federation import LaunchSpec
 from lwfed.spec.run import RunSpec
-from lwfed.steps.launcher import Outcome
-from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
 from lwfed.store.local import LocalStore
 from lwfed.types.errors import CheckpointError

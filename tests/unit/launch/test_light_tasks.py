@@ -16,10 +16,10 @@ import pytest
 
 from lwfed.cli.step import task_of
 from lwfed.launch.dispatch import run_step
+from lwfed.round.workbench import Workbench
+from lwfed.run import runs
+from lwfed.run.specs import pack_spec
 from lwfed.spec.run import RunSpec
-from lwfed.steps import runs
-from lwfed.steps.specs import pack_spec
-from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
 from lwfed.store.local import LocalStore
 from tests import starting
@@ -29,7 +29,7 @@ from tests.unit.launch.api_server import NAMESPACE, ApiServer
 TASK = """
 import json
 from lwfed import environment
-from lwfed.cli import tasks
+from lwfed.drive import tasks
 environment.quiet()
 done = getattr(tasks, sys.argv[1])(**json.load(sys.stdin))
 """

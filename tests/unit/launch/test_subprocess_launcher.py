@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from lwfed.launch.subprocess import Subprocess
-from lwfed.steps.stage import Stage
-from lwfed.steps.train_client import train_client
-from lwfed.steps.workbench import Workbench
+from lwfed.round.train_client import train_client
+from lwfed.round.workbench import Workbench
+from lwfed.run.stage import Stage
 from lwfed.store import paths
 from lwfed.types.errors import CheckpointError
 from tests.tiny import begun, client_task, ignore

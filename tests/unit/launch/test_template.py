@@ -18,8 +18,8 @@ import pytest
 from lwfed.environment import child_environment
 from lwfed.launch import template
 from lwfed.launch.subprocess import Subprocess
-from lwfed.steps.stage import Stage
-from lwfed.steps.workbench import Workbench
+from lwfed.round.workbench import Workbench
+from lwfed.run.stage import Stage
 from lwfed.store import paths
 from lwfed.types.errors import SpecError
 from tests.tiny import begun, client_task, ignore, run_tiny
@@ -157,8 +157,8 @@ def test_a_client_sees_the_gpus_of_its_slot(tmp_path: Path) -> None:
 PROGRAM = """
 import sys, time
 from lwfed.launch.subprocess import Subprocess
-from lwfed.steps.tasks import ClientTask
-from lwfed.steps.workbench import Workbench
+from lwfed.run.tasks import ClientTask
+from lwfed.round.workbench import Workbench
 
 task = ClientTask.model_validate_json(sys.argv[1])
 launcher = Subprocess(Workbench.at(task.store), parallel=1, devices=1, retries=0)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lwfed.launch.kubernetes import KubernetesLauncher
+from lwfed.launch.kubernetes.launcher import KubernetesLauncher
+from lwfed.run.launcher import Outcome
+from lwfed.run.tasks import ClientTask, RoundTask
 from lwfed.spec.load import build_spec
-from lwfed.steps.launcher import Outcome
-from lwfed.steps.tasks import ClientTask, RoundTask
 from lwfed.store.local import LocalStore
 from tests.unit.launch.api_server import NAMESPACE
 

@@ -169,6 +169,6 @@ def test_an_image_text_model_imports_no_audio() -> None:
         "import sys; from lwfed.spec.model import ModelSpec; from lwfed.models.build import skeleton\n"
         "skeleton(ModelSpec(), depth={'image': 1, 'text': 1}, num_classes=None)\n"
         "assert 'transformers.models.distilbert.modeling_distilbert' in sys.modules\n"
-        "assert not [n for n in sys.modules if 'audio_spectrogram' in n or n == 'lwfed.models.ast']\n"
+        "assert not [n for n in sys.modules if 'audio_spectrogram' in n or n == 'lwfed.models.encoders.ast']\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

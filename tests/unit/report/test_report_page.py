@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lwfed.steps.figures import figures, panels_of
-from lwfed.steps.figures_rounds import stages_of
-from lwfed.steps.report import final_metrics, render
-from lwfed.steps.svg import margin, round_ticks, text_width, ticks
+from lwfed.report.figures import figures, panels_of
+from lwfed.report.figures_rounds import stages_of
+from lwfed.report.page import final_metrics, render
+from lwfed.report.svg import margin, round_ticks, text_width, ticks
 
 Record = dict[str, Any]
 Records = tuple[Record, list[Record], list[Record]]

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from lwfed.plan.stages import plan_stages
+from lwfed.run import runs
+from lwfed.run.runs import Options
 from lwfed.spec.load import build_spec
-from lwfed.steps import runs
 from lwfed.steps.prepare import draft, prepare
-from lwfed.steps.runs import Options
 from lwfed.store import paths
 from lwfed.store.local import LocalStore
 from lwfed.types.errors import CheckpointError, DataError, NotFoundError, ResumeError, SpecError

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from lwfed.launch.in_process import InProcess
+from lwfed.round.workbench import Workbench
+from lwfed.run.launcher import Emit, Outcome
+from lwfed.run.runs import Options
+from lwfed.run.tasks import PoolTask
 from lwfed.spec.load import build_spec
 from lwfed.spec.run import RunSpec
-from lwfed.steps.launcher import Emit, Outcome
 from lwfed.steps.prepare import draft, prepare
 from lwfed.steps.prepare_there import prepare_there
-from lwfed.steps.runs import Options
-from lwfed.steps.tasks import PoolTask
-from lwfed.steps.workbench import Workbench
 from lwfed.store import paths
 from lwfed.store.local import LocalStore
 from lwfed.types.errors import DataError

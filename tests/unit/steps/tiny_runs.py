@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from lwfed.launch.launchers import make_launcher
+from lwfed.round.workbench import Workbench
 from lwfed.spec.load import build_spec
 from lwfed.steps.experiment import run_stages
 from lwfed.steps.prepare import Options, draft, prepare
-from lwfed.steps.workbench import Workbench
 
 ENCODERS = {
     "image": {

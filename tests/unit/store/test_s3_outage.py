@@ -15,7 +15,7 @@ import pytest
 
 from lwfed import environment
 from lwfed.store.opening import open_store
-from lwfed.store.s3 import S3Store
+from lwfed.store.s3.store import S3Store
 from lwfed.types.errors import LwfedError, SpecError, UnreachableError
 from tests.s3 import HOW_TO_GET, PASSWORD, USER, Server, free_port, make_server, serving
 from tests.unit.store.conftest import BUCKET

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import torch
 
-from lwfed.store import s3_transfer
 from lwfed.store.blocks import read_block, write_block
 from lwfed.store.cache import BlockCache
 from lwfed.store.counting import CountingStore
 from lwfed.store.manifest import block_key
 from lwfed.store.opening import open_store
-from lwfed.store.s3 import S3Store
-from lwfed.store.s3_transfer import THREADS, parts_of
+from lwfed.store.s3 import transfer as s3_transfer
+from lwfed.store.s3.store import S3Store
+from lwfed.store.s3.transfer import THREADS, parts_of
 from lwfed.types.errors import CheckpointError, DiskFullError, SpecError, UnreachableError
 from tests.s3 import Server, serving
 from tests.unit.store.conftest import BUCKET

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from lwfed.tracking.jsonlines import encode_event
-from lwfed.tracking.mlflow_delivery import Delivery, Status, replay_to_mlflow
-from lwfed.tracking.mlflow_process import MlflowTracker, serve
-from lwfed.tracking.mlflow_target import Target
+from lwfed.tracking.mlflow.delivery import Delivery, Status, replay_to_mlflow
+from lwfed.tracking.mlflow.process import MlflowTracker, serve
+from lwfed.tracking.mlflow.target import Target
 from lwfed.tracking.protocol import event_of, event_of_failure, event_of_finish
 
 pytestmark = pytest.mark.slow  # `import mlflow` and a database's migrations
@@ -33,7 +33,7 @@ def client(mlflow_uri: str) -> Any:
 @pytest.fixture
 def part(mlflow_uri: str) -> Callable[..., Any]:
     """Makes the recorder of a process."""
-    from lwfed.tracking.mlflow import Recorder
+    from lwfed.tracking.mlflow.recorder import Recorder
 
     def make(**settings: Any) -> Any:
         return Recorder(Target(uri=mlflow_uri, system_metrics_s=0, **settings))

@@ -20,9 +20,9 @@ from PIL import Image
 
 from lwfed import environment
 from lwfed.tracking.jsonlines import JsonLines, encode_event, read_events
-from lwfed.tracking.mlflow_delivery import Delivery, replay_to_mlflow
-from lwfed.tracking.mlflow_process import MlflowTracker
-from lwfed.tracking.mlflow_target import Target, absolute_uri, artifact_location
+from lwfed.tracking.mlflow.delivery import Delivery, replay_to_mlflow
+from lwfed.tracking.mlflow.process import MlflowTracker
+from lwfed.tracking.mlflow.target import Target, absolute_uri, artifact_location
 from lwfed.tracking.protocol import Tracker, event_of, event_of_failure
 
 pytestmark = pytest.mark.slow  # `import mlflow` and a database's migrations
@@ -37,7 +37,7 @@ def client_of(uri: str) -> Any:
 
 
 def recorder_of(uri: str, **settings: Any) -> Any:
-    from lwfed.tracking.mlflow import Recorder
+    from lwfed.tracking.mlflow.recorder import Recorder
 
     return Recorder(Target(uri=uri, system_metrics_s=0, **settings))
 
@@ -322,7 +322,7 @@ def test_a_run_whose_process_is_gone_is_marked_killed(
     lines = [encode_event(event_of("start", make_run("killed-1"))), encode_event(event_of("round", rounds[0]))]
     (folder / "events.jsonl").write_bytes(b"".join(lines))
     process = subprocess.Popen(
-        [sys.executable, "-m", "lwfed.tracking.mlflow_process", str(folder)],
+        [sys.executable, "-m", "lwfed.tracking.mlflow.process", str(folder)],
         stdin=subprocess.PIPE,
         env=environment.child_environment(PYTHONPATH=":".join(entry for entry in sys.path if entry)),
     )

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from lwfed.launch.trackers import NO_STAGE, is_told, make_trackers, target_of
+from lwfed.drive.trackers import NO_STAGE, is_told, make_trackers, target_of
+from lwfed.run import runs
 from lwfed.spec.federation import TrackingSpec
-from lwfed.steps import runs
 from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store

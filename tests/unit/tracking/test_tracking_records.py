@@ -194,7 +194,7 @@ def test_what_is_no_event_is_passed_over(data: bytes) -> None:
 
 
 def test_a_tracker_costs_the_run_no_heavy_import() -> None:
-    code = "import sys, lwfed.tracking.mlflow_process; print({'mlflow', 'torch', 'pandas', 'numpy'} & set(sys.modules))"
+    code = "import sys, lwfed.tracking.mlflow.process; print({'mlflow', 'torch', 'pandas', 'numpy'} & set(sys.modules))"
     path = os.pathsep.join(entry for entry in sys.path if entry)
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=child_environment(PYTHONPATH=path)

@@ -1,0 +1,53 @@
+"""Data on disk: their folders, their splits, and a digest of what they are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from lwfed.data.protocol import Example
+from lwfed.spec.data import DataSpec
+from lwfed.types.canonical import canonical
+from lwfed.types.errors import DataError
+
+
+def data_root(data: DataSpec) -> Path:
+    """Gives the root folder of data on disk. Raises DataError when it is not there."""
+    root = Path(data.root or "").expanduser()
+    if not data.root or not root.is_dir():
+        raise DataError(
+            f"there is no folder {data.root} for the {data.source} data",
+            remedy="set data.root to the folder that holds them, or try `data.source: shapes`, which is built in",
+        )
+    return root
+
+
+def require_folder(folder: Path, *, remedy: str) -> Path:
+    """Gives the folder back. Raises DataError when it is not there."""
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}", remedy=remedy)
+    return folder
+
+
+def of_split(split: str, *, train: tuple[Example, ...], test: tuple[Example, ...]) -> tuple[Example, ...]:
+    """Gives the examples of a split by its name."""
+    if split not in ("train", "test"):
+        raise ValueError(f"there is no split {split!r} -> use 'train' or 'test'")
+    return train if split == "train" else test
+
+
+def listing_digest(kind: str, *, entries: Iterable[tuple[str, int | str]]) -> str:
+    """Digests a listing of names with sizes or digests, in sorted order, without reading large files.
+
+    Args:
+        kind: Name of the source.
+        entries: (path below the root, bytes or digest) of each file.
+
+    Returns:
+        64 hex digits.
+    """
+    state = hashlib.sha256(kind.encode())
+    for entry in sorted(entries, key=lambda item: item[0]):
+        state.update(canonical(list(entry)) + b"\n")
+    return state.hexdigest()

@@ -1,0 +1,258 @@
+"""Outputs of frozen blocks, kept on a client's own disk: computed once a stage, read in place of the inputs after that.
+
+A file holds the tokens of every input that training may ask for: each view of an image, each caption, each sound;
+texts without their padding. It is named by all that decides it, the digests of the frozen blocks among them, is written
+whole or not at all, and is never sent anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lwfed import ranks
+from lwfed.data.audio import normalise_log_mel
+from lwfed.data.inputs import InputSettings
+from lwfed.data.protocol import Example, Source
+from lwfed.data.reading import Reader, Row, caption_index, read_all
+from lwfed.data.tokens import tokenize
+from lwfed.data.transforms import normalise_pixels
+from lwfed.types.canonical import digest_of
+
+TOKENS, INDEX = "tokens.f32", "index.json"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What one modality's frozen blocks are fed, in the order in which it is kept.
+
+    Attributes:
+        modality: `image`, `text` or `audio`.
+        examples: The client's examples.
+        settings: What the encoder wants.
+        seed: Draws captions and crops.
+        augment: Whether images are cropped.
+        views: Views of an example; 1 where all are equal. A text has one input a caption, whatever the views.
+        function: Digest of what else decides the outputs: the encoder, the precision, the device, the data's version.
+    """
+
+    modality: str
+    examples: tuple[Example, ...]
+    settings: InputSettings
+    seed: str
+    augment: bool
+    views: int
+    function: str = ""
+
+    @cached_property
+    def _starts(self) -> tuple[int, ...]:
+        counts = (len(e.captions) if self.modality == "text" else self.views for e in self.examples)
+        return (0, *accumulate(counts))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def number(self, row: Row) -> int:
+        """Says which input a row of a batch has."""
+        n, view = row
+        if self.modality == "text":
+            return self._starts[n] + caption_index(self.examples[n], view, seed=self.seed)
+        return self._starts[n] + view % self.views
+
+    @property
+    def digest(self) -> str:
+        """Of all that decides the inputs, but for the files themselves."""
+        names = [[example.id, list(example.captions)] for example in self.examples]
+        settings = asdict(self.settings) | {"modalities": [self.modality]}
+        decides = {"examples": names, "settings": settings, "seed": self.seed, "augment": self.augment}
+        return digest_of({**decides, "views": self.views, "modality": self.modality, "function": self.function})
+
+    def batch_starts(self, batch_size: int) -> range:
+        """Gives the numbers of the inputs with which this rank's batches start; see `keep`."""
+        return range(ranks.rank() * batch_size, len(self), ranks.size() * batch_size)
+
+    def batches(self, source: Source, *, batch_size: int, workers: int) -> Iterator[Any]:
+        """Yields this rank's batches of inputs in order, as the encoder takes them.
+
+        Raises:
+            DataError: A file cannot be read.
+        """
+        if self.modality == "text":
+            captions = [caption for example in self.examples for caption in example.captions]
+            for start in self.batch_starts(batch_size):
+                yield tokenize(captions[start : start + batch_size], settings=self.settings)
+            return
+        settings = InputSettings(**{**asdict(self.settings), "modalities": (self.modality,)})
+        reader = Reader(source, self.examples, settings, self.seed, self.augment)
+        rows = [(n, view) for n in range(len(self.examples)) for view in range(self.views)]
+        plan = (tuple(rows[start : start + batch_size]) for start in self.batch_starts(batch_size))
+        for raw in read_all(reader, plan, workers=workers):
+            if raw.pixels is not None:
+                yield normalise_pixels(raw.pixels)
+            elif raw.spectrograms is not None:
+                yield normalise_log_mel(raw.spectrograms)
+
+
+class KeptPrefix:
+    """A modality's kept outputs, memory-mapped.
+
+    Args:
+        folder: Where they are.
+        inputs: Of what.
+    """
+
+    def __init__(self, folder: Path, inputs: Inputs) -> None:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        self.inputs = inputs
+        self.chain: tuple[str, ...] = tuple(index["chain"])
+        self.nbytes: int = (folder / TOKENS).stat().st_size
+        self._lengths = np.asarray(index["lengths"], dtype=np.int64)
+        self._stops = np.cumsum(self._lengths)
+        shape = (int(self._stops[-1]) if len(self._stops) else 0, int(index["width"]))
+        self._tokens = np.memmap(folder / TOKENS, dtype=np.float32, mode="r", shape=shape)
+
+    def gather(self, rows: Sequence[Row], *, pin: bool = False) -> dict[str, Tensor]:
+        """Gives the tokens of a batch's rows: `tokens` float32 [B, T, D]; of texts `mask` bool [B, T] too."""
+        return self.at([self.inputs.number(row) for row in rows], pin=pin)
+
+    def at(self, numbers: Sequence[int], *, pin: bool = False) -> dict[str, Tensor]:
+        """Gives the tokens of inputs by their numbers, texts padded with zeros to the longest; as `gather`."""
+        lengths = self._lengths[list(numbers)]
+        shape = (len(numbers), int(lengths.max(initial=0)), self._tokens.shape[1])
+        tokens = torch.empty(shape, pin_memory=pin)
+        into = tokens.numpy()
+        for n, number in enumerate(numbers):
+            stop, length = int(self._stops[number]), int(lengths[n])
+            into[n, :length] = self._tokens[stop - length : stop]
+            into[n, length:] = 0
+        if self.inputs.modality != "text":
+            return {"tokens": tokens}
+        return {"tokens": tokens, "mask": torch.from_numpy(np.arange(tokens.shape[1]) < lengths[:, None])}
+
+
+def find_kept(folder: Path, inputs: Inputs, *, chain: Sequence[str], code: str) -> KeptPrefix | None:
+    """Finds what is kept of the longest leading part of a chain of frozen blocks.
+
+    Args:
+        folder: A client's own.
+        inputs: Of what.
+        chain: Digests of the stem and the frozen blocks, in the order data pass them.
+        code: Version of the code that computes them.
+
+    Returns:
+        It, its `chain` being that part; None where nothing fits, or is damaged.
+    """
+    for count in range(len(chain), 0, -1):
+        place = folder / kept_name(inputs, chain=chain[:count], code=code)
+        try:
+            found = KeptPrefix(place, inputs)
+            if len(found._lengths) == len(inputs):
+                return found
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError):
+            shutil.rmtree(place, ignore_errors=True)
+    return None
+
+
+def keep(
+    folder: Path, inputs: Inputs, outputs: Iterable[tuple[Tensor, Tensor | None]], *, chain: Sequence[str], code: str
+) -> KeptPrefix:
+    """Writes outputs down as they come, and drops what was kept of the same inputs before.
+
+    Several ranks share the work: of the batches in the inputs' order, rank r of R brings those numbered r, r + R, ...
+    They go in step, a batch each, and all write to one file, which is the file that one rank would write.
+
+    Args:
+        folder: A client's own, the same on all ranks; it is made.
+        inputs: Of what.
+        outputs: Batches of tokens [B, T, D] and, of texts, the mask [B, T] of those to keep: this rank's.
+        chain: Digests of the blocks that made them.
+        code: Version of the code.
+
+    Raises:
+        OSError: There is no room for it; nothing is left behind. What fails on one rank is raised on all.
+    """
+    place = folder / kept_name(inputs, chain=chain, code=code)
+    writing = folder / ranks.each(lambda: f".writing-{os.getpid()}-{place.name}")[0]
+    try:
+        ranks.each(lambda: _begin(writing) if ranks.rank() == 0 else None)
+        lengths, width = _write(writing / TOKENS, outputs)
+        values_of = {"chain": list(chain), "lengths": lengths, "width": width, "modality": inputs.modality}
+        ranks.each(lambda: _commit(writing, place, values_of) if ranks.rank() == 0 else None)
+    finally:
+        if ranks.rank() == 0:
+            shutil.rmtree(writing, ignore_errors=True)
+    return KeptPrefix(place, inputs)
+
+
+def _begin(writing: Path) -> None:
+    for stale in writing.parent.glob(".writing-*"):  # of a process that was killed: a client has one at a time
+        shutil.rmtree(stale, ignore_errors=True)
+    writing.mkdir(parents=True)
+    (writing / TOKENS).touch()
+
+
+def _write(path: Path, outputs: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[list[int], int]:
+    """Writes this rank's batches between the others'; gives the lengths of all inputs, and the tokens' width."""
+    mine = iter(outputs)
+    lengths: list[int] = []
+    ready: Tensor | None = None
+    width = start = total = 0
+
+    def turn() -> tuple[list[int], int]:
+        """Writes the batch of the turn before, now that it is known where it starts; then brings the next."""
+        nonlocal ready
+        if ready is not None:
+            with path.open("r+b") as file:
+                file.seek(ready.element_size() * start * ready.shape[1])
+                file.write(ready.numpy().data)
+        ready, own = _packed(next(mine, None))
+        return own, 0 if ready is None else ready.shape[1]
+
+    while True:
+        turns = ranks.each(turn)
+        if not any(own for own, _ in turns):
+            return lengths, width
+        start = total + sum(sum(own) for own, _ in turns[: ranks.rank()])
+        for own, wide in turns:
+            lengths += own
+            total += sum(own)
+            width = max(width, wide)
+
+
+def _packed(batch: tuple[Tensor, Tensor | None] | None) -> tuple[Tensor | None, list[int]]:
+    """Gives a batch's tokens [N, D], float32 and without padding, and how many each input has."""
+    if batch is None:
+        return None, []
+    tokens, mask = batch
+    values = tokens.float().cpu().contiguous()
+    if mask is None:
+        return values.flatten(0, 1), [values.shape[1]] * values.shape[0]
+    return values[mask.cpu()], mask.sum(dim=1).tolist()
+
+
+def _commit(writing: Path, place: Path, index: Mapping[str, Any]) -> None:
+    (writing / INDEX).write_text(json.dumps(index), encoding="utf-8")
+    shutil.rmtree(place, ignore_errors=True)
+    writing.rename(place)
+    for other in place.parent.glob(f"{index['modality']}-*"):
+        if other != place:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def kept_name(inputs: Inputs, *, chain: Sequence[str], code: str) -> str:
+    """Names the folder of what is kept, by all that decides it."""
+    digest = digest_of({"inputs": inputs.digest, "chain": list(chain), "code": code, "type": "float32"})
+    return f"{inputs.modality}-{digest[:32]}"

@@ -1,0 +1,1 @@
+"""Sources of data: one file each, found by the name of its file."""

@@ -1,0 +1,159 @@
+"""Images and sounds of places in ADVANCE's layout: a folder a class on both sides, paired by file stem."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from lwfed.data.files import read_image, read_sound
+from lwfed.data.folders import listing_digest, of_split, require_folder
+from lwfed.data.protocol import Example, Waveform
+from lwfed.types.errors import DataError
+from lwfed.types.seeds import derive
+
+SUFFIXES = {"vision": (".jpg", ".jpeg", ".png"), "sound": (".wav", ".flac", ".ogg")}
+"""Side -> endings of its files; others are left alone."""
+
+
+@dataclass(frozen=True)
+class Advance:
+    """Pairs of an image and a sound."""
+
+    train: tuple[Example, ...] = field(repr=False)
+    test: tuple[Example, ...] = field(repr=False)
+    classes: tuple[str, ...]
+    paths: Mapping[str, tuple[Path, Path]] = field(repr=False)
+    digest: str
+
+    def examples(self, split: str) -> tuple[Example, ...]:
+        """Gives the examples of `train` or `test`."""
+        return of_split(split, train=self.train, test=self.test)
+
+    def version(self) -> str:
+        """Gives the digest of the files' names and sizes, and of which are for testing."""
+        return self.digest
+
+    def image(self, example: Example) -> Image.Image:
+        """Reads the image."""
+        return read_image(self.paths[example.id][0])
+
+    def waveform(self, example: Example) -> tuple[Waveform, int]:
+        """Reads the sound."""
+        return read_sound(self.paths[example.id][1])
+
+
+def open_advance(root: Path, *, test_fraction: float, missing_ok: bool = False) -> Advance:
+    """Opens pairs of images and sounds.
+
+    Args:
+        root: Holds vision/<class>/*.jpg and sound/<class>/*.wav, or train/ and test/ that hold them.
+        test_fraction: Without train/ and test/: share of each class held out, always the same examples.
+        missing_ok: Leave a file without its partner to `check_examples`, which names and counts it.
+
+    Raises:
+        DataError: A folder is missing or empty, or a file has no partner.
+    """
+    names = [name for name in ("train", "test") if (root / name).is_dir()]
+    if len(names) == 1:
+        raise DataError(f"{root} has {names[0]}/ alone", remedy="give it both train/ and test/, or neither")
+    pairs = {name: _pairs(root / name, missing_ok=missing_ok) for name in names or [""]}
+    train = pairs["train" if names else ""]
+    classes = tuple(sorted(train))
+    if names:
+        strange = sorted(set(pairs["test"]) - set(classes))
+        if strange:
+            raise DataError(f"the class {strange[0]} is in {root}/test but not in train", remedy="add it to train/")
+    held_out = set() if names else _hold_out(train, fraction=test_fraction)
+
+    splits: dict[str, list[Example]] = {"train": [], "test": []}
+    paths: dict[str, tuple[Path, Path]] = {}
+    entries: list[tuple[str, int | str]] = []
+    for folder, by_class in pairs.items():
+        for name, stems in sorted(by_class.items()):
+            for stem, pair in sorted(stems.items()):
+                identity = "/".join(part for part in (folder, name, stem) if part)
+                split = folder or ("test" if (name, stem) in held_out else "train")
+                fields = {"stem": stem, "class": name}
+                splits[split].append(Example(id=identity, label=classes.index(name), fields=fields))
+                paths[identity] = pair
+                entries.append((f"{split}:{identity}", " ".join(_size(path) for path in pair)))
+    for split, examples in splits.items():
+        if not examples:
+            raise DataError(f"{root} has no examples for {split}", remedy="give a class two pairs or more")
+    return Advance(
+        train=tuple(splits["train"]),
+        test=tuple(splits["test"]),
+        classes=classes,
+        paths=paths,
+        digest=listing_digest("advance", entries=entries),
+    )
+
+
+def _pairs(folder: Path, *, missing_ok: bool) -> dict[str, dict[str, tuple[Path, Path]]]:
+    """Gives class -> stem -> (image, sound) of a folder that holds vision/ and sound/."""
+    sides = {side: _files(folder / side, side) for side in SUFFIXES}
+    other = {"vision": "sound", "sound": "vision"}
+    for side, classes in sides.items():
+        for name in sorted(set(classes) - set(sides[other[side]])):
+            raise DataError(
+                f"the class {name} is in {folder / side} but not in {folder / other[side]}",
+                remedy="give each class a folder of the same name in vision/ and sound/",
+            )
+    pairs: dict[str, dict[str, tuple[Path, Path]]] = {}
+    for name in sorted(sides["vision"]):
+        vision, sound = sides["vision"][name], sides["sound"][name]
+        for stem in sorted(set(vision) ^ set(sound)):
+            if not missing_ok:
+                side = "vision" if stem in vision else "sound"
+                raise DataError(
+                    f"{sides[side][name][stem]} has no partner {stem}{SUFFIXES[other[side]][0]} "
+                    f"in {folder / other[side] / name}",
+                    remedy="restore the partner, remove the file, or set data.on_bad_example=skip",
+                )
+        pairs[name] = {
+            stem: (
+                vision.get(stem, folder / "vision" / name / f"{stem}.jpg"),
+                sound.get(stem, folder / "sound" / name / f"{stem}.wav"),
+            )
+            for stem in sorted(set(vision) | set(sound))
+        }
+    return pairs
+
+
+def _files(folder: Path, side: str) -> dict[str, dict[str, Path]]:
+    """Gives class -> stem -> file of one side."""
+    require_folder(folder, remedy="data.root needs vision/<class>/*.jpg and sound/<class>/*.wav")
+    classes: dict[str, dict[str, Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if not path.is_dir() or path.name.startswith("."):
+            continue
+        files = classes.setdefault(path.name, {})
+        for file in sorted(path.iterdir()):
+            if file.suffix.lower() not in SUFFIXES[side] or file.name.startswith("."):
+                continue
+            if file.stem in files:
+                raise DataError(f"{file} and {files[file.stem].name} have one stem", remedy="rename one of the pair")
+            files[file.stem] = file
+        if not files:
+            endings = ", ".join(SUFFIXES[side])
+            raise DataError(f"the class folder {path} holds no {endings}", remedy="fill it, or remove it on both sides")
+    if not classes:
+        raise DataError(f"{folder} holds no class folders", remedy="put the files in a folder for each class")
+    return classes
+
+
+def _hold_out(train: Mapping[str, Mapping[str, object]], *, fraction: float) -> set[tuple[str, str]]:
+    """Chooses the test share of each class, by the smallest hashes: no order and no run's seed matters."""
+    held_out: set[tuple[str, str]] = set()
+    for name, stems in train.items():
+        count = min(max(round(fraction * len(stems)), 1), len(stems) - 1)
+        order = sorted(stems, key=lambda stem: derive("advance", "test", name, stem))
+        held_out |= {(name, stem) for stem in order[:count]}
+    return held_out
+
+
+def _size(path: Path) -> str:
+    return str(path.stat().st_size) if path.is_file() else "missing"

@@ -1,0 +1,219 @@
+"""Scenes of two coloured shapes, drawn, told and sounded by procedure: learnable data that need no download."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from lwfed.data.folders import of_split
+from lwfed.data.protocol import Example, Waveform
+from lwfed.spec.data import ShapesSize
+from lwfed.types.canonical import digest_of
+from lwfed.types.errors import DataError
+from lwfed.types.seeds import as_int, derive
+
+KINDS = ("circle", "square", "triangle", "cross", "ring")
+"""Kinds of shapes; the class of a scene is the kind of its first shape (the upper or the left one)."""
+COLOURS = {
+    "red": (225, 45, 45),
+    "green": (45, 190, 70),
+    "blue": (60, 90, 235),
+    "yellow": (235, 215, 50),
+    "purple": (180, 60, 200),
+    "white": (240, 240, 240),
+}
+"""Name -> red, green and blue in [0, 255]."""
+SIZES = {"small": 4.0, "large": 7.0}
+"""Name -> half the width, in 32nds of the image's side."""
+RELATIONS = {"above": "below", "left of": "right of"}
+"""Where the first shape is of the second -> where the second is of the first."""
+NUM_MEANINGS = (len(KINDS) * len(COLOURS) * len(SIZES)) ** 2 * len(RELATIONS)
+"""Number of scenes that differ in words: 7,200."""
+SAMPLE_RATE = 16_000
+_PITCHES = (220.0, 330.0, 494.0, 740.0, 1100.0)
+_DRAWING = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One shape."""
+
+    size: str
+    colour: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What a scene means: the first shape is above or left of the second."""
+
+    first: Shape
+    relation: str
+    second: Shape
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The built-in source; what was drawn once is kept."""
+
+    size: ShapesSize
+    scenes: dict[str, Scene] = field(repr=False)
+    train: tuple[Example, ...] = field(repr=False)
+    test: tuple[Example, ...] = field(repr=False)
+    classes: tuple[str, ...] = KINDS
+    drawn: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict, repr=False)
+
+    def examples(self, split: str) -> tuple[Example, ...]:
+        """Gives the examples of `train` or `test`."""
+        return of_split(split, train=self.train, test=self.test)
+
+    def version(self) -> str:
+        """Digests what the scenes depend on."""
+        return digest_of({"source": "shapes", "drawing": _DRAWING, **self.size.model_dump(mode="json")})
+
+    def image(self, example: Example) -> Image.Image:
+        """Draws the scene."""
+        pixels = self.drawn.get(example.id)
+        if pixels is None:
+            pixels = draw(self.scenes[example.id], size=self.size.image_size, seed=self._seed("image", example))
+            self.drawn[example.id] = pixels
+        return Image.fromarray(pixels)
+
+    def waveform(self, example: Example) -> tuple[Waveform, int]:
+        """Sounds the scene."""
+        return sound(self.scenes[example.id], seed=self._seed("sound", example)), SAMPLE_RATE
+
+    def _seed(self, what: str, example: Example) -> str:
+        return derive(self.size.seed, "shapes", what, example.id)
+
+
+def open_shapes(size: ShapesSize) -> Shapes:
+    """Makes the built-in source: no two test scenes mean the same, and no training scene means what a test scene does.
+
+    Args:
+        size: Number and size of the scenes, and their seed.
+
+    Raises:
+        DataError: More test scenes are wanted than can differ.
+    """
+    if size.test > NUM_MEANINGS // 2:
+        raise DataError(
+            f"data.shapes.test is {size.test}, but only {NUM_MEANINGS // 2} test scenes can differ in words",
+            remedy=f"set data.shapes.test to {NUM_MEANINGS // 2} or less",
+        )
+    order = np.random.default_rng(as_int(derive(size.seed, "shapes", "meanings"))).permutation(NUM_MEANINGS)
+    rest = order[size.test :]
+    scenes = {f"test-{n:06d}": scene_of(int(order[n])) for n in range(size.test)}
+    scenes |= {f"train-{n:06d}": scene_of(int(rest[n % len(rest)])) for n in range(size.train)}
+    examples = [_example(name, scene) for name, scene in scenes.items()]
+    return Shapes(size=size, scenes=scenes, train=tuple(examples[size.test :]), test=tuple(examples[: size.test]))
+
+
+def scene_of(number: int) -> Scene:
+    """Gives the scene of a number in [0, NUM_MEANINGS)."""
+    number, relation = divmod(number, len(RELATIONS))
+    first, second = divmod(number, len(KINDS) * len(COLOURS) * len(SIZES))
+    return Scene(_shape_of(first), tuple(RELATIONS)[relation], _shape_of(second))
+
+
+def captions_of(scene: Scene) -> tuple[str, ...]:
+    """Tells a scene in five wordings of one meaning; no other scene has any, and none is longer than 63 bytes."""
+    first, second = _words(scene.first), _words(scene.second)
+    there, back = scene.relation, RELATIONS[scene.relation]
+    return (
+        f"a {first} {there} a {second}",
+        f"a {second} {back} a {first}",
+        f"a {first} is {there} a {second}",
+        f"a {second} is {back} a {first}",
+        f"a {first} and a {second} {back} it",
+    )
+
+
+def draw(scene: Scene, *, size: int, seed: str) -> npt.NDArray[np.uint8]:
+    """Draws a scene: places, brightness and noise are the seed's.
+
+    Args:
+        scene: What to draw.
+        size: Pixels a side.
+        seed: Hex text.
+
+    Returns:
+        Pixels [size, size, 3].
+    """
+    rng = np.random.default_rng(as_int(seed))
+    canvas = rng.uniform(20, 60) + rng.normal(0, 6, (size, size, 3))
+    along, across = rng.uniform(-1, 1, 2), rng.uniform(-5, 5, 2)
+    for n, shape in enumerate((scene.first, scene.second)):
+        centre = (16 + across[n], (8, 24)[n] + along[n])
+        x, y = centre if scene.relation == "above" else centre[::-1]
+        cover = _cover(shape, x=x, y=y, size=size)[..., None]
+        canvas += cover * (np.asarray(COLOURS[shape.colour]) * rng.uniform(0.85, 1.0) - canvas)
+    return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
+
+
+def sound(scene: Scene, *, seed: str) -> Waveform:
+    """Sounds a scene as two tones: pitch tells kind, overtone colour, loudness size, the pause between them relation.
+
+    Args:
+        scene: What to sound.
+        seed: Hex text; moves pitch and phase a little and adds noise.
+
+    Returns:
+        0.72 s of samples at 16 kHz.
+    """
+    rng = np.random.default_rng(as_int(seed))
+    samples = rng.normal(0, 0.003, round(0.72 * SAMPLE_RATE))
+    starts = (0.02, 0.32 if scene.relation == "above" else 0.42)
+    for shape, start in zip((scene.first, scene.second), starts, strict=True):
+        tone = _tone(shape, detune=rng.uniform(0.99, 1.01), phase=rng.uniform(0, 2 * np.pi))
+        begin = round(start * SAMPLE_RATE)
+        samples[begin : begin + len(tone)] += tone
+    return samples.astype(np.float32)
+
+
+def _tone(shape: Shape, *, detune: float, phase: float) -> npt.NDArray[np.float64]:
+    time = np.arange(round(0.25 * SAMPLE_RATE)) / SAMPLE_RATE
+    angle = 2 * np.pi * _PITCHES[KINDS.index(shape.kind)] * detune * time + phase
+    overtone = tuple(COLOURS).index(shape.colour) + 2
+    fade = np.clip(np.minimum(time, time[::-1]) / 0.01, 0, 1)
+    return (0.45 if shape.size == "large" else 0.12) * fade * (np.sin(angle) + np.sin(overtone * angle)) / 2
+
+
+def _cover(shape: Shape, *, x: float, y: float, size: int) -> npt.NDArray[np.float64]:
+    """Gives the share of each pixel that a shape covers, from the distance to its edge; [size, size] in [0, 1]."""
+    half = SIZES[shape.size]
+    grid = (np.arange(size) + 0.5) * 32 / size
+    dx, dy = np.abs(grid - x)[None, :], (grid - y)[:, None]
+    radius = np.hypot(dx, dy)
+    match shape.kind:
+        case "circle":
+            distance = radius - half
+        case "square":
+            distance = np.maximum(dx, np.abs(dy)) - half
+        case "triangle":
+            distance = np.maximum(dy - 0.9 * half, (2 * dx - dy - 0.9 * half) / np.sqrt(5))
+        case "cross":
+            far, near = np.maximum(dx, np.abs(dy)), np.minimum(dx, np.abs(dy))
+            distance = np.maximum(far - half, near - 0.3 * half)
+        case _:
+            distance = np.abs(radius - 0.8 * half) - 0.22 * half
+    return np.clip(0.5 - distance * size / 32, 0, 1)
+
+
+def _example(name: str, scene: Scene) -> Example:
+    first = scene.first
+    fields = {"stem": name, "kind": first.kind, "colour": first.colour, "size": first.size, "relation": scene.relation}
+    return Example(id=name, label=KINDS.index(first.kind), captions=captions_of(scene), fields=fields)
+
+
+def _shape_of(number: int) -> Shape:
+    number, kind = divmod(number, len(KINDS))
+    size, colour = divmod(number, len(COLOURS))
+    return Shape(tuple(SIZES)[size], tuple(COLOURS)[colour], KINDS[kind])
+
+
+def _words(shape: Shape) -> str:
+    return f"{shape.size} {shape.colour} {shape.kind}"

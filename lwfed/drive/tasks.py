@@ -1,0 +1,305 @@
+"""The tasks of a pipeline: what the bodies of its components call. Plain values in, plain values out.
+
+Each task is a process of its own, on any machine: what it needs of another is in the store, and the strings that chain
+tasks only say what must be found there. So a task that runs twice, or after its work is done, changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from lwfed import environment
+from lwfed.drive.console import make_console
+from lwfed.drive.display import Display
+from lwfed.drive.session import client_cache
+from lwfed.drive.task_session import Session, page, run_id_of, telling, warn_by, working
+from lwfed.drive.tell_finish import tell_finish
+from lwfed.drive.trackers import NO_STAGE, make_trackers
+from lwfed.round.train_stage import train_stage as run_stage
+from lwfed.run import runs
+from lwfed.run.runs import Options
+from lwfed.run.specs import unpack_spec
+from lwfed.run.tasks import RoundTask, RunTask, StageTask
+from lwfed.steps.experiment import place_of, summarise
+from lwfed.steps.prepare_there import prepare_there
+from lwfed.store import paths
+from lwfed.store.opening import open_store
+from lwfed.tracking.ending import ending_of
+from lwfed.tracking.jsonlines import read_events
+from lwfed.types.canonical import digest_of
+from lwfed.types.errors import CheckpointError, LwfedError, SpecError
+
+
+class Prepared(NamedTuple):
+    """What `prepare` gives: names, and what decides the first stage's result besides its plan."""
+
+    run_id: str
+    input_digest: str
+    data_version: str
+    code_version: str
+
+
+class StageDone(NamedTuple):
+    """What a stage gives: its checkpoint's digest, its last metrics, and a page for people."""
+
+    digest: str
+    metrics: dict[str, float]
+    html: str
+
+
+class Evaluated(NamedTuple):
+    """What the final evaluation gives."""
+
+    metrics: dict[str, float]
+    html: str
+
+
+class Reported(NamedTuple):
+    """What a finished run leaves: its report, its metrics, and what there is to know of its model."""
+
+    html: str
+    metrics: dict[str, float]
+    model: dict[str, str]
+
+
+def prepare(*, spec: str, store: str, parent: str = "", fresh: bool = False) -> Prepared:
+    """Checks the data and draws the run up.
+
+    Args:
+        spec: What `pack_spec` gave.
+        store: The store's URI.
+        parent: `RUN:STAGE` of a rerun: the run it starts from and the first stage it trains; empty for none.
+        fresh: Train anew, even where equal work is committed.
+
+    Returns:
+        Names and digests for the stages.
+
+    Raises:
+        LwfedError: What `prepare_here` raises.
+    """
+    with working(spec, store) as session:
+        taken = _parent(parent)
+        options = Options(run_id=session.run_id, fresh=fresh, parent=taken)
+        if session.launcher.remote:
+            run = prepare_there(
+                session.spec, options=options, launcher=session.launcher, store=session.store, emit=session.emit
+            )
+        else:
+            from lwfed.steps.prepare import draft
+            from lwfed.steps.prepare import prepare as prepare_locally
+
+            cache = environment.cache_folder()
+            drafted = draft(session.spec, store=session.store, options=options, cache=cache)
+            run = prepare_locally(drafted, store=session.store, emit=session.emit, cache=cache)
+        session.emit("run", run)
+        session.track(run)
+        first = taken[1] if taken else 1
+        return Prepared(
+            run_id=run["run_id"],
+            input_digest=runs.input_digest_of(session.store, run, first),
+            data_version=runs.data_version_of(run),
+            code_version=run["code_version"],
+        )
+
+
+def train_stage(
+    *,
+    spec: str,
+    store: str,
+    stage: int,
+    plan_digest: str,
+    input_digest: str,
+    data_version: str,
+    code_version: str,
+    resources: Mapping[str, Any] | None = None,
+) -> StageDone:
+    """Runs all rounds of a stage, or what is left of them.
+
+    Args:
+        spec: What `pack_spec` gave.
+        store: The store's URI.
+        stage: s, counted from 1.
+        plan_digest: Digest of the stage's plan as the pipeline was built with; empty: not known then.
+        input_digest: Digest of the checkpoint it starts from; empty at the first stage.
+        data_version: As `prepare` gave it.
+        code_version: As `prepare` gave it.
+        resources: What was set on this task of the pipeline, for client pods whose pool does not say.
+
+    Returns:
+        The result.
+
+    Raises:
+        SpecError: The pipeline was built from another spec than the run's.
+        LwfedError: What `lwfed.round.train_stage` raises.
+    """
+    with working(spec, store, resources=resources) as session:
+        run = _run_at(session, stage)
+        told = {"the plan": plan_digest or None, "the data": data_version, "the code": code_version}
+        found = {
+            "the plan": digest_of(runs.plans_of(run)[stage - 1].model_dump(mode="json")),
+            "the data": runs.data_version_of(run),
+            "the code": run["code_version"],
+            "the input": runs.input_digest_of(session.store, run, stage),
+        }
+        for what, value in {**told, "the input": input_digest}.items():
+            if value is not None and value != found[what]:
+                raise SpecError(
+                    f"{what} of stage {stage} is {value[:12] or 'none'} for the pipeline and "
+                    f"{found[what][:12] or 'none'} for the run {session.run_id}",
+                    remedy="compile the pipeline again with the lwfed of the image, and submit it anew",
+                )
+        trackers = session.track(run, stage=stage)
+        task = StageTask(
+            store=session.store.uri,
+            run_id=run["run_id"],
+            stage=stage,
+            place=place_of(run, cache=None if session.launcher.remote else client_cache(session.store)),
+        )
+        session.emit("run", run)
+        record = run_stage(task, launcher=session.launcher, store=session.store, emit=telling(session.emit, trackers))
+        return StageDone(
+            digest=record["digest"],
+            metrics=dict(record["metrics"]),
+            html=page(session, run),
+        )
+
+
+def evaluate(*, spec: str, store: str, stage: int, digest: str) -> Evaluated:
+    """Judges a stage's result on the server's test data, unless that is done.
+
+    Args:
+        spec: What `pack_spec` gave.
+        store: The store's URI.
+        stage: s, counted from 1.
+        digest: Of the stage's result.
+
+    Returns:
+        The metrics.
+
+    Raises:
+        CheckpointError: The stage is not committed with that digest.
+    """
+    with working(spec, store) as session:
+        run = _run_at(session, stage + 1)
+        key = _committed_key(session, run, stage, digest)
+        plan = runs.plans_of(run)[stage - 1]
+        task = RoundTask(
+            store=session.store.uri,
+            run_id=run["run_id"],
+            stage_key=key,
+            server_round=plan.rounds,
+            place=place_of(run, cache=None),
+        )
+        ref = paths.round_metrics(key, plan.rounds)
+        if not session.store.has(ref):
+            session.launcher.server("evaluate-round", task, emit=session.emit)
+        metrics = (session.store.read_ref(ref) or {"metrics": {}})["metrics"]
+        return Evaluated(metrics=metrics, html=page(session, run))
+
+
+def report(*, spec: str, store: str, stage: int, digest: str) -> Reported:
+    """Writes the run's report and figures, and tells the trackers that it is over.
+
+    Args:
+        spec: What `pack_spec` gave.
+        store: The store's URI.
+        stage: The last stage of the pipeline.
+        digest: Of its result.
+
+    Returns:
+        The report, and of the final model: the URI of its manifest in the store, its digest, the run and the stage it
+        comes from, and its name and version in MLflow, empty where it is not registered.
+
+    Raises:
+        CheckpointError: The stage is not committed with that digest.
+    """
+    with working(spec, store) as session:
+        run = _run_at(session, stage + 1)
+        key = _committed_key(session, run, stage, digest)
+        stages, _ = runs.history(session.store, run)
+        wall_s = sum(record["wall_s"] for record in stages if not record["reused"])
+        summary = summarise(run, stages, wall_s=wall_s, complete=len(stages) == len(runs.plans_of(run)))
+        session.store.write_ref(paths.summary(run["run_id"]), summary)
+        place = place_of(run, cache=None)
+        task = RunTask(store=session.store.uri, run_id=run["run_id"], place=place)
+        session.launcher.server("finish", task, emit=session.emit)
+        trackers = session.track(run)
+        tell_finish(run, summary, store=session.store, trackers=trackers)
+        session.emit("summary", summary)
+        html = bytes(session.store.get(paths.report(run["run_id"]))).decode()
+        uri = session.store.uri if "://" in session.store.uri else f"file://{session.store.uri}"
+        model = {
+            "framework": "lwfed",
+            "store_uri": f"{uri}/{paths.stage_checkpoint(key)}",
+            "digest": digest,
+            "run_id": run["run_id"],
+            "stage": str(stage),
+            "mlflow_model": session.mlflow().model,
+        }
+        return Reported(html=html, metrics=dict(summary["metrics"]), model=model)
+
+
+def cleanup(*, spec: str, store: str, state: str) -> None:
+    """Ends what a run leaves that did not finish: its Jobs, and its run in MLflow.
+
+    Whether it finished is what its own log in the store says; see `ending_of`.
+
+    Args:
+        spec: What `pack_spec` returned.
+        store: The store's URI.
+        state: How the pipeline ended, as Kubeflow Pipelines say.
+    """
+    opened = open_store(store)
+    values = unpack_spec(spec, store=opened)
+    run_id = run_id_of(values)
+    display = Display(make_console())
+    trouble: list[LwfedError] = []  # what goes wrong with one thing keeps nothing else from being ended
+    run, events = None, []
+    try:
+        run, events = opened.read_ref(paths.run(run_id)), read_events(opened.read_log(paths.events(run_id)))
+    except LwfedError as error:
+        trouble.append(error)
+    ending = ending_of(events, state=state)
+    display("ending", {"run_id": run_id, "status": ending.status, "reason": ending.reason})
+    if ending.status != "finished" and values.launch.kind == "kubernetes":
+        from lwfed.launch.kubernetes.launcher import delete_jobs
+
+        try:
+            delete_jobs(run_id, namespace=values.kubernetes.namespace)
+        except LwfedError as error:
+            trouble.append(error)
+    if ending.status != "finished" and run is not None:
+        trackers, _ = make_trackers(run, values.tracking, store=opened, warn=warn_by(display), stage=NO_STAGE)
+        trackers.start(run)
+        trackers.fail(ending.reason, cancelled=ending.status == "cancelled", closing=True)
+        trackers.close()
+    if trouble:
+        raise trouble[0]
+
+
+def _parent(text: str) -> tuple[str, int] | None:
+    if not text:
+        return None
+    run_id, sign, stage = text.rpartition(":")
+    if not sign or not stage.isdigit():
+        raise SpecError(f"`{text}` names no parent", remedy="write RUN:STAGE")
+    return run_id, int(stage)
+
+
+def _run_at(session: Session, stage: int) -> dict[str, Any]:
+    """Reads the run, with the stages before one noted: the pipeline may have skipped their tasks as done."""
+    run = runs.read_run(session.store, session.run_id)
+    runs.note_committed(session.store, run, before=stage)
+    return run
+
+
+def _committed_key(session: Session, run: runs.Run, stage: int, digest: str) -> str:
+    key = runs.stage_key_of(run, stage)
+    committed = None if key is None else session.store.read_ref(paths.stage_checkpoint(key))
+    if key is None or committed is None or committed["digest"] != digest:
+        raise CheckpointError(
+            f"stage {stage} of {run['run_id']} is not committed with digest {digest[:12]}",
+            remedy="run its task again",
+        )
+    return key

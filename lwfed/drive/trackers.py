@@ -1,0 +1,132 @@
+"""Who is told of a run: the log in its store always, MLflow where the spec names one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lwfed import environment
+from lwfed.run import runs
+from lwfed.spec.federation import TrackingSpec
+from lwfed.store import paths
+from lwfed.store.protocol import Store
+from lwfed.tracking.jsonlines import JsonLines, as_it_ended, read_events
+from lwfed.tracking.mlflow.target import Target, absolute_uri
+from lwfed.tracking.protocol import Record, Trackers, event_of
+from lwfed.types.errors import SpecError
+
+if TYPE_CHECKING:
+    from lwfed.tracking.mlflow.process import MlflowTracker
+
+Run = Mapping[str, Any]
+
+NO_STAGE = 0
+"""The part of a process that works on a run beside others, and on none of its stages: it prepares, judges, reports."""
+
+
+def make_trackers(
+    run: Run, spec: TrackingSpec, *, store: Store, warn: Callable[[str], None], stage: int | None = None
+) -> tuple[Trackers, MlflowTracker | None]:
+    """Makes the trackers of a run, as this process is to tell it. Their start tells what others could not.
+
+    Args:
+        run: The run.
+        spec: Where in MLflow; a uri of None switches it off.
+        store: Where the log is.
+        warn: Told in one line when MLflow does not answer.
+        stage: The part of the run that this process has: s for that stage, `NO_STAGE` for none, None for all of it.
+            A process with a part ends the run only when it says `finish`, or with `NO_STAGE` `fail`.
+
+    Returns:
+        All of them, and MLflow's apart, None where it is off.
+    """
+    key = paths.events(run["run_id"])
+    log = _read_log(store, key)
+    lines = JsonLines(append=lambda data: store.append(key, data), read=lambda: log)
+    missed = _missed(run, as_it_ended(read_events(log)), store=store)
+    target = target_of(spec, stage=stage)
+    if target is None:
+        return Trackers(lines, missed=missed), None
+    from lwfed.tracking.mlflow.process import MlflowTracker
+
+    def on_warning(line: str) -> None:
+        warn(line)
+        lines.warn(line)
+
+    mlflow = MlflowTracker(target, on_warning=on_warning)
+    return Trackers(lines, mlflow, missed=missed), mlflow
+
+
+def target_of(spec: TrackingSpec, *, stage: int | None = None) -> Target | None:
+    """Gives where in MLflow a run is told. `MLFLOW_TRACKING_URI`, which a platform sets, goes before the spec's uri."""
+    if spec.uri is None:
+        return None
+    return Target(
+        uri=absolute_uri(environment.mlflow_uri() or spec.uri, folder=Path.cwd()),
+        experiment=spec.experiment,
+        adopted_run_id=environment.mlflow_adopted_run_id(),
+        parent_run_id=environment.mlflow_parent_run_id(),
+        stage=stage,
+        ui=spec.ui,
+        pipeline_run_id=environment.kfp_run_id(),
+        pipeline_ui=environment.kfp_ui() or "",
+        register_as=spec.register_as,
+    )
+
+
+def replay_log(run: Run, spec: TrackingSpec, *, store: Store) -> dict[str, Any]:
+    """Brings MLflow up to date with a run's log; what it has already is not logged twice. Imports MLflow.
+
+    Raises:
+        SpecError: MLflow is switched off in the spec.
+    """
+    target = target_of(spec)
+    if target is None:
+        raise SpecError(f"MLflow is switched off in run {run['run_id']}", remedy="set tracking.uri when it is started")
+    from lwfed.tracking.mlflow.delivery import replay_to_mlflow
+
+    events = read_events(_read_log(store, paths.events(run["run_id"])))
+    status = replay_to_mlflow([_with_files_at_hand(event, run, store=store) for event in events], target=target)
+    return {"uri": target.uri, **status.values()}
+
+
+def is_told(run_id: str, *, store: Store) -> bool:
+    """Whether a run's log tells of its end: it was not killed between its last stage and its report."""
+    told = False
+    for event in read_events(_read_log(store, paths.events(run_id))):
+        if event["event"] in ("start", "finish"):
+            told = event["event"] == "finish"
+    return told
+
+
+def _missed(run: Run, told: Sequence[Record], *, store: Store) -> list[Record]:
+    """Gives the rounds and stages of earlier processes, in order: those of the log, and stages that none of them ran.
+
+    A pipeline that knows a stage's result already leaves its task out, and nobody tells of it.
+    """
+    of_log: dict[int, list[Record]] = {}
+    for event in told:
+        if event["event"] in ("round", "stage"):
+            of_log.setdefault(int(event["record"]["stage"]), []).append(event)
+    for item in run["stages"]:
+        events = of_log.get(item["stage"], [])
+        if any(event["event"] == "stage" for event in events):
+            continue
+        stages, rounds = runs.history(store, {**run, "stages": [item]})
+        if stages:
+            of_log[item["stage"]] = [event_of("round", record) for record in rounds]
+            of_log[item["stage"]] += [event_of("stage", record) for record in stages]
+    return [event for stage in sorted(of_log) for event in of_log[stage]]
+
+
+def _with_files_at_hand(event: Record, run: Run, *, store: Store) -> Record:
+    """Names the files of a run's end as they lie here: another machine may have told of it."""
+    if event["event"] != "finish":
+        return event
+    keys = [paths.report(run["run_id"]), *store.list(paths.figure(run["run_id"], ""))]
+    return {**event, "artifacts": [str(store.fetch(key)) for key in keys if store.has(key)]}
+
+
+def _read_log(store: Store, key: str) -> bytes:
+    return store.read_log(key)

@@ -1,0 +1,328 @@
+"""Export: a committed checkpoint as a folder of plain timm and transformers models, usable without lwfed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from lwfed import __version__
+from lwfed.data import audio
+from lwfed.data.inputs import InputSettings
+from lwfed.data.tokens import BYTES, open_tokenizer
+from lwfed.export import example as export_example
+from lwfed.export.library import heads, to_library
+from lwfed.round.workbench import Workbench
+from lwfed.run import runs
+from lwfed.run.stage import Stage
+from lwfed.run.tasks import Place
+from lwfed.spec.model import ModelSpec
+from lwfed.store import paths
+from lwfed.store.cache import BlockCache
+from lwfed.store.checkpoint import Checkpoint, read_checkpoint
+from lwfed.types.canonical import readable
+from lwfed.types.errors import CheckpointError, DiskFullError, NotFoundError, SpecError, UnreachableError
+
+MARKER = "lwfed.json"
+"""Says that a folder is an export; written last."""
+ENTRIES = (MARKER, "example.py", "README.md", "heads", "image", "text", "audio", "test")
+"""All that an export writes."""
+_WRITING = ".lwfed-export-"
+
+
+def export_run(
+    run_id: str, folder: Path, *, bench: Workbench, stage: int | None = None, with_test_data: bool = False
+) -> dict[str, Any]:
+    """Writes a run's model as a folder that needs no lwfed.
+
+    `image/` is read by timm, `text/` and `audio/` by transformers, `heads/*.safetensors` by a plain `nn.Sequential`;
+    `example.py` (the same text is in README.md) loads all of it; `lwfed.json` says where it comes from.
+
+    Args:
+        run_id: The run.
+        folder: Where to; new, empty, or an earlier export, which is replaced when all is written.
+        bench: The process's bench.
+        stage: Which stage's result, counted from 1; None: the last committed one.
+        with_test_data: Write the test split of the built-in shapes to `test/` too, in COCO's captions format.
+
+    Returns:
+        `folder`, `run_id`, `stage`, `digest`, `metrics`, `modalities`, `nbytes` and `files` (relative paths, sorted).
+
+    Raises:
+        NotFoundError: There is no such run or stage.
+        CheckpointError: The stage is not committed, or an object is corrupted.
+        SpecError: The folder holds something else, or the data are not the built-in ones.
+        DataError: The tokenizer or the named weights are not there any more.
+        DiskFullError, UnreachableError: The folder cannot be written.
+    """
+    run = runs.read_run(bench.store, run_id)
+    number, key, checkpoint = committed_stage(run, bench=bench, stage=stage)
+    found = bench.stage(key)
+    if with_test_data and found.plan.data.source != "shapes":
+        raise SpecError(
+            f"the test data of {run_id} are your own {found.plan.data.source} data and are not copied",
+            remedy="export without them, and give the example your captions and images",
+        )
+    _refuse_other(folder)
+    device = torch.device("cpu")
+    tensors = bench.frozen(
+        checkpoint, list(checkpoint.blocks), store=bench.store, cache=BlockCache(None), device=device
+    )
+    info = _info(run, number, checkpoint, stage=found, bench=bench, tensors=tensors)
+    code = export_example.example(info)
+    with replacing(folder) as new:
+        _write_encoders(new, found.plan.model, tensors, inputs=bench.inputs(found))
+        states, _ = heads(found.plan.model, tensors)
+        (new / "heads").mkdir()
+        for head, state in states.items():
+            _write_tensors(new / "heads" / f"{head.partition('.')[0]}.safetensors", sequential(state))
+        if with_test_data:
+            _write_test_data(new / "test", stage=found, bench=bench)
+        (new / "README.md").write_text(
+            export_example.readme(info, code=code, with_test_data=with_test_data), encoding="utf-8"
+        )
+        (new / "example.py").write_text(code, encoding="utf-8")
+        (new / MARKER).write_bytes(readable(info))
+    files = sorted(path for name in ENTRIES for path in _files(folder / name))
+    return {
+        "folder": str(folder),
+        **{name: info[name] for name in ("run_id", "stage", "digest", "metrics", "modalities")},
+        "nbytes": sum(path.stat().st_size for path in files),
+        "files": [path.relative_to(folder).as_posix() for path in files],
+    }
+
+
+def committed_stage(run: runs.Run, *, bench: Workbench, stage: int | None) -> tuple[int, str, Checkpoint]:
+    """Finds a committed stage of a run.
+
+    Args:
+        run: The run.
+        bench: The process's bench.
+        stage: Which, counted from 1; None: the last that is committed.
+
+    Returns:
+        Its number, its key and its checkpoint.
+
+    Raises:
+        NotFoundError: The run has no such stage.
+        CheckpointError: It is not committed; with None, no stage is.
+    """
+    total = len(runs.plans_of(run))
+    if stage is not None and not 1 <= stage <= total:
+        raise NotFoundError(f"run {run['run_id']} has no stage {stage}", remedy=f"name a stage from 1 to {total}")
+    for number in range(total, 0, -1) if stage is None else (stage,):
+        key = runs.stage_key_of(run, number)
+        checkpoint = None if key is None else read_checkpoint(bench.store, paths.stage_checkpoint(key))
+        if key is not None and checkpoint is not None:
+            return number, key, checkpoint
+    what = "no stage" if stage is None else f"stage {stage}"
+    raise CheckpointError(
+        f"{what} of run {run['run_id']} is {'' if stage is None else 'not '}committed",
+        remedy=f"run it first: lwfed run --run-id {run['run_id']}",
+    )
+
+
+def sequential(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names a head's tensors as nn.Sequential does: Linear, Dropout, BatchNorm1d, ReLU a hidden layer, or plain layers.
+
+    Args:
+        state: `hidden.0.linear.weight` ... `out.norm.running_mean` of a projection head, or `hidden.weight` ...
+            `out.bias` of the prediction head (Linear, Dropout, ReLU, Linear).
+    """
+    hidden = {name.split(".")[1] for name in state if name.startswith("hidden.") and name.count(".") > 1}
+    if not hidden and "hidden.weight" in state:
+        places = {"hidden": 0, "out": 3}
+    else:
+        places = {f"hidden.{i}.linear": 4 * int(i) for i in hidden} | {
+            f"hidden.{i}.norm": 4 * int(i) + 2 for i in hidden
+        }
+        places |= {"out.linear": 4 * len(hidden), "out.norm": 4 * len(hidden) + 1}
+    split = {name: name.rpartition(".") for name in state}
+    return {f"{places[layer]}.{rest}": state[name] for name, (layer, _, rest) in split.items()}
+
+
+def _info(
+    run: runs.Run, number: int, checkpoint: Checkpoint, *, stage: Stage, bench: Workbench, tensors: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    model, plan = stage.plan.model, stage.plan
+    record = bench.store.read_ref(paths.stage_record(stage.key)) or {"metrics": {}}
+    module = bench.skeleton(stage.key)
+    widths = {
+        m: [module.encoder(m).width, *[model.projection.hidden] * (model.projection.layers - 1), model.projection.out]
+        for m in model.modalities
+    }
+    info_heads: dict[str, Any] = {m: {"widths": w, "dropout": model.projection.dropout} for m, w in widths.items()}
+    if model.objective.kind == "supervised":
+        weight = tensors["prediction.hidden.weight"]
+        info_heads["prediction"] = {
+            "widths": [weight.shape[1], weight.shape[0], tensors["prediction.out.weight"].shape[0]],
+            "dropout": model.objective.dropout,
+        }
+    return {
+        "format": 1,
+        "lwfed": __version__,
+        "run_id": run["run_id"],
+        "name": run["name"],
+        "strategy": run["strategy"],
+        "stage": number,
+        "num_stages": plan.num_stages,
+        "digest": checkpoint.digest,
+        "metrics": record["metrics"],
+        "data": {"source": run["data"]["source"], "version": run["data"]["version"]},
+        "modalities": list(model.modalities),
+        "blocks": dict(plan.depth),
+        "classes": list(run["data"]["classes"]),
+        "objective": model.objective.model_dump(mode="json"),
+        "temperature": model.objective.temperature if model.objective.kind == "contrastive" else None,
+        "heads": info_heads,
+        "preprocessing": _preprocessing(model, bench.inputs(stage)),
+        "batch_size": plan.evaluation.batch_size,
+    }
+
+
+def _preprocessing(model: ModelSpec, inputs: InputSettings) -> dict[str, Any]:
+    every = {
+        "image": {
+            "image_size": inputs.image_size,
+            "resize": "squash: the whole image to a square",
+            "interpolation": "bilinear",
+            "mean": [0.5] * 3,
+            "std": [0.5] * 3,
+        },
+        "text": {"tokenizer": inputs.tokenizer or BYTES, "max_tokens": inputs.max_tokens},
+        "audio": {
+            "sample_rate": audio.SAMPLE_RATE,
+            "num_mel_bins": inputs.num_mel_bins,
+            "frames": inputs.frames,
+            "mean": audio.MEAN,
+            "std": audio.STD,
+            "normalise": "(x - mean) / (2 * std)",
+        },
+    }
+    return {m: every[m] for m in model.modalities}
+
+
+def _write_encoders(folder: Path, model: ModelSpec, tensors: Mapping[str, Tensor], *, inputs: InputSettings) -> None:
+    for modality, encoder in model.encoders.items():
+        state, config = to_library(encoder, tensors, modality=modality)
+        place = folder / modality
+        place.mkdir()
+        if modality == "image":
+            config["pretrained_cfg"]["crop_mode"] = "squash"  # timm's own transform is then ours
+        _write_tensors(place / "model.safetensors", state)
+        if modality == "text":
+            _write_tokenizer(place, inputs)
+        if modality == "audio":
+            _write_feature_extractor(place, inputs)
+        (place / "config.json").write_bytes(readable(config))
+
+
+def _write_tokenizer(folder: Path, inputs: InputSettings) -> None:
+    """Saves the tokenizer such that it cuts at `max_tokens` and pads on the right by itself."""
+    open_tokenizer(inputs.tokenizer).save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_bytes(readable({**config, "model_max_length": inputs.max_tokens, "padding_side": "right"}))
+
+
+def _write_feature_extractor(folder: Path, inputs: InputSettings) -> None:
+    from transformers import ASTFeatureExtractor
+
+    ASTFeatureExtractor(
+        sampling_rate=audio.SAMPLE_RATE,
+        num_mel_bins=inputs.num_mel_bins,
+        max_length=inputs.frames,
+        mean=audio.MEAN,
+        std=audio.STD,
+    ).save_pretrained(folder)
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    path.write_bytes(save(dict(tensors), metadata={"format": "pt"}))
+
+
+def _write_test_data(folder: Path, *, stage: Stage, bench: Workbench) -> None:
+    """Writes the test split: images/*.png and captions.json in COCO's format, in the order of evaluation."""
+    source = bench.data(stage, Place())
+    (folder / "images").mkdir(parents=True)
+    images: list[dict[str, Any]] = []
+    notes: list[dict[str, Any]] = []
+    for number, example in enumerate(bench.examples(stage, Place(), "test"), start=1):
+        picture, name = source.image(example), f"{example.id}.png"
+        picture.save(folder / "images" / name)
+        images.append({"id": number, "file_name": name, "width": picture.width, "height": picture.height})
+        if example.label is not None:
+            images[-1]["class"] = source.classes[example.label]
+        for caption in example.captions:
+            notes.append({"id": len(notes) + 1, "image_id": number, "caption": caption})
+    (folder / "captions.json").write_bytes(readable({"images": images, "annotations": notes}))
+
+
+def _refuse_other(folder: Path) -> None:
+    """Refuses a folder that holds anything but an earlier export."""
+    if folder.exists() and not folder.is_dir():
+        raise SpecError(f"{folder} is a file", remedy="name a folder")
+    if not folder.is_dir():
+        return
+    names = {path.name for path in folder.iterdir()}
+    odd = sorted(name for name in names if name not in ENTRIES and not name.startswith(_WRITING))
+    earlier = MARKER in names or any(name.startswith(_WRITING) for name in names)
+    if odd or (names and not earlier):
+        first = odd[0] if odd else min(names)
+        raise SpecError(
+            f"the folder {folder} is not empty: it holds {first}, which is no part of an earlier export",
+            remedy="name another folder, or empty this one",
+        )
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Gives a folder to write to, inside the right one, which may be a mount; its entries are moved up at the end."""
+    created = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(prefix=_WRITING, dir=folder))
+        try:
+            yield new
+            for name in ENTRIES:
+                _remove(folder / name)
+            for name in reversed(ENTRIES):
+                if (new / name).exists():
+                    (new / name).rename(folder / name)
+            for left in folder.glob(f"{_WRITING}*"):
+                shutil.rmtree(left, ignore_errors=True)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            if created:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(
+                f"no space is left for the export in {folder}", remedy="free some space, or name a folder elsewhere"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM):
+            raise UnreachableError(
+                f"cannot write the export to {folder}: {error.strerror}", remedy="name a folder that can be written"
+            ) from error
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _files(path: Path) -> Iterator[Path]:
+    return (found for found in (path, *path.rglob("*")) if found.is_file())

@@ -1,0 +1,199 @@
+"""Serving: a committed checkpoint as an object that embeds or classifies, with evaluation's own preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lwfed.data.audio import log_mel, normalise_log_mel, to_tensor
+from lwfed.data.inputs import InputSettings
+from lwfed.data.protocol import Waveform
+from lwfed.data.tokens import tokenize
+from lwfed.data.transforms import evaluation_pixels, normalise_pixels
+from lwfed.models.build import load
+from lwfed.models.multimodal import Multimodal
+from lwfed.round.runtime import pick_device
+from lwfed.round.workbench import Workbench
+from lwfed.run import runs
+from lwfed.run.stage import Stage
+from lwfed.store import paths
+from lwfed.store.cache import BlockCache
+from lwfed.store.checkpoint import Checkpoint
+from lwfed.store.protocol import Store
+from lwfed.types.errors import CheckpointError, DataError, SpecError
+
+Floats = npt.NDArray[np.float32]
+
+
+class Predictor:
+    """A model with the weights of one checkpoint, in eval mode.
+
+    Attributes:
+        kind: `contrastive` or `supervised`.
+        modalities: What it takes, sorted.
+        classes: Names of the data's classes; empty where they have none.
+        digest: Of the checkpoint.
+        device: Where it computes.
+    """
+
+    def __init__(
+        self, module: Multimodal, *, stage: Stage, inputs: InputSettings, classes: Sequence[str], digest: str
+    ) -> None:
+        self.kind: str = stage.plan.model.objective.kind
+        self.modalities = module.modalities
+        self.classes = tuple(classes)
+        self.digest = digest
+        self.device = next(module.parameters()).device
+        self._module = module.eval()
+        self._inputs = inputs
+        self._batch_size = stage.plan.evaluation.batch_size
+        self._width = stage.plan.model.projection.out
+
+    def embed_images(self, images: Sequence[Image.Image]) -> Floats:
+        """Embeds images of any size: [N, P], rows of length 1."""
+        return self._embed("image", images)
+
+    def embed_texts(self, texts: Sequence[str]) -> Floats:
+        """Embeds texts, cut at the encoder's `max_tokens`: [N, P], rows of length 1."""
+        return self._embed("text", texts)
+
+    def embed_audios(self, audios: Sequence[tuple[Waveform, int]]) -> Floats:
+        """Embeds sounds, each mono samples and their rate per second: [N, P], rows of length 1."""
+        return self._embed("audio", audios)
+
+    def classify(
+        self,
+        images: Sequence[Image.Image] | None = None,
+        audios: Sequence[tuple[Waveform, int]] | None = None,
+        texts: Sequence[str] | None = None,
+    ) -> tuple[list[str], Floats]:
+        """Classifies examples, given by all of the model's modalities.
+
+        Args:
+            images: N images.
+            audios: N sounds, each mono samples and their rate per second.
+            texts: N texts.
+
+        Returns:
+            Names of the likeliest classes, and probabilities [N, C].
+
+        Raises:
+            SpecError: The model is not supervised.
+            DataError: A modality is missing, or the counts differ.
+        """
+        if self.kind != "supervised":
+            raise SpecError("a contrastive model does not classify", remedy="use its embeddings")
+        given = {"image": images, "audio": audios, "text": texts}
+        columns = {modality: given[modality] for modality in self.modalities}
+        counts = {modality: None if items is None else len(items) for modality, items in columns.items()}
+        if None in counts.values() or len(set(counts.values())) != 1:
+            raise DataError(f"examples are given as {counts}", remedy="give as many of each modality")
+        shares = []
+        with torch.inference_mode():
+            for start in range(0, next(n for n in counts.values() if n is not None), self._batch_size):
+                part = slice(start, start + self._batch_size)
+                projected = {m: self._project(m, items[part]) for m, items in columns.items() if items is not None}
+                shares.append(self._module.classify(projected).float().softmax(-1).cpu())
+        probabilities = torch.cat(shares).numpy() if shares else np.zeros((0, len(self.classes)), np.float32)
+        return [self.classes[index] for index in probabilities.argmax(axis=1)], probabilities
+
+    def _embed(self, modality: str, items: Sequence[Any]) -> Floats:
+        if modality not in self.modalities:
+            raise SpecError(f"the model has no {modality} encoder", remedy=f"it takes {', '.join(self.modalities)}")
+        rows = [torch.zeros(0, self._width)]
+        with torch.inference_mode():
+            for start in range(0, len(items), self._batch_size):
+                projected = self._project(modality, items[start : start + self._batch_size])
+                rows.append(torch.nn.functional.normalize(projected.float(), dim=-1).cpu())
+        return torch.cat(rows).numpy()
+
+    def _project(self, modality: str, items: Sequence[Any]) -> Tensor:
+        return self._module.project(modality, _PREPARE[modality](items, self._inputs, self.device))
+
+
+def load_predictor(uri: str, digest: str) -> Predictor:
+    """Loads a committed checkpoint to embed or classify with; what an MLflow model calls.
+
+    Args:
+        uri: `<store URI>#<stage key>`, see `tell_finish.uri_of`.
+        digest: The checkpoint's digest; the stage must hold it, and every tensor is checked as it is read.
+
+    Returns:
+        The predictor, on a GPU where there is one.
+
+    Raises:
+        SpecError: The URI has no stage key.
+        CheckpointError: The stage is not there, is another, or an object is corrupted.
+        DataError: The tokenizer is not to be had.
+    """
+    place, sign, key = uri.rpartition("#")
+    if not (sign and place and key):
+        raise SpecError(f"`{uri}` names no stage", remedy="give <store>#<stage key>")
+    bench = Workbench.at(place)
+    committed = bench.store.read_ref(paths.stage_checkpoint(key))
+    if committed is None:
+        raise CheckpointError(
+            f"the stage {key[:12]} is not committed in {place}", remedy="restore the store, or give its new place"
+        )
+    checkpoint = Checkpoint.from_values(committed)
+    if checkpoint.digest != digest:
+        raise CheckpointError(
+            f"the stage {key[:12]} holds the checkpoint {checkpoint.digest[:12]} and not {digest[:12]}",
+            remedy="register the model again",
+        )
+    stage, device = bench.stage(key), pick_device("auto")
+    tensors = bench.frozen(
+        checkpoint, list(checkpoint.blocks), store=bench.store, cache=BlockCache(None), device=device
+    )
+    module = load(bench.skeleton(key), tensors).requires_grad_(False)
+    classes = _classes(bench.store, key, made_by=str(committed.get("made_by", "")))
+    if stage.num_classes is not None and len(classes) != stage.num_classes:
+        raise CheckpointError(
+            f"no run in {place} tells the {stage.num_classes} classes of stage {key[:12]}", remedy="restore the run"
+        )
+    return Predictor(module, stage=stage, inputs=bench.inputs(stage), classes=classes, digest=digest)
+
+
+def _classes(store: Store, key: str, *, made_by: str) -> tuple[str, ...]:
+    """Gives the classes that a run with a stage has: the run that made it, or another."""
+    for run_id in (made_by, *runs.run_ids(store)):
+        run = store.read_ref(paths.run(run_id)) if run_id else None
+        if run is not None and any(item["key"] == key for item in run["stages"]):
+            return tuple(run["data"]["classes"])
+    return ()
+
+
+def _images(images: Sequence[Image.Image], inputs: InputSettings, device: torch.device) -> Tensor:
+    pixels = np.stack([evaluation_pixels(image.convert("RGB"), size=inputs.image_size) for image in images])
+    return normalise_pixels(torch.from_numpy(pixels)).to(device)
+
+
+def _texts(texts: Sequence[str], inputs: InputSettings, device: torch.device) -> dict[str, Tensor]:
+    tokens = tokenize(texts, settings=inputs)
+    return {name: tensor.to(device) for name, tensor in tokens.items()}
+
+
+def _audios(audios: Sequence[tuple[Waveform, int]], inputs: InputSettings, device: torch.device) -> Tensor:
+    for samples, _ in audios:
+        if np.ndim(samples) != 1 or not np.size(samples):
+            raise DataError(
+                f"a sound has the shape {np.shape(samples)}", remedy="give mono samples: the mean over its channels"
+            )
+    spectrograms = [
+        log_mel(np.asarray(samples, np.float32), rate=rate, num_mel_bins=inputs.num_mel_bins, frames=inputs.frames)
+        for samples, rate in audios
+    ]
+    return normalise_log_mel(to_tensor(spectrograms)).to(device)
+
+
+_PREPARE: dict[str, Callable[[Sequence[Any], InputSettings, torch.device], Any]] = {
+    "image": _images,
+    "text": _texts,
+    "audio": _audios,
+}

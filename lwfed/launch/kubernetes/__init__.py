@@ -1,0 +1,1 @@
+"""Clients and the server as Jobs of a Kubernetes cluster."""

@@ -1,0 +1,309 @@
+"""The cluster's API: plain values in and out, patience while it does not answer, and errors that say what to do.
+
+The only module that knows the Kubernetes client.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import urllib3
+from kubernetes import client, config
+from kubernetes.client.exceptions import ApiException
+from kubernetes.config.config_exception import ConfigException
+
+from lwfed import environment
+from lwfed.launch.kubernetes.reasons import one_line
+from lwfed.types.errors import LwfedError, SpecError, UnreachableError
+
+PATIENCE_S = 120.0
+"""Seconds for which an API that does not answer is asked again: as long as an upgrade of a control plane takes."""
+PAUSE_S = 0.5
+"""Seconds before the next try, and twice as many before each that follows."""
+ANSWER_S = (5.0, 30.0)
+"""Seconds to connect, and to wait for an answer."""
+CONNECTIONS = 32
+OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+ROLE = "the Role `lwfed-coordinator` of k8s/base"
+
+GROUPS: Mapping[str, str] = {"jobs": "/apis/batch/v1", "pods": "/api/v1", "pods/log": "/api/v1", "events": "/api/v1"}
+
+
+class GoneError(Exception):
+    """A watch fell too far behind: list anew."""
+
+
+class DeniedError(UnreachableError):
+    """The cluster does not let us."""
+
+
+class NotConfiguredError(UnreachableError):
+    """Nothing here says how to reach a cluster."""
+
+
+class Cluster:
+    """A cluster's API, in one namespace.
+
+    Args:
+        namespace: Where Jobs are.
+        api: A configured client.
+    """
+
+    def __init__(self, namespace: str, *, api: client.ApiClient) -> None:
+        self.namespace = namespace
+        self._api = api
+
+    @property
+    def host(self) -> str:
+        """Address of the API server."""
+        return str(self._api.configuration.host)
+
+    def check(self) -> None:
+        """Asks for the cluster's version. Raises UnreachableError where nothing answers soon."""
+        self._json("GET", "/version", verb="get", resource="version", patience_s=10)
+
+    def create_job(self, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Makes a Job; None where there is one of that name.
+
+        Raises:
+            SpecError: The cluster takes the manifest for wrong.
+            UnreachableError: It does not answer, or does not let us.
+        """
+        return self._json("POST", self._path("jobs"), verb="create", resource="jobs", body=manifest, none_on=(409,))
+
+    def read_job(self, name: str) -> dict[str, Any] | None:
+        """Reads a Job; None where there is none."""
+        return self._json("GET", self._path("jobs", name), verb="get", resource="jobs", none_on=(404,))
+
+    def delete_job(self, name: str, *, uid: str | None = None, patience_s: float = PATIENCE_S) -> None:
+        """Removes a Job and its pods; nothing happens where it is gone, or has another identity."""
+        options: dict[str, Any] = {"propagationPolicy": "Background"}
+        if uid is not None:
+            options["preconditions"] = {"uid": uid}
+        self._json(
+            "DELETE", self._path("jobs", name), verb="delete", resource="jobs", body=options, none_on=(404, 409),
+            patience_s=patience_s,
+        )  # fmt: skip
+
+    def delete_pod(self, name: str) -> None:
+        """Removes a pod; nothing happens where it is gone."""
+        self._json("DELETE", self._path("pods", name), verb="delete", resource="pods", none_on=(404,), patience_s=0)
+
+    def find(self, resource: str, *, patience_s: float = 0, **query: Any) -> dict[str, Any]:
+        """Lists Jobs, pods or events; tried once unless there is patience."""
+        found = self._json(
+            "GET", self._path(resource), verb="list", resource=resource, query=query, patience_s=patience_s
+        )
+        return found or {}
+
+    def read_pod(self, name: str, *, namespace: str) -> dict[str, Any] | None:
+        """Reads a pod of any namespace; None where there is none."""
+        path = f"/api/v1/namespaces/{namespace}/pods/{name}"
+        return self._json("GET", path, verb="get", resource="pods", none_on=(404,))
+
+    def events_of(self, uid: str) -> list[dict[str, Any]]:
+        """Gives what the cluster tells of an object, oldest first."""
+        found = self.find("events", fieldSelector=f"involvedObject.uid={uid}")
+
+        def when(event: Mapping[str, Any]) -> str:
+            return str(event.get("lastTimestamp") or event.get("eventTime") or "")
+
+        return sorted(found.get("items") or (), key=when)
+
+    def watch(self, resource: str, *, selector: str, version: str) -> urllib3.BaseHTTPResponse:
+        """Opens a watch from a version on; `lines_of` reads it, and its `shutdown` ends that."""
+        query = {
+            "watch": "true",
+            "labelSelector": selector,
+            "resourceVersion": version,
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": "240",
+        }
+        return self._open(self._path(resource), verb="watch", resource=resource, query=query, wait_s=300)
+
+    def log(self, pod: str, *, container: str, **query: Any) -> urllib3.BaseHTTPResponse:
+        """Opens a pod's log."""
+        wanted = {"container": container, **query}
+        return self._open(self._path("pods", f"{pod}/log"), verb="get", resource="pods/log", query=wanted, wait_s=None)
+
+    def log_lines(self, pod: str, *, container: str, **query: Any) -> Iterator[str]:
+        """Yields the lines of a pod's log; with `follow="true"` as they come, until the container ends."""
+        yield from lines_of(self.log(pod, container=container, **query))
+
+    def close(self) -> None:
+        """Lets go of connections."""
+        self._api.rest_client.pool_manager.clear()
+
+    def _path(self, resource: str, name: str = "") -> str:
+        path = f"{GROUPS[resource]}/namespaces/{self.namespace}/{resource}"
+        return f"{path}/{name}" if name else path
+
+    def _json(
+        self,
+        method: str,
+        path: str,
+        *,
+        verb: str,
+        resource: str,
+        query: Mapping[str, Any] | None = None,
+        body: Any = None,
+        none_on: tuple[int, ...] = (),
+        patience_s: float = PATIENCE_S,
+    ) -> dict[str, Any] | None:
+        """Asks until there is an answer, or patience is over."""
+        ends_at, pause = time.monotonic() + patience_s, PAUSE_S
+        while True:
+            try:
+                answer = self._call(method, path, query=query, body=body, timeout=ANSWER_S)
+                found: dict[str, Any] = json.loads(answer.data or b"{}")
+                return found
+            except ApiException as error:
+                if error.status in none_on:
+                    return None
+                if not _passes(error.status):
+                    raise self._error(error, verb=verb, resource=resource) from None
+                problem = f"answers {error.status} {error.reason}"
+            except ValueError:
+                problem = "answers something that is not JSON"
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                problem = one_line(str(error))
+            if time.monotonic() + pause > ends_at:
+                raise self._unreachable(problem)
+            time.sleep(pause)
+            pause = min(2 * pause, 10.0)
+
+    def _open(
+        self, path: str, *, verb: str, resource: str, query: Mapping[str, Any], wait_s: float | None
+    ) -> urllib3.BaseHTTPResponse:
+        try:
+            return self._call("GET", path, query=query, timeout=(ANSWER_S[0], wait_s))
+        except ApiException as error:
+            if error.status == 410:
+                raise GoneError from None
+            if not _passes(error.status):
+                raise self._error(error, verb=verb, resource=resource) from None
+            raise self._unreachable(f"answers {error.status} {error.reason}") from None
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise self._unreachable(one_line(str(error))) from None
+
+    def _call(
+        self, method: str, path: str, *, query: Mapping[str, Any] | None, timeout: Any, body: Any = None
+    ) -> urllib3.BaseHTTPResponse:
+        answer: urllib3.BaseHTTPResponse = self._api.call_api(
+            path,
+            method,
+            query_params=list((query or {}).items()),
+            header_params={"Accept": "*/*", "Content-Type": "application/json"},
+            body=body,
+            auth_settings=["BearerToken"],
+            _return_http_data_only=True,
+            _preload_content=False,
+            _request_timeout=timeout,
+        )
+        return answer
+
+    def _error(self, error: ApiException, *, verb: str, resource: str) -> LwfedError:
+        said = _message(error)
+        where = f"{resource} in namespace {self.namespace}"
+        if error.status in (400, 422):
+            return SpecError(
+                f"the cluster refuses to {verb} {where}: {said}", remedy="correct `kubernetes` in the spec"
+            )
+        if error.status == 401:
+            return DeniedError(
+                f"the cluster at {self.host} does not know us: {said}", remedy="renew the credentials of KUBECONFIG"
+            )
+        if error.status == 404:
+            remedy = "name one that is there in `kubernetes.namespace`"
+            return SpecError(f"the cluster refuses to {verb} {where}: {said}", remedy=remedy)
+        rights = "cannot " in said and " resource " in said
+        remedy = f"apply {ROLE} to that service account" if rights else "see what forbids it: a quota or a policy"
+        return DeniedError(f"we may not {verb} {where}: {said}", remedy=remedy)
+
+    def _unreachable(self, problem: str) -> UnreachableError:
+        return UnreachableError(
+            f"the Kubernetes API at {self.host} does not answer: {problem}",
+            remedy=f"see that it is up; then {environment.go_on()}",
+        )
+
+
+def connect(namespace: str) -> Cluster:
+    """Connects to the cluster this process runs in, else to the one that KUBECONFIG names.
+
+    Raises:
+        UnreachableError: No cluster is configured, or it does not answer.
+    """
+    settings = client.Configuration()
+    try:
+        if _in_cluster():
+            config.load_incluster_config(client_configuration=settings)
+        else:
+            config.load_kube_config(config_file=environment.kubeconfig(), client_configuration=settings)
+    except ConfigException as error:
+        raise NotConfiguredError(
+            f"no Kubernetes cluster is configured: {one_line(str(error))}",
+            remedy="set KUBECONFIG, or set launch.kind to in_process or subprocess",
+        ) from None
+    settings.retries = False
+    settings.connection_pool_maxsize = CONNECTIONS
+    cluster = Cluster(namespace, api=client.ApiClient(settings))
+    try:
+        cluster.check()
+    except LwfedError:
+        cluster.close()
+        raise
+    return cluster
+
+
+def current_namespace() -> str:
+    """Names the namespace of this pod, else of KUBECONFIG's context, else `default`."""
+    if _in_cluster():
+        return OWN_NAMESPACE.read_text(encoding="utf-8").strip()
+    try:
+        _, active = config.list_kube_config_contexts(config_file=environment.kubeconfig())
+    except ConfigException:
+        return "default"
+    return str((active or {}).get("context", {}).get("namespace") or "default")
+
+
+def lines_of(answer: urllib3.BaseHTTPResponse) -> Iterator[str]:
+    """Yields the lines of a watch or a log as they come; ends as it ends.
+
+    Raises:
+        UnreachableError: The connection broke.
+    """
+    rest = b""
+    try:
+        for chunk in answer.stream(1 << 16, decode_content=False):
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                yield line.decode("utf-8", "replace")
+        if rest:
+            yield rest.decode("utf-8", "replace")
+    except (urllib3.exceptions.HTTPError, OSError, ValueError, AttributeError) as error:
+        raise UnreachableError(f"the connection broke: {one_line(str(error))}") from None
+    finally:
+        answer.close()
+
+
+def _in_cluster() -> bool:
+    return OWN_NAMESPACE.is_file()
+
+
+def _passes(status: int | None) -> bool:
+    """Whether an answer says that another try may help; 0 is the client's word for a broken handshake."""
+    return status is None or status in (0, 408, 429) or status >= 500
+
+
+def _message(error: ApiException) -> str:
+    """Gives the API server's own words."""
+    body = error.body or b""
+    text = body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body)
+    try:
+        return one_line(str(json.loads(text)["message"]))
+    except (ValueError, KeyError, TypeError):
+        return one_line(text) or str(error.reason)

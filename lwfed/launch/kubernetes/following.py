@@ -1,0 +1,264 @@
+"""The Jobs of one call are followed, from their start to the last outcome; a lost one is made anew.
+
+Watches and logs tell of them in a queue. What it means for a Job is known by its state; what is done about it, here.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from lwfed.launch.kubernetes import reasons
+from lwfed.launch.kubernetes.api import Cluster
+from lwfed.launch.kubernetes.jobs import Begun, Call, Jobs
+from lwfed.launch.kubernetes.logs import Logs
+from lwfed.launch.kubernetes.manifests import CONTAINER, memory_limit
+from lwfed.launch.kubernetes.names import SERVER
+from lwfed.launch.kubernetes.state import Ended, Fact, JobState, Lost, Said, Started
+from lwfed.launch.kubernetes.watch import Broken, Heard, Line, News, Queue, Warned, Watch
+from lwfed.run.launcher import Emit, Outcome
+from lwfed.run.tasks import PoolTask, ServerTask
+from lwfed.spec.kubernetes import KubernetesSpec, PoolSpec
+from lwfed.types.errors import LwfedError
+
+TICK_S = 1.0
+"""Seconds between looks at what has become due, while nothing is heard."""
+LOOK_S = 5.0
+"""Seconds after which a pod that does not start has its events read, and between two such looks."""
+LOOKS = 4
+"""Most pods of a Job whose events are read at a time."""
+DRAIN_S = 1.0
+"""Seconds for which the last words of pods and Jobs are waited for."""
+TAIL = 20
+"""Lines of a failed pod's log that are shown where it was not followed."""
+PASSED_ON = frozenset({"client_step", "checking", "warning"})
+"""Events of pods that are told on; others could say what only a coordinator may."""
+
+
+class Following:
+    """The Jobs of one call.
+
+    Args:
+        call: The call.
+        work: For each pool its tasks; one Job each.
+        jobs: Makes and removes Jobs.
+        cluster: Where they are.
+        settings: How long they are waited for, and how often made anew.
+        emit: Told what pods and Jobs do.
+        predicted: What the ledger says of a client's memory, for one that had too little; empty where unknown.
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        work: Sequence[tuple[PoolSpec, Sequence[PoolTask | ServerTask]]],
+        *,
+        jobs: Jobs,
+        cluster: Cluster,
+        settings: KubernetesSpec,
+        emit: Emit,
+        predicted: str,
+    ) -> None:
+        self._call, self._jobs, self._cluster, self._settings = call, jobs, cluster, settings
+        self._emit, self._predicted = emit, predicted
+        self._work = {pool.name: (pool, tasks) for pool, tasks in work}
+        self._states: dict[str, JobState] = {}
+        self._begun: dict[str, tuple[str, Begun]] = {}
+        self._made: dict[str, int] = dict.fromkeys(self._work, 0)
+        self._clients: dict[str, str] = {}
+        self._news: Queue = queue.SimpleQueue()
+        self._logs = Logs(cluster, news=self._news)
+        self._looked_at = time.monotonic()
+
+    def outcomes(self) -> Generator[Outcome]:
+        """Yields an outcome a task as they end; see `Launcher.clients` for what it raises.
+
+        Whoever stops listening leaves the Jobs as they are: a coordinator that is ended has a successor.
+        """
+        ends_at = time.monotonic() + (self._call.deadline_s or float("inf"))
+        watches: list[Watch] = []
+        try:
+            for name, (_, tasks) in self._work.items():
+                self._begin(name, tasks)
+            watches += [
+                Watch(self._cluster, resource, selector=self._call.selector, news=self._news)
+                for resource in ("jobs", "pods")
+            ]
+            while self._open() and time.monotonic() < ends_at:
+                yield from self._next(min(TICK_S, max(0.0, ends_at - time.monotonic())))
+            yield from self._late()
+            self._drain()
+            self._tidy()
+        except LwfedError:
+            self.end()
+            raise
+        finally:
+            for watch in watches:
+                watch.close()
+            self._logs.close()
+
+    def end(self) -> None:
+        """Removes all its Jobs."""
+        for _, begun in self._begun.values():
+            self._jobs.end(begun)
+
+    def _busy(self) -> bool:
+        return any(state.works for state in self._states.values())
+
+    def _open(self) -> bool:
+        return any(state.open for state in self._states.values())
+
+    def _begin(self, name: str, tasks: Sequence[PoolTask | ServerTask]) -> None:
+        pool = self._work[name][0]
+        begun = self._jobs.begin(self._call, pool, tasks)
+        self._made[name] += 1
+        if begun.adopted:
+            self._emit("warning", {"message": f"goes on with the Job {begun.name}, which another coordinator made"})
+        self._begun[begun.uid] = (name, begun)
+        self._states[begun.uid] = JobState(
+            name=begun.name,
+            uid=begun.uid,
+            clients=begun.clients,
+            open={_client_of(task) for task in tasks},
+            retries=self._settings.retries,
+            pending_timeout_s=self._settings.pending_timeout_s,
+            explain=partial(self._explain, pool),
+            busy=self._busy,
+        )
+
+    def _next(self, wait_s: float) -> Iterator[Outcome]:
+        """Waits for news and takes all that is there; looks at what has become due."""
+        try:
+            item: News | None = self._news.get(timeout=wait_s)
+        except queue.Empty:
+            item = None
+        while item is not None:
+            yield from self._settle(self._take(item))
+            item = None if self._news.empty() else self._news.get()
+        now = time.monotonic()
+        for uid, state in list(self._states.items()):
+            yield from self._settle((uid, fact) for fact in state.on_time(now=now))
+        if now - self._looked_at >= LOOK_S:
+            self._looked_at = now
+            yield from self._settle(self._look(now))
+
+    def _take(self, item: News) -> list[tuple[str, Fact]]:
+        """Gives what news says of a Job."""
+        now = time.monotonic()
+        match item:
+            case Broken(error):
+                raise error
+            case Warned(text):
+                self._emit("warning", {"message": text})
+            case Line(pod, text):
+                self._show(pod, text)
+            case Heard("jobs", kind, value):
+                uid = value["metadata"]["uid"]
+                if uid in self._states:
+                    return [(uid, fact) for fact in self._states[uid].on_job(kind, value, now=now)]
+            case Heard("pods", kind, value):
+                for owner in value["metadata"].get("ownerReferences") or ():
+                    if owner["uid"] in self._states:
+                        facts = self._states[owner["uid"]].on_pod(kind, value, now=now)
+                        return [(owner["uid"], fact) for fact in facts]
+        return []
+
+    def _look(self, now: float) -> list[tuple[str, Fact]]:
+        """Reads what the cluster tells of pods that do not start, and of Jobs without pods."""
+        facts: list[tuple[str, Fact]] = []
+        for uid, state in self._states.items():
+            try:
+                for pod, _ in state.slow_pods(now=now, after_s=LOOK_S)[:LOOKS]:
+                    state.on_pod_events(pod, self._cluster.events_of(pod), now=now)
+                if state.lacks_pods():
+                    facts += [(uid, fact) for fact in state.on_job_events(self._cluster.events_of(uid), now=now)]
+            except LwfedError:
+                return facts  # the watches notice where it matters
+        return facts
+
+    def _settle(self, facts: Iterable[tuple[str, Fact]]) -> Iterator[Outcome]:
+        for uid, fact in facts:
+            match fact:
+                case Started(client, pod, node):
+                    self._clients[pod] = client
+                    self._logs.follow(pod)
+                    told = {"client": client, "step": self._call.step, "pod": pod, "node": node}
+                    self._emit("client_started", told)
+                case Said(client, line):
+                    self._emit("waiting", {"client": client, "line": line})
+                case Ended(outcome):
+                    yield outcome
+                case Lost(reason):
+                    yield from self._replace(uid, reason)
+
+    def _replace(self, uid: str, reason: str) -> Iterator[Outcome]:
+        """Has another Job do what a lost one has not done."""
+        state, (name, begun) = self._states.pop(uid), self._begun.pop(uid)
+        _, tasks = self._work[name]
+        left = [task for task in tasks if _client_of(task) in state.open]
+        if reasons.job_end(state.value) is None:
+            self._jobs.end(begun)
+        if self._made[name] < self._settings.attempts:
+            message = f"the Job {begun.name} ended with {len(left)} task(s) undone: {reason}; another is made"
+            self._emit("warning", {"message": message})
+            self._begin(name, left)
+            return
+        for task in left:
+            client = _client_of(task)
+            failed = state.failure_of(client)
+            code, words = (failed.exit_code, failed.reason) if failed else (1, f"the Job {begun.name} ended: {reason}")
+            yield Outcome(client, code, words)
+
+    def _late(self) -> Iterator[Outcome]:
+        """Gives up what is not done by the deadline."""
+        for state in self._states.values():
+            for client in sorted(state.open):
+                why = state.why_open(client)
+                words = f"not done before the deadline of {self._call.deadline_s:g} s" + (f"; {why}" if why else "")
+                yield Outcome(client, 1, words)
+
+    def _tidy(self) -> None:
+        """Ends Jobs that would go on for nobody; those that are over stay to be looked at, until the cluster's time."""
+        for uid, (_, begun) in self._begun.items():
+            state = self._states[uid]
+            if not state.succeeded and not state.is_over:
+                self._jobs.end(begun)
+            self._jobs.forget(begun)
+
+    def _drain(self) -> None:
+        """Hears the last lines of pods that have ended, and the end of Jobs whose clients failed."""
+        until = time.monotonic() + DRAIN_S
+        while time.monotonic() < until and (self._logs.busy() or any(map(_should_end, self._states.values()))):
+            with suppress(queue.Empty):
+                self._take(self._news.get(timeout=0.05))
+
+    def _show(self, pod: str, text: str) -> None:
+        client = self._clients.get(pod, pod)
+        event = reasons.log_event(text)
+        if event is None:
+            self._emit("client_log", {"client": client, "line": text})
+        elif event[0] in PASSED_ON:
+            self._emit(*event)
+
+    def _explain(self, pool: PoolSpec, pod: Mapping[str, Any]) -> reasons.Failure:
+        """Says why a pod failed, and shows the end of its log where nobody followed it."""
+        name = pod["metadata"]["name"]
+        found = reasons.failure(
+            pod, container=CONTAINER, memory_limit=memory_limit(pool), predicted=self._predicted, pool=pool.name
+        )
+        if not found.retried and not self._logs.tells(name):
+            for line in reasons.words_of(self._logs.tail(name, lines=TAIL)):
+                self._emit("client_log", {"client": self._clients.get(name, name), "line": line})
+        return found
+
+
+def _should_end(state: JobState) -> bool:
+    return not state.succeeded and not state.is_over and not state.has_live_pods
+
+
+def _client_of(task: PoolTask | ServerTask) -> str:
+    return str(getattr(task, "client", SERVER))

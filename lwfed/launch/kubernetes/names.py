@@ -1,0 +1,129 @@
+"""Names, labels and task lists of Jobs: equal work has equal names, so that a coordinator finds what another began."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lwfed.run.tasks import ClientTask, PoolTask, RoundTask, ServerTask
+from lwfed.store import paths
+from lwfed.store.protocol import Store
+from lwfed.types.canonical import digest_of
+
+SHORT: Mapping[str, str] = {
+    "train-client": "train",
+    "evaluate-client": "evaluate",
+    "inspect-client": "inspect",
+    "prepare": "prepare",
+    "aggregate-round": "aggregate",
+    "evaluate-round": "evaluate",
+    "finish": "finish",
+}
+"""Step -> its word in names of Jobs; a client's and the server's steps differ in the pool that follows."""
+
+SERVER = "server"
+"""What stands for a client's id where the server's pod is meant."""
+
+RUN_LABEL = "lwfed/run"
+INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
+JOB_LABEL = "batch.kubernetes.io/job-name"
+TASKS_NOTE = "lwfed/tasks"
+CLIENTS_NOTE = "lwfed/clients"
+TEMPLATE_NOTE = "lwfed/template"
+
+MAX_NAME = 57
+"""Most characters of a Job's name: its pods' host names add an index of up to five digits, and still fit a label."""
+
+_LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+
+
+def label_value(text: str) -> str:
+    """Gives a text as a label's value: itself where it fits, else its readable part and eight digits of its digest."""
+    if _LABEL.fullmatch(text):
+        return text
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")[:50].rstrip("-")
+    return f"{readable}-{digest_of(text)[:8]}".lstrip("-")
+
+
+def short_key(task: PoolTask | ServerTask, *, run_id: str) -> str:
+    """Gives the eight digits that name what a task belongs to: its stage, else its run."""
+    return task.stage_key[:8] if isinstance(task, RoundTask) else digest_of(run_id)[:8]
+
+
+def job_name(step: str, task: PoolTask | ServerTask, *, run_id: str, pool: str, attempt: int) -> str:
+    """Names a Job, such as `lwfed-1a2b3c4d-r007-train-clients-a1`.
+
+    Args:
+        step: What its pods run.
+        task: One of its tasks.
+        run_id: The run.
+        pool: Their pool.
+        attempt: How many Jobs there have been for this, with this one.
+    """
+    parts = ["lwfed", short_key(task, run_id=run_id)]
+    if isinstance(task, RoundTask):
+        parts.append(f"r{task.server_round:03d}")
+    name = "-".join([*parts, SHORT[step], pool, f"a{attempt}"])
+    assert len(name) <= MAX_NAME, name
+    return name
+
+
+def call_labels(step: str, task: PoolTask | ServerTask, *, run_id: str) -> dict[str, str]:
+    """Gives the labels that all Jobs and pods of one call of a launcher share; they select them."""
+    labels = {
+        "app.kubernetes.io/name": "lwfed",
+        "app.kubernetes.io/managed-by": "lwfed",
+        RUN_LABEL: label_value(run_id),
+        "lwfed/step": step,
+    }
+    if isinstance(task, RoundTask):
+        labels |= {"lwfed/stage-key": task.stage_key[:8], "lwfed/round": str(task.server_round)}
+    return labels
+
+
+def selector(labels: Mapping[str, str]) -> str:
+    """Writes labels as a selector."""
+    return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
+
+
+def run_selector(run_id: str) -> str:
+    """Selects all Jobs and pods of a run."""
+    return selector({"app.kubernetes.io/managed-by": "lwfed", RUN_LABEL: label_value(run_id)})
+
+
+def task_list(
+    step: str, tasks: Sequence[PoolTask | ServerTask], *, run_id: str, heartbeat_s: float, heartbeat_timeout_s: float
+) -> dict[str, Any]:
+    """Gives what the store holds for a Job's pods: a task each, and the sign of life they watch."""
+    return {
+        "step": step,
+        "tasks": [task.model_dump(mode="json") for task in tasks],
+        "heartbeat": {"run_id": run_id, "every_s": heartbeat_s, "timeout_s": heartbeat_timeout_s},
+    }
+
+
+def clients_of(listed: Mapping[str, Any]) -> tuple[str, ...]:
+    """Gives the clients of a Job in the order of its indexes."""
+    return tuple(task.get("client", SERVER) for task in listed["tasks"])
+
+
+def covers(listed: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether a Job that has one list does all that another list asks for, and does it alike."""
+    have = {task.get("client", SERVER): task for task in listed["tasks"]}
+    same = listed["step"] == wanted["step"] and listed.get("heartbeat") == wanted.get("heartbeat")
+    return same and all(have.get(task.get("client", SERVER)) == task for task in wanted["tasks"])
+
+
+def committed(store: Store, step: str, task: PoolTask | ServerTask) -> bool:
+    """Whether a task's result is in the store. Looks at data say only what was true: they are never taken for done."""
+    match step, task:
+        case "train-client", ClientTask():
+            return store.has(paths.update(task.stage_key, task.server_round, task.client))
+        case "evaluate-client", ClientTask():
+            return store.has(paths.client_evaluation(task.stage_key, task.server_round, task.client))
+        case "aggregate-round", RoundTask():
+            return store.has(paths.round_checkpoint(task.stage_key, task.server_round))
+        case "evaluate-round", RoundTask():
+            return store.has(paths.round_metrics(task.stage_key, task.server_round))
+    return False

@@ -1,0 +1,351 @@
+"""What a Job's pods mean for its clients: takes what the cluster tells, gives facts. No IO and no clock of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lwfed.launch.kubernetes import reasons
+from lwfed.launch.kubernetes.manifests import CONTAINER, GRACE_S
+from lwfed.launch.kubernetes.names import INDEX_LABEL
+from lwfed.launch.kubernetes.reasons import Failure, Wait
+from lwfed.run.launcher import Outcome
+from lwfed.types.errors import FINAL_CODES
+
+BROKEN_S = 60.0
+"""Seconds after which an image that cannot be had, or a container that cannot be made, is given up."""
+SETTLE_S = 2.0
+"""Seconds that a pod may wait before anybody is told, and that the last word of a failed pod may come late."""
+LOST_NODE_S = GRACE_S + 60.0
+"""Seconds after which a pod that was to be removed and is still there is given up with its node."""
+SUSPENDED = "its Job is suspended until a queue admits it"
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A client's container has been started."""
+
+    client: str
+    pod: str
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """Something to tell of a client, in a line."""
+
+    client: str
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A client's task is over in this Job."""
+
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The Job is over, and clients are not."""
+
+    reason: str
+
+
+Fact = Started | Said | Ended | Lost
+
+
+@dataclass(slots=True)
+class _Pod:
+    client: str
+    value: Mapping[str, Any]
+    seen_at: float
+    started: bool = False
+    waits: Wait | None = None
+    waits_since: float = 0.0
+    told: tuple[str, str] | None = None
+    deleted_at: float | None = None
+    events: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def over(self) -> bool:
+        return self.value["status"].get("phase") in ("Succeeded", "Failed")
+
+
+@dataclass(slots=True, kw_only=True)
+class JobState:
+    """A Job that is watched.
+
+    Attributes:
+        name: Its name.
+        uid: Its identity: a Job of the same name made later has another.
+        clients: Its clients by index, those of no concern among them.
+        open: Its clients whose end is waited for.
+        retries: How often the cluster starts a client again.
+        pending_timeout_s: Seconds after which a pod that does not start is given up.
+        explain: Says why a pod failed.
+        busy: Whether a pod of the same call is at work, so that there will be room.
+    """
+
+    name: str
+    uid: str
+    clients: tuple[str, ...]
+    open: set[str]
+    retries: int
+    pending_timeout_s: float
+    explain: Callable[[Mapping[str, Any]], Failure]
+    busy: Callable[[], bool] = lambda: False
+    value: Mapping[str, Any] = field(default_factory=dict)
+    lost: bool = False
+    _pods: dict[str, _Pod] = field(default_factory=dict)
+    _failures: dict[str, Failure] = field(default_factory=dict)
+    _failed_at: dict[str, float] = field(default_factory=dict)
+    _stuck: dict[str, str] = field(default_factory=dict)
+    _refused: str | None = None
+    _refused_since: float = 0.0
+    _ended_badly: bool = False
+    _queue_told: bool = False
+
+    def on_job(self, kind: str, value: Mapping[str, Any], *, now: float) -> list[Fact]:
+        """Takes news of the Job; `kind` is ADDED, MODIFIED or DELETED."""
+        if value["metadata"]["uid"] != self.uid or self.lost:
+            return []
+        if kind == "DELETED":
+            return self._lose("the Job was deleted")
+        self.value = value
+        status = value.get("status") or {}
+        facts: list[Fact] = []
+        if reasons.is_suspended(value) and self.open and not self._queue_told:
+            self._queue_told = True
+            first, *others = sorted(self.open)
+            facts += self._said(first, f"waits{_and_others(others)}: {SUSPENDED}")
+        for index in sorted(reasons.indexes(status.get("completedIndexes"))):
+            facts += self._end(self._client(index), Outcome(self._client(index)))
+        for index in sorted(reasons.indexes(status.get("failedIndexes"))):
+            self._failed_at.setdefault(self._client(index), now)
+        end = reasons.job_end(value)
+        if end is not None and end[0] == "Failed" and not reasons.ended_by_indexes(value) and self.open:
+            return facts + self._lose(end[1])
+        return facts + self.on_time(now=now)
+
+    def on_pod(self, kind: str, value: Mapping[str, Any], *, now: float) -> list[Fact]:
+        """Takes news of a pod; those of other Jobs are passed over."""
+        owners = value["metadata"].get("ownerReferences") or ()
+        if self.lost or not any(owner["uid"] == self.uid for owner in owners):
+            return []
+        index = int((value["metadata"].get("labels") or {}).get(INDEX_LABEL, "0"))
+        uid = value["metadata"]["uid"]
+        known = self._pods.get(uid)
+        pod = known or _Pod(self._client(index), value, seen_at=now)
+        was_over = known is not None and known.over
+        pod.value = value
+        self._refused = None  # one is made: nothing keeps the next from being made
+        if kind == "DELETED" and not pod.over:
+            self._pods.pop(uid, None)
+            return self._said(pod.client, f"its pod {value['metadata']['name']} was deleted; the Job makes another")
+        self._pods[uid] = pod
+        facts: list[Fact] = []
+        if not pod.started and reasons.is_running(value, container=CONTAINER):
+            pod.started, pod.waits = True, None
+            if pod.client in self.open:
+                spec = value["spec"]
+                facts.append(Started(pod.client, value["metadata"]["name"], spec.get("nodeName", "")))
+        if value["status"].get("phase") == "Succeeded":
+            return facts + self._end(pod.client, Outcome(pod.client))
+        if value["status"].get("phase") == "Failed" and not was_over:
+            return facts + self._fail(pod, now=now)
+        self._look(pod, now=now)
+        return facts
+
+    def on_pod_events(self, uid: str, events: Sequence[Mapping[str, Any]], *, now: float) -> None:
+        """Takes what the cluster tells of a pod that does not start, oldest first."""
+        pod = self._pods.get(uid)
+        if pod is not None:
+            pod.events = events
+            self._look(pod, now=now)
+
+    def on_job_events(self, events: Sequence[Mapping[str, Any]], *, now: float) -> list[Fact]:
+        """Takes what the cluster tells of the Job, oldest first."""
+        why = reasons.refused(events)
+        if why is None or not self.unmade():
+            return []
+        if self._refused is None:
+            self._refused_since = now
+        if why == self._refused:
+            return []
+        self._refused = why
+        first, *others = self.unmade()
+        return self._said(first, f"its pod is not made{_and_others(others)}: {why}")
+
+    def on_time(self, *, now: float) -> list[Fact]:
+        """Looks at what has become due."""
+        if self.lost:
+            return []
+        facts: list[Fact] = []
+        for client, since in sorted(self._failed_at.items()):
+            if client in self._failures or now - since > SETTLE_S:
+                found = self._failures.get(client, Failure(1, "its pods failed and left no word"))
+                facts += self._end(client, Outcome(client, found.exit_code, found.reason))
+        facts += self._tell_waits(now)
+        gone = self._on_lost_node(now)
+        if gone is not None:
+            return [*facts, *self._lose(gone)]
+        for pod in self._waiting():
+            if pod.waits is not None and pod.waits.kind == "scheduling" and self.busy():
+                pod.seen_at = now  # it waits for what others use, and will have it
+                continue
+            limit = self.pending_timeout_s
+            if pod.waits is not None and pod.waits.kind in ("image", "config"):
+                limit = min(limit, BROKEN_S)
+            since = pod.waits_since if pod.waits is not None and limit < self.pending_timeout_s else pod.seen_at
+            if now - since >= limit:
+                wait = pod.waits or Wait("starting", "its pod does not start, and nothing says why")
+                self._stuck[pod.client] = f"given up after {limit:g} s: {wait.line} -> {reasons.REMEDIES[wait.kind]}"
+                facts += self._end(pod.client, Outcome(pod.client, 1, self._stuck[pod.client]))
+        if self._refused is not None and now - self._refused_since >= self.pending_timeout_s and not self._live():
+            why = f"given up after {self.pending_timeout_s:g} s: its pod is not made: {self._refused}"
+            self._stuck |= dict.fromkeys(self.unmade(), f"{why} -> {reasons.REMEDIES['refused']}")
+        if self._stuck and not self._live():  # nothing runs that would make room for those that follow
+            why = next(iter(self._stuck.values()))
+            for client in self.unmade():
+                facts += self._end(client, Outcome(client, 1, why))
+        return facts
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether all its clients have ended well, so that the Job ends by itself."""
+        return not self.lost and not self.open and not self._ended_badly
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the cluster has told its end."""
+        return self.lost or reasons.job_end(self.value) is not None
+
+    @property
+    def has_live_pods(self) -> bool:
+        """Whether any of its pods is not over."""
+        return any(not pod.over for pod in self._pods.values())
+
+    def unmade(self) -> list[str]:
+        """Gives the open clients that have no pod."""
+        have = {pod.client for pod in self._pods.values() if not pod.over}
+        return sorted(self.open - have - set(self._failed_at))
+
+    def lacks_pods(self) -> bool:
+        """Whether there should be more pods than there are."""
+        if not self.value or reasons.is_suspended(self.value):
+            return False
+        most = self.value["spec"].get("parallelism", 1)
+        live = sum(not pod.over for pod in self._pods.values())
+        return live < most and bool(self.unmade())
+
+    def slow_pods(self, *, now: float, after_s: float) -> list[tuple[str, str]]:
+        """Gives (uid, name) of pods whose state does not say why they do not start."""
+        return [
+            (uid, pod.value["metadata"]["name"])
+            for uid, pod in self._pods.items()
+            if pod.client in self.open
+            and now - pod.seen_at > after_s
+            and reasons.is_being_made(pod.value, container=CONTAINER)
+        ]
+
+    def why_open(self, client: str) -> str:
+        """Says what is known of a client that is not done; empty if nothing."""
+        pods = [pod for pod in self._pods.values() if pod.client == client and not pod.over]
+        if pods and pods[-1].waits is not None:
+            return pods[-1].waits.line
+        if not pods and reasons.is_suspended(self.value):
+            return SUSPENDED
+        if not pods and self._refused is not None:
+            return f"its pod is not made: {self._refused}"
+        if not pods and client in self._failures:
+            return f"its last pod failed: {self._failures[client].reason}"
+        return "" if pods else "it has no pod yet"
+
+    def failure_of(self, client: str) -> Failure | None:
+        """Gives why a client's last pod failed, if one did."""
+        return self._failures.get(client)
+
+    @property
+    def works(self) -> bool:
+        """Whether any of its pods has started and is not over, nor on a node that is lost."""
+        return any(pod.started and not pod.over and pod.deleted_at is None for pod in self._pods.values())
+
+    def _on_lost_node(self, now: float) -> str | None:
+        """Says that a pod is to be gone and stays, since its node does not answer; its Job would make no other."""
+        for pod in self._pods.values():
+            if pod.over or pod.client not in self.open or pod.value["metadata"].get("deletionTimestamp") is None:
+                continue
+            pod.deleted_at = now if pod.deleted_at is None else pod.deleted_at
+            if now - pod.deleted_at > LOST_NODE_S:
+                node = pod.value["spec"].get("nodeName", "?")
+                return f"the pod of {pod.client} stays on the node {node}, which does not answer"
+        return None
+
+    def _client(self, index: int) -> str:
+        return self.clients[index] if index < len(self.clients) else ""
+
+    def _live(self) -> bool:
+        """Whether a pod is at work, or on its way."""
+        return any(not pod.over and pod.client in self.open for pod in self._pods.values())
+
+    def _waiting(self) -> list[_Pod]:
+        return [
+            pod for pod in self._pods.values() if pod.client in self.open and not pod.started and not pod.over
+        ]  # fmt: skip
+
+    def _look(self, pod: _Pod, *, now: float) -> None:
+        found = None if pod.started else reasons.waiting(pod.value, container=CONTAINER, events=pod.events)
+        if found is None or pod.waits is None or found.kind != pod.waits.kind:
+            pod.waits_since = now
+        elif found.kind == "image" and len(found.line) < len(pod.waits.line):
+            return  # a pull and the wait for the next take turns: the longer line says why
+        pod.waits = found
+
+    def _tell_waits(self, now: float) -> list[Fact]:
+        """Tells of each wait once, together for all clients that wait for the same."""
+        news: dict[tuple[str, str], list[str]] = {}
+        for pod in self._waiting():
+            if pod.waits is None or now - pod.waits_since < SETTLE_S:
+                continue
+            mark = (pod.waits.kind, "" if pod.waits.kind == "image" else pod.waits.line)
+            if pod.told != mark:
+                pod.told = mark
+                news.setdefault((pod.waits.kind, pod.waits.line), []).append(pod.client)
+        facts: list[Fact] = []
+        for (_, line), clients in news.items():
+            first, *others = sorted(clients)
+            facts += self._said(first, f"waits{_and_others(others)}: {line}")
+        return facts
+
+    def _fail(self, pod: _Pod, *, now: float) -> list[Fact]:
+        found = self.explain(pod.value)
+        self._failures[pod.client] = found
+        if found.exit_code in FINAL_CODES:  # the cluster cannot see it where torchrun hides it
+            return self._end(pod.client, Outcome(pod.client, found.exit_code, found.reason))
+        if pod.client in self._failed_at:
+            return self._end(pod.client, Outcome(pod.client, found.exit_code, found.reason))
+        tries = sum(other.client == pod.client and other.over for other in self._pods.values())
+        if found.retried or tries <= self.retries:
+            return self._said(pod.client, f"{found.reason}; the Job starts it again")
+        return []
+
+    def _end(self, client: str, outcome: Outcome) -> list[Fact]:
+        if client not in self.open:
+            return []
+        self.open.discard(client)
+        self._ended_badly = self._ended_badly or bool(outcome.exit_code)
+        self._failed_at.pop(client, None)
+        return [Ended(outcome)]
+
+    def _lose(self, reason: str) -> list[Fact]:
+        self.lost = True
+        return [Lost(reason)]
+
+    def _said(self, client: str, line: str) -> list[Fact]:
+        return [Said(client, line)] if client in self.open else []
+
+
+def _and_others(others: Sequence[str]) -> str:
+    return f" (and {len(others)} other{'s' * (len(others) > 1)})" if others else ""

@@ -1,0 +1,1 @@
+"""Runs compared: grouped over seeds, by quality against what they cost."""

@@ -1,0 +1,131 @@
+"""The table of a comparison: what each group of runs reached and spent, and how many times less than end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from lwfed.report.compare.budget import Reach
+from lwfed.report.compare.records import Comparison, Group, Memory, Spread
+from lwfed.report.formats import NOTHING, number_text
+
+Row = dict[str, Any]
+
+
+def rows(comparison: Comparison) -> list[Row]:
+    """Gives a JSON row a group: means over its seeds, and ratios against end to end, above 1 where it spends less.
+
+    Returns:
+        Keys: label, strategy, seeds, runs, rounds, quality {mean, std}, quality_difference, moved_bytes, frozen_bytes,
+        flops, peak_bytes, wall_s, and `less` {bytes, flops, memory}, frozen bytes included; None without an end-to-end
+        group.
+    """
+    return [_row(group, comparison.reference) for group in comparison.groups]
+
+
+def curves(comparison: Comparison) -> dict[str, list[Row]]:
+    """Gives the points of each group's lines: label -> a row a round, means over its seeds."""
+    return {
+        group.label: [
+            {**asdict(mean.at), "quality": None if mean.quality is None else spread_values(mean.quality)}
+            for mean in group.means
+        ]
+        for group in comparison.groups
+    }
+
+
+def budget_rows(reaches: Sequence[Reach]) -> list[Row]:
+    """Gives a JSON row a group and budget."""
+    return [
+        {
+            "label": reach.group.label,
+            "quantity": reach.budget.quantity,
+            "budget": reach.budget.amount,
+            "rounds": reach.rounds,
+            "of_rounds": reach.total,
+            "best": None if reach.best is None else spread_values(reach.best),
+            "crossed_in_round": None if reach.next_spent is None else reach.rounds + 1,
+            "fits": reach.next_spent is None,
+            "verdict": reach.verdict,
+        }
+        for reach in reaches
+    ]
+
+
+def stage_memory(group: Group) -> tuple[Memory, ...]:
+    """Gives a group's peak memory a trained stage: the largest over its seeds."""
+    found: dict[int, Memory] = {}
+    for track in group.tracks:
+        for item in track.memory:
+            old = found.get(item.stage, item)
+            found[item.stage] = Memory(
+                item.stage, _largest(old.predicted, item.predicted), _largest(old.measured, item.measured)
+            )
+    return tuple(found[stage] for stage in sorted(found))
+
+
+def quality_text(metric: str, value: Spread | None) -> str:
+    """Writes a metric: shares as `36.9 ± 1.2 %`, losses as `1.23 ± 0.04`."""
+    if value is None:
+        return NOTHING
+    if is_share(metric):
+        std = "" if value.std is None else f" ± {100 * value.std:.1f}"
+        return f"{100 * value.mean:.1f}{std} %"
+    return number_text(value.mean) + ("" if value.std is None else f" ± {number_text(value.std)}")
+
+
+def difference_text(metric: str, value: float | None) -> str:
+    """Writes a difference of a metric: shares in points."""
+    if value is None:
+        return NOTHING
+    return f"{100 * value:+.1f} points".replace("-", "−") if is_share(metric) else f"{value:+.3g}".replace("-", "−")
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric lies between 0 and 1 and is read in per cent."""
+    return not metric.endswith("loss")
+
+
+def _row(group: Group, reference: Group | None) -> Row:
+    last, final = group.last, group.final
+    row: Row = {
+        "label": group.label,
+        "strategy": group.strategy,
+        "seeds": list(group.seeds),
+        "runs": [track.run_id for track in group.tracks],
+        "digests": [track.digest for track in group.tracks],
+        "rounds": len(group.means),
+        "quality": spread_values(final),
+        "quality_difference": None,
+        "moved_bytes": last.moved_bytes,
+        "frozen_bytes": last.frozen_bytes,
+        "flops": last.flops,
+        "peak_bytes": last.peak_bytes,
+        "wall_s": last.wall_s,
+        "less": None,
+        "memory": [
+            {"stage": item.stage, "predicted": item.predicted, "measured": item.measured}
+            for item in stage_memory(group)
+        ],
+    }
+    if reference is not None:
+        whole = reference.last
+        row["quality_difference"] = final.mean - reference.final.mean
+        row["less"] = {
+            quantity: _times(whole.spent(quantity), last.spent(quantity)) for quantity in ("bytes", "flops", "memory")
+        }
+    return row
+
+
+def spread_values(value: Spread) -> Row:
+    """Gives a mean and its deviation as JSON."""
+    return {"mean": value.mean, "std": value.std}
+
+
+def _times(whole: float, own: float) -> float | None:
+    return whole / own if own else None
+
+
+def _largest(*values: float | None) -> float | None:
+    return max((value for value in values if value is not None), default=None)

@@ -1,0 +1,82 @@
+"""The report's grid: some captions of the test data with the images a model finds for them."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any
+
+import torch
+
+from lwfed.data.batches import eval_batches
+from lwfed.data.protocol import Example
+from lwfed.models.build import load
+from lwfed.objectives.retrieval import top_k
+from lwfed.round.evaluate import embed
+from lwfed.round.runtime import computing, pick_device
+from lwfed.round.workbench import Workbench
+from lwfed.run.stage import Stage
+from lwfed.run.tasks import Place
+from lwfed.store.cache import BlockCache
+from lwfed.store.checkpoint import Checkpoint
+
+NUM_QUERIES = 8
+NUM_RESULTS = 5
+NUM_CANDIDATES = 1000
+"""Test examples that the grid searches; enough to look at."""
+
+
+def retrieval_grid(checkpoint: Checkpoint, *, stage: Stage, bench: Workbench, place: Place) -> list[dict[str, Any]]:
+    """Searches test images for some captions.
+
+    Args:
+        checkpoint: The model.
+        stage: Its stage.
+        bench: The process's bench.
+        place: Where the data lie.
+
+    Returns:
+        `{"query", "results": [{"image", "score", "relevant", "caption"}]}` for each query, results best first;
+        empty where the model has no images and texts.
+    """
+    model = stage.plan.model
+    if model.objective.kind != "contrastive" or not {"image", "text"} <= set(model.modalities):
+        return []
+    examples = bench.examples(stage, place, "test")[:NUM_CANDIDATES]
+    device = pick_device(place.device)
+    source, inputs = bench.data(stage, place), bench.inputs(stage)
+    tensors = bench.frozen(
+        checkpoint, list(checkpoint.blocks), store=bench.store, cache=BlockCache(None), device=device
+    )
+    module = load(bench.skeleton(stage.key), tensors).eval()
+    firsts = [Example(e.id, e.label, e.captions[:1], e.fields) for e in examples]
+    batches = eval_batches(
+        source, examples=firsts, settings=inputs, batch_size=stage.plan.evaluation.batch_size, workers=place.workers
+    )
+    with computing(), torch.inference_mode(), closing(batches):
+        embedded = embed(
+            module,
+            batches,
+            examples=firsts,
+            inputs=inputs,
+            model=model,
+            evaluation=stage.plan.evaluation,
+            device=device,
+        )
+    step = max(1, len(examples) // NUM_QUERIES)
+    queries = list(range(0, len(examples), step))[:NUM_QUERIES]
+    scores, found = top_k(embedded.of["text"][queries], embedded.of["image"], k=NUM_RESULTS)
+    return [
+        {
+            "query": examples[query].captions[0],
+            "results": [
+                {
+                    "image": source.image(examples[item]),
+                    "score": score,
+                    "relevant": item == query,
+                    "caption": examples[item].captions[0],
+                }
+                for score, item in zip(row_scores, row_items, strict=True)
+            ],
+        }
+        for query, row_scores, row_items in zip(queries, scores.tolist(), found.tolist(), strict=True)
+    ]

@@ -1,0 +1,49 @@
+"""The blocks that a run's stages start from: drawn where a run is prepared, so that its coordinator loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lwfed.models.build import initial_tensors
+from lwfed.params import by_unit
+from lwfed.plan.stages import StagePlan
+from lwfed.run import runs
+from lwfed.store import paths
+from lwfed.store.blocks import write_block
+from lwfed.store.manifest import Block
+from lwfed.store.protocol import Store
+
+
+def draw(run: runs.Run, plan: StagePlan, *, units: Sequence[str], store: Store) -> dict[str, Block]:
+    """Writes the blocks of units that a stage appends: pretrained ones where the spec names weights, else seeded ones.
+
+    Args:
+        run: The run.
+        plan: The stage's plan.
+        units: Which of its units.
+        store: Where to.
+
+    Returns:
+        Unit -> its block.
+
+    Raises:
+        DataError: Pretrained weights are missing, a pickle, or of another architecture.
+    """
+    tensors = initial_tensors(
+        runs.spec_of(run).model, units=units, depth=plan.depth, num_classes=run["num_classes"], seed=plan.seed
+    )
+    return {unit: write_block(store, members) for unit, members in by_unit(tensors).items()}
+
+
+def draw_all(run: runs.Run, *, store: Store) -> None:
+    """Writes the blocks that any of a run's stages appends, and which they are, unless that is done."""
+    ref = paths.initial(run["run_id"])
+    if store.has(ref):
+        return
+    plans = runs.plans_of(run)
+    first = run["parent"]["stage"] if run["parent"] else 1
+    blocks: dict[str, Block] = {}
+    for plan in plans[first - 1 :]:
+        before = plans[plan.stage - 2].present if plan.stage > 1 else ()
+        blocks |= draw(run, plan, units=[unit for unit in plan.present if unit not in before], store=store)
+    store.write_ref(ref, {unit: block.to_values() for unit, block in sorted(blocks.items())})

@@ -1,0 +1,145 @@
+"""Residuals: what a client's upload rounded off, kept in its own folder until a later upload takes it in.
+
+One is written for each update, under the update's digest, and never overwritten. It counts only if that update was
+accepted: the coordinator writes into a round's `round.json`, which every client may read, which update of each client
+counted last. So a residual of an update that came too late is never used, and the one before it still is.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from lwfed import environment
+from lwfed.run.tasks import ClientTask
+from lwfed.store import paths
+from lwfed.store.blocks import read_block, write_block
+from lwfed.store.local import LocalStore
+from lwfed.store.manifest import Block
+from lwfed.store.protocol import Store
+from lwfed.types.errors import CheckpointError, DiskFullError, UnreachableError
+
+State = Literal["fresh", "used", "lost"]
+"""What became of the residual before: there was none to count, it was taken in, or it is not there."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A client's residuals at the start of a round.
+
+    Attributes:
+        store: The client's own folder; None where it has none.
+        stage_key: The stage.
+        server_round: The round.
+        last: Round and digest of the client's last update that counted; None: there is none in this stage.
+        blocks: Unit -> block of the residual that belongs to it; None where there is none or it is lost.
+    """
+
+    store: LocalStore | None
+    stage_key: str
+    server_round: int
+    last: Mapping[str, Any] | None
+    blocks: Mapping[str, Block] | None
+
+    @property
+    def state(self) -> State:
+        """What is known before any of it is read."""
+        if self.last is None:
+            return "fresh"
+        return "lost" if self.blocks is None else "used"
+
+    def read(self, unit: str) -> dict[str, Tensor] | None:
+        """Reads a unit's residual; empty where none counts, None where it is lost."""
+        if self.last is None:
+            return {}
+        if self.store is None or self.blocks is None or unit not in self.blocks:
+            return None
+        block = self.blocks[unit]
+        try:
+            return read_block(self.store, _file(self.stage_key, self.last["round"], block), block)
+        except (CheckpointError, OSError):
+            return None
+
+    def write(self, tensors: Mapping[str, Tensor]) -> Block | None:
+        """Keeps a unit's residual of this round; gives None where there is no room for it."""
+        if self.store is None:
+            return None
+        try:
+            return write_block(self.store, tensors, key=_folder(self.stage_key, self.server_round))
+        except (DiskFullError, UnreachableError, OSError):
+            return None
+
+    def commit(self, blocks: Mapping[str, Block | None], *, digest: str) -> bool:
+        """Writes down which blocks are the residual of an update; gives whether all are kept.
+
+        Args:
+            blocks: Unit -> what `write` gave.
+            digest: The update's.
+        """
+        kept = {unit: block.to_values() for unit, block in blocks.items() if block is not None}
+        if self.store is None or len(kept) < len(blocks):
+            return False
+        try:
+            self.store.write_ref(_manifest(self.stage_key, self.server_round, digest), kept, if_absent=True)
+        except (DiskFullError, UnreachableError, OSError):
+            return False
+        return True
+
+    def prune(self, stages_before: Iterator[str]) -> None:
+        """Removes what can no longer count: rounds of this stage but the last counted and this one; earlier stages."""
+        if self.store is None:
+            return
+        wanted = {f"{self.server_round:03d}", f"{self.last['round']:03d}" if self.last else ""}
+        with suppress(OSError):
+            for folder in (self.store.root / self.stage_key).iterdir():
+                if folder.name not in wanted:
+                    shutil.rmtree(folder, ignore_errors=True)
+        for key in stages_before:
+            if key != self.stage_key:
+                shutil.rmtree(self.store.root / key, ignore_errors=True)
+
+
+def open_kept(task: ClientTask, *, store: Store) -> Kept:
+    """Looks for the residual of a client's last update that counted.
+
+    Args:
+        task: Which client and round, and where its folder is.
+        store: Where the round is written down.
+
+    Raises:
+        CheckpointError: The round is not begun.
+    """
+    last = None
+    if task.server_round > 1:  # each stage starts afresh
+        ref = paths.round_task(task.stage_key, task.server_round)
+        told = store.read_ref(ref)
+        if told is None or "counted" not in told:
+            raise CheckpointError(f"{ref} is not committed", remedy=environment.go_on())
+        last = told["counted"].get(task.client)
+    folder = None
+    if task.place.cache:
+        folder = LocalStore(Path(task.place.cache) / task.client / "residuals")
+    blocks = None
+    if folder is not None and last is not None:
+        with suppress(CheckpointError, OSError):
+            values = folder.read_ref(_manifest(task.stage_key, last["round"], last["digest"]))
+            blocks = None if values is None else {unit: Block.from_values(item) for unit, item in values.items()}
+    return Kept(folder, task.stage_key, task.server_round, last, blocks)
+
+
+def _folder(key: str, server_round: int) -> str:
+    return f"{key}/{server_round:03d}"
+
+
+def _file(key: str, server_round: int, block: Block) -> str:
+    return f"{_folder(key, server_round)}/{block.digest}.safetensors"
+
+
+def _manifest(key: str, server_round: int, digest: str) -> str:
+    return f"{_folder(key, server_round)}/{digest}.json"

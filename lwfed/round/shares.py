@@ -1,0 +1,69 @@
+"""Who has which examples: those that can be read, split among clients, with what each holds out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from lwfed.data.partition import holdout, partition
+from lwfed.data.protocol import Example, Source
+from lwfed.plan.stages import StagePlan
+from lwfed.spec.data import CLIENT_MARK, PartitionSpec
+from lwfed.store import paths
+from lwfed.store.protocol import Store
+from lwfed.types.errors import DataError
+from lwfed.types.seeds import derive
+
+SERVER = "server"
+
+
+def root_for(root: str | None, who: str) -> str | None:
+    """Gives the folder of a client's data, or of the server's test data."""
+    return None if root is None else root.replace(CLIENT_MARK, who)
+
+
+def readable_examples(source: Source, split: str, *, modalities: Sequence[str], store: Store) -> list[Example]:
+    """Gives the examples of a split, without those that were found unreadable when the run was prepared."""
+    known = store.read_ref(paths.checked_data(source.version(), modalities, split))
+    bad = known["bad"] if known else {}
+    return [example for example in source.examples(split) if example.id not in bad]
+
+
+def shares_of(examples: Sequence[Example], *, kind: PartitionSpec, num_clients: int, seed: str) -> dict[str, list[int]]:
+    """Splits training examples among clients by the run's seed: client -> indices."""
+    return partition(examples, plan=kind, num_clients=num_clients, seed=derive(seed, "partition"))
+
+
+def shares_at(plan: StagePlan, examples: Sequence[Example]) -> dict[str, list[int]]:
+    """Splits training examples among a plan's clients: client -> indices."""
+    return shares_of(examples, kind=plan.cohort.partition, num_clients=plan.cohort.num_clients, seed=plan.seed)
+
+
+def split_share(
+    client: str, *, examples: Sequence[Example], shares: Mapping[str, Sequence[int]], plan: StagePlan
+) -> tuple[list[Example], list[Example]]:
+    """Gives a client's examples: those it trains on and those it holds out.
+
+    Raises:
+        DataError: It has too few to train on.
+    """
+    train, held_out = holdout_of(
+        client, shares[client], fraction=plan.evaluation.holdout_fraction, seed=plan.seed, devices=plan.devices
+    )
+    return [examples[i] for i in train], [examples[i] for i in held_out]
+
+
+def holdout_of(
+    client: str, share: Sequence[int], *, fraction: float, seed: str, devices: int
+) -> tuple[list[int], list[int]]:
+    """Splits a client's share, as indices, into what it trains on and what it holds out.
+
+    Raises:
+        DataError: It has too few to train on.
+    """
+    train, held_out = holdout(share, fraction=fraction, seed=derive(seed, "holdout", client))
+    if len(train) < 2 * devices:
+        raise DataError(
+            f"{client} has {len(train)} example(s) to train on; BatchNorm and negatives need two a device",
+            remedy="lower federation.num_clients or evaluation.holdout_fraction, or raise partition.min_size",
+        )
+    return train, held_out

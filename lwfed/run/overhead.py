@@ -1,0 +1,55 @@
+"""What orchestration costs: the time between a round's last update and the start of the next round's clients."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lwfed.run.launcher import Emit
+
+
+class Gap:
+    """Listens to a stage's events and measures the gaps between its rounds.
+
+    Args:
+        emit: Told every event, unchanged; and `overhead` (seconds, between_rounds) when a round's clients start.
+        clock: Gives seconds.
+    """
+
+    def __init__(self, emit: Emit, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._emit, self._clock = emit, clock
+        self._last_update: float | None = None
+        self._waiting_since: float | None = None
+        self._server_s = 0.0
+        self._measured: dict[str, float] = {}
+
+    def tell(self, kind: str, values: dict[str, Any]) -> None:
+        """Takes an event on its way."""
+        self._emit(kind, values)
+        if kind == "client_done":
+            self._last_update = self._clock()
+        elif (
+            kind == "client_started"
+            and values.get("step", "train-client") == "train-client"
+            and self._waiting_since is not None
+        ):
+            between = self._clock() - self._waiting_since
+            self._waiting_since = None
+            self._measured = {"between_rounds": between, "overhead": max(0.0, between - self._server_s)}
+            self._emit("overhead", {"seconds": self._measured["overhead"], "between_rounds": between})
+
+    def close_round(self, walls: Mapping[str, float]) -> dict[str, float]:
+        """Ends a round.
+
+        Args:
+            walls: Seconds of its parts; `aggregate`, `evaluate` and `evaluate_clients` are work, not overhead.
+
+        Returns:
+            `between_rounds` and `overhead`: seconds of the gap before this round's clients, and what of it was no
+            work; empty for a stage's first round, and for one that did not wait for clients.
+        """
+        measured, self._measured = self._measured, {}
+        self._waiting_since, self._last_update = self._last_update, None
+        self._server_s = sum(walls.get(name, 0.0) for name in ("aggregate", "evaluate", "evaluate_clients"))
+        return measured

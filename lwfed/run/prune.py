@@ -1,0 +1,64 @@
+"""Weights of superseded rounds are removed, but never those that something else may still need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+from lwfed.run.stage import Stage
+from lwfed.store import paths
+from lwfed.store.checkpoint import read_checkpoint
+from lwfed.store.manifest import block_key
+from lwfed.store.protocol import Store
+from lwfed.types.errors import CheckpointError
+
+
+def prune_rounds(stage: Stage, *, store: Store, keep_rounds: int, server_round: int) -> None:
+    """Removes the blocks of the round that a commit supersedes; at a stage's last round, of all before it.
+
+    Round 0 is kept: its seeded blocks are those of any run with that seed, and what it takes over is the result of the
+    stage before.
+
+    Args:
+        stage: The stage.
+        store: Its store.
+        keep_rounds: Rounds in work whose weights stay; 0 keeps all.
+        server_round: The round that was committed.
+    """
+    if not keep_rounds:
+        return
+    last = server_round == stage.plan.rounds
+    kept = {0, *range(server_round if last else server_round - keep_rounds + 1, server_round + 1)}
+    oldest = max(1, server_round - keep_rounds)
+    superseded = [r for r in range(oldest, server_round) if r not in kept]
+    candidates = _blocks(store, [paths.round_checkpoint(stage.key, r) for r in superseded])
+    if not candidates:
+        return
+    needed = _blocks(store, [paths.round_checkpoint(stage.key, r) for r in kept])
+    needed |= _blocks(store, _refs_of_others(store, mine=stage.key))
+    for key in candidates - needed:
+        store.delete(key)
+
+
+def _refs_of_others(store: Store, *, mine: str) -> Iterator[str]:
+    """Yields what other stages commit: the result of a finished one, all rounds of one that is in work."""
+    refs: dict[str, list[str]] = {}
+    for ref in store.list("stages/"):
+        key = ref.split("/")[1]
+        if key != mine and ref.endswith("/checkpoint.json"):
+            refs.setdefault(key, []).append(ref)
+    for key, found in refs.items():
+        result = paths.stage_checkpoint(key)
+        first = paths.round_checkpoint(key, 0)
+        yield from [ref for ref in (result, first) if ref in found] if result in found else found
+
+
+def _blocks(store: Store, refs: Sequence[str] | Iterator[str]) -> set[str]:
+    """Names the blocks of checkpoints; one that is missing or damaged names none, and ends no other run."""
+    found: set[str] = set()
+    for ref in refs:
+        with suppress(CheckpointError):
+            checkpoint = read_checkpoint(store, ref)
+            if checkpoint is not None:
+                found |= {block_key(block) for block in checkpoint.all_blocks()}
+    return found

@@ -1,0 +1,305 @@
+"""The store in a bucket of any S3 server (MinIO, SeaweedFS, AWS): conditional writes make the first writer win.
+
+S3 has no append: each piece of a log is a small object of its own, `<key>.d/<number>`. No key of an object or ref may
+have that form.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import threading
+import uuid
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from lwfed.store.keys import checked, ends_early, not_there, other_length, remedy_for
+from lwfed.store.protocol import Data
+from lwfed.store.s3.client import Connection, RefusedError
+from lwfed.store.s3.transfer import (
+    PART_BYTES,
+    RANGE_BYTES,
+    THREADS,
+    download,
+    head,
+    kind_of,
+    size_of,
+    upload,
+)
+from lwfed.types.canonical import readable
+from lwfed.types.errors import CheckpointError, SpecError
+
+LOG_PIECE = re.compile(r"(.+)\.d/(\d{9})")
+TOGETHER = 8
+WRITER = "lwfed-writer"
+NEVER_LOGS = (".json", ".safetensors")
+"""What a log's key does not end in: deleting such a key need not look for pieces."""
+
+
+class S3Store:
+    """A store in a bucket.
+
+    Args:
+        uri: `s3://bucket/prefix`.
+        part_bytes: Length of the parts in which a large object is written.
+        patience_s: Seconds to ride out a server that is gone; None: `LWFED_S3_PATIENCE_S`.
+
+    Raises:
+        SpecError: The URI names no bucket.
+    """
+
+    verifies_writes = True
+
+    def __init__(self, uri: str, *, part_bytes: int = PART_BYTES, patience_s: float | None = None) -> None:
+        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+        prefix = checked(prefix.strip("/"))
+        if not re.fullmatch(r"[a-zA-Z0-9.\-_]{3,255}", bucket):
+            raise SpecError(f"`store.uri` {uri} names no bucket", remedy="name it s3://bucket/prefix")
+        self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
+        self.connection = Connection(self.uri, bucket, patience_s=patience_s)
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._part_bytes = part_bytes
+        self._conditional: bool | None = None
+        self._lock = threading.Lock()
+        self._log_lock = threading.Lock()
+        self._numbers: dict[str, int] = {}
+        self._scratch: Path | None = None
+
+    @property
+    def conditional(self) -> bool | None:
+        """Whether the server decides who writes first; None until that is known."""
+        return self._conditional
+
+    def put(self, key: str, chunks: Iterable[Data]) -> int:
+        """Writes an object; see `Store.put`."""
+        return upload(self.connection, self._key(key), chunks, part_bytes=self._part_bytes, name=key)
+
+    def get(self, key: str, *, start: int = 0, stop: int | None = None) -> bytearray:
+        """Reads an object or a part of it; see `Store.get`."""
+        if stop is None or stop <= start:
+            size = self.size(key)
+            if size is None:
+                raise not_there(key, store=self.uri)
+            if stop is not None and stop > size:
+                raise ends_early(key, byte=stop)
+            stop = size if stop is None else stop
+        data = bytearray(max(0, stop - start))
+        if data:
+            download(self.connection, self._key(key), [memoryview(data)], name=key, start=start)
+        return data
+
+    def read_into(self, key: str, buffers: Sequence[memoryview | bytearray], *, nbytes: int | None = None) -> None:
+        """Reads an object into some memory; see `Store.read_into`."""
+        views = [memoryview(buffer).cast("B") for buffer in buffers]
+        held = sum(map(len, views))
+        total = held if nbytes is None else nbytes
+        if held > total:
+            raise other_length(key, found=total, expected=held)
+        if held:
+            download(self.connection, self._key(key), views, name=key, total=total)
+            return
+        size = self.size(key)
+        if size is None:
+            raise not_there(key, store=self.uri)
+        if size != total:
+            raise other_length(key, found=size, expected=total)
+
+    def fetch(self, key: str, *, to: Path | None = None) -> Path:
+        """Downloads an object to a file: a named one, or one that is removed when the process ends."""
+        source = self._key(key)
+        size = self.size(key)
+        if size is None:
+            raise not_there(key, store=self.uri)
+        path = to or self._scratch_folder() / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+        try:
+            with temporary.open("xb") as file:
+
+                def copy(start: int) -> None:
+                    piece = memoryview(bytearray(min(RANGE_BYTES, size - start)))
+                    download(self.connection, source, [piece], name=key, start=start)
+                    os.pwrite(file.fileno(), piece, start)
+
+                _together(copy, range(0, size, RANGE_BYTES), threads=THREADS)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return path
+
+    def has(self, key: str) -> bool:
+        """Whether there is such an object or ref."""
+        return self.size(key) is not None
+
+    def size(self, key: str) -> int | None:
+        """Gives an object's length."""
+        return size_of(self.connection, self._key(key), name=key)
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """Yields the keys that start with a prefix, sorted; a log is one key."""
+        found = set()
+        for key in self._listed(checked(prefix)):
+            piece = LOG_PIECE.fullmatch(key)
+            found.add(piece[1] if piece else key)
+        yield from sorted(key for key in found if key.startswith(prefix))
+
+    def delete(self, *keys: str) -> None:
+        """Removes objects, refs or logs; nothing happens where there is none."""
+        names = [self._key(key) for key in keys]
+        for key in keys:
+            if not key.endswith(NEVER_LOGS):
+                names += [self._prefix + piece for piece in self._listed(f"{key}.d/") if LOG_PIECE.fullmatch(piece)]
+                with self._log_lock:
+                    self._numbers.pop(key, None)
+
+        def remove(name: str) -> None:
+            self.connection.ask(
+                lambda c: c.delete_object(Bucket=self.connection.bucket, Key=name), about=f"to delete {name}"
+            )
+
+        _together(remove, names)  # one by one: how many are deleted at once is signed in ways that servers differ in
+
+    def read_ref(self, key: str) -> Any | None:
+        """Reads a ref; None where there is none."""
+        content = self._read(self._key(key), name=key)
+        if content is None:
+            return None
+        try:
+            return json.loads(content)
+        except ValueError as error:
+            raise CheckpointError(f"{key} is not JSON ({error})", remedy=remedy_for(key)) from None
+
+    def write_ref(self, key: str, value: Any, *, if_absent: bool = False) -> bool:
+        """Writes a ref at once; see `Store.write_ref`."""
+        body = readable(value)
+        if if_absent:
+            return self._write_first(self._key(key), body, name=key)
+        self._write(self._key(key), body, name=key)
+        return True
+
+    def append(self, key: str, data: Data) -> None:
+        """Adds a piece to a log."""
+        name = self._key(key)
+        with self._log_lock:
+            number = self._numbers.get(key)
+            if number is None:
+                number = self._pieces(key)
+            while not self._write_first(f"{name}.d/{number:09d}", bytes(data), name=key):
+                number = max(number + 1, self._pieces(key))  # another writer, such as a coordinator that was replaced
+            self._numbers[key] = number + 1
+
+    def read_log(self, key: str) -> bytes:
+        """Reads a log, piece by piece."""
+        self._key(key)
+        names = sorted(self._prefix + piece for piece in self._listed(f"{key}.d/") if LOG_PIECE.fullmatch(piece))
+        return b"".join(piece or b"" for piece in _together(lambda name: self._read(name, name=key), names))
+
+    def _pieces(self, key: str) -> int:
+        """Gives the number of a log's next piece."""
+        numbers = [int(piece[2]) for name in self._listed(f"{key}.d/") if (piece := LOG_PIECE.fullmatch(name))]
+        return max(numbers, default=-1) + 1
+
+    def _key(self, key: str) -> str:
+        name = PurePosixPath(checked(key)).as_posix()
+        if name == ".":
+            raise CheckpointError(f"`{key}` is not a key", remedy="keys are relative and hold no `..`")
+        return self._prefix + name
+
+    def _listed(self, prefix: str) -> Iterator[str]:
+        """Yields the keys of objects in the bucket below the store's prefix, page by page."""
+        asked: dict[str, Any] = {"Bucket": self.connection.bucket, "Prefix": self._prefix + prefix}
+        while True:
+            page = self.connection.ask(lambda c: c.list_objects_v2(**asked), about=f"to list {prefix or 'its keys'}")
+            for item in page.get("Contents", ()):
+                if not item["Key"].endswith("/"):  # a folder that a browser made
+                    yield item["Key"][len(self._prefix) :]
+            if not page.get("IsTruncated"):
+                return
+            asked["ContinuationToken"] = page["NextContinuationToken"]
+
+    def _read(self, key: str, *, name: str) -> bytes | None:
+        def read(client: Any) -> bytes:
+            return bytes(client.get_object(Bucket=self.connection.bucket, Key=key)["Body"].read())
+
+        try:
+            return self.connection.ask(read, about=f"to read {name}", expected=(404,))
+        except RefusedError:
+            return None
+
+    def _write(self, key: str, body: bytes, *, name: str, **more: Any) -> None:
+        expected = (409, 412, 501) if "IfNoneMatch" in more else ()
+        self.connection.ask(
+            lambda c: c.put_object(
+                Bucket=self.connection.bucket, Key=key, Body=body, ContentType=kind_of(name), **more
+            ),
+            about=f"to write {name}",
+            expected=expected,
+        )
+
+    def _write_first(self, key: str, body: bytes, *, name: str) -> bool:
+        """Writes an object that must not be there yet; gives whether this call did.
+
+        The server decides (`If-None-Match: *`). Whether it knows how to is found out at the first such write; where it
+        does not, the last of several that write within the same moment wins, and they learn of it where they can.
+        """
+        token = uuid.uuid4().hex
+        mark = {"Metadata": {WRITER: token}}
+        if self._conditional is not True and head(self.connection, key, name=name) is not None:
+            return False
+        if self._conditional is not False:
+            try:
+                self._write(key, body, name=name, IfNoneMatch="*", **mark)
+                if self._conditional is None:
+                    self._conditional = self._refused_again(key, body, name=name, mark=mark)
+                return self._conditional or self._is_mine(key, body, name=name, token=token)
+            except RefusedError as refused:
+                if refused.status != 501:
+                    self._conditional = True
+                    # an answer that was lost: the writer may be this call itself
+                    return refused.repeated and self._is_mine(key, body, name=name, token=token)
+                self._conditional = False
+        self._write(key, body, name=name, **mark)
+        return self._is_mine(key, body, name=name, token=token)
+
+    def _refused_again(self, key: str, body: bytes, *, name: str, mark: dict[str, Any]) -> bool:
+        try:
+            self._write(key, body, name=name, IfNoneMatch="*", **mark)
+        except RefusedError as refused:
+            return refused.status != 501
+        return False
+
+    def _is_mine(self, key: str, body: bytes, *, name: str, token: str) -> bool:
+        """Whether an object is what this call wrote, by its mark; by its bytes where the server keeps no marks."""
+        answer = head(self.connection, key, name=name)
+        if answer is None:
+            return False
+        marks = {mark.lower(): value for mark, value in answer.get("Metadata", {}).items()}
+        return marks[WRITER] == token if WRITER in marks else self._read(key, name=name) == body
+
+    def _scratch_folder(self) -> Path:
+        with self._lock:
+            if self._scratch is None:
+                self._scratch = Path(tempfile.mkdtemp(prefix="lwfed-"))
+                weakref.finalize(self, _remove_scratch, self._scratch, os.getpid())
+            return self._scratch
+
+
+def _together(work: Callable[[Any], Any], items: Iterable[Any], *, threads: int = TOGETHER) -> list[Any]:
+    listed = list(items)
+    if len(listed) < 2:
+        return [work(item) for item in listed]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, listed))
+
+
+def _remove_scratch(folder: Path, process: int) -> None:
+    if os.getpid() == process:
+        with suppress(OSError):
+            shutil.rmtree(folder)

@@ -1,0 +1,259 @@
+"""Large objects to and from S3: parts go up while the next is read, ranges come down straight into memory."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from itertools import chain
+from typing import Any
+
+from lwfed.store.keys import ends_early, not_there, other_length
+from lwfed.store.protocol import Data
+from lwfed.store.s3.client import BrokenOffError, Connection, RefusedError
+from lwfed.types.errors import DiskFullError, LwfedError
+
+PART_BYTES = 8 << 20
+RANGE_BYTES = 8 << 20
+READ_BYTES = 1 << 20
+THREADS = 4
+
+KINDS = {
+    ".json": "application/json", ".jsonl": "application/x-ndjson", ".html": "text/html; charset=utf-8",
+    ".svg": "image/svg+xml",
+}  # fmt: skip
+"""Suffix of a key -> what a browser is told of it."""
+
+
+def kind_of(key: str) -> str:
+    """Gives the media type of an object."""
+    return next((kind for suffix, kind in KINDS.items() if key.endswith(suffix)), "application/octet-stream")
+
+
+def parts_of(chunks: Iterable[Data], size: int) -> Iterator[bytearray]:
+    """Cuts a stream into parts of a size; the last one may be shorter, and there is at least one."""
+    part = bytearray()
+    for chunk in chunks:
+        view = memoryview(chunk).cast("B")
+        while len(view) > size - len(part):
+            taken = size - len(part)
+            part += view[:taken]
+            view = view[taken:]
+            yield part
+            part = bytearray()
+        part += view
+    yield part
+
+
+def upload(connection: Connection, key: str, chunks: Iterable[Data], *, part_bytes: int, name: str) -> int:
+    """Writes an object whole or not at all: at once where it fits into one part, else part by part.
+
+    At most `THREADS` + 2 parts are in memory.
+
+    Args:
+        connection: Its bucket.
+        key: Its key in the bucket.
+        chunks: Its bytes.
+        part_bytes: Length of a part; S3 wants 5 MiB at least.
+        name: Its key in the store; for messages.
+
+    Returns:
+        Its length.
+    """
+    parts = parts_of(chunks, part_bytes)
+    first = next(parts)
+    second = next(parts, None)
+    named: dict[str, Any] = {"Bucket": connection.bucket, "Key": key}
+    about = f"to write {name}"
+    if second is None:
+        connection.ask(lambda c: c.put_object(**named, Body=first, ContentType=kind_of(name)), about=about)
+        return len(first)
+    started = connection.ask(lambda c: c.create_multipart_upload(**named, ContentType=kind_of(name)), about=about)
+    named["UploadId"] = started["UploadId"]
+    try:
+        sent, nbytes = _send(connection, chain((first, second), parts), named=named, about=about)
+        listed = {"Parts": [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(sent, start=1)]}
+        try:
+            connection.ask(
+                lambda c: c.complete_multipart_upload(**named, MultipartUpload=listed), about=about, expected=(404,)
+            )
+        except RefusedError as refused:  # the answer to an earlier try was lost: it is done, or it is gone
+            if not refused.repeated or size_of(connection, key, name=name) != nbytes:
+                raise connection.refusal(refused, about) from None
+    except BaseException:
+        with suppress(LwfedError):
+            connection.ask(lambda c: c.abort_multipart_upload(**named), about=about, patience_s=0)
+        raise
+    return nbytes
+
+
+def _send(
+    connection: Connection, parts: Iterable[bytearray], *, named: dict[str, Any], about: str
+) -> tuple[list[str], int]:
+    """Uploads parts, a few at a time; gives their tags, and their length together."""
+    given_up = threading.Event()
+    waiting: deque[Future[str]] = deque()
+    tags: list[str] = []
+    nbytes = 0
+
+    def send(number: int, part: bytearray) -> str:
+        answer = connection.ask(
+            lambda c: c.upload_part(**named, PartNumber=number, Body=part), about=about, given_up=given_up
+        )
+        return str(answer["ETag"])
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        try:
+            for number, part in enumerate(parts, start=1):
+                nbytes += len(part)
+                if len(waiting) == THREADS:
+                    tags.append(waiting.popleft().result())
+                waiting.append(pool.submit(send, number, part))
+            while waiting:
+                tags.append(waiting.popleft().result())
+        except BaseException:
+            given_up.set()
+            pool.shutdown(cancel_futures=True)
+            for future in waiting:  # the reason, where another part met what followed from it
+                if not future.cancelled() and isinstance(future.exception(), DiskFullError):
+                    future.result()
+            raise
+    return tags, nbytes
+
+
+def download(
+    connection: Connection,
+    key: str,
+    buffers: Sequence[memoryview],
+    *,
+    name: str,
+    start: int = 0,
+    total: int | None = None,
+) -> None:
+    """Fills some memory from an object, several ranges at a time.
+
+    Args:
+        connection: Its bucket.
+        key: Its key in the bucket.
+        buffers: What is filled, in order.
+        name: Its key in the store; for messages.
+        start: Its first byte that is wanted.
+        total: The length that it must have; None: any that reaches.
+
+    Raises:
+        CheckpointError: It is missing, or has another length.
+    """
+    ranges = list(_ranges(buffers, start))
+    if len(ranges) == 1:
+        _fill(connection, key, *ranges[0], name=name, total=total, given_up=None)
+        return
+    given_up = threading.Event()
+    with ThreadPoolExecutor(THREADS) as pool:
+        waiting = [
+            pool.submit(_fill, connection, key, *item, name=name, total=total, given_up=given_up) for item in ranges
+        ]
+        try:
+            for future in waiting:
+                future.result()
+        except BaseException:
+            given_up.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def size_of(connection: Connection, key: str, *, name: str) -> int | None:
+    """Gives an object's length, None where there is none."""
+    answer = head(connection, key, name=name)
+    return None if answer is None else int(answer["ContentLength"])
+
+
+def head(connection: Connection, key: str, *, name: str) -> dict[str, Any] | None:
+    """Gives what the server knows of an object, None where there is none."""
+    try:
+        answer: dict[str, Any] = connection.ask(
+            lambda c: c.head_object(Bucket=connection.bucket, Key=key), about=f"to look for {name}", expected=(404,)
+        )
+    except RefusedError:
+        return None
+    return answer
+
+
+def _ranges(buffers: Sequence[memoryview], start: int) -> Iterator[tuple[int, list[memoryview]]]:
+    """Cuts buffers into ranges of the object: (first byte, pieces of memory)."""
+    pieces: list[memoryview] = []
+    length = 0
+    for buffer in buffers:
+        while len(buffer):
+            piece = buffer[: RANGE_BYTES - length]
+            pieces.append(piece)
+            length += len(piece)
+            buffer = buffer[len(piece) :]
+            if length == RANGE_BYTES:
+                yield start, pieces
+                start, pieces, length = start + length, [], 0
+    if pieces:
+        yield start, pieces
+
+
+def _fill(
+    connection: Connection,
+    key: str,
+    start: int,
+    pieces: Sequence[memoryview],
+    *,
+    name: str,
+    total: int | None,
+    given_up: threading.Event | None,
+) -> None:
+    """Fills pieces of memory with one range; an answer that breaks off is asked for from where it ended."""
+    stop = start + sum(map(len, pieces))
+    left = deque(pieces)
+    done = 0
+
+    def read(client: Any) -> None:
+        nonlocal done
+        asked = {} if (start + done, stop) == (0, total) else {"Range": f"bytes={start + done}-{stop - 1}"}
+        answer = client.get_object(Bucket=connection.bucket, Key=key, **asked)
+        length = _length_of(answer)
+        if total is not None and length != total:
+            answer["Body"].close()
+            raise other_length(name, found=length, expected=total)
+        if length < stop:
+            answer["Body"].close()
+            raise ends_early(name, byte=stop)
+        if asked and "ContentRange" not in answer:
+            answer["Body"].close()
+            raise BrokenOffError("the server ignores byte ranges")
+        body = answer["Body"]
+        try:
+            while left:
+                count = body.readinto(left[0][:READ_BYTES])
+                if not count:
+                    raise BrokenOffError(f"{name} broke off after {start + done} bytes")
+                done += count
+                left[0] = left[0][count:]
+                if not len(left[0]):
+                    left.popleft()
+            body.read()  # nothing is left, which gives the connection back
+        except BaseException:
+            body.close()
+            raise
+
+    try:
+        connection.ask(read, about=f"to read {name}", expected=(404, 416), progress=lambda: done, given_up=given_up)
+    except RefusedError as refused:
+        if refused.status == 404:
+            raise not_there(name, store=connection.uri) from None
+        raise (ends_early(name, byte=stop) if total is None else _shorter(connection, key, name, total)) from None
+
+
+def _shorter(connection: Connection, key: str, name: str, total: int) -> LwfedError:
+    return other_length(name, found=size_of(connection, key, name=name) or 0, expected=total)
+
+
+def _length_of(answer: dict[str, Any]) -> int:
+    """Gives the length of the whole object that an answer is of."""
+    told = str(answer.get("ContentRange", "")).rpartition("/")[2]
+    return int(told) if told.isdigit() else int(answer["ContentLength"])

@@ -1,0 +1,189 @@
+"""Delivers events to MLflow in order, when it answers: a failure is noted once, and tried again later."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lwfed.tracking.jsonlines import as_it_ended
+from lwfed.tracking.mlflow.target import Target
+from lwfed.tracking.protocol import Record, tell
+
+FIRST_WAIT_S = 5.0
+LONGEST_WAIT_S = 120.0
+TRIES = 3
+"""How often an event is tried that a server in good health refuses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How far delivery has come.
+
+    Attributes:
+        told: Number of events to deliver.
+        delivered: Number of those that MLflow has.
+        down: Why MLflow cannot be reached; None: it can.
+        refused: Events that MLflow refused for another reason.
+        run_id: The MLflow run of the experiment.
+        experiment_id: Its experiment.
+        model: The registered model, as `name/version`.
+    """
+
+    told: int = 0
+    delivered: int = 0
+    down: str | None = None
+    refused: tuple[str, ...] = ()
+    run_id: str | None = None
+    experiment_id: str | None = None
+    model: str | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether MLflow has everything."""
+        return self.delivered == self.told and not self.refused
+
+    def values(self) -> dict[str, Any]:
+        """The status as JSON values."""
+        return {**asdict(self), "refused": list(self.refused)}
+
+
+class Delivery:
+    """Events that wait for MLflow.
+
+    Args:
+        target: Where they go.
+        live: Whether the run is going on.
+        clock: Seconds, for waits between tries.
+    """
+
+    def __init__(self, target: Target, *, live: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
+        self._target = target
+        self._live = live
+        self._clock = clock
+        self._events: list[Record] = []
+        self._next = 0
+        self._tries = 0
+        self._wait_s = FIRST_WAIT_S
+        self._not_before = 0.0
+        self._down: str | None = None
+        self._refused: list[str] = []
+        self._recorder: Any = None  # a Recorder; its module imports MLflow, which takes seconds
+
+    def add(self, event: Record) -> None:
+        """Puts an event at the end."""
+        self._events.append(event)
+
+    def drain(self, *, now: bool = False) -> bool:
+        """Delivers what waits.
+
+        Args:
+            now: Try even where a failure was a moment ago.
+
+        Returns:
+            Whether nothing is left.
+        """
+        while self._next < len(self._events):
+            if not now and self._clock() < self._not_before:
+                return False
+            event = self._events[self._next]
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # what MLflow and SQLAlchemy would tell their own developers
+                    recorder = self._connected()
+                    recorder.told_at = event.get("time")
+                    tell(recorder, event)
+            except Exception as error:  # whatever a server, a database or a library does: training goes on
+                if not self._after_failure(event, _line(error)):
+                    return False
+                continue
+            self._down, self._wait_s, self._tries = None, FIRST_WAIT_S, 0
+            self._next += 1
+        return True
+
+    def abandon(self) -> None:
+        """Notes that the run's process is gone; what waits stays in the JSON-lines log."""
+        try:
+            if self._recorder is not None and self._next:
+                self._recorder.abandon()
+        except Exception as error:
+            self._down = _line(error)
+
+    def close(self) -> None:
+        """Lets go of MLflow."""
+        try:
+            if self._recorder is not None:
+                self._recorder.close()
+        except Exception as error:
+            self._down = _line(error)
+
+    def status(self) -> Status:
+        """How far delivery has come."""
+        recorder = self._recorder
+        return Status(
+            told=len(self._events),
+            delivered=self._next - len(self._refused),
+            down=self._down,
+            refused=tuple(self._refused),
+            run_id=recorder.run_id if recorder else None,
+            experiment_id=recorder.experiment_id if recorder else None,
+            model=recorder.model if recorder else None,
+        )
+
+    def _connected(self) -> Any:
+        if self._recorder is None:
+            from lwfed.tracking.mlflow.recorder import Recorder
+
+            self._recorder = Recorder(self._target, live=self._live)
+        return self._recorder
+
+    def _after_failure(self, event: Record, reason: str) -> bool:
+        """Decides what follows a failure.
+
+        Returns:
+            Whether to go on at once.
+        """
+        self._tries += 1
+        if event["event"] != "start" and self._healthy():
+            if self._tries < TRIES:
+                return True
+            self._refused.append(f"{event['event']}: {reason}")
+            self._next += 1
+            self._tries = 0
+            return True
+        self._down = reason
+        self._not_before = self._clock() + self._wait_s
+        self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S)
+        return False
+
+    def _healthy(self) -> bool:
+        try:
+            self._recorder.client.get_run(self._recorder.run_id)
+        except Exception:
+            return False
+        return True
+
+
+def replay_to_mlflow(events: Iterable[Record], *, target: Target) -> Status:
+    """Brings MLflow up to date with a JSON-lines log: what it has already is not logged twice.
+
+    Args:
+        events: What `lwfed.tracking.jsonlines.read_events` gave.
+        target: Where.
+
+    Returns:
+        How far it came; it never raises because MLflow is down.
+    """
+    delivery = Delivery(target, live=False)
+    for event in as_it_ended(events):
+        delivery.add(event)
+    delivery.drain(now=True)
+    delivery.close()
+    return delivery.status()
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:299] + "…"

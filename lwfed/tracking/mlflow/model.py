@@ -1,0 +1,120 @@
+"""Registers a model that holds code, a URI and a digest, and fetches its weights when it is loaded."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import mlflow.pyfunc
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelOutput
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+from lwfed import __version__
+from lwfed.tracking.mlflow.entries import log
+from lwfed.tracking.protocol import Record
+
+LOADER = "lwfed.export.serve:load_predictor"
+"""The function that turns (uri, digest) into a predictor; named in the model, imported when it is loaded."""
+SCRIPT = Path(__file__).with_name("mlflow_model_script.py")
+
+
+def signature_of(kind: str, *, modalities: tuple[str, ...]) -> ModelSignature:
+    """Gives the columns a model takes and gives.
+
+    Args:
+        kind: `contrastive` (embeds; a row may hold any of the modalities) or `supervised` (classifies).
+        modalities: What it takes: `image`, `text`, `audio`.
+
+    Returns:
+        The signature: images and sounds are paths or base64, texts are texts; `batch_size` is a parameter.
+    """
+    params = ParamSchema([ParamSpec("batch_size", DataType.integer, 32)])
+    if kind == "supervised":
+        takes = Schema([ColSpec(DataType.string, modality) for modality in modalities])
+        gives = Schema([ColSpec(DataType.string, "label"), ColSpec(Array(DataType.double), "probabilities")])
+        return ModelSignature(takes, gives, params)
+    takes = Schema([ColSpec(DataType.string, modality, required=False) for modality in modalities])
+    gives = Schema([ColSpec(Array(DataType.float), f"{modality}_embedding", required=False) for modality in modalities])
+    return ModelSignature(takes, gives, params)
+
+
+def register_model(
+    client: MlflowClient,
+    model: Record,
+    *,
+    name: str,
+    run_id: str,
+    experiment_id: str,
+    step: int,
+    tags: Mapping[str, str],
+) -> str:
+    """Logs a model to a run and registers it as a new version.
+
+    Args:
+        client: The client of the tracking store, which is the registry too.
+        model: `uri` of the store, `digest` of the checkpoint, `kind`, `modalities`, `classes`, and optionally `loader`.
+        name: The registered model's name.
+        run_id: The MLflow run it came from.
+        experiment_id: That run's experiment.
+        step: The last global round.
+        tags: Tags of the version.
+
+    Returns:
+        The version.
+    """
+    modalities = tuple(model["modalities"])
+    logged = client.create_logged_model(
+        experiment_id,
+        name=name,
+        source_run_id=run_id,
+        tags=dict(tags),
+        params={"kind": str(model["kind"]), "modalities": ", ".join(modalities)},
+        model_type=str(model["kind"]),
+    )
+    with tempfile.TemporaryDirectory(prefix="lwfed-model-") as scratch:
+        folder = Path(scratch) / "model"
+        _save(model, folder, logged=logged, run_id=run_id)
+        try:
+            client.log_model_artifacts(logged.model_id, str(folder))
+        except Exception:
+            client.delete_logged_model(logged.model_id)  # it is tried again, with a new one
+            raise
+    client.finalize_logged_model(logged.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=step)])
+    try:
+        client.create_registered_model(name, description="Trained by lwfed; fetches its weights when it is loaded.")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    # the files' own address, not models:/<id>, which a sqlite registry looks up in the global tracking store
+    version = client.create_model_version(
+        name, source=logged.artifact_location, run_id=run_id, tags=dict(tags), model_id=logged.model_id
+    )
+    log(client, run_id, tags={"lwfed.model_id": logged.model_id})
+    return str(version.version)
+
+
+def _save(model: Record, folder: Path, *, logged: LoggedModel, run_id: str) -> None:
+    """Writes the model's files: code, and by reference its weights."""
+    uri, digest = str(model["uri"]), str(model["digest"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow asks for an input example, which would load the weights
+        mlflow.pyfunc.save_model(
+            str(folder),
+            python_model=str(SCRIPT),
+            mlflow_model=Model(
+                artifact_path=logged.artifact_location,
+                model_uuid=logged.model_id,
+                model_id=logged.model_id,
+                run_id=run_id,
+            ),
+            signature=signature_of(str(model["kind"]), modalities=tuple(model["modalities"])),
+            pip_requirements=[f"lwfed=={__version__}"],
+            model_config={"uri": uri, "digest": digest, "loader": str(model.get("loader", LOADER))},
+            metadata={"lwfed": {"uri": uri, "digest": digest, "classes": list(model.get("classes") or ())}},
+        )

@@ -1,0 +1,171 @@
+"""Which MLflow run is whose: the run of an experiment and those of its stages are found, adopted or made.
+
+They are told apart by tags alone, so that processes which share nothing but the server find the same runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from lwfed import __version__
+from lwfed.tracking.mlflow.target import Target, artifact_location
+
+MARK = "global_round"
+"""The metric that says which rounds are logged: it is written in the same batch as the round's own."""
+OWNER = "lwfed.owner"
+"""The tag that is set only at a run's creation: a run that has it was made by lwfed and may be ended by it."""
+RUN_ID = "lwfed.run_id"
+ROLE = "lwfed.role"
+"""`run`: a whole experiment; `stage`; `task`: a process that the platform counts; `attempt`: an earlier `stage`."""
+WHOLE = "lwfed.whole"
+"""The MLflow run of the whole experiment, on the runs of its stages and tasks."""
+STAGE = "lwfed.stage"
+ADOPTED = "lwfed.adopted"
+ABOVE = "mlflow.parentRunId"
+PIPELINE_RUN = "kfp.pipeline_run_id"
+PIPELINE_URL = "kfp.pipeline_run_url"
+DEEPEST = 8
+"""Most levels that are climbed from a task's run to the platform's topmost."""
+
+
+def experiment_of(client: MlflowClient, target: Target) -> str:
+    """Finds or makes the experiment that a target names; one that was deleted is restored."""
+    name = target.experiment
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location(target.uri, experiment=name), tags={}))
+        except MlflowException:  # another process was quicker
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
+
+
+def whole_run(client: MlflowClient, target: Target, *, run_id: str, adopted: Run | None, start_ms: int) -> Run:
+    """Finds, adopts or makes the run of a whole experiment.
+
+    Args:
+        client: The client.
+        target: Where.
+        run_id: lwfed's id of the run.
+        adopted: The run that the platform opened for this process.
+        start_ms: When a run that is made began, ms since 1970.
+
+    Returns:
+        What `target.parent_run_id` names; else what a process of the whole experiment adopted; else what has the tag
+        of the run id; else the platform's run above the adopted one; else a new one.
+    """
+    if target.parent_run_id:
+        return client.get_run(target.parent_run_id)
+    if adopted is not None and target.stage is None:
+        return adopted
+    tags = {RUN_ID: run_id, ROLE: "run"}
+    experiment = str(adopted.info.experiment_id) if adopted is not None else experiment_of(client, target)
+    found = find_run(client, [experiment], tags)
+    if found is not None:
+        return found
+    above = None
+    if adopted is not None:
+        above = topmost(client, adopted)
+        if above is not None and above.data.tags.get(RUN_ID) in (None, run_id):
+            return above
+    else:  # where the platform chose the experiment
+        found = find_run(client, [item.experiment_id for item in client.search_experiments()], {**tags, ADOPTED: "yes"})
+        if found is not None:
+            return found
+    nested = {} if above is None else {ABOVE: above.info.run_id}  # beside another experiment of the same pipeline
+    return make_run(client, experiment, {**tags, **nested}, name=run_id, start_ms=start_ms)
+
+
+def stage_run(
+    client: MlflowClient, experiments: Sequence[str], *, whole: str, stage: int, run_id: str, start_ms: int
+) -> Run:
+    """Finds or makes the run of a stage.
+
+    Args:
+        client: The client.
+        experiments: Where to look; a new run is put into the first.
+        whole: The MLflow run of the experiment.
+        stage: s, counted from 1.
+        run_id: lwfed's id of the run.
+        start_ms: When a run that is made began, ms since 1970.
+    """
+    tags = {WHOLE: whole, ROLE: "stage", STAGE: str(stage)}
+    found = find_run(client, experiments, tags)
+    if found is not None:
+        return found
+    made = {**tags, RUN_ID: run_id, ABOVE: whole}
+    return make_run(client, experiments[0], made, name=f"stage {stage}", start_ms=start_ms)
+
+
+def adopt_stage(client: MlflowClient, experiments: Sequence[str], adopted: Run, *, whole: str, stage: int) -> None:
+    """Makes the platform's run that of a stage; an earlier attempt's is one no more."""
+    earlier = find_run(client, experiments, {WHOLE: whole, ROLE: "stage", STAGE: str(stage)})
+    if earlier is not None and earlier.info.run_id != adopted.info.run_id:
+        client.set_tag(earlier.info.run_id, ROLE, "attempt")
+    client.set_tag(adopted.info.run_id, STAGE, str(stage))
+    if ABOVE not in adopted.data.tags:
+        client.set_tag(adopted.info.run_id, ABOVE, whole)
+
+
+def topmost(client: MlflowClient, run: Run) -> Run | None:
+    """Climbs from a task's run to that of the whole pipeline run; None where the platform nested it in nothing."""
+    above = None
+    for _ in range(DEEPEST):
+        parent = (above or run).data.tags.get(ABOVE)
+        if parent is None or (above is not None and PIPELINE_RUN in above.data.tags):
+            break
+        above = client.get_run(parent)
+    return above
+
+
+def find_run(client: MlflowClient, experiments: Sequence[str], tags: Mapping[str, str]) -> Run | None:
+    """Finds the newest run that has all of some tags, whole: with its inputs and all its tags."""
+    asked = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    found = client.search_runs(
+        list(experiments), filter_string=asked, max_results=1, order_by=["attributes.start_time DESC"]
+    )
+    return client.get_run(found[0].info.run_id) if found else None
+
+
+def make_run(client: MlflowClient, experiment: str, tags: Mapping[str, str], *, name: str, start_ms: int) -> Run:
+    """Makes a run that is lwfed's own."""
+    source = {"mlflow.source.name": f"lwfed {__version__}", "mlflow.source.type": "LOCAL", OWNER: "lwfed"}
+    return client.create_run(experiment, start_time=start_ms, tags={**tags, **source}, run_name=name)
+
+
+def running_stages(client: MlflowClient, experiments: Sequence[str], *, whole: str) -> list[str]:
+    """Gives the stages' runs that nobody ended."""
+    asked = f"tags.`{WHOLE}` = '{whole}' and tags.`{ROLE}` = 'stage' and attributes.status = 'RUNNING'"
+    return [run.info.run_id for run in client.search_runs(list(experiments), filter_string=asked)]
+
+
+def logged_rounds(client: MlflowClient, run: Run) -> dict[int, int]:
+    """Gives the global rounds that a run has, each with its date, ms since 1970."""
+    if MARK not in run.data.metrics:
+        return {}
+    return {point.step: point.timestamp for point in client.get_metric_history(run.info.run_id, MARK)}
+
+
+def pipeline_tags(target: Target) -> dict[str, str]:
+    """Names the pipeline run that a run is the work of, as Kubeflow's own plugin does.
+
+    The address is a path where it is not known where people open Kubeflow's pages.
+    """
+    run_id = target.pipeline_run_id
+    if run_id is None:
+        return {}
+    return {PIPELINE_RUN: run_id, PIPELINE_URL: f"{target.pipeline_ui.rstrip('/')}/#/runs/details/{run_id}"}
+
+
+def now_ms() -> int:
+    """Now, ms since 1970."""
+    return int(1000 * time.time())

@@ -1,0 +1,1 @@
+"""The commands for a Kubeflow Pipelines server, and the connection they share."""

@@ -1,0 +1,134 @@
+"""Why a run failed: read from the log of the pod that ended it, since Kubeflow Pipelines do not say."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+
+from lwfed.types.errors import EXIT_CODES, KINDS, LwfedError, error_of, exit_name
+from pipelines.logs.launcher_lines import own_lines
+from pipelines.states.records import Pod, Snapshot, failed_pod
+
+LINE = re.compile(r"\berror: (?P<message>\S.* -> \S.*)$")
+RAISED = re.compile(r"^lwfed\.types\.errors\.(?P<kind>\w+): (?P<message>.+)$")
+PYTHON = re.compile(r"^(?P<kind>(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Exit)): (?P<message>.+)$")
+EXITED = re.compile(r"\bexit (?:status|code):? (?P<code>\d+)")
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+KILLED = {
+    137: "lwfed's process was killed from outside, most likely for want of memory",
+    143: "lwfed's process was ended from outside",
+}
+TAIL = 5
+
+
+def why_failed(run_id: str, snapshot: Snapshot, *, read: Callable[[Pod], str], page: str) -> LwfedError:
+    """Says why a run failed.
+
+    Args:
+        run_id: The run.
+        snapshot: What its tasks did last.
+        read: Reads a pod's log; raises LwfedError where there is none.
+        page: The address of the run's page, for people.
+
+    Returns:
+        The error, with the exit code of what ended the failed pod.
+    """
+    found = failed_pod(snapshot)
+    if found is None:
+        said = f": {snapshot.message}" if snapshot.message else ", and none of its tasks says why"
+        return LwfedError(f"the run {run_id} failed{said}", remedy=f"see {page}")
+    state, pod = found
+    title = pod.name if state is None else f"{state.task.title}, its driver," if pod.is_driver else state.task.title
+    try:
+        log = read(pod)
+    except LwfedError as error:
+        reason = _reason_of_pod(pod)
+        if reason is not None:
+            remedy = f"lwfed retry {run_id[:8]}; see also {page}"
+            return error_of(reason.exit_code, f"{title} failed: {pod.message} -> {remedy}")
+        said = f"{pod.message}; {error.problem}" if pod.message else error.problem
+        return LwfedError(f"{title} failed: {said}", remedy=error.remedy or f"see {page}")
+    reason = reason_of(log) or _reason_of_pod(pod)
+    if reason is None:
+        words = last_words(log if pod.is_driver else "\n".join(own_lines(log.splitlines()))) or pod.message
+        return LwfedError(f"{title} failed: {words[-400:]}", remedy=f"lwfed logs {run_id} shows all of it")
+    remedy = reason.remedy or f"lwfed retry {run_id[:8]} goes on; lwfed logs {run_id[:8]} shows more"
+    return error_of(reason.exit_code, f"{title} failed: {reason.problem} -> {remedy}")
+
+
+def reason_of(log: str) -> LwfedError | None:
+    """Finds the error that ended a process, in its log.
+
+    Args:
+        log: What the process wrote.
+
+    Returns:
+        The error, with the exit code it stands for: of the last line that names one of ours, as JSON, as a line of the
+        command line or of a traceback; else of any other exception or exit status; None where nothing of that is there.
+    """
+    lines = [COLOURS.sub("", line).strip() for line in log.splitlines()]
+    code = _exit_code(lines)
+    other: LwfedError | None = None
+    for line in reversed(lines):
+        found = _event(line) or _raised(line)
+        if found is not None:
+            return found
+        told = LINE.search(line)
+        if told is not None:
+            return error_of(_code_of_line(lines, told["message"]) or code or 1, told["message"])
+        python = PYTHON.match(line)
+        if python is not None and other is None:
+            other = error_of(code if code in EXIT_CODES else 1, f"{python['kind']}: {python['message']}")
+    if other is None and code in KILLED:
+        other = error_of(18 if code == 137 else 1, f"{KILLED[code]} (exit code {code})")
+    if other is None and code:
+        other = error_of(code, f"its process ended with {exit_name(code)}")
+    return other
+
+
+def last_words(log: str) -> str:
+    """Returns the end of a log on one line, for one that names no error."""
+    lines = [COLOURS.sub("", line).strip() for line in log.splitlines() if line.strip()]
+    return " | ".join(lines[-TAIL:])
+
+
+def _reason_of_pod(pod: Pod) -> LwfedError | None:
+    """Reads what the cluster says of a pod that failed; None where that is only that Python ended with an error."""
+    code = _exit_code([pod.message])
+    return None if code in (None, 1) else reason_of(pod.message)
+
+
+def _event(line: str) -> LwfedError | None:
+    """Reads the JSON that a pod's step writes when it fails."""
+    start = line.find('{"event": "failed"')
+    if start < 0:
+        return None
+    try:
+        values = json.loads(line[start:])["values"]
+        return error_of(int(values["exit_code"]), str(values["message"]))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _raised(line: str) -> LwfedError | None:
+    told = RAISED.match(line)
+    if told is None:
+        return None
+    kind = next((kind for kind in KINDS if kind.__name__ == told["kind"]), LwfedError)
+    return error_of(kind.exit_code, told["message"])
+
+
+def _code_of_line(lines: Iterable[str], message: str) -> int | None:
+    """Finds the exit code of a message where the log says it elsewhere, with its kind."""
+    return next((found.exit_code for found in map(_any, lines) if found is not None and str(found) == message), None)
+
+
+def _any(line: str) -> LwfedError | None:
+    return _event(line) or _raised(line)
+
+
+def _exit_code(lines: Iterable[str]) -> int | None:
+    codes = [int(match["code"]) for line in lines for match in EXITED.finditer(line)]
+    ours = [code for code in codes if code]
+    return ours[-1] if ours else None

@@ -1,0 +1,201 @@
+"""The log of a task's pod: kept by Kubeflow Pipelines once the pod has ended, and in the cluster alone while it runs.
+
+Seen on Kubeflow Pipelines 2.17.0 for one user: asked by its node, the API returns the archived log of an ended pod; of
+a running one it returns status 200 and an error as JSON, since it looks for the pod in no namespace. By its sources,
+where it serves many users it can read a running pod's log, asked by the pod's name, and so can the server of its web
+pages; neither was seen.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+from urllib.parse import quote, urlencode
+
+from lwfed.types.errors import LwfedError, NotFoundError, UnreachableError
+from pipelines.client.errors import RefusedError
+from pipelines.client.kubeflow import Kfp
+from pipelines.states.records import Pod
+
+if TYPE_CHECKING:
+    from lwfed.launch.kubernetes.api import Cluster
+
+CONTAINER = "main"
+PATIENCE_S = 300.0
+"""Seconds for which a server may be away while a log is followed."""
+ERROR_KEYS = {"error_message", "error_details"}
+
+
+class PodLogs:
+    """Reads the logs of a run's pods; opens a connection to the cluster when one is first needed, and closes it.
+
+    Args:
+        kfp: The server.
+        run_id: The run.
+        namespace: Where its pods are.
+    """
+
+    def __init__(self, kfp: Kfp, run_id: str, *, namespace: str) -> None:
+        self._kfp = kfp
+        self._run_id = run_id
+        self._namespace = namespace
+        self._cluster: Cluster | None = None
+        self._no_cluster: LwfedError | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._cluster is not None:
+            self._cluster.close()
+
+    def read(self, pod: Pod) -> str:
+        """Reads all that a pod has written so far.
+
+        Raises:
+            NotFoundError: There is no log of it, or none within reach.
+            UnreachableError: The server does not answer.
+        """
+        archive, live = self._archive_paths(pod), self._live_paths(pod)
+        ended = pod.state in ("SUCCEEDED", "FAILED")
+        found = self._from_api(archive, pod) if ended else self._from_api(live[:1], pod)
+        if found is None:
+            found = self._from_cluster(pod)
+        if found is None:
+            found = self._from_api(live if ended else [*live[1:], *archive], pod)
+        if found is None:
+            raise self._missing(pod)
+        return found
+
+    def follow(self, pod: Pod, *, runs: Callable[[], bool], poll_s: float) -> Iterator[str]:
+        """Yields the lines of a pod as it writes them.
+
+        Args:
+            pod: The pod.
+            runs: Whether it still runs; asked before each look, and when a stream has ended.
+            poll_s: Seconds between two looks.
+
+        Raises:
+            NotFoundError: There is no log of it within reach.
+            UnreachableError: The server does not answer.
+        """
+        shown = 0
+        answered = time.monotonic()
+        while True:
+            goes_on = runs()
+            try:
+                for line in itertools.islice(self._lines(pod, follow=goes_on), shown, None):
+                    shown += 1
+                    answered = time.monotonic()
+                    yield line
+            except UnreachableError:
+                if time.monotonic() - answered > PATIENCE_S:
+                    raise
+            if not goes_on:
+                return
+            time.sleep(poll_s)
+
+    def _lines(self, pod: Pod, *, follow: bool) -> Iterator[str]:
+        """Yields a pod's lines from its first: as they come where the cluster streams them, else the whole ones."""
+        cluster = self._reach() if follow else None
+        if cluster is not None:
+            streamed = False
+            try:
+                for line in cluster.log_lines(pod.name, container=CONTAINER, follow="true"):
+                    streamed = True
+                    yield line
+                return
+            except LwfedError as error:
+                self._note_denial(error)
+                broke = isinstance(error, UnreachableError) and self._cluster is not None
+                if broke or streamed:
+                    raise  # what follows is asked for again
+        *lines, rest = self.read(pod).split("\n")
+        yield from lines if follow or not rest else [*lines, rest]  # the last line may still be half written
+
+    def _archive_paths(self, pod: Pod) -> list[str]:
+        nodes = f"runs/{self._run_id}/nodes/{quote(pod.node)}"
+        return [f"/apis/v1alpha1/{nodes}/log", f"/apis/v2beta1/{nodes}/artifacts/main-logs:read"]
+
+    def _live_paths(self, pod: Pod) -> list[str]:
+        """Returns the API's path to a pod that is there, by its name, and that of the web pages' server."""
+        query = {"podname": pod.name, "runid": self._run_id, "podnamespace": self._namespace}
+        return [f"/apis/v1alpha1/runs/{self._run_id}/nodes/{quote(pod.name)}/log", f"/k8s/pod/logs?{urlencode(query)}"]
+
+    def _from_api(self, paths: list[str], pod: Pod) -> str | None:
+        for path in paths:
+            try:
+                text = unwrapped(b"".join(self._kfp.read(path, about=f"the log of {pod.name}")))
+            except (RefusedError, NotFoundError):
+                continue
+            if text:
+                return text
+        return None
+
+    def _from_cluster(self, pod: Pod) -> str | None:
+        cluster = self._reach()
+        if cluster is None:
+            return None
+        try:
+            return "".join(f"{line}\n" for line in cluster.log_lines(pod.name, container=CONTAINER)) or None
+        except LwfedError as error:
+            self._note_denial(error)
+            return None
+
+    def _note_denial(self, error: LwfedError) -> None:
+        """Does without a cluster that does not let us read: to ask again cannot help."""
+        from lwfed.launch.kubernetes.api import DeniedError
+
+        if isinstance(error, DeniedError) and self._cluster is not None:
+            self._cluster.close()
+            self._cluster, self._no_cluster = None, error
+
+    def _reach(self) -> Cluster | None:
+        if self._cluster is None and self._no_cluster is None:
+            from lwfed.launch.kubernetes.api import connect  # loads the Kubernetes client
+
+            try:
+                self._cluster = connect(self._namespace)
+            except LwfedError as error:
+                self._no_cluster = error
+        return self._cluster
+
+    def _missing(self, pod: Pod) -> NotFoundError:
+        where = f"kubectl -n {self._namespace} logs {pod.name}"
+        if self._cluster is None and self._no_cluster is not None:
+            return NotFoundError(
+                f"Kubeflow Pipelines have no log of {pod.name}, and the cluster is out of reach: "
+                f"{self._no_cluster.problem}",
+                remedy=f"set KUBECONFIG to one that may read logs; or where it works: {where}",
+            )
+        return NotFoundError(f"there is no log of {pod.name}", remedy=f"its container may never have started: {where}")
+
+
+def unwrapped(content: bytes) -> str:
+    """Takes a log out of an answer of the API.
+
+    Args:
+        content: The answer: text; or JSON with the text in base64, as artifacts come; or an error as JSON, which comes
+            with status 200.
+
+    Returns:
+        The log; empty where the answer holds none.
+    """
+    if content.startswith(b"{"):
+        try:
+            values = json.loads(content)
+        except ValueError:
+            values = None
+        if isinstance(values, dict) and set(values) == {"data"}:
+            content = base64.b64decode(values["data"] or "")
+        elif isinstance(values, dict) and values and set(values) <= ERROR_KEYS:
+            return ""
+    text = content.decode("utf-8", "replace")
+    return text if text.strip() else ""

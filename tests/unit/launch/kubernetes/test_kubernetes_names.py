@@ -1,0 +1,170 @@
+"""Equal work has equal names, all of it fits Kubernetes, and what is done is known."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lwfed.cli.step import STEPS
+from lwfed.launch.kubernetes.names import (
+    INDEX_LABEL,
+    JOB_LABEL,
+    MAX_NAME,
+    SERVER,
+    SHORT,
+    call_labels,
+    clients_of,
+    committed,
+    covers,
+    job_name,
+    label_value,
+    run_selector,
+    selector,
+    task_list,
+)
+from lwfed.run.tasks import ClientTask, InspectTask, PrepareTask, RoundTask, RunTask
+from lwfed.spec.kubernetes import PoolSpec
+from lwfed.store import paths
+from lwfed.store.local import LocalStore
+
+KEY = "1a2b3c4d" * 8
+DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?")
+LONGEST_POOL = "p" * 20
+RUN_IDS = ("r", "coco-20260101-1a2b3c", "Run 7/ä", "-x-", "é", "a" * 64, "a" * 63 + "-", "x_y.z")
+
+
+def client_task(client: str = "client-000", **values: Any) -> ClientTask:
+    return ClientTask(
+        **{"store": "s3://b/p", "run_id": "r", "stage_key": KEY, "server_round": 7, "client": client} | values
+    )
+
+
+def round_task(**values: Any) -> RoundTask:
+    return RoundTask(**{"store": "s3://b/p", "run_id": "r", "stage_key": KEY, "server_round": 7} | values)
+
+
+def listed(*tasks: Any, step: str = "train-client", heartbeat_s: float = 15) -> dict[str, Any]:
+    return task_list(step, tasks, run_id="r", heartbeat_s=heartbeat_s, heartbeat_timeout_s=120)
+
+
+def test_names_say_what_they_are_of() -> None:
+    name = job_name("train-client", client_task(), run_id="r", pool="clients", attempt=1)
+    assert name == "lwfed-1a2b3c4d-r007-train-clients-a1"
+    assert re.fullmatch(
+        r"lwfed-[0-9a-f]{8}-prepare-server-a2",
+        job_name("prepare", RunTask(store="s", run_id="r"), run_id="r", pool="server", attempt=2),
+    )
+
+
+def test_every_step_that_a_pod_runs_has_a_short_name() -> None:
+    assert set(SHORT) == set(STEPS) - {"train-stage"}, "the stage's own step is a pipeline's task, not a Job's"
+
+
+@pytest.mark.parametrize("step", sorted(SHORT))
+def test_the_longest_name_fits_a_label_with_the_index_of_its_last_pod(step: str) -> None:
+    PoolSpec(name=LONGEST_POOL)
+    with pytest.raises(ValueError, match="name"):
+        PoolSpec(name=LONGEST_POOL + "p")
+    name = job_name(step, client_task(server_round=9999), run_id="r", pool=LONGEST_POOL, attempt=99)
+    assert len(name) <= MAX_NAME
+    assert DNS_LABEL.fullmatch(name) and len(f"{name}-99999") <= 63
+
+
+def test_equal_work_has_one_name_and_other_work_another() -> None:
+    def name(step: str = "train-client", *, pool: str = "clients", attempt: int = 1, **values: Any) -> str:
+        return job_name(step, client_task(**values), run_id="r", pool=pool, attempt=attempt)
+
+    assert name() == name(client="client-001"), "a pool's clients have one Job"
+    others = [
+        name("evaluate-client"), name(pool="silo"), name(attempt=2), name(server_round=8), name(stage_key="0" * 64),
+    ]  # fmt: skip
+    assert len({name(), *others}) == 6
+    of_run = {
+        job_name("prepare", RunTask(store="s", run_id=run), run_id=run, pool="server", attempt=1) for run in RUN_IDS
+    }
+    assert len(of_run) == len(RUN_IDS)
+
+
+@pytest.mark.parametrize("text", RUN_IDS)
+def test_any_text_becomes_a_label_that_is_its_own(text: str) -> None:
+    value = label_value(text)
+    assert value and len(value) <= 63 and LABEL_VALUE.fullmatch(value)
+    assert label_value(value) == value
+    assert len({label_value(other) for other in (*RUN_IDS, f"{text} ")}) == len(RUN_IDS) + 1
+
+
+def test_what_fits_is_its_own_label() -> None:
+    for text in ("coco-20260101-1a2b3c", "x_y.Z", "a" * 63):
+        assert label_value(text) == text
+
+
+def test_labels_select_a_call_among_all_others_and_a_run_among_all_runs() -> None:
+    calls = [
+        call_labels("train-client", client_task(), run_id="r"),
+        call_labels("train-client", client_task(server_round=8), run_id="r"),
+        call_labels("train-client", client_task(stage_key="0" * 64), run_id="r"),
+        call_labels("evaluate-client", client_task(), run_id="r"),
+        call_labels("train-client", client_task(), run_id="another"),
+        call_labels("prepare", RunTask(store="s", run_id="r"), run_id="r"),
+    ]
+    wanted = [set(selector(labels).split(",")) for labels in calls]
+    for labels, found in zip(calls, wanted, strict=True):
+        assert all(LABEL_VALUE.fullmatch(value) and len(value) <= 63 for value in labels.values())
+        assert {INDEX_LABEL, JOB_LABEL}.isdisjoint(labels), "the cluster's own"
+        assert [other for other in wanted if found <= other] == [found]
+    of_run = set(run_selector("r").split(","))
+    assert [of_run <= found for found in wanted] == [True, True, True, True, False, True]
+
+
+def test_a_list_covers_what_it_does_and_does_alike() -> None:
+    both = listed(client_task("client-000"), client_task("client-001"))
+    assert clients_of(both) == ("client-000", "client-001")
+    assert covers(both, both) and covers(both, listed(client_task("client-001")))
+    assert covers(both, listed(client_task("client-001"), client_task("client-000"))), "whatever their order"
+    assert not covers(listed(client_task("client-001")), both)
+    others = [
+        listed(client_task("client-002")), listed(client_task(server_round=8)), listed(client_task(run_id="another")),
+        listed(client_task(store="s3://b/q")), listed(client_task(), step="evaluate-client"),
+        listed(client_task(), heartbeat_s=1),
+    ]  # fmt: skip
+    assert not any(covers(both, other) for other in others)
+
+
+def test_the_servers_pod_has_a_name_among_clients() -> None:
+    alone = listed(round_task(), step="aggregate-round")
+    assert clients_of(alone) == (SERVER,)
+    assert covers(alone, alone) and not covers(alone, listed(round_task(server_round=8), step="aggregate-round"))
+
+
+@pytest.mark.parametrize(
+    ("step", "task", "key"),
+    [
+        ("train-client", client_task(), paths.update(KEY, 7, "client-000")),
+        ("evaluate-client", client_task(), paths.client_evaluation(KEY, 7, "client-000")),
+        ("aggregate-round", round_task(), paths.round_checkpoint(KEY, 7)),
+        ("evaluate-round", round_task(), paths.round_metrics(KEY, 7)),
+    ],
+)
+def test_a_task_is_done_when_its_own_result_is_in_the_store(tmp_path: Path, step: str, task: Any, key: str) -> None:
+    store = LocalStore(tmp_path)
+    assert not committed(store, step, task)
+    later = task.model_copy(update={"server_round": 8})
+    for other in (paths.update(KEY, 7, "client-001"), paths.round_task(KEY, 7), paths.accepted(KEY, 7)):
+        store.write_ref(other, {})
+    assert not committed(store, step, task)
+    store.write_ref(key, {})
+    assert committed(store, step, task) and not committed(store, step, later)
+
+
+def test_looks_at_data_and_steps_of_a_run_are_never_taken_for_done(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    store.write_ref(paths.client_data("r", "client-000"), {})
+    store.write_ref(paths.run("r"), {})
+    inspect = InspectTask(store="s", run_id="r", client="client-000", spec={})
+    prepare = PrepareTask(store="s", run_id="r", spec={})
+    assert not committed(store, "inspect-client", inspect)
+    assert not any(committed(store, step, prepare) for step in ("prepare", "finish"))

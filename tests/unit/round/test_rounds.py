@@ -1,0 +1,159 @@
+"""Laws of a round: the quorum, who takes part, and what happens to those who fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lwfed.launch.in_process import InProcess
+from lwfed.round.workbench import Workbench
+from lwfed.run import runs
+from lwfed.run.launcher import Emit, Outcome
+from lwfed.run.runs import Options
+from lwfed.run.tasks import ClientTask
+from lwfed.store import paths
+from lwfed.store.local import LocalStore
+from lwfed.types.errors import CheckpointError, QuorumError
+from tests.tiny import Finished, run_tiny
+
+THREE = ("federation.num_clients=3", "stages.rounds=[1,1]")
+RUN = Options(run_id="r")
+
+
+class Without(InProcess):
+    """The launcher of this process, from which some clients cannot be reached."""
+
+    def __init__(self, bench: Workbench, absent: Collection[str]) -> None:
+        super().__init__(bench)
+        self._absent = absent
+
+    def clients(self, step: str, tasks: Sequence[ClientTask], *, deadline_s: float, emit: Emit) -> Iterator[Outcome]:
+        for task in tasks:
+            if task.client in self._absent:
+                yield Outcome(task.client, 137, "killed by signal 9: out of memory")
+        there = [task for task in tasks if task.client not in self._absent]
+        yield from super().clients(step, there, deadline_s=deadline_s, emit=emit)
+
+
+def without(*absent: str) -> Callable[[Workbench], Without]:
+    return lambda bench: Without(bench, absent)
+
+
+@pytest.fixture(scope="module")
+def partial(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A run of three clients of which one never answers."""
+    return run_tiny(tmp_path_factory.mktemp("partial"), *THREE, launcher=without("client-001"))
+
+
+def test_a_round_with_a_quorum_goes_on_and_says_who_failed(partial: Finished) -> None:
+    for record in partial.told("round"):
+        assert record["cohort"] == ["client-000", "client-001", "client-002"]
+        assert set(record["clients"]) == {"client-000", "client-002"}
+        assert record["failed"] == {"client-001": "killed by signal 9: out of memory"}
+    failed = [v for v in partial.told("client_done") if v["failed"]]
+    assert {v["client"] for v in failed} == {"client-001"} and all(v["metrics"] is None for v in failed)
+
+
+def test_equal_sets_of_accepted_updates_end_in_the_same_digest(partial: Finished, tmp_path: Path) -> None:
+    again = run_tiny(tmp_path / "a", *THREE, launcher=without("client-001"))
+    assert again.digest == partial.digest
+    other = run_tiny(tmp_path / "b", *THREE, launcher=without("client-002"))
+    assert other.digest != partial.digest
+
+
+def test_a_round_below_quorum_fails_by_name_and_goes_on_once_mended(tmp_path: Path) -> None:
+    with pytest.raises(QuorumError) as caught:
+        run_tiny(tmp_path, *THREE, options=RUN, launcher=without("client-000", "client-002"))
+    message = str(caught.value)
+    assert "round 1 of stage 1 has 1 of 3 updates and needs 2" in message
+    assert "(client-000, client-002: killed by signal 9" in message and "--run-id" in message
+    store = LocalStore(tmp_path)
+    key = runs.stage_key_of(runs.read_run(store, "r"), 1)
+    assert key is not None
+    assert not store.has(paths.round_checkpoint(key, 1)), "old weights are never kept in silence"
+    assert not store.has(paths.accepted(key, 1))
+    done = run_tiny(tmp_path, *THREE, options=RUN)
+    assert [v["client"] for v in done.told("client_done") if v["stage"] == 1] == ["client-000", "client-002"]
+    assert done.digest == run_tiny(tmp_path / "whole", *THREE).digest
+
+
+def test_a_deadline_that_passes_is_a_reason(tmp_path: Path) -> None:
+    with pytest.raises(QuorumError, match=r"client-000, client-001: not started before the deadline of 1e-09 s"):
+        run_tiny(tmp_path, "federation.round_timeout_s=1e-9")
+
+
+def test_diverging_clients_are_named_and_their_errors_told(tmp_path: Path) -> None:
+    with pytest.raises(QuorumError, match=r"client-000: .*(loss is (nan|inf)|not finite after training)"):
+        run_tiny(tmp_path, "training.learning_rate=1e30", "training.local_epochs=3")
+
+
+def test_a_damaged_store_ends_the_stage_whatever_the_quorum(tmp_path: Path) -> None:
+    """It is not the client's fault, and the next would meet it too."""
+
+    def damage(kind: str, values: dict[str, object]) -> None:
+        if kind == "round_started":
+            for path in (tmp_path / "blocks" / "sha256").iterdir():
+                path.write_bytes(b"")
+
+    with pytest.raises(CheckpointError, match="corrupted"):
+        run_tiny(tmp_path, "federation.min_fit_clients=1", emit=damage)
+
+
+def test_only_the_sampled_clients_train(tmp_path: Path) -> None:
+    done = run_tiny(
+        tmp_path, "federation={num_clients: 4, fraction_fit: 0.5}", "stages.rounds=[4,0]", "training.local_steps=1"
+    )  # fmt: skip
+    cohorts = [tuple(record["cohort"]) for record in done.told("round")]
+    assert all(len(cohort) == 2 for cohort in cohorts) and len(set(cohorts)) > 1
+    for record in done.told("round"):
+        assert list(record["clients"]) == record["cohort"]
+        trained = [v["client"] for v in done.told("client_done") if v["round"] == record["round"]]
+        assert sorted(trained) == record["cohort"]
+
+
+def test_records_say_what_happened(finished: Finished) -> None:
+    for record in finished.told("round"):
+        clients = record["clients"].values()
+        loss = sum(m["num_examples"] * m["loss"] for m in clients) / sum(m["num_examples"] for m in clients)
+        assert record["metrics"]["train/loss"] == pytest.approx(loss)
+        assert set(record["wall_s"]) >= {"round", "train", "aggregate", "evaluate"}
+        assert record["wall_s"]["round"] >= record["wall_s"]["train"] > 0
+        assert record["failed"] == {}
+    for number, stage in enumerate(finished.told("stage"), start=1):
+        assert stage["digest"] == finished.checkpoint(number).digest
+        assert stage["input_digest"] == ("" if number == 1 else finished.checkpoint(number - 1).digest)
+        assert stage["ledger"]["predicted"]["stage"] == number and not stage["reused"]
+    summary = finished.summary
+    assert summary["status"] == "finished" and summary["digest"] == finished.checkpoint(2).digest
+    assert summary == finished.store.read_ref(paths.summary(finished.run["run_id"]))
+    assert summary["metrics"] == finished.told("round")[-1]["metrics"]
+    sent = sum(m["bytes_up"] for r in finished.told("round") for m in r["clients"].values()) / 2
+    assert summary["ledger"]["measured"]["bytes_up"] == pytest.approx(sent), "of one client over all rounds"
+
+
+def test_updates_are_dropped_once_they_are_aggregated(finished: Finished) -> None:
+    left = [key for key in finished.store.list("stages/") if "/updates/" in key]
+    assert left and not [key for key in left if key.endswith(".safetensors")]
+    assert len([key for key in left if key.endswith("update.json")]) == 8, "who took part stays written down"
+
+
+def test_a_clients_cache_is_gone_when_the_run_is_over(finished: Finished) -> None:
+    assert not (Path(finished.store.uri) / "cache" / finished.run["run_id"]).exists()
+
+
+def test_while_it_runs_a_clients_cache_holds_the_frozen_blocks_and_nothing_else(tmp_path: Path) -> None:
+    held: list[set[str]] = []
+
+    def look(kind: str, values: dict[str, Any]) -> None:
+        if kind == "client_done" and values["stage"] == 2:
+            (folder,) = (tmp_path / "cache").glob(f"*/{values['client']}/0")
+            held.append({path.name for path in folder.iterdir()})
+            (folder / "left-by-a-kill.4711").write_bytes(b"x")
+
+    done = run_tiny(tmp_path, "levers.prefix_cache=never", emit=look)
+    start = done.checkpoint(2, 0)
+    frozen = {f"{start.blocks[unit].digest}.safetensors" for unit in done.plans[1].frozen}
+    assert len(held) == 4 and all(names == frozen for names in held)
