@@ -1,0 +1,25 @@
+"""The catalog: what a spec may choose by name, each choice described in a file of its own that needs no torch.
+
+A folder is a kind of choice, and a file in it a choice, found by its name: nothing lists them. The code that does the
+work lies under the same name in `lwfed.models`, `lwfed.data` or `lwfed.federated`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pkgutil import iter_modules
+from types import ModuleType
+
+
+def names(kind: str) -> tuple[str, ...]:
+    """Returns the names of a kind's choices, sorted.
+
+    Args:
+        kind: A folder of the catalog, such as `aggregators`.
+    """
+    return tuple(sorted(found.name for found in iter_modules(import_module(f"lwfed.catalog.{kind}").__path__)))
+
+
+def describe(kind: str, name: str) -> ModuleType:
+    """Returns the module that describes a choice; `name` must be one of `names(kind)`."""
+    return import_module(f"lwfed.catalog.{kind}.{name}")

@@ -1,0 +1,1 @@
+"""Aggregators that may wrap the weighted mean."""
