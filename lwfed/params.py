@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Collection, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from lwfed.types.canonical import canonical
 from lwfed.types.tensors import TensorSpec, unit_of
+
+T = TypeVar("T")
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -43,9 +46,9 @@ def select(a: Mapping[str, Tensor], *, units: Collection[str]) -> dict[str, Tens
     return {name: tensor for name, tensor in a.items() if unit_of(name) in units}
 
 
-def by_unit(a: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Groups tensors by their unit."""
-    units: dict[str, dict[str, Tensor]] = {}
+def by_unit(a: Mapping[str, T]) -> dict[str, dict[str, T]]:
+    """Groups tensors, or what is known of them, by their unit."""
+    units: dict[str, dict[str, T]] = {}
     for name in sorted(a):
         units.setdefault(unit_of(name), {})[name] = a[name]
     return units

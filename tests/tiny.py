@@ -139,12 +139,12 @@ def run_tiny(
     *overrides: str,
     options: Options | None = None,
     emit: Emit | None = None,
-    launcher: Callable[[Workbench], Launcher] = InProcess,
-    bench: Workbench | None = None,
+    launcher: Callable[[Store], Launcher] = InProcess,
+    store: Store | None = None,
 ) -> Finished:
     """Runs the tiny experiment to its end, or until `emit` raises."""
-    bench = bench or Workbench(LocalStore(root))
-    run = prepared(tiny_spec(root, *overrides), store=bench.store, options=options)
+    store = store or LocalStore(root)
+    run = prepared(tiny_spec(root, *overrides), store=store, options=options)
     events: list[Event] = []
 
     def note(kind: str, values: dict[str, Any]) -> None:
@@ -152,9 +152,9 @@ def run_tiny(
         if emit is not None:
             emit(kind, values)
 
-    with closing(launcher(bench)) as where:
-        summary = run_stages(run, launcher=where, store=bench.store, emit=note, cache=Path(root) / "cache")
-    return Finished(run=run, summary=summary, bench=bench, events=events)
+    with closing(launcher(store)) as where:
+        summary = run_stages(run, launcher=where, store=store, emit=note, cache=Path(root) / "cache")
+    return Finished(run=run, summary=summary, bench=Workbench(store), events=events)
 
 
 class Stopped(BaseException):
@@ -173,7 +173,7 @@ def begun(
 
     run = prepared(tiny_spec(root, *overrides), store=bench.store)
     with suppress(Stopped):
-        run_stages(run, launcher=InProcess(bench), store=bench.store, emit=stop, cache=None)
+        run_stages(run, launcher=InProcess(bench.store), store=bench.store, emit=stop, cache=None)
     key = runs.stage_key_of(runs.read_run(bench.store, run["run_id"]), number)
     assert key is not None
     return bench, bench.stage(key), Place(device="cpu")
@@ -196,7 +196,7 @@ def round_task(bench: Workbench, stage: Stage, *, server_round: int = 1) -> Roun
 
 
 def accept(bench: Workbench, stage: Stage, clients: Sequence[str], *, server_round: int = 1) -> dict[str, Any]:
-    """Has clients train and commits their updates as those that count; gives the updates."""
+    """Has clients train and commits their updates as those that count; returns the updates."""
     updates = {
         client: train_client(client_task(bench, stage, client, server_round=server_round), bench=bench)
         for client in clients

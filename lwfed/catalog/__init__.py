@@ -9,6 +9,9 @@ from __future__ import annotations
 from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
+from typing import Annotated, Any, Union
+
+from pydantic import Field
 
 
 def names(kind: str) -> tuple[str, ...]:
@@ -23,3 +26,9 @@ def names(kind: str) -> tuple[str, ...]:
 def describe(kind: str, name: str) -> ModuleType:
     """Returns the module that describes a choice; `name` must be one of `names(kind)`."""
     return import_module(f"lwfed.catalog.{kind}.{name}")
+
+
+def settings_of(kind: str) -> Any:
+    """Returns the type of the settings of any of a kind's choices, which tell themselves apart by their key `kind`."""
+    types = tuple(describe(kind, name).Settings for name in names(kind))
+    return types[0] if len(types) == 1 else Annotated[Union[types], Field(discriminator="kind")]  # noqa: UP007

@@ -2,12 +2,13 @@
 
 Error feedback on both ways (Seide et al. 2014; Karimireddy et al. 2019, arXiv 1901.09847, Algorithm 1, with the update
 in place of the gradient; both ways at once: Tang et al. 2019, arXiv 1905.05957, Algorithm 1). Parameters are sent as
-changes; buffers and integers as their values.
+changes; buffers and integers as their values. fp32 is the identity: everything is sent as its value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -29,14 +30,14 @@ def upload(
     codec: Codec,
     seed: str,
 ) -> tuple[Tensors, Tensors]:
-    """Gives what a client sends and what it keeps back.
+    """Returns what a client sends and what it keeps back.
 
     Args:
         trained: theta_n after training.
         start: theta that the round started from, of the same names or more.
         kept: What it kept back last time; a name that is missing counts as zero.
         specs: Name -> type and shape.
-        codec: `bf16` or `int8`.
+        codec: How changes are sent; fp32 is the identity: values travel, and nothing is kept back.
         seed: Of the rounding.
 
     Returns:
@@ -60,59 +61,104 @@ def upload(
     return sent, left
 
 
-def publish(
-    name: str, target: Tensor, *, before: Tensor, kept: Tensor | None, codec: Codec, seed: str
-) -> tuple[Tensors, Tensor, Tensor]:
-    """Gives the server's change of one parameter, and the global model that all decode from it.
+def received(name: str, sent: Mapping[str, Tensor], *, spec: TensorSpec, codec: Codec) -> Tensor:
+    """Returns what arrives of a tensor: its value, or the change that an encoding decodes to.
 
     Args:
-        name: The parameter.
-        target: What the round's aggregation made of it.
-        before: The global model of the round before.
-        kept: What was rounded off so far; None for nothing.
-        codec: `bf16` or `int8`.
-        seed: Of the rounding.
+        name: The tensor.
+        sent: What travelled, among others.
+        spec: Its type and shape before it was sent.
+        codec: How it was sent; fp32 is the identity.
+    """
+    return decode(name, sent) if is_encoded(spec, codec) else sent[name]
 
-    Returns:
-        The tensors published; the new global value, `add_change(before, ...)` of them; what is rounded off now.
+
+@dataclass(frozen=True)
+class Published:
+    """What the server sends of one tensor.
+
+    Attributes:
+        sent: The tensors that travel.
+        value: The global model's tensor that every client makes of them.
+        left: What was rounded off so far, in fp32, to be added next time; None where nothing is encoded.
+    """
+
+    sent: Tensors
+    value: Tensor
+    left: Tensor | None
+
+
+def publish(
+    name: str,
+    target: Tensor,
+    *,
+    start: Callable[[str], Tensor],
+    kept: Tensor | None,
+    spec: TensorSpec,
+    codec: Codec,
+    seed: str,
+) -> Published:
+    """Encodes the server's change of one tensor.
+
+    Args:
+        name: The tensor.
+        target: What the round's aggregation made of it.
+        start: Name -> the global model's tensor of the round before.
+        kept: What was rounded off so far; None for nothing.
+        spec: The tensor's type and shape.
+        codec: How it is sent; fp32 is the identity.
+        seed: Of the rounding.
 
     Raises:
         DivergedError: The change is NaN or infinite.
     """
-    aim = target.double()
+    if not is_encoded(spec, codec):
+        return Published(sent={name: target}, value=target, left=None)
+    before, aim = start(name), target.double()
     if kept is not None:
         aim = aim + kept
     parts = encode(name, (aim - before).float(), codec=codec, generator=generator_of(derive(seed, name)))
     value = before + decode(name, parts)
-    return parts, value, (aim - value).float()
+    return Published(sent=parts, value=value, left=(aim - value).float())
 
 
 def add_changes(
     before: Mapping[str, Tensor], sent: Mapping[str, Tensor], *, specs: Mapping[str, TensorSpec], codec: Codec
 ) -> Tensors:
-    """Gives the global model that a published change makes of the one before it: the same bits wherever it is done.
+    """Returns the global model that a published change makes of the one before it: the same bits wherever it is done.
 
     Args:
         before: The global model of the round before, on the CPU.
         sent: What was published.
         specs: Name -> type and shape of the model's tensors.
-        codec: `bf16` or `int8`.
+        codec: How it was published.
     """
-    return {
-        name: before[name] + decode(name, sent) if is_encoded(spec, codec) else sent[name]
-        for name, spec in specs.items()
-    }
+    tensors = {name: received(name, sent, spec=spec, codec=codec) for name, spec in specs.items()}
+    return {name: before[name] + t if is_encoded(specs[name], codec) else t for name, t in tensors.items()}
 
 
-def check_specs(client: str, *, found: Mapping[str, TensorSpec], specs: Mapping[str, TensorSpec], codec: Codec) -> None:
-    """Refuses an update in which a tensor has another type or shape than the plan's exchange.
+def check_update(
+    client: str, *, found: Mapping[str, TensorSpec], specs: Mapping[str, TensorSpec], codec: Codec
+) -> None:
+    """Refuses an update that does not hold exactly the tensors of the plan, of the types and shapes of its exchange.
+
+    Args:
+        client: Whose it is.
+        found: What it holds.
+        specs: What was to be trained.
+        codec: How it was to be sent.
 
     Raises:
-        CheckpointError: One differs.
+        CheckpointError: A tensor is missing, is not expected, or is of another type or shape.
     """
-    for name, spec in encoded_specs(specs, codec).items():
-        if found.get(name) != spec:
-            raise CheckpointError(
-                f"the update of {client} has {name} as {found.get(name)}, not {spec}",
-                remedy="run the same lwfed version on all clients",
-            )
+    expected = encoded_specs(specs, codec)
+    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    odd = next((name for name, spec in expected.items() if found.get(name) != spec), None)
+    if missing or extra:
+        what = f"lacks {missing[0]}" if missing else f"has {extra[0]}, which the plan does not name"
+        problem = f"the update of {client} {what} ({len(missing)} missing, {len(extra)} too many)"
+    elif odd is not None:
+        problem = f"the update of {client} has {odd} as {found[odd]}, not {expected[odd]}"
+    else:
+        return
+    raise CheckpointError(problem, remedy="run the same lwfed version on all clients")

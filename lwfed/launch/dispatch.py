@@ -52,7 +52,7 @@ def run_step(step: str, task: PoolTask | ServerTask, *, emit: Emit, bench: Workb
 
             return {"digest": aggregate_round(task, bench=_bench(bench, store))}
         case "evaluate-round", RoundTask():
-            from lwfed.round.aggregate_round import evaluate_round
+            from lwfed.round.evaluate_round import evaluate_round
 
             return dict(evaluate_round(task, bench=_bench(bench, store)))
         case "finish", RunTask():

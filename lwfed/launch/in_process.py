@@ -1,8 +1,8 @@
 """Clients one after another in this process, with weights and data kept at hand.
 
 One client trains at a time. While it does, the update of the one before is hashed, written and added to the round's
-sum. So besides a client in training there are the global model, what another client has trained, and sums of up to
-`running_sum.MAX_BYTES`; on a GPU, of these the global model alone.
+sums. So besides a client in training there are the global model, what another client has trained, and sums of up to
+`updates.MAX_BYTES`; on a GPU, of these the global model alone.
 """
 
 from __future__ import annotations
@@ -16,40 +16,46 @@ from functools import partial
 from typing import Any
 
 from lwfed.environment import debug
+from lwfed.federated.aggregator import make_aggregator
 from lwfed.launch.dispatch import run_step, step_teller
-from lwfed.models.build import tensor_specs
-from lwfed.round.running_sum import RunningSum, begin_sum
-from lwfed.round.runtime import naming_memory
+from lwfed.round.aggregate_round import aggregate_round, global_model
+from lwfed.round.runtime import memory_errors
 from lwfed.round.train_client import Trained, commit, train_locally
+from lwfed.round.updates import RunningFold, begin_fold
 from lwfed.round.workbench import Workbench
 from lwfed.run.launcher import Emit, Outcome
-from lwfed.run.tasks import ClientTask, PoolTask, ServerTask
+from lwfed.run.tasks import ClientTask, PoolTask, RoundTask, ServerTask
+from lwfed.store.protocol import Store
 from lwfed.types.errors import SHARED_CODES, LwfedError
-from lwfed.types.tensors import unit_of
 
 PATIENCE = 0.02
-"""Part of a client's time that the next one waits for its commit, so that what is soon over is told at once."""
+"""Part of a client's time that the next one waits for its commit, so that a quick commit is reported at once."""
 
 
 class InProcess:
-    """The launcher that needs nothing but this process."""
+    """The launcher that needs nothing but this process.
+
+    Args:
+        store: Where the run is.
+    """
 
     remote = False
     holds_model = True
 
-    def __init__(self, bench: Workbench) -> None:
-        self._bench = bench
+    def __init__(self, store: Store) -> None:
+        self.bench = Workbench(store, holds_model=self.holds_model)
+        self._running: RunningFold | None = None
+        self._num_examples: dict[tuple[str, str], int] = {}
 
     def clients(self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit) -> Iterator[Outcome]:
         """Runs tasks in order; see `Launcher.clients`."""
-        work: Callable[[PoolTask], Any] = partial(run_step, step, bench=self._bench, emit=emit)
+        work: Callable[[PoolTask], Any] = partial(run_step, step, bench=self.bench, emit=emit)
         ends_at = time.monotonic() + deadline_s
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit") as pool:
             committing: tuple[str, Future[Any]] | None = None
             if step == "train-client":
-                self._bench.holds_model = self.holds_model
                 work = partial(self._train, pool=pool, emit=emit)
-                self._bench.running_sum = self._sum([task for task in tasks if isinstance(task, ClientTask)])
+                self._running = self._begin_fold([task for task in tasks if isinstance(task, ClientTask)])
             for task in tasks:
                 outcome = Outcome(task.client, 1, f"not started before the deadline of {deadline_s:g} s")
                 begun: Any = None
@@ -69,45 +75,56 @@ class InProcess:
                 yield self._outcome(committing[0], committing[1].result, emit)[0]
 
     def server(self, step: str, task: ServerTask, *, emit: Emit) -> None:
-        """Runs the server's step here."""
-        run_step(step, task, bench=self._bench, emit=emit)
+        """Runs the server's step here; a round is aggregated from what was folded while it trained."""
+        if step == "aggregate-round" and isinstance(task, RoundTask):
+            running, self._running = self._running, None
+            aggregate_round(task, bench=self.bench, running=running)
+        else:
+            run_step(step, task, bench=self.bench, emit=emit)
 
     def close(self) -> None:
-        """Lets go of the model."""
-        self._bench.let_go()
+        """Forgets the model."""
+        self._running = None
+        self.bench.forget_model()
 
-    def _sum(self, tasks: Sequence[ClientTask]) -> RunningSum | None:
-        """Begins the sum of a round whose clients' weights are known from an earlier one."""
+    def _begin_fold(self, tasks: Sequence[ClientTask]) -> RunningFold | None:
+        """Begins to fold a round whose clients' weights are known from an earlier one."""
         if not tasks:
             return None
-        stage = self._bench.stage(tasks[0].stage_key)
-        known = {client: n for (key, client), n in self._bench.num_examples.items() if key == stage.key}
-        specs = tensor_specs(self._bench.skeleton(stage.key))
-        trained = {name: spec for name, spec in specs.items() if unit_of(name) in stage.plan.trained}
-        return begin_sum(
-            stage.key,
-            tasks[0].server_round,
+        ctx = self.bench.round(tasks[0])
+        model = global_model(ctx, bench=self.bench)
+        return begin_fold(
+            ctx.key,
+            ctx.server_round,
             clients=[task.client for task in tasks],
-            known=known,
-            specs=trained,
-            codec=stage.plan.exchange.upload,
+            known={client: count for (key, client), count in self._num_examples.items() if key == ctx.key},
+            aggregator=make_aggregator(ctx.plan.aggregators, model=model),
+            model=model,
         )
 
     def _train(self, task: PoolTask, *, pool: ThreadPoolExecutor, emit: Emit) -> Future[Any] | None:
-        """Trains a client; gives its update's commit, which is under way, unless that was soon over."""
+        """Trains a client; returns its update's commit, which goes on, unless that was soon over."""
         assert isinstance(task, ClientTask)
         started = time.monotonic()
-        trained = train_locally(task, bench=self._bench, on_step=step_teller(task.client, emit))
+        trained = train_locally(task, bench=self.bench, on_step=step_teller(task.client, emit))
         if trained is None:
             return None
         here = replace(trained, tensors={name: tensor.cpu() for name, tensor in trained.tensors.items()})
         del trained  # of a GPU's memory the next client has all
-        committing = pool.submit(_commit, here, bench=self._bench)
+        committing = pool.submit(self._commit, here)
         wait([committing], timeout=PATIENCE * (time.monotonic() - started))
         return committing
 
+    def _commit(self, trained: Trained) -> None:
+        ctx, running = trained.ctx, self._running
+        with memory_errors():
+            committed = commit(trained, keep=running is not None)
+            self._num_examples[ctx.key, ctx.client] = trained.num_examples
+            if running is not None and committed.sent is not None:
+                running.add(ctx.client, committed.sent, digest=committed.update["digest"])
+
     def _outcome(self, client: str, work: Callable[[], Any], emit: Emit) -> tuple[Outcome, Any]:
-        """Does a client's work; gives how it ended, and what it gave."""
+        """Does a client's work; returns how it ended, and what it returned."""
         try:
             return Outcome(client), work()
         except LwfedError as error:
@@ -118,8 +135,3 @@ class InProcess:
             if debug():
                 emit("client_log", {"client": client, "line": traceback.format_exc()})
             return Outcome(client, 1, f"{type(error).__name__}: {error}"), None
-
-
-def _commit(trained: Trained, *, bench: Workbench) -> dict[str, Any]:
-    with naming_memory():
-        return commit(trained, bench=bench)

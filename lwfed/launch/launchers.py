@@ -24,18 +24,16 @@ def make_launcher(spec: RunSpec, *, store: Store, run_id: str) -> Launcher:
         from lwfed.launch.kubernetes.launcher import KubernetesLauncher
 
         return KubernetesLauncher(spec, store=store, run_id=run_id)
-    from lwfed.round.workbench import Workbench
-
-    bench = Workbench(store)
     if launch.kind == "subprocess":
         from lwfed.launch.devices import check_devices, gpus_here
         from lwfed.launch.subprocess import Subprocess
+        from lwfed.round.workbench import Workbench
 
         gpus = gpus_here(launch.device)
         check_devices(launch.devices, gpus=gpus)
         return Subprocess(
-            bench, parallel=launch.parallel, devices=launch.devices, retries=launch.retries, gpus=gpus
+            Workbench(store), parallel=launch.parallel, devices=launch.devices, retries=launch.retries, gpus=gpus
         )  # fmt: skip
     from lwfed.launch.in_process import InProcess
 
-    return InProcess(bench)
+    return InProcess(store)

@@ -100,7 +100,7 @@ class Subprocess:
         gpus: Sequence[str] = (),
         fork: bool = CAN_FORK,
     ) -> None:
-        self._server = InProcess(bench)
+        self._server = InProcess(bench.store)
         self._parallel, self._devices, self._retries = parallel, devices, retries
         self._gpus, self._fork = tuple(gpus), fork
         self._template: Template | None = None

@@ -14,7 +14,7 @@ from lwfed.plan.strategies import Selection, select, stage_rounds
 from lwfed.plan.units import depths_by_stage, group_of
 from lwfed.spec.base import Section
 from lwfed.spec.data import DataSpec, PartitionSpec, ShapesSize
-from lwfed.spec.federation import ExchangeSpec, ServerSpec
+from lwfed.spec.federation import AggregatorSpec, ExchangeSpec, ServerSpec
 from lwfed.spec.model import ModelSpec
 from lwfed.spec.run import RunSpec, Strategy
 from lwfed.spec.training import EvaluationSpec
@@ -90,6 +90,7 @@ class StagePlan(Section):
         rates: Module group -> learning rate and weight decay in force.
         model: The model; an encoder's `blocks_per_stage` is the number this stage appends.
         training: Local training.
+        aggregators: What each update passes before the weighted mean is taken.
         levers: What makes it cheap.
         devices: Devices a client.
         seed: The run's seed, as text.
@@ -109,6 +110,7 @@ class StagePlan(Section):
     model: ModelSpec
     training: TrainingPlan
     cohort: CohortPlan
+    aggregators: tuple[AggregatorSpec, ...] = ()
     server: ServerSpec
     exchange: ExchangeSpec
     levers: LeversPlan
@@ -180,6 +182,7 @@ def _plan_stage(
             min_fit_clients=federation.quorum,
             min_available_clients=min(federation.min_available_clients, federation.num_clients),
         ),
+        aggregators=federation.aggregators,
         server=federation.server,
         exchange=spec.exchange,
         levers=plan_levers(spec, cut=selection.cut, rounds=rounds[stage - 1]),

@@ -12,7 +12,7 @@ from lwfed.data.protocol import Example
 from lwfed.models.build import load
 from lwfed.objectives.retrieval import top_k
 from lwfed.round.evaluate import embed
-from lwfed.round.runtime import computing, pick_device
+from lwfed.round.runtime import deterministic, pick_device
 from lwfed.round.workbench import Workbench
 from lwfed.run.stage import Stage
 from lwfed.run.tasks import Place
@@ -52,7 +52,7 @@ def retrieval_grid(checkpoint: Checkpoint, *, stage: Stage, bench: Workbench, pl
     batches = eval_batches(
         source, examples=firsts, settings=inputs, batch_size=stage.plan.evaluation.batch_size, workers=place.workers
     )
-    with computing(), torch.inference_mode(), closing(batches):
+    with deterministic(), torch.inference_mode(), closing(batches):
         embedded = embed(
             module,
             batches,

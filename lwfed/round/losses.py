@@ -1,18 +1,21 @@
-"""The loss of a batch: projections of each modality, joined by the objective."""
+"""What a client minimises, and over which parameters: the objective's loss of a batch, and each group's rates."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lwfed.data.batches import Batch
 from lwfed.models.multimodal import Multimodal
 from lwfed.models.protocol import LastBlock
 from lwfed.objectives.contrastive import contrastive_loss
 from lwfed.objectives.supervised import cross_entropy
+from lwfed.plan.stages import Rates, StagePlan
+from lwfed.plan.units import group_of
 from lwfed.spec.model import ModelSpec
 from lwfed.types.errors import DataError
+from lwfed.types.tensors import unit_of
 
 
 def batch_loss(
@@ -23,7 +26,7 @@ def batch_loss(
     cut: Mapping[str, int],
     last_block: Mapping[str, LastBlock] | None = None,
 ) -> Tensor:
-    """Gives the mean loss of a batch; over several ranks, this rank's share of it.
+    """Returns the mean loss of a batch; over several ranks, this rank's share of it.
 
     Instance discrimination takes the mean over pairs of modalities, supervised learning classifies the fusion.
 
@@ -43,3 +46,13 @@ def batch_loss(
     if batch.labels is None:
         raise DataError("the data have no labels", remedy="use the contrastive objective")
     return cross_entropy(module.classify(projections), batch.labels)
+
+
+def parameter_groups(module: nn.Module, plan: StagePlan) -> list[tuple[list[nn.Parameter], Rates]]:
+    """Returns a stage's trained parameters by module group, with the rates of each."""
+    members: dict[str, list[nn.Parameter]] = {group: [] for group in plan.rates}
+    trained = set(plan.trained)
+    for name, parameter in module.named_parameters():
+        if unit_of(name) in trained:
+            members[group_of(unit_of(name))].append(parameter)
+    return [(members[group], rates) for group, rates in plan.rates.items()]

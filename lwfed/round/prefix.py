@@ -1,4 +1,4 @@
-"""The outputs of a client's frozen blocks, had once a stage: found on its disk, else computed and kept there.
+"""The outputs of a client's frozen blocks, made once per stage: found on its disk, else computed and kept there.
 
 From one stage to the next only the newly frozen blocks are applied to what is kept. Blocks whose outputs are kept are
 neither fetched nor loaded. Where they cannot be kept, they are computed in each step, and the update says why.
@@ -26,14 +26,11 @@ from lwfed.models.build import load_units, skeleton
 from lwfed.models.protocol import State
 from lwfed.plan.stages import StagePlan
 from lwfed.round.batching import move
+from lwfed.round.context import ClientContext
+from lwfed.round.download import frozen_cache
 from lwfed.round.runtime import autocast_type
-from lwfed.round.workbench import Workbench
-from lwfed.run.stage import Stage
-from lwfed.run.tasks import ClientTask
 from lwfed.run.version import code_version
-from lwfed.store.cache import BlockCache
 from lwfed.store.checkpoint import Checkpoint
-from lwfed.store.protocol import Store
 from lwfed.types.canonical import digest_of
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM})
@@ -47,109 +44,96 @@ class Prefixes:
 
     Attributes:
         kept: Modality -> outputs, for those that are kept.
-        told: What the update tells of them: modality -> `kept`, `filled`, or `recomputed: ` and why.
+        states: Modality -> `kept`, `filled`, or `recomputed: ` and why; part of the update's metrics.
         fill_s: Seconds that filling took.
         nbytes: Bytes on the disk.
     """
 
     kept: Mapping[str, KeptPrefix] = field(default_factory=dict)
-    told: Mapping[str, str] = field(default_factory=dict)
+    states: Mapping[str, str] = field(default_factory=dict)
     fill_s: float = 0.0
     nbytes: int = 0
 
     def metrics(self) -> dict[str, Any]:
-        """Gives what goes into the update's metrics."""
-        if not self.told:
+        """Returns what goes into the update's metrics."""
+        if not self.states:
             return {}
-        return {"prefix": dict(self.told), "prefix_fill_s": self.fill_s, "prefix_cache_bytes": self.nbytes}
+        return {"prefix": dict(self.states), "prefix_fill_s": self.fill_s, "prefix_cache_bytes": self.nbytes}
 
 
 @contextmanager
-def prefix_folder(task: ClientTask) -> Iterator[Path]:
-    """Gives the folder in which a client's frozen outputs are kept: its own, else one for this round alone.
+def prefix_folder(ctx: ClientContext) -> Iterator[Path]:
+    """Opens the folder in which a client's frozen outputs are kept: its own, else one for this round alone.
 
-    A client without a folder computes them anew in each round: the same numbers, since the batches are the same. Its
+    A client without a folder computes them again in each round: the same numbers, since the batches are the same. Its
     ranks are on one machine and share the first one's folder.
     """
-    if task.place.cache is not None:
-        yield Path(task.place.cache) / task.client / "prefix"
+    own = ctx.folder("prefix")
+    if own is not None:
+        yield own
         return
     with tempfile.TemporaryDirectory(prefix="lwfed-prefix-") as scratch:
         yield Path(ranks.each(lambda: scratch)[0])
 
 
-def prefixes_of(
-    task: ClientTask,
-    *,
-    bench: Workbench,
-    stage: Stage,
-    held: Sequence[Example],
-    checkpoint: Checkpoint,
-    store: Store,
-    device: torch.device,
-    folder: Path,
-) -> Prefixes:
-    """Gives the outputs of the frozen blocks of those modalities whose plan keeps them, computed where need be.
+def prefixes_of(ctx: ClientContext, checkpoint: Checkpoint, *, examples: Sequence[Example], folder: Path) -> Prefixes:
+    """Returns the outputs of the frozen blocks of those modalities whose plan keeps them, computed where need be.
 
-    The ranks of a client share the work, and end alike: on all what fails on one is raised, or told as no room.
+    The ranks of a client share the work, and end alike: what fails on one is raised on all, or reported as no room.
 
     Args:
-        task: Which client.
-        bench: The process's bench.
-        stage: The stage.
-        held: The examples that the client trains on.
+        ctx: The client's part of the round.
         checkpoint: The global model, for the frozen blocks' digests.
-        store: Counts what is fetched.
-        device: Where to compute.
+        examples: Those that the client trains on.
         folder: Where they are kept; see `prefix_folder`.
 
     Raises:
         DataError: A file cannot be read.
         CheckpointError: A frozen block is missing or damaged.
     """
-    plan = stage.plan
+    plan, bench = ctx.plan, ctx.bench
     views = plan.levers.views
     if not views:
         return Prefixes()
     started = time.monotonic()
-    kept, told = dict[str, KeptPrefix](), dict[str, str]()
+    kept, states = dict[str, KeptPrefix](), dict[str, str]()
     for modality, count in views.items():
-        function = _function(stage, modality, device=device)
-        inputs = Inputs(modality, tuple(held), bench.inputs(stage), plan.seed, plan.data.augment, count, function)
+        function = _function(ctx, modality)
+        inputs = Inputs(
+            modality, tuple(examples), bench.inputs(ctx.stage), plan.seed, plan.data.augment, count, function
+        )
         chain = tuple(checkpoint.blocks[unit].digest for unit in frozen_units(plan, modality))
         code = code_version(frozenset({plan.model.encoders[modality].family, plan.data.source}))
         found = _agreed(find_kept(folder, inputs, chain=chain, code=code))
         if found is not None and found.chain == chain:
-            kept[modality], told[modality] = found, "kept"
+            kept[modality], states[modality] = found, "kept"
             continue
-        if not ranks.agree(_has_room(folder, inputs, width=bench.skeleton(stage.key).encoder(modality).width)):
-            told[modality] = f"recomputed: there is no room for it in {folder}"
+        if not ranks.agree(_has_room(folder, inputs, width=bench.skeleton(ctx.key).encoder(modality).width)):
+            states[modality] = f"recomputed: there is no room for it in {folder}"
             continue
-        outputs = _outputs(
-            task, inputs, found, bench=bench, stage=stage, checkpoint=checkpoint, store=store, device=device
-        )
         try:
-            with closing(outputs):
+            with closing(_outputs(ctx, checkpoint, inputs, found)) as outputs:
                 kept[modality] = keep(folder, inputs, outputs, chain=chain, code=code)
-            told[modality] = "filled"
+            states[modality] = "filled"
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
-            told[modality] = f"recomputed: it cannot be kept in {folder}: {error.strerror or error}"
+            states[modality] = f"recomputed: it cannot be kept in {folder}: {error.strerror or error}"
     nbytes = sum(prefix.nbytes for prefix in kept.values())
-    return Prefixes(kept=kept, told=told, fill_s=time.monotonic() - started, nbytes=nbytes)
+    return Prefixes(kept=kept, states=states, fill_s=time.monotonic() - started, nbytes=nbytes)
 
 
-def _function(stage: Stage, modality: str, *, device: torch.device) -> str:
-    """Gives the digest of what decides outputs besides weights and inputs."""
-    encoder = stage.plan.model.encoders[modality].model_dump(mode="json", exclude={"blocks_per_stage"})
-    autocast = autocast_type(stage.plan.training.precision, device)
-    decides = {"encoder": encoder, "precision": str(autocast), "device": device.type, "data": stage.data_version}
-    return digest_of(decides)
+def _function(ctx: ClientContext, modality: str) -> str:
+    """Returns the digest of what decides outputs besides weights and inputs."""
+    encoder = ctx.plan.model.encoders[modality].model_dump(mode="json", exclude={"blocks_per_stage"})
+    autocast = autocast_type(ctx.plan.training.precision, ctx.device)
+    return digest_of(
+        {"encoder": encoder, "precision": str(autocast), "device": ctx.device.type, "data": ctx.stage.data_version}
+    )
 
 
 def _agreed(found: KeptPrefix | None) -> KeptPrefix | None:
-    """Gives what was found, where all ranks found the same: they begin alike, or not at all."""
+    """Returns what was found, where all ranks found the same: they begin alike, or not at all."""
     seen = ranks.each(lambda: found.chain if found is not None else None)
     return found if all(chain == seen[0] for chain in seen) else None
 
@@ -169,24 +153,16 @@ def frozen_units(plan: StagePlan, modality: str) -> tuple[str, ...]:
 
 
 def _outputs(
-    task: ClientTask,
-    inputs: Inputs,
-    before: KeptPrefix | None,
-    *,
-    bench: Workbench,
-    stage: Stage,
-    checkpoint: Checkpoint,
-    store: Store,
-    device: torch.device,
+    ctx: ClientContext, checkpoint: Checkpoint, inputs: Inputs, before: KeptPrefix | None
 ) -> Generator[tuple[Tensor, Tensor | None], None, None]:
     """Yields this rank's batches of the frozen blocks' outputs, from the inputs or what was kept of fewer blocks."""
-    plan, modality = stage.plan, inputs.modality
+    plan, device, modality = ctx.plan, ctx.device, inputs.modality
     units = frozen_units(plan, modality)
     done = len(before.chain) if before is not None else 0
-    cache = BlockCache(f"{task.place.cache}/{task.client}/{ranks.rank()}" if task.place.cache else None)
-    module = skeleton(plan.model, depth=plan.depth, num_classes=stage.num_classes)
+    cache = frozen_cache(ctx)
+    module = skeleton(plan.model, depth=plan.depth, num_classes=ctx.stage.num_classes)
     for unit in units[done:]:
-        tensors = cache.read(store, checkpoint.blocks[unit])
+        tensors = cache.read(ctx.counted, checkpoint.blocks[unit])
         load_units(module, {name: tensor.to(device) for name, tensor in tensors.items()}, units=[unit])
     encoder = module.encoder(modality).eval().requires_grad_(False)
     size = max(2, FILL_TOKENS // _tokens_of(inputs))
@@ -198,14 +174,14 @@ def _outputs(
                 state = State(found["tokens"].to(device), _on(found.get("mask"), device))
                 yield encoder.advance(state, start=done - 1, stop=plan.cut[modality])
             return
-        source = bench.data(stage, task.place, task.client)
-        for value in inputs.batches(source, batch_size=size, workers=task.place.workers):
+        source = ctx.bench.data(ctx.stage, ctx.place, ctx.client)
+        for value in inputs.batches(source, batch_size=size, workers=ctx.place.workers):
             state = encoder.embed(move(value, device))
             yield encoder.advance(state, start=0, stop=plan.cut[modality])
 
 
 def _tokens_of(inputs: Inputs) -> int:
-    """Gives about how many tokens an input has."""
+    """Returns about how many tokens an input has."""
     settings = inputs.settings
     about = {"text": settings.max_tokens, "image": (settings.image_size // 16) ** 2, "audio": settings.frames}
     return max(1, about[inputs.modality])

@@ -11,18 +11,17 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
 from lwfed import environment
-from lwfed.run.tasks import ClientTask
+from lwfed.round.context import ClientContext
 from lwfed.store import paths
 from lwfed.store.blocks import read_block, write_block
 from lwfed.store.local import LocalStore
 from lwfed.store.manifest import Block
-from lwfed.store.protocol import Store
+from lwfed.types.encoded import is_lossless
 from lwfed.types.errors import CheckpointError, DiskFullError, UnreachableError
 
 State = Literal["fresh", "used", "lost"]
@@ -30,11 +29,11 @@ State = Literal["fresh", "used", "lost"]
 
 
 @dataclass(frozen=True)
-class Kept:
+class Residuals:
     """A client's residuals at the start of a round.
 
     Attributes:
-        store: The client's own folder; None where it has none.
+        store: The client's own folder; None where it has none, or nothing is rounded off.
         stage_key: The stage.
         server_round: The round.
         last: Round and digest of the client's last update that counted; None: there is none in this stage.
@@ -67,7 +66,7 @@ class Kept:
             return None
 
     def write(self, tensors: Mapping[str, Tensor]) -> Block | None:
-        """Keeps a unit's residual of this round; gives None where there is no room for it."""
+        """Keeps a unit's residual of this round; returns None where there is no room for it."""
         if self.store is None:
             return None
         try:
@@ -76,10 +75,10 @@ class Kept:
             return None
 
     def commit(self, blocks: Mapping[str, Block | None], *, digest: str) -> bool:
-        """Writes down which blocks are the residual of an update; gives whether all are kept.
+        """Writes down which blocks are the residual of an update; returns whether all are kept.
 
         Args:
-            blocks: Unit -> what `write` gave.
+            blocks: Unit -> what `write` returned.
             digest: The update's.
         """
         kept = {unit: block.to_values() for unit, block in blocks.items() if block is not None}
@@ -105,32 +104,31 @@ class Kept:
                 shutil.rmtree(self.store.root / key, ignore_errors=True)
 
 
-def open_kept(task: ClientTask, *, store: Store) -> Kept:
+def open_residuals(ctx: ClientContext) -> Residuals:
     """Looks for the residual of a client's last update that counted.
 
     Args:
-        task: Which client and round, and where its folder is.
-        store: Where the round is written down.
+        ctx: The client's part of the round.
 
     Raises:
         CheckpointError: The round is not begun.
     """
     last = None
-    if task.server_round > 1:  # each stage starts afresh
-        ref = paths.round_task(task.stage_key, task.server_round)
-        told = store.read_ref(ref)
-        if told is None or "counted" not in told:
+    lossless = is_lossless(ctx.plan.exchange.upload)
+    if ctx.server_round > 1 and not lossless:  # each stage starts afresh
+        ref = paths.round_task(ctx.key, ctx.server_round)
+        task = ctx.store.read_ref(ref)
+        if task is None or "counted" not in task:
             raise CheckpointError(f"{ref} is not committed", remedy=environment.go_on())
-        last = told["counted"].get(task.client)
-    folder = None
-    if task.place.cache:
-        folder = LocalStore(Path(task.place.cache) / task.client / "residuals")
+        last = task["counted"].get(ctx.client)
+    path = ctx.folder("residuals")
+    folder = None if path is None or lossless else LocalStore(path)
     blocks = None
     if folder is not None and last is not None:
         with suppress(CheckpointError, OSError):
-            values = folder.read_ref(_manifest(task.stage_key, last["round"], last["digest"]))
+            values = folder.read_ref(_manifest(ctx.key, last["round"], last["digest"]))
             blocks = None if values is None else {unit: Block.from_values(item) for unit, item in values.items()}
-    return Kept(folder, task.stage_key, task.server_round, last, blocks)
+    return Residuals(folder, ctx.key, ctx.server_round, last, blocks)
 
 
 def _folder(key: str, server_round: int) -> str:

@@ -13,7 +13,7 @@ from lwfed.types.errors import OutOfMemoryError, SpecError
 
 
 def pick_device(name: str) -> torch.device:
-    """Gives the device a task names. Raises SpecError where it is not there."""
+    """Returns the device that a task names. Raises SpecError where it is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
@@ -24,14 +24,14 @@ def pick_device(name: str) -> torch.device:
 
 
 def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
-    """Gives the type of mixed precision: `auto` is bf16 on a GPU that has it, and fp32 on a CPU."""
+    """Returns the type of mixed precision: `auto` is bf16 on a GPU that has it, and fp32 on a CPU."""
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     return torch.bfloat16 if precision == "bf16" else None
 
 
 @contextmanager
-def computing(*, threads: int | None = None) -> Iterator[None]:
+def deterministic(*, threads: int | None = None) -> Iterator[None]:
     """Runs with deterministic kernels and a fixed number of CPU threads, which a digest depends on.
 
     Args:
@@ -40,7 +40,7 @@ def computing(*, threads: int | None = None) -> Iterator[None]:
     Raises:
         OutOfMemoryError: The device or the host had too little memory.
     """
-    before, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    before, was_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     settings: Any = torch.utils.deterministic
     filling = settings.fill_uninitialized_memory
     try:
@@ -48,17 +48,17 @@ def computing(*, threads: int | None = None) -> Iterator[None]:
             torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True)
         settings.fill_uninitialized_memory = False  # a pass over each new tensor, to find faults
-        with naming_memory():
+        with memory_errors():
             yield
     finally:
         settings.fill_uninitialized_memory = filling
-        torch.use_deterministic_algorithms(deterministic)
+        torch.use_deterministic_algorithms(was_deterministic)
         torch.set_num_threads(before)
 
 
 @contextmanager
-def naming_memory() -> Iterator[None]:
-    """Gives a lack of memory its name and remedy. Raises OutOfMemoryError."""
+def memory_errors() -> Iterator[None]:
+    """Turns any lack of memory into an OutOfMemoryError with a remedy."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:

@@ -18,10 +18,11 @@ from lwfed.data.protocol import Example, Source
 from lwfed.models.build import input_settings, skeleton, without_prefix
 from lwfed.models.multimodal import Multimodal
 from lwfed.plan.stages import DataPlan, StagePlan, key_of_values
-from lwfed.round.running_sum import RunningSum
+from lwfed.round.context import ClientContext, RoundContext
+from lwfed.round.runtime import pick_device
 from lwfed.round.shares import SERVER, readable_examples, root_for, shares_at, split_share
 from lwfed.run.stage import Stage
-from lwfed.run.tasks import Place
+from lwfed.run.tasks import ClientTask, Place, RoundTask
 from lwfed.spec.model import ModelSpec
 from lwfed.store import paths
 from lwfed.store.blocks import read_block
@@ -37,18 +38,14 @@ from lwfed.types.errors import CheckpointError
 class Workbench:
     """A process's open store, data and weights.
 
-    Attributes:
+    Args:
         store: The store.
         holds_model: What is trained stays in memory between clients too: for a process that trains several in turn.
-        running_sum: Adds up the updates of the round in work; None where they are read from the store.
-        num_examples: (stage's key, client) -> w_n, of clients that this process has trained.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, holds_model: bool = False) -> None:
         self.store = store
-        self.holds_model = False
-        self.running_sum: RunningSum | None = None
-        self.num_examples: dict[tuple[str, str], int] = {}
+        self.holds_model = holds_model
         self.source = lru_cache(maxsize=2)(_open)
         self.stage = lru_cache(maxsize=4)(self._stage)
         self.skeleton = lru_cache(maxsize=2)(self._skeleton)
@@ -62,6 +59,26 @@ class Workbench:
         """Opens the bench of a store's URI."""
         return Workbench(open_store(uri))
 
+    def round(self, task: RoundTask) -> RoundContext:
+        """Returns what is known of the round of a task. Raises CheckpointError where its stage is not begun."""
+        return RoundContext(
+            stage=self.stage(task.stage_key),
+            server_round=task.server_round,
+            store=self.store,
+            place=task.place,
+            run_id=task.run_id,
+        )
+
+    def client(self, task: ClientTask) -> ClientContext:
+        """Returns what is known of a client's part of a round. Raises as `round` does, and SpecError without device."""
+        return ClientContext(
+            **vars(self.round(task)),
+            client=task.client,
+            bench=self,
+            counted=CountingStore(self.store),
+            device=pick_device(task.place.device),
+        )
+
     def _stage(self, key: str) -> Stage:
         values = self.store.read_ref(paths.stage_plan(key))
         if values is None:
@@ -70,13 +87,14 @@ class Workbench:
         if key_of_values(values.get("plan"), **decides) != key:
             raise CheckpointError(
                 f"the plan of stage {key[:12]} is not what its key says: {paths.stage_plan(key)} is damaged",
-                remedy="remove the stage's folder and run it again, or train anew with --fresh",
+                remedy="remove the stage's folder and run it again, or train again with --fresh",
             )
         try:
             plan = StagePlan.model_validate(values["plan"])
         except ValidationError:
             raise CheckpointError(
-                f"the plan of stage {key[:12]} is of another version of lwfed", remedy="use that version, or train anew"
+                f"the plan of stage {key[:12]} is of another version of lwfed",
+                remedy="use that version, or train again",
             ) from None
         return Stage(
             key=key,
@@ -152,9 +170,9 @@ class Workbench:
         units = {unit: block for unit, block in checkpoint.blocks.items() if tensors.keys() >= block.tensors.keys()}
         self._model = {block.digest: {name: tensors[name] for name in block.tensors} for block in units.values()}
 
-    def let_go(self) -> None:
+    def forget_model(self) -> None:
         """Keeps nothing of the global model any longer."""
-        self.holds_model, self.running_sum, self._model = False, None, {}
+        self._model = {}
 
     def copy_of(
         self, checkpoint: Checkpoint, units: Sequence[str], *, store: CountingStore, device: torch.device

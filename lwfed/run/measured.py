@@ -17,15 +17,15 @@ Record = Mapping[str, Any]
 
 
 def in_every_round(
-    rounds: Sequence[Record], value: Callable[[Record], float], *, been: Collection[str] = ()
+    rounds: Sequence[Record], value: Callable[[Record], float], *, earlier: Collection[str] = ()
 ) -> list[float]:
     """Gives what a client that takes part in every round of a stage spends in each, from what all clients spent.
 
     Args:
         rounds: The stage's RoundRecords, in order.
         value: A client's metrics -> what it spent in that round.
-        been: Clients that took part in the stage before. Others may have to make up for more than one stage; they count
-            only where there is nobody else.
+        earlier: Clients that took part in the stage before. Others may have to make up for more than one stage; they
+            count only where there is nobody else.
 
     Returns:
         For the first round the mean over clients of what the first round of each cost it, whenever that was; for a
@@ -39,7 +39,7 @@ def in_every_round(
                 later.append(value(metrics))
             else:
                 firsts[client] = value(metrics)
-    known = [spent for client, spent in firsts.items() if client in been] or list(firsts.values())
+    known = [spent for client, spent in firsts.items() if client in earlier] or list(firsts.values())
     return [statistics.fmean(known if n == 0 else later or [0.0]) for n in range(len(rounds))]
 
 
@@ -62,12 +62,12 @@ def clients_before(run: runs.Run, stage: int, *, store: Store) -> set[str]:
     return set()
 
 
-def measured_ledger(rounds: Sequence[Record], *, been: Collection[str] = ()) -> dict[str, Any]:
+def measured_ledger(rounds: Sequence[Record], *, earlier: Collection[str] = ()) -> dict[str, Any]:
     """Sums up what clients measured over a stage's rounds.
 
     Args:
         rounds: Its RoundRecords, in order.
-        been: Clients that took part in the stage before.
+        earlier: Clients that took part in the stage before.
 
     Returns:
         Mean bytes a client and round each way, frozen blocks being those of a client that takes part in every round;
@@ -78,7 +78,7 @@ def measured_ledger(rounds: Sequence[Record], *, been: Collection[str] = ()) -> 
     if clients:
         for name in ("bytes_up", "bytes_down"):
             ledger[name] = statistics.fmean(metrics[name] for metrics in clients)
-        ledger["bytes_down_frozen"] = statistics.fmean(in_every_round(rounds, frozen_bytes, been=been))
+        ledger["bytes_down_frozen"] = statistics.fmean(in_every_round(rounds, frozen_bytes, earlier=earlier))
     lost = sum(len(record.get("lost_residuals", ())) for record in rounds)
     if lost:
         ledger["lost_residuals"] = lost

@@ -9,12 +9,12 @@ from typing import Any
 from lwfed.run.launcher import Emit
 
 
-class Gap:
+class Overhead:
     """Listens to a stage's events and measures the gaps between its rounds.
 
     Args:
-        emit: Told every event, unchanged; and `overhead` (seconds, between_rounds) when a round's clients start.
-        clock: Gives seconds.
+        emit: Gets every event, unchanged; and `overhead` (seconds, between_rounds) when a round's clients start.
+        clock: Returns seconds.
     """
 
     def __init__(self, emit: Emit, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -24,8 +24,8 @@ class Gap:
         self._server_s = 0.0
         self._measured: dict[str, float] = {}
 
-    def tell(self, kind: str, values: dict[str, Any]) -> None:
-        """Takes an event on its way."""
+    def emit(self, kind: str, values: dict[str, Any]) -> None:
+        """Passes an event on."""
         self._emit(kind, values)
         if kind == "client_done":
             self._last_update = self._clock()

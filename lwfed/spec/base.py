@@ -2,12 +2,4 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
-
-
-class Section(BaseModel):
-    """A part of a spec."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", populate_by_name=True, validate_default=True, protected_namespaces=()
-    )
+from lwfed.types.section import Section as Section

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import AliasChoices, Field, model_validator
 
+from lwfed import catalog
 from lwfed.spec.base import Section
 from lwfed.spec.data import PartitionSpec
+from lwfed.types.encoded import is_lossless
+
+if TYPE_CHECKING:
+    AggregatorSpec = Section
+else:
+    AggregatorSpec = catalog.settings_of("aggregators")
 
 
 class ServerSpec(Section):
@@ -23,6 +30,11 @@ class ServerSpec(Section):
     beta_1: float = Field(0.9, ge=0, lt=1, description="fedadam, fedyogi: decay of the first moment")
     beta_2: float = Field(0.99, ge=0, lt=1, description="fedadam, fedyogi: decay of the second moment")
     tau: float = Field(1e-3, gt=0, description="fedadam, fedyogi: adaptivity")
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the mean of the updates is the new model."""
+        return self.kind == "fedavg" and self.rate == 1
 
     @property
     def rate(self) -> float:
@@ -53,6 +65,9 @@ class FederationSpec(Section):
         description="fewest clients that must have data before a round begins",
     )
     round_timeout_s: float = Field(3600, gt=0, description="deadline of a round, seconds")
+    aggregators: tuple[AggregatorSpec, ...] = Field(
+        (), description="what each update passes, in this order, before the weighted mean is taken"
+    )
     server: ServerSpec = ServerSpec()
 
     @model_validator(mode="after")
@@ -77,6 +92,11 @@ class ExchangeSpec(Section):
     download: Literal["fp32", "bf16", "int8"] = Field(
         "fp32", description="from the server to a client; bf16 and int8 are a round's change, which all decode alike"
     )
+
+    @property
+    def lossy(self) -> bool:
+        """Whether anything is rounded off on the way, in either direction."""
+        return not (is_lossless(self.upload) and is_lossless(self.download))
 
 
 class LaunchSpec(Section):

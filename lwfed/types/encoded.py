@@ -16,9 +16,14 @@ SCALE = ":scale"
 """Put after a tensor's name: the scales of its rows."""
 
 
+def is_lossless(codec: Codec) -> bool:
+    """Whether tensors travel as they are. Nothing is rounded off then, so nothing has to be remembered."""
+    return codec == "fp32"
+
+
 def is_encoded(spec: TensorSpec, codec: Codec) -> bool:
     """Whether a tensor of such a type travels as an encoded change, and not as its value."""
-    return codec != "fp32" and spec.dtype == "F32" and not spec.buffer
+    return not is_lossless(codec) and spec.dtype == "F32" and not spec.buffer
 
 
 def num_rows(shape: tuple[int, ...]) -> int:

@@ -63,7 +63,7 @@ def engine(folder: Path, *, num_clients: int) -> dict[str, Any]:
     run = prepare(draft(spec, store=bench.store, options=Options()), store=bench.store, emit=lambda *_: None)
     train_client.train = _add  # type: ignore[attr-defined]  # the client of this measurement
     run_stages(
-        run, launcher=InProcess(bench), store=bench.store, cache=None,
+        run, launcher=InProcess(bench.store), store=bench.store, cache=None,
         emit=lambda kind, values: seen.append(values) if kind == "round" else None,
     )  # fmt: skip
     rounds = [record["wall_s"] for record in seen[1:]]  # the first opens data and builds the model

@@ -67,7 +67,7 @@ def measure(
         seen: list[dict[str, Any]] = []
         run = prepare(draft(spec, store=bench.store, options=Options()), store=bench.store, emit=lambda *_: None)
         run_stages(
-            run, launcher=InProcess(bench), store=bench.store, cache=store / "cache",
+            run, launcher=InProcess(bench.store), store=bench.store, cache=store / "cache",
             emit=lambda kind, values, seen=seen: seen.append(values) if kind == "round" else None,
         )  # fmt: skip
         found[name] = [

@@ -74,7 +74,7 @@ def measure(folder: Path, *, data: Path = DATA) -> dict[str, Any]:
                 bare.append(_bare_round(bench.stage(key), bench, place_of(run, cache=None), values["round"]))
 
     run = prepare(draft(spec, store=bench.store, options=Options()), store=bench.store, emit=lambda *_: None)
-    run_stages(run, launcher=InProcess(bench), store=bench.store, emit=emit, cache=None)
+    run_stages(run, launcher=InProcess(bench.store), store=bench.store, emit=emit, cache=None)
     rounds = [record for record in seen if 2 <= record["round"] < ROUNDS]  # the first counts FLOPs, the last evaluates
     lwfed = statistics.median(record["wall_s"]["round"] for record in rounds)
     steps = statistics.median(sum(c["wall_s"] for c in record["clients"].values()) for record in rounds)

@@ -32,7 +32,7 @@ from lwfed.models.build import initial_tensors, load, set_trained, skeleton, wit
 from lwfed.plan.stages import StagePlan, plan_stages
 from lwfed.round.batching import tensors_of
 from lwfed.round.losses import batch_loss
-from lwfed.round.runtime import autocast_type, computing
+from lwfed.round.runtime import autocast_type, deterministic
 from lwfed.round.train_client import parameter_groups
 from lwfed.spec.load import load_spec
 from lwfed.types.errors import OutOfMemoryError
@@ -108,7 +108,7 @@ def make(preset: str, overrides: tuple[str, ...], *, batch: int, device: torch.d
         )  # fmt: skip
 
     def timed(steps: int) -> float:
-        with computing(threads=1):
+        with deterministic(threads=1):
             _wait(device)
             started = time.perf_counter()
             run(steps)

@@ -24,7 +24,12 @@ def test_rerun_on_the_cluster_starts_from_the_committed_stage(
     bench = Workbench(open_store(uri))
     run = prepared(tiny_spec(uri, "stages.rounds=[1,1]"), store=bench.store)
     run_stages(
-        run, launcher=InProcess(bench), store=bench.store, emit=lambda kind, values: None, cache=None, last_stage=1
+        run,
+        launcher=InProcess(bench.store),
+        store=bench.store,
+        emit=lambda kind, values: None,
+        cache=None,
+        last_stage=1,
     )
     rerun = ["rerun", run["run_id"], "--stage", "2", "--store", uri, "--json"]
     again = lwfed(*rerun)

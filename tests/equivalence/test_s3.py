@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from lwfed.launch.subprocess import Subprocess
-from lwfed.round.workbench import Workbench
 from lwfed.store.counting import CountingStore
 from lwfed.store.opening import open_store
 from tests.s3 import HOW_TO_GET, Server, serving
@@ -49,7 +48,7 @@ def test_a_run_in_a_bucket_ends_in_the_digest_of_one_in_a_folder(
             time.sleep(0.5)
             server.start()
 
-    done = run_tiny(tmp_path, f"store.uri={uri}", bench=Workbench(counting), emit=interrupt)
+    done = run_tiny(tmp_path, f"store.uri={uri}", store=counting, emit=interrupt)
     assert gone and done.digest == finished.digest
     assert tensor_digests(done.checkpoint(2)) == tensor_digests(finished.checkpoint(2))
     assert set(done.store.list("blocks/")) == set(finished.store.list("blocks/"))
@@ -61,7 +60,7 @@ def test_a_run_in_a_bucket_ends_in_the_digest_of_one_in_a_folder(
         measured, expected = (stage["ledger"]["measured"] for stage in (mine, theirs))
         assert {name: measured[name] for name in names} == {name: expected[name] for name in names}
     written = counting.bytes_written
-    again = run_tiny(tmp_path, f"store.uri={uri}", bench=Workbench(counting))
+    again = run_tiny(tmp_path, f"store.uri={uri}", store=counting)
     assert again.digest == done.digest and counting.bytes_written == written, "what is committed is not done again"
 
 
@@ -71,7 +70,7 @@ def test_clients_that_are_forked_ask_by_connections_of_their_own(
 ) -> None:
     uri = f"{bucket}/forked"
     done = run_tiny(
-        tmp_path, f"store.uri={uri}", bench=Workbench(open_store(uri)),
+        tmp_path, f"store.uri={uri}", store=open_store(uri),
         launcher=lambda bench: Subprocess(bench, parallel=2, devices=1, retries=0),
     )  # fmt: skip
     assert done.digest == finished.digest

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lwfed.federated.aggregate import normalise_weights, weighted_mean
+from lwfed.federated.aggregators.weighted_mean import normalise_weights
 from lwfed.models.build import tensor_specs
 from lwfed.round.aggregate_round import aggregate_round
 from lwfed.round.workbench import Workbench
@@ -19,6 +19,7 @@ from lwfed.store import paths
 from lwfed.store.blocks import read_block
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
 from lwfed.store.manifest import block_key
+from tests.aggregating import mean_of as one_mean
 from tests.tiny import accept, begun, round_task, run_tiny, tensors_of, update_tensors
 
 CLIENTS = ("client-000", "client-001", "client-002")
@@ -92,8 +93,8 @@ def test_the_aggregate_of_one_client_is_its_update(tmp_path: Path) -> None:
 def test_the_mean_of_one_tensor_keeps_every_bit(value: float) -> None:
     tensor = torch.tensor([value, -value, 1 / 3])
     for clients in (1, 3):
-        readers = {f"client-{n:03d}": lambda _: tensor for n in range(clients)}
-        mean = weighted_mean("w", readers=readers, weights=dict.fromkeys(readers, 1))
+        tensors = {f"client-{n:03d}": tensor for n in range(clients)}
+        mean = one_mean(tensors, dict.fromkeys(tensors, 1))
         assert torch.equal(bits(mean), bits(tensor))
 
 

@@ -18,9 +18,10 @@ from lwfed.launch.in_process import InProcess
 from lwfed.launch.subprocess import Subprocess
 from lwfed.models.build import tensor_specs
 from lwfed.round.aggregate_round import ROUNDED
-from lwfed.round.counted import counted_until
-from lwfed.round.residuals import open_kept
-from lwfed.round.train_client import fetch_model, manifest_of, train_client
+from lwfed.round.context import RoundContext
+from lwfed.round.counted import counted_before
+from lwfed.round.residuals import open_residuals
+from lwfed.round.train_client import fetch_model, train_client
 from lwfed.round.workbench import Workbench
 from lwfed.run.launcher import Emit, Outcome
 from lwfed.run.runs import Options
@@ -28,7 +29,6 @@ from lwfed.run.tasks import PoolTask, RoundTask
 from lwfed.store import paths
 from lwfed.store.blocks import read_block
 from lwfed.store.checkpoint import read_checkpoint
-from lwfed.store.counting import CountingStore
 from lwfed.store.manifest import block_key
 from lwfed.types.encoded import Codec, is_encoded
 from lwfed.types.seeds import derive
@@ -126,9 +126,17 @@ def test_the_servers_changes_and_what_it_keeps_are_what_aggregation_made(codec: 
     for number in range(10):
         change = values(number, grid=True)["w"]
         before = model
-        parts, model, kept = publish(
-            "w", before + change, before=before, kept=kept, codec=codec, seed=derive(3, number)
+        published = publish(
+            "w",
+            before + change,
+            start={"w": before}.__getitem__,
+            kept=kept,
+            spec=SPECS["w"],
+            codec=codec,
+            seed=derive(3, number),
         )
+        parts, model, kept = published.sent, published.value, published.left
+        assert kept is not None
         meant = meant + change.double()
         again = add_changes({"w": before}, parts, specs={"w": SPECS["w"]}, codec=codec)["w"]
         assert torch.equal(again, model), "who adds the change has the model"
@@ -158,7 +166,7 @@ def test_a_client_sends_what_it_trained_within_a_step_and_keeps_the_rest(tmp_pat
     bench.store.write_ref(
         paths.round_task(stage.key, 2), {"counted": {FIRST: {"round": 1, "digest": update["digest"]}}}
     )
-    kept = open_kept(client_task(bench, stage, FIRST, server_round=2, cache=str(cache)), store=bench.store)
+    kept = open_residuals(bench.client(client_task(bench, stage, FIRST, server_round=2, cache=str(cache))))
     left = {name: tensor for unit in stage.plan.trained for name, tensor in (kept.read(unit) or {}).items()}
     specs = tensor_specs(bench.skeleton(stage.key))
     for name, spec in specs.items():
@@ -225,6 +233,10 @@ def test_the_global_model_is_the_one_before_and_what_was_published(int8: Finishe
     assert not int8.checkpoint(1).change, "a stage's result is a model, however it was sent"
 
 
+def round_of(bench: Workbench, key: str, server_round: int) -> RoundContext:
+    return bench.round(RoundTask(store=bench.store.uri, stage_key=key, server_round=server_round))
+
+
 # ---- one model, however a client came to it
 
 
@@ -237,15 +249,13 @@ def test_a_client_that_was_absent_ends_in_the_model_that_the_others_have(int8: F
     def fetched(folder: str | None, *rounds: int) -> tuple[dict[str, Tensor], list[int]]:
         tensors, read = dict[str, Tensor](), []
         for server_round in rounds:
-            store = CountingStore(int8.store)
             place = {} if folder is None else {"cache": str(tmp_path / folder)}
             task = client_task(bench, stage, FIRST, server_round=server_round, **place)
-            checkpoint = manifest_of(task, stage=stage, store=int8.store)
-            tensors, traffic = fetch_model(
-                task, checkpoint, bench=bench, stage=stage, store=store, device=torch.device("cpu")
-            )
-            assert traffic["bytes_down"] == store.bytes_read
-            read.append(store.bytes_read)
+            ctx = bench.client(task)
+            model = fetch_model(ctx, ctx.start())
+            tensors = model.tensors
+            assert model.traffic["bytes_down"] == ctx.counted.bytes_read
+            read.append(ctx.counted.bytes_read)
         return tensors, read
 
     snapshot, change = cost["snapshot_bytes"], cost["change_bytes"]
@@ -354,7 +364,7 @@ def test_the_residual_of_an_update_that_was_not_accepted_does_not_count(tmp_path
     assert lost.digest == absent.digest != whole.digest
     last = lost.told("round")[-1]["clients"][LATE]
     assert last["residual"] == "used"
-    counted = counted_until(lost.keys[0], 4, store=lost.store)
+    counted = counted_before(round_of(Workbench(lost.store), lost.keys[0], 4))
     assert {client: item["round"] for client, item in counted.items()} == {FIRST: 3, "client-001": 3, LATE: 3}
     told = lost.store.read_ref(paths.round_task(lost.keys[0], 3))
     assert told is not None and told["counted"][LATE]["round"] == 1
@@ -385,7 +395,7 @@ def test_without_a_folder_nothing_is_kept_and_that_is_told(tmp_path: Path) -> No
     first = updates[FIRST]["metrics"]
     assert (first["residual"], first["residual_kept"]) == ("fresh", False)
     commit(bench, stage)
-    counted = counted_until(stage.key, 2, store=bench.store)
+    counted = counted_before(round_of(bench, stage.key, 2))
     assert counted[FIRST] == {"round": 1, "digest": updates[FIRST]["digest"]}
     bench.store.write_ref(paths.round_task(stage.key, 2), {"counted": counted})
     second = train_client(client_task(bench, stage, FIRST, server_round=2), bench=bench)["metrics"]

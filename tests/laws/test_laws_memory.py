@@ -16,7 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lwfed.federated.aggregate import weighted_mean
+from lwfed.federated.aggregator import fold
+from lwfed.federated.aggregators.weighted_mean import WeightedMean
+from tests.aggregating import updates_of
 from tests.tiny import run_tiny
 
 MIB = 2**20
@@ -78,8 +80,8 @@ def test_the_mean_holds_one_tensor_of_one_client_at_a_time(clients: int) -> None
         return tensor
 
     readers = {f"client-{n:03d}": read for n in range(clients)}
-    mean = weighted_mean("w", readers=readers, weights=dict.fromkeys(readers, 3))
-    assert torch.equal(mean, torch.ones(1000))
+    state = fold(WeightedMean(), updates_of(readers, dict.fromkeys(readers, 3)), names=["w"])["w"]
+    assert torch.equal(WeightedMean().finish(state, name="w"), torch.ones(1000, dtype=torch.float64))
     assert most <= 3, "the first gives its type, one is added, one is being read"
 
 
@@ -91,6 +93,7 @@ torch.set_num_threads(1)
 from lwfed.round.aggregate_round import aggregate_round
 from lwfed.round.train_client import train_client
 from lwfed.store import paths
+from tests.aggregating import updates_of
 from tests.tiny import begun, client_task, round_task
 
 root, clients = Path(sys.argv[1]), int(sys.argv[2])

@@ -243,7 +243,7 @@ def test_a_client_without_a_folder_computes_anew_each_round_and_ends_in_the_same
         if kind == "round":
             events.append(values)
 
-    summary = run_stages(run, launcher=InProcess(bench), store=bench.store, emit=emit, cache=None)
+    summary = run_stages(run, launcher=InProcess(bench.store), store=bench.store, emit=emit, cache=None)
     assert summary["digest"] == run_tiny(tmp_path / "with", KEEP).digest
     told = [metrics["prefix"] for record in events for metrics in record["clients"].values() if "prefix" in metrics]
     assert told == [{"image": "filled", "text": "filled"}] * 4

@@ -110,8 +110,8 @@ def track_of(run: Record, *, stages: Sequence[Record], rounds: Sequence[Record],
         expected = cost.get("peak_bytes")
         memory.append(Memory(stage, expected, max(found, default=None)))
         peak = max(peak, max(found, default=expected or 0.0))
-        fetched = in_every_round(records, frozen_bytes, been=been)
-        filled = in_every_round(records, partial(_filling, cost=cost), been=been)
+        fetched = in_every_round(records, frozen_bytes, earlier=been)
+        filled = in_every_round(records, partial(_filling, cost=cost), earlier=been)
         been = clients_in(records)
         for n, record in enumerate(records):
             part = list(record["clients"].values())

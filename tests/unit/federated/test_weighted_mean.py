@@ -9,18 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from lwfed.federated.aggregate import check_names, normalise_weights, weighted_mean
+from lwfed.federated.aggregators.weighted_mean import WeightedMean, normalise_weights
+from lwfed.federated.exchange import check_update
 from lwfed.types.errors import CheckpointError
+from lwfed.types.tensors import TensorSpec
+from tests.aggregating import mean_of
 
 
 def parts(count: int, *, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(5)
     return {f"client-{n:03d}": (torch.randn(50, generator=generator) * 10**n).to(dtype) for n in range(count)}
-
-
-def mean_of(tensors: dict[str, Tensor], weights: dict[str, int]) -> Tensor:
-    readers = {client: lambda _, tensor=tensor: tensor for client, tensor in tensors.items()}
-    return weighted_mean("w", readers=readers, weights=weights)
 
 
 def test_it_is_the_weighted_mean_rounded_once() -> None:
@@ -76,7 +74,7 @@ def test_inputs_are_left_alone() -> None:
 
 def test_nobody_is_no_mean() -> None:
     with pytest.raises(ValueError, match="no client sent w"):
-        mean_of({}, {})
+        WeightedMean().finish(WeightedMean().init("w"), name="w")
 
 
 def test_weights_of_any_size() -> None:
@@ -92,7 +90,9 @@ def test_weights_of_any_size() -> None:
      ({"a", "c"}, r"lacks b \(1 missing, 1 too many\)"), (set(), r"lacks a \(2 missing")],
 )  # fmt: skip
 def test_an_update_of_other_names_is_refused(names: set[str], message: str) -> None:
+    one = TensorSpec(shape=(2,))
+    specs = {"a": one, "b": one}
     with pytest.raises(CheckpointError, match=message) as caught:
-        check_names("client-007", names=names, expected={"a", "b"})
+        check_update("client-007", found=dict.fromkeys(names, one), specs=specs, codec="fp32")
     assert "same lwfed version" in caught.value.remedy
-    check_names("client-007", names={"a", "b"}, expected={"a", "b"})
+    check_update("client-007", found=specs, specs=specs, codec="fp32")

@@ -26,7 +26,7 @@ def test_clients_train_one_after_another_and_are_told_of(tmp_path: Path) -> None
     bench, stage, _ = begun(tmp_path)
     told: list[tuple[str, dict[str, Any]]] = []
     tasks = [client_task(bench, stage, client) for client in CLIENTS]
-    outcomes = InProcess(bench).clients(
+    outcomes = InProcess(bench.store).clients(
         "train-client", tasks, deadline_s=60, emit=lambda kind, values: told.append((kind, values))
     )
     for client in CLIENTS:
@@ -43,7 +43,7 @@ def test_clients_train_one_after_another_and_are_told_of(tmp_path: Path) -> None
 def test_a_client_that_fails_does_not_end_the_others(tmp_path: Path) -> None:
     bench, stage, _ = begun(tmp_path, "training.learning_rate=1e30", "training.local_epochs=3")
     tasks = [client_task(bench, stage, client) for client in ("client-000", "client-009", "client-001")]
-    first, second, third = InProcess(bench).clients("train-client", tasks, deadline_s=60, emit=ignore)
+    first, second, third = InProcess(bench.store).clients("train-client", tasks, deadline_s=60, emit=ignore)
     assert first.exit_code == third.exit_code == 14 and "training.learning_rate" in first.reason
     assert second.client == "client-009" and second.exit_code == 1 and "client-009" in second.reason
 
@@ -52,13 +52,13 @@ def test_what_is_wrong_with_the_store_ends_them_all(tmp_path: Path) -> None:
     bench, stage, _ = begun(tmp_path)
     tasks = [client_task(bench, stage, client, server_round=4) for client in CLIENTS]
     with pytest.raises(CheckpointError, match="is not committed"):
-        list(InProcess(bench).clients("train-client", tasks, deadline_s=60, emit=ignore))
+        list(InProcess(bench.store).clients("train-client", tasks, deadline_s=60, emit=ignore))
 
 
 def test_nobody_starts_after_the_deadline(tmp_path: Path) -> None:
     bench, stage, _ = begun(tmp_path)
     tasks = [client_task(bench, stage, client) for client in CLIENTS]
-    outcomes = list(InProcess(bench).clients("train-client", tasks, deadline_s=-1, emit=ignore))
+    outcomes = list(InProcess(bench.store).clients("train-client", tasks, deadline_s=-1, emit=ignore))
     assert [outcome.exit_code for outcome in outcomes] == [1, 1]
     assert all("not started before the deadline" in outcome.reason for outcome in outcomes)
     assert not any(bench.store.has(paths.update(stage.key, 1, client)) for client in CLIENTS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lwfed.round.runtime import autocast_type, computing, pick_device
+from lwfed.round.runtime import autocast_type, deterministic, pick_device
 from lwfed.types.errors import OutOfMemoryError, SpecError
 
 CPU = torch.device("cpu")
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 def test_settings_are_put_back_whatever_happens(error: type[BaseException] | None) -> None:
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     try:
-        with computing(threads=before[0] + 1):
+        with deterministic(threads=before[0] + 1):
             assert torch.get_num_threads() == before[0] + 1
             assert torch.are_deterministic_algorithms_enabled()
             if error is not None:
@@ -27,7 +27,7 @@ def test_settings_are_put_back_whatever_happens(error: type[BaseException] | Non
 
 def test_threads_are_left_alone_where_none_are_named() -> None:
     before = torch.get_num_threads()
-    with computing():
+    with deterministic():
         assert torch.get_num_threads() == before
 
 
@@ -37,7 +37,7 @@ def test_threads_are_left_alone_where_none_are_named() -> None:
      (torch.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory")],
 )  # fmt: skip
 def test_too_little_memory_is_told_with_a_remedy(error: Exception, said: str) -> None:
-    with pytest.raises(OutOfMemoryError, match=said) as caught, computing():
+    with pytest.raises(OutOfMemoryError, match=said) as caught, deterministic():
         raise error
     assert "training.batch_size" in caught.value.remedy and "gradient_accumulation" in caught.value.remedy
     assert caught.value.exit_code == 18
@@ -45,7 +45,7 @@ def test_too_little_memory_is_told_with_a_remedy(error: Exception, said: str) ->
 
 def test_an_error_that_is_ours_is_not_wrapped_again() -> None:
     ours = OutOfMemoryError("x", remedy="y")
-    with pytest.raises(OutOfMemoryError) as caught, computing():
+    with pytest.raises(OutOfMemoryError) as caught, deterministic():
         raise ours
     assert caught.value is ours
 

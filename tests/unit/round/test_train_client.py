@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lwfed.round.runtime import computing
+from lwfed.round.runtime import deterministic
 from lwfed.round.train_client import parameter_groups, train_client
 from lwfed.round.workbench import Workbench
 from lwfed.store import paths
@@ -37,7 +37,7 @@ def test_an_update_does_not_depend_on_the_place(tmp_path: Path) -> None:
     digests = set()
     for place in ({}, {"workers": 1}, {"cache": str(tmp_path / "cache")}):
         clear(bench, stage.key)
-        with computing(threads=2):  # the step sets its own
+        with deterministic(threads=2):  # the step sets its own
             digests.add(train_client(client_task(Workbench(bench.store), stage, FIRST, **place), bench=bench)["digest"])
     assert len(digests) == 1
 

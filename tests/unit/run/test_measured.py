@@ -31,8 +31,8 @@ def rounds_of(*rounds: dict[str, int]) -> list[dict[str, Any]]:
 )
 def test_what_a_client_in_every_round_fetches(rounds: list[dict[str, int]], been: str, expected: list[int]) -> None:
     records = rounds_of(*rounds)
-    found = in_every_round(records, frozen_bytes, been=been)
+    found = in_every_round(records, frozen_bytes, earlier=been)
     assert found == expected
     assert clients_in(records) == {client for clients in rounds for client in clients}
-    ledger = measured_ledger(records, been=been)
+    ledger = measured_ledger(records, earlier=been)
     assert ledger.get("bytes_down_frozen", 0) * len(rounds) == sum(expected)

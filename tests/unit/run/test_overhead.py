@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lwfed.run.overhead import Gap
+from lwfed.run.overhead import Overhead
 
 
 class Clock:
@@ -18,14 +18,14 @@ class Clock:
 def play(*events: tuple[float, str, dict[str, Any]]) -> tuple[list[dict[str, float]], list[tuple[str, dict[str, Any]]]]:
     """Plays events at their times; `close` ends a round with its walls."""
     clock, told = Clock(), list[tuple[str, dict[str, Any]]]()
-    gap = Gap(lambda kind, values: told.append((kind, values)), clock=clock)
+    overhead = Overhead(lambda kind, values: told.append((kind, values)), clock=clock)
     closed = []
     for when, kind, values in events:
         clock.now = when
         if kind == "close":
-            closed.append(gap.close_round(values))
+            closed.append(overhead.close_round(values))
         else:
-            gap.tell(kind, values)
+            overhead.emit(kind, values)
     return closed, told
 
 

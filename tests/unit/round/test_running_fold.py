@@ -1,18 +1,20 @@
-"""Laws of the sum that goes on while clients train: it is the sum of the stored updates, or it is not used."""
+"""Laws of the fold that goes on while clients train: it is that of the stored updates, or it is not used."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from lwfed.federated.aggregator import GlobalModel
+from lwfed.federated.aggregators.weighted_mean import WeightedMean
 from lwfed.launch.in_process import InProcess
-from lwfed.round import running_sum
-from lwfed.round.running_sum import RunningSum
-from lwfed.round.workbench import Workbench
+from lwfed.round import updates
+from lwfed.round.updates import RunningFold
+from lwfed.run.tasks import ClientTask
 from lwfed.types.tensors import TensorSpec
 from tests.tiny import run_tiny
 
@@ -20,32 +22,26 @@ EXCHANGES = ((), ("exchange.upload=int8",), ("exchange.upload=bf16", "exchange.d
 
 
 class Forgetful(InProcess):
-    """A launcher that sums nothing up and holds no model: updates are read from the store."""
+    """A launcher that folds nothing and holds no model: updates are read from the store."""
 
     holds_model = False
 
-    def __init__(self, bench: Workbench) -> None:
-        super().__init__(bench)
-        bench.num_examples = _Nobody()
-
-
-class _Nobody(dict[tuple[str, str], int]):
-    def __setitem__(self, key: tuple[str, str], value: int) -> None:
-        pass
+    def _begin_fold(self, tasks: Sequence[ClientTask]) -> None:
+        return None
 
 
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Notes at each aggregation whether the sum was there."""
     seen: list[bool] = []
-    take = RunningSum.take
+    take = RunningFold.take
 
-    def noted(self: RunningSum, stage_key: str, server_round: int, *, accepted: Mapping[str, str]) -> object:
+    def noted(self: RunningFold, stage_key: str, server_round: int, *, accepted: Mapping[str, str]) -> object:
         found = take(self, stage_key, server_round, accepted=accepted)
         seen.append(found is not None)
         return found
 
-    monkeypatch.setattr(RunningSum, "take", noted)
+    monkeypatch.setattr(RunningFold, "take", noted)
     return seen
 
 
@@ -66,14 +62,14 @@ def test_a_client_that_fails_is_not_in_it(
     tmp_path: Path, taken: list[bool], monkeypatch: pytest.MonkeyPatch, absent: str
 ) -> None:
     """Whoever is expected and does not come, be it the last, ends the summing; what is accepted is read."""
-    begin = running_sum.begin_sum
-    seen: list[RunningSum | None] = []
+    begin = updates.begin_fold
+    seen: list[RunningFold | None] = []
 
-    def noted(*args: object, **kwargs: object) -> RunningSum | None:
+    def noted(*args: object, **kwargs: object) -> RunningFold | None:
         seen.append(begin(*args, **kwargs))  # type: ignore[arg-type]  # passed on as it came
         return seen[-1]
 
-    monkeypatch.setattr("lwfed.launch.in_process.begin_sum", noted)
+    monkeypatch.setattr("lwfed.launch.in_process.begin_fold", noted)
     digests = set()
     for launcher in (InProcess, Forgetful):
         taken.clear()
@@ -99,26 +95,31 @@ def test_a_large_model_is_not_summed_in_memory(
     summed = run_tiny(tmp_path / "a")
     assert any(taken)
     taken.clear()
-    monkeypatch.setattr(running_sum, "MAX_BYTES", 1000)
+    monkeypatch.setattr(updates, "MAX_BYTES", 1000)
     assert run_tiny(tmp_path / "b").digest == summed.digest
     assert taken == []
 
 
-def test_what_was_accepted_elsewhere_is_not_taken(tmp_path: Path) -> None:
-    bench = run_tiny(tmp_path).bench
-    total = RunningSum("key", 2, num_examples={"client-000": 3}, specs={}, codec="fp32")
-    total.add("client-000", {}, digest="d")
-    assert total.take("key", 2, accepted={"client-000": "other"}) is None
-    assert bench.running_sum is None, "the launcher is closed"
-
-
-def test_a_sum_over_fewer_than_expected_is_not_taken() -> None:
-    """Its weights, 4 and 2 of 4, 2 and 1, are not those of the two alone: 2 and 1."""
+def folding(num_examples: Mapping[str, int]) -> RunningFold:
     specs = {"w": TensorSpec(shape=(2,), dtype="F32")}
-    total = RunningSum("key", 2, num_examples={"a": 8, "b": 4, "c": 2}, specs=specs, codec="fp32")
+    model = GlobalModel(specs=specs, codec="fp32", start={}.__getitem__)
+    return RunningFold("key", 2, aggregator=WeightedMean(), model=model, num_examples=num_examples)
+
+
+def test_what_was_accepted_elsewhere_is_not_taken() -> None:
+    for accepted, taken in (({"client-000": "d"}, True), ({"client-000": "other"}, False)):
+        running = folding({"client-000": 3})
+        running.add("client-000", {"w": torch.ones(2)}, digest="d")
+        assert (running.take("key", 2, accepted=accepted) is not None) is taken
+        assert running.take("key", 2, accepted=accepted) is None, "it is taken once"
+
+
+def test_a_fold_over_fewer_than_expected_is_not_taken() -> None:
+    """Its weights, 4 and 2 of 4, 2 and 1, are not those of the two alone: 2 and 1."""
+    running = folding({"a": 8, "b": 4, "c": 2})
     for client in ("a", "b"):
-        total.add(client, {"w": torch.ones(2)}, digest=client)
-    assert total.take("key", 2, accepted={"a": "a", "b": "b"}) is None
+        running.add(client, {"w": torch.ones(2)}, digest=client)
+    assert running.take("key", 2, accepted={"a": "a", "b": "b"}) is None
 
 
 def test_a_held_model_is_neither_read_again_nor_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,18 @@
+"""Clipping: no client moves the model further than a bound."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from lwfed.types.section import Section
+
+
+class Settings(Section):
+    """A bound on the Euclidean norm of each client's change."""
+
+    kind: Literal["clipped"] = "clipped"
+    max_norm: float = Field(
+        gt=0, description="largest norm of a client's change, over all parameters that it trained; a longer one shrinks"
+    )

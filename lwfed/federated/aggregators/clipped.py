@@ -1,0 +1,83 @@
+"""Clipping: a change longer than a bound is scaled down to it, so that no client moves the model further.
+
+The bound on a client's influence that robust and private aggregation begin with (McMahan et al. 2018, arXiv
+1710.06963, Algorithm 1, flat clipping; Sun et al. 2019, arXiv 1911.07963, section 4). The norm is taken over all
+trained parameters at once. Buffers and integers are no part of it and pass unchanged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from lwfed.catalog.aggregators.clipped import Settings
+from lwfed.federated.aggregator import Aggregator, GlobalModel, Update
+
+
+def wrap(inner: Aggregator, *, settings: Settings, model: GlobalModel) -> Aggregator:
+    """Puts clipping around an aggregator."""
+    return Clipped(inner=inner, max_norm=settings.max_norm, model=model)
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """Hands clipped updates on.
+
+    Attributes:
+        inner: What aggregates them.
+        max_norm: The bound.
+        model: What the clients started from.
+        norms: Client -> norm of its change; known once the updates have been surveyed.
+    """
+
+    inner: Aggregator
+    max_norm: float
+    model: GlobalModel
+    norms: Mapping[str, float] = field(default_factory=dict)
+
+    needs_all = True
+
+    def survey(self, updates: Sequence[Update]) -> Clipped:
+        """Measures every update's norm, one tensor in memory at a time."""
+        known = replace(self, norms={update.client: self._norm(update) for update in updates})
+        return replace(known, inner=self.inner.survey([known._clip(update) for update in updates]))
+
+    def init(self, name: str) -> Any:
+        """As the inner aggregator."""
+        return self.inner.init(name)
+
+    def add(self, state: Any, update: Update, *, name: str) -> Any:
+        """Adds theta + min(1, C / ||delta_n||) delta_n in place of theta + delta_n."""
+        return self.inner.add(state, self._clip(update), name=name)
+
+    def finish(self, state: Any, *, name: str) -> Tensor:
+        """As the inner aggregator."""
+        return self.inner.finish(state, name=name)
+
+    def metrics(self) -> dict[str, float]:
+        """Returns the share of clients that were clipped, and the largest norm that came in."""
+        clipped = sum(norm > self.max_norm for norm in self.norms.values())
+        mine = {"aggregate/clipped": clipped / len(self.norms), "aggregate/largest_norm": max(self.norms.values())}
+        return {**self.inner.metrics(), **mine}
+
+    def _norm(self, update: Update) -> float:
+        changes = (self.model.change(name, update.tensor(name)) for name in self.model.parameters)
+        return math.sqrt(math.fsum(float(change.square().sum()) for change in changes))
+
+    def _clip(self, update: Update) -> Update:
+        norm = self.norms[update.client]
+        if norm <= self.max_norm:
+            return update
+        scale, parameters = self.max_norm / norm, set(self.model.parameters)
+
+        def tensor(name: str) -> Tensor:
+            sent = update.tensor(name)
+            if name not in parameters:
+                return sent
+            return self.model.moved(name, self.model.change(name, sent).mul_(scale))
+
+        return replace(update, tensor=tensor)

@@ -1,0 +1,76 @@
+"""The weighted mean of the clients' tensors: FedAvg (McMahan et al. 2017, Algorithm 1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lwfed.federated.aggregator import Update
+
+
+class Sum(NamedTuple):
+    """What has been added up of one tensor.
+
+    Attributes:
+        total: sum_n w_n x_n in float64, or the maximum of integers; None before the first client.
+        weight: sum_n w_n.
+    """
+
+    total: Tensor | None = None
+    weight: int = 0
+
+
+@dataclass(frozen=True)
+class WeightedMean:
+    """Averages floating tensors in float64, parameters and BatchNorm statistics alike; of integers the largest wins."""
+
+    needs_all = False
+
+    def survey(self, updates: Sequence[Update]) -> WeightedMean:
+        """Needs to know nothing in advance."""
+        return self
+
+    def init(self, name: str) -> Sum:
+        """Begins a sum."""
+        return Sum()
+
+    def add(self, state: Sum, update: Update, *, name: str) -> Sum:
+        """Adds w_n x_n to the sum, in place."""
+        tensor, weight = update.tensor(name), state.weight + update.weight
+        if not tensor.is_floating_point():
+            return Sum(tensor if state.total is None else torch.maximum(state.total, tensor), weight)
+        if state.total is None:  # not zero plus the first, which would turn -0 into 0
+            return Sum(tensor.to(torch.float64, copy=True).mul_(update.weight), weight)
+        return Sum(state.total.add_(tensor, alpha=update.weight), weight)
+
+    def finish(self, state: Sum, *, name: str) -> Tensor:
+        """Returns sum_n w_n x_n / sum_n w_n in float64, or the maximum of integers.
+
+        Raises:
+            ValueError: No client was added.
+        """
+        if state.total is None:
+            raise ValueError(f"no client sent {name}; a round needs at least one update")
+        return state.total.div_(state.weight) if state.total.is_floating_point() else state.total
+
+    def metrics(self) -> dict[str, float]:
+        """Has nothing to report."""
+        return {}
+
+
+def normalise_weights(num_examples: Mapping[str, int]) -> dict[str, int]:
+    """Divides clients' weights by their greatest common factor, so that a common factor changes no bit.
+
+    Raises:
+        ValueError: A client has no examples.
+    """
+    empty = [client for client, count in num_examples.items() if count < 1]
+    if empty:
+        raise ValueError(f"{empty[0]} reports no examples; leave it out of the round")
+    factor = math.gcd(*num_examples.values())
+    return {client: count // factor for client, count in num_examples.items()}

@@ -1,0 +1,125 @@
+"""Who takes part in a round, and which of their updates count."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lwfed import environment
+from lwfed.plan.cohort import client_ids, sample
+from lwfed.round.context import RoundContext
+from lwfed.round.counted import counted_before
+from lwfed.run.launcher import Emit, Launcher
+from lwfed.store import paths
+from lwfed.types.encoded import is_lossless
+from lwfed.types.errors import QuorumError
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """How a cohort's training ended.
+
+    Attributes:
+        failed: Client -> why it has no update.
+        wall_s: Seconds it took.
+    """
+
+    failed: Mapping[str, str]
+    wall_s: float
+
+
+def sample_cohort(ctx: RoundContext) -> tuple[str, ...]:
+    """Draws the clients of a round by its seed."""
+    cohort = ctx.plan.cohort
+    return sample(
+        ctx.seed("cohort"),
+        clients=client_ids(cohort.num_clients),
+        fraction_fit=cohort.fraction_fit,
+        min_fit_clients=cohort.min_fit_clients,
+        min_available_clients=cohort.min_available_clients,
+    )
+
+
+def read_accepted(ctx: RoundContext) -> dict[str, Any] | None:
+    """Reads which updates of a round count; None before that is committed."""
+    return ctx.store.read_ref(paths.accepted(ctx.key, ctx.server_round))
+
+
+def train(ctx: RoundContext, cohort: Sequence[str], *, launcher: Launcher, emit: Emit, deadline_s: float) -> Trained:
+    """Has the cohort train, until all are in or the deadline passes. Whose update is committed already rests.
+
+    Args:
+        ctx: The round.
+        cohort: Its clients.
+        launcher: Where they run.
+        emit: Told of each that ends: `client_done`.
+        deadline_s: Seconds from now.
+    """
+    _begin(ctx, cohort, deadline_s=deadline_s)
+    started = time.monotonic()
+    failed: dict[str, str] = {}
+    waiting = [client for client in cohort if not ctx.store.has(paths.update(ctx.key, ctx.server_round, client))]
+    tasks = ctx.client_tasks(waiting)
+    for outcome in launcher.clients("train-client", tasks, deadline_s=deadline_s, emit=emit):
+        update = ctx.store.read_ref(paths.update(ctx.key, ctx.server_round, outcome.client))
+        if update is None:
+            failed[outcome.client] = outcome.reason or "it ended without an update"
+        done = {
+            "stage": ctx.plan.stage,
+            "round": ctx.server_round,
+            "client": outcome.client,
+            "failed": failed.get(outcome.client),
+            "metrics": None if update is None else update["metrics"],
+        }
+        emit("client_done", done)
+    return Trained(failed=failed, wall_s=time.monotonic() - started)
+
+
+def accept(ctx: RoundContext, cohort: Sequence[str], trained: Trained) -> dict[str, Any]:
+    """Commits which updates count: all that are there.
+
+    Args:
+        ctx: The round.
+        cohort: Its clients.
+        trained: How their training ended.
+
+    Raises:
+        QuorumError: There are too few.
+    """
+    updates = {client: ctx.store.read_ref(paths.update(ctx.key, ctx.server_round, client)) for client in cohort}
+    clients = {
+        client: {key: update[key] for key in ("digest", "num_examples", "metrics")}
+        for client, update in updates.items()
+        if update is not None
+    }
+    quorum = ctx.plan.cohort.min_fit_clients
+    if len(clients) < quorum:
+        raise QuorumError(
+            f"round {ctx.server_round} of stage {ctx.plan.stage} has {len(clients)} of {len(cohort)} updates and needs "
+            f"{quorum} ({grouped(trained.failed)})",
+            remedy=f"fix what ended them; then {environment.go_on()}",
+        )
+    accepted = {
+        "clients": clients, "failed": dict(trained.failed), "cohort": list(cohort), "wall_s": trained.wall_s,
+    }  # fmt: skip
+    ctx.store.write_ref(paths.accepted(ctx.key, ctx.server_round), accepted, if_absent=True)
+    return read_accepted(ctx) or accepted
+
+
+def grouped(failed: Mapping[str, str]) -> str:
+    """Says why clients failed: each reason once with its clients; remedies stand in the lines above."""
+    clients: dict[str, list[str]] = {}
+    for client, reason in sorted(failed.items()):
+        clients.setdefault(reason.partition(" -> ")[0], []).append(client)
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in clients.items())
+
+
+def _begin(ctx: RoundContext, cohort: Sequence[str], *, deadline_s: float) -> None:
+    """Writes down what the round is, for clients and for people."""
+    before = ctx.store.read_ref(paths.round_checkpoint(ctx.key, ctx.server_round - 1)) or {}
+    task: dict[str, Any] = {"cohort": list(cohort), "deadline_s": deadline_s, "input": before.get("digest")}
+    if not is_lossless(ctx.plan.exchange.upload):
+        task["counted"] = counted_before(ctx)
+    ctx.store.write_ref(paths.round_task(ctx.key, ctx.server_round), task, if_absent=True)

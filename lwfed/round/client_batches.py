@@ -1,0 +1,85 @@
+"""A client's batches of one round, cut into what its device and its ranks take at a time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+
+from lwfed import ranks
+from lwfed.data.batches import Batch, epoch_length, train_batches
+from lwfed.data.kept_prefix import KeptPrefix
+from lwfed.data.protocol import Example
+from lwfed.federated.local import MicroBatch
+from lwfed.round.batching import part, read_ahead, tensors_of
+from lwfed.round.context import ClientContext
+
+
+@dataclass(frozen=True)
+class ClientBatches:
+    """A round's batches.
+
+    Attributes:
+        num_steps: How many.
+        steps: For each step the parts of its batch, on the device.
+    """
+
+    num_steps: int
+    steps: Generator[list[MicroBatch], None, None]
+
+
+def micro_batches(ctx: ClientContext, examples: Sequence[Example], *, kept: Mapping[str, KeptPrefix]) -> ClientBatches:
+    """Draws a client's batches of a round; the next ones are read while one is in work.
+
+    Args:
+        ctx: The client's part of the round.
+        examples: Those that it trains on.
+        kept: Modality -> outputs of its frozen blocks, which are read in place of its inputs.
+    """
+    plan, training = ctx.plan, ctx.plan.training
+    per_epoch = epoch_length(len(examples), training.batch_size)
+    num_steps = training.local_steps or training.local_epochs * per_epoch
+    batches = train_batches(
+        ctx.bench.data(ctx.stage, ctx.place, ctx.client),
+        examples=examples,
+        settings=ctx.bench.inputs(ctx.stage),
+        batch_size=training.batch_size,
+        seed=plan.seed,
+        first_view=(plan.first_round + ctx.server_round - 2) * -(-num_steps // per_epoch),
+        augment=plan.data.augment,
+        workers=ctx.place.workers,
+        num_batches=num_steps,
+        views=plan.levers.views,
+        kept=kept,
+        length_buckets=plan.data.length_buckets,
+        pin=ctx.device.type == "cuda",
+    )
+    return ClientBatches(num_steps, _parts(ctx, batches))
+
+
+def _parts(ctx: ClientContext, batches: Generator[Batch, None, None]) -> Generator[list[MicroBatch], None, None]:
+    """Yields for each step the parts of its batch, on the device."""
+    wholes: deque[tuple[tuple[str, ...], list[int]]] = deque()
+
+    def cut() -> Iterator[list[Batch]]:
+        for batch in batches:
+            count = max(1, min(ctx.plan.training.gradient_accumulation, len(batch.ids) // (2 * ranks.size())))
+            parts = [part(batch, index, count) for index in range(count)]
+            wholes.append((batch.ids, [len(one.ids) for one in parts]))
+            yield [part(one, ranks.rank(), ranks.size()) for one in parts]
+
+    with closing(batches), closing(read_ahead(cut(), device=ctx.device)) as steps:
+        for number, mine in enumerate(steps, start=1):
+            ids, sizes = wholes.popleft()
+            yield [
+                MicroBatch(
+                    value=one,
+                    share=size / len(ids),
+                    rows=len(one.ids),
+                    name=f"batch {number} of {ctx.client} (examples {', '.join(islice(ids, 3))} ...)",
+                    tensors=tensors_of(one),
+                )
+                for one, size in zip(mine, sizes, strict=True)
+            ]

@@ -1,0 +1,124 @@
+"""What every part of a round knows: which stage and round, where things lie, and the store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lwfed import environment, ranks
+from lwfed.plan.stages import StagePlan
+from lwfed.run.stage import Stage
+from lwfed.run.tasks import ClientTask, Place, RoundTask
+from lwfed.store import paths
+from lwfed.store.checkpoint import Checkpoint, read_checkpoint
+from lwfed.store.protocol import Store
+from lwfed.types.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+    from lwfed.round.workbench import Workbench
+    from lwfed.store.counting import CountingStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundContext:
+    """A round of a stage.
+
+    Attributes:
+        stage: The stage, as it is written in the store.
+        server_round: r, counted from 1 within the stage; 0 is the model it starts from.
+        store: Where the run is.
+        place: Where things lie on this machine.
+        run_id: The run that asks for the round; None: nobody to name.
+    """
+
+    stage: Stage
+    server_round: int
+    store: Store
+    place: Place = field(default_factory=Place)
+    run_id: str | None = None
+
+    @property
+    def plan(self) -> StagePlan:
+        """What decides the stage's result."""
+        return self.stage.plan
+
+    @property
+    def key(self) -> str:
+        """The stage's address."""
+        return self.stage.key
+
+    @property
+    def task(self) -> RoundTask:
+        """The server's work on this round."""
+        return RoundTask(
+            store=self.store.uri,
+            run_id=self.run_id,
+            stage_key=self.key,
+            server_round=self.server_round,
+            place=self.place,
+        )
+
+    def client_tasks(self, clients: Sequence[str]) -> list[ClientTask]:
+        """Returns the work of some clients on this round."""
+        return [ClientTask(**self.task.model_dump(), client=client) for client in clients]
+
+    def seed(self, *names: str | int) -> str:
+        """Derives a seed for something in this round."""
+        return self.plan.round_seed(self.server_round, *names)
+
+    def result(self) -> Checkpoint | None:
+        """Reads the round's committed result; None before the commit."""
+        return read_checkpoint(self.store, paths.round_checkpoint(self.key, self.server_round))
+
+    def start(self) -> Checkpoint:
+        """Reads the model that the round starts from.
+
+        Raises:
+            CheckpointError: The round before is not committed, or its model is another plan's.
+        """
+        return self._committed(self.server_round - 1)
+
+    def outcome(self) -> Checkpoint:
+        """Reads the round's result. Raises CheckpointError where it is not committed, or is another plan's."""
+        return self._committed(self.server_round)
+
+    def _committed(self, server_round: int) -> Checkpoint:
+        key = paths.round_checkpoint(self.key, server_round)
+        checkpoint = read_checkpoint(self.store, key)
+        if checkpoint is None:
+            raise CheckpointError(f"{key} is not committed", remedy=environment.go_on())
+        odd = sorted(set(checkpoint.blocks) ^ set(self.plan.present))
+        if odd:
+            raise CheckpointError(f"the checkpoint and the plan differ in {odd[0]}", remedy="train again with --fresh")
+        return checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientContext(RoundContext):
+    """A client's part of a round.
+
+    Attributes:
+        client: Its id.
+        bench: The process's bench.
+        counted: The store, counting the bytes of tensors that the client reads and writes.
+        device: Where it computes.
+    """
+
+    client: str
+    bench: Workbench
+    counted: CountingStore
+    device: torch.device
+
+    def folder(self, name: str | None = None) -> Path | None:
+        """Returns a folder of the client's own that outlives its process; None where it keeps nothing.
+
+        Args:
+            name: Which folder; None: this rank's own for frozen blocks.
+        """
+        if self.place.cache is None:
+            return None
+        return Path(self.place.cache) / self.client / (str(ranks.rank()) if name is None else name)

@@ -1,0 +1,65 @@
+"""Evaluating a round's result on the server's test data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from lwfed.models.build import load
+from lwfed.round.context import RoundContext
+from lwfed.round.evaluate import evaluate
+from lwfed.round.runtime import deterministic, pick_device
+from lwfed.round.workbench import Workbench
+from lwfed.run.tasks import RoundTask
+from lwfed.store import paths
+from lwfed.store.cache import BlockCache
+from lwfed.store.checkpoint import Checkpoint
+
+
+def evaluate_round(task: RoundTask, *, bench: Workbench) -> dict[str, float]:
+    """Evaluates a committed round that was not evaluated, such as round 0 of a last stage that trains nothing.
+
+    Args:
+        task: Which round.
+        bench: The process's bench.
+
+    Returns:
+        Its metrics, which are written beside it.
+
+    Raises:
+        CheckpointError: The round is not committed.
+    """
+    ctx = bench.round(task)
+    ref = paths.round_metrics(ctx.key, ctx.server_round)
+    done = ctx.store.read_ref(ref)
+    if done is not None:
+        return done["metrics"]
+    started = time.monotonic()
+    with deterministic():
+        metrics = evaluate_checkpoint(ctx, ctx.outcome(), trained={}, bench=bench)
+    ctx.store.write_ref(ref, {"metrics": metrics, "wall_s": {"evaluate": time.monotonic() - started}})
+    return metrics
+
+
+def evaluate_checkpoint(
+    ctx: RoundContext, checkpoint: Checkpoint, *, trained: Mapping[str, Tensor], bench: Workbench
+) -> dict[str, float]:
+    """Evaluates a checkpoint on the test data, using the tensors that are at hand already."""
+    plan, device = ctx.plan, pick_device(ctx.place.device)
+    missing = [unit for unit in plan.present if not any(name in trained for name in checkpoint.blocks[unit].tensors)]
+    frozen = bench.frozen(checkpoint, missing, store=ctx.store, cache=BlockCache(None), device=device)
+    module = load(bench.skeleton(ctx.key), {**frozen, **trained})
+    metrics = evaluate(
+        module,
+        source=bench.data(ctx.stage, ctx.place),
+        examples=bench.examples(ctx.stage, ctx.place, "test"),
+        inputs=bench.inputs(ctx.stage),
+        model=plan.model,
+        evaluation=plan.evaluation,
+        workers=ctx.place.workers,
+        device=device,
+    )
+    module.to("meta")  # the bench keeps it, and not its weights
+    return metrics

@@ -1,0 +1,144 @@
+"""The record of a finished round: what came of it, what it cost, and what went wrong on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lwfed import environment
+from lwfed.plan.cohort import client_ids
+from lwfed.round.context import RoundContext
+from lwfed.run.launcher import Emit, Launcher
+from lwfed.run.measured import lost_in, pooled, recomputed_in, unkept_in
+from lwfed.run.overhead import Overhead
+from lwfed.store import paths
+from lwfed.store.checkpoint import Checkpoint
+from lwfed.types.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """What clients found on the examples that they hold out.
+
+    Attributes:
+        metrics: Their pooled metrics; empty where none were due.
+        failed: Client -> why it gave none.
+        wall_s: Seconds it took; None where none were due.
+    """
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    failed: Mapping[str, str] = field(default_factory=dict)
+    wall_s: float | None = None
+
+
+def evaluate_on_clients(ctx: RoundContext, *, launcher: Launcher, emit: Emit, deadline_s: float) -> Evaluated:
+    """Has all clients evaluate a round's result where that is due.
+
+    Args:
+        ctx: The round; it is committed.
+        launcher: Where they run.
+        emit: Told of those that could not.
+        deadline_s: Seconds from now.
+    """
+    every, last = ctx.plan.evaluation.federated_every, ctx.plan.rounds
+    if not every or (ctx.server_round % every and ctx.server_round != last):
+        return Evaluated()
+    started = time.monotonic()
+    clients = client_ids(ctx.plan.cohort.num_clients)
+    failed: dict[str, str] = {}
+    tasks = ctx.client_tasks(clients)
+    for outcome in launcher.clients("evaluate-client", tasks, deadline_s=deadline_s, emit=emit):
+        if outcome.exit_code:
+            failed[outcome.client] = outcome.reason
+            emit("warning", {"message": f"{outcome.client} could not evaluate: {outcome.reason}"})
+    parts = {}
+    for client in clients:
+        value = ctx.store.read_ref(paths.client_evaluation(ctx.key, ctx.server_round, client))
+        if value is not None and value["num_examples"]:
+            parts[client] = (value["num_examples"], value["metrics"])
+    return Evaluated(metrics=pooled(parts), failed=failed, wall_s=time.monotonic() - started)
+
+
+def commit_record(
+    ctx: RoundContext, accepted: Mapping[str, Any], evaluated: Evaluated, *, overhead: Overhead, wall_s: float
+) -> dict[str, Any]:
+    """Writes a round's record, warns of what it shows, and removes the updates, which nobody needs any longer.
+
+    Args:
+        ctx: The round.
+        accepted: Which updates counted.
+        evaluated: What clients found.
+        overhead: Knows the gap before this round's clients; told the record and the warnings.
+        wall_s: Seconds of the round.
+
+    Returns:
+        The RoundRecord.
+
+    Raises:
+        CheckpointError: The round's result is not committed.
+    """
+    result = ctx.result()
+    if result is None:
+        raise CheckpointError(
+            f"round {ctx.server_round} of stage {ctx.plan.stage} was not committed", remedy=environment.go_on()
+        )
+    _drop_updates(ctx)
+    record = _round_record(ctx, result, accepted, evaluated, wall_s=wall_s)
+    record["wall_s"] |= overhead.close_round(record["wall_s"])
+    for message in _warnings(record):
+        overhead.emit("warning", {"message": message})
+    ctx.store.write_ref(paths.round_record(ctx.key, ctx.server_round), record)
+    overhead.emit("round", record)
+    return record
+
+
+def _round_record(
+    ctx: RoundContext, result: Checkpoint, accepted: Mapping[str, Any], evaluated: Evaluated, *, wall_s: float
+) -> dict[str, Any]:
+    on_server = ctx.store.read_ref(paths.round_metrics(ctx.key, ctx.server_round)) or {"metrics": {}, "wall_s": {}}
+    clients = {client: item["metrics"] for client, item in sorted(accepted["clients"].items())}
+    examples = sum(metrics["num_examples"] for metrics in clients.values())
+    loss = sum(metrics["num_examples"] * metrics["loss"] for metrics in clients.values()) / examples
+    record: dict[str, Any] = {
+        "stage": ctx.plan.stage,
+        "round": ctx.server_round,
+        "global_round": ctx.plan.first_round + ctx.server_round - 1,
+        "digest": result.digest,
+        "metrics": {"train/loss": loss, **on_server["metrics"], **evaluated.metrics},
+        "cohort": accepted["cohort"],
+        "clients": clients,
+        "failed": accepted["failed"],
+        "wall_s": {"round": wall_s, "train": accepted["wall_s"], **on_server["wall_s"]},
+    }
+    if evaluated.wall_s is not None:
+        record["wall_s"]["evaluate_clients"] = evaluated.wall_s
+    extras = {
+        "failed_evaluations": dict(evaluated.failed),
+        "recomputed_prefixes": recomputed_in(clients),
+        "lost_residuals": lost_in(clients),
+    }
+    return record | {name: value for name, value in extras.items() if value}
+
+
+def _warnings(record: Mapping[str, Any]) -> list[str]:
+    """Says what a user should know of a round that went well."""
+    found = []
+    unkept = unkept_in(record["clients"])
+    if unkept:
+        client, why = min(unkept.items())
+        found.append(f"{len(unkept)} client(s) keep nothing from round to round; {client}: {why}")
+    if recomputed := record.get("recomputed_prefixes"):
+        client, why = min(recomputed.items())
+        found.append(f"frozen blocks of {len(recomputed)} client(s) run in each step; {client}: {why}")
+    if lost := record.get("lost_residuals"):
+        found.append(f"{', '.join(lost)} lost what the last upload rounded off: equal runs may differ")
+    return found
+
+
+def _drop_updates(ctx: RoundContext) -> None:
+    """Removes the tensors of updates that are aggregated; who took part stays written down."""
+    for key in list(ctx.store.list(f"{paths.round_folder(ctx.key, ctx.server_round)}/updates/")):
+        if key.endswith(".safetensors"):
+            ctx.store.delete(key)

@@ -1,0 +1,103 @@
+"""One round on one screen: sample, train, accept, aggregate, step, commit.
+
+FedAvg (McMahan et al. 2017, arXiv 1602.05629, Algorithm 1) with a quorum, and with any server optimiser in place of the
+plain mean (Reddi et al. 2021, arXiv 2003.00295, Algorithm 1). Two processes share a round: the coordinator, which loads
+no torch, runs `run_round`; the server's machine runs `aggregate`. Each can be killed at any point and started again: an
+accepted set is not changed, and what is committed is not done twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lwfed.round.accept import accept, read_accepted, sample_cohort, train
+from lwfed.round.context import RoundContext
+from lwfed.round.record import commit_record, evaluate_on_clients
+from lwfed.run.launcher import Launcher
+from lwfed.run.overhead import Overhead
+from lwfed.store import paths
+
+if TYPE_CHECKING:
+    from lwfed.federated.aggregator import Aggregator, GlobalModel, Update
+    from lwfed.round.server import Aggregated, NewTensor, NewUnit
+
+
+def run_round(ctx: RoundContext, *, launcher: Launcher, overhead: Overhead, deadline_s: float) -> dict[str, Any]:
+    """Runs a round, or what is left of it.
+
+    Args:
+        ctx: The round.
+        launcher: Where clients and the server's step run.
+        overhead: Passes events on, and measures the gap between rounds.
+        deadline_s: Seconds for the cohort to train.
+
+    Returns:
+        The RoundRecord.
+
+    Raises:
+        QuorumError: Too few updates came in.
+        CheckpointError: An object is missing or corrupted.
+    """
+    emit = overhead.emit
+    record = ctx.store.read_ref(paths.round_record(ctx.key, ctx.server_round))
+    if record is not None:
+        emit("round", record)
+        return record
+    started = time.monotonic()
+    cohort = sample_cohort(ctx)
+    emit("round_started", {"stage": ctx.plan.stage, "round": ctx.server_round, "cohort": list(cohort)})
+    accepted = read_accepted(ctx)
+    if accepted is None:
+        trained = train(ctx, cohort, launcher=launcher, emit=emit, deadline_s=deadline_s)
+        accepted = accept(ctx, cohort, trained)
+    emit("aggregating", {"stage": ctx.plan.stage, "round": ctx.server_round, "clients": len(accepted["clients"])})
+    launcher.server("aggregate-round", ctx.task, emit=emit)  # there: `aggregate`, below
+    evaluated = evaluate_on_clients(ctx, launcher=launcher, emit=emit, deadline_s=deadline_s)
+    return commit_record(ctx, accepted, evaluated, overhead=overhead, wall_s=time.monotonic() - started)
+
+
+def aggregate(
+    ctx: RoundContext,
+    *,
+    aggregator: Aggregator,
+    updates: Sequence[Update],
+    model: GlobalModel,
+    folded: Mapping[str, Any] | None = None,
+) -> Aggregated:
+    """Makes the new global model. A few units are in work at a time, and of each one tensor.
+
+    Args:
+        ctx: The round.
+        aggregator: Makes one update of many.
+        updates: The accepted ones, in sorted client order.
+        model: What the clients started from.
+        folded: The aggregator's states, where the updates have been added while they came in.
+
+    Returns:
+        The new checkpoint, whose blocks are written, its trained tensors, and the aggregator's metrics.
+
+    Raises:
+        CheckpointError: A tensor is missing or corrupted.
+        DivergedError: A change that is to be published is not finite.
+    """
+    from lwfed.federated.aggregator import fold
+    from lwfed.round.server import Aggregated, read_states, step_and_publish, write_unit
+    from lwfed.store.ahead import together
+
+    before = ctx.start()
+    if folded is None:
+        aggregator = aggregator.survey(updates)
+
+    def new_unit(unit: str) -> NewUnit:
+        states = read_states(ctx, before, unit)
+        new: dict[str, NewTensor] = {}
+        for name in before.blocks[unit].tensors:
+            sums = folded if folded is not None else fold(aggregator, updates, names=[name])
+            mean = model.value(name, aggregator.finish(sums[name], name=name))
+            new[name] = step_and_publish(ctx, name, mean, model=model, state=states.get(name, {}))
+        return write_unit(ctx, new)
+
+    units = dict(zip(ctx.plan.trained, together(new_unit, ctx.plan.trained), strict=True))
+    return Aggregated.of(before, units, metrics=aggregator.metrics())
