@@ -103,6 +103,6 @@ def test_a_held_model_stays_on_the_device(tmp_path: Path) -> None:
         if kind == "round":
             held.append({tensor.device.type for block in bench._model.values() for tensor in block.values()})
 
-    run_tiny(tmp_path, GPU, "stages.rounds=[2,1]", bench=bench, emit=look)
+    run_tiny(tmp_path, GPU, "stages.rounds=[2,1]", store=bench.store, emit=look)
     assert held == [{"cuda"}] * 3
     assert not bench._model, "let go of at the end"

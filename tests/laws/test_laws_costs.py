@@ -24,6 +24,7 @@ from lwfed.steps.prepare import count_architecture
 from lwfed.store import paths
 from lwfed.store.counting import CountingStore
 from lwfed.store.local import LocalStore
+from lwfed.store.protocol import Store
 from tests.tiny import Finished, accept, begun, client_task, round_task, run_tiny
 
 STRATEGIES = ("layerwise", "progressive", "end_to_end")
@@ -33,9 +34,8 @@ SUPERVISED = "model.objective={kind: supervised, hidden: 12}"
 class Weighing(InProcess):
     """The launcher of this process, which weighs the updates that lie in the store before they are aggregated."""
 
-    def __init__(self, bench: Workbench) -> None:
-        super().__init__(bench)
-        self.bench = bench
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
         self.weights: dict[tuple[str, int, str], int] = {}
 
     def server(self, step: str, task: ServerTask, *, emit: Emit) -> None:
@@ -58,8 +58,8 @@ class Weighing(InProcess):
 def test_bytes_on_disk_are_the_ledgers(tmp_path: Path, strategy: str, up: str, down: str) -> None:
     launchers: list[Weighing] = []
 
-    def make(bench: Workbench) -> Weighing:
-        launchers.append(Weighing(bench))
+    def make(store: Store) -> Weighing:
+        launchers.append(Weighing(store))
         return launchers[-1]
 
     exchange = (f"exchange.upload={up}", f"exchange.download={down}")

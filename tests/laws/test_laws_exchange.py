@@ -17,10 +17,10 @@ from lwfed.federated.exchange import add_changes, publish, upload
 from lwfed.launch.in_process import InProcess
 from lwfed.launch.subprocess import Subprocess
 from lwfed.models.build import tensor_specs
-from lwfed.round.aggregate_round import ROUNDED
 from lwfed.round.context import RoundContext
 from lwfed.round.counted import counted_before
 from lwfed.round.residuals import open_residuals
+from lwfed.round.server import ROUNDED
 from lwfed.round.train_client import fetch_model, train_client
 from lwfed.round.workbench import Workbench
 from lwfed.run.launcher import Emit, Outcome
@@ -30,6 +30,7 @@ from lwfed.store import paths
 from lwfed.store.blocks import read_block
 from lwfed.store.checkpoint import read_checkpoint
 from lwfed.store.manifest import block_key
+from lwfed.store.protocol import Store
 from lwfed.types.encoded import Codec, is_encoded
 from lwfed.types.seeds import derive
 from lwfed.types.tensors import TensorSpec
@@ -297,7 +298,9 @@ def test_in_process_and_subprocess_end_in_one_digest(tmp_path: Path) -> None:
     options = (*INT8, "stages.rounds=[2,1]")
     here = run_tiny(tmp_path / "here", *options)
     outside = run_tiny(
-        tmp_path / "outside", *options, launcher=lambda bench: Subprocess(bench, parallel=2, devices=1, retries=0)
+        tmp_path / "outside",
+        *options,
+        launcher=lambda store: Subprocess(Workbench(store), parallel=2, devices=1, retries=0),
     )
     assert here.digest == outside.digest
     assert here.summary["ledger"]["measured"] == outside.summary["ledger"]["measured"]
@@ -322,9 +325,9 @@ def test_stopped_anywhere_a_run_ends_in_the_same_digest(int8: Finished, tmp_path
 class Disturbed(InProcess):
     """The launcher of this process, which does something before, or after, a client's work on a round."""
 
-    def __init__(self, bench: Workbench, *, before: Callable[..., bool], after: Callable[..., None]) -> None:
-        super().__init__(bench)
-        self.store, self.before, self.after = bench.store, before, after
+    def __init__(self, store: Store, *, before: Callable[..., bool], after: Callable[..., None]) -> None:
+        super().__init__(store)
+        self.store, self.before, self.after = store, before, after
 
     def clients(self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit) -> Iterator[Outcome]:
         for task in tasks:
@@ -336,9 +339,9 @@ class Disturbed(InProcess):
             self.after(task, self.store)
 
 
-def disturbed(before: Callable[..., bool], after: Callable[..., None]) -> Callable[[Workbench], Disturbed]:
+def disturbed(before: Callable[..., bool], after: Callable[..., None]) -> Callable[[Store], Disturbed]:
     """Makes the launcher."""
-    return lambda bench: Disturbed(bench, before=before, after=after)
+    return lambda store: Disturbed(store, before=before, after=after)
 
 
 def test_the_residual_of_an_update_that_was_not_accepted_does_not_count(tmp_path: Path) -> None:

@@ -88,7 +88,9 @@ def test_forks_train_on_several_threads_with_workers_and_end_in_the_same_digest(
     options = ("training.threads=2", "data.workers=1", "data.augment=true", "stages.rounds=[1,1]")
     here = run_tiny(tmp_path / "here", *options)
     there = run_tiny(
-        tmp_path / "there", *options, launcher=lambda bench: Subprocess(bench, parallel=2, devices=1, retries=0)
+        tmp_path / "there",
+        *options,
+        launcher=lambda store: Subprocess(Workbench(store), parallel=2, devices=1, retries=0),
     )
     assert here.digest == there.digest
     assert not there.told("warning")

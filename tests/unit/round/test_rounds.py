@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from lwfed.launch.in_process import InProcess
-from lwfed.round.workbench import Workbench
 from lwfed.run import runs
 from lwfed.run.launcher import Emit, Outcome
 from lwfed.run.runs import Options
 from lwfed.run.tasks import ClientTask
 from lwfed.store import paths
 from lwfed.store.local import LocalStore
+from lwfed.store.protocol import Store
 from lwfed.types.errors import CheckpointError, QuorumError
 from tests.tiny import Finished, run_tiny
 
@@ -26,8 +26,8 @@ RUN = Options(run_id="r")
 class Without(InProcess):
     """The launcher of this process, from which some clients cannot be reached."""
 
-    def __init__(self, bench: Workbench, absent: Collection[str]) -> None:
-        super().__init__(bench)
+    def __init__(self, store: Store, absent: Collection[str]) -> None:
+        super().__init__(store)
         self._absent = absent
 
     def clients(self, step: str, tasks: Sequence[ClientTask], *, deadline_s: float, emit: Emit) -> Iterator[Outcome]:
@@ -38,8 +38,8 @@ class Without(InProcess):
         yield from super().clients(step, there, deadline_s=deadline_s, emit=emit)
 
 
-def without(*absent: str) -> Callable[[Workbench], Without]:
-    return lambda bench: Without(bench, absent)
+def without(*absent: str) -> Callable[[Store], Without]:
+    return lambda store: Without(store, absent)
 
 
 @pytest.fixture(scope="module")

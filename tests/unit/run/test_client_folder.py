@@ -15,7 +15,6 @@ from typing import Any
 from lwfed.launch.in_process import InProcess
 from lwfed.round.evaluate_client import evaluate_client
 from lwfed.round.train_client import train_client
-from lwfed.round.workbench import Workbench
 from lwfed.run.client_folder import MARK, UNUSED_S, tend_folder
 from lwfed.run.launcher import Emit, Outcome
 from lwfed.run.tasks import ClientTask, Place, PoolTask
@@ -158,8 +157,8 @@ def test_a_folder_of_somebody_else_is_named_with_whose_it_is_and_the_remedy(tmp_
 class Misplaced(InProcess):
     """The launcher of this process; the second client's folder is none, as on a disk of somebody else."""
 
-    def __init__(self, bench: Workbench, *, cache: Path) -> None:
-        super().__init__(bench)
+    def __init__(self, store: Store, *, cache: Path) -> None:
+        super().__init__(store)
         self._cache = str(cache)
 
     def clients(self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit) -> Iterator[Outcome]:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from lwfed.launch.in_process import InProcess
-from lwfed.round.workbench import Workbench
 from lwfed.run.launcher import Emit, Outcome
 from lwfed.run.runs import Options
 from lwfed.run.tasks import PoolTask
@@ -19,6 +18,7 @@ from lwfed.steps.prepare import draft, prepare
 from lwfed.steps.prepare_there import prepare_there
 from lwfed.store import paths
 from lwfed.store.local import LocalStore
+from lwfed.store.protocol import Store
 from lwfed.types.errors import DataError
 from tests.e2e.own_data import write_coco
 from tests.tiny import VALUES, ignore
@@ -31,8 +31,8 @@ class Elsewhere(InProcess):
 
     remote = True
 
-    def __init__(self, bench: Workbench, *, broken: str | None = None) -> None:
-        super().__init__(bench)
+    def __init__(self, store: Store, *, broken: str | None = None) -> None:
+        super().__init__(store)
         self._broken = broken
 
     def clients(self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit) -> Iterator[Outcome]:
@@ -42,7 +42,7 @@ class Elsewhere(InProcess):
 
 
 def there(spec: RunSpec, store: LocalStore, *, broken: str | None = None) -> dict[str, Any]:
-    launcher = Elsewhere(Workbench(store), broken=broken)
+    launcher = Elsewhere(store, broken=broken)
     return prepare_there(spec, options=Options(run_id="r"), launcher=launcher, store=store, emit=ignore)
 
 
