@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lwfed.environment import cache_folder
-from lwfed.run.launcher import Emit
+from lwfed.run.events import ClientStep, Emit
 from lwfed.run.tasks import ClientTask, InspectTask, PoolTask, PrepareTask, RoundTask, RunTask, ServerTask
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store
@@ -21,7 +21,7 @@ def run_step(step: str, task: PoolTask | ServerTask, *, emit: Emit, bench: Workb
     Args:
         step: Which.
         task: Its task.
-        emit: Told about progress.
+        emit: Receives progress.
         bench: The process's bench; None: none yet, and one is made where the step computes with tensors.
 
     Returns:
@@ -33,7 +33,7 @@ def run_step(step: str, task: PoolTask | ServerTask, *, emit: Emit, bench: Workb
             from lwfed.steps.prepare_run import prepare_here
 
             run = prepare_here(task, store=store, emit=emit, cache=cache_folder())
-            return {"run_id": run["run_id"]}
+            return {"run_id": run.run_id}
         case "inspect-client", InspectTask():
             from lwfed.steps.inspect_client import inspect_client
 
@@ -66,8 +66,7 @@ def step_teller(client: str, emit: Emit) -> Callable[[int, int, float], None]:
     """Returns a callback that tells of each training step of a client."""
 
     def tell(step: int, steps: int, loss: float) -> None:
-        values: dict[str, Any] = {"client": client, "step": step, "steps": steps, "loss": loss}
-        emit("client_step", values)
+        emit(ClientStep(client=client, step=step, steps=steps, loss=loss))
 
     return tell
 

@@ -23,7 +23,8 @@ from lwfed.round.runtime import memory_errors
 from lwfed.round.train_client import Trained, commit, train_locally
 from lwfed.round.updates import RunningFold, begin_fold
 from lwfed.round.workbench import Workbench
-from lwfed.run.launcher import Emit, Outcome
+from lwfed.run.events import ClientLog, ClientStarted, Emit
+from lwfed.run.launcher import Outcome
 from lwfed.run.tasks import ClientTask, PoolTask, RoundTask, ServerTask
 from lwfed.store.protocol import Store
 from lwfed.types.errors import SHARED_CODES, LwfedError
@@ -60,7 +61,7 @@ class InProcess:
                 outcome = Outcome(task.client, 1, f"not started before the deadline of {deadline_s:g} s")
                 begun: Any = None
                 if time.monotonic() <= ends_at:
-                    emit("client_started", {"client": task.client, "step": step})
+                    emit(ClientStarted(client=task.client, step=step))
                     outcome, begun = self._outcome(task.client, partial(work, task), emit)
                 if committing is not None:
                     yield self._outcome(committing[0], committing[1].result, emit)[0]
@@ -133,5 +134,5 @@ class InProcess:
             return Outcome(client, error.exit_code, str(error)), None
         except Exception as error:  # a fault in one client must not end the others
             if debug():
-                emit("client_log", {"client": client, "line": traceback.format_exc()})
+                emit(ClientLog(client=client, line=traceback.format_exc()))
             return Outcome(client, 1, f"{type(error).__name__}: {error}"), None

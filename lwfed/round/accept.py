@@ -11,10 +11,12 @@ from lwfed import environment
 from lwfed.plan.cohort import client_ids, sample
 from lwfed.round.context import RoundContext
 from lwfed.round.counted import counted_before
-from lwfed.run.launcher import Emit, Launcher
+from lwfed.run.events import ClientDone, Emit
+from lwfed.run.launcher import Launcher
 from lwfed.store import paths
 from lwfed.types.encoded import is_lossless
 from lwfed.types.errors import QuorumError
+from lwfed.types.records import Accepted, AcceptedUpdate
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +44,10 @@ def sample_cohort(ctx: RoundContext) -> tuple[str, ...]:
     )
 
 
-def read_accepted(ctx: RoundContext) -> dict[str, Any] | None:
+def read_accepted(ctx: RoundContext) -> Accepted | None:
     """Reads which updates of a round count; None before that is committed."""
-    return ctx.store.read_ref(paths.accepted(ctx.key, ctx.server_round))
+    values = ctx.store.read_ref(paths.accepted(ctx.key, ctx.server_round))
+    return None if values is None else Accepted.of(values)
 
 
 def train(ctx: RoundContext, cohort: Sequence[str], *, launcher: Launcher, emit: Emit, deadline_s: float) -> Trained:
@@ -54,7 +57,7 @@ def train(ctx: RoundContext, cohort: Sequence[str], *, launcher: Launcher, emit:
         ctx: The round.
         cohort: Its clients.
         launcher: Where they run.
-        emit: Told of each that ends: `client_done`.
+        emit: Receives `ClientDone` for each that ends.
         deadline_s: Seconds from now.
     """
     _begin(ctx, cohort, deadline_s=deadline_s)
@@ -66,18 +69,19 @@ def train(ctx: RoundContext, cohort: Sequence[str], *, launcher: Launcher, emit:
         update = ctx.store.read_ref(paths.update(ctx.key, ctx.server_round, outcome.client))
         if update is None:
             failed[outcome.client] = outcome.reason or "it ended without an update"
-        done = {
-            "stage": ctx.plan.stage,
-            "round": ctx.server_round,
-            "client": outcome.client,
-            "failed": failed.get(outcome.client),
-            "metrics": None if update is None else update["metrics"],
-        }
-        emit("client_done", done)
+        emit(
+            ClientDone(
+                stage=ctx.plan.stage,
+                round=ctx.server_round,
+                client=outcome.client,
+                failed=failed.get(outcome.client),
+                metrics=None if update is None else update["metrics"],
+            )
+        )
     return Trained(failed=failed, wall_s=time.monotonic() - started)
 
 
-def accept(ctx: RoundContext, cohort: Sequence[str], trained: Trained) -> dict[str, Any]:
+def accept(ctx: RoundContext, cohort: Sequence[str], trained: Trained) -> Accepted:
     """Commits which updates count: all that are there.
 
     Args:
@@ -90,7 +94,7 @@ def accept(ctx: RoundContext, cohort: Sequence[str], trained: Trained) -> dict[s
     """
     updates = {client: ctx.store.read_ref(paths.update(ctx.key, ctx.server_round, client)) for client in cohort}
     clients = {
-        client: {key: update[key] for key in ("digest", "num_examples", "metrics")}
+        client: AcceptedUpdate.of({key: update[key] for key in ("digest", "num_examples", "metrics")})
         for client, update in updates.items()
         if update is not None
     }
@@ -101,10 +105,8 @@ def accept(ctx: RoundContext, cohort: Sequence[str], trained: Trained) -> dict[s
             f"{quorum} ({grouped(trained.failed)})",
             remedy=f"fix what ended them; then {environment.go_on()}",
         )
-    accepted = {
-        "clients": clients, "failed": dict(trained.failed), "cohort": list(cohort), "wall_s": trained.wall_s,
-    }  # fmt: skip
-    ctx.store.write_ref(paths.accepted(ctx.key, ctx.server_round), accepted, if_absent=True)
+    accepted = Accepted(clients=clients, failed=dict(trained.failed), cohort=list(cohort), wall_s=trained.wall_s)
+    ctx.store.write_ref(paths.accepted(ctx.key, ctx.server_round), accepted.to_values(), if_absent=True)
     return read_accepted(ctx) or accepted
 
 

@@ -51,11 +51,11 @@ def aggregate_round(task: RoundTask, *, bench: Workbench, running: RunningFold |
         raise CheckpointError(
             f"round {ctx.server_round} of stage {ctx.key[:12]} has no accepted set", remedy=environment.go_on()
         )
-    clients, plan = accepted["clients"], ctx.plan
+    clients, plan = accepted.clients, ctx.plan
     started = time.monotonic()
     with deterministic(threads=1):  # a thread for each unit in work; no sum over a tensor's items, so no bit changes
         model = global_model(ctx, bench=bench)
-        digests = {client: item["digest"] for client, item in clients.items()}
+        digests = {client: item.digest for client, item in clients.items()}
         made = aggregate(
             ctx,
             aggregator=make_aggregator(plan.aggregators, model=model),

@@ -12,9 +12,10 @@ from lwfed.store import paths
 from lwfed.store.blocks import write_block
 from lwfed.store.manifest import Block
 from lwfed.store.protocol import Store
+from lwfed.types.records import RunRecord
 
 
-def draw(run: runs.Run, plan: StagePlan, *, units: Sequence[str], store: Store) -> dict[str, Block]:
+def draw(run: RunRecord, plan: StagePlan, *, units: Sequence[str], store: Store) -> dict[str, Block]:
     """Writes the blocks of units that a stage appends: pretrained ones where the spec names weights, else seeded ones.
 
     Args:
@@ -30,18 +31,18 @@ def draw(run: runs.Run, plan: StagePlan, *, units: Sequence[str], store: Store) 
         DataError: Pretrained weights are missing, a pickle, or of another architecture.
     """
     tensors = initial_tensors(
-        runs.spec_of(run).model, units=units, depth=plan.depth, num_classes=run["num_classes"], seed=plan.seed
+        runs.spec_of(run).model, units=units, depth=plan.depth, num_classes=run.num_classes, seed=plan.seed
     )
     return {unit: write_block(store, members) for unit, members in by_unit(tensors).items()}
 
 
-def draw_all(run: runs.Run, *, store: Store) -> None:
+def draw_all(run: RunRecord, *, store: Store) -> None:
     """Writes the blocks that any of a run's stages appends, and which they are, unless that is done."""
-    ref = paths.initial(run["run_id"])
+    ref = paths.initial(run.run_id)
     if store.has(ref):
         return
     plans = runs.plans_of(run)
-    first = run["parent"]["stage"] if run["parent"] else 1
+    first = run.parent.stage if run.parent else 1
     blocks: dict[str, Block] = {}
     for plan in plans[first - 1 :]:
         before = plans[plan.stage - 2].present if plan.stage > 1 else ()

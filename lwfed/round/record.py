@@ -5,17 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from lwfed import environment
 from lwfed.plan.cohort import client_ids
 from lwfed.round.context import RoundContext
-from lwfed.run.launcher import Emit, Launcher
+from lwfed.run.events import Emit, RoundDone, Warning
+from lwfed.run.launcher import Launcher
 from lwfed.run.measured import lost_in, pooled, recomputed_in, unkept_in
 from lwfed.run.overhead import Overhead
 from lwfed.store import paths
 from lwfed.store.checkpoint import Checkpoint
 from lwfed.types.errors import CheckpointError
+from lwfed.types.records import Accepted, RoundRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ def evaluate_on_clients(ctx: RoundContext, *, launcher: Launcher, emit: Emit, de
     Args:
         ctx: The round; it is committed.
         launcher: Where they run.
-        emit: Told of those that could not.
+        emit: Receives a warning for each that could not.
         deadline_s: Seconds from now.
     """
     every, last = ctx.plan.evaluation.federated_every, ctx.plan.rounds
@@ -52,7 +53,7 @@ def evaluate_on_clients(ctx: RoundContext, *, launcher: Launcher, emit: Emit, de
     for outcome in launcher.clients("evaluate-client", tasks, deadline_s=deadline_s, emit=emit):
         if outcome.exit_code:
             failed[outcome.client] = outcome.reason
-            emit("warning", {"message": f"{outcome.client} could not evaluate: {outcome.reason}"})
+            emit(Warning(message=f"{outcome.client} could not evaluate: {outcome.reason}"))
     parts = {}
     for client in clients:
         value = ctx.store.read_ref(paths.client_evaluation(ctx.key, ctx.server_round, client))
@@ -61,16 +62,22 @@ def evaluate_on_clients(ctx: RoundContext, *, launcher: Launcher, emit: Emit, de
     return Evaluated(metrics=pooled(parts), failed=failed, wall_s=time.monotonic() - started)
 
 
+def read_record(ctx: RoundContext) -> RoundRecord | None:
+    """Reads the record of a round; None before the round is over."""
+    values = ctx.store.read_ref(paths.round_record(ctx.key, ctx.server_round))
+    return None if values is None else RoundRecord.of(values)
+
+
 def commit_record(
-    ctx: RoundContext, accepted: Mapping[str, Any], evaluated: Evaluated, *, overhead: Overhead, wall_s: float
-) -> dict[str, Any]:
+    ctx: RoundContext, accepted: Accepted, evaluated: Evaluated, *, overhead: Overhead, wall_s: float
+) -> RoundRecord:
     """Writes a round's record, warns of what it shows, and removes the updates, which nobody needs any longer.
 
     Args:
         ctx: The round.
         accepted: Which updates counted.
         evaluated: What clients found.
-        overhead: Knows the gap before this round's clients; told the record and the warnings.
+        overhead: Knows the gap before this round's clients; passes the record and the warnings on.
         wall_s: Seconds of the round.
 
     Returns:
@@ -86,54 +93,56 @@ def commit_record(
         )
     _drop_updates(ctx)
     record = _round_record(ctx, result, accepted, evaluated, wall_s=wall_s)
-    record["wall_s"] |= overhead.close_round(record["wall_s"])
+    record = record.changed(wall_s=record.wall_s | overhead.close_round(record.wall_s))
     for message in _warnings(record):
-        overhead.emit("warning", {"message": message})
-    ctx.store.write_ref(paths.round_record(ctx.key, ctx.server_round), record)
-    overhead.emit("round", record)
+        overhead.emit(Warning(message=message))
+    ctx.store.write_ref(paths.round_record(ctx.key, ctx.server_round), record.to_values())
+    overhead.emit(RoundDone(record=record))
     return record
 
 
 def _round_record(
-    ctx: RoundContext, result: Checkpoint, accepted: Mapping[str, Any], evaluated: Evaluated, *, wall_s: float
-) -> dict[str, Any]:
+    ctx: RoundContext, result: Checkpoint, accepted: Accepted, evaluated: Evaluated, *, wall_s: float
+) -> RoundRecord:
     on_server = ctx.store.read_ref(paths.round_metrics(ctx.key, ctx.server_round)) or {"metrics": {}, "wall_s": {}}
-    clients = {client: item["metrics"] for client, item in sorted(accepted["clients"].items())}
-    examples = sum(metrics["num_examples"] for metrics in clients.values())
-    loss = sum(metrics["num_examples"] * metrics["loss"] for metrics in clients.values()) / examples
-    record: dict[str, Any] = {
-        "stage": ctx.plan.stage,
-        "round": ctx.server_round,
-        "global_round": ctx.plan.first_round + ctx.server_round - 1,
-        "digest": result.digest,
-        "metrics": {"train/loss": loss, **on_server["metrics"], **evaluated.metrics},
-        "cohort": accepted["cohort"],
-        "clients": clients,
-        "failed": accepted["failed"],
-        "wall_s": {"round": wall_s, "train": accepted["wall_s"], **on_server["wall_s"]},
-    }
+    clients = {client: update.metrics for client, update in sorted(accepted.clients.items())}
+    examples = sum(metrics.num_examples for metrics in clients.values())
+    loss = sum(metrics.num_examples * metrics.loss for metrics in clients.values()) / examples
+    walls = {"round": wall_s, "train": accepted.wall_s, **on_server["wall_s"]}
     if evaluated.wall_s is not None:
-        record["wall_s"]["evaluate_clients"] = evaluated.wall_s
-    extras = {
+        walls["evaluate_clients"] = evaluated.wall_s
+    troubles = {
         "failed_evaluations": dict(evaluated.failed),
         "recomputed_prefixes": recomputed_in(clients),
         "lost_residuals": lost_in(clients),
     }
-    return record | {name: value for name, value in extras.items() if value}
+    return RoundRecord(
+        stage=ctx.plan.stage,
+        round=ctx.server_round,
+        global_round=ctx.plan.first_round + ctx.server_round - 1,
+        digest=result.digest,
+        metrics={"train/loss": loss, **on_server["metrics"], **evaluated.metrics},
+        cohort=accepted.cohort,
+        clients=clients,
+        failed=accepted.failed,
+        wall_s=walls,
+        **{name: value for name, value in troubles.items() if value},
+    )
 
 
-def _warnings(record: Mapping[str, Any]) -> list[str]:
+def _warnings(record: RoundRecord) -> list[str]:
     """Says what a user should know of a round that went well."""
     found = []
-    unkept = unkept_in(record["clients"])
+    unkept = unkept_in(record.clients)
     if unkept:
         client, why = min(unkept.items())
         found.append(f"{len(unkept)} client(s) keep nothing from round to round; {client}: {why}")
-    if recomputed := record.get("recomputed_prefixes"):
-        client, why = min(recomputed.items())
-        found.append(f"frozen blocks of {len(recomputed)} client(s) run in each step; {client}: {why}")
-    if lost := record.get("lost_residuals"):
-        found.append(f"{', '.join(lost)} lost what the last upload rounded off: equal runs may differ")
+    if record.recomputed_prefixes:
+        client, why = min(record.recomputed_prefixes.items())
+        found.append(f"frozen blocks of {len(record.recomputed_prefixes)} client(s) run in each step; {client}: {why}")
+    if record.lost_residuals:
+        lost = ", ".join(record.lost_residuals)
+        found.append(f"{lost} lost what the last upload rounded off: equal runs may differ")
     return found
 
 

@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from lwfed.round.accept import accept, read_accepted, sample_cohort, train
 from lwfed.round.context import RoundContext
-from lwfed.round.record import commit_record, evaluate_on_clients
+from lwfed.round.record import commit_record, evaluate_on_clients, read_record
+from lwfed.run.events import Aggregating, RoundDone, RoundStarted
 from lwfed.run.launcher import Launcher
 from lwfed.run.overhead import Overhead
-from lwfed.store import paths
+from lwfed.types.records import RoundRecord
 
 if TYPE_CHECKING:
     from lwfed.federated.aggregator import Aggregator, GlobalModel, Update
     from lwfed.round.server import Aggregated, NewTensor, NewUnit
 
 
-def run_round(ctx: RoundContext, *, launcher: Launcher, overhead: Overhead, deadline_s: float) -> dict[str, Any]:
+def run_round(ctx: RoundContext, *, launcher: Launcher, overhead: Overhead, deadline_s: float) -> RoundRecord:
     """Runs a round, or what is left of it.
 
     Args:
@@ -41,18 +42,18 @@ def run_round(ctx: RoundContext, *, launcher: Launcher, overhead: Overhead, dead
         CheckpointError: An object is missing or corrupted.
     """
     emit = overhead.emit
-    record = ctx.store.read_ref(paths.round_record(ctx.key, ctx.server_round))
+    record = read_record(ctx)
     if record is not None:
-        emit("round", record)
+        emit(RoundDone(record=record))
         return record
     started = time.monotonic()
     cohort = sample_cohort(ctx)
-    emit("round_started", {"stage": ctx.plan.stage, "round": ctx.server_round, "cohort": list(cohort)})
+    emit(RoundStarted(stage=ctx.plan.stage, round=ctx.server_round, cohort=cohort))
     accepted = read_accepted(ctx)
     if accepted is None:
         trained = train(ctx, cohort, launcher=launcher, emit=emit, deadline_s=deadline_s)
         accepted = accept(ctx, cohort, trained)
-    emit("aggregating", {"stage": ctx.plan.stage, "round": ctx.server_round, "clients": len(accepted["clients"])})
+    emit(Aggregating(stage=ctx.plan.stage, round=ctx.server_round, clients=len(accepted.clients)))
     launcher.server("aggregate-round", ctx.task, emit=emit)  # there: `aggregate`, below
     evaluated = evaluate_on_clients(ctx, launcher=launcher, emit=emit, deadline_s=deadline_s)
     return commit_record(ctx, accepted, evaluated, overhead=overhead, wall_s=time.monotonic() - started)

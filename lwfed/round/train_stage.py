@@ -6,15 +6,15 @@ It holds no state of its own. Killed at any point and started again, it goes on 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from lwfed.plan.stages import StagePlan
 from lwfed.round.context import RoundContext
 from lwfed.round.round import run_round
 from lwfed.run import runs
-from lwfed.run.launcher import Emit, Launcher
+from lwfed.run.events import Emit, RoundDone, StageDone, StageStarted
+from lwfed.run.launcher import Launcher
 from lwfed.run.measured import clients_before, measured_ledger
 from lwfed.run.overhead import Overhead
 from lwfed.run.prune import prune_rounds
@@ -26,17 +26,17 @@ from lwfed.store.manifest import Block, block_key
 from lwfed.store.protocol import Store
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import CheckpointError
+from lwfed.types.records import Ledger, RoundRecord, RunRecord, StageRecord
 
 
-def train_stage(task: StageTask, *, launcher: Launcher, store: Store, emit: Emit) -> dict[str, Any]:
+def train_stage(task: StageTask, *, launcher: Launcher, store: Store, emit: Emit) -> StageRecord:
     """Runs a stage to its end.
 
     Args:
         task: Which run and stage.
         launcher: Where clients run.
         store: Where the run is.
-        emit: Gets the stage's events: `stage_started`, `round_started`, `client_*`, `round` (a RoundRecord), `stage`
-            (a StageRecord).
+        emit: Receives the stage's events.
 
     Returns:
         The StageRecord; `reused` where the work was done before.
@@ -50,14 +50,13 @@ def train_stage(task: StageTask, *, launcher: Launcher, store: Store, emit: Emit
     stage = _stage_of(run, task.stage, store=store)
     plan = stage.plan
     runs.note_stage(store, run, task.stage, stage.key)
-    record = store.read_ref(paths.stage_record(stage.key))
-    reused = record is not None and store.has(paths.stage_checkpoint(stage.key))
-    emit("stage_started", {"stage": plan.stage, "key": stage.key, "rounds": plan.rounds, "reused": reused})
-    if reused and record is not None:
-        for done in runs.rounds_of(store, stage.key):
-            emit("round", done)
-        record = {**record, "reused": True}
-        emit("stage", record)
+    done = store.read_ref(paths.stage_record(stage.key)) if store.has(paths.stage_checkpoint(stage.key)) else None
+    emit(StageStarted(stage=plan.stage, key=stage.key, rounds=plan.rounds, reused=done is not None))
+    if done is not None:
+        for finished in runs.rounds_of(store, stage.key):
+            emit(RoundDone(record=finished))
+        record = StageRecord.of({**done, "reused": True})
+        emit(StageDone(record=record))
         return record
     started = time.monotonic()
     _begin(stage, run, store=store)
@@ -72,11 +71,11 @@ def train_stage(task: StageTask, *, launcher: Launcher, store: Store, emit: Emit
     if not plan.rounds and plan.stage == plan.num_stages:
         launcher.server("evaluate-round", start.task, emit=emit)
     record = _commit(stage, run, records, store=store, wall_s=time.monotonic() - started)
-    emit("stage", record)
+    emit(StageDone(record=record))
     return record
 
 
-def _stage_of(run: runs.Run, number: int, *, store: Store) -> Stage:
+def _stage_of(run: RunRecord, number: int, *, store: Store) -> Stage:
     """Returns a stage of a run. Raises CheckpointError where the stage before is not committed."""
     plan = runs.plans_of(run)[number - 1]
     digest = runs.input_digest_of(store, run, number)
@@ -84,22 +83,22 @@ def _stage_of(run: runs.Run, number: int, *, store: Store) -> Stage:
         key=runs.key_of(run, plan, input_digest=digest),
         plan=plan,
         input_digest=digest,
-        num_classes=run["num_classes"],
+        num_classes=run.num_classes,
         data_version=runs.data_version_of(run),
     )
 
 
-def _begin(stage: Stage, run: runs.Run, *, store: Store) -> None:
+def _begin(stage: Stage, run: RunRecord, *, store: Store) -> None:
     """Writes the plan, and as round 0 the input checkpoint with the appended blocks."""
     plan = stage.plan
     written = {
         "key": stage.key,
         "plan": plan.model_dump(mode="json"),
         "input_digest": stage.input_digest,
-        "code_version": run["code_version"],
+        "code_version": run.code_version,
         "data_version": runs.data_version_of(run),
         "num_classes": stage.num_classes,
-        "run_id": run["run_id"],
+        "run_id": run.run_id,
     }
     store.write_ref(paths.stage_plan(stage.key), written, if_absent=True)
     if store.has(paths.round_checkpoint(stage.key, 0)):
@@ -121,9 +120,9 @@ def _begin(stage: Stage, run: runs.Run, *, store: Store) -> None:
     store.write_ref(paths.round_checkpoint(stage.key, 0), Checkpoint(blocks=blocks).to_values(), if_absent=True)
 
 
-def _appended(run: runs.Run, plan: StagePlan, *, units: Sequence[str], store: Store) -> dict[str, Block]:
+def _appended(run: RunRecord, plan: StagePlan, *, units: Sequence[str], store: Store) -> dict[str, Block]:
     """Returns the first blocks of units: those that were drawn with the run, where they are there, else drawn now."""
-    known = store.read_ref(paths.initial(run["run_id"])) or {}
+    known = store.read_ref(paths.initial(run.run_id)) or {}
     drawn = {unit: Block.from_values(known[unit]) for unit in units if unit in known}
     drawn = {unit: block for unit, block in drawn.items() if store.size(block_key(block)) == block.nbytes}
     missing = [unit for unit in units if unit not in drawn]
@@ -135,29 +134,29 @@ def _appended(run: runs.Run, plan: StagePlan, *, units: Sequence[str], store: St
 
 
 def _commit(
-    stage: Stage, run: runs.Run, records: Sequence[Mapping[str, Any]], *, store: Store, wall_s: float
-) -> dict[str, Any]:
+    stage: Stage, run: RunRecord, records: Sequence[RoundRecord], *, store: Store, wall_s: float
+) -> StageRecord:
     """Commits the stage: its last round's checkpoint becomes its result."""
     plan = stage.plan
     result = read_checkpoint(store, paths.round_checkpoint(stage.key, plan.rounds))
     if result is None:
         raise CheckpointError(f"the last round of stage {plan.stage} is not committed", remedy="run it again")
-    predicted = next((cost for cost in run["predicted"] if cost["stage"] == plan.stage), None)
+    predicted = next((cost for cost in run.predicted if cost["stage"] == plan.stage), None)
     evaluated = store.read_ref(paths.round_metrics(stage.key, plan.rounds)) or {"metrics": {}}
     measured = measured_ledger(records, earlier=clients_before(run, plan.stage, store=store))
-    record = {
-        "stage": plan.stage,
-        "key": stage.key,
-        "digest": result.digest,
-        "input_digest": stage.input_digest,
-        "plan_digest": digest_of(plan.model_dump(mode="json")),
-        "rounds": plan.rounds,
-        "metrics": dict(records[-1]["metrics"]) if records else evaluated["metrics"],
-        "ledger": {"predicted": predicted, "measured": measured},
-        "wall_s": wall_s,
-        "reused": False,
-    }
-    store.write_ref(paths.stage_record(stage.key), record)
-    commit = {**replace(result, change={}).to_values(), "made_by": run["run_id"]}
+    record = StageRecord(
+        stage=plan.stage,
+        key=stage.key,
+        digest=result.digest,
+        input_digest=stage.input_digest,
+        plan_digest=digest_of(plan.model_dump(mode="json")),
+        rounds=plan.rounds,
+        metrics=dict(records[-1].metrics) if records else evaluated["metrics"],
+        ledger=Ledger(predicted=predicted, measured=measured),
+        wall_s=wall_s,
+        reused=False,
+    )
+    store.write_ref(paths.stage_record(stage.key), record.to_values())
+    commit = {**replace(result, change={}).to_values(), "made_by": run.run_id}
     store.write_ref(paths.stage_checkpoint(stage.key), commit, if_absent=True)
     return record

@@ -20,30 +20,33 @@ from lwfed.store.blocks import read_tensor
 from lwfed.store.manifest import Block
 from lwfed.types.encoded import encoded
 from lwfed.types.errors import CheckpointError
+from lwfed.types.records import AcceptedUpdate
 from lwfed.types.tensors import unit_of
 
 MAX_BYTES = 1 << 30
 """Of the sums in float64 that are held while clients train; larger models are added up from the store."""
 
 
-def read_updates(ctx: RoundContext, accepted: Mapping[str, Any], *, model: GlobalModel) -> tuple[Update, ...]:
+def read_updates(
+    ctx: RoundContext, accepted: Mapping[str, AcceptedUpdate], *, model: GlobalModel
+) -> tuple[Update, ...]:
     """Returns the accepted updates in sorted client order; a tensor is read from the store when it is asked for.
 
     Args:
         ctx: The round.
-        accepted: Client -> digest and number of examples of the update that counts.
+        accepted: Client -> its update that counts.
         model: What the clients started from.
 
     Raises:
         CheckpointError: An update is missing, is another than was accepted, or does not hold what the plan names.
     """
-    weights = normalise_weights({client: item["num_examples"] for client, item in accepted.items()})
+    weights = normalise_weights({client: item.num_examples for client, item in accepted.items()})
     members = by_unit(model.specs)
     updates = []
     for client in sorted(accepted):
         ref = paths.update(ctx.key, ctx.server_round, client)
         update = ctx.store.read_ref(ref)
-        if update is None or update["digest"] != accepted[client]["digest"]:
+        if update is None or update["digest"] != accepted[client].digest:
             raise CheckpointError(
                 f"the accepted update of {client} is missing or changed",
                 remedy="remove the round's folder and run again",

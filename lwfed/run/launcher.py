@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
+from lwfed.run.events import Emit
 from lwfed.run.tasks import PoolTask, ServerTask
-
-Emit = Callable[[str, dict[str, Any]], None]
-"""Told what happens, as (kind, values), by whoever works; it never decides anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +39,15 @@ class Launcher(Protocol):
 
         Args:
             step: Which.
-            tasks: One a client.
+            tasks: One per client.
             deadline_s: Seconds from now after which what is not done is given up.
-            emit: Told about progress: `client_started`, `client_step`, `client_log`, `waiting`.
+            emit: Receives progress: `ClientStarted`, `ClientStep`, `ClientLog`, `ClientWaiting`.
 
         Yields:
-            An outcome a task, as they end.
+            An outcome per task, as they end.
 
         Raises:
-            LwfedError: What no other client can help, such as a full disk or a corrupted checkpoint
+            LwfedError: What would end every other client too, such as a full disk or a corrupted checkpoint
                 (`lwfed.types.errors.SHARED_CODES`).
         """
         ...
@@ -59,5 +57,5 @@ class Launcher(Protocol):
         ...
 
     def close(self) -> None:
-        """Lets go of threads and connections; what runs goes on."""
+        """Closes threads and connections; what runs goes on."""
         ...

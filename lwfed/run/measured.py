@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
 
 from lwfed.run import runs
 from lwfed.store.protocol import Store
-
-Record = Mapping[str, Any]
+from lwfed.types.records import ClientRecord, RoundRecord, RunRecord, client_values
 
 
 def in_every_round(
-    rounds: Sequence[Record], value: Callable[[Record], float], *, earlier: Collection[str] = ()
+    rounds: Sequence[RoundRecord], value: Callable[[ClientRecord], float], *, earlier: Collection[str] = ()
 ) -> list[float]:
-    """Gives what a client that takes part in every round of a stage spends in each, from what all clients spent.
+    """Returns what a client that takes part in every round of a stage spends in each, from what all clients spent.
 
     Args:
         rounds: The stage's RoundRecords, in order.
@@ -34,7 +32,7 @@ def in_every_round(
     firsts: dict[str, float] = {}
     later: list[float] = []
     for record in rounds:
-        for client, metrics in record["clients"].items():
+        for client, metrics in record.clients.items():
             if client in firsts:
                 later.append(value(metrics))
             else:
@@ -43,26 +41,26 @@ def in_every_round(
     return [statistics.fmean(known if n == 0 else later or [0.0]) for n in range(len(rounds))]
 
 
-def frozen_bytes(metrics: Record) -> float:
-    """Gives the bytes of frozen blocks that a client received in a round."""
-    return float(metrics.get("bytes_down_frozen") or 0)
+def frozen_bytes(metrics: ClientRecord) -> float:
+    """Returns the bytes of frozen blocks that a client received in a round."""
+    return float(metrics.bytes_down_frozen)
 
 
-def clients_in(rounds: Sequence[Record]) -> set[str]:
+def clients_in(rounds: Sequence[RoundRecord]) -> set[str]:
     """Names the clients that took part in some rounds."""
-    return {client for record in rounds for client in record["clients"]}
+    return {client for record in rounds for client in record.clients}
 
 
-def clients_before(run: runs.Run, stage: int, *, store: Store) -> set[str]:
+def clients_before(run: RunRecord, stage: int, *, store: Store) -> set[str]:
     """Names the clients that took part in the last trained stage before one; none before the first."""
-    for item in reversed(run["stages"]):
-        rounds = runs.rounds_of(store, item["key"]) if item["stage"] < stage else []
+    for item in reversed(run.stages):
+        rounds = runs.rounds_of(store, item.key) if item.stage < stage else []
         if rounds:
             return clients_in(rounds)
     return set()
 
 
-def measured_ledger(rounds: Sequence[Record], *, earlier: Collection[str] = ()) -> dict[str, Any]:
+def measured_ledger(rounds: Sequence[RoundRecord], *, earlier: Collection[str] = ()) -> dict[str, float]:
     """Sums up what clients measured over a stage's rounds.
 
     Args:
@@ -70,24 +68,24 @@ def measured_ledger(rounds: Sequence[Record], *, earlier: Collection[str] = ()) 
         earlier: Clients that took part in the stage before.
 
     Returns:
-        Mean bytes a client and round each way, frozen blocks being those of a client that takes part in every round;
-        FLOPs a sample and the largest peak of a measured step.
+        Mean bytes per client per round each way, frozen blocks being those of a client that takes part in every round;
+        FLOPs per sample and the largest peak of a measured step.
     """
-    clients = [metrics for record in rounds for metrics in record["clients"].values()]
-    ledger: dict[str, Any] = {}
+    clients = {(n, client): metrics for n, record in enumerate(rounds) for client, metrics in record.clients.items()}
+    ledger: dict[str, float] = {}
     if clients:
-        for name in ("bytes_up", "bytes_down"):
-            ledger[name] = statistics.fmean(metrics[name] for metrics in clients)
+        ledger["bytes_up"] = statistics.fmean(metrics.bytes_up for metrics in clients.values())
+        ledger["bytes_down"] = statistics.fmean(metrics.bytes_down for metrics in clients.values())
         ledger["bytes_down_frozen"] = statistics.fmean(in_every_round(rounds, frozen_bytes, earlier=earlier))
-    lost = sum(len(record.get("lost_residuals", ())) for record in rounds)
+    lost = sum(len(record.lost_residuals) for record in rounds)
     if lost:
         ledger["lost_residuals"] = lost
-    flops = [metrics["step_flops"] for metrics in clients if "step_flops" in metrics]
-    for way in ("forward", "backward"):
-        if flops:
-            ledger[f"{way}_flops"] = statistics.fmean(item[way] / item["batch"] for item in flops)
+    flops = client_values(clients, "step_flops")
+    if flops:
+        ledger["forward_flops"] = statistics.fmean(step.forward / step.batch for step in flops)
+        ledger["backward_flops"] = statistics.fmean(step.backward / step.batch for step in flops)
     for name in ("peak_tensor_bytes", "activations_bytes", "device_peak_bytes"):
-        values = [metrics[name] for metrics in clients if name in metrics]
+        values = client_values(clients, name)
         if values:
             ledger[name] = max(values)
     return ledger
@@ -112,21 +110,21 @@ def pooled(parts: Mapping[str, tuple[int, Mapping[str, float]]]) -> dict[str, fl
     }
 
 
-def recomputed_in(clients: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Returns the clients whose frozen blocks' outputs could not be kept, and why, from their updates' metrics."""
+def recomputed_in(clients: Mapping[str, ClientRecord]) -> dict[str, str]:
+    """Returns the clients whose frozen blocks' outputs could not be kept, and why."""
     found = {}
     for client, metrics in clients.items():
-        why = [told for told in (metrics.get("prefix") or {}).values() if told.startswith("recomputed")]
+        why = [state for state in metrics.prefix.values() if state.startswith("recomputed")]
         if why:
             found[client] = why[0]
     return found
 
 
-def lost_in(clients: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Names the clients whose metrics tell of a lost residual."""
-    return [client for client, metrics in sorted(clients.items()) if metrics.get("residual") == "lost"]
+def lost_in(clients: Mapping[str, ClientRecord]) -> list[str]:
+    """Returns the clients that lost a residual."""
+    return [client for client, metrics in sorted(clients.items()) if metrics.residual == "lost"]
 
 
-def unkept_in(clients: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Returns the clients that keep nothing between rounds though they have a folder, and why, from their metrics."""
-    return {client: metrics["unkept"] for client, metrics in clients.items() if metrics.get("unkept")}
+def unkept_in(clients: Mapping[str, ClientRecord]) -> dict[str, str]:
+    """Returns the clients that keep nothing between rounds though they have a folder, and why."""
+    return {client: metrics.unkept for client, metrics in clients.items() if metrics.unkept}

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
-from lwfed.run.launcher import Emit
+from lwfed.run.events import ClientDone, ClientStarted, Emit, Event, OverheadMeasured
 
 
 class Overhead:
     """Listens to a stage's events and measures the gaps between its rounds.
 
     Args:
-        emit: Gets every event, unchanged; and `overhead` (seconds, between_rounds) when a round's clients start.
+        emit: Gets every event, unchanged; and `OverheadMeasured` when a round's clients start.
         clock: Returns seconds.
     """
 
@@ -24,20 +23,17 @@ class Overhead:
         self._server_s = 0.0
         self._measured: dict[str, float] = {}
 
-    def emit(self, kind: str, values: dict[str, Any]) -> None:
+    def emit(self, event: Event) -> None:
         """Passes an event on."""
-        self._emit(kind, values)
-        if kind == "client_done":
-            self._last_update = self._clock()
-        elif (
-            kind == "client_started"
-            and values.get("step", "train-client") == "train-client"
-            and self._waiting_since is not None
-        ):
-            between = self._clock() - self._waiting_since
-            self._waiting_since = None
-            self._measured = {"between_rounds": between, "overhead": max(0.0, between - self._server_s)}
-            self._emit("overhead", {"seconds": self._measured["overhead"], "between_rounds": between})
+        self._emit(event)
+        match event:
+            case ClientDone():
+                self._last_update = self._clock()
+            case ClientStarted(step="train-client") if self._waiting_since is not None:
+                between = self._clock() - self._waiting_since
+                self._waiting_since = None
+                self._measured = {"between_rounds": between, "overhead": max(0.0, between - self._server_s)}
+                self._emit(OverheadMeasured(seconds=self._measured["overhead"], between_rounds=between))
 
     def close_round(self, walls: Mapping[str, float]) -> dict[str, float]:
         """Ends a round.

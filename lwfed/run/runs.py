@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from lwfed.plan.stages import StagePlan, plan_stages, stage_key
 from lwfed.spec.load import build_spec
@@ -14,9 +13,7 @@ from lwfed.spec.run import RunSpec
 from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.types.errors import CheckpointError, NotFoundError
-
-Run = Mapping[str, Any]
-"""A RunRecord: run_id, name, created, spec, stages, parent, data, depths, predicted ..."""
+from lwfed.types.records import RoundRecord, RunRecord, StageKey, StageRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +31,15 @@ class Options:
     parent: tuple[str, int] | None = None
 
 
-def read_run(store: Store, run_id: str) -> dict[str, Any]:
+def find_run(store: Store, run_id: str) -> RunRecord | None:
+    """Reads a run; None where there is none."""
+    values = store.read_ref(paths.run(run_id))
+    return None if values is None else RunRecord.of(values)
+
+
+def read_run(store: Store, run_id: str) -> RunRecord:
     """Reads a run. Raises NotFoundError with the nearest known id."""
-    run = store.read_ref(paths.run(run_id))
+    run = find_run(store, run_id)
     if run is None:
         known = list(run_ids(store))
         near = difflib.get_close_matches(run_id, known, n=1)
@@ -52,60 +55,63 @@ def run_ids(store: Store) -> Iterator[str]:
             yield key.split("/")[1]
 
 
-def spec_of(run: Run) -> RunSpec:
-    """Gives a run's spec."""
-    return build_spec(run["spec"])
+def spec_of(run: RunRecord) -> RunSpec:
+    """Returns a run's spec."""
+    return build_spec(run.spec)
 
 
-def plans_of(run: Run) -> tuple[StagePlan, ...]:
-    """Gives the plans of all stages of a run; encoders are described whole there, without naming weights."""
-    spec = spec_of(run).model_copy(update={"model": ModelSpec.model_validate(run["model"])})
-    return plan_stages(spec, depths=run["depths"])
+def plans_of(run: RunRecord) -> tuple[StagePlan, ...]:
+    """Returns the plans of all stages of a run; encoders are described whole there, without naming weights."""
+    spec = spec_of(run).model_copy(update={"model": ModelSpec.model_validate(run.model)})
+    return plan_stages(spec, depths=run.depths)
 
 
-def key_of(run: Run, plan: StagePlan, *, input_digest: str) -> str:
-    """Gives the key of a stage of a run."""
-    return stage_key(
-        plan, input_digest=input_digest, code_version=run["code_version"], data_version=data_version_of(run)
-    )
+def key_of(run: RunRecord, plan: StagePlan, *, input_digest: str) -> str:
+    """Returns the key of a stage of a run."""
+    return stage_key(plan, input_digest=input_digest, code_version=run.code_version, data_version=data_version_of(run))
 
 
-def data_version_of(run: Run) -> str:
-    """Gives the version of a run's data as keys have it; `--fresh` runs have one of their own."""
-    version: str = run["data"]["version"]
-    return f"{version}:{run['salt']}" if run["salt"] else version
+def data_version_of(run: RunRecord) -> str:
+    """Returns the version of a run's data as keys have it; `--fresh` runs have one of their own."""
+    return f"{run.data.version}:{run.salt}" if run.salt else run.data.version
 
 
-def stage_key_of(run: Run, stage: int) -> str | None:
-    """Gives the key a run noted for a stage, or None."""
-    return next((item["key"] for item in run["stages"] if item["stage"] == stage), None)
+def stage_key_of(run: RunRecord, stage: int) -> str | None:
+    """Returns the key a run noted for a stage, or None."""
+    return next((item.key for item in run.stages if item.stage == stage), None)
 
 
-def note_stage(store: Store, run: dict[str, Any], stage: int, key: str) -> None:
-    """Writes down which key a stage of a run has."""
-    kept = [item for item in run["stages"] if item["stage"] != stage]
-    run["stages"] = sorted([*kept, {"stage": stage, "key": key}], key=lambda item: item["stage"])
-    store.write_ref(paths.run(run["run_id"]), run)
+def note_stage(store: Store, run: RunRecord, stage: int, key: str) -> RunRecord:
+    """Writes down which key a stage of a run has; returns the run with it."""
+    others = [item for item in run.stages if item.stage != stage]
+    stages = sorted([*others, StageKey(stage=stage, key=key)], key=lambda item: item.stage)
+    noted = run.changed(stages=stages)
+    store.write_ref(paths.run(run.run_id), noted.to_values())
+    return noted
 
 
-def note_committed(store: Store, run: dict[str, Any], *, before: int) -> None:
+def note_committed(store: Store, run: RunRecord, *, before: int) -> RunRecord:
     """Writes down the keys of committed stages before one that the run did not train itself.
 
     Args:
         store: Where the run is.
-        run: The run; changed in place.
+        run: The run.
         before: The stage whose predecessors are looked for.
+
+    Returns:
+        The run with them.
     """
     for plan in plans_of(run)[: before - 1]:
         if stage_key_of(run, plan.stage) is None:
             key = key_of(run, plan, input_digest=input_digest_of(store, run, plan.stage))
             if not store.has(paths.stage_checkpoint(key)):
-                return
-            note_stage(store, run, plan.stage, key)
+                break
+            run = note_stage(store, run, plan.stage, key)
+    return run
 
 
-def input_digest_of(store: Store, run: Run, stage: int) -> str:
-    """Gives the digest of the checkpoint a stage starts from; empty at the first.
+def input_digest_of(store: Store, run: RunRecord, stage: int) -> str:
+    """Returns the digest of the checkpoint a stage starts from; empty at the first.
 
     Raises:
         CheckpointError: The stage before is not committed.
@@ -116,14 +122,14 @@ def input_digest_of(store: Store, run: Run, stage: int) -> str:
     committed = None if before is None else store.read_ref(paths.stage_checkpoint(before))
     if committed is None:
         raise CheckpointError(
-            f"stage {stage - 1} of run {run['run_id']} is not committed",
-            remedy=f"run it first: lwfed run --run-id {run['run_id']}",
+            f"stage {stage - 1} of run {run.run_id} is not committed",
+            remedy=f"run it first: lwfed run --run-id {run.run_id}",
         )
     return committed["digest"]
 
 
-def find_finished(store: Store, run: Run) -> str | None:
-    """Looks whether a run's stages are all committed already. Gives the id of the run that made the last, or None."""
+def find_finished(store: Store, run: RunRecord) -> str | None:
+    """Looks whether a run's stages are all committed already. Returns the id of the run that made the last, or None."""
     digest, maker = "", None
     for plan in plans_of(run):
         key = key_of(run, plan, input_digest=digest)
@@ -134,25 +140,25 @@ def find_finished(store: Store, run: Run) -> str | None:
     return maker if maker is not None and store.has(paths.summary(maker)) else None
 
 
-def history(store: Store, run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def history(store: Store, run: RunRecord) -> tuple[list[StageRecord], list[RoundRecord]]:
     """Reads a run's committed records.
 
     Returns:
         StageRecords and RoundRecords, in order.
     """
     stages, rounds = [], []
-    for item in run["stages"]:
-        record = store.read_ref(paths.stage_record(item["key"]))
-        if record is not None:
-            made_by = (store.read_ref(paths.stage_checkpoint(item["key"])) or {}).get("made_by")
-            stages.append({**record, "reused": made_by != run["run_id"]})
-        rounds += rounds_of(store, item["key"])
+    for item in run.stages:
+        values = store.read_ref(paths.stage_record(item.key))
+        if values is not None:
+            made_by = (store.read_ref(paths.stage_checkpoint(item.key)) or {}).get("made_by")
+            stages.append(StageRecord.of({**values, "reused": made_by != run.run_id}))
+        rounds += rounds_of(store, item.key)
     return stages, rounds
 
 
-def rounds_of(store: Store, key: str) -> list[dict[str, Any]]:
-    """Reads the committed RoundRecords of a stage, in order."""
-    rounds: list[dict[str, Any]] = []
+def rounds_of(store: Store, key: str) -> list[RoundRecord]:
+    """Reads the committed records of a stage's rounds, in order."""
+    rounds: list[RoundRecord] = []
     while (done := store.read_ref(paths.round_record(key, len(rounds) + 1))) is not None:
-        rounds.append(done)
+        rounds.append(RoundRecord.of(done))
     return rounds

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lwfed.round.train_stage import train_stage
 from lwfed.run import runs
-from lwfed.run.launcher import Emit, Launcher
+from lwfed.run.events import Emit, RoundDone, RunStarted, StageDone, StageStarted, Summarised
+from lwfed.run.launcher import Launcher
 from lwfed.run.tasks import Place, StageTask
 from lwfed.store import paths
 from lwfed.store.protocol import Store
+from lwfed.types.records import RunRecord, RunSummary, StageRecord, StageSummary
 
-SUMMARY_KEYS = ("stage", "digest", "rounds", "metrics", "ledger", "reused", "wall_s")
 
-
-def place_of(run: runs.Run, *, cache: Path | None) -> Place:
+def place_of(run: RunRecord, *, cache: Path | None) -> Place:
     """Says where things lie for a run on this machine.
 
     Args:
@@ -30,31 +29,31 @@ def place_of(run: runs.Run, *, cache: Path | None) -> Place:
         root=None if spec.data.root is None else str(Path(spec.data.root).expanduser().absolute()),
         workers=spec.data.workers,
         device=spec.launch.device,
-        cache=None if cache is None else str(cache / run["run_id"]),
+        cache=None if cache is None else str(cache / run.run_id),
     )
 
 
 def run_stages(
-    run: dict[str, Any],
+    run: RunRecord,
     *,
     launcher: Launcher,
     store: Store,
     emit: Emit,
     cache: Path | None,
     last_stage: int | None = None,
-) -> dict[str, Any]:
+) -> RunSummary:
     """Runs what is left of a run, stage after stage, and writes its summary.
 
     Args:
         run: A prepared run.
         launcher: Where clients run.
         store: Where the run is.
-        emit: Told what happens; see `train_stage`. Besides: `run` (the RunRecord) first, and `summary` last.
+        emit: Receives the run's events: `RunStarted` first, `Summarised` last.
         cache: Folder for clients' frozen blocks.
         last_stage: Stops after this stage; None goes on to the last.
 
     Returns:
-        The summary: run_id, status, digest, metrics, ledger, stages.
+        The summary.
 
     Raises:
         QuorumError: A round has too few updates.
@@ -66,56 +65,65 @@ def run_stages(
         from lwfed.round.runtime import pick_device  # loads torch
 
         pick_device(place.device)
-    emit("run", run)
+    emit(RunStarted(record=run))
     total = len(runs.plans_of(run))
-    first = run["parent"]["stage"] if run["parent"] else 1
-    taken = runs.history(store, {**run, "stages": [s for s in run["stages"] if s["stage"] < first]})[0]
-    records = [{**record, "reused": True} for record in taken]
+    first = run.parent.stage if run.parent else 1
+    taken, _ = runs.history(store, run.changed(stages=[item for item in run.stages if item.stage < first]))
+    records = [record.changed(reused=True) for record in taken]
     for record in records:
-        emit("stage_started", {key: record[key] for key in ("stage", "key", "rounds", "reused")})
-        for told in runs.rounds_of(store, record["key"]):
-            emit("round", told)
-        emit("stage", record)
+        emit(StageStarted(stage=record.stage, key=record.key, rounds=record.rounds, reused=True))
+        for done in runs.rounds_of(store, record.key):
+            emit(RoundDone(record=done))
+        emit(StageDone(record=record))
     for stage in range(first, min(total, last_stage or total) + 1):
-        task = StageTask(store=store.uri, run_id=run["run_id"], stage=stage, place=place)
+        task = StageTask(store=store.uri, run_id=run.run_id, stage=stage, place=place)
         records.append(train_stage(task, launcher=launcher, store=store, emit=emit))
     if place.cache is not None:
         shutil.rmtree(place.cache, ignore_errors=True)
     summary = summarise(run, records, wall_s=time.monotonic() - started, complete=len(records) == total)
-    store.write_ref(paths.summary(run["run_id"]), summary)
-    emit("summary", summary)
+    store.write_ref(paths.summary(run.run_id), summary.to_values())
+    emit(Summarised(record=summary))
     return summary
 
 
-def summarise(run: runs.Run, records: list[dict[str, Any]], *, wall_s: float, complete: bool) -> dict[str, Any]:
+def summarise(run: RunRecord, records: Sequence[StageRecord], *, wall_s: float, complete: bool) -> RunSummary:
     """Sums a run up; what `lwfed run --json` prints last."""
-    last = records[-1]
-    judged: dict[str, float] = next((record["metrics"] for record in reversed(records) if record["metrics"]), {})
-    return {
-        "run_id": run["run_id"],
-        "status": "finished" if complete else "partial",
-        "digest": last["digest"],
-        "metrics": judged,
-        "ledger": {
-            "predicted": {"stages": run["predicted"], "end_to_end": run["end_to_end"]},
+    return RunSummary(
+        run_id=run.run_id,
+        status="finished" if complete else "partial",
+        digest=records[-1].digest,
+        metrics=next((record.metrics for record in reversed(records) if record.metrics), {}),
+        ledger={
+            "predicted": {"stages": run.predicted, "end_to_end": run.end_to_end},
             "measured": measured_total(records),
         },
-        "stages": [{key: record[key] for key in SUMMARY_KEYS} for record in records],
-        "wall_s": wall_s,
-    }
+        stages=[
+            StageSummary(
+                stage=record.stage,
+                digest=record.digest,
+                rounds=record.rounds,
+                metrics=record.metrics,
+                ledger=record.ledger,
+                reused=record.reused,
+                wall_s=record.wall_s,
+            )
+            for record in records
+        ],
+        wall_s=wall_s,
+    )
 
 
-def measured_total(records: list[dict[str, Any]]) -> Mapping[str, float]:
+def measured_total(records: Sequence[StageRecord]) -> dict[str, float]:
     """Adds up what a client that took part in every round sent and received, and its largest peak of memory.
 
     Frozen blocks count once where the client keeps them, as they do in the stages' own means; see `measured_ledger`.
     """
     total: dict[str, float] = {}
     for record in records:
-        measured = record["ledger"]["measured"]
+        measured = record.ledger.measured
         for name in ("bytes_up", "bytes_down", "bytes_down_frozen"):
             if name in measured:
-                total[name] = total.get(name, 0.0) + measured[name] * record["rounds"]
+                total[name] = total.get(name, 0.0) + measured[name] * record.rounds
         if "peak_tensor_bytes" in measured:
             total["peak_tensor_bytes"] = max(total.get("peak_tensor_bytes", 0), measured["peak_tensor_bytes"])
     return total

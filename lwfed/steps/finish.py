@@ -15,6 +15,7 @@ from lwfed.steps.experiment import place_of
 from lwfed.store import paths
 from lwfed.store.checkpoint import read_checkpoint
 from lwfed.types.errors import DataError
+from lwfed.types.records import RunRecord
 
 
 def finish(task: RunTask, *, bench: Workbench) -> str:
@@ -33,13 +34,13 @@ def finish(task: RunTask, *, bench: Workbench) -> str:
     run = runs.read_run(bench.store, task.run_id)
     stages, rounds = runs.history(bench.store, run)
     html = report_of(run, bench=bench, place=task.place)
-    bench.store.put(paths.report(run["run_id"]), [html])
+    bench.store.put(paths.report(run.run_id), [html])
     for name, svg in figures(run, stages=stages, rounds=rounds).items():
-        bench.store.put(paths.figure(run["run_id"], name), [svg.encode()])
-    return paths.report(run["run_id"])
+        bench.store.put(paths.figure(run.run_id, name), [svg.encode()])
+    return paths.report(run.run_id)
 
 
-def write_report(run: runs.Run, *, bench: Workbench, output: Path | None = None) -> Path:
+def write_report(run: RunRecord, *, bench: Workbench, output: Path | None = None) -> Path:
     """Writes a run's report from what is committed.
 
     Args:
@@ -55,16 +56,16 @@ def write_report(run: runs.Run, *, bench: Workbench, output: Path | None = None)
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_bytes(html)
         return output
-    bench.store.put(paths.report(run["run_id"]), [html])
-    return bench.store.fetch(paths.report(run["run_id"]))
+    bench.store.put(paths.report(run.run_id), [html])
+    return bench.store.fetch(paths.report(run.run_id))
 
 
-def report_of(run: runs.Run, *, bench: Workbench, place: Place | None) -> bytes:
-    """Gives a run's report as one HTML page; with pictures where the test data are at hand."""
+def report_of(run: RunRecord, *, bench: Workbench, place: Place | None) -> bytes:
+    """Returns a run's report as one HTML page; with pictures where the test data are at hand."""
     stages, rounds = runs.history(bench.store, run)
     grid = []
     if stages and place is not None:
-        key = stages[-1]["key"]
+        key = stages[-1].key
         checkpoint = read_checkpoint(bench.store, paths.stage_checkpoint(key))
         if checkpoint is not None:
             with suppress(DataError):  # a report is written where the data are not, too; without pictures

@@ -6,7 +6,7 @@ from typing import Any
 
 from lwfed.data.opening import open_source
 from lwfed.round.shares import holdout_of, root_for
-from lwfed.run.launcher import Emit
+from lwfed.run.events import Emit
 from lwfed.run.tasks import InspectTask
 from lwfed.spec.load import build_spec
 from lwfed.steps.sources import readable, spec_at, unreadable

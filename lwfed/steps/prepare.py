@@ -15,7 +15,7 @@ from lwfed.data.protocol import Example, Source
 from lwfed.plan.stages import StagePlan, plan_stages
 from lwfed.round.shares import shares_at, split_share
 from lwfed.run import runs
-from lwfed.run.launcher import Emit
+from lwfed.run.events import Emit, Warning
 from lwfed.run.runs import Options
 from lwfed.run.specs import placed
 from lwfed.run.version import chosen_by, code_version
@@ -27,6 +27,7 @@ from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import ResumeError, SpecError
+from lwfed.types.records import DataRecord, Parent, RunRecord
 from lwfed.types.seeds import derive
 
 LOOKED_AT = 2000
@@ -42,8 +43,8 @@ def draft(
     options: Options,
     cache: Path | None = None,
     root: str | None = None,
-    told: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+    found: Mapping[str, Any] | None = None,
+) -> RunRecord:
     """Draws a run up without writing or checking anything large; needs no torch for tabled architectures.
 
     Args:
@@ -52,7 +53,7 @@ def draft(
         options: How it is asked for.
         cache: Folder for counted architectures.
         root: Where this machine has the data; None: where the spec says.
-        told: Client -> what it told of data that only it can see; see `inspect_client`.
+        found: Client -> what it found of data that only it can see; see `inspect_client`.
 
     Returns:
         A RunRecord; `data.clients` is filled by `prepare`.
@@ -71,55 +72,58 @@ def draft(
     num_classes = len(source.classes) if spec.model.objective.kind == "supervised" else None
     now = datetime.now(UTC)
     run_id = options.run_id or new_run_id(spec, now=now)
-    run = {
-        "run_id": run_id,
-        "name": spec.name,
-        "created": now.isoformat(timespec="seconds"),
-        "spec": to_values(spec),
-        "strategy": spec.strategy,
-        "stages": [],
-        "parent": None,
-        "salt": run_id if options.fresh else "",
-        "depths": depths,
-        "model": _resolved(spec.model).model_dump(mode="json"),
-        "num_classes": num_classes,
-        "data": {
-            "source": spec.data.source,
-            "version": digest_of(
-                {"data": data_versions(spec_at(spec, root=root), source, told=told), "weights": _weights_versions(spec)}
+    run = RunRecord(
+        run_id=run_id,
+        name=spec.name,
+        created=now.isoformat(timespec="seconds"),
+        spec=to_values(spec),
+        strategy=spec.strategy,
+        stages=[],
+        parent=None,
+        salt=run_id if options.fresh else "",
+        depths=depths,
+        model=_resolved(spec.model).model_dump(mode="json"),
+        num_classes=num_classes,
+        data=DataRecord(
+            source=spec.data.source,
+            version=digest_of(
+                {
+                    "data": data_versions(spec_at(spec, root=root), source, found=found),
+                    "weights": _weights_versions(spec),
+                }
             ),
-            "num_train": len(source.examples("train")),
-            "num_test": len(source.examples("test")),
-            "clients": {},
-            "classes": list(source.classes),
-        },
-        "code_version": code_version(chosen_by(spec.model, source=spec.data.source)),
+            num_train=len(source.examples("train")),
+            num_test=len(source.examples("test")),
+            clients={},
+            classes=list(source.classes),
+        ),
+        code_version=code_version(chosen_by(spec.model, source=spec.data.source)),
         **_predict(plans, architectures=architectures, num_classes=num_classes),
-    }
+    )
     if options.parent is not None:
-        _take_stages(run, store=store, parent=options.parent)
+        run = _with_stages_of(run, options.parent, store=store)
     _refuse_other(run, store=store)
     return run
 
 
 def prepare(
-    run: dict[str, Any],
+    run: RunRecord,
     *,
     store: Store,
     emit: Emit,
     cache: Path | None = None,
     root: str | None = None,
-    told: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+    found: Mapping[str, Any] | None = None,
+) -> RunRecord:
     """Checks the data and the clients' shares, and writes the run down.
 
     Args:
-        run: What `draft` gave.
+        run: What `draft` returned.
         store: Where to.
-        emit: Told `checking` (done, total) and `warning` (message).
+        emit: Receives `Checking` and `Warning`.
         cache: Folder for counted architectures.
         root: Where this machine has the data; None: where the spec says.
-        told: Client -> what it told of data that only it can see.
+        found: Client -> what it found of data that only it can see.
 
     Returns:
         The run, complete.
@@ -132,26 +136,27 @@ def prepare(
         return existing
     spec = spec_at(runs.spec_of(run), root=root)
     source = server_source(spec)
-    run["data"]["num_test"] = len(usable(source, "test", spec=spec, store=store, emit=emit))
-    if told:
-        for its in told.values():  # what a client may not write: its credentials are cut to its own prefix
+    num_test = len(usable(source, "test", spec=spec, store=store, emit=emit))
+    tokens: dict[str, int] = {}
+    if found:
+        for its in found.values():  # what a client may not write: its credentials are cut to its own prefix
             store.write_ref(paths.checked_data(its["version"], spec.model.modalities, "train"), {"bad": its["bad"]})
-        run["data"]["clients"] = {client: its["num_train"] for client, its in sorted(told.items())}
-        run["data"]["num_train"] = sum(its["num_examples"] for its in told.values())
-        tokens = {}
+        clients = {client: its["num_train"] for client, its in sorted(found.items())}
+        num_train = sum(its["num_examples"] for its in found.values())
     else:
         train = training_examples(spec, source, store=store, emit=emit)
-        run["data"]["clients"] = _client_sizes(runs.plans_of(run)[0], train)
-        run["data"]["num_train"] = sum(len(examples) for examples in {id(e): e for e in train.values()}.values())
+        clients = _client_sizes(runs.plans_of(run)[0], train)
+        num_train = sum(len(examples) for examples in {id(e): e for e in train.values()}.values())
         tokens = _look_at_captions(spec, next(iter(train.values())), emit=emit)
     architectures = architectures_of(spec.model, folder=cache, count=count_architecture)
-    run |= _predict(
-        [_as_seen(plan, most_examples=max(run["data"]["clients"].values())) for plan in runs.plans_of(run)],
+    predicted = _predict(
+        [_as_seen(plan, most_examples=max(clients.values())) for plan in runs.plans_of(run)],
         architectures=architectures,
-        num_classes=run["num_classes"],
+        num_classes=run.num_classes,
         tokens={modality: item.tokens for modality, item in architectures.items()} | tokens,
     )
-    if not store.write_ref(paths.run(run["run_id"]), run, if_absent=True):  # another process has just taken the name
+    run = run.changed(data=run.data.changed(num_test=num_test, num_train=num_train, clients=clients), **predicted)
+    if not store.write_ref(paths.run(run.run_id), run.to_values(), if_absent=True):  # another process took the name
         return _resumed(run, store=store) or run
     return run
 
@@ -168,59 +173,59 @@ def count_architecture(encoder: EncoderSpec) -> dict[str, Any]:
     return count(encoder)
 
 
-def _take_stages(run: dict[str, Any], *, store: Store, parent: tuple[str, int]) -> None:
+def _with_stages_of(run: RunRecord, parent: tuple[str, int], *, store: Store) -> RunRecord:
+    """Returns the run with the stages of its parent before the first that it trains itself."""
     parent_id, first = parent
     other = runs.read_run(store, parent_id)
     total = len(runs.plans_of(run))
     if not 1 <= first <= total:
         raise ResumeError(f"there is no stage {first} in {parent_id}", remedy=f"name a stage from 1 to {total}")
-    run["stages"] = [item for item in other["stages"] if item["stage"] < first]
-    run["parent"] = {"run_id": parent_id, "stage": first}
+    taken = [item for item in other.stages if item.stage < first]
+    run = run.changed(stages=taken, parent=Parent(run_id=parent_id, stage=first))
     runs.input_digest_of(store, run, first)
+    return run
 
 
-def _refuse_other(run: dict[str, Any], *, store: Store) -> None:
+def _refuse_other(run: RunRecord, *, store: Store) -> None:
     """Refuses to resume a run whose plan is another."""
-    existing = store.read_ref(paths.run(run["run_id"]))
+    existing = runs.find_run(store, run.run_id)
     if existing is None:
         return
-    if existing["salt"] != run["salt"] and run["salt"]:
-        raise ResumeError(
-            f"the run {run['run_id']} exists already", remedy="leave --fresh out, or give another --run-id"
-        )
-    if run["parent"] is not None and existing["parent"] != run["parent"]:
-        raise ResumeError(f"the run {run['run_id']} exists and has another parent", remedy="give another --run-id")
+    if existing.salt != run.salt and run.salt:
+        raise ResumeError(f"the run {run.run_id} exists already", remedy="leave --fresh out, or give another --run-id")
+    if run.parent is not None and existing.parent != run.parent:
+        raise ResumeError(f"the run {run.run_id} exists and has another parent", remedy="give another --run-id")
     before, now = runs.plans_of(existing), runs.plans_of(run)
     if before != now:
         differing = next((b.stage for b, n in zip(before, now, strict=False) if b != n), min(len(before), len(now)) + 1)
-        old, new = existing["spec"], run["spec"]
+        old, new = existing.spec, run.spec
         keys = sorted(key for key in old if old[key] != new.get(key))
         raise ResumeError(
-            f"the run {run['run_id']} was started with another spec: {', '.join(keys) or 'the plan'} differ(s) from "
+            f"the run {run.run_id} was started with another spec: {', '.join(keys) or 'the plan'} differ(s) from "
             f"stage {differing} on",
             remedy="give the spec it was started with, or leave --run-id out to start another run",
         )
-    if existing["data"]["version"] != run["data"]["version"]:
+    if existing.data.version != run.data.version:
         raise ResumeError(
-            f"the data of run {run['run_id']} have changed since it was started",
+            f"the data of run {run.run_id} have changed since it was started",
             remedy="restore them, or leave --run-id out to start another run",
         )
-    if existing["code_version"] != run["code_version"]:
+    if existing.code_version != run.code_version:
         raise ResumeError(
-            f"the run {run['run_id']} was started by another version of the code or of its libraries",
+            f"the run {run.run_id} was started by another version of the code or of its libraries",
             remedy="install that version, or leave --run-id out to start another run",
         )
 
 
-def _resumed(run: dict[str, Any], *, store: Store) -> dict[str, Any] | None:
-    """Gives the run as it was written down before, with what may change for a resume (places, deadlines ...)."""
-    existing = store.read_ref(paths.run(run["run_id"]))
+def _resumed(run: RunRecord, *, store: Store) -> RunRecord | None:
+    """Returns the run as it was written down before, with what may change for a resume (places, deadlines ...)."""
+    existing = runs.find_run(store, run.run_id)
     if existing is None:
         return None
     _refuse_other(run, store=store)
-    resumed = {**existing, "spec": run["spec"]}
+    resumed = existing.changed(spec=run.spec)
     if resumed != existing:
-        store.write_ref(paths.run(run["run_id"]), resumed)
+        store.write_ref(paths.run(run.run_id), resumed.to_values())
     return resumed
 
 
@@ -253,7 +258,7 @@ def _weights_versions(spec: RunSpec) -> dict[str, str]:
 
 
 def _client_sizes(plan: StagePlan, examples: Mapping[str, Sequence[Example]]) -> dict[str, int]:
-    """Gives the number of training examples of each client. Raises DataError where one has too few."""
+    """Returns the number of training examples of each client. Raises DataError where one has too few."""
     sizes = {}
     shares: dict[str, list[int]] = {}
     cut: Sequence[Example] | None = None
@@ -278,13 +283,13 @@ def _predict(
 
 
 def _as_seen(plan: StagePlan, *, most_examples: int) -> StagePlan:
-    """Gives a plan with the batch size that clients reach with the examples they have."""
+    """Returns a plan with the batch size that clients reach with the examples they have."""
     batch = min(plan.training.batch_size, most_examples)
     return plan.model_copy(update={"training": plan.training.model_copy(update={"batch_size": batch})})
 
 
 def _look_at_captions(spec: RunSpec, examples: Sequence[Example], *, emit: Emit) -> dict[str, int]:
-    """Warns of captions that are cut, and gives the tokens that a batch is padded to on average."""
+    """Warns of captions that are cut, and returns the tokens that a batch is padded to on average."""
     if "text" not in spec.model.modalities:
         return {}
     from lwfed.data.tokens import tokenize, truncated_share
@@ -295,11 +300,10 @@ def _look_at_captions(spec: RunSpec, examples: Sequence[Example], *, emit: Emit)
     share = truncated_share(captions, settings=settings)
     if share > WORTH_A_WARNING:
         emit(
-            "warning",
-            {
-                "message": f"{share:.0%} of the captions are cut at {settings.max_tokens} tokens; "
+            Warning(
+                message=f"{share:.0%} of the captions are cut at {settings.max_tokens} tokens; "
                 "raise model.encoders.text.max_tokens, or name a tokenizer of words"
-            },
+            )
         )
     captions.sort(key=lambda caption: derive("0", caption))
     size = min(spec.training.batch_size, len(captions))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from lwfed.plan.cohort import client_ids
 from lwfed.run import runs
-from lwfed.run.launcher import Emit, Launcher
+from lwfed.run.events import Emit
+from lwfed.run.launcher import Launcher
 from lwfed.run.runs import Options
 from lwfed.run.specs import placed
 from lwfed.run.tasks import InspectTask, Place, PrepareTask
@@ -15,9 +14,10 @@ from lwfed.spec.load import to_values
 from lwfed.spec.run import RunSpec
 from lwfed.store.protocol import Store
 from lwfed.types.errors import DataError
+from lwfed.types.records import RunRecord
 
 
-def prepare_there(spec: RunSpec, *, options: Options, launcher: Launcher, store: Store, emit: Emit) -> dict[str, Any]:
+def prepare_there(spec: RunSpec, *, options: Options, launcher: Launcher, store: Store, emit: Emit) -> RunRecord:
     """Prepares a run whose data only the launcher's machines have; `options.run_id` must be given.
 
     Raises:

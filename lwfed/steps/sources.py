@@ -9,7 +9,7 @@ from lwfed.data.opening import open_source
 from lwfed.data.protocol import Example, Source
 from lwfed.plan.cohort import client_ids
 from lwfed.round.shares import SERVER, root_for
-from lwfed.run.launcher import Emit
+from lwfed.run.events import Checking, Emit, Warning
 from lwfed.spec.data import CLIENT_MARK
 from lwfed.spec.run import RunSpec
 from lwfed.store import paths
@@ -32,7 +32,7 @@ def client_sources(spec: RunSpec) -> dict[str, Source]:
     }
 
 
-def data_versions(spec: RunSpec, source: Source, *, told: Mapping[str, Any] | None = None) -> Any:
+def data_versions(spec: RunSpec, source: Source, *, found: Mapping[str, Any] | None = None) -> Any:
     """Gives the versions of all data of a run: a digest, or one for each client that has data of its own.
 
     Args:
@@ -40,8 +40,8 @@ def data_versions(spec: RunSpec, source: Source, *, told: Mapping[str, Any] | No
         source: The server's data.
         told: Client -> what it told of data that only it can see (`inspect_client`); None: all data are here.
     """
-    if told:
-        return {SERVER: source.version(), **{client: its["version"] for client, its in sorted(told.items())}}
+    if found:
+        return {SERVER: source.version(), **{client: its["version"] for client, its in sorted(found.items())}}
     clients = client_sources(spec)
     if not clients:
         return source.version()
@@ -73,8 +73,8 @@ def unreadable(
         source: The data.
         split: `train` or `test`.
         spec: The experiment.
-        known: What was found before, which is looked at again alone: it may have been mended; None: nothing yet.
-        emit: Told `checking`.
+        known: What was found before, which is looked at again alone: it may have been fixed; None: nothing yet.
+        emit: Receives `Checking`.
     """
     again = known is not None and spec.data.on_bad_example == "fail"
     if spec.data.source == "shapes" or (known is not None and not again):
@@ -85,7 +85,7 @@ def unreadable(
     from lwfed.data.batches import check_examples
 
     def tell(done: int, total: int) -> None:
-        emit("checking", {"split": split, "done": done, "total": total})
+        emit(Checking(split=split, done=done, total=total))
 
     checked = check_examples(
         source, examples=doubtful, modalities=spec.model.modalities, workers=spec.data.workers, progress=tell
@@ -104,11 +104,11 @@ def readable(source: Source, split: str, bad: Mapping[str, str], *, spec: RunSpe
         first = next(iter(sorted(bad)))
         raise DataError(
             f"{len(bad)} of {len(examples)} {split} examples cannot be read: {bad[first]}",
-            remedy="mend or remove them, or skip them with -o data.on_bad_example=skip",
+            remedy="fix or remove them, or skip them with -o data.on_bad_example=skip",
         )
     if bad:
         names = ", ".join(sorted(bad)[:5])
-        emit("warning", {"message": f"{len(bad)} {split} example(s) cannot be read and are skipped: {names}"})
+        emit(Warning(message=f"{len(bad)} {split} example(s) cannot be read and are skipped: {names}"))
     kept = [example for example in examples if example.id not in bad]
     if not kept:
         raise DataError(f"no {split} example is left", remedy=f"look at {spec.data.root}")

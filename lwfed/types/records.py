@@ -309,6 +309,6 @@ class Accepted(Record):
     wall_s: float = 0.0
 
 
-def client_values(clients: Mapping[str, ClientRecord], name: str) -> list[Any]:
+def client_values(clients: Mapping[Any, ClientRecord], name: str) -> list[Any]:
     """Returns one value of each client that has it, in the order of the clients."""
     return [value for client in clients.values() if (value := getattr(client, name)) is not None]
