@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from lwfed.catalog.launchers.in_process import DESCRIPTION
 from lwfed.environment import debug
 from lwfed.launch.dispatch import run_step, step_teller
 from lwfed.models.build import tensor_specs
@@ -24,6 +25,8 @@ from lwfed.round.train_client import Trained, commit, train_locally
 from lwfed.round.workbench import Workbench
 from lwfed.run.launcher import Emit, Outcome
 from lwfed.run.tasks import ClientTask, PoolTask, ServerTask
+from lwfed.spec.run import RunSpec
+from lwfed.store.protocol import Store
 from lwfed.types.errors import SHARED_CODES, LwfedError
 from lwfed.types.tensors import unit_of
 
@@ -31,10 +34,15 @@ PATIENCE = 0.02
 """Part of a client's time that the next one waits for its commit, so that what is soon over is told at once."""
 
 
+def make(spec: RunSpec, *, store: Store, run_id: str) -> InProcess:
+    """Makes the launcher; see `launchers.make_launcher`."""
+    return InProcess(Workbench(store))
+
+
 class InProcess:
     """The launcher that needs nothing but this process."""
 
-    remote = False
+    remote = DESCRIPTION.remote
     holds_model = True
 
     def __init__(self, bench: Workbench) -> None:

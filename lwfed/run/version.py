@@ -19,14 +19,15 @@ from lwfed.types.canonical import digest_of
 
 DECIDING = ("types", "params.py", "ranks.py", "plan", "models", "objectives", "federated", "data", "round")
 """Folders and modules of lwfed whose code decides a checkpoint or a metric."""
-ALTERNATIVES = ("models/encoders", "data/sources")
+ALTERNATIVES = ("models/encoders", "models/fusions", "data/sources")
 """Folders of which a run uses only the modules that it names."""
 LIBRARIES = ("torch", "torchvision", "timm", "transformers", "tokenizers", "numpy", "scipy", "pillow", "soundfile")
 
 
 def chosen_by(model: ModelSpec, *, source: str) -> frozenset[str]:
     """Returns the names of the alternatives that a run uses."""
-    return frozenset({source, *(encoder.family for encoder in model.encoders.values())})
+    fusions = {model.objective.fusion} if model.objective.kind == "supervised" else set()
+    return frozenset({source, *(encoder.family for encoder in model.encoders.values()), *fusions})
 
 
 @lru_cache(maxsize=8)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AliasChoices, Field, model_validator
 
-from lwfed.spec.base import Section
+from lwfed.catalog.launcher import launcher_kind
+from lwfed.spec.base import Choice, Section
 from lwfed.spec.data import PartitionSpec
 
 
@@ -82,7 +83,7 @@ class ExchangeSpec(Section):
 class LaunchSpec(Section):
     """Where a round's clients run. Not part of what a digest depends on, but for `devices` above one."""
 
-    kind: Literal["in_process", "subprocess", "kubernetes"] = Field(
+    kind: Annotated[str, Choice("launchers")] = Field(
         "in_process", description="subprocess: each client is a process of its own; kubernetes: a pod of its own"
     )
     parallel: int = Field(1, ge=1, description="clients at a time, spread over this machine's GPUs (subprocess)")
@@ -92,7 +93,7 @@ class LaunchSpec(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.kind == "in_process" and (self.devices > 1 or self.parallel > 1):
+        if not launcher_kind(self.kind).parallel and (self.devices > 1 or self.parallel > 1):
             raise ValueError("`launch.devices` and `launch.parallel` above 1 need `launch.kind: subprocess`")
         return self
 

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lwfed.cost.cache import architectures_of
+from lwfed.catalog.costs import Architecture
+from lwfed.cost.architectures import architectures_of
 from lwfed.cost.ledger import end_to_end_cost, stage_costs
-from lwfed.cost.units import Architecture
 from lwfed.data.protocol import Example, Source
 from lwfed.plan.stages import StagePlan, plan_stages
 from lwfed.round.shares import shares_at, split_share
