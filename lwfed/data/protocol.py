@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +53,7 @@ class Source(Protocol):
         """Reads the example's sound: samples [N] and samples per second. Raises DataError that names the file."""
 
 
+@runtime_checkable
 class Opening(Protocol):
     """What the module of a source offers."""
 

@@ -10,7 +10,6 @@ from lwfed.catalog import names
 from lwfed.catalog.encoder import encoder_family
 from lwfed.spec.base import Choice, Section
 
-
 FAMILIES = "; ".join(f"{name}: {encoder_family(name).usage.what}" for name in names("encoders"))
 """What each family is."""
 
