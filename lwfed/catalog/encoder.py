@@ -13,7 +13,7 @@ TOKENS = -1
 """In an input's shape: the number of tokens, which a batch chooses, up to the encoder's `max_tokens`."""
 
 
-class Encoder(Protocol):
+class EncoderSettings(Protocol):
     """The part of a spec that describes an encoder."""
 
     @property
@@ -71,7 +71,7 @@ class Usage:
     imports: tuple[str, ...] = ()
 
 
-def without_arch(encoder: Encoder) -> None:
+def without_arch(encoder: EncoderSettings) -> None:
     """Checks the settings of a family that is described by `config` and `weights` alone."""
     if encoder.arch:
         raise ValueError(f"`arch` is not for {encoder.family}, which is described by `config` or `weights`")
@@ -99,8 +99,8 @@ class EncoderDescription:
     feature_token: bool
     inputs: Callable[[Mapping[str, Any]], Input | Mapping[str, Input]]
     usage: Usage
-    check: Callable[[Encoder], None] = without_arch
-    architecture: Callable[[Encoder], Architecture | None] | None = None
+    check: Callable[[EncoderSettings], None] = without_arch
+    architecture: Callable[[EncoderSettings], Architecture | None] | None = None
     hub: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 

@@ -18,8 +18,8 @@ class SourceDescription:
         captions: Captions of an example, each of which is an input of its own.
         root: What `data.root` must hold, in words; None for data that need no folder, which are never unreadable.
         num_classes: Classes of the data that the source is named after, for a plan made without them; None: not known.
-        settings: The keys that the source adds to the spec's `data` section, with their defaults; None: none. They are
-            part of the plan of runs that use the source.
+        settings: The keys that the source adds to the spec's `data` section, with their defaults. They are part of
+            the plan of runs that use the source.
     """
 
     modalities: frozenset[str]
@@ -27,7 +27,7 @@ class SourceDescription:
     captions: int = 1
     root: str | None = None
     num_classes: int | None = None
-    settings: type[Section] | None = None
+    settings: type[Section] = Section
 
 
 def data_source(name: str) -> SourceDescription:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lwfed.catalog.encoder import Encoder
+from lwfed.catalog.encoder import EncoderSettings
 
 HARMLESS: frozenset[str] = frozenset(
     {"initializer_range", "layer_norm_eps", "pad_token_id", "eos_token_id", "bos_token_id"}
@@ -37,7 +37,7 @@ def stored_config(weights: str | None, *, hub: Mapping[str, Mapping[str, Any]]) 
 
 
 def transformers_settings(
-    encoder: Encoder,
+    encoder: EncoderSettings,
     defaults: Mapping[str, Any],
     *,
     model_type: str,

@@ -174,7 +174,7 @@ def _imports(usages: Iterable[Usage], *, json: bool, normalize: bool) -> str:
         module, _, names = line.partition(" import ")
         taken.setdefault(module, set()).update(filter(None, names.split(", ")))
     others = {f"{module} import {', '.join(sorted(found))}" if found else module for module, found in taken.items()}
-    return "\n".join([*standard, "", *_sorted(others)]) + "\n"
+    return "\n".join([*standard, "", *_sorted(others - {*standard})]) + "\n"
 
 
 def _sorted(lines: Collection[str]) -> list[str]:

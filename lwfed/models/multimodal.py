@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lwfed.catalog.fusion import fusion_kind
 from lwfed.models.families import fusion_of
 from lwfed.models.heads import PredictionHead, ProjectionHead
 from lwfed.models.protocol import Encoder, LastBlock, State
@@ -39,10 +38,8 @@ class Multimodal(nn.Module):
         if model.objective.kind == "supervised":
             if num_classes is None:
                 raise ValueError("a supervised model needs the number of classes")
-            out = model.projection.out
-            self.fusion = fusion_of(model.objective).build(self.modalities, width=out)
-            width = fusion_kind(model.objective.fusion).width(len(self.modalities), out)
-            self.prediction = PredictionHead(width, spec=model.objective, num_classes=num_classes)
+            self.fusion = fusion_of(model.objective).build(self.modalities, width=model.projection.out)
+            self.prediction = PredictionHead(self.fusion.width, spec=model.objective, num_classes=num_classes)
 
     def encoder(self, modality: str) -> Encoder:
         """Returns a modality's encoder."""

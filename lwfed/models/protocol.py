@@ -110,7 +110,15 @@ class Prefixes(NamedTuple):
 
 
 class Fusion(nn.Module):
-    """Base of the fusions: projections of every modality become one vector."""
+    """Base of the fusions: projections of every modality become one vector.
+
+    Attributes:
+        width: F, of the fused vector.
+    """
+
+    def __init__(self, *, width: int) -> None:
+        super().__init__()
+        self.width = width
 
     def forward(self, projections: Mapping[str, Float[Tensor, "B P"]]) -> Float[Tensor, "B F"]:
         """Fuses projections, in the order of the modalities' names."""

@@ -16,8 +16,6 @@ from lwfed.spec.base import Choice, Section
 
 CLIENT_MARK = "{client}"
 """In `root`: replaced by a client's id, or by `server`, so that each has a folder of its own."""
-
-
 ROOTS = "; ".join(f"{name}: {root}" for name in names("sources") if (root := data_source(name).root))
 """What each source's folder holds."""
 
@@ -45,15 +43,15 @@ class DataSpec(Section):
     @classmethod
     def fields(cls) -> dict[str, FieldInfo]:
         """Returns all keys with their meaning: the common ones, and those that sources add."""
-        return {
-            **cls.model_fields,
-            **{key: field for name in names("sources") for key, field in _added_by(name).items()},
-        }
+        found = dict(cls.model_fields)
+        for name in names("sources"):
+            found |= data_source(name).settings.fields()
+        return found
 
     @property
     def own(self) -> dict[str, Any]:
         """The values of the keys that the source in use adds."""
-        return {key: getattr(self, key) for key in _added_by(self.source)}
+        return {key: getattr(self, key) for key in data_source(self.source).settings.fields()}
 
     @model_validator(mode="before")
     @classmethod
@@ -63,9 +61,8 @@ class DataSpec(Section):
         found = dict(values)
         for name in names("sources"):
             settings = data_source(name).settings
-            if settings is not None:
-                given = {key: values[key] for key in settings.model_fields if key in values}
-                found |= dict(settings.model_validate(given))
+            given = {key: values[key] for key in settings.fields() if key in values}
+            found |= dict(settings.model_validate(given))
         unknown = [key for key in values if key not in cls.fields()]
         if unknown:
             raise ValidationError.from_exception_data(
@@ -83,17 +80,9 @@ class DataSpec(Section):
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         values = handler.resolve_ref_schema(handler(schema))
         for name in names("sources"):
-            settings = data_source(name).settings
-            if settings is not None:
-                values["properties"] |= handler.resolve_ref_schema(handler(settings.__pydantic_core_schema__))[
-                    "properties"
-                ]
+            added = handler(data_source(name).settings.__pydantic_core_schema__)
+            values["properties"] |= handler.resolve_ref_schema(added)["properties"]
         return {**values, "additionalProperties": False}
-
-
-def _added_by(source: str) -> dict[str, FieldInfo]:
-    settings = data_source(source).settings
-    return {} if settings is None else dict(settings.model_fields)
 
 
 class PartitionSpec(Section):

@@ -8,7 +8,7 @@ from typing import Any
 
 from lwfed.catalog.blocks import BlockShape, block, linear, norm, patches_cost, transformer
 from lwfed.catalog.costs import Architecture, Count, Unit
-from lwfed.catalog.encoder import Encoder, EncoderDescription, Input, Usage
+from lwfed.catalog.encoder import EncoderDescription, EncoderSettings, Input, Usage
 from lwfed.catalog.stored import transformers_settings
 from lwfed.types.tensors import TensorSpec
 
@@ -42,7 +42,7 @@ def inputs(settings: Mapping[str, Any]) -> Input:
     return Input((settings["max_length"], settings["num_mel_bins"]))
 
 
-def architecture(encoder: Encoder) -> Architecture | None:
+def architecture(encoder: EncoderSettings) -> Architecture | None:
     """Returns it as formulas; see `EncoderDescription.architecture`."""
     c = transformers_settings(encoder, DEFAULTS, model_type=MODEL_TYPE, hub=HUB)
     if c is None or c["hidden_act"] != "gelu" or c["hidden_size"] % c["num_attention_heads"]:

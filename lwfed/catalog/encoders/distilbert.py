@@ -7,7 +7,7 @@ from typing import Any
 
 from lwfed.catalog.blocks import BlockShape, block, linear, norm, transformer
 from lwfed.catalog.costs import Architecture, Count, Unit, UnitCost
-from lwfed.catalog.encoder import TOKENS, Encoder, EncoderDescription, Input, Usage
+from lwfed.catalog.encoder import TOKENS, EncoderDescription, EncoderSettings, Input, Usage
 from lwfed.catalog.stored import transformers_settings
 from lwfed.types.tensors import TensorSpec
 
@@ -41,7 +41,7 @@ def inputs(settings: Mapping[str, Any]) -> Mapping[str, Input]:
     return {"ids": Input((TOKENS,), "int64"), "mask": Input((TOKENS,), "bool")}
 
 
-def architecture(encoder: Encoder) -> Architecture | None:
+def architecture(encoder: EncoderSettings) -> Architecture | None:
     """Returns it as formulas; see `EncoderDescription.architecture`."""
     c = transformers_settings(encoder, DEFAULTS, model_type="distilbert", hub=HUB, aliases=ALIASES)
     if c is None or c["activation"] != "gelu" or c["dim"] % c["n_heads"]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lwfed.catalog.blocks import BlockShape, block, linear, norm, patches_cost, transformer
 from lwfed.catalog.costs import Architecture, Unit
-from lwfed.catalog.encoder import Encoder, EncoderDescription, Input, Usage
+from lwfed.catalog.encoder import EncoderDescription, EncoderSettings, Input, Usage
 from lwfed.catalog.stored import alike, stored_config
 from lwfed.types.tensors import TensorSpec
 
@@ -32,7 +32,7 @@ NAMES: frozenset[str] = frozenset(
 )
 
 
-def check(encoder: Encoder) -> None:
+def check(encoder: EncoderSettings) -> None:
     """Raises ValueError where no architecture is named."""
     if not encoder.arch:
         raise ValueError("a vit needs `arch`, for example vit_tiny_patch16_224")
@@ -44,7 +44,7 @@ def inputs(settings: Mapping[str, Any]) -> Input:
     return Input((settings.get("in_chans", 3), size, size))
 
 
-def architecture(encoder: Encoder) -> Architecture | None:
+def architecture(encoder: EncoderSettings) -> Architecture | None:
     """Returns a plain ViT with a class token as formulas; see `EncoderDescription.architecture`."""
     arch = encoder.arch or ""
     match = re.fullmatch(r"vit_([a-z]+)_patch(\d+)_(\d+)", arch)

@@ -20,4 +20,4 @@ class Concat(Fusion):
 
 def build(modalities: Sequence[str], *, width: int) -> Concat:
     """Builds it; see `protocol.Fusing`."""
-    return Concat()
+    return Concat(width=len(modalities) * width)

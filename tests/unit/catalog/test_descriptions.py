@@ -47,7 +47,7 @@ def test_a_fusion_builds_what_its_description_says(name: str) -> None:
     description, modalities = fusion_kind(name), ("audio", "image", "text")
     module = import_module(f"lwfed.models.fusions.{name}").build(modalities, width=8)
     fused = module({modality: torch.zeros(2, 8) for modality in modalities})
-    assert fused.shape == (2, description.width(3, 8))
+    assert fused.shape == (2, module.width) == (2, description.width(3, 8))
     unit = None if description.unit is None else description.unit(modalities, 8)
     assert tensor_specs(module) == ({} if unit is None else dict(unit.tensors))
 
@@ -65,6 +65,5 @@ def test_a_launcher_and_its_description_have_one_name(name: str) -> None:
 
 
 def test_no_two_sources_add_the_same_key() -> None:
-    settings = [found for name in names("sources") if (found := data_source(name).settings) is not None]
-    keys = [*DataSpec.model_fields, *(key for found in settings for key in found.model_fields)]
+    keys = [*DataSpec.model_fields, *(key for name in names("sources") for key in data_source(name).settings.fields())]
     assert len(keys) == len(set(keys))

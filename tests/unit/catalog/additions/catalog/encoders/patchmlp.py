@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lwfed.catalog.encoder import Encoder, EncoderDescription, Input, Usage, without_arch
+from lwfed.catalog.encoder import EncoderDescription, EncoderSettings, Input, Usage, without_arch
 
 SETTINGS = {"image_size": 16, "patch": 8, "width": 12, "depth": 2}
 
 
-def check(encoder: Encoder) -> None:
+def check(encoder: EncoderSettings) -> None:
     without_arch(encoder)
     unknown = sorted(set(encoder.config) - set(SETTINGS))
     if unknown:

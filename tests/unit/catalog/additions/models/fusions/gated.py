@@ -15,7 +15,7 @@ class Gated(Fusion):
     """Weights are the softmax of a linear layer over all projections."""
 
     def __init__(self, count: int, *, width: int) -> None:
-        super().__init__()
+        super().__init__(width=width)
         self.gate = nn.Linear(count * width, count)
 
     def forward(self, projections: Mapping[str, Float[Tensor, "B P"]]) -> Float[Tensor, "B P"]:
