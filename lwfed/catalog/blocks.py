@@ -42,7 +42,7 @@ class BlockShape:
 def block(shape: BlockShape, *, tensors: Mapping[str, TensorSpec]) -> Unit:
     """Returns a transformer block's unit.
 
-    FLOPs: the forward pass is four D x D products and two D x F products a token, and two T x D products a token in
+    FLOPs: the forward pass is four D x D products and two D x F products per token, and two T x D products per token in
     the attention; the backward pass is twice the former (gradients of input and weight). At the cut, post-norm
     skips the gradient of the input of q, k, v; pre-norm does not, for its first LayerNorm's weights lie before it.
 
@@ -86,7 +86,7 @@ def block(shape: BlockShape, *, tensors: Mapping[str, TensorSpec]) -> Unit:
 def row_cost(shape: BlockShape) -> UnitCost:
     """Returns the cost of a block for its first token alone: keys and values of all tokens, all else of one.
 
-    FLOPs: k and v are two D x D products a token; q and the output projection two, and the feed-forward two D x F, for
+    FLOPs: k and v are two D x D products per token; q and the output projection two, and the feed-forward two D x F, for
     the one; attention is two products of 1 x T x D.
 
     Saved items: of T tokens the input of k and v, k and v (3 T D), in pre-norm the first LayerNorm's input and

@@ -16,7 +16,7 @@ class SourceDescription:
         modalities: What an example has: `image`, `text`, `audio`.
         labels: Whether examples have class labels.
         captions: Captions of an example, each of which is an input of its own.
-        root: What `data.root` must hold, in words; None for data that need no folder, which are never unreadable.
+        root: What `data.root` must hold, in words; None for data that are made on the spot.
         num_classes: Classes of the data that the source is named after, for a plan made without them; None: not known.
         settings: The keys that the source adds to the spec's `data` section, with their defaults. They are part of
             the plan of runs that use the source.
@@ -28,6 +28,11 @@ class SourceDescription:
     root: str | None = None
     num_classes: int | None = None
     settings: type[Section] = Section
+
+    @property
+    def built_in(self) -> bool:
+        """Whether the data are made on the spot: nothing of them can be missing or unreadable."""
+        return self.root is None
 
 
 def data_source(name: str) -> SourceDescription:

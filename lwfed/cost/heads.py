@@ -16,7 +16,7 @@ BATCH_NORM_BYTES = 2 * 4
 def projection_head(spec: ProjectionSpec, *, architecture: Architecture) -> Unit:
     """Returns a modality's projection head: [Linear, Dropout, BatchNorm, ReLU] x (layers - 1), Linear, BatchNorm.
 
-    A hidden layer keeps, a sample, BatchNorm's input, ReLU's output (the next layer's input) and the dropout's noise
+    A hidden layer keeps, per sample, BatchNorm's input, ReLU's output (the next layer's input) and the dropout's noise
     if it has any: up to three times its width. The last BatchNorm keeps its input.
 
     Args:

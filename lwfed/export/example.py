@@ -169,12 +169,16 @@ def _imports(usages: Iterable[Usage], *, json: bool, normalize: bool) -> str:
     others |= {line for usage in usages for line in usage.imports}
     if normalize:
         others.add("from torch.nn.functional import normalize")
-    taken: dict[str, set[str]] = {}
-    for line in others:
-        module, _, names = line.partition(" import ")
-        taken.setdefault(module, set()).update(filter(None, names.split(", ")))
-    others = {f"{module} import {', '.join(sorted(found))}" if found else module for module, found in taken.items()}
-    return "\n".join([*standard, "", *_sorted(others - {*standard})]) + "\n"
+    return "\n".join([*standard, "", *_sorted(_merged(others) - {*standard})]) + "\n"
+
+
+def _merged(lines: Iterable[str]) -> set[str]:
+    """Joins the lines that import from one module."""
+    names: dict[str, set[str]] = {}
+    for line in lines:
+        module, _, wanted = line.partition(" import ")  # `import torch` is one module and imports from none
+        names.setdefault(module, set()).update(wanted.split(", ") if wanted else ())
+    return {f"{module} import {', '.join(sorted(found))}" if found else module for module, found in names.items()}
 
 
 def _sorted(lines: Collection[str]) -> list[str]:

@@ -68,7 +68,7 @@ def export_run(
     run = runs.read_run(bench.store, run_id)
     number, key, checkpoint = committed_stage(run, bench=bench, stage=stage)
     found = bench.stage(key)
-    if with_test_data and data_source(found.plan.data.source).root is not None:
+    if with_test_data and not data_source(found.plan.data.source).built_in:
         raise SpecError(
             f"the test data of {run_id} are your own {found.plan.data.source} data and are not copied",
             remedy="export without them, and give the example your captions and images",

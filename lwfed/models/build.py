@@ -47,8 +47,8 @@ def input_settings(encoder: EncoderSpec) -> dict[str, Any]:
     """Says what an encoder's inputs must look like.
 
     Returns:
-        vit: `image_size`; text: `max_tokens`, `tokenizer` (None: bytes), `vocab_size`; ast: `num_mel_bins`,
-        `max_length` (frames).
+        For images `image_size`; for texts `max_tokens`, `tokenizer` (None: bytes) and `vocab_size`; for sounds
+        `num_mel_bins` and `max_length` (frames).
     """
     return family_of(encoder).input_settings(encoder)
 

@@ -72,7 +72,7 @@ class DataSpec(Section):
 
     @model_validator(mode="after")
     def _root_is_named(self) -> Self:
-        if data_source(self.source).root is not None and not self.root:
+        if not data_source(self.source).built_in and not self.root:
             raise ValueError(f"`data.root` must name the folder of the {self.source} data")
         return self
 

@@ -55,7 +55,7 @@ def usable(source: Source, split: str, *, spec: RunSpec, store: Store, emit: Emi
     Raises:
         DataError: A file cannot be read and the spec does not say to skip it, or nothing is left.
     """
-    if data_source(spec.data.source).root is None:
+    if data_source(spec.data.source).built_in:
         return source.examples(split)
     ref = paths.checked_data(source.version(), spec.model.modalities, split)
     known = store.read_ref(ref)
@@ -78,7 +78,7 @@ def unreadable(
         emit: Told `checking`.
     """
     again = known is not None and spec.data.on_bad_example == "fail"
-    if data_source(spec.data.source).root is None or (known is not None and not again):
+    if data_source(spec.data.source).built_in or (known is not None and not again):
         return known or {}
     doubtful = [e for e in source.examples(split) if known is None or e.id in known]
     if not doubtful:
