@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from lwfed import environment
-from lwfed.cost.cache import architectures_of
+from lwfed.cost.architectures import architectures_of
 from lwfed.plan.stages import StagePlan, plan_stages
 from lwfed.plan.strategies import stage_rounds
 from lwfed.spec.run import RunSpec

@@ -1,7 +1,8 @@
 """The catalog: what a spec may choose by name, each choice described in a file of its own that needs no torch.
 
 A folder is a kind of choice, and a file in it a choice, found by its name: nothing lists them. The code that does the
-work lies under the same name in `lwfed.models`, `lwfed.data` or `lwfed.federated`.
+work lies under the same name in `lwfed.models`, `lwfed.data`, `lwfed.federated` or `lwfed.launch`. What a description
+says decides no number by itself: it reaches a stage through the stage's plan.
 """
 
 from __future__ import annotations

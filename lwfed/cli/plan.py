@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lwfed import environment
+from lwfed.catalog.source import data_source
 from lwfed.cli import tables
 from lwfed.cli.options import Json, Overrides, Spec
 from lwfed.drive.console import make_console, make_table, print_json
@@ -47,7 +48,7 @@ def plan(
     moments and the activations kept for one batch. A second table says which levers each stage uses and what each of
     them saves, the others being as they are.
     """
-    from lwfed.cost.cache import architectures_of
+    from lwfed.cost.architectures import architectures_of
     from lwfed.cost.explain import parts, rows
     from lwfed.cost.fit import parse_size
     from lwfed.cost.ledger import end_to_end_cost, stage_costs
@@ -182,7 +183,7 @@ def _num_classes(spec: RunSpec) -> int | None:
     try:
         return len(open_source(spec.data).classes)
     except DataError:
-        return 13 if spec.data.source == "advance" else None  # the public data set's classes
+        return data_source(spec.data.source).num_classes
 
 
 def _examples_of_a_client(spec: RunSpec) -> int | None:

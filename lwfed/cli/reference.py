@@ -14,7 +14,9 @@ import typer
 from pydantic import AliasChoices, BaseModel
 from pydantic.fields import FieldInfo
 
+from lwfed.catalog import names
 from lwfed.cli.main import app
+from lwfed.spec.base import Choice, Section
 from lwfed.spec.run import RunSpec
 from lwfed.types.errors import EXIT_CODES, FINAL_CODES
 
@@ -34,7 +36,7 @@ def spec_reference() -> str:
         "`lwfed show RUN` prints it.",
         "",
     ]
-    told: dict[type[BaseModel], str] = {}
+    told: dict[type[Section], str] = {}
     for path, kind in _sections(RunSpec, ""):
         lines += [f"## {f'`{path}`' if path else 'Top level'}", "", _first_line(kind), ""]
         if kind in told:
@@ -43,7 +45,7 @@ def spec_reference() -> str:
         told[kind] = path
         lines += _table(
             ("key", "type", "default", "meaning"),
-            [_row(name, field, path) for name, field in kind.model_fields.items()],
+            [_row(name, field, path) for name, field in kind.fields().items()],
         )
     return "\n".join(lines).rstrip() + "\n"
 
@@ -96,10 +98,10 @@ def _commands(group: Any, above: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{above}{name}", command
 
 
-def _sections(kind: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel]]]:
+def _sections(kind: type[Section], path: str) -> Iterator[tuple[str, type[Section]]]:
     """Yields each section of a spec with its dotted path, outer ones first."""
     yield path, kind
-    for name, field in kind.model_fields.items():
+    for name, field in kind.fields().items():
         below = f"{path}.{name}" if path else name
         in_mapping = get_origin(field.annotation) is dict
         found = list(_models(field.annotation))
@@ -110,8 +112,8 @@ def _sections(kind: type[BaseModel], path: str) -> Iterator[tuple[str, type[Base
             yield from _sections(model, place)
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def _models(annotation: Any) -> Iterator[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
         yield annotation
     for argument in get_args(annotation):
         yield from _models(argument)
@@ -123,7 +125,9 @@ def _row(name: str, field: FieldInfo, path: str) -> tuple[str, ...]:
         others = [str(choice) for choice in field.validation_alias.choices if choice != name]
         key += "".join(f" or `{other}`" for other in others)
     limits = ", ".join(filter(None, map(_limit, field.metadata)))
-    type_text = _type(field.annotation) + (f", {limits}" if limits else "")
+    choice = next((mark for mark in field.metadata if isinstance(mark, Choice)), None)
+    type_text = _type(field.annotation if choice is None else Literal[names(choice.kind)])
+    type_text += f", {limits}" if limits else ""
     models = list(_models(field.annotation))
     meaning = field.description or " Or: ".join(map(_first_line, models))
     return key, type_text, _default(field), _cell(meaning)
@@ -144,7 +148,7 @@ def _type(annotation: Any) -> str:
         if list(_models(annotation)):
             return "mapping of sections"
         return "mapping" if arguments[1] is Any else f"mapping to {_type(arguments[1])}"
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if isinstance(annotation, type) and issubclass(annotation, Section):
         return "section"
     return WORDS[annotation]
 
@@ -175,7 +179,7 @@ def _default(field: FieldInfo) -> str:
     return f"`{json.dumps(value, ensure_ascii=False)}`"
 
 
-def _first_line(kind: type[BaseModel]) -> str:
+def _first_line(kind: type[Section]) -> str:
     return (kind.__doc__ or "").strip().splitlines()[0]
 
 

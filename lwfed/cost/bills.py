@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from lwfed.cost.units import Unit
+from lwfed.catalog.costs import Unit
 from lwfed.types.tensors import layout
 
 
@@ -15,18 +15,18 @@ class UnitBill:
 
     Attributes:
         unit: Its name, such as `image.blocks.3`.
-        part: `stem`, `blocks`, `norm`, `projection` or `prediction`.
+        part: `stem`, `blocks`, `norm`, `projection`, `fusion` or `prediction`.
         trained: Whether it is trained, and so exchanged.
         params: Number of parameters.
         nbytes: Bytes of its tensors in memory.
         file_bytes: Bytes of its safetensors file.
-        forward_flops: A sample.
-        backward_flops: A sample; 0 where it is frozen.
-        saved_bytes: Activations kept for the backward pass, a sample; 0 where it is frozen.
-        fixed_bytes: The same, once and not a sample.
-        fill_flops: An example, once a stage: where its outputs are kept and were not before.
-        input_bytes: Of a block's input, a sample; 0 where it is frozen.
-        recomputed_flops: Of computing a block again, a sample; 0 where it is frozen.
+        forward_flops: Per sample.
+        backward_flops: Per sample; 0 where it is frozen.
+        saved_bytes: Activations kept for the backward pass, per sample; 0 where it is frozen.
+        fixed_bytes: The same, once and not per sample.
+        fill_flops: Per example, once per stage: where its outputs are kept and were not before.
+        input_bytes: Of a block's input, per sample; 0 where it is frozen.
+        recomputed_flops: Of computing a block again, per sample; 0 where it is frozen.
     """
 
     unit: str

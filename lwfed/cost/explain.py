@@ -105,7 +105,7 @@ def _places(cost: StageCost, *, num_examples: int, disk_bytes: int | None, link_
 
 
 def parts(cost: StageCost) -> list[dict[str, Any]]:
-    """Explains one stage: a row a part of the model (stem, blocks, norm, projection, prediction) with its shares.
+    """Explains one stage: a row per part of the model (see `stage_cost.PARTS`) with its shares.
 
     Returns:
         Rows with `part`, `params`, `exchanged_params`, `exchange_share`, `forward_flops`, `backward_flops`,

@@ -1,11 +1,11 @@
-"""The heads as formulas: a projection head a modality, and the prediction head over their concatenation."""
+"""The heads as formulas: a projection head per modality, and the prediction head over their fusion."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from lwfed.cost.blocks import linear
-from lwfed.cost.units import Architecture, Count, Unit, UnitCost
+from lwfed.catalog.blocks import linear
+from lwfed.catalog.costs import Architecture, Count, Unit, UnitCost
 from lwfed.spec.model import ProjectionSpec, SupervisedSpec
 from lwfed.types.tensors import TensorSpec
 
@@ -14,9 +14,9 @@ BATCH_NORM_BYTES = 2 * 4
 
 
 def projection_head(spec: ProjectionSpec, *, architecture: Architecture) -> Unit:
-    """Gives a modality's projection head: [Linear, Dropout, BatchNorm, ReLU] x (layers - 1), Linear, BatchNorm.
+    """Returns a modality's projection head: [Linear, Dropout, BatchNorm, ReLU] x (layers - 1), Linear, BatchNorm.
 
-    A hidden layer keeps, a sample, BatchNorm's input, ReLU's output (the next layer's input) and the dropout's noise
+    A hidden layer keeps, per sample, BatchNorm's input, ReLU's output (the next layer's input) and the dropout's noise
     if it has any: up to three times its width. The last BatchNorm keeps its input.
 
     Args:
@@ -59,18 +59,16 @@ def _statistics(name: str, width: int) -> dict[str, TensorSpec]:
     }
 
 
-def prediction_head(spec: SupervisedSpec, *, num_modalities: int, width: int, num_classes: int) -> Unit:
-    """Gives the prediction head: Linear over the concatenated projections, Dropout, ReLU, Linear.
+def prediction_head(spec: SupervisedSpec, *, fan_in: int, num_classes: int) -> Unit:
+    """Returns the prediction head: Linear over the fused projections, Dropout, ReLU, Linear.
 
-    It keeps the concatenation, ReLU's output, and the dropout's noise if it has any.
+    It keeps its input, ReLU's output, and the dropout's noise if it has any.
 
     Args:
         spec: The objective.
-        num_modalities: Number of projections M.
-        width: P, a projection's width.
+        fan_in: Width of the fused projections.
         num_classes: C.
     """
-    fan_in = num_modalities * width
     products = fan_in * spec.hidden + spec.hidden * num_classes
     return Unit(
         tensors=linear("hidden", fan_in, spec.hidden) | linear("out", spec.hidden, num_classes),

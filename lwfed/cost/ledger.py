@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from lwfed.catalog.costs import Architecture, Unit
+from lwfed.catalog.fusion import fusion_kind
 from lwfed.cost.bills import unit_bills, with_kept_outputs
 from lwfed.cost.exchange import file_bytes, mean_download_bytes
 from lwfed.cost.heads import prediction_head, projection_head
 from lwfed.cost.memory import checkpointed, gradients_bytes, optimizer_bytes
 from lwfed.cost.stage_cost import StageCost
-from lwfed.cost.units import Architecture, Unit
 from lwfed.plan.stages import StagePlan
 from lwfed.plan.units import units_of
 from lwfed.spec.federation import ExchangeSpec
@@ -95,7 +96,7 @@ def end_to_end_cost(
 
 
 def last_blocks(stage: StagePlan) -> dict[str, str]:
-    """Gives the units whose cost depends on how the last block is computed: unit -> `row` or `absorbed`.
+    """Returns the units whose cost depends on how the last block is computed: unit -> `row` or `absorbed`.
 
     In each modality the last block present, if it is not frozen, and what follows it.
     """
@@ -111,7 +112,7 @@ def last_blocks(stage: StagePlan) -> dict[str, str]:
 def model_units(
     model: ModelSpec, *, architectures: Mapping[str, Architecture], num_classes: int | None = None
 ) -> dict[str, Unit]:
-    """Gives every unit of the whole model by its canonical name.
+    """Returns every unit of the whole model by its canonical name.
 
     Raises:
         SpecError: A supervised objective without `num_classes`.
@@ -127,11 +128,11 @@ def model_units(
                 "a supervised model cannot be priced before its number of classes is known",
                 remedy="give the number of classes of the data",
             )
+        fusion, out = fusion_kind(model.objective.fusion), model.projection.out
+        if fusion.unit is not None:
+            units["fusion"] = fusion.unit(model.modalities, out)
         units["prediction"] = prediction_head(
-            model.objective,
-            num_modalities=len(model.modalities),
-            width=model.projection.out,
-            num_classes=num_classes,
+            model.objective, fan_in=fusion.width(len(model.modalities), out), num_classes=num_classes
         )
     return units
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lwfed.catalog.costs import Architecture
 from lwfed.cost.ledger import stage_costs
 from lwfed.cost.schedule import samples_a_round
 from lwfed.cost.stage_cost import StageCost
-from lwfed.cost.units import Architecture
 from lwfed.plan.stages import StagePlan
 
 

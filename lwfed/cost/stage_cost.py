@@ -7,7 +7,7 @@ from typing import Any
 
 from lwfed.cost.bills import UnitBill
 
-PARTS = ("stem", "blocks", "norm", "projection", "prediction")
+PARTS = ("stem", "blocks", "norm", "projection", "fusion", "prediction")
 """Parts of a model, in the order data passes them."""
 
 
@@ -89,7 +89,7 @@ class StageCost:
         }
 
     def to_values(self) -> dict[str, Any]:
-        """Gives a JSON value: every count, and `parts` in place of the units."""
+        """Returns a JSON value: every count, and `parts` in place of the units."""
         values = asdict(self)
         del values["units"]
         return values | {"parts": self.by_part()}

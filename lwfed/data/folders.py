@@ -13,7 +13,7 @@ from lwfed.types.errors import DataError
 
 
 def data_root(data: DataSpec) -> Path:
-    """Gives the root folder of data on disk. Raises DataError when it is not there."""
+    """Returns the root folder of data on disk. Raises DataError when it is not there."""
     root = Path(data.root or "").expanduser()
     if not data.root or not root.is_dir():
         raise DataError(
@@ -24,14 +24,14 @@ def data_root(data: DataSpec) -> Path:
 
 
 def require_folder(folder: Path, *, remedy: str) -> Path:
-    """Gives the folder back. Raises DataError when it is not there."""
+    """Returns the folder back. Raises DataError when it is not there."""
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}", remedy=remedy)
     return folder
 
 
 def of_split(split: str, *, train: tuple[Example, ...], test: tuple[Example, ...]) -> tuple[Example, ...]:
-    """Gives the examples of a split by its name."""
+    """Returns the examples of a split by its name."""
     if split not in ("train", "test"):
         raise ValueError(f"there is no split {split!r} -> use 'train' or 'test'")
     return train if split == "train" else test

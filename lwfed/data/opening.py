@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from lwfed.data.folders import data_root
-from lwfed.data.protocol import Source
+from importlib import import_module
+from typing import cast
+
+from lwfed.data.protocol import Opening, Source
 from lwfed.spec.data import DataSpec
 
 
@@ -19,15 +21,4 @@ def open_source(data: DataSpec) -> Source:
     Raises:
         DataError: A folder, a file or the partner of a file is missing; it says which, and what to do.
     """
-    if data.source == "shapes":
-        from lwfed.data.sources.shapes import open_shapes
-
-        return open_shapes(data.shapes)
-    root = data_root(data)
-    if data.source == "coco":
-        from lwfed.data.sources.coco import open_coco
-
-        return open_coco(root, missing_ok=data.on_bad_example == "skip")
-    from lwfed.data.sources.advance import open_advance
-
-    return open_advance(root, test_fraction=data.test_fraction, missing_ok=data.on_bad_example == "skip")
+    return cast(Opening, import_module(f"lwfed.data.sources.{data.source}")).open_data(data)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+
+from lwfed.spec.data import DataSpec
 
 Waveform = npt.NDArray[np.float32]
 """Mono samples in [-1, 1]."""
@@ -39,13 +41,21 @@ class Source(Protocol):
         """Names of the classes; empty where the data have none."""
 
     def examples(self, split: str) -> Sequence[Example]:
-        """Gives the examples of `train` or `test`, always in the same order."""
+        """Returns the examples of `train` or `test`, always in the same order."""
 
     def version(self) -> str:
-        """Gives a digest of what the data are, wherever they lie."""
+        """Returns a digest of what the data are, wherever they lie."""
 
     def image(self, example: Example) -> Image.Image:
         """Reads the example's image (RGB). Raises DataError that names the file."""
 
     def waveform(self, example: Example) -> tuple[Waveform, int]:
         """Reads the example's sound: samples [N] and samples per second. Raises DataError that names the file."""
+
+
+@runtime_checkable
+class Opening(Protocol):
+    """What the module of a source offers."""
+
+    def open_data(self, data: DataSpec) -> Source:
+        """Opens the data. Raises DataError that names what is missing, before any work is done."""

@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lwfed import environment
+from lwfed.catalog.launcher import launcher_kind
 from lwfed.drive.console import make_console
 from lwfed.drive.display import Display
 from lwfed.drive.session import client_cache
 from lwfed.drive.task_session import Session, page, run_id_of, telling, warn_by, working
 from lwfed.drive.tell_finish import tell_finish
 from lwfed.drive.trackers import NO_STAGE, make_trackers
+from lwfed.launch.launchers import end_run
 from lwfed.round.train_stage import train_stage as run_stage
 from lwfed.run import runs
 from lwfed.run.runs import Options
@@ -262,11 +264,9 @@ def cleanup(*, spec: str, store: str, state: str) -> None:
         trouble.append(error)
     ending = ending_of(events, state=state)
     display("ending", {"run_id": run_id, "status": ending.status, "reason": ending.reason})
-    if ending.status != "finished" and values.launch.kind == "kubernetes":
-        from lwfed.launch.kubernetes.launcher import delete_jobs
-
+    if ending.status != "finished" and launcher_kind(values.launch.kind).remote:
         try:
-            delete_jobs(run_id, namespace=values.kubernetes.namespace)
+            end_run(values, run_id=run_id)
         except LwfedError as error:
             trouble.append(error)
     if ending.status != "finished" and run is not None:

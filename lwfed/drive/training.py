@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from lwfed import environment
+from lwfed.catalog.launcher import launcher_kind
 from lwfed.drive.display import Display
 from lwfed.drive.trackers import is_told, make_trackers
 from lwfed.run import runs
@@ -53,7 +54,7 @@ def look_up(spec: RunSpec, *, options: Options, store: Store, whole: bool = True
     """
     from lwfed.steps.prepare import draft, new_run_id
 
-    if spec.launch.kind == "kubernetes":  # only pods see the data
+    if launcher_kind(spec.launch.kind).remote:  # only the clients' machines see the data
         run_id = options.run_id or new_run_id(spec, now=datetime.now(UTC))
         return Wanted(spec, replace(options, run_id=run_id), drafted=None, done=None)
     drafted = draft(spec, store=store, options=options, cache=environment.cache_folder())

@@ -1,25 +1,19 @@
-"""The text that goes with an export: a README, and a Python example that needs only the public libraries."""
+"""The text that goes with an export: a README, and a Python example that needs only the public libraries.
+
+How an encoder or a fusion is used, its description in the catalog says.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from lwfed.catalog.encoder import Usage, encoder_family
+from lwfed.catalog.fusion import fusion_kind
+
 _PLACEHOLDERS = {"audio": "SOUND.wav", "image": "IMAGE", "text": "TEXT"}
 _WORDS = {"audio": "a sound", "image": "an image", "text": "a text"}
-_ROWS = {
-    "audio": "| `audio/` | transformers ASTModel and its feature extractor | `AutoModel`, `AutoFeatureExtractor` |",
-    "image": "| `image/` | timm ViT | `timm.create_model('local-dir:image', pretrained=True)` |",
-    "text": "| `text/` | transformers DistilBertModel and its tokenizer | `AutoModel`, `AutoTokenizer` |",
-}
-_NEEDS = {"audio": ("transformers", "soundfile"), "image": ("timm", "pillow"), "text": ("transformers",)}
-_IMPORTS = {
-    "audio": ("import numpy", "import soundfile"),
-    "image": ("import timm", "from PIL import Image", "from timm.data import create_transform, resolve_data_config"),
-    "text": (),
-}
-_AUTO = {"audio": ("AutoFeatureExtractor", "AutoModel"), "image": (), "text": ("AutoModel", "AutoTokenizer")}
 
 _START = """\
 torch.set_grad_enabled(False)
@@ -39,40 +33,6 @@ def projection(name, width):
 %(layers)s
     )
 """
-
-_ENCODERS = {
-    "audio": """\
-ast = AutoModel.from_pretrained(here / "audio").eval().to(device)
-extractor = AutoFeatureExtractor.from_pretrained(here / "audio")
-audio_head = projection("audio", %(width)d)
-
-
-def encode_audios(paths):  # 16 kHz; several channels are averaged
-    sounds = [soundfile.read(path, dtype="float32", always_2d=True) for path in paths]
-    rows = [extractor(samples.mean(1), sampling_rate=rate)["input_values"][0] for samples, rate in sounds]
-    return audio_head(ast(torch.from_numpy(numpy.stack(rows)).to(device)).last_hidden_state[:, 0])
-""",
-    "image": """\
-vit = timm.create_model(f"local-dir:{here}/image", pretrained=True).eval().to(device)
-transform = create_transform(**resolve_data_config(model=vit))
-image_head = projection("image", %(width)d)
-
-
-def encode_images(paths):
-    pixels = torch.stack([transform(Image.open(path).convert("RGB")) for path in paths])
-    return image_head(vit(pixels.to(device)))
-""",
-    "text": """\
-bert = AutoModel.from_pretrained(here / "text").eval().to(device)
-tokenizer = AutoTokenizer.from_pretrained(here / "text")
-text_head = projection("text", %(width)d)
-
-
-def encode_texts(texts):
-    tokens = tokenizer(texts, truncation=True, padding=True, return_tensors="pt").to(device)
-    return text_head(bert(tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state[:, 0])
-""",
-}
 
 _RETRIEVAL = """\
 def embed(encode, items, batch_size=%(batch_size)d):
@@ -101,7 +61,7 @@ prediction = head(
 %(layers)s
 )
 projected = [%(calls)s]
-shares = prediction(torch.cat(projected, dim=1)).softmax(1)[0]
+%(fuse)sshares = prediction(fused).softmax(1)[0]
 best = int(shares.argmax())
 print(f"{classes[best]}: {shares[best]:.6f}")
 """
@@ -119,7 +79,7 @@ def example(info: Mapping[str, Any]) -> str:
         info: What lwfed.json holds.
 
     Returns:
-        Python code that imports only torch, timm, transformers, safetensors and PIL (and soundfile for sounds).
+        Python code that imports torch, safetensors and what the encoders need, but not lwfed.
     """
     modalities, heads = info["modalities"], info["heads"]
     supervised = info["objective"]["kind"] == "supervised"
@@ -132,14 +92,17 @@ def example(info: Mapping[str, Any]) -> str:
         title, usage = "Text-to-image Recall@1 over captioned images", "[CAPTIONS.json IMAGES_FOLDER]"
         last = _RETRIEVAL % {"batch_size": info["batch_size"]}
     elif supervised:
-        title, last = f"Class of {given}", _CLASS % {"layers": _prediction(**heads["prediction"]), "calls": calls}
+        fuse = fusion_kind(info["objective"]["fusion"]).usage
+        layers = _prediction(**heads["prediction"])
+        title, last = f"Class of {given}", _CLASS % {"layers": layers, "calls": calls, "fuse": fuse}
     else:
         title, last = f"Similarity of {given}", _SIMILARITY % {"calls": calls}
+    usages = {m: encoder_family(info["families"][m]).usage for m in used}
     parts = [
         f'"""{title}. Usage: python example.py {usage}"""\n',
-        _imports(used, json=retrieval or supervised, normalize=not supervised),
+        _imports(usages.values(), json=retrieval or supervised, normalize=not supervised),
         _START % {"layers": _projection(**heads[used[0]])},
-        *(f"\n{_ENCODERS[m] % {'width': heads[m]['widths'][0]}}" for m in used),
+        *(f"\n{usage.code % {'width': heads[m]['widths'][0]}}" for m, usage in usages.items()),
         f"\n{last}",
     ]
     return "\n".join(parts)
@@ -159,11 +122,13 @@ def readme(info: Mapping[str, Any], *, code: str, with_test_data: bool) -> str:
         with_test_data: Whether the test split lies beside it.
     """
     supervised = info["objective"]["kind"] == "supervised"
-    after = (
-        "the projections, in the order of the modalities' names, are set side by side for the prediction head."
-        if supervised
-        else "embeddings are L2-normalised and compared by their dot product."
-    )
+    usages = {m: encoder_family(family).usage for m, family in info["families"].items()}
+    features = "; ".join(f"`{m}/`: {usage.feature}" for m, usage in usages.items())
+    if supervised:
+        what = fusion_kind(info["objective"]["fusion"]).what
+        after = f"the projections, in the order of the modalities' names, {what} for the prediction head."
+    else:
+        after = "embeddings are L2-normalised and compared by their dot product."
     lines = [
         f"# {info['name']}: stage {info['stage']} of {info['num_stages']}",
         "",
@@ -173,18 +138,17 @@ def readme(info: Mapping[str, Any], *, code: str, with_test_data: bool) -> str:
         "",
         "| Place | What it is | How to load it |",
         "|---|---|---|",
-        *(_ROWS[m] for m in info["modalities"]),
+        *(f"| `{m}/` | {usage.what} | {usage.how} |" for m, usage in usages.items()),
         "| `heads/` | the heads, one file each | `nn.Sequential(...).load_state_dict`, see the example |",
         "| `lwfed.json` | where it comes from, its inputs, widths and metrics | JSON |",
         "",
-        "An encoder's feature is the first token of its last hidden state (with timm the output itself). "
-        f"Its projection head follows; {after}",
+        f"The encoders' features are: {features}. Their projection heads follow; {after}",
         "",
     ]
     if info["metrics"]:
         lines += ["| Metric | Reported |", "|---|---|"]
         lines += [*(f"| `{name}` | {value:.6f} |" for name, value in sorted(info["metrics"].items())), ""]
-    needed = sorted({"torch", "safetensors", *(name for m in info["modalities"] for name in _NEEDS[m])})
+    needed = sorted({"torch", "safetensors", *(name for usage in usages.values() for name in usage.needs)})
     lines += [f"`example.py` needs {', '.join(needed)}, but not lwfed:", "", "```python", code.rstrip(), "```", ""]
     if retrieves(info):
         reported = "prints the reported `test/t2i/R@1`."
@@ -199,16 +163,22 @@ def readme(info: Mapping[str, Any], *, code: str, with_test_data: bool) -> str:
     return "\n".join(lines)
 
 
-def _imports(used: Sequence[str], *, json: bool, normalize: bool) -> str:
+def _imports(usages: Iterable[Usage], *, json: bool, normalize: bool) -> str:
     standard = [*(["import json"] if json else []), "import sys", "from pathlib import Path"]
     others = {"import torch", "from safetensors.torch import load_file", "from torch import nn"}
-    others |= {line for m in used for line in _IMPORTS[m]}
-    auto = {name for m in used for name in _AUTO[m]}
-    if auto:
-        others.add(f"from transformers import {', '.join(sorted(auto))}")
+    others |= {line for usage in usages for line in usage.imports}
     if normalize:
         others.add("from torch.nn.functional import normalize")
-    return "\n".join([*standard, "", *_sorted(others)]) + "\n"
+    return "\n".join([*standard, "", *_sorted(_merged(others) - {*standard})]) + "\n"
+
+
+def _merged(lines: Iterable[str]) -> set[str]:
+    """Joins the lines that import from one module."""
+    names: dict[str, set[str]] = {}
+    for line in lines:
+        module, _, wanted = line.partition(" import ")  # `import torch` is one module and imports from none
+        names.setdefault(module, set()).update(wanted.split(", ") if wanted else ())
+    return {f"{module} import {', '.join(sorted(found))}" if found else module for module, found in names.items()}
 
 
 def _sorted(lines: Collection[str]) -> list[str]:

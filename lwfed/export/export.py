@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lwfed import __version__
+from lwfed.catalog.source import data_source
 from lwfed.data import audio
 from lwfed.data.inputs import InputSettings
 from lwfed.data.tokens import BYTES, open_tokenizer
@@ -67,7 +68,7 @@ def export_run(
     run = runs.read_run(bench.store, run_id)
     number, key, checkpoint = committed_stage(run, bench=bench, stage=stage)
     found = bench.stage(key)
-    if with_test_data and found.plan.data.source != "shapes":
+    if with_test_data and not data_source(found.plan.data.source).built_in:
         raise SpecError(
             f"the test data of {run_id} are your own {found.plan.data.source} data and are not copied",
             remedy="export without them, and give the example your captions and images",
@@ -84,7 +85,10 @@ def export_run(
         states, _ = heads(found.plan.model, tensors)
         (new / "heads").mkdir()
         for head, state in states.items():
-            _write_tensors(new / "heads" / f"{head.partition('.')[0]}.safetensors", sequential(state))
+            _write_tensors(
+                new / "heads" / f"{head.partition('.')[0]}.safetensors",
+                state if head == "fusion" else sequential(state),
+            )
         if with_test_data:
             _write_test_data(new / "test", stage=found, bench=bench)
         (new / "README.md").write_text(
@@ -179,6 +183,7 @@ def _info(
         "metrics": record["metrics"],
         "data": {"source": run["data"]["source"], "version": run["data"]["version"]},
         "modalities": list(model.modalities),
+        "families": {m: encoder.family for m, encoder in model.encoders.items()},
         "blocks": dict(plan.depth),
         "classes": list(run["data"]["classes"]),
         "objective": model.objective.model_dump(mode="json"),
@@ -216,8 +221,6 @@ def _write_encoders(folder: Path, model: ModelSpec, tensors: Mapping[str, Tensor
         state, config = to_library(encoder, tensors, modality=modality)
         place = folder / modality
         place.mkdir()
-        if modality == "image":
-            config["pretrained_cfg"]["crop_mode"] = "squash"  # timm's own transform is then ours
         _write_tensors(place / "model.safetensors", state)
         if modality == "text":
             _write_tokenizer(place, inputs)
@@ -286,7 +289,7 @@ def _refuse_other(folder: Path) -> None:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Gives a folder to write to, inside the right one, which may be a mount; its entries are moved up at the end."""
+    """Returns a folder to write to, inside the right one, which may be a mount; its entries are moved up at the end."""
     created = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)

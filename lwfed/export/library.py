@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lwfed.catalog.encoder import encoder_family
 from lwfed.models import names
 from lwfed.models.families import family_of
 from lwfed.spec.model import EncoderSpec, ModelSpec
@@ -15,7 +16,7 @@ from lwfed.spec.model import EncoderSpec, ModelSpec
 def to_library(
     encoder: EncoderSpec, tensors: Mapping[str, Tensor], *, modality: str
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Gives one encoder in its library's words.
+    """Returns one encoder under its library's names.
 
     Args:
         encoder: The encoder.
@@ -27,30 +28,31 @@ def to_library(
         `timm.create_model("local-dir:FOLDER", pretrained=True)` or `AutoModel.from_pretrained(FOLDER)` reads them.
         The model has as many blocks as there are tensors for.
     """
+    family = family_of(encoder)
     state: dict[str, Tensor] = {}
     blocks: set[str] = set()
     for name, tensor in sorted(tensors.items()):
         owner, _, rest = name.partition(".")
         if owner != modality or rest.startswith("projection."):
             continue
-        state[names.to_library(rest, family=encoder.family)] = tensor
+        state[names.to_library(rest, prefixes=family.PREFIXES)] = tensor
         if rest.startswith("blocks."):
             blocks.add(rest.split(".")[1])
-    return state, family_of(encoder).library_config(encoder, depth=len(blocks))
+    return state, family.library_config(encoder, depth=len(blocks))
 
 
 def heads(model: ModelSpec, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Gives the heads.
+    """Returns the heads, and the fusion where it has parameters.
 
     Args:
         model: The model.
         tensors: Canonical name -> tensor of the whole model.
 
     Returns:
-        Head (`image.projection` ..., `prediction`) -> state dict of plain layers, and what a reader must know of them.
+        Unit (`image.projection` ..., `fusion`, `prediction`) -> its state dict, and what a reader must know of them.
     """
     states: dict[str, dict[str, Tensor]] = {}
-    for head in (*(f"{modality}.projection" for modality in model.modalities), "prediction"):
+    for head in (*(f"{modality}.projection" for modality in model.modalities), "fusion", "prediction"):
         state = {n.removeprefix(head + "."): t for n, t in sorted(tensors.items()) if n.startswith(head + ".")}
         if state:
             states[head] = state
@@ -60,6 +62,6 @@ def heads(model: ModelSpec, tensors: Mapping[str, Tensor]) -> tuple[dict[str, di
         "projection_layers": "hidden.<i>: linear (no bias), dropout, BatchNorm1d, ReLU; out: linear (no bias), "
         "BatchNorm1d without affine; then L2-normalise for retrieval",
         "objective": model.objective.model_dump(mode="json"),
-        "feature": dict.fromkeys(model.modalities, "token 0 of the last hidden state"),
+        "feature": {m: encoder_family(e.family).usage.feature for m, e in model.encoders.items()},
     }
     return states, config

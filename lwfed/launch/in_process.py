@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from lwfed.catalog.launchers.in_process import DESCRIPTION
 from lwfed.environment import debug
 from lwfed.federated.aggregator import make_aggregator
 from lwfed.launch.dispatch import run_step, step_teller
@@ -26,11 +27,17 @@ from lwfed.round.workbench import Workbench
 from lwfed.run.events import ClientLog, ClientStarted, Emit
 from lwfed.run.launcher import Outcome
 from lwfed.run.tasks import ClientTask, PoolTask, RoundTask, ServerTask
+from lwfed.spec.run import RunSpec
 from lwfed.store.protocol import Store
 from lwfed.types.errors import SHARED_CODES, LwfedError
 
 PATIENCE = 0.02
 """Part of a client's time that the next one waits for its commit, so that a quick commit is reported at once."""
+
+
+def make(spec: RunSpec, *, store: Store, run_id: str) -> InProcess:
+    """Makes the launcher; see `launchers.make_launcher`."""
+    return InProcess(store)
 
 
 class InProcess:
@@ -40,7 +47,7 @@ class InProcess:
         store: Where the run is.
     """
 
-    remote = False
+    remote = DESCRIPTION.remote
     holds_model = True
 
     def __init__(self, store: Store) -> None:

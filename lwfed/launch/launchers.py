@@ -1,10 +1,27 @@
-"""Picks the launcher that a spec names; only those of this machine load torch."""
+"""Opens the launcher that a spec names; only those of this machine load torch."""
 
 from __future__ import annotations
+
+from importlib import import_module
+from typing import Protocol, cast
 
 from lwfed.run.launcher import Launcher
 from lwfed.spec.run import RunSpec
 from lwfed.store.protocol import Store
+
+
+class Local(Protocol):
+    """What the module of a launcher offers."""
+
+    def make(self, spec: RunSpec, *, store: Store, run_id: str) -> Launcher:
+        """Makes the launcher; see `make_launcher`."""
+
+
+class Remote(Local, Protocol):
+    """What the module of a remote launcher offers: its work may outlive the process that started it."""
+
+    def end_run(self, spec: RunSpec, *, run_id: str) -> None:
+        """Ends what a run left at work; see `end_run`."""
 
 
 def make_launcher(spec: RunSpec, *, store: Store, run_id: str) -> Launcher:
@@ -19,21 +36,17 @@ def make_launcher(spec: RunSpec, *, store: Store, run_id: str) -> Launcher:
         UnreachableError: No Kubernetes cluster answers.
         SpecError: A client wants more devices than this machine has GPUs.
     """
-    launch = spec.launch
-    if launch.kind == "kubernetes":
-        from lwfed.launch.kubernetes.launcher import KubernetesLauncher
+    return cast(Local, _module(spec)).make(spec, store=store, run_id=run_id)
 
-        return KubernetesLauncher(spec, store=store, run_id=run_id)
-    if launch.kind == "subprocess":
-        from lwfed.launch.devices import check_devices, gpus_here
-        from lwfed.launch.subprocess import Subprocess
-        from lwfed.round.workbench import Workbench
 
-        gpus = gpus_here(launch.device)
-        check_devices(launch.devices, gpus=gpus)
-        return Subprocess(
-            Workbench(store), parallel=launch.parallel, devices=launch.devices, retries=launch.retries, gpus=gpus
-        )  # fmt: skip
-    from lwfed.launch.in_process import InProcess
+def end_run(spec: RunSpec, *, run_id: str) -> None:
+    """Ends what a run with a remote launcher may have left at work, such as Jobs of a cluster.
 
-    return InProcess(store)
+    Raises:
+        UnreachableError: The place does not answer, or does not let us.
+    """
+    cast(Remote, _module(spec)).end_run(spec, run_id=run_id)
+
+
+def _module(spec: RunSpec) -> object:
+    return import_module(f"lwfed.launch.{spec.launch.kind}")

@@ -24,13 +24,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from lwfed.catalog.launchers.subprocess import DESCRIPTION
 from lwfed.environment import child_environment, only_gpus
-from lwfed.launch.devices import gpus_of
+from lwfed.launch.devices import check_devices, gpus_here, gpus_of
 from lwfed.launch.in_process import InProcess
 from lwfed.launch.template import CAN_FORK, LOST, Forked, Template, TemplateError
 from lwfed.round.workbench import Workbench
 from lwfed.run.launcher import Emit, Outcome
 from lwfed.run.tasks import PoolTask, ServerTask
+from lwfed.spec.run import RunSpec
+from lwfed.store.protocol import Store
 from lwfed.types.errors import FINAL_CODES, SHARED_CODES, error_of, exit_name
 
 GRACE_S = 5.0
@@ -76,6 +79,16 @@ class _Child:
         return self.process.returncode == LOST and self.failure is None
 
 
+def make(spec: RunSpec, *, store: Store, run_id: str) -> Subprocess:
+    """Makes the launcher; see `launchers.make_launcher`."""
+    launch = spec.launch
+    gpus = gpus_here(launch.device)
+    check_devices(launch.devices, gpus=gpus)
+    return Subprocess(
+        Workbench(store), parallel=launch.parallel, devices=launch.devices, retries=launch.retries, gpus=gpus
+    )
+
+
 class Subprocess:
     """The launcher of operating-system processes.
 
@@ -88,7 +101,7 @@ class Subprocess:
         fork: Whether clients are forked from a template.
     """
 
-    remote = False
+    remote = DESCRIPTION.remote
 
     def __init__(
         self,

@@ -39,7 +39,7 @@ def skeleton(model: ModelSpec, *, depth: Mapping[str, int], num_classes: int | N
 
 
 def encoder_depth(encoder: EncoderSpec) -> int:
-    """Gives the number of blocks of a whole encoder. Raises SpecError where the architecture is wrong."""
+    """Returns the number of blocks of a whole encoder. Raises SpecError where the architecture is wrong."""
     return family_of(encoder).whole_depth(encoder)
 
 
@@ -47,14 +47,14 @@ def input_settings(encoder: EncoderSpec) -> dict[str, Any]:
     """Says what an encoder's inputs must look like.
 
     Returns:
-        vit: `image_size`; text: `max_tokens`, `tokenizer` (None: bytes), `vocab_size`; ast: `num_mel_bins`,
-        `max_length` (frames).
+        For images `image_size`; for texts `max_tokens`, `tokenizer` (None: bytes) and `vocab_size`; for sounds
+        `num_mel_bins` and `max_length` (frames).
     """
     return family_of(encoder).input_settings(encoder)
 
 
 def tensor_specs(module: nn.Module) -> dict[str, TensorSpec]:
-    """Gives the specs of all stored tensors, sorted by canonical name."""
+    """Returns the specs of all stored tensors, sorted by canonical name."""
     parameters = {name for name, _ in module.named_parameters()}
     state = module.state_dict()
     return {name: spec_of(state[name], buffer=name not in parameters) for name in sorted(state)}
@@ -63,7 +63,7 @@ def tensor_specs(module: nn.Module) -> dict[str, TensorSpec]:
 def initial_tensors(
     model: ModelSpec, *, units: Sequence[str], depth: Mapping[str, int], num_classes: int | None, seed: str
 ) -> dict[str, Tensor]:
-    """Gives the tensors that units start from: pretrained ones where the spec names weights, else seeded ones.
+    """Returns the tensors that units start from: pretrained ones where the spec names weights, else seeded ones.
 
     A unit's tensors depend neither on the depth present nor on the other units asked for.
 
@@ -124,14 +124,14 @@ def load(module: Multimodal, tensors: Mapping[str, Tensor]) -> Multimodal:
         if names:
             raise CheckpointError(
                 f"a checkpoint {what} {len(names)} tensor(s), such as {names[0]}",
-                remedy="it is of another stage or model: start the stage anew",
+                remedy="it is of another stage or model: train the stage again",
             )
     for name, spec in specs.items():
         found = spec_of(tensors[name], buffer=spec.buffer)
         if found != spec:
             raise CheckpointError(
                 f"{name} is {found.dtype}{list(found.shape)} in a checkpoint, not {spec.dtype}{list(spec.shape)}",
-                remedy="it is of another model: start the stage anew",
+                remedy="it is of another model: train the stage again",
             )
     module.load_state_dict(dict(tensors), strict=True, assign=True)
     left = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]

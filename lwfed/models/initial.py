@@ -1,7 +1,7 @@
 """Seeded initialisation: a unit's first tensors depend on its seed and its own shapes alone.
 
 Encoders as ViT and BERT do it: truncated normal weights of standard deviation 0.02, norms one and zero, biases zero.
-Heads as torch's Linear does it: uniform within 1 / sqrt(fan in).
+Heads and fusions as torch's Linear does it: uniform within 1 / sqrt(fan in).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def initial_unit(unit: nn.Module, *, prefix: str, seed: str, std: float | None) 
         unit: The unit's module; only its shapes and kinds of layers count, so it may be on the meta device.
         prefix: The unit's name, put before its tensors' names.
         seed: Of this unit.
-        std: Standard deviation of an encoder's weights; None for a head.
+        std: Standard deviation of an encoder's weights; None for a head or a fusion.
 
     Returns:
         Canonical name -> tensor, fp32 (counters int64), on the CPU.
@@ -46,7 +46,10 @@ def _fill(tensor: Tensor, *, owner: nn.Module, leaf: str, generator: torch.Gener
     elif "LayerScale" in kind:
         tensor.fill_(owner.init_values)  # type: ignore[arg-type]  # a number of timm's
     elif std is None:
-        bound = 1 / math.sqrt(owner.in_features)  # type: ignore[arg-type]  # a head's layer is an `nn.Linear`
+        fan_in = getattr(
+            owner, "in_features", tensor.shape[-1] if tensor.ndim else 1
+        )  # of an `nn.Linear`, or of a module's own parameter
+        bound = 1 / math.sqrt(fan_in)
         tensor.uniform_(-bound, bound, generator=generator)
     elif isinstance(owner, nn.Embedding):
         tensor.normal_(std=std, generator=generator)

@@ -1,12 +1,12 @@
 """Counting: tensors, FLOPs and saved activations of an encoder, measured on a model without weights.
 
-For encoders that the ledger has no formulas for. Nothing is computed: the model lives on the meta device and runs
+For encoders that no formula describes. Nothing is computed: the model lives on the meta device and runs
 under fake CPU tensors, so kernels are chosen as on a CPU and only shapes flow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.flop_counter import FlopCounterMode
 
+from lwfed.catalog.encoder import TOKENS, Input, encoder_family
 from lwfed.models.build import input_settings, tensor_specs
 from lwfed.models.families import family_of
 from lwfed.models.protocol import Encoder, LastBlock, State
@@ -83,21 +84,19 @@ def count(encoder: EncoderSpec) -> dict[str, Any]:
     Raises:
         SpecError: The architecture or an override is wrong.
     """
-    settings = {"in_chans": 3} | family_of(encoder).config(encoder) | input_settings(encoder)
+    settings = family_of(encoder).config(encoder) | input_settings(encoder)
+    sample = encoder_family(encoder.family).inputs(settings)
     with torch.device("meta"):
         module = family_of(encoder).build(encoder, depth=None)
     specs = tensor_specs(module)
-    lengths = [1]
-    if encoder.family == "distilbert":
-        longest = settings["max_tokens"]
-        lengths = [longest - 2, longest - 1, longest] if longest > 3 else [longest]
+    lengths = _lengths(sample, longest=encoder.max_tokens)
     shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in module.state_dict().items()}
     with FakeTensorMode():
         values = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
         module.load_state_dict(values, assign=True)
         module.train()
-        runs = [_a_sample(module, encoder, settings, length) for length in lengths]
-        tokens = int(module.embed(_inputs(encoder, settings, batch=2, length=lengths[-1])).tokens.shape[1])
+        runs = [_per_sample(module, sample, length) for length in lengths]
+        tokens = int(module.embed(_inputs(sample, batch=2, length=lengths[-1])).tokens.shape[1])
     fitted = {
         unit: {what: _fit([run[unit][what] for run in runs], lengths) for what in costs}
         for unit, costs in runs[0].items()
@@ -136,11 +135,9 @@ def _cost(counts: dict[str, list[int]], weight_copies: int) -> dict[str, Any]:
     return nothing | counts | {"fixed_bytes": 0, "weight_copies": weight_copies}
 
 
-def _a_sample(
-    module: Encoder, encoder: EncoderSpec, settings: dict[str, Any], length: int
-) -> dict[str, dict[str, int]]:
-    """Counts a unit's costs a sample: what a third example adds to a batch of two."""
-    two, three = (_run(module, _inputs(encoder, settings, batch=batch, length=length)) for batch in (2, 3))
+def _per_sample(module: Encoder, sample: Input | Mapping[str, Input], length: int) -> dict[str, dict[str, int]]:
+    """Counts each unit's costs per sample: what a third example adds to a batch of two."""
+    two, three = (_run(module, _inputs(sample, batch=batch, length=length)) for batch in (2, 3))
     return {unit: {what: three[unit][what] - two[unit][what] for what in two[unit]} for unit in two}
 
 
@@ -177,7 +174,7 @@ def _run(module: Encoder, inputs: Any) -> dict[str, dict[str, int]]:
 
 
 def _first_alike(module: Encoder) -> list[int]:
-    """Gives for each block the first one that is written alike, layers and rates, and so costs the same."""
+    """Returns for each block the first one that is written alike, layers and rates, and so costs the same."""
     firsts: dict[str, int] = {}
     return [firsts.setdefault(repr(block), i) for i, block in enumerate(module.blocks)]
 
@@ -235,16 +232,19 @@ def _flops(run: Any, tokens: Tensor | None) -> dict[str, int]:
             "recomputed": 0, "input": 0}  # fmt: skip
 
 
-def _inputs(encoder: EncoderSpec, settings: dict[str, Any], *, batch: int, length: int) -> Any:
-    if encoder.family == "vit":
-        channels = settings["in_chans"]
-        return torch.zeros(batch, channels, settings["image_size"], settings["image_size"])
-    if encoder.family == "ast":
-        return torch.zeros(batch, settings["max_length"], settings["num_mel_bins"])
-    return {
-        "ids": torch.zeros(batch, length, dtype=torch.int64),
-        "mask": torch.ones(batch, length, dtype=torch.bool),
-    }
+def _lengths(sample: Input | Mapping[str, Input], *, longest: int) -> list[int]:
+    """Chooses numbers of tokens to count with: three where the input's length may vary, else any one."""
+    inputs = [sample] if isinstance(sample, Input) else list(sample.values())
+    if not any(TOKENS in given.shape for given in inputs):
+        return [1]
+    return [longest - 2, longest - 1, longest] if longest > 3 else [longest]
+
+
+def _inputs(sample: Input | Mapping[str, Input], *, batch: int, length: int) -> Any:
+    if not isinstance(sample, Input):
+        return {name: _inputs(given, batch=batch, length=length) for name, given in sample.items()}
+    shape = [length if size == TOKENS else size for size in sample.shape]
+    return torch.ones(batch, *shape, dtype=getattr(torch, sample.dtype))
 
 
 def _fit(values: Sequence[int], lengths: Sequence[int]) -> list[int]:

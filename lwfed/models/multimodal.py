@@ -1,4 +1,4 @@
-"""The whole model: one encoder and projection head a modality, and the prediction head of the supervised objective.
+"""The whole model: an encoder and a projection head per modality; for supervision a fusion and a prediction head.
 
 Its `state_dict` names are the canonical names of tensors: `image.blocks.3.attn.qkv.weight`, `text.projection...`.
 """
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lwfed.models.fusion import FUSIONS
+from lwfed.models.families import fusion_of
 from lwfed.models.heads import PredictionHead, ProjectionHead
 from lwfed.models.protocol import Encoder, LastBlock, State
 from lwfed.spec.model import ModelSpec
@@ -38,13 +38,11 @@ class Multimodal(nn.Module):
         if model.objective.kind == "supervised":
             if num_classes is None:
                 raise ValueError("a supervised model needs the number of classes")
-            fusion = FUSIONS[model.objective.fusion]
-            self.fuse = fusion.fuse
-            width = fusion.width(len(self.modalities), model.projection.out)
-            self.prediction = PredictionHead(width, spec=model.objective, num_classes=num_classes)
+            self.fusion = fusion_of(model.objective).build(self.modalities, width=model.projection.out)
+            self.prediction = PredictionHead(self.fusion.width, spec=model.objective, num_classes=num_classes)
 
     def encoder(self, modality: str) -> Encoder:
-        """Gives a modality's encoder."""
+        """Returns a modality's encoder."""
         return cast(Encoder, self.get_submodule(modality))
 
     def prefix(self, modality: str, inputs: Any, *, cut: int) -> State:
@@ -85,10 +83,10 @@ class Multimodal(nn.Module):
         return self.suffix(modality, state, cut=cut, last_block=last_block)
 
     def classify(self, projections: Mapping[str, Float[Tensor, "B P"]]) -> Float[Tensor, "B C"]:
-        """Fuses the modalities' projections and gives the classes' logits."""
+        """Fuses the modalities' projections and returns the classes' logits."""
         if self.prediction is None:
             raise ValueError("a contrastive model has no prediction head")
-        return self.prediction(self.fuse(projections))
+        return self.prediction(self.fusion(projections))
 
     def forward(
         self,

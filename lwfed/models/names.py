@@ -5,40 +5,30 @@ Canonical: `<modality>.stem.*`, `<modality>.blocks.<i>.*`, `<modality>.norm.*`; 
 
 from __future__ import annotations
 
-from lwfed.plan.units import FAMILIES_WITH_FINAL_NORM
-
-BLOCKS = {"vit": "blocks.", "distilbert": "transformer.layer.", "ast": "layers."}
-"""Family -> prefix of a block's number in the library's model."""
-
-STEM = {"vit": "", "distilbert": "embeddings.", "ast": "embeddings."}
-"""Family -> prefix of the stem's tensors in the library's model."""
-
-NORM = {"vit": "norm.", "ast": "layernorm."}
-"""Family -> prefix of the final norm in the library's model, where there is one."""
+from lwfed.models.protocol import Prefixes
 
 
-def to_library(name: str, *, family: str) -> str:
+def to_library(name: str, *, prefixes: Prefixes) -> str:
     """Turns an encoder's canonical name, without the modality, into the library's.
 
     Args:
         name: Such as `blocks.3.attn.qkv.weight`.
-        family: `vit`, `distilbert` or `ast`.
+        prefixes: Those of the encoder's family.
+
+    Raises:
+        ValueError: No tensor of an encoder has that name.
     """
     part, _, rest = name.partition(".")
-    prefixes = {"stem": STEM[family], "blocks": BLOCKS[family]}
-    if family in FAMILIES_WITH_FINAL_NORM:
-        prefixes["norm"] = NORM[family]
-    if part not in prefixes:
-        raise ValueError(f"`{name}` is no name of a {family} encoder")
-    return prefixes[part] + rest
+    prefix = prefixes._asdict().get(part)
+    if prefix is None:
+        raise ValueError(f"`{name}` is no name of this encoder")
+    return f"{prefix}{rest}"
 
 
-def to_canonical(name: str, *, family: str) -> str:
+def to_canonical(name: str, *, prefixes: Prefixes) -> str:
     """Turns a library's name into the canonical one, without the modality; the inverse of `to_library`."""
-    if name.startswith(BLOCKS[family]):
-        return "blocks." + name.removeprefix(BLOCKS[family])
-    if family in FAMILIES_WITH_FINAL_NORM and name.startswith(NORM[family]):
-        return "norm." + name.removeprefix(NORM[family])
-    if not name.startswith(STEM[family]):
-        raise ValueError(f"`{name}` is no name of a {family} model")
-    return "stem." + name.removeprefix(STEM[family])
+    for part in ("blocks", "norm", "stem"):  # the stem last: its prefix may be empty
+        prefix = getattr(prefixes, part)
+        if prefix is not None and name.startswith(prefix):
+            return f"{part}.{name.removeprefix(prefix)}"
+    raise ValueError(f"`{name}` is no name of the library's model")

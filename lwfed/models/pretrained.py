@@ -32,8 +32,9 @@ def pretrained_tensors(encoder: EncoderSpec, *, modality: str, units: Collection
     """
     if encoder.weights is None:
         raise ValueError("the encoder names no weights")
-    library = family_of(encoder).adapt(encoder, read_tensors(encoder.weights))
-    tensors = {f"{modality}.{to_canonical(name, family=encoder.family)}": tensor for name, tensor in library.items()}
+    family = family_of(encoder)
+    library = family.adapt(encoder, read_tensors(encoder.weights))
+    tensors = {f"{modality}.{to_canonical(name, prefixes=family.PREFIXES)}": value for name, value in library.items()}
     return {
         name: tensor.to(torch.float32).contiguous()
         for name, tensor in sorted(tensors.items())

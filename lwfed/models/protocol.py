@@ -1,8 +1,12 @@
-"""What an encoder is to the rest of lwfed: a stem, a row of blocks that can be cut anywhere, and a pooled feature."""
+"""What encoders and fusions are to the rest of lwfed.
+
+An encoder is a stem, a row of blocks that can be cut anywhere, and a pooled feature; a fusion joins the projections of
+several modalities.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float
@@ -87,13 +91,53 @@ class Encoder(nn.Module):
         return self.pool(self.advance_row(self.advance(state, start=start, stop=last), index=last, how=how))
 
     def pool(self, state: State) -> Float[Tensor, "B D"]:
-        """Gives the feature of each example: the CLS token after the final norm, where there is one."""
+        """Returns the feature of each example: the CLS token after the final norm, where there is one."""
         raise NotImplementedError
+
+
+class Prefixes(NamedTuple):
+    """Where an encoder's units are in its library's model: prefixes of its tensors' names.
+
+    Attributes:
+        stem: Of the stem; empty where all that is no block and no norm is the stem.
+        blocks: Of a block's number.
+        norm: Of the final norm; None where there is none.
+    """
+
+    stem: str
+    blocks: str
+    norm: str | None
+
+
+class Fusion(nn.Module):
+    """Base of the fusions: projections of every modality become one vector.
+
+    Attributes:
+        width: F, of the fused vector.
+    """
+
+    def __init__(self, *, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, projections: Mapping[str, Float[Tensor, "B P"]]) -> Float[Tensor, "B F"]:
+        """Fuses projections, in the order of the modalities' names."""
+        raise NotImplementedError
+
+
+@runtime_checkable
+class Fusing(Protocol):
+    """What the module of a fusion offers."""
+
+    def build(self, modalities: Sequence[str], *, width: int) -> Fusion:
+        """Builds the fusion of some modalities' projections of width P on the default device."""
 
 
 @runtime_checkable
 class Family(Protocol):
     """What the module of an encoder family offers."""
+
+    PREFIXES: Prefixes
 
     def build(self, encoder: EncoderSpec, *, depth: int | None) -> Encoder:
         """Builds the encoder with its first `depth` blocks (None: all) on the default device.
@@ -103,23 +147,23 @@ class Family(Protocol):
         """
 
     def whole_depth(self, encoder: EncoderSpec) -> int:
-        """Gives the number of blocks of the whole encoder."""
+        """Returns the number of blocks of the whole encoder."""
 
     def input_settings(self, encoder: EncoderSpec) -> dict[str, Any]:
         """Says what the inputs must look like."""
 
     def config(self, encoder: EncoderSpec) -> dict[str, Any]:
-        """Gives `encoder.config` completed with what the named weights say of the architecture."""
+        """Returns `encoder.config` completed with what the named weights say of the architecture."""
 
     def library_config(self, encoder: EncoderSpec, *, depth: int) -> dict[str, Any]:
-        """Gives the `config.json` with which the library builds the encoder with `depth` blocks."""
+        """Returns the `config.json` with which the library builds the encoder with `depth` blocks."""
 
     def adapt(self, encoder: EncoderSpec, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Brings a checkpoint's tensors to the names and shapes of the library's model of this encoder."""
 
 
 def require_depth(depth: int | None, *, whole: int) -> int:
-    """Gives the number of blocks to build, None meaning all of them."""
+    """Returns the number of blocks to build, None meaning all of them."""
     if depth is None:
         return whole
     if not 0 <= depth <= whole:

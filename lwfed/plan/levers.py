@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from lwfed.catalog.encoder import encoder_family
+from lwfed.catalog.source import data_source
 from lwfed.spec.base import Section
 from lwfed.spec.run import RunSpec
 
-FAMILIES_WITH_FEATURE_TOKEN = frozenset({"vit", "distilbert", "ast"})
-"""Encoders whose feature is one token, so that their last block may be computed for that token alone."""
 AUGMENTED = frozenset({"image"})
 """Modalities whose inputs differ from epoch to epoch when data are augmented."""
-
-
-CAPTIONS = {"coco": 5, "shapes": 5}
-"""Source -> captions an example has, each of which is an input of its own; one elsewhere."""
 
 
 class LeversPlan(Section):
@@ -55,7 +51,7 @@ def plan_levers(spec: RunSpec, *, cut: Mapping[str, int], rounds: int) -> Levers
     }
     return LeversPlan(
         last_block={
-            modality: best if encoder.family in FAMILIES_WITH_FEATURE_TOKEN else "full"
+            modality: best if encoder_family(encoder.family).feature_token else "full"
             for modality, encoder in spec.model.encoders.items()
         },
         views={} if spec.levers.prefix_cache == "never" else kept,
@@ -63,7 +59,7 @@ def plan_levers(spec: RunSpec, *, cut: Mapping[str, int], rounds: int) -> Levers
 
 
 def views_of(spec: RunSpec, modality: str) -> int:
-    """Gives how many inputs of an example there are to keep; 0: each epoch has its own."""
+    """Returns how many inputs of an example there are to keep; 0: each epoch has its own."""
     if modality == "text":
-        return CAPTIONS.get(spec.data.source, 1)
+        return data_source(spec.data.source).captions
     return spec.levers.views if modality in AUGMENTED and spec.data.augment else 1

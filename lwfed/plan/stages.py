@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from pydantic import ConfigDict
+
 from lwfed.plan.levers import LeversPlan, plan_levers
 from lwfed.plan.strategies import Selection, select, stage_rounds
 from lwfed.plan.units import depths_by_stage, group_of
 from lwfed.spec.base import Section
-from lwfed.spec.data import DataSpec, PartitionSpec, ShapesSize
+from lwfed.spec.data import DataSpec, PartitionSpec
 from lwfed.spec.federation import AggregatorSpec, ExchangeSpec, ServerSpec
 from lwfed.spec.model import ModelSpec
 from lwfed.spec.run import RunSpec, Strategy
@@ -26,17 +28,17 @@ REFERENCE_BATCH = 256
 
 
 class DataPlan(Section):
-    """The data a stage is trained on, by content and not by place."""
+    """The data a stage is trained on, by content and not by place; with the keys that the source adds."""
+
+    model_config = ConfigDict(extra="allow")  # the source's own keys
 
     source: str
-    shapes: ShapesSize | None
     on_bad_example: str
-    test_fraction: float | None
     augment: bool
     length_buckets: bool
 
     def at(self, *, root: str | None, workers: int) -> DataSpec:
-        """Gives the data as they lie at a place."""
+        """Returns the data as they lie at a place."""
         chosen = {key: value for key, value in self.model_dump().items() if value is not None}
         return DataSpec.model_validate({**chosen, "root": root, "workers": workers})
 
@@ -92,7 +94,7 @@ class StagePlan(Section):
         training: Local training.
         aggregators: What each update passes before the weighted mean is taken.
         levers: What makes it cheap.
-        devices: Devices a client.
+        devices: Devices per client.
         seed: The run's seed, as text.
     """
 
@@ -189,11 +191,10 @@ def _plan_stage(
         evaluation=spec.evaluation,
         data=DataPlan(
             source=data.source,
-            shapes=data.shapes if data.source == "shapes" else None,
             on_bad_example=data.on_bad_example,
-            test_fraction=data.test_fraction if data.source == "advance" else None,
             augment=data.augment,
             length_buckets=data.length_buckets,
+            **data.model_dump(mode="json", include=set(data.own)),
         ),
         devices=spec.launch.devices,
         seed=str(spec.seed),
@@ -201,7 +202,7 @@ def _plan_stage(
 
 
 def _model_at(model: ModelSpec, *, stage: int, depth: Mapping[str, int], only_stage: bool) -> ModelSpec:
-    """Gives the model without the blocks that other stages append, which decide nothing here."""
+    """Returns the model without the blocks that other stages append, which decide nothing here."""
     encoders = {
         m: encoder.model_copy(update={"blocks_per_stage": depth[m] if only_stage else encoder.blocks_at(stage)})
         for m, encoder in model.encoders.items()
@@ -221,7 +222,7 @@ def _rates(spec: RunSpec, group: str, stage: int) -> Rates:
 
 
 def stage_key(stage: StagePlan, *, input_digest: str, code_version: str, data_version: str) -> str:
-    """Gives the address of a stage's work: equal inputs have equal keys, so nothing is done twice.
+    """Returns the address of a stage's work: equal inputs have equal keys, so nothing is done twice.
 
     Args:
         stage: The stage's plan, which holds the seed.
@@ -237,5 +238,5 @@ def stage_key(stage: StagePlan, *, input_digest: str, code_version: str, data_ve
 
 
 def key_of_values(plan: Mapping[str, Any], *, input_digest: str, code_version: str, data_version: str) -> str:
-    """Gives the key of a stage whose plan is at hand as it is written down; see `stage_key`."""
+    """Returns the key of a stage whose plan is at hand as it is written down; see `stage_key`."""
     return digest_of({"input": input_digest, "plan": plan, "code": code_version, "data": data_version})

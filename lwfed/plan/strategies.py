@@ -31,7 +31,7 @@ class Selection:
 
 
 def stage_rounds(strategy: str, rounds: Sequence[int]) -> tuple[int, ...]:
-    """Gives the rounds of each stage a strategy runs: end_to_end has one stage of all rounds."""
+    """Returns the rounds of each stage a strategy runs: end_to_end has one stage of all rounds."""
     return (sum(rounds),) if strategy == "end_to_end" else tuple(rounds)
 
 

@@ -1,22 +1,22 @@
 """Units: the pieces of a model that are trained or frozen, exchanged and stored as a whole.
 
 A unit's name is the prefix of its tensors' names: `image.stem`, `image.blocks.3`, `image.norm`, `image.projection`,
-`text.stem` ..., `prediction`.
+`text.stem` ..., `fusion` where that has parameters, `prediction`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from lwfed.catalog.encoder import encoder_family
+from lwfed.catalog.fusion import fusion_kind
 from lwfed.spec.model import ModelSpec
 from lwfed.spec.run import RunSpec
 from lwfed.types.errors import SpecError
 
-FAMILIES_WITH_FINAL_NORM = frozenset({"vit", "ast"})
-
 
 def depths_by_stage(spec: RunSpec, depths: Mapping[str, int]) -> list[dict[str, int]]:
-    """Gives the number of blocks present at each stage.
+    """Returns the number of blocks present at each stage.
 
     Args:
         spec: The experiment.
@@ -45,19 +45,24 @@ def depths_by_stage(spec: RunSpec, depths: Mapping[str, int]) -> list[dict[str, 
 
 
 def units_of(model: ModelSpec, depth: Mapping[str, int]) -> tuple[str, ...]:
-    """Names the units of a model with the given number of blocks a modality, in the order data passes them."""
+    """Names the units of a model in the order data passes them; `depth` is the number of blocks of each modality."""
     units: list[str] = []
     for modality, encoder in model.encoders.items():
         units += [f"{modality}.stem", *(f"{modality}.blocks.{i}" for i in range(depth[modality]))]
-        if encoder.family in FAMILIES_WITH_FINAL_NORM:
+        if encoder_family(encoder.family).final_norm:
             units.append(f"{modality}.norm")
         units.append(f"{modality}.projection")
     if model.objective.kind == "supervised":
-        units.append("prediction")
+        units += [*(["fusion"] if fusion_kind(model.objective.fusion).unit is not None else []), "prediction"]
     return tuple(units)
 
 
 def group_of(unit: str) -> str:
-    """Gives the module group whose learning rate a unit takes: a modality, `projection` or `prediction`."""
+    """Returns the module group whose learning rate a unit takes: a modality, `projection` or `prediction`.
+
+    A fusion is of the group of the prediction head that it feeds.
+    """
     parts = unit.split(".")
+    if parts[0] == "fusion":
+        return "prediction"
     return parts[-1] if parts[-1] in ("projection", "prediction") else parts[0]

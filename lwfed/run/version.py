@@ -14,19 +14,22 @@ from functools import lru_cache
 from importlib import metadata, resources
 from importlib.resources.abc import Traversable
 
-from lwfed.spec.model import ModelSpec
+from lwfed.spec.run import RunSpec
 from lwfed.types.canonical import digest_of
 
 DECIDING = ("types", "params.py", "ranks.py", "plan", "models", "objectives", "federated", "data", "round")
 """Folders and modules of lwfed whose code decides a checkpoint or a metric."""
-ALTERNATIVES = ("models/encoders", "data/sources")
+ALTERNATIVES = ("models/encoders", "models/fusions", "data/sources", "federated/aggregators")
 """Folders of which a run uses only the modules that it names."""
 LIBRARIES = ("torch", "torchvision", "timm", "transformers", "tokenizers", "numpy", "scipy", "pillow", "soundfile")
 
 
-def chosen_by(model: ModelSpec, *, source: str) -> frozenset[str]:
+def chosen_by(spec: RunSpec) -> frozenset[str]:
     """Returns the names of the alternatives that a run uses."""
-    return frozenset({source, *(encoder.family for encoder in model.encoders.values())})
+    model = spec.model
+    fusions = {model.objective.fusion} if model.objective.kind == "supervised" else set()
+    encoders = {encoder.family for encoder in model.encoders.values()}
+    return frozenset({spec.data.source, *encoders, *fusions, "weighted_mean", *spec.federation.wrappers})
 
 
 @lru_cache(maxsize=8)

@@ -1,5 +1,44 @@
-"""The record that every section of a spec is: frozen, and closed to unknown keys."""
+"""What sections of a spec are made of: closed records, and keys whose value is a name from the catalog."""
 
 from __future__ import annotations
 
-from lwfed.types.section import Section as Section
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from lwfed.catalog import names
+from lwfed.types.section import Section
+
+__all__ = ["Choice", "Section"]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Marks a key whose value is one of the catalog's names, as they are when a spec is read.
+
+    Attributes:
+        kind: A folder of `lwfed.catalog`.
+    """
+
+    kind: str
+
+    def check(self, name: str) -> str:
+        """Returns the name. Raises an error that lists the known ones, with the nearest one if there is any."""
+        known = names(self.kind)
+        if name in known:
+            return name
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        quoted = [f"'{other}'" for other in known]
+        expected = " or ".join(filter(None, [", ".join(quoted[:-1]), quoted[-1]]))
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise PydanticCustomError("choice", "Input should be {expected}{hint}", {"expected": expected, "hint": hint})
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {**handler(schema), "enum": list(names(self.kind))}

@@ -2,52 +2,87 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import AliasChoices, ConfigDict, Field, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
-from lwfed.spec.base import Section
+from lwfed.catalog import names
+from lwfed.catalog.source import data_source
+from lwfed.spec.base import Choice, Section
 
 CLIENT_MARK = "{client}"
 """In `root`: replaced by a client's id, or by `server`, so that each has a folder of its own."""
-
-
-class ShapesSize(Section):
-    """How many built-in scenes to draw, and how large."""
-
-    train: int = Field(960, ge=4, description="scenes to train on")
-    test: int = Field(200, ge=4, description="scenes to test on")
-    image_size: int = Field(32, ge=16, description="pixels a side")
-    seed: int = Field(0, description="seed of the scenes, apart from the run's seed")
+ROOTS = "; ".join(f"{name}: {root}" for name in names("sources") if (root := data_source(name).root))
+"""What each source's folder holds."""
 
 
 class DataSpec(Section):
     """Which data, and how to read them."""
 
-    source: Literal["shapes", "coco", "advance"] = Field("shapes", description="shapes is built in: no download")
+    model_config = ConfigDict(extra="allow")  # for the sources' own keys: any other is refused by `_known_keys`
+
+    source: Annotated[str, Choice("sources")] = Field("shapes", description="shapes is built in: no download")
     root: str | None = Field(
         None,
-        description="coco: train2017/ val2017/ annotations/; advance: [train/ test/] vision/ sound/; a local "
-        "partition puts {client} into it, which is each client's id, and `server` for the test data",
+        description=f"{ROOTS}; a local partition puts {{client}} into it, which is each client's id, and `server` for "
+        "the test data",
     )
-    shapes: ShapesSize = ShapesSize()
     workers: int = Field(2, ge=0, description="processes that decode and augment; 0: in the training process")
     on_bad_example: Literal["fail", "skip"] = Field(
         "fail", description="an unreadable image or sound stops the run, or is skipped and counted"
-    )
-    test_fraction: float = Field(
-        0.2, gt=0, lt=1, description="advance without train/ test/ folders: share held out, by seed"
     )
     augment: bool = Field(True, description="random resized crops of training images")
     length_buckets: bool = Field(
         False, description="captions of similar length share a batch, the longest first: less padding, other companions"
     )
 
+    @classmethod
+    def fields(cls) -> dict[str, FieldInfo]:
+        """Returns all keys with their meaning: the common ones, and those that sources add."""
+        found = dict(cls.model_fields)
+        for name in names("sources"):
+            found |= data_source(name).settings.fields()
+        return found
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The values of the keys that the source in use adds."""
+        return {key: getattr(self, key) for key in data_source(self.source).settings.fields()}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        found = dict(values)
+        for name in names("sources"):
+            settings = data_source(name).settings
+            given = {key: values[key] for key in settings.fields() if key in values}
+            found |= dict(settings.model_validate(given))
+        unknown = [key for key in values if key not in cls.fields()]
+        if unknown:
+            raise ValidationError.from_exception_data(
+                cls.__name__, [{"type": "extra_forbidden", "loc": (key,), "input": values[key]} for key in unknown]
+            )
+        return found
+
     @model_validator(mode="after")
     def _root_is_named(self) -> Self:
-        if self.source != "shapes" and not self.root:
+        if not data_source(self.source).built_in and not self.root:
             raise ValueError(f"`data.root` must name the folder of the {self.source} data")
         return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        values = handler.resolve_ref_schema(handler(schema))
+        for name in names("sources"):
+            added = handler(data_source(name).settings.__pydantic_core_schema__)
+            values["properties"] |= handler.resolve_ref_schema(added)["properties"]
+        return {**values, "additionalProperties": False}
 
 
 class PartitionSpec(Section):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import AliasChoices, Field, model_validator
 
 from lwfed import catalog
-from lwfed.spec.base import Section
+from lwfed.catalog.launcher import launcher_kind
+from lwfed.spec.base import Choice, Section
 from lwfed.spec.data import PartitionSpec
 from lwfed.types.encoded import is_lossless
 
@@ -78,6 +79,11 @@ class FederationSpec(Section):
         return self
 
     @property
+    def wrappers(self) -> tuple[str, ...]:
+        """Names of the aggregators that wrap the weighted mean."""
+        return tuple(aggregator.kind for aggregator in self.aggregators)  # type: ignore[attr-defined]  # they all have it
+
+    @property
     def quorum(self) -> int:
         """Fewest updates a round needs: `min_fit_clients`, or all clients where there are fewer."""
         return min(self.min_fit_clients, self.num_clients)
@@ -102,7 +108,7 @@ class ExchangeSpec(Section):
 class LaunchSpec(Section):
     """Where a round's clients run. Not part of what a digest depends on, but for `devices` above one."""
 
-    kind: Literal["in_process", "subprocess", "kubernetes"] = Field(
+    kind: Annotated[str, Choice("launchers")] = Field(
         "in_process", description="subprocess: each client is a process of its own; kubernetes: a pod of its own"
     )
     parallel: int = Field(1, ge=1, description="clients at a time, spread over this machine's GPUs (subprocess)")
@@ -112,7 +118,7 @@ class LaunchSpec(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.kind == "in_process" and (self.devices > 1 or self.parallel > 1):
+        if not launcher_kind(self.kind).parallel and (self.devices > 1 or self.parallel > 1):
             raise ValueError("`launch.devices` and `launch.parallel` above 1 need `launch.kind: subprocess`")
         return self
 

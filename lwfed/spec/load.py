@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from lwfed.spec.model import ModelSpec
 from lwfed.spec.run import RunSpec
 from lwfed.types.errors import NotFoundError, SpecError
+from lwfed.types.section import Section
 
 ALIASES = {
     "fraction_train": "fraction_fit",
@@ -87,7 +88,7 @@ def build_spec(values: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> R
 
 
 def to_values(spec: RunSpec) -> dict[str, Any]:
-    """Gives a spec as plain JSON values, complete with its defaults."""
+    """Returns a spec as plain JSON values, complete with its defaults."""
     return spec.model_dump(mode="json")
 
 
@@ -106,7 +107,7 @@ def _read(source: str) -> Mapping[str, Any]:
     try:
         values = _parse(text)
     except (yaml.YAMLError, ValueError) as error:  # such as the date 2026-99-99
-        raise SpecError(f"{source} is not YAML: {' '.join(str(error).split())}", remedy="mend the file") from None
+        raise SpecError(f"{source} is not YAML: {' '.join(str(error).split())}", remedy="fix the file") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -171,11 +172,11 @@ def _explain_one(item: Any) -> str:
 
 def _keys(kind: Any, path: Sequence[str]) -> Iterator[str]:
     """Yields the known keys below a dotted path of the spec."""
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
+    if isinstance(kind, type) and issubclass(kind, Section):
         if not path:
-            yield from kind.model_fields
-        elif path[0] in kind.model_fields:
-            yield from _keys(kind.model_fields[path[0]].annotation, path[1:])
+            yield from kind.fields()
+        elif path[0] in kind.fields():
+            yield from _keys(kind.fields()[path[0]].annotation, path[1:])
         return
     arguments = get_args(kind)
     if get_origin(kind) is dict:

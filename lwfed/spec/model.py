@@ -6,17 +6,21 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from lwfed.spec.base import Section
+from lwfed.catalog import names
+from lwfed.catalog.encoder import encoder_family
+from lwfed.spec.base import Choice, Section
 
-Family = Literal["vit", "distilbert", "ast"]
-MODALITY_OF_FAMILY: dict[str, str] = {"vit": "image", "distilbert": "text", "ast": "audio"}
+FAMILIES = "; ".join(f"{name}: {encoder_family(name).usage.what}" for name in names("encoders"))
+"""What each family is."""
 
 
 class EncoderSpec(Section):
     """One modality's encoder."""
 
-    family: Family = Field(description="vit (timm), distilbert or ast (transformers)")
-    arch: str | None = Field(None, description="vit: the timm architecture, such as vit_tiny_patch16_224")
+    family: Annotated[str, Choice("encoders")] = Field(description=FAMILIES)
+    arch: str | None = Field(
+        None, description="the library's architecture, such as vit_tiny_patch16_224; for families that have several"
+    )
     weights: str | None = Field(None, description="pretrained weights: a folder, a file or a hub id; null: seeded")
     tokenizer: str | None = Field(
         None, description="text: a folder or a hub id; null: that of `weights`, else bytes (no file needed)"
@@ -28,11 +32,8 @@ class EncoderSpec(Section):
     )
 
     @model_validator(mode="after")
-    def _arch_is_for_vit(self) -> Self:
-        if self.family == "vit" and not self.arch:
-            raise ValueError("a vit needs `arch`, for example vit_tiny_patch16_224")
-        if self.family != "vit" and self.arch:
-            raise ValueError(f"`arch` is for vit; describe {self.family} with `config` or `weights`")
+    def _fits_its_family(self) -> Self:
+        encoder_family(self.family).check(self)
         return self
 
     def blocks_at(self, stage: int) -> int:
@@ -62,7 +63,7 @@ class SupervisedSpec(Section):
     """Classification of fused modalities with cross-entropy."""
 
     kind: Literal["supervised"] = "supervised"
-    fusion: Literal["concat"] = Field("concat", description="how the projections are joined")
+    fusion: Annotated[str, Choice("fusions")] = Field("concat", description="how the projections are joined")
     hidden: int = Field(256, ge=1, description="width of the prediction head")
     dropout: float = Field(0.1, ge=0, lt=1, description="of the prediction head")
 
@@ -92,9 +93,9 @@ class ModelSpec(Section):
     @classmethod
     def _modalities(cls, encoders: dict[str, EncoderSpec]) -> dict[str, EncoderSpec]:
         for modality, encoder in encoders.items():
-            expected = MODALITY_OF_FAMILY[encoder.family]
+            expected = encoder_family(encoder.family).modality
             if modality != expected:
-                raise ValueError(f"a {encoder.family} encodes `{expected}`, not `{modality}`")
+                raise ValueError(f"the family {encoder.family} encodes `{expected}`, not `{modality}`")
         return dict(sorted(encoders.items()))
 
     @model_validator(mode="after")

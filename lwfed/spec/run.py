@@ -6,6 +6,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from lwfed.catalog.launcher import launcher_kind
+from lwfed.catalog.source import data_source
 from lwfed.spec.base import Section
 from lwfed.spec.data import DataSpec
 from lwfed.spec.federation import ExchangeSpec, FederationSpec, LaunchSpec, StoreSpec, TrackingSpec
@@ -79,8 +81,8 @@ class RunSpec(Section):
                     raise ValueError(f"`training.{where}` names the group `{group}`; known: {', '.join(groups)}")
                 if isinstance(value, tuple) and len(value) != count:
                     raise ValueError(f"`training.{where}.{group}` has {len(value)} entries for {count} stages")
-        offered = {"shapes": {"image", "text", "audio"}, "coco": {"image", "text"}, "advance": {"image", "audio"}}
-        missing = set(self.model.modalities) - offered[self.data.source]
+        data = data_source(self.data.source)
+        missing = set(self.model.modalities) - data.modalities
         if missing:
             raise ValueError(f"the {self.data.source} data have no {', '.join(sorted(missing))}")
         if self.federation.partition.kind == "local" and self.federation.num_clients > 1:
@@ -91,10 +93,9 @@ class RunSpec(Section):
                 )
         elif "{client}" in (self.data.root or ""):
             raise ValueError("`data.root` names {client}: set `federation.partition.kind` to local")
-        if self.launch.kind == "kubernetes":
-            self._pods_can_run()
-        if self.model.objective.kind == "supervised" and self.data.source == "coco":
-            raise ValueError("the coco captions have no class labels: use the contrastive objective")
+        launcher_kind(self.launch.kind).check(self)
+        if self.model.objective.kind == "supervised" and not data.labels:
+            raise ValueError(f"the {self.data.source} data have no class labels: use the contrastive objective")
         micro = self.training.gradient_accumulation * self.launch.devices
         if self.training.batch_size // micro < 2:
             raise ValueError(
@@ -102,14 +103,3 @@ class RunSpec(Section):
                 "leaves fewer than two examples (BatchNorm needs two)"
             )
         return self
-
-    def _pods_can_run(self) -> None:
-        kubernetes = self.kubernetes
-        if not kubernetes.image:
-            raise ValueError("`launch.kind` is kubernetes: name the image of the pods in `kubernetes.image`")
-        for pool in kubernetes.pools:
-            if max(pool.gpus, 1) != self.launch.devices:
-                raise ValueError(
-                    f"`kubernetes.pools` {pool.name} has {pool.gpus} GPUs and `launch.devices` is "
-                    f"{self.launch.devices}: set launch.devices={max(pool.gpus, 1)}, which a digest depends on"
-                )

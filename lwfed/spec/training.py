@@ -21,7 +21,7 @@ class TrainingSpec(Section):
     learning_rate: float = Field(1.0e-4, gt=0, description="base rate; scaled by batch_size / 256")
     learning_rates: dict[str, Rate] = Field(
         default_factory=dict,
-        description="base rate of a module group (a modality, projection, prediction), one or one a stage",
+        description="base rate per module group (a modality, projection, prediction with fusion), or one per stage",
     )
     weight_decay: float = Field(0.0, ge=0, description="AdamW's")
     weight_decays: dict[str, float] = Field(default_factory=dict, description="weight decay of a module group")

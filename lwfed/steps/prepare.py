@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lwfed.cost.cache import architectures_of
+from lwfed.catalog.costs import Architecture
+from lwfed.cost.architectures import architectures_of
 from lwfed.cost.ledger import end_to_end_cost, stage_costs
-from lwfed.cost.units import Architecture
 from lwfed.data.protocol import Example, Source
 from lwfed.plan.stages import StagePlan, plan_stages
 from lwfed.round.shares import shares_at, split_share
@@ -97,7 +97,7 @@ def draft(
             clients={},
             classes=list(source.classes),
         ),
-        code_version=code_version(chosen_by(spec.model, source=spec.data.source)),
+        code_version=code_version(chosen_by(spec)),
         **_predict(plans, architectures=architectures, num_classes=num_classes),
     )
     if options.parent is not None:

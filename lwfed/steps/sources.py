@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lwfed.catalog.source import data_source
 from lwfed.data.opening import open_source
 from lwfed.data.protocol import Example, Source
 from lwfed.plan.cohort import client_ids
@@ -33,7 +34,7 @@ def client_sources(spec: RunSpec) -> dict[str, Source]:
 
 
 def data_versions(spec: RunSpec, source: Source, *, found: Mapping[str, Any] | None = None) -> Any:
-    """Gives the versions of all data of a run: a digest, or one for each client that has data of its own.
+    """Returns the versions of all data of a run: a digest, or one for each client that has data of its own.
 
     Args:
         spec: The experiment.
@@ -49,12 +50,12 @@ def data_versions(spec: RunSpec, source: Source, *, found: Mapping[str, Any] | N
 
 
 def usable(source: Source, split: str, *, spec: RunSpec, store: Store, emit: Emit) -> Sequence[Example]:
-    """Gives the examples that can be read; every file is read once a version of the data, and the outcome kept.
+    """Returns the examples that can be read; every file is read once per version of the data, and the outcome kept.
 
     Raises:
         DataError: A file cannot be read and the spec does not say to skip it, or nothing is left.
     """
-    if spec.data.source == "shapes":
+    if data_source(spec.data.source).built_in:
         return source.examples(split)
     ref = paths.checked_data(source.version(), spec.model.modalities, split)
     known = store.read_ref(ref)
@@ -77,7 +78,7 @@ def unreadable(
         emit: Receives `Checking`.
     """
     again = known is not None and spec.data.on_bad_example == "fail"
-    if spec.data.source == "shapes" or (known is not None and not again):
+    if data_source(spec.data.source).built_in or (known is not None and not again):
         return known or {}
     doubtful = [e for e in source.examples(split) if known is None or e.id in known]
     if not doubtful:
@@ -94,7 +95,7 @@ def unreadable(
 
 
 def readable(source: Source, split: str, bad: Mapping[str, str], *, spec: RunSpec, emit: Emit) -> Sequence[Example]:
-    """Gives the examples of a split without the bad ones.
+    """Returns the examples of a split without the bad ones.
 
     Raises:
         DataError: There are bad ones and the spec does not say to skip them, or nothing is left.
@@ -116,7 +117,7 @@ def readable(source: Source, split: str, bad: Mapping[str, str], *, spec: RunSpe
 
 
 def training_examples(spec: RunSpec, source: Source, *, store: Store, emit: Emit) -> dict[str, Sequence[Example]]:
-    """Gives for each client the examples its share is cut from."""
+    """Returns for each client the examples its share is cut from."""
     own = client_sources(spec)
     if own:
         return {client: usable(its, "train", spec=spec, store=store, emit=emit) for client, its in own.items()}
@@ -125,7 +126,7 @@ def training_examples(spec: RunSpec, source: Source, *, store: Store, emit: Emit
 
 
 def spec_at(spec: RunSpec, *, root: str | None) -> RunSpec:
-    """Gives a spec whose data lie where this machine has them; None leaves them."""
+    """Returns a spec whose data lie where this machine has them; None leaves them."""
     if root is None:
         return spec
     return spec.model_copy(update={"data": spec.data.model_copy(update={"root": root})})

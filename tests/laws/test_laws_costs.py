@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from lwfed.cost.cache import architectures_of
+from lwfed.cost.architectures import architectures_of
 from lwfed.cost.ledger import stage_costs
 from lwfed.cost.stage_cost import StageCost
 from lwfed.data.batches import Batch, epoch_length, train_batches

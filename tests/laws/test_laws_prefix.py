@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lwfed.catalog.sources.shapes import ShapesSize
 from lwfed.data.batches import train_batches
 from lwfed.data.inputs import InputSettings
 from lwfed.data.kept_prefix import INDEX, Inputs, KeptPrefix, find_kept, keep
@@ -25,7 +26,7 @@ from lwfed.models.multimodal import Multimodal
 from lwfed.plan.units import units_of
 from lwfed.round.prefix import _function
 from lwfed.round.workbench import Workbench
-from lwfed.spec.data import DataSpec, ShapesSize
+from lwfed.spec.data import DataSpec
 from lwfed.spec.model import ModelSpec
 from lwfed.steps.experiment import run_stages
 from lwfed.store.local import LocalStore

@@ -9,8 +9,9 @@ from pathlib import Path
 from PIL import Image
 
 from lwfed.data.files import read_image, read_sound
-from lwfed.data.folders import listing_digest, of_split, require_folder
+from lwfed.data.folders import data_root, listing_digest, of_split, require_folder
 from lwfed.data.protocol import Example, Waveform
+from lwfed.spec.data import DataSpec
 from lwfed.types.errors import DataError
 from lwfed.types.seeds import derive
 
@@ -29,11 +30,11 @@ class Advance:
     digest: str
 
     def examples(self, split: str) -> tuple[Example, ...]:
-        """Gives the examples of `train` or `test`."""
+        """Returns the examples of `train` or `test`."""
         return of_split(split, train=self.train, test=self.test)
 
     def version(self) -> str:
-        """Gives the digest of the files' names and sizes, and of which are for testing."""
+        """Returns the digest of the files' names and sizes, and of which are for testing."""
         return self.digest
 
     def image(self, example: Example) -> Image.Image:
@@ -43,6 +44,13 @@ class Advance:
     def waveform(self, example: Example) -> tuple[Waveform, int]:
         """Reads the sound."""
         return read_sound(self.paths[example.id][1])
+
+
+def open_data(data: DataSpec) -> Advance:
+    """Opens the pairs that a spec names; see `open_advance`."""
+    return open_advance(
+        data_root(data), test_fraction=data.own["test_fraction"], missing_ok=data.on_bad_example == "skip"
+    )
 
 
 def open_advance(root: Path, *, test_fraction: float, missing_ok: bool = False) -> Advance:
@@ -93,7 +101,7 @@ def open_advance(root: Path, *, test_fraction: float, missing_ok: bool = False) 
 
 
 def _pairs(folder: Path, *, missing_ok: bool) -> dict[str, dict[str, tuple[Path, Path]]]:
-    """Gives class -> stem -> (image, sound) of a folder that holds vision/ and sound/."""
+    """Returns class -> stem -> (image, sound) of a folder that holds vision/ and sound/."""
     sides = {side: _files(folder / side, side) for side in SUFFIXES}
     other = {"vision": "sound", "sound": "vision"}
     for side, classes in sides.items():
@@ -124,7 +132,7 @@ def _pairs(folder: Path, *, missing_ok: bool) -> dict[str, dict[str, tuple[Path,
 
 
 def _files(folder: Path, side: str) -> dict[str, dict[str, Path]]:
-    """Gives class -> stem -> file of one side."""
+    """Returns class -> stem -> file of one side."""
     require_folder(folder, remedy="data.root needs vision/<class>/*.jpg and sound/<class>/*.wav")
     classes: dict[str, dict[str, Path]] = {}
     for path in sorted(folder.iterdir()):

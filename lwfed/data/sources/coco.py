@@ -13,8 +13,9 @@ from typing import Any
 from PIL import Image
 
 from lwfed.data.files import read_image
-from lwfed.data.folders import listing_digest, of_split, require_folder
+from lwfed.data.folders import data_root, listing_digest, of_split, require_folder
 from lwfed.data.protocol import Example, Waveform
+from lwfed.spec.data import DataSpec
 from lwfed.types.errors import DataError
 
 FOLDERS = {"train": "train2017", "test": "val2017"}
@@ -32,11 +33,11 @@ class Coco:
     classes: tuple[str, ...] = ()
 
     def examples(self, split: str) -> tuple[Example, ...]:
-        """Gives the examples of `train` or `test`."""
+        """Returns the examples of `train` or `test`."""
         return of_split(split, train=self.train, test=self.test)
 
     def version(self) -> str:
-        """Gives the digest of the captions and of the images' names and sizes."""
+        """Returns the digest of the captions and of the images' names and sizes."""
         return self.digest
 
     def image(self, example: Example) -> Image.Image:
@@ -46,6 +47,11 @@ class Coco:
     def waveform(self, example: Example) -> tuple[Waveform, int]:
         """Refuses: there are no sounds."""
         raise DataError(f"the coco data have no sound for {example.id}", remedy="use the image and text encoders")
+
+
+def open_data(data: DataSpec) -> Coco:
+    """Opens the captioned images that a spec names; see `open_coco`."""
+    return open_coco(data_root(data), missing_ok=data.on_bad_example == "skip")
 
 
 def open_coco(root: Path, *, missing_ok: bool = False) -> Coco:
@@ -89,7 +95,7 @@ def _read_split(root: Path, folder: str, entries: list[tuple[str, int | str]], m
 
 
 def _parse(path: Path, content: bytes) -> tuple[dict[int, str], dict[int, list[tuple[int, str]]]]:
-    """Gives image id -> file name, and image id -> (annotation id, caption) of a captions json."""
+    """Returns image id -> file name, and image id -> (annotation id, caption) of a captions json."""
     remedy = "use a captions json in COCO format, with `images` and `annotations`"
     try:
         tree: Any = json.loads(content)
@@ -100,7 +106,7 @@ def _parse(path: Path, content: bytes) -> tuple[dict[int, str], dict[int, list[t
             if text:
                 captions[note["image_id"]].append((note["id"], text))
     except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}", remedy="download it anew") from None
+        raise DataError(f"{path} is not JSON: {error}", remedy="download it again") from None
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is no captions json: {type(error).__name__} at {error}", remedy=remedy) from None
     if not captions:

@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from lwfed.catalog.sources.shapes import ShapesSize
 from lwfed.data.folders import of_split
 from lwfed.data.protocol import Example, Waveform
-from lwfed.spec.data import ShapesSize
+from lwfed.spec.data import DataSpec
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import DataError
 from lwfed.types.seeds import as_int, derive
@@ -67,7 +68,7 @@ class Shapes:
     drawn: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict, repr=False)
 
     def examples(self, split: str) -> tuple[Example, ...]:
-        """Gives the examples of `train` or `test`."""
+        """Returns the examples of `train` or `test`."""
         return of_split(split, train=self.train, test=self.test)
 
     def version(self) -> str:
@@ -88,6 +89,11 @@ class Shapes:
 
     def _seed(self, what: str, example: Example) -> str:
         return derive(self.size.seed, "shapes", what, example.id)
+
+
+def open_data(data: DataSpec) -> Shapes:
+    """Makes the built-in source that a spec asks for; see `open_shapes`."""
+    return open_shapes(data.own["shapes"])
 
 
 def open_shapes(size: ShapesSize) -> Shapes:
@@ -113,7 +119,7 @@ def open_shapes(size: ShapesSize) -> Shapes:
 
 
 def scene_of(number: int) -> Scene:
-    """Gives the scene of a number in [0, NUM_MEANINGS)."""
+    """Returns the scene of a number in [0, NUM_MEANINGS)."""
     number, relation = divmod(number, len(RELATIONS))
     first, second = divmod(number, len(KINDS) * len(COLOURS) * len(SIZES))
     return Scene(_shape_of(first), tuple(RELATIONS)[relation], _shape_of(second))
@@ -183,7 +189,7 @@ def _tone(shape: Shape, *, detune: float, phase: float) -> npt.NDArray[np.float6
 
 
 def _cover(shape: Shape, *, x: float, y: float, size: int) -> npt.NDArray[np.float64]:
-    """Gives the share of each pixel that a shape covers, from the distance to its edge; [size, size] in [0, 1]."""
+    """Returns the share of each pixel that a shape covers, from the distance to its edge; [size, size] in [0, 1]."""
     half = SIZES[shape.size]
     grid = (np.arange(size) + 0.5) * 32 / size
     dx, dy = np.abs(grid - x)[None, :], (grid - y)[:, None]

@@ -1,1 +1,24 @@
 """Clients and the server as Jobs of a Kubernetes cluster."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lwfed.run.launcher import Launcher
+    from lwfed.spec.run import RunSpec
+    from lwfed.store.protocol import Store
+
+
+def make(spec: RunSpec, *, store: Store, run_id: str) -> Launcher:
+    """Makes the launcher; see `launchers.make_launcher`."""
+    from lwfed.launch.kubernetes.launcher import KubernetesLauncher
+
+    return KubernetesLauncher(spec, store=store, run_id=run_id)
+
+
+def end_run(spec: RunSpec, *, run_id: str) -> None:
+    """Removes a run's Jobs; see `launchers.end_run`."""
+    from lwfed.launch.kubernetes.launcher import delete_jobs
+
+    delete_jobs(run_id, namespace=spec.kubernetes.namespace)

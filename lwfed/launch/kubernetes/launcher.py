@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
+from lwfed.catalog.launchers.kubernetes import DESCRIPTION
 from lwfed.launch.kubernetes import reasons
 from lwfed.launch.kubernetes.api import connect
 from lwfed.launch.kubernetes.following import Following
@@ -36,7 +37,7 @@ class KubernetesLauncher:
         UnreachableError: No cluster is configured, or it does not answer.
     """
 
-    remote = True
+    remote = DESCRIPTION.remote
 
     def __init__(self, spec: RunSpec, *, store: Store, run_id: str) -> None:
         self._settings = spec.kubernetes
@@ -90,7 +91,7 @@ class KubernetesLauncher:
 
 
 def delete_jobs(run_id: str, *, namespace: str) -> int:
-    """Removes all Jobs of a run and their pods; gives how many there were.
+    """Removes all Jobs of a run and their pods; returns how many there were.
 
     Raises:
         UnreachableError: No cluster is configured, it does not answer, or it does not let us.

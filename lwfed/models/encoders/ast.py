@@ -15,9 +15,11 @@ from transformers.models.audio_spectrogram_transformer.modeling_audio_spectrogra
 
 from lwfed.models import transformers_config
 from lwfed.models.feature_row import absorbed_attention, of_linears, row_attention
-from lwfed.models.protocol import Encoder, LastBlock, State, require_depth
+from lwfed.models.protocol import Encoder, LastBlock, Prefixes, State, require_depth
 from lwfed.spec.model import EncoderSpec
 from lwfed.types.errors import SpecError
+
+PREFIXES = Prefixes(stem="embeddings.", blocks="layers.", norm="layernorm.")
 
 
 class Ast(Encoder):
@@ -72,23 +74,23 @@ def build(encoder: EncoderSpec, *, depth: int | None) -> Encoder:
 
 
 def whole_depth(encoder: EncoderSpec) -> int:
-    """Gives the number of blocks of the whole encoder."""
+    """Returns the number of blocks of the whole encoder."""
     return int(_config(encoder).num_hidden_layers)
 
 
 def input_settings(encoder: EncoderSpec) -> dict[str, Any]:
-    """Gives `num_mel_bins` and `max_length`, the number of frames."""
+    """Returns `num_mel_bins` and `max_length`, the number of frames."""
     settings = _config(encoder)
     return {"num_mel_bins": int(settings.num_mel_bins), "max_length": int(settings.max_length)}
 
 
 def config(encoder: EncoderSpec) -> dict[str, Any]:
-    """Gives the settings of ASTConfig: those of the weights' folder, and the spec's above them."""
+    """Returns the settings of ASTConfig: those of the weights' folder, and the spec's above them."""
     return transformers_config.values(encoder, ASTConfig)
 
 
 def library_config(encoder: EncoderSpec, *, depth: int) -> dict[str, Any]:
-    """Gives the config.json that `ASTModel.from_pretrained` reads."""
+    """Returns the config.json that `ASTModel.from_pretrained` reads."""
     settings = _config(encoder, architectures=["ASTModel"])
     settings.num_hidden_layers = depth
     return dict(settings.to_dict())

@@ -15,10 +15,12 @@ from transformers.models.distilbert.modeling_distilbert import DistilBertModel
 
 from lwfed.models import transformers_config
 from lwfed.models.feature_row import absorbed_attention, of_linears, row_attention
-from lwfed.models.protocol import Encoder, LastBlock, State, require_depth
+from lwfed.models.protocol import Encoder, LastBlock, Prefixes, State, require_depth
 from lwfed.models.weights import tokenizer_of
 from lwfed.spec.model import EncoderSpec
 from lwfed.types.errors import SpecError
+
+PREFIXES = Prefixes(stem="embeddings.", blocks="transformer.layer.", norm=None)
 
 
 class DistilBert(Encoder):
@@ -75,12 +77,12 @@ def build(encoder: EncoderSpec, *, depth: int | None) -> Encoder:
 
 
 def whole_depth(encoder: EncoderSpec) -> int:
-    """Gives the number of blocks of the whole encoder."""
+    """Returns the number of blocks of the whole encoder."""
     return int(_config(encoder).n_layers)
 
 
 def input_settings(encoder: EncoderSpec) -> dict[str, Any]:
-    """Gives `max_tokens`, `tokenizer` (None: bytes) and `vocab_size`, above which no token id may be."""
+    """Returns `max_tokens`, `tokenizer` (None: bytes) and `vocab_size`, above which no token id may be."""
     return {
         "max_tokens": encoder.max_tokens,
         "tokenizer": tokenizer_of(encoder),
@@ -89,12 +91,12 @@ def input_settings(encoder: EncoderSpec) -> dict[str, Any]:
 
 
 def config(encoder: EncoderSpec) -> dict[str, Any]:
-    """Gives the settings of DistilBertConfig: those of the weights' folder, and the spec's above them."""
+    """Returns the settings of DistilBertConfig: those of the weights' folder, and the spec's above them."""
     return transformers_config.values(encoder, DistilBertConfig)
 
 
 def library_config(encoder: EncoderSpec, *, depth: int) -> dict[str, Any]:
-    """Gives the config.json that `DistilBertModel.from_pretrained` reads."""
+    """Returns the config.json that `DistilBertModel.from_pretrained` reads."""
     settings = _config(encoder, architectures=["DistilBertModel"])
     settings.n_layers = depth
     return dict(settings.to_dict())

@@ -16,11 +16,12 @@ from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_
 from torch import Tensor, device, nn
 
 from lwfed.models.feature_row import absorbed_attention, of_fused, plain_norm, row_attention
-from lwfed.models.protocol import Encoder, LastBlock, State, require_depth
+from lwfed.models.protocol import Encoder, LastBlock, Prefixes, State, require_depth
 from lwfed.models.weights import read_config
 from lwfed.spec.model import EncoderSpec
 from lwfed.types.errors import DataError, SpecError
 
+PREFIXES = Prefixes(stem="", blocks="blocks.", norm="norm.")
 INIT_STD = 0.02
 MEAN_STD = 0.5
 FIXED = {"num_classes": 0, "global_pool": "token"}
@@ -100,18 +101,18 @@ def build(encoder: EncoderSpec, *, depth: int | None) -> Encoder:
 
 
 def whole_depth(encoder: EncoderSpec) -> int:
-    """Gives the number of blocks of the whole encoder."""
+    """Returns the number of blocks of the whole encoder."""
     with device("meta"):
         return len(_library(encoder).blocks)
 
 
 def input_settings(encoder: EncoderSpec) -> dict[str, Any]:
-    """Gives `image_size`, pixels a side."""
+    """Returns `image_size`, pixels a side."""
     return {"image_size": _image_size(encoder)}
 
 
 def config(encoder: EncoderSpec) -> dict[str, Any]:
-    """Gives timm's model arguments: those of the weights' folder, and the spec's above them."""
+    """Returns timm's model arguments: those of the weights' folder, and the spec's above them."""
     found = read_config(encoder.weights)
     known: dict[str, Any] = {}
     if found:
@@ -138,7 +139,7 @@ def config(encoder: EncoderSpec) -> dict[str, Any]:
 
 
 def library_config(encoder: EncoderSpec, *, depth: int) -> dict[str, Any]:
-    """Gives the config.json that `timm.create_model("local-dir:FOLDER", pretrained=True)` reads."""
+    """Returns the config.json that `timm.create_model("local-dir:FOLDER", pretrained=True)` reads."""
     size = _image_size(encoder)
     return {
         "architecture": str(encoder.arch).split(".")[0],
@@ -150,6 +151,7 @@ def library_config(encoder: EncoderSpec, *, depth: int) -> dict[str, Any]:
             "fixed_input_size": True,
             "interpolation": "bilinear",
             "crop_pct": 1.0,
+            "crop_mode": "squash",  # timm's own transform is then that of evaluation
             "mean": [MEAN_STD] * 3,
             "std": [MEAN_STD] * 3,
             "first_conv": "patch_embed.proj",
@@ -191,6 +193,7 @@ def _library(encoder: EncoderSpec) -> Any:
         ) from None
     if not isinstance(model, VisionTransformer) or not list(model.norm.parameters()):
         raise SpecError(
-            f"{arch} is not a plain ViT with a class token and a final norm", remedy="take vit_tiny_patch16_224, say"
+            f"{arch} is not a plain ViT with a class token and a final norm",
+            remedy="use one such as vit_tiny_patch16_224",
         )
     return model

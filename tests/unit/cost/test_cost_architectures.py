@@ -10,8 +10,9 @@ import pytest
 import timm
 import torch
 
-from lwfed.cost.architectures import VIT_NAMES, tabled
-from lwfed.cost.units import Architecture
+from lwfed.catalog.costs import Architecture
+from lwfed.catalog.encoders.vit import NAMES
+from lwfed.cost.architectures import tabled
 from lwfed.models.build import skeleton, tensor_specs
 from lwfed.models.inspect import count
 from lwfed.spec.model import EncoderSpec, ModelSpec
@@ -69,7 +70,7 @@ def test_the_tensors_are_the_module_s(name: str) -> None:
     assert architecture.width == module.encoder(modality).width
 
 
-@pytest.mark.parametrize("name", sorted(VIT_NAMES))
+@pytest.mark.parametrize("name", sorted(NAMES))
 def test_every_tabled_vit_is_timm_s(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=0)

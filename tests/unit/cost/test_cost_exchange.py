@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lwfed.cost.cache import architectures_of
+from lwfed.cost.architectures import architectures_of
 from lwfed.cost.exchange import download_bytes, file_bytes, mean_download_bytes
 from lwfed.cost.ledger import end_to_end_cost, stage_costs
 from lwfed.cost.schedule import schedule_costs

@@ -10,10 +10,10 @@ import torch
 from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 
+from lwfed.catalog.costs import Architecture
 from lwfed.cost.architectures import tabled
 from lwfed.cost.ledger import end_to_end_cost, last_blocks, stage_costs
 from lwfed.cost.stage_cost import StageCost
-from lwfed.cost.units import Architecture
 from lwfed.models.build import initial_tensors, load, set_trained, skeleton, tensor_specs
 from lwfed.models.inspect import SavedBytes
 from lwfed.models.multimodal import Multimodal

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from lwfed.cost.architectures import tabled
-from lwfed.cost.cache import architecture_of, architectures_of, cache_key
+from lwfed.cost.architectures import architecture_of, architectures_of, cache_key, tabled
 from lwfed.cost.explain import parts, rows
 from lwfed.cost.fit import fit, parse_size
 from lwfed.cost.ledger import end_to_end_cost, stage_costs

@@ -7,10 +7,10 @@ from itertools import islice
 import pytest
 import torch
 
+from lwfed.catalog.sources.shapes import ShapesSize
 from lwfed.data.batches import Batch, check_examples, epoch_length, eval_batches, train_batches
 from lwfed.data.inputs import InputSettings
 from lwfed.data.sources.shapes import open_shapes
-from lwfed.spec.data import ShapesSize
 from lwfed.types.errors import DataError
 
 SOURCE = open_shapes(ShapesSize(train=11, test=5))

@@ -7,11 +7,11 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from lwfed.catalog.sources.shapes import ShapesSize
 from lwfed.data.batches import Batch, train_batches
 from lwfed.data.buckets import WINDOW, by_length
 from lwfed.data.inputs import InputSettings
 from lwfed.data.sources.shapes import open_shapes
-from lwfed.spec.data import ShapesSize
 
 SOURCE = open_shapes(ShapesSize(train=66, test=4, image_size=16))
 EPOCH = 17  # batches of 4; the last has 2

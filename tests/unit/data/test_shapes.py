@@ -5,9 +5,10 @@ import time
 import numpy as np
 import pytest
 
+from lwfed.catalog.sources.shapes import ShapesSize
 from lwfed.data.opening import open_source
 from lwfed.data.sources.shapes import KINDS, NUM_MEANINGS, captions_of, draw, open_shapes, scene_of, sound
-from lwfed.spec.data import DataSpec, ShapesSize
+from lwfed.spec.data import DataSpec
 from lwfed.types.errors import DataError
 
 

@@ -45,7 +45,7 @@ def test_split_is_the_library_model_bit_for_bit(modality: str) -> None:
         torch.manual_seed(1)
         library = _library(encoder).eval()
     ours = family_of(encoder).build(encoder, depth=None).eval()
-    names = {to_library(name, family=encoder.family): name for name in ours.state_dict()}
+    names = {to_library(name, prefixes=family_of(encoder).PREFIXES): name for name in ours.state_dict()}
     assert set(names) == set(library.state_dict())  # every tensor of the library is one of ours, and no other
     ours.load_state_dict({names[name]: tensor for name, tensor in library.state_dict().items()})
     batch = small.inputs()[modality]
@@ -62,7 +62,9 @@ def test_text_without_padding_is_the_library_model() -> None:
     library = _library(encoder).eval()
     ours = family_of(encoder).build(encoder, depth=None).eval()
     state = library.state_dict()
-    ours.load_state_dict({name: state[to_library(name, family="distilbert")] for name in ours.state_dict()})
+    ours.load_state_dict(
+        {name: state[to_library(name, prefixes=family_of(SPECS["text"]).PREFIXES)] for name in ours.state_dict()}
+    )
     batch = small.inputs()["text"]
     batch = {"ids": batch["ids"][1:], "mask": batch["mask"][1:]}
     with torch.no_grad():

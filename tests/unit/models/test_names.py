@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from lwfed.models.families import family_of
 from lwfed.models.names import to_canonical, to_library
+from lwfed.models.protocol import Prefixes
+from tests.unit.models import small
+
+
+def prefixes(family: str) -> Prefixes:
+    return family_of({"vit": small.vit, "distilbert": small.distilbert, "ast": small.ast}[family]()).PREFIXES
 
 
 @pytest.mark.parametrize(
@@ -21,14 +28,14 @@ from lwfed.models.names import to_canonical, to_library
     ],
 )
 def test_there_and_back(family: str, canonical: str, library: str) -> None:
-    assert to_library(canonical, family=family) == library
-    assert to_canonical(library, family=family) == canonical
+    assert to_library(canonical, prefixes=prefixes(family)) == library
+    assert to_canonical(library, prefixes=prefixes(family)) == canonical
 
 
 def test_foreign_names_are_refused() -> None:
     with pytest.raises(ValueError, match="no name"):
-        to_library("projection.out.weight", family="vit")
+        to_library("projection.out.weight", prefixes=prefixes("vit"))
     with pytest.raises(ValueError, match="no name"):
-        to_library("norm.weight", family="distilbert")
+        to_library("norm.weight", prefixes=prefixes("distilbert"))
     with pytest.raises(ValueError, match="no name"):
-        to_canonical("classifier.weight", family="ast")
+        to_canonical("classifier.weight", prefixes=prefixes("ast"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lwfed.plan.stages import plan_stages, stage_key
+from lwfed.plan.stages import DataPlan, plan_stages, stage_key
 from lwfed.spec.load import build_spec
 from tests.tiny import DEPTHS, VALUES
 
@@ -36,6 +36,22 @@ def test_a_key_does_not_change_with_the_place_of_the_data() -> None:
     depths = {"image": 2, "audio": 2}
     assert keys(*advance, depths=depths) == keys(*advance, "data.root=/b", depths=depths)
     assert keys(*advance, depths=depths) != keys(*advance, "data.test_fraction=0.5", depths=depths)
+
+
+def test_a_key_does_not_change_with_the_settings_of_a_source_that_is_not_used() -> None:
+    assert keys("data.test_fraction=0.5") == keys()
+
+
+def test_a_data_plan_says_which_data_wherever_they_lie() -> None:
+    spec = build_spec(VALUES)
+    plan = plan_stages(spec, depths=DEPTHS)[0].data
+    written = plan.model_dump(mode="json")
+    assert written["shapes"] == spec.data.own["shapes"].model_dump() and "test_fraction" not in written
+    for values in (
+        written,
+        {**written, "test_fraction": None},
+    ):  # plans used to have a null for the other sources' keys
+        assert DataPlan.model_validate(values).at(root=None, workers=0) == spec.data
 
 
 @pytest.mark.parametrize(

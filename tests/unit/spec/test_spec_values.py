@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from lwfed.cost.cache import architectures_of
+from lwfed.cost.architectures import architectures_of
 from lwfed.cost.ledger import stage_costs
 from lwfed.plan.stages import plan_stages
 from lwfed.plan.units import units_of

@@ -16,14 +16,14 @@ from lwfed.types.tensors import TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """A count a sample that depends on the number of tokens: `constant + linear T + square T^2`."""
+    """A count per sample that depends on the number of tokens: `constant + linear T + square T^2`."""
 
     constant: int = 0
     linear: int = 0
     square: int = 0
 
     def at(self, tokens: int) -> int:
-        """Gives the count for a number of tokens."""
+        """Returns the count for a number of tokens."""
         return self.constant + tokens * (self.linear + tokens * self.square)
 
     def __add__(self, other: Count) -> Count:
@@ -33,7 +33,7 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class UnitCost:
-    """What a unit costs, a sample.
+    """What a unit costs, per sample.
 
     Attributes:
         forward: FLOPs of the forward pass.
@@ -62,11 +62,11 @@ class UnitCost:
     weight_copies: int = 0
 
     def backward_flops(self, tokens: int, *, at_cut: bool) -> int:
-        """FLOPs of the backward pass, a sample."""
+        """FLOPs of the backward pass, per sample."""
         return self.backward.at(tokens) - (self.input_gradient.at(tokens) if at_cut else 0)
 
     def saved_bytes(self, tokens: int, *, item_bytes: int = 4, at_cut: bool = False) -> int:
-        """Bytes kept for the backward pass, a sample.
+        """Bytes kept for the backward pass, per sample.
 
         Args:
             tokens: T.
@@ -98,7 +98,7 @@ class Unit:
     variants: Mapping[str, UnitCost] = field(default_factory=dict)
 
     def cost_as(self, how: str) -> UnitCost:
-        """Gives what it costs where the last block is computed as `full`, `row` or `absorbed`."""
+        """Returns what it costs where the last block is computed as `full`, `row` or `absorbed`."""
         return self.variants.get(how, self.cost)
 
     @property
@@ -112,7 +112,7 @@ class Unit:
         return sum(spec.nbytes for spec in self.tensors.values())
 
     def named(self, name: str) -> dict[str, TensorSpec]:
-        """Gives the tensors by their canonical names, for a unit called `name`."""
+        """Returns the tensors by their canonical names, for a unit called `name`."""
         return {f"{name}.{suffix}": spec for suffix, spec in self.tensors.items()}
 
 
@@ -126,7 +126,7 @@ class Architecture:
         width: D.
         tokens: T: fixed by the input's size, or the most that a text may have.
         units: Unit name after the modality (`stem`, `blocks.0` ..., `norm`) -> unit.
-        pooled: Items that reading the feature off the last state keeps, a sample.
+        pooled: Items that reading the feature off the last state keeps, per sample.
         pooled_row: The same where the last state is one token.
     """
 
@@ -139,14 +139,14 @@ class Architecture:
     pooled_row: Count = field(default=Count())
 
     def tensors(self, modality: str) -> dict[str, TensorSpec]:
-        """Gives all tensors by their canonical names."""
+        """Returns all tensors by their canonical names."""
         tensors: dict[str, TensorSpec] = {}
         for suffix, unit in self.units.items():
             tensors |= unit.named(f"{modality}.{suffix}")
         return tensors
 
     def to_values(self) -> dict[str, Any]:
-        """Gives a JSON value, for the cache of counted architectures."""
+        """Returns a JSON value, for the cache of counted architectures."""
         return {
             "name": self.name,
             "depth": self.depth,

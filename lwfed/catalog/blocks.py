@@ -1,4 +1,4 @@
-"""A transformer block as formulas: FLOPs, and what autograd keeps, a sample of T tokens.
+"""A transformer as formulas: FLOPs, and what autograd keeps, per sample of T tokens.
 
 D is the width, F the feed-forward width, H the number of heads. The formulas describe
 `scaled_dot_product_attention` as PyTorch runs it on a CPU. The flash kernel keeps its inputs, its output and H T sums,
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lwfed.cost.units import Count, Unit, UnitCost
+from lwfed.catalog.costs import Architecture, Count, Unit, UnitCost
 from lwfed.types.tensors import TensorSpec
 
 
@@ -40,9 +40,9 @@ class BlockShape:
 
 
 def block(shape: BlockShape, *, tensors: Mapping[str, TensorSpec]) -> Unit:
-    """Gives a transformer block's unit.
+    """Returns a transformer block's unit.
 
-    FLOPs: the forward pass is four D x D products and two D x F products a token, and two T x D products a token in
+    FLOPs: the forward pass is four D x D products and two D x F products per token, and two T x D products per token in
     the attention; the backward pass is twice the former (gradients of input and weight). At the cut, post-norm
     skips the gradient of the input of q, k, v; pre-norm does not, for its first LayerNorm's weights lie before it.
 
@@ -84,10 +84,10 @@ def block(shape: BlockShape, *, tensors: Mapping[str, TensorSpec]) -> Unit:
 
 
 def row_cost(shape: BlockShape) -> UnitCost:
-    """Gives the cost of a block for its first token alone: keys and values of all tokens, all else of one.
+    """Returns the cost of a block for its first token alone: keys and values of all tokens, all else of one.
 
-    FLOPs: k and v are two D x D products a token; q and the output projection two, and the feed-forward two D x F, for
-    the one; attention is two products of 1 x T x D.
+    FLOPs: k and v are two D x D products per token; q and the output projection two, and the feed-forward two D x F,
+    for the one; attention is two products of 1 x T x D.
 
     Saved items: of T tokens the input of k and v, k and v (3 T D), in pre-norm the first LayerNorm's input and
     statistics too (T D + 2 T); of the one token what the whole block keeps of each.
@@ -117,7 +117,7 @@ def row_cost(shape: BlockShape) -> UnitCost:
 
 
 def absorbed_cost(shape: BlockShape) -> UnitCost:
-    """Gives the cost of a block for its first token alone, with the projections of keys and values absorbed.
+    """Returns the cost of a block for its first token alone, with the projections of keys and values absorbed.
 
     FLOPs: all products with weights are of one token; scores and mixture are two products of H x T x D. At the cut
     the gradients of the tokens fall away in both: the first LayerNorm's weights are reached without them.
@@ -166,13 +166,35 @@ def _after_attention(shape: BlockShape) -> tuple[Count, Count]:
     return Count(constant=d + 2 * shape.feed_forward + shape.dropouts * d), Count(constant=norms * (d + 2))
 
 
+def transformer(
+    name: str, *, depth: int, tokens: int, stem: Unit, block_unit: Unit, width: int, final_norm: bool
+) -> Architecture:
+    """Puts an encoder together; reading the feature keeps the last state, T D, for its gradient is one row of it."""
+    units = {"stem": stem} | {f"blocks.{i}": block_unit for i in range(depth)}
+    pooled = Count(linear=width)
+    if final_norm:
+        row = UnitCost(saved_fp32=Count(constant=width + 2))
+        units["norm"] = Unit(
+            norm("", width), UnitCost(saved_fp32=Count(linear=width + 2)), {"row": row, "absorbed": row}
+        )
+    return Architecture(
+        name=name, depth=depth, width=width, tokens=tokens, units=units, pooled=pooled, pooled_row=Count(width)
+    )
+
+
+def patches_cost(patches: int, *, fan_in: int, width: int, pixels: int) -> UnitCost:
+    """Returns the cost of a convolution that makes patches; its input is the batch, which is not counted."""
+    flops = Count(constant=2 * patches * fan_in * width)
+    return UnitCost(forward=flops, backward=flops, copies=Count(constant=pixels), weight_copies=fan_in * width)
+
+
 def linear(name: str, fan_in: int, fan_out: int, *, bias: bool = True) -> dict[str, TensorSpec]:
-    """Gives the tensors of a linear layer."""
+    """Returns the tensors of a linear layer."""
     weight = {f"{name}.weight": TensorSpec((fan_out, fan_in))}
     return weight | {f"{name}.bias": TensorSpec((fan_out,))} if bias else weight
 
 
 def norm(name: str, width: int) -> dict[str, TensorSpec]:
-    """Gives the tensors of a LayerNorm; with an empty name, of one that is a unit by itself."""
+    """Returns the tensors of a LayerNorm; with an empty name, of one that is a unit by itself."""
     prefix = f"{name}." if name else ""
     return {f"{prefix}weight": TensorSpec((width,)), f"{prefix}bias": TensorSpec((width,))}

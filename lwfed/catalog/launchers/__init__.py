@@ -1,0 +1,1 @@
+"""Launchers; each has a `DESCRIPTION`, and its module under the same name in `lwfed.launch`."""

@@ -1,0 +1,5 @@
+"""Clients as processes of this machine."""
+
+from lwfed.catalog.launcher import LauncherDescription
+
+DESCRIPTION = LauncherDescription(remote=False, parallel=True)

@@ -1,0 +1,1 @@
+"""Fusions: one file each, found by the name of its file."""

@@ -1,0 +1,69 @@
+"""Laws of the catalog: what a description says without torch is what the module of the same name does."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import pytest
+import torch
+
+from lwfed.catalog import names
+from lwfed.catalog.encoder import encoder_family
+from lwfed.catalog.fusion import fusion_kind
+from lwfed.catalog.launcher import launcher_kind
+from lwfed.catalog.source import data_source
+from lwfed.data.protocol import Opening
+from lwfed.models.build import skeleton, tensor_specs
+from lwfed.models.families import family_of
+from lwfed.models.protocol import Encoder, Family
+from lwfed.plan.units import units_of
+from lwfed.spec.data import DataSpec
+from lwfed.spec.model import ModelSpec
+from lwfed.types.tensors import unit_of
+from tests.unit.models import small
+
+SMALL = {"vit": small.vit, "distilbert": small.distilbert, "ast": small.ast}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_family_builds_what_its_description_says(name: str) -> None:
+    description, encoder = encoder_family(name), SMALL[name]()
+    family = family_of(encoder)
+    assert isinstance(family, Family)
+    model = ModelSpec.model_validate(
+        {"encoders": {description.modality: encoder}, "objective": {"kind": "supervised"}, "projection": {"out": 8}}
+    )
+    depth = {description.modality: family.whole_depth(encoder)}
+    module = skeleton(model, depth=depth, num_classes=2)
+    assert {unit_of(tensor) for tensor in tensor_specs(module)} == set(units_of(model, depth))
+    assert description.final_norm is (family.PREFIXES.norm is not None)
+    assert description.feature_token is (
+        type(module.encoder(description.modality)).advance_row is not Encoder.advance_row
+    )
+
+
+@pytest.mark.parametrize("name", names("fusions"))
+def test_a_fusion_builds_what_its_description_says(name: str) -> None:
+    description, modalities = fusion_kind(name), ("audio", "image", "text")
+    module = import_module(f"lwfed.models.fusions.{name}").build(modalities, width=8)
+    fused = module({modality: torch.zeros(2, 8) for modality in modalities})
+    assert fused.shape == (2, module.width) == (2, description.width(3, 8))
+    unit = None if description.unit is None else description.unit(modalities, 8)
+    assert tensor_specs(module) == ({} if unit is None else dict(unit.tensors))
+
+
+@pytest.mark.parametrize("name", names("sources"))
+def test_a_source_and_its_description_have_one_name(name: str) -> None:
+    assert isinstance(import_module(f"lwfed.data.sources.{name}"), Opening)
+    assert data_source(name).modalities <= {"image", "text", "audio"}
+
+
+@pytest.mark.parametrize("name", names("launchers"))
+def test_a_launcher_and_its_description_have_one_name(name: str) -> None:
+    module = import_module(f"lwfed.launch.{name}")
+    assert hasattr(module, "make") and hasattr(module, "end_run") is launcher_kind(name).remote
+
+
+def test_no_two_sources_add_the_same_key() -> None:
+    keys = [*DataSpec.model_fields, *(key for name in names("sources") for key in data_source(name).settings.fields())]
+    assert len(keys) == len(set(keys))
