@@ -1,4 +1,4 @@
-"""Tells the trackers that a run is over, with its files and the model that MLflow registers; loads no torch for it."""
+"""Records that a run is over, with its files and the model that MLflow registers; loads no torch for it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 from lwfed.run import runs
 from lwfed.store import paths
 from lwfed.store.protocol import Store
-from lwfed.tracking.protocol import Trackers
+from lwfed.tracking.protocol import Tracker
 
 
-def tell_finish(run: runs.Run, summary: Mapping[str, Any], *, store: Store, trackers: Trackers) -> None:
-    """Tells the trackers that a run is over, with what `finish` wrote.
+def tell_finish(run: runs.Run, summary: Mapping[str, Any], *, store: Store, tracker: Tracker) -> None:
+    """Records that a run is over, with what the step `finish` wrote.
 
     Args:
         run: The run.
         summary: Its summary.
         store: Where it is.
-        trackers: Where it is recorded.
+        tracker: Where it is recorded.
     """
     run = runs.read_run(store, run["run_id"])  # its stages were noted while it went on
     keys = [paths.report(run["run_id"]), *store.list(paths.figure(run["run_id"], ""))]
@@ -30,7 +30,7 @@ def tell_finish(run: runs.Run, summary: Mapping[str, Any], *, store: Store, trac
         "modalities": list(spec.model.modalities),
         "classes": run["data"]["classes"],
     }
-    trackers.finish(summary, artifacts=[store.fetch(key) for key in keys if store.has(key)], model=model)
+    tracker.finish(summary, artifacts=[store.fetch(key) for key in keys if store.has(key)], model=model)
 
 
 def uri_of(store: str, key: str) -> str:

@@ -148,7 +148,7 @@ class Experiment:
         summary = summarise(run, runs.history(self.bench.store, run)[0], wall_s=1.0, complete=True)
         task = RunTask(store=self.bench.store.uri, run_id=run["run_id"], place=place_of(run, cache=None))
         InProcess(self.bench).server("finish", task, emit=lambda kind, values: None)
-        tell_finish(run, summary, store=self.bench.store, trackers=trackers)
+        tell_finish(run, summary, store=self.bench.store, tracker=trackers)
         if own:
             trackers.close()
 
