@@ -68,7 +68,7 @@ class Session:
             run: The run.
             part: Which part of it this process has; see `make_trackers`.
         """
-        made = make_trackers(run, self.spec.tracking, store=self.store, warn=self.warn, stage=part)
+        made = make_trackers(run, self.spec.tracking, store=self.store, warn=self.display.warn, stage=part)
         self.records.append(made)
         return made[0]
 
@@ -77,10 +77,6 @@ class Session:
         for log, _ in self.records:
             log.close()
         return next((mlflow for _, mlflow in reversed(self.records) if mlflow is not None), None)
-
-    def warn(self, line: str) -> None:
-        """Shows a warning."""
-        self.display("warning", {"message": line})
 
 
 @contextmanager
@@ -122,7 +118,7 @@ def driving(spec: RunSpec, *, run_id: str, store: Store, console: Console, whole
         finally:
             mlflow = session.mlflow()
             if whole and mlflow is not None and not mlflow.status.complete:
-                session.warn(f"MLflow lacks records; lwfed report {run_id} --mlflow logs them")
+                display.warn(f"MLflow lacks records; lwfed report {run_id} --mlflow logs them")
 
 
 def _record_again(session: Session) -> None:

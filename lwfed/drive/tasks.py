@@ -245,8 +245,7 @@ def cleanup(*, spec: str, store: str, state: str) -> None:
         except LwfedError as error:
             trouble.append(error)
     if ending.status != "finished" and run is not None:
-        warn = lambda line: display("warning", {"message": line})  # noqa: E731
-        log, _ = make_trackers(run, values.tracking, store=opened, warn=warn, stage=NO_STAGE)
+        log, _ = make_trackers(run, values.tracking, store=opened, warn=display.warn, stage=NO_STAGE)
         log.start(run)
         log.fail(ending.reason, cancelled=ending.status == "cancelled", closing=True)
         log.close()

@@ -14,7 +14,7 @@ from lwfed.store.protocol import Store
 from lwfed.tracking.ending import end_of
 from lwfed.tracking.jsonlines import JsonLines, as_it_ended, read_events
 from lwfed.tracking.mlflow.target import Target, absolute_uri
-from lwfed.tracking.protocol import Record, event_of
+from lwfed.tracking.protocol import Record, Tracker, event_of
 from lwfed.types.errors import SpecError
 
 if TYPE_CHECKING:
@@ -92,6 +92,32 @@ def replay_log(run: Run, spec: TrackingSpec, *, store: Store) -> dict[str, Any]:
     return {"uri": target.uri, **status.values()}
 
 
+def tell_finish(run: Run, summary: Mapping[str, Any], *, store: Store, tracker: Tracker) -> None:
+    """Records that a run is over, with what the step `finish` wrote.
+
+    Args:
+        run: The run.
+        summary: Its summary.
+        store: Where it is.
+        tracker: Where it is recorded.
+    """
+    run = runs.read_run(store, run["run_id"])  # its stages were noted while it went on
+    spec = runs.spec_of(run)
+    model = {
+        "uri": uri_of(store.uri, run["stages"][-1]["key"]),
+        "digest": summary["digest"],
+        "kind": spec.model.objective.kind,
+        "modalities": list(spec.model.modalities),
+        "classes": run["data"]["classes"],
+    }
+    tracker.finish(summary, artifacts=_files_of(run, store=store), model=model)
+
+
+def uri_of(store: str, key: str) -> str:
+    """Returns the URI by which a stage's checkpoint is served: `<store URI>#<stage key>`."""
+    return f"{store}#{key}"
+
+
 def is_told(run_id: str, *, store: Store) -> bool:
     """Whether a run's log records its finish: it was not killed between its last stage and its report."""
     end = end_of(read_events(store.read_log(paths.events(run_id))))
@@ -122,5 +148,10 @@ def _with_files_at_hand(event: Record, run: Run, *, store: Store) -> Record:
     """Names the files of a run's end as they lie here: another machine may have recorded it."""
     if event["event"] != "finish":
         return event
+    return {**event, "artifacts": [str(path) for path in _files_of(run, store=store)]}
+
+
+def _files_of(run: Run, *, store: Store) -> list[Path]:
+    """Returns the report and figures that a run has written, as files of this machine."""
     keys = [paths.report(run["run_id"]), *store.list(paths.figure(run["run_id"], ""))]
-    return {**event, "artifacts": [str(store.fetch(key)) for key in keys if store.has(key)]}
+    return [store.fetch(key) for key in keys if store.has(key)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from lwfed import environment
 from lwfed.drive.session import Session
-from lwfed.drive.tell_finish import tell_finish
+from lwfed.drive.trackers import tell_finish
 from lwfed.round.train_stage import train_stage as run_stage
 from lwfed.run import runs
 from lwfed.run.runs import Options

@@ -127,6 +127,7 @@ class Subprocess:
             late = [client.task.client for client in running.values()] + [task.client for task, _ in waiting]
         finally:
             _end(running)
+            self._workers = {slot: process for slot, process in self._workers.items() if process not in running}
         for client_id in late:
             yield Outcome(client_id, 1, f"not done before the deadline of {deadline_s:g} s")
 

@@ -18,8 +18,7 @@ from typing import Any
 import pytest
 
 from lwfed import environment
-from lwfed.drive.tell_finish import tell_finish
-from lwfed.drive.trackers import NO_STAGE, make_trackers
+from lwfed.drive.trackers import NO_STAGE, make_trackers, tell_finish
 from lwfed.launch.in_process import InProcess
 from lwfed.round.train_stage import train_stage
 from lwfed.round.workbench import Workbench

@@ -34,25 +34,23 @@ class MlflowFollower:
     Args:
         target: Where in MLflow.
         on_warning: Called once, with one line, when MLflow does not take the records.
+
+    Attributes:
+        status: How far delivery was when it was last looked at; final after `close`.
     """
 
     def __init__(self, target: Target, *, on_warning: Callable[[str], None]) -> None:
         self._target = target
         self._on_warning = on_warning
         self._warned = False
-        self._status = Status()
+        self.status = Status()
         self._told = 0
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
-    @property
-    def status(self) -> Status:
-        """How far delivery was when it was last looked at; final after `close`."""
-        return self._status
-
     def address(self) -> str:
         """Where people see the run of the experiment; empty where MLflow has no pages, or has not answered yet."""
-        uri, status = self._target.ui or self._target.uri, self._status
+        uri, status = self._target.ui or self._target.uri, self.status
         if status.run_id is None or not uri.startswith(("http://", "https://")):
             return ""
         return f"{uri.rstrip('/')}/#/experiments/{status.experiment_id}/runs/{status.run_id}"
@@ -77,20 +75,17 @@ class MlflowFollower:
             return
         try:
             self._append({"event": "close"})
-        except OSError:
-            process.terminate()
-        try:
             process.wait(timeout)
-        except subprocess.TimeoutExpired:
+            late = "" if process.returncode == 0 else _last_line(folder / "stderr.txt")
+        except (OSError, subprocess.TimeoutExpired):
+            late = f"no answer within {timeout:g} s"
             process.terminate()
             try:
                 process.wait(GRACE_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-            self._look(late=f"no answer within {timeout:g} s")
-        else:
-            self._look(late="" if process.returncode == 0 else _last_line(folder / "stderr.txt"))
+        self._look(late=late)
         shutil.rmtree(folder, ignore_errors=True)
         self._process = self._folder = None
 
@@ -123,12 +118,12 @@ class MlflowFollower:
         values = {**values, "told": self._told, "refused": tuple(values.get("refused", ()))}
         if late and values.get("delivered") != self._told:
             values["down"] = late
-        self._status = Status(**values)
-        self._warn(self._status.down or "; ".join(self._status.refused))
+        self.status = Status(**values)
+        self._warn(self.status.down or "; ".join(self.status.refused))
 
     def _give_up(self, trouble: str) -> None:
         """Does without MLflow: there is no room for what waits, or no process for it."""
-        self._status = replace(self._status, down=trouble)
+        self.status = replace(self.status, down=trouble)
         self._warn(trouble)
         if self._process is None and self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)

@@ -30,7 +30,7 @@ from lwfed.tracking.mlflow.entries import (
 from lwfed.tracking.mlflow.model import register_model
 from lwfed.tracking.mlflow.runs import ADOPTED, MARK, ROLE, RUN_ID, pipeline_tags
 from lwfed.tracking.mlflow.target import Target
-from lwfed.tracking.mlflow.tree import RunTree
+from lwfed.tracking.mlflow.tree import RunTree, is_ours
 from lwfed.tracking.protocol import Record, finite, flatten, flatten_params
 
 FAILURE = "lwfed.failure"
@@ -46,6 +46,8 @@ class Recorder:
 
     Attributes:
         client: The client.
+        run_id: The MLflow run of the experiment.
+        experiment_id: Its experiment.
         model: The registered model, as `name/version`.
         told_at: When the next record was recorded, as ISO 8601; None: now.
     """
@@ -54,6 +56,8 @@ class Recorder:
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)  # migrations step by step, samplers that start and stop
         self.client = MlflowClient(tracking_uri=target.uri, registry_uri=target.uri)
+        self.run_id: str | None = None
+        self.experiment_id: str | None = None
         self.model: str | None = None
         self.told_at: str | None = None
         self._target = target
@@ -63,20 +67,12 @@ class Recorder:
         self._keys: dict[int, str] = {}
         self._monitor: SystemMetricsMonitor | None = None
 
-    @property
-    def run_id(self) -> str | None:
-        """The MLflow run of the experiment."""
-        return self._tree.run_id
-
-    @property
-    def experiment_id(self) -> str | None:
-        """Its experiment."""
-        return self._tree.experiment_id
-
     def start(self, run: Record) -> None:
         """See `Tracker.start`."""
         whole = self._tree.open(run)
-        run_id, ours = whole.info.run_id, self._tree.is_ours(whole.info.run_id)
+        run_id = self.run_id = whole.info.run_id
+        self.experiment_id = str(whole.info.experiment_id)
+        ours = is_ours(whole)
         self._run, self._keys = run, keys_of(run)
         # a platform logs parameters of its own into its run: ours get names that cannot meet them
         params = flatten_params(run["spec"], prefix="" if ours else "lwfed.")
@@ -104,7 +100,7 @@ class Recorder:
     def round(self, record: Record) -> None:
         """See `Tracker.round`."""
         tree, number = self._tree, int(record["global_round"])
-        runs = (tree.child(int(record["stage"])), tree.whole())
+        runs = (tree.child(int(record["stage"])), tree.whole_id())
         missing = [run_id for run_id in runs if number not in tree.logged[run_id]]
         if not missing:
             return
@@ -120,9 +116,9 @@ class Recorder:
     def stage(self, record: Record) -> None:
         """See `Tracker.stage`."""
         stage, tree = int(record["stage"]), self._tree
-        whole, child = tree.whole(), tree.child(stage)
+        whole, child = tree.whole_id(), tree.child(stage)
         last = last_round(self._run, stage)
-        when = tree.date_before(last)
+        when = tree.date_up_to(last)
         ledger = ledger_metrics(record)
         tags, told = self.client.get_run(whole).data.tags, self.client.get_run(child).data.tags
         if tags.get(output_tag(stage)) != record["digest"]:
@@ -141,7 +137,7 @@ class Recorder:
 
     def finish(self, summary: Record, *, artifacts: Sequence[Path] = (), model: Record | None = None) -> None:
         """See `Tracker.finish`. The run is over before its files go: a place that refuses them keeps nothing open."""
-        run_id = self._tree.whole()
+        run_id = self._tree.whole_id()
         self._stop_watching()
         tags = self.client.get_run(run_id).data.tags
         log(self.client, run_id, tags={"lwfed.digest": summary.get("digest"), **keys_tag(self._keys)})
@@ -198,7 +194,7 @@ class Recorder:
     def _break_off(self, reason: str, status: str) -> None:
         """Ends what still runs; in a process of one stage that stage's run alone: whoever started it may try again."""
         self._stop_watching()
-        stage, whole = self._target.stage, self._tree.whole()
+        stage, whole = self._target.stage, self._tree.whole_id()
         for child in self._tree.running():
             log(self.client, child, tags={FAILURE: reason})
             self._tree.end(child, status)

@@ -14,16 +14,16 @@ from mlflow.entities import Run
 
 from lwfed.tracking.mlflow.entries import log
 from lwfed.tracking.mlflow.runs import (
+    ABOVE,
     MARK,
     OWNER,
     ROLE,
     RUN_ID,
+    STAGE,
     WHOLE,
-    adopt_stage,
-    logged_rounds,
+    find_run,
+    make_run,
     now_ms,
-    running_stages,
-    stage_run,
     whole_run,
 )
 from lwfed.tracking.mlflow.target import Target
@@ -39,92 +39,71 @@ class RunTree:
         live: Whether the run is going on: what is created now began now.
 
     Attributes:
-        run_id: The MLflow run of the whole experiment; None before `open`.
-        experiment_id: Its experiment.
+        whole: The run of the whole experiment, as it was found; None before `open`.
         children: Stage -> its MLflow run, of those that were needed so far.
         logged: MLflow run -> global round -> its date, ms since 1970.
-        created_ms: When the run was created, ms since 1970.
     """
 
     def __init__(self, client: MlflowClient, target: Target, *, live: bool) -> None:
         self._client, self._target, self._live = client, target, live
-        self.run_id: str | None = None
-        self.experiment_id: str | None = None
+        self.whole: Run | None = None
         self.children: dict[int, str] = {}
         self.logged: dict[str, dict[int, int]] = {}
-        self.created_ms = 0
-        self._name = ""
+        self._name, self._created_ms = "", 0
         self._experiments: list[str] = []
-        self._owned: set[str] = set()
 
     def open(self, run: Record) -> Run:
-        """Finds, adopts or creates the whole run, and adopts the platform's run of this process.
-
-        Args:
-            run: lwfed's RunRecord.
-
-        Returns:
-            The whole run, as it was found.
-        """
-        self._name, self.created_ms, self.children = str(run["run_id"]), milliseconds(run.get("created")), {}
+        """Finds, adopts or creates the whole run of a RunRecord, and adopts the platform's run of this process."""
+        self._name, self._created_ms, self.children = str(run["run_id"]), _milliseconds(run.get("created")), {}
         target = self._target
         adopted = self._client.get_run(target.adopted_run_id) if target.adopted_run_id else None
-        whole = whole_run(self._client, target, run_id=self._name, adopted=adopted, start_ms=self._start_of_new_ms())
-        self.run_id, self.experiment_id = whole.info.run_id, str(whole.info.experiment_id)
-        self._experiments = [self.experiment_id]
-        self._attach(whole)
-        if adopted is not None and target.stage is not None:
+        start_ms = self._start_of_new_ms()
+        self.whole = whole_run(self._client, target, run_id=self._name, adopted=adopted, start_ms=start_ms)
+        self._experiments = [str(self.whole.info.experiment_id)]
+        self._attach(self.whole)
+        if adopted is not None and target.stage is not None and adopted.info.run_id != self.whole_id():
             self._adopt(adopted, stage=target.stage)
-        return whole
+        return self.whole
 
-    def whole(self) -> str:
-        """Returns the MLflow run of the whole experiment."""
-        if self.run_id is None:
+    def whole_id(self) -> str:
+        """Returns the id of the whole run."""
+        if self.whole is None:
             raise RuntimeError("`start` comes before rounds and stages")
-        return self.run_id
+        return str(self.whole.info.run_id)
 
     def child(self, stage: int) -> str:
-        """Finds or creates the run of a stage."""
+        """Finds or creates the run of a stage, and returns its id."""
         if stage not in self.children:
-            run = stage_run(
-                self._client,
-                self._experiments,
-                whole=self.whole(),
-                stage=stage,
-                run_id=self._name,
-                start_ms=self._start_of_new_ms(),
-            )
+            tags = self._tags_of(stage)
+            run = find_run(self._client, self._experiments, tags)
+            if run is None:
+                new = {**tags, RUN_ID: self._name, ABOVE: self.whole_id()}
+                start_ms = self._start_of_new_ms()
+                run = make_run(self._client, self._experiments[0], new, name=f"stage {stage}", start_ms=start_ms)
             self._attach(run)
             self.children[stage] = run.info.run_id
         return self.children[stage]
 
-    def is_ours(self, run_id: str) -> bool:
-        """Whether lwfed created a run, and so may end it."""
-        return run_id in self._owned
-
     def reopen(self, run_id: str) -> None:
         """Sets a run of ours to running, and reads which rounds other processes have logged to it meanwhile."""
         run = self._client.get_run(run_id)
-        if run_id in self._owned and run.info.status != "RUNNING":
+        if is_ours(run) and run.info.status != "RUNNING":
             self._client.update_run(run_id, status="RUNNING")
         if int(run.data.metrics.get(MARK, 0)) not in {0, *self.logged[run_id]}:
             self._attach(run)
 
     def end(self, run_id: str, status: str) -> None:
         """Ends a run, where it is ours."""
-        if run_id in self._owned and self._client.get_run(run_id).info.status != status:
+        run = self._client.get_run(run_id)
+        if is_ours(run) and run.info.status != status:
             self._client.set_terminated(run_id, status=status)
 
     def running(self) -> list[str]:
         """Returns the stages' runs that still run; in a process of one stage only that stage's."""
+        asked = f"tags.`{WHOLE}` = '{self.whole_id()}' and tags.`{ROLE}` = 'stage' and attributes.status = 'RUNNING'"
+        found = [run.info.run_id for run in self._client.search_runs(self._experiments, filter_string=asked)]
         stage = self._target.stage
-        if stage:
-            found = [self.children[stage]] if stage in self.children else []
-        else:
-            found = running_stages(self._client, self._experiments, whole=self.whole())
-        runs = [self._client.get_run(run_id) for run_id in found]
-        self._owned |= {run.info.run_id for run in runs if run.data.tags.get(OWNER) == "lwfed"}
-        return [run.info.run_id for run in runs if run.info.status == "RUNNING"]
+        return [run_id for run_id in found if not stage or run_id == self.children.get(stage)]
 
     def date_of(self, number: int, seconds: Any, *, told_at: str | None) -> int:
         """Dates a round, ms since 1970: after the one before it, and not later than it was recorded.
@@ -134,44 +113,56 @@ class RunTree:
             seconds: How long it took.
             told_at: When it was recorded, as ISO 8601; None: now.
         """
-        dates = self.logged[self.whole()]
+        dates = self.logged[self.whole_id()]
         if number in dates:
             return dates[number]
-        before = self.date_before(number - 1)
+        before = self.date_up_to(number - 1)
         by_itself = before + (int(1000 * seconds) if finite(seconds) else 1)
-        return max(before + 1, min(by_itself, milliseconds(told_at)))
+        return max(before + 1, min(by_itself, _milliseconds(told_at)))
 
-    def date_before(self, last: int) -> int:
+    def date_up_to(self, last: int) -> int:
         """Returns the latest date of the rounds up to one; the run's own where there are none."""
-        dates = self.logged[self.whole()]
-        return max((date for step, date in dates.items() if step <= last), default=self.created_ms)
+        dates = self.logged[self.whole_id()]
+        return max((date for step, date in dates.items() if step <= last), default=self._created_ms)
 
     def _adopt(self, adopted: Run, *, stage: int) -> None:
-        """Makes the platform's run that of this process's stage, or of its task."""
-        run_id, whole = adopted.info.run_id, self.whole()
-        if run_id == whole:
-            return
-        if adopted.info.experiment_id not in self._experiments:
-            self._experiments.append(str(adopted.info.experiment_id))
+        """Makes the platform's run that of this process's stage, or of its task, in place of an earlier attempt's."""
+        run_id, experiment = adopted.info.run_id, str(adopted.info.experiment_id)
+        if experiment not in self._experiments:
+            self._experiments.append(experiment)
+        tags = {RUN_ID: self._name, ROLE: "stage" if stage else "task", WHOLE: self.whole_id()}
         if stage:
-            adopt_stage(self._client, self._experiments, adopted, whole=whole, stage=stage)
+            earlier = find_run(self._client, self._experiments, self._tags_of(stage))
+            if earlier is not None and earlier.info.run_id != run_id:
+                self._client.set_tag(earlier.info.run_id, ROLE, "attempt")
+            tags |= {STAGE: str(stage)} | ({} if ABOVE in adopted.data.tags else {ABOVE: self.whole_id()})
             self.children[stage] = run_id
             self._attach(adopted)
-        log(self._client, run_id, tags={RUN_ID: self._name, ROLE: "stage" if stage else "task", WHOLE: whole})
+        log(self._client, run_id, tags=tags)
+
+    def _tags_of(self, stage: int) -> dict[str, str]:
+        return {WHOLE: self.whole_id(), ROLE: "stage", STAGE: str(stage)}
 
     def _start_of_new_ms(self) -> int:
         """When a run that is created now began: now, or with the last round of a run that is over."""
         if self._live:
             return now_ms()
-        return max(self.logged.get(self.run_id or "", {}).values(), default=self.created_ms)
+        dates = {} if self.whole is None else self.logged[self.whole_id()]
+        return max(dates.values(), default=self._created_ms)
 
     def _attach(self, run: Run) -> None:
-        self.logged[run.info.run_id] = logged_rounds(self._client, run)
-        if run.data.tags.get(OWNER) == "lwfed":
-            self._owned.add(run.info.run_id)
+        run_id, points = run.info.run_id, []
+        if MARK in run.data.metrics:
+            points = self._client.get_metric_history(run_id, MARK)
+        self.logged[run_id] = {point.step: point.timestamp for point in points}
 
 
-def milliseconds(moment: str | None) -> int:
+def is_ours(run: Run) -> bool:
+    """Whether lwfed created a run, and so may end it."""
+    return bool(run.data.tags.get(OWNER) == "lwfed")
+
+
+def _milliseconds(moment: str | None) -> int:
     """Converts a moment in ISO 8601 to ms since 1970; now where there is none."""
     try:
         return int(1000 * datetime.fromisoformat(str(moment)).timestamp())

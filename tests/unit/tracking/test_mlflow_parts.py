@@ -233,5 +233,5 @@ def test_an_address_is_the_page_of_the_run(mlflow_uri: str) -> None:
     for uri, address in ((mlflow_uri, ""), ("http://host:5000/", "http://host:5000/#/experiments/7/runs/abc")):
         tracker = MlflowFollower(Target(uri=uri), on_warning=pytest.fail)
         assert tracker.address() == ""
-        tracker._status = Status(run_id="abc", experiment_id="7")
+        tracker.status = Status(run_id="abc", experiment_id="7")
         assert tracker.address() == address
