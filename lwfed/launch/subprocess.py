@@ -1,9 +1,9 @@
 """Clients in processes of this machine, several at a time; through torchrun where a client has several devices.
 
 Each slot has a process that works for one client after another (`launch.worker`), so that only its first client waits
-for torch to be imported and for the data to be opened. A process whose client fails, is late or dies is replaced. With
-several devices a client gets processes of its own from torchrun, which run `lwfed step`. All of them end when the
-coordinator ends, however it ends.
+for torch to be imported and for the data to be opened, which slots do not share: half a GB each. A process is replaced
+when its client is late, dies or fails of what a second try may not meet. With several devices a client gets processes
+of its own from torchrun, which run `lwfed step`. All of them end when the coordinator ends, however it ends.
 """
 
 from __future__ import annotations
@@ -241,16 +241,14 @@ def _outcome(client: _Client, process: _Process | None) -> Outcome:
     name = client.task.client
     if client.failure is not None:
         return Outcome(name, *client.failure)
-    if process is None:
+    if process is None or (process.popen.returncode == 0 and process.popen.stdin is None):
         return Outcome(name)
-    code = process.popen.returncode
-    if code == 0 and process.popen.stdin is None:  # a worker says `ready` first
-        return Outcome(name)
+    code = process.popen.returncode or 1  # a worker that is well says `ready`
     log = process.log.read_bytes()[client.log_start :].decode(errors="replace")
     lines = [line for line in log.splitlines() if line.strip()]
     named = [line for line in lines if line.startswith("error: ")]
     last = named[-1].removeprefix("error: ") if named else (lines[-1] if lines else "no message")
-    return Outcome(name, code or 1, f"{exit_name(code)}: {last}")
+    return Outcome(name, code, f"{exit_name(code)}: {last}")
 
 
 def _end(processes: Iterable[_Process]) -> None:
