@@ -1,8 +1,7 @@
-"""Trackers that deliver to MLflow from threads: each process of a tracker takes seconds to import it."""
+"""Followers that deliver to MLflow from threads: each of their processes takes seconds to import it."""
 
 from __future__ import annotations
 
-import io
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -15,13 +14,13 @@ import pytest
 
 
 class Deliverer(threading.Thread):
-    """A tracker's process, as a thread."""
+    """A follower's process, as a thread."""
 
     def __init__(self, command: list[str], **_: Any) -> None:
-        from lwfed.tracking.mlflow.process import serve
+        from lwfed.tracking.mlflow.serve import serve
 
-        self.gone, self.stdin, self.returncode = threading.Event(), io.BytesIO(), 0
-        super().__init__(target=serve, args=(Path(command[-1]),), kwargs={"gone": self.gone})
+        self.gone, self.returncode = threading.Event(), 0
+        super().__init__(target=serve, args=(Path(command[-2]),), kwargs={"gone": self.gone.is_set})
         self.start()
 
     def wait(self, timeout: float | None = None) -> None:
@@ -37,8 +36,8 @@ class Deliverer(threading.Thread):
 
 @contextmanager
 def delivering_in_threads() -> Iterator[None]:
-    """Has trackers that are made in this time deliver from threads."""
-    known = {"PIPE": subprocess.PIPE, "TimeoutExpired": subprocess.TimeoutExpired}
+    """Has followers that are made in this time deliver from threads."""
+    known = {"DEVNULL": subprocess.DEVNULL, "TimeoutExpired": subprocess.TimeoutExpired}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lwfed.tracking.mlflow.process.subprocess", SimpleNamespace(Popen=Deliverer, **known))
         yield

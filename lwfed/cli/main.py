@@ -1,19 +1,15 @@
-"""The `lwfed` command: its commands, and what an error looks like."""
+"""The `lwfed` command: its commands, those of plugins, and its help."""
 
 from __future__ import annotations
 
-import errno
-import os
-import sys
-import traceback
-from collections.abc import Callable
 from importlib import metadata
 
 import typer
 
-from lwfed import __version__, environment
+from lwfed import __version__
 from lwfed.cli import artifacts, check, compare, history, plan, run, step, store
-from lwfed.types.errors import EXIT_CODES, DiskFullError, LwfedError
+from lwfed.launch.exits import run_to_exit
+from lwfed.types.errors import EXIT_CODES
 
 HELP = """Federated multimodal learning, trained stage by stage: layer-wise, progressive or end to end.
 
@@ -26,8 +22,6 @@ Start with:
 """
 
 EPILOG = "Exit codes: " + "; ".join(f"{code} {name}" for code, name in sorted(EXIT_CODES.items())) + "."
-
-INTERRUPTED = "interrupted -> what is committed stands; run it again to go on"
 
 app = typer.Typer(
     help=HELP, epilog=EPILOG, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -64,39 +58,6 @@ def _root(
     pass
 
 
-def main(command: Callable[[], object] = app) -> None:
-    """Runs the command line, or another command; every error ends in one line and a numbered exit code."""
-    environment.quiet()
-    try:
-        command()
-    except LwfedError as error:
-        _end(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _end(INTERRUPTED, 130)
-    except SystemExit as ended:
-        if ended.code == 130:  # what typer makes of an interrupt
-            _end(INTERRUPTED, 130)
-        raise
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = f" for {error.filename}" if error.filename else ""
-            full = DiskFullError(f"no space is left{where}", remedy="free some space and run it again to go on")
-            _end(str(full), full.exit_code)
-        _unexpected(error)
-    except Exception as error:
-        _unexpected(error)
-
-
-def _unexpected(error: Exception) -> None:
-    _end(f"{type(error).__name__}: {error} -> this is a fault of lwfed; LWFED_DEBUG=1 shows where", 1)
-
-
-def _end(message: str, code: int) -> None:
-    if environment.debug():
-        traceback.print_exc()
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
-    sys.stderr.flush()
-    sys.exit(code)
+def main() -> None:
+    """Runs the command line; every error ends in one line and a numbered exit code."""
+    run_to_exit(app)

@@ -48,12 +48,16 @@ class Display:
             self._live.stop()
 
     def __call__(self, kind: str, values: dict[str, Any]) -> None:
-        """Takes an event; unknown kinds are passed over."""
+        """Takes an event; unknown kinds are ignored."""
         handler = getattr(self, f"_on_{kind}", None)
         if handler is not None:
             handler(values)
         if self._live:
             self._live.update(self._status())
+
+    def warn(self, line: str) -> None:
+        """Shows a warning."""
+        self("warning", {"message": line})
 
     def _on_run(self, run: dict[str, Any]) -> None:
         data = run["data"]

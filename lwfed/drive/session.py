@@ -1,69 +1,129 @@
-"""What a process that drives a run holds: a launcher, and a heartbeat where pods watch for one."""
+"""One driver for a run, whoever drives it: the laptop's command drives all of it, a pipeline's task some part.
+
+A session opens what that takes, shows and records what happens, records how it ends early, and lets go of everything.
+"""
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
-from pathlib import Path
-from types import FrameType
+from contextlib import closing, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
 
 from lwfed import environment
+from lwfed.drive.display import Display
+from lwfed.drive.interrupts import ending_on_terminate
+from lwfed.drive.trackers import NO_STAGE, make_trackers
 from lwfed.launch.launchers import make_launcher
 from lwfed.run.heartbeat import beating
 from lwfed.run.launcher import Launcher
+from lwfed.run.runs import Run
 from lwfed.spec.run import RunSpec
-from lwfed.store.local import LocalStore
+from lwfed.store import paths
 from lwfed.store.protocol import Store
+from lwfed.tracking.jsonlines import JsonLines
+from lwfed.types.errors import LwfedError
 
-RETRY_S = 0.01
-"""Seconds after which an interrupt that would be lost is raised again."""
+if TYPE_CHECKING:
+    from lwfed.tracking.mlflow.process import MlflowFollower
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a process that drives a run holds.
+
+    Attributes:
+        spec: The experiment.
+        run_id: The run.
+        store: Where it is.
+        launcher: For what others compute.
+        display: Shows what happens.
+        records: The run's log, and MLflow's follower where there is one; empty before `track`.
+    """
+
+    spec: RunSpec
+    run_id: str
+    store: Store
+    launcher: Launcher
+    display: Display
+    records: list[tuple[JsonLines, MlflowFollower | None]] = field(default_factory=list)
+
+    def emit(self, kind: str, values: dict[str, Any]) -> None:
+        """Shows an event, and records the run's start, its rounds and its stages."""
+        self.display(kind, values)
+        for log, _ in self.records:
+            if kind == "run":
+                log.start(values)
+            elif kind == "round":
+                log.round(values)
+            elif kind == "stage":
+                log.stage(values)
+
+    def track(self, run: Run, *, part: int | None) -> JsonLines:
+        """Opens the run's log. The next event is to be `run`.
+
+        Args:
+            run: The run.
+            part: Which part of it this process has; see `make_trackers`.
+        """
+        made = make_trackers(run, self.spec.tracking, store=self.store, warn=self.display.warn, stage=part)
+        self.records.append(made)
+        return made[0]
+
+    def mlflow(self) -> MlflowFollower | None:
+        """Closes the log, and returns MLflow's follower, which then knows what has become of the run there."""
+        for log, _ in self.records:
+            log.close()
+        return next((mlflow for _, mlflow in reversed(self.records) if mlflow is not None), None)
 
 
 @contextmanager
-def driving(spec: RunSpec, *, run_id: str, store: Store) -> Iterator[Launcher]:
-    """Opens what it takes to drive a run, and lets go of it afterwards.
+def driving(spec: RunSpec, *, run_id: str, store: Store, console: Console, whole: bool = False) -> Iterator[Session]:
+    """Opens what it takes to drive a run, records how it ends early, and closes it.
 
     Args:
         spec: The experiment.
         run_id: The run.
         store: Where it is.
+        console: Where progress is shown.
+        whole: This process drives all of the run: its interrupt is the run's end, and records that MLflow lacks are
+            for somebody to add later. Else a platform decides what follows an interrupt.
 
     Raises:
         UnreachableError: The cluster does not answer.
     """
-    with ExitStack() as stack:
-        launcher = stack.enter_context(closing(make_launcher(spec, store=store, run_id=run_id)))
-        if launcher.remote:
-            every_s, by = spec.kubernetes.heartbeat_s, environment.own_name()
-            stack.enter_context(beating(store, run_id, every_s=every_s, by=by))
-        yield launcher
+    with (
+        ending_on_terminate(),
+        Display(console, total_rounds=sum(spec.stages.rounds)) as display,
+        closing(make_launcher(spec, store=store, run_id=run_id)) as launcher,
+        beating(store, run_id, every_s=spec.kubernetes.heartbeat_s, by=environment.own_name())
+        if launcher.remote
+        else nullcontext(),
+    ):
+        session = Session(spec, run_id, store, launcher, display)
+        try:
+            yield session
+        except LwfedError as error:
+            if not whole and not session.records:
+                _record_again(session)
+            for log, _ in session.records:
+                log.fail(str(error))
+            raise
+        except KeyboardInterrupt as error:
+            for log, _ in session.records if whole else ():
+                log.fail(str(error) or "interrupted", cancelled=True)
+            raise
+        finally:
+            mlflow = session.mlflow()
+            if whole and mlflow is not None and not mlflow.status.complete:
+                display.warn(f"MLflow lacks records; lwfed report {run_id} --mlflow logs them")
 
 
-def client_cache(store: Store) -> Path:
-    """Gives the folder in which clients of this machine keep frozen blocks; beside the blocks, where they are here."""
-    return store.root / "cache" if isinstance(store, LocalStore) else environment.cache_folder() / "clients"
-
-
-@contextmanager
-def ending_on_terminate() -> Iterator[None]:
-    """Turns SIGTERM into an interrupt, so that clients are ended and trackers told; and sees that none is lost.
-
-    Python swallows what is raised while an object is finalised: an interrupt that comes then is raised a moment later.
-    """
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        while frame is not None:
-            if frame.f_code.co_name == "__del__":
-                signal.setitimer(signal.ITIMER_REAL, RETRY_S)
-                return
-            frame = frame.f_back
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)}
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _record_again(session: Session) -> None:
+    """Opens the log of a run that an earlier task has prepared, for a task that failed before it read the run."""
+    with suppress(LwfedError):  # the store may be what failed
+        run = session.store.read_ref(paths.run(session.run_id))
+        if run is not None:
+            session.track(run, part=NO_STAGE).start(run)

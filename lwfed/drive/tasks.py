@@ -9,22 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from lwfed import environment
 from lwfed.catalog.launcher import launcher_kind
+from lwfed.drive import walk
 from lwfed.drive.console import make_console
 from lwfed.drive.display import Display
-from lwfed.drive.session import client_cache
-from lwfed.drive.task_session import Session, page, run_id_of, telling, warn_by, working
-from lwfed.drive.tell_finish import tell_finish
+from lwfed.drive.session import Session
+from lwfed.drive.task_session import page, run_id_of, working
 from lwfed.drive.trackers import NO_STAGE, make_trackers
 from lwfed.launch.launchers import end_run
-from lwfed.round.train_stage import train_stage as run_stage
 from lwfed.run import runs
 from lwfed.run.runs import Options
 from lwfed.run.specs import unpack_spec
-from lwfed.run.tasks import RoundTask, RunTask, StageTask
+from lwfed.run.tasks import RoundTask
 from lwfed.steps.experiment import place_of, summarise
-from lwfed.steps.prepare_there import prepare_there
 from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.tracking.ending import ending_of
@@ -34,7 +31,7 @@ from lwfed.types.errors import CheckpointError, LwfedError, SpecError
 
 
 class Prepared(NamedTuple):
-    """What `prepare` gives: names, and what decides the first stage's result besides its plan."""
+    """What `prepare` returns: names, and what decides the first stage's result besides its plan."""
 
     run_id: str
     input_digest: str
@@ -43,7 +40,7 @@ class Prepared(NamedTuple):
 
 
 class StageDone(NamedTuple):
-    """What a stage gives: its checkpoint's digest, its last metrics, and a page for people."""
+    """What a stage returns: its checkpoint's digest, its last metrics, and a page for people."""
 
     digest: str
     metrics: dict[str, float]
@@ -51,7 +48,7 @@ class StageDone(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """What the final evaluation gives."""
+    """What the final evaluation returns."""
 
     metrics: dict[str, float]
     html: str
@@ -66,13 +63,13 @@ class Reported(NamedTuple):
 
 
 def prepare(*, spec: str, store: str, parent: str = "", fresh: bool = False) -> Prepared:
-    """Checks the data and draws the run up.
+    """Checks the data and plans the run.
 
     Args:
-        spec: What `pack_spec` gave.
+        spec: What `pack_spec` returned.
         store: The store's URI.
         parent: `RUN:STAGE` of a rerun: the run it starts from and the first stage it trains; empty for none.
-        fresh: Train anew, even where equal work is committed.
+        fresh: Train again, even where equal work is committed.
 
     Returns:
         Names and digests for the stages.
@@ -82,20 +79,9 @@ def prepare(*, spec: str, store: str, parent: str = "", fresh: bool = False) -> 
     """
     with working(spec, store) as session:
         taken = _parent(parent)
-        options = Options(run_id=session.run_id, fresh=fresh, parent=taken)
-        if session.launcher.remote:
-            run = prepare_there(
-                session.spec, options=options, launcher=session.launcher, store=session.store, emit=session.emit
-            )
-        else:
-            from lwfed.steps.prepare import draft
-            from lwfed.steps.prepare import prepare as prepare_locally
-
-            cache = environment.cache_folder()
-            drafted = draft(session.spec, store=session.store, options=options, cache=cache)
-            run = prepare_locally(drafted, store=session.store, emit=session.emit, cache=cache)
+        run = walk.prepare(session, options=Options(run_id=session.run_id, fresh=fresh, parent=taken))
+        session.track(run, part=NO_STAGE)
         session.emit("run", run)
-        session.track(run)
         first = taken[1] if taken else 1
         return Prepared(
             run_id=run["run_id"],
@@ -119,13 +105,13 @@ def train_stage(
     """Runs all rounds of a stage, or what is left of them.
 
     Args:
-        spec: What `pack_spec` gave.
+        spec: What `pack_spec` returned.
         store: The store's URI.
         stage: s, counted from 1.
         plan_digest: Digest of the stage's plan as the pipeline was built with; empty: not known then.
         input_digest: Digest of the checkpoint it starts from; empty at the first stage.
-        data_version: As `prepare` gave it.
-        code_version: As `prepare` gave it.
+        data_version: As `prepare` returned it.
+        code_version: As `prepare` returned it.
         resources: What was set on this task of the pipeline, for client pods whose pool does not say.
 
     Returns:
@@ -149,29 +135,19 @@ def train_stage(
                 raise SpecError(
                     f"{what} of stage {stage} is {value[:12] or 'none'} for the pipeline and "
                     f"{found[what][:12] or 'none'} for the run {session.run_id}",
-                    remedy="compile the pipeline again with the lwfed of the image, and submit it anew",
+                    remedy="compile the pipeline again with the lwfed of the image, and submit it again",
                 )
-        trackers = session.track(run, stage=stage)
-        task = StageTask(
-            store=session.store.uri,
-            run_id=run["run_id"],
-            stage=stage,
-            place=place_of(run, cache=None if session.launcher.remote else client_cache(session.store)),
-        )
+        session.track(run, part=stage)
         session.emit("run", run)
-        record = run_stage(task, launcher=session.launcher, store=session.store, emit=telling(session.emit, trackers))
-        return StageDone(
-            digest=record["digest"],
-            metrics=dict(record["metrics"]),
-            html=page(session, run),
-        )
+        record = walk.train_one(session, run, stage)
+        return StageDone(digest=record["digest"], metrics=dict(record["metrics"]), html=page(session, run))
 
 
 def evaluate(*, spec: str, store: str, stage: int, digest: str) -> Evaluated:
     """Judges a stage's result on the server's test data, unless that is done.
 
     Args:
-        spec: What `pack_spec` gave.
+        spec: What `pack_spec` returned.
         store: The store's URI.
         stage: s, counted from 1.
         digest: Of the stage's result.
@@ -201,10 +177,10 @@ def evaluate(*, spec: str, store: str, stage: int, digest: str) -> Evaluated:
 
 
 def report(*, spec: str, store: str, stage: int, digest: str) -> Reported:
-    """Writes the run's report and figures, and tells the trackers that it is over.
+    """Writes the run's report and figures, and records that the run is over.
 
     Args:
-        spec: What `pack_spec` gave.
+        spec: What `pack_spec` returned.
         store: The store's URI.
         stage: The last stage of the pipeline.
         digest: Of its result.
@@ -223,13 +199,12 @@ def report(*, spec: str, store: str, stage: int, digest: str) -> Reported:
         wall_s = sum(record["wall_s"] for record in stages if not record["reused"])
         summary = summarise(run, stages, wall_s=wall_s, complete=len(stages) == len(runs.plans_of(run)))
         session.store.write_ref(paths.summary(run["run_id"]), summary)
-        place = place_of(run, cache=None)
-        task = RunTask(store=session.store.uri, run_id=run["run_id"], place=place)
-        session.launcher.server("finish", task, emit=session.emit)
-        trackers = session.track(run)
-        tell_finish(run, summary, store=session.store, trackers=trackers)
+        session.track(run, part=NO_STAGE)
+        session.emit("run", run)
+        walk.finish(session, run, summary)
         session.emit("summary", summary)
         html = bytes(session.store.get(paths.report(run["run_id"]))).decode()
+        mlflow = session.mlflow()
         uri = session.store.uri if "://" in session.store.uri else f"file://{session.store.uri}"
         model = {
             "framework": "lwfed",
@@ -237,7 +212,7 @@ def report(*, spec: str, store: str, stage: int, digest: str) -> Reported:
             "digest": digest,
             "run_id": run["run_id"],
             "stage": str(stage),
-            "mlflow_model": session.mlflow().model,
+            "mlflow_model": (mlflow.status.model if mlflow is not None else None) or "",
         }
         return Reported(html=html, metrics=dict(summary["metrics"]), model=model)
 
@@ -270,10 +245,10 @@ def cleanup(*, spec: str, store: str, state: str) -> None:
         except LwfedError as error:
             trouble.append(error)
     if ending.status != "finished" and run is not None:
-        trackers, _ = make_trackers(run, values.tracking, store=opened, warn=warn_by(display), stage=NO_STAGE)
-        trackers.start(run)
-        trackers.fail(ending.reason, cancelled=ending.status == "cancelled", closing=True)
-        trackers.close()
+        log, _ = make_trackers(run, values.tracking, store=opened, warn=display.warn, stage=NO_STAGE)
+        log.start(run)
+        log.fail(ending.reason, cancelled=ending.status == "cancelled", closing=True)
+        log.close()
     if trouble:
         raise trouble[0]
 

@@ -1,4 +1,4 @@
-"""Who is told of a run: the log in its store always, MLflow where the spec names one."""
+"""Where a run is recorded: in the log in its store always, and in MLflow, which follows the log if the spec says so."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from lwfed.run import runs
 from lwfed.spec.federation import TrackingSpec
 from lwfed.store import paths
 from lwfed.store.protocol import Store
+from lwfed.tracking.ending import end_of
 from lwfed.tracking.jsonlines import JsonLines, as_it_ended, read_events
 from lwfed.tracking.mlflow.target import Target, absolute_uri
-from lwfed.tracking.protocol import Record, Trackers, event_of
+from lwfed.tracking.protocol import Record, Tracker, event_of
 from lwfed.types.errors import SpecError
 
 if TYPE_CHECKING:
-    from lwfed.tracking.mlflow.process import MlflowTracker
+    from lwfed.tracking.mlflow.process import MlflowFollower
 
 Run = Mapping[str, Any]
 
@@ -27,39 +28,39 @@ NO_STAGE = 0
 
 def make_trackers(
     run: Run, spec: TrackingSpec, *, store: Store, warn: Callable[[str], None], stage: int | None = None
-) -> tuple[Trackers, MlflowTracker | None]:
-    """Makes the trackers of a run, as this process is to tell it. Their start tells what others could not.
+) -> tuple[JsonLines, MlflowFollower | None]:
+    """Opens a run's log for this process. Its start also records what earlier processes could not.
 
     Args:
         run: The run.
         spec: Where in MLflow; a uri of None switches it off.
         store: Where the log is.
-        warn: Told in one line when MLflow does not answer.
+        warn: Called with one line when MLflow does not answer.
         stage: The part of the run that this process has: s for that stage, `NO_STAGE` for none, None for all of it.
             A process with a part ends the run only when it says `finish`, or with `NO_STAGE` `fail`.
 
     Returns:
-        All of them, and MLflow's apart, None where it is off.
+        The log, and what follows it to MLflow; None where MLflow is off.
     """
     key = paths.events(run["run_id"])
-    log = _read_log(store, key)
-    lines = JsonLines(append=lambda data: store.append(key, data), read=lambda: log)
-    missed = _missed(run, as_it_ended(read_events(log)), store=store)
+    old = store.read_log(key)
+    mlflow = None
     target = target_of(spec, stage=stage)
-    if target is None:
-        return Trackers(lines, missed=missed), None
-    from lwfed.tracking.mlflow.process import MlflowTracker
+    if target is not None:
+        from lwfed.tracking.mlflow.process import MlflowFollower
 
-    def on_warning(line: str) -> None:
-        warn(line)
-        lines.warn(line)
+        def on_warning(line: str) -> None:
+            warn(line)
+            log.warn(line)
 
-    mlflow = MlflowTracker(target, on_warning=on_warning)
-    return Trackers(lines, mlflow, missed=missed), mlflow
+        mlflow = MlflowFollower(target, on_warning=on_warning)
+    missed = _missed(run, as_it_ended(read_events(old)), store=store)
+    log = JsonLines(append=lambda data: store.append(key, data), read=lambda: old, follower=mlflow, missed=missed)
+    return log, mlflow
 
 
 def target_of(spec: TrackingSpec, *, stage: int | None = None) -> Target | None:
-    """Gives where in MLflow a run is told. `MLFLOW_TRACKING_URI`, which a platform sets, goes before the spec's uri."""
+    """Returns where in MLflow a run is recorded; a platform's `MLFLOW_TRACKING_URI` takes precedence over the spec."""
     if spec.uri is None:
         return None
     return Target(
@@ -86,24 +87,47 @@ def replay_log(run: Run, spec: TrackingSpec, *, store: Store) -> dict[str, Any]:
         raise SpecError(f"MLflow is switched off in run {run['run_id']}", remedy="set tracking.uri when it is started")
     from lwfed.tracking.mlflow.delivery import replay_to_mlflow
 
-    events = read_events(_read_log(store, paths.events(run["run_id"])))
+    events = read_events(store.read_log(paths.events(run["run_id"])))
     status = replay_to_mlflow([_with_files_at_hand(event, run, store=store) for event in events], target=target)
     return {"uri": target.uri, **status.values()}
 
 
+def tell_finish(run: Run, summary: Mapping[str, Any], *, store: Store, tracker: Tracker) -> None:
+    """Records that a run is over, with what the step `finish` wrote.
+
+    Args:
+        run: The run.
+        summary: Its summary.
+        store: Where it is.
+        tracker: Where it is recorded.
+    """
+    run = runs.read_run(store, run["run_id"])  # its stages were noted while it went on
+    spec = runs.spec_of(run)
+    model = {
+        "uri": uri_of(store.uri, run["stages"][-1]["key"]),
+        "digest": summary["digest"],
+        "kind": spec.model.objective.kind,
+        "modalities": list(spec.model.modalities),
+        "classes": run["data"]["classes"],
+    }
+    tracker.finish(summary, artifacts=_files_of(run, store=store), model=model)
+
+
+def uri_of(store: str, key: str) -> str:
+    """Returns the URI by which a stage's checkpoint is served: `<store URI>#<stage key>`."""
+    return f"{store}#{key}"
+
+
 def is_told(run_id: str, *, store: Store) -> bool:
-    """Whether a run's log tells of its end: it was not killed between its last stage and its report."""
-    told = False
-    for event in read_events(_read_log(store, paths.events(run_id))):
-        if event["event"] in ("start", "finish"):
-            told = event["event"] == "finish"
-    return told
+    """Whether a run's log records its finish: it was not killed between its last stage and its report."""
+    end = end_of(read_events(store.read_log(paths.events(run_id))))
+    return end is not None and end["event"] == "finish"
 
 
 def _missed(run: Run, told: Sequence[Record], *, store: Store) -> list[Record]:
-    """Gives the rounds and stages of earlier processes, in order: those of the log, and stages that none of them ran.
+    """Returns the rounds and stages of earlier processes, in order: those of the log, and stages that none of them ran.
 
-    A pipeline that knows a stage's result already leaves its task out, and nobody tells of it.
+    A pipeline that knows a stage's result already skips its task, and no process records it.
     """
     of_log: dict[int, list[Record]] = {}
     for event in told:
@@ -121,12 +145,13 @@ def _missed(run: Run, told: Sequence[Record], *, store: Store) -> list[Record]:
 
 
 def _with_files_at_hand(event: Record, run: Run, *, store: Store) -> Record:
-    """Names the files of a run's end as they lie here: another machine may have told of it."""
+    """Names the files of a run's end as they lie here: another machine may have recorded it."""
     if event["event"] != "finish":
         return event
+    return {**event, "artifacts": [str(path) for path in _files_of(run, store=store)]}
+
+
+def _files_of(run: Run, *, store: Store) -> list[Path]:
+    """Returns the report and figures that a run has written, as files of this machine."""
     keys = [paths.report(run["run_id"]), *store.list(paths.figure(run["run_id"], ""))]
-    return {**event, "artifacts": [str(store.fetch(key)) for key in keys if store.has(key)]}
-
-
-def _read_log(store: Store, key: str) -> bytes:
-    return store.read_log(key)
+    return [store.fetch(key) for key in keys if store.has(key)]

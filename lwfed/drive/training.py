@@ -1,8 +1,7 @@
-"""One way to train: every command that trains looks first whether the work is committed, then drives the same run."""
+"""How every command trains on this machine: it looks first whether the work is committed, then drives the run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -12,13 +11,11 @@ from rich.console import Console
 
 from lwfed import environment
 from lwfed.catalog.launcher import launcher_kind
-from lwfed.drive.display import Display
-from lwfed.drive.trackers import is_told, make_trackers
+from lwfed.drive.trackers import is_told
 from lwfed.run import runs
 from lwfed.run.runs import Options
 from lwfed.spec.run import RunSpec
 from lwfed.store.protocol import Store
-from lwfed.types.errors import LwfedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +66,10 @@ def look_up(spec: RunSpec, *, options: Options, store: Store, whole: bool = True
 def train(
     wanted: Wanted, *, store: Store, console: Console, go_on: str | None = None, last_stage: int | None = None
 ) -> dict[str, Any]:
-    """Trains what is not committed of a run, shows how it goes, and tells the trackers.
+    """Trains what is not committed of a run, shows how it goes, and records it.
 
     Args:
-        wanted: What `look_up` gave.
+        wanted: What `look_up` returned.
         store: Where it is.
         console: Where progress is shown.
         go_on: The command that goes on with it after an interrupt; None: `lwfed run` with the run's id.
@@ -86,63 +83,17 @@ def train(
         KeyboardInterrupt: On an interrupt or SIGTERM; what is committed stands.
     """
     with console.status("loading torch and the models") if console.is_terminal else nullcontext():
-        from lwfed.drive.session import ending_on_terminate
-    with ending_on_terminate():
-        return _drive(wanted, store=store, console=console, go_on=go_on, last_stage=last_stage)
-
-
-def _drive(
-    wanted: Wanted, *, store: Store, console: Console, go_on: str | None, last_stage: int | None
-) -> dict[str, Any]:
-    from lwfed.drive.session import client_cache, driving
-    from lwfed.drive.tell_finish import tell_finish
-    from lwfed.run.tasks import RunTask
-    from lwfed.steps.experiment import place_of, run_stages
-    from lwfed.steps.prepare import prepare
-    from lwfed.steps.prepare_there import prepare_there
-
-    spec = wanted.spec
+        from lwfed.drive import walk
+        from lwfed.drive.session import driving
     run_id = wanted.options.run_id or ""
-    with (
-        Display(console, total_rounds=sum(spec.stages.rounds)) as display,
-        driving(spec, run_id=run_id, store=store) as launcher,
-    ):
-        if wanted.drafted is None:
-            run = prepare_there(spec, options=wanted.options, launcher=launcher, store=store, emit=display)
-        else:
-            run = prepare(wanted.drafted, store=store, emit=display, cache=environment.cache_folder())
-        trackers, mlflow = make_trackers(
-            run, spec.tracking, store=store, warn=lambda line: display("warning", {"message": line})
-        )
-        told: dict[str, Callable[[dict[str, Any]], None]] = {
-            "run": trackers.start,
-            "round": trackers.round,
-            "stage": trackers.stage,
-        }
-
-        def emit(kind: str, values: dict[str, Any]) -> None:
-            display(kind, values)
-            if kind in told:
-                told[kind](values)
-
+    with driving(wanted.spec, run_id=run_id, store=store, console=console, whole=True) as session:
+        run = walk.prepare(session, options=wanted.options, drafted=wanted.drafted)
+        session.track(run, part=None)
         try:
-            cache = None if launcher.remote else client_cache(store)
-            summary = run_stages(
-                run, launcher=launcher, store=store, emit=emit, cache=cache, last_stage=last_stage
-            )  # fmt: skip
-            task = RunTask(store=store.uri, run_id=run_id, place=place_of(run, cache=None))
-            launcher.server("finish", task, emit=emit)
-            tell_finish(run, summary, store=store, trackers=trackers)
-        except (LwfedError, KeyboardInterrupt) as error:
-            trackers.fail(str(error) or "interrupted", cancelled=isinstance(error, KeyboardInterrupt))
-            if isinstance(error, KeyboardInterrupt):
-                again = go_on or f"lwfed run ... --run-id {run['run_id']}"
-                console.print(f"interrupted; go on with: {again}", highlight=False, soft_wrap=True)
+            summary = walk.train_all(session, run, last_stage=last_stage)
+            walk.finish(session, run, summary)
+        except KeyboardInterrupt:
+            again = go_on or f"lwfed run ... --run-id {run_id}"
+            console.print(f"interrupted; go on with: {again}", highlight=False, soft_wrap=True)
             raise
-        finally:
-            trackers.close()
-            if mlflow is not None and not mlflow.status.complete:
-                display(
-                    "warning", {"message": f"MLflow lacks records; lwfed report {run['run_id']} --mlflow logs them"}
-                )
     return summary

@@ -121,7 +121,7 @@ def load_predictor(uri: str, digest: str) -> Predictor:
     """Loads a committed checkpoint to embed or classify with; what an MLflow model calls.
 
     Args:
-        uri: `<store URI>#<stage key>`, see `tell_finish.uri_of`.
+        uri: `<store URI>#<stage key>`, see `lwfed.drive.trackers.uri_of`.
         digest: The checkpoint's digest; the stage must hold it, and every tensor is checked as it is read.
 
     Returns:

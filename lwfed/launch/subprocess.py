@@ -1,8 +1,9 @@
-"""Clients as processes of this machine, several at a time; through torchrun where a client has several devices.
+"""Clients in processes of this machine, several at a time; through torchrun where a client has several devices.
 
-A client's process runs `lwfed step ... --task FILE`, writes one JSON object a line of progress to its standard output
-and its log to a file, and ends by itself when the process that started it is gone. It is forked from a template that
-has imported torch already (`launch.template`), or started anew where that cannot be.
+Each slot has a process that works for one client after another (`launch.worker`), so that only its first client waits
+for torch to be imported and for the data to be opened, which slots do not share: half a GB each. A process is replaced
+when its client is late, dies or fails of what a second try may not meet. With several devices a client gets processes
+of its own from torchrun, which run `lwfed step`. All of them end when the coordinator ends, however it ends.
 """
 
 from __future__ import annotations
@@ -18,18 +19,17 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from lwfed.catalog.launchers.subprocess import DESCRIPTION
 from lwfed.environment import child_environment, only_gpus
+from lwfed.launch import worker
 from lwfed.launch.devices import check_devices, gpus_here, gpus_of
 from lwfed.launch.in_process import InProcess
-from lwfed.launch.template import CAN_FORK, LOST, Forked, Template, TemplateError
-from lwfed.round.workbench import Workbench
 from lwfed.run.launcher import Emit, Outcome
 from lwfed.run.tasks import PoolTask, ServerTask
 from lwfed.spec.run import RunSpec
@@ -38,45 +38,42 @@ from lwfed.types.errors import FINAL_CODES, SHARED_CODES, error_of, exit_name
 
 GRACE_S = 5.0
 """Seconds between asking a process to end and ending it."""
-News = queue.SimpleQueue[tuple[int, str | None]]
-"""(Slot, line) as clients write them; (slot, None) when one has ended."""
+Lines = queue.SimpleQueue[tuple["_Process", str | None]]
+"""What processes write, line by line; None when one has ended."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Start:
-    """What a client's process is started with: its task's file and its log lie in the folder."""
+@dataclass(frozen=True, eq=False, slots=True)
+class _Process:
+    """A process and its group; a worker, where it has a standard input.
 
-    step: str
-    task: PoolTask
-    attempt: int
-    gpus: tuple[str, ...]
-    folder: Path
+    Attributes:
+        popen: The process.
+        log: The file of its standard error.
+        ended: Set when it has ended, and nothing more comes from it.
+    """
 
-    @property
-    def path(self) -> Path:
-        return self.folder / f"{self.task.client}-{self.attempt}.json"
-
-    @property
-    def log(self) -> Path:
-        return self.path.with_suffix(".log")
-
-    def told(self) -> dict[str, Any]:
-        """What is told of it."""
-        told = {"client": self.task.client, "step": self.step, "attempt": self.attempt}
-        return {**told, "gpus": list(self.gpus)} if self.gpus else told
+    popen: subprocess.Popen[str]
+    log: Path
+    ended: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(slots=True)
-class _Child:
-    start: _Start
-    process: subprocess.Popen[str] | Forked
-    failure: tuple[int, str] | None = None
-    ended: threading.Event = field(default_factory=threading.Event)
+class _Client:
+    """A client at work.
 
-    @property
-    def lost(self) -> bool:
-        """Whether nobody can say how it ended."""
-        return self.process.returncode == LOST and self.failure is None
+    Attributes:
+        task: Its task.
+        slot: Its slot.
+        attempt: Which try this is, from 1.
+        log_start: Where its part of the process's log begins.
+        failure: The exit code and message that it reported.
+    """
+
+    task: PoolTask
+    slot: int
+    attempt: int
+    log_start: int
+    failure: tuple[int, str] | None = None
 
 
 def make(spec: RunSpec, *, store: Store, run_id: str) -> Subprocess:
@@ -84,175 +81,192 @@ def make(spec: RunSpec, *, store: Store, run_id: str) -> Subprocess:
     launch = spec.launch
     gpus = gpus_here(launch.device)
     check_devices(launch.devices, gpus=gpus)
-    return Subprocess(
-        Workbench(store), parallel=launch.parallel, devices=launch.devices, retries=launch.retries, gpus=gpus
-    )
+    return Subprocess(store, parallel=launch.parallel, devices=launch.devices, retries=launch.retries, gpus=gpus)
 
 
 class Subprocess:
     """The launcher of operating-system processes.
 
     Args:
-        bench: The coordinator's bench, for the server's part.
-        parallel: Clients at a time. Each has a slot, which the next client takes over with its GPUs.
-        devices: Devices a client.
-        retries: Tries again for a client that died of something a second try may not meet.
-        gpus: Names of the GPUs that the slots share; none: clients are told nothing of GPUs.
-        fork: Whether clients are forked from a template.
+        store: Where the run is, for the server's part.
+        parallel: Clients at a time. Each has a slot, with its process and its GPUs.
+        devices: Devices per client.
+        retries: Further tries for a client that died of something a second try may not meet.
+        gpus: Names of the GPUs that the slots share; none: processes see what this one sees.
     """
 
     remote = DESCRIPTION.remote
 
-    def __init__(
-        self,
-        bench: Workbench,
-        *,
-        parallel: int,
-        devices: int,
-        retries: int,
-        gpus: Sequence[str] = (),
-        fork: bool = CAN_FORK,
-    ) -> None:
-        self._server = InProcess(bench.store)
-        self._parallel, self._devices, self._retries = parallel, devices, retries
-        self._gpus, self._fork = tuple(gpus), fork
-        self._template: Template | None = None
+    def __init__(self, store: Store, *, parallel: int, devices: int, retries: int, gpus: Sequence[str] = ()) -> None:
+        self._server = InProcess(store)
+        self._parallel, self._devices, self._retries, self._gpus = parallel, devices, retries, tuple(gpus)
+        self._workers: dict[int, _Process] = {}
+        self._lines: Lines = queue.SimpleQueue()
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def clients(self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit) -> Iterator[Outcome]:
         """Runs tasks, `parallel` at a time; see `Launcher.clients`."""
         ends_at = time.monotonic() + deadline_s
         waiting = deque((task, 1) for task in tasks)
-        running: dict[int, _Child] = {}
         free = list(range(self._parallel))
-        news: News = queue.SimpleQueue()
-        with tempfile.TemporaryDirectory(prefix="lwfed-") as folder:
-            try:
-                while waiting or running:
-                    while waiting and free and time.monotonic() < ends_at:
-                        (task, attempt), slot = waiting[0], free[0]
-                        gpus = gpus_of(slot, devices=self._devices, gpus=self._gpus)
-                        start = _Start(step, task, attempt, gpus=gpus, folder=Path(folder))
-                        try:
-                            process = self._start(start, timeout_s=ends_at - time.monotonic(), emit=emit)
-                        except TimeoutError:
-                            break
-                        running[slot] = _Child(start, process)
-                        threading.Thread(target=_listen, args=(slot, running[slot], news), daemon=True).start()
-                        waiting.popleft()
-                        heapq.heappop(free)
-                        emit("client_started", start.told())
-                    left = ends_at - time.monotonic()
-                    if left <= 0:
-                        break
-                    try:
-                        slot, line = news.get(timeout=left)
-                    except queue.Empty:
-                        break
-                    if line is not None:
-                        _tell(running[slot], line, emit)
-                        continue
-                    child = running.pop(slot)
-                    heapq.heappush(free, slot)
-                    outcome, attempt = _outcome(child), child.start.attempt
-                    may_help = outcome.exit_code not in FINAL_CODES and attempt <= self._retries
-                    if outcome.exit_code and (may_help or child.lost):
-                        emit("client_log", {"client": outcome.client, "line": f"tried again: {outcome.reason}"})
-                        waiting.append((child.start.task, attempt + (not child.lost)))
-                        continue
-                    if outcome.exit_code in SHARED_CODES:
-                        raise error_of(outcome.exit_code, f"{outcome.client}: {outcome.reason}")
-                    yield outcome
-                late = [child.start.task.client for child in running.values()] + [task.client for task, _ in waiting]
-            finally:
-                _end(list(running.values()))
-            for client in late:
-                yield Outcome(client, 1, f"not done before the deadline of {deadline_s:g} s")
+        running: dict[_Process, _Client] = {}
+        try:
+            while (waiting or running) and (left := ends_at - time.monotonic()) > 0:
+                if waiting and free:
+                    task, attempt = waiting.popleft()
+                    self._start(step, task, slot=heapq.heappop(free), attempt=attempt, running=running, emit=emit)
+                    continue
+                try:
+                    process, line = self._lines.get(timeout=left)
+                except queue.Empty:
+                    break
+                if process not in running or not _is_over(running[process], line, emit):
+                    continue
+                client = running.pop(process)
+                heapq.heappush(free, client.slot)
+                outcome = _outcome(client, None if line is not None else process)
+                if outcome.exit_code not in {0, *FINAL_CODES} and client.attempt <= self._retries:
+                    emit("client_log", {"client": outcome.client, "line": f"tried again: {outcome.reason}"})
+                    waiting.append((client.task, client.attempt + 1))
+                    continue
+                if outcome.exit_code in SHARED_CODES:
+                    raise error_of(outcome.exit_code, f"{outcome.client}: {outcome.reason}")
+                yield outcome
+            late = [client.task.client for client in running.values()] + [task.client for task, _ in waiting]
+        finally:
+            _end(running)
+            self._workers = {slot: process for slot, process in self._workers.items() if process not in running}
+        for client_id in late:
+            yield Outcome(client_id, 1, f"not done before the deadline of {deadline_s:g} s")
 
     def server(self, step: str, task: ServerTask, *, emit: Emit) -> None:
         """Runs the server's step in the coordinator's process."""
         self._server.server(step, task, emit=emit)
 
     def close(self) -> None:
-        """Ends the template; `clients` ends what it started."""
-        if self._template is not None:
-            self._template.close()
-            self._template = None
+        """Ends the workers."""
+        _end(self._workers.values())
+        self._workers = {}
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
 
-    def _start(self, start: _Start, *, timeout_s: float, emit: Emit) -> subprocess.Popen[str] | Forked:
-        """Starts a client's process. Raises TimeoutError where the template takes too long."""
-        task = start.task.model_copy(update={"parent_pid": os.getpid()})
-        start.path.write_text(task.model_dump_json(), encoding="utf-8")
-        joined = self._devices > 1 and start.step == "train-client"
-        with start.log.open("w", encoding="utf-8") as errors:
-            if self._fork and not joined:
-                try:
-                    return self._forked(start, errors=errors, timeout_s=timeout_s)
-                except TemplateError as error:
-                    self._fork = False
-                    slower = f"each client imports torch by itself from now on: their template ended ({error})"
-                    emit("warning", {"message": slower})
-            run = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self._devices}"] if joined else []
-            return subprocess.Popen(
-                [sys.executable, *run, "-m", "lwfed", "step", start.step, "--task", str(start.path), "--json"],
-                stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL, text=True, start_new_session=True,
-                env=child_environment(**only_gpus(start.gpus)),
-            )  # fmt: skip
+    def _start(
+        self, step: str, task: PoolTask, *, slot: int, attempt: int, running: dict[_Process, _Client], emit: Emit
+    ) -> None:
+        """Has a client begin in a slot."""
+        gpus = gpus_of(slot, devices=self._devices, gpus=self._gpus)
+        task = task.model_copy(update={"parent_pid": os.getpid()})
+        if self._devices > 1 and step == "train-client":
+            process = self._joined(step, task, gpus=gpus)
+        else:
+            process = self._worker(slot, {"step": step, "task": task.model_dump(mode="json")}, gpus=gpus)
+        running[process] = _Client(task, slot, attempt, log_start=process.log.stat().st_size)
+        told: dict[str, Any] = {"client": task.client, "step": step, "attempt": attempt}
+        emit("client_started", {**told, "gpus": list(gpus)} if gpus else told)
 
-    def _forked(self, start: _Start, *, errors: IO[str], timeout_s: float) -> Forked:
-        template, self._template = self._template or Template(), None
-        process = template.fork(
-            start.step, start.path, name=start.task.client, errors=errors, variables=only_gpus(start.gpus),
-            timeout_s=timeout_s,
-        )  # fmt: skip
-        self._template = template  # of use as long as nothing was raised
+    def _worker(self, slot: int, request: dict[str, Any], *, gpus: Sequence[str]) -> _Process:
+        """Hands a request to a slot's worker, or to a new one where there is none or none any longer."""
+        process = self._workers.get(slot)
+        if process is None or process.ended.is_set() or not _wrote(process, request):
+            command = ["-m", worker.__name__, str(os.getpid())]
+            process = self._workers[slot] = self._open(command, gpus=gpus, stdin=subprocess.PIPE)
+            _wrote(process, request)  # where it has ended already, its end says why
         return process
 
+    def _joined(self, step: str, task: PoolTask, *, gpus: Sequence[str]) -> _Process:
+        """Starts a client on several devices."""
+        file = self._new_file(".json")
+        file.write_text(task.model_dump_json(), encoding="utf-8")
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self._devices}"]
+        command = [*torchrun, "-m", "lwfed", "step", step, "--task", str(file), "--json"]
+        return self._open(command, gpus=gpus, stdin=subprocess.DEVNULL)
 
-def _listen(slot: int, child: _Child, news: News) -> None:
-    """Passes a client's lines on, and then None: it has ended."""
-    if child.process.stdout is not None:
-        with child.process.stdout as lines:
-            for line in lines:
-                news.put((slot, line))
-    child.process.wait()
-    child.ended.set()
-    news.put((slot, None))
+    def _open(self, command: Sequence[str], *, gpus: Sequence[str], stdin: int) -> _Process:
+        log = self._new_file(".log")
+        with log.open("wb") as errors:
+            popen = subprocess.Popen(
+                [sys.executable, *command], stdin=stdin, stdout=subprocess.PIPE, stderr=errors, text=True,
+                encoding="utf-8", errors="replace", start_new_session=True, env=child_environment(**only_gpus(gpus)),
+            )  # fmt: skip
+        process = _Process(popen, log)
+        threading.Thread(target=_listen, args=(process, self._lines), daemon=True).start()
+        return process
+
+    def _new_file(self, suffix: str) -> Path:
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="lwfed-")
+        descriptor, name = tempfile.mkstemp(suffix, dir=self._folder.name)
+        os.close(descriptor)
+        return Path(name)
 
 
-def _tell(child: _Child, line: str, emit: Emit) -> None:
+def _wrote(process: _Process, request: dict[str, Any]) -> bool:
+    """Whether a worker was there to be written to."""
+    try:
+        assert process.popen.stdin is not None
+        process.popen.stdin.write(json.dumps(request) + "\n")
+        process.popen.stdin.flush()
+    except (OSError, ValueError):  # it has ended; ValueError: `_listen` has closed its input already
+        return False
+    return True
+
+
+def _listen(process: _Process, lines: Lines) -> None:
+    """Passes a process's lines on, and then None: it has ended."""
+    popen = process.popen
+    assert popen.stdout is not None
+    with popen.stdout as output:
+        for line in output:
+            lines.put((process, line))
+    popen.wait()
+    if popen.stdin is not None:
+        with suppress(OSError):
+            popen.stdin.close()
+    process.ended.set()
+    lines.put((process, None))
+
+
+def _is_over(client: _Client, line: str | None, emit: Emit) -> bool:
+    """Whether a client is over, by a line of its process; passes on what it reports."""
+    if line is None:
+        return True
     try:
         event = json.loads(line)
         kind, values = event["event"], event["values"]
     except (ValueError, KeyError, TypeError):
-        emit("client_log", {"client": child.start.task.client, "line": line.rstrip()})
-        return
-    if kind == "failed":  # torchrun hides its processes' exit codes
-        child.failure = (values["exit_code"], values["message"])
-        return
-    emit(kind, values)
+        emit("client_log", {"client": client.task.client, "line": line.rstrip()})
+        return False
+    if kind == "failed":
+        client.failure = (values["exit_code"], values["message"])
+    elif kind != "ready":
+        emit(kind, values)
+    return bool(kind == "ready")
 
 
-def _outcome(child: _Child) -> Outcome:
-    client, code = child.start.task.client, child.process.returncode
-    if code == 0:
-        return Outcome(client)
-    if child.failure is not None:
-        return Outcome(client, child.failure[0], child.failure[1])
-    lines = [
-        line for line in child.start.log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
-    ]
+def _outcome(client: _Client, process: _Process | None) -> Outcome:
+    """Says how a client ended; `process` is its process, where that ended with it."""
+    name = client.task.client
+    if client.failure is not None:
+        return Outcome(name, *client.failure)
+    if process is None or (process.popen.returncode == 0 and process.popen.stdin is None):
+        return Outcome(name)
+    code = process.popen.returncode or 1  # a worker that is well says `ready`
+    log = process.log.read_bytes()[client.log_start :].decode(errors="replace")
+    lines = [line for line in log.splitlines() if line.strip()]
     named = [line for line in lines if line.startswith("error: ")]
-    last = named[-1].removeprefix("error: ") if named else (lines[-1] if lines else "it left no word")
-    return Outcome(client, code, f"{'its template died' if child.lost else exit_name(code)}: {last}")
+    last = named[-1].removeprefix("error: ") if named else (lines[-1] if lines else "no message")
+    return Outcome(name, code, f"{exit_name(code)}: {last}")
 
 
-def _end(children: Sequence[_Child]) -> None:
+def _end(processes: Iterable[_Process]) -> None:
     """Asks process groups to end, and ends those that do not."""
+    processes = list(processes)
     for sign in (signal.SIGTERM, signal.SIGKILL):
-        for child in children:
-            if not child.ended.is_set():
+        for process in processes:
+            if not process.ended.is_set():
                 with suppress(ProcessLookupError):
-                    os.killpg(child.process.pid, sign)
+                    os.killpg(process.popen.pid, sign)
         ends_at = time.monotonic() + GRACE_S
-        for child in children:
-            child.ended.wait(max(0.0, ends_at - time.monotonic()))
+        for process in processes:
+            process.ended.wait(max(0.0, ends_at - time.monotonic()))

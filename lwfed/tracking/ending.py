@@ -1,4 +1,4 @@
-"""How a run ended: its own log decides, and the platform that ran it is asked only where the log does not say."""
+"""How a run ended: its own log decides, and the platform's word counts only where the log does not say."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from lwfed.tracking.protocol import Record
 
 SUCCEEDED = frozenset({"COMPLETE", "SUCCEEDED", "SKIPPED"})
 FAILED = frozenset({"FAILED", "ERROR"})
-"""What Kubeflow Pipelines 2.17 tell an exit task: COMPLETE after success, FAILED after a failed task, RUNNING after a
-terminate; SUCCEEDED was never seen there, and is what `kfp.local` says."""
+"""What Kubeflow Pipelines 2.17 pass to an exit task: COMPLETE after success, FAILED after a failed task, RUNNING
+after a terminate; SUCCEEDED was never seen there, and is what `kfp.local` says."""
 
 CANCELLED_REASON = "the run was cancelled"
 
@@ -29,25 +29,37 @@ class Ending:
     reason: str = ""
 
 
+def end_of(events: Iterable[Record]) -> Record | None:
+    """Finds the end of a run's last attempt.
+
+    Args:
+        events: The run's log, as `read_events` returned it; empty where the run left none.
+
+    Returns:
+        The last `finish` or `fail`; None where the run started again after it, or was killed.
+    """
+    last = None
+    for event in events:
+        if event["event"] in ("start", "finish", "fail"):
+            last = event
+    return None if last is None or last["event"] == "start" else last
+
+
 def ending_of(events: Iterable[Record], *, state: str) -> Ending:
     """Decides how a run ended.
 
     Args:
-        events: The run's log, as `read_events` returned it; empty where the run left none.
+        events: See `end_of`.
         state: The platform's word for how its tasks ended.
 
     Returns:
-        What the last end in the log says, unless the run started again after it, or the exit task closed it then: a
-        retry may have ended in another way. Else what `state` says, where any state that is neither success nor
-        failure means that somebody ended the run.
+        What `end_of` says, unless the exit task closed the run then: a retry may have ended in another way. Else what
+        `state` says, where any state that is neither success nor failure means that somebody ended the run.
     """
-    last: Record = {"event": "start"}
-    for event in events:
-        if event["event"] in ("start", "finish", "fail"):
-            last = event
-    if last["event"] == "finish":
+    last = end_of(events)
+    if last is not None and last["event"] == "finish":
         return Ending("finished")
-    if last["event"] == "fail" and (state in FAILED or not last.get("closing")):
+    if last is not None and (state in FAILED or not last.get("closing")):
         return Ending("cancelled" if last.get("cancelled") else "failed", str(last["reason"]))
     if state in SUCCEEDED:
         return Ending("finished")

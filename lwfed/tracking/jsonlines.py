@@ -1,4 +1,4 @@
-"""The log that is always on: one JSON object a line, from which everything else can be told again."""
+"""The log that is always on: one JSON object per line, from which any other record of the run can be rebuilt."""
 
 from __future__ import annotations
 
@@ -9,72 +9,90 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lwfed.tracking.protocol import Record, Tracker, event_of, event_of_failure, event_of_finish, tell
+from lwfed.tracking.protocol import Follower, Record, event_of, event_of_failure, event_of_finish
 
 
 class JsonLines:
-    """A tracker that appends events to a run's log.
+    """A tracker that appends events to a run's log, and passes them on to one that follows it.
 
     Args:
         append: Adds bytes to the end of the log.
-        read: Gives the whole log; empty where there is none yet.
+        read: Returns the whole log; empty where there is none yet.
+        follower: Receives every event, also a round or stage that the log has already: it may have missed it.
+        missed: Rounds and stages of earlier processes, for the follower; told after the first start.
     """
 
-    def __init__(self, *, append: Callable[[bytes], None], read: Callable[[], bytes]) -> None:
-        self._append = append
+    def __init__(
+        self,
+        *,
+        append: Callable[[bytes], None],
+        read: Callable[[], bytes],
+        follower: Follower | None = None,
+        missed: Sequence[Record] = (),
+    ) -> None:
+        self._append, self._follower, self._missed = append, follower, missed
         old = read()
         self._torn = bool(old) and not old.endswith(b"\n")  # the writer was killed in the middle of a line
-        events = read_events(old)
-        self._rounds = {
-            (event["record"]["global_round"], event["record"].get("digest"))
-            for event in events
-            if event["event"] == "round"
-        }
-        self._stages = {
-            (event["record"]["stage"], event["record"].get("digest")) for event in events if event["event"] == "stage"
-        }
+        self._logged = {_key(event) for event in read_events(old) if event["event"] in ("round", "stage")}
 
     def start(self, run: Record) -> None:
         """See `Tracker.start`."""
-        self._write(event_of("start", run))
+        self._tell(event_of("start", run))
+        missed, self._missed = self._missed, ()
+        for event in missed:
+            self._tell_once(event)
 
     def round(self, record: Record) -> None:
         """See `Tracker.round`."""
-        key = (record["global_round"], record.get("digest"))
-        if key not in self._rounds:
-            self._rounds.add(key)
-            self._write(event_of("round", record))
+        self._tell_once(event_of("round", record))
 
     def stage(self, record: Record) -> None:
         """See `Tracker.stage`."""
-        key = (record["stage"], record.get("digest"))
-        if key not in self._stages:
-            self._stages.add(key)
-            self._write(event_of("stage", record))
+        self._tell_once(event_of("stage", record))
 
     def finish(self, summary: Record, *, artifacts: Sequence[Path] = (), model: Record | None = None) -> None:
         """See `Tracker.finish`."""
-        self._write(event_of_finish(summary, artifacts=artifacts, model=model))
+        self._tell(event_of_finish(summary, artifacts=artifacts, model=model))
 
     def fail(self, reason: str, *, cancelled: bool = False, closing: bool = False) -> None:
         """See `Tracker.fail`."""
-        self._write(event_of_failure(reason, cancelled=cancelled, closing=closing))
+        self._tell(event_of_failure(reason, cancelled=cancelled, closing=closing))
 
     def warn(self, message: str) -> None:
-        """Notes something that users should see, such as an MLflow server that does not answer."""
-        self._write({"event": "warning", "message": message})
+        """Logs what users should see, such as an MLflow server that does not answer; a follower does not get it."""
+        self._write(dated({"event": "warning", "message": message}))
 
     def close(self, timeout: float = 60.0) -> None:
-        """See `Tracker.close`: every line is already written."""
+        """See `Tracker.close`."""
+        if self._follower is not None:
+            self._follower.close(timeout)
 
-    def _write(self, event: Mapping[str, Any]) -> None:
-        line = encode_event(dated(event))
+    def _tell_once(self, event: Record) -> None:
+        key = _key(event)
+        self._tell(event, is_new=key not in self._logged)
+        self._logged.add(key)
+
+    def _tell(self, event: Record, *, is_new: bool = True) -> None:
+        event = dated(event)
+        if is_new:
+            self._write(event)
+        if self._follower is not None:
+            self._follower.tell(event)
+
+    def _write(self, event: Record) -> None:
+        line = encode_event(event)
         self._append(b"\n" + line if self._torn else line)
         self._torn = False
 
 
+def _key(event: Record) -> tuple[str, int, Any]:
+    """What makes two events of a round or a stage the same."""
+    record = event["record"]
+    return event["event"], record["global_round" if event["event"] == "round" else "stage"], record.get("digest")
+
+
 def dated(event: Mapping[str, Any]) -> dict[str, Any]:
-    """Notes in an event when it is told: now, unless it says so already."""
+    """Adds the time to an event that has none: now."""
     return {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **event}
 
 
@@ -87,7 +105,7 @@ def read_events(data: bytes) -> list[dict[str, Any]]:
     """Reads a log.
 
     Args:
-        data: The log; a line that was torn by a kill is passed over.
+        data: The log; a line that was torn by a kill is skipped.
 
     Returns:
         The events, in the order they were written.
@@ -103,17 +121,11 @@ def read_events(data: bytes) -> list[dict[str, Any]]:
     return events
 
 
-def replay(events: Iterable[Record], tracker: Tracker) -> None:
-    """Tells a tracker a whole log again, each round and stage once; see `as_it_ended`. The tracker is not closed."""
-    for event in as_it_ended(events):
-        tell(tracker, event)
-
-
 def as_it_ended(events: Iterable[Record]) -> list[Record]:
-    """Gives a log's events as if the run had never been stopped: each round and stage once, in order.
+    """Returns a log's events as if the run had never been stopped: each round and stage once, in order.
 
     Args:
-        events: What `read_events` gave; of several starts and ends (a run that was resumed) the last counts.
+        events: What `read_events` returned; of several starts and ends (a run that was resumed) the last counts.
 
     Returns:
         The start, the rounds of each stage before the stage, and the end where there is one.

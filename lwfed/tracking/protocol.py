@@ -43,50 +43,14 @@ class Tracker(Protocol):
         """Waits at most `timeout` seconds until all that was told is logged, and lets go of what it holds."""
 
 
-class Trackers:
-    """Tells several trackers, in order.
+class Follower(Protocol):
+    """Receives the events of a run's log; like a tracker, it neither raises nor waits because a server is down."""
 
-    Args:
-        trackers: Who is told.
-        missed: Events of rounds and stages that some of them may have missed: told after the first start.
-    """
-
-    def __init__(self, *trackers: Tracker, missed: Sequence[Record] = ()) -> None:
-        self._trackers = trackers
-        self._missed = missed
-
-    def start(self, run: Record) -> None:
-        """See `Tracker.start`."""
-        for tracker in self._trackers:
-            tracker.start(run)
-        missed, self._missed = self._missed, ()
-        for event in missed:
-            tell(self, event)
-
-    def round(self, record: Record) -> None:
-        """See `Tracker.round`."""
-        for tracker in self._trackers:
-            tracker.round(record)
-
-    def stage(self, record: Record) -> None:
-        """See `Tracker.stage`."""
-        for tracker in self._trackers:
-            tracker.stage(record)
-
-    def finish(self, summary: Record, *, artifacts: Sequence[Path] = (), model: Record | None = None) -> None:
-        """See `Tracker.finish`."""
-        for tracker in self._trackers:
-            tracker.finish(summary, artifacts=artifacts, model=model)
-
-    def fail(self, reason: str, *, cancelled: bool = False, closing: bool = False) -> None:
-        """See `Tracker.fail`."""
-        for tracker in self._trackers:
-            tracker.fail(reason, cancelled=cancelled, closing=closing)
+    def tell(self, event: Record) -> None:
+        """Takes an event, a JSON object with the key `event`; the first is a start."""
 
     def close(self, timeout: float = 60.0) -> None:
         """See `Tracker.close`."""
-        for tracker in self._trackers:
-            tracker.close(timeout)
 
 
 def tell(tracker: Tracker, event: Record) -> None:

@@ -115,7 +115,7 @@ def test_clients_in_processes_end_with_the_run_and_it_goes_on(tmp_path: Path) ->
 
     running = start(*command, cwd=folder)
     until(lambda: committed(store, "rounds/001/checkpoint.json"), process=running)
-    until(lambda: len(processes_of(folder)) > 2, process=running)  # clients, of a template, judge the result
+    until(lambda: len(processes_of(folder)) > 2, process=running)  # clients judge the result
     running.kill()
     assert wait(running).code == -signal.SIGKILL
     assert not committed(store, "rounds/001/record.json")

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from lwfed.launch.subprocess import Subprocess
-from lwfed.round.workbench import Workbench
 from lwfed.store.counting import CountingStore
 from lwfed.store.opening import open_store
 from tests.s3 import HOW_TO_GET, Server, serving
@@ -72,7 +71,7 @@ def test_clients_that_are_forked_ask_by_connections_of_their_own(
     uri = f"{bucket}/forked"
     done = run_tiny(
         tmp_path, f"store.uri={uri}", store=open_store(uri),
-        launcher=lambda store: Subprocess(Workbench(store), parallel=2, devices=1, retries=0),
+        launcher=lambda store: Subprocess(store, parallel=2, devices=1, retries=0),
     )  # fmt: skip
     assert done.digest == finished.digest
     assert not [kind for kind, _ in done.events if kind in ("warning", "client_log")]

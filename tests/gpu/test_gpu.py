@@ -25,7 +25,7 @@ FP32 = "training.precision=fp32"
 
 
 def _processes(bench: Workbench) -> Subprocess:
-    return Subprocess(bench, parallel=2, devices=1, retries=0)
+    return Subprocess(bench.store, parallel=2, devices=1, retries=0)
 
 
 def _client(done: Finished, stage: int, name: str) -> list[Any]:

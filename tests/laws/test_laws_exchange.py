@@ -300,7 +300,7 @@ def test_in_process_and_subprocess_end_in_one_digest(tmp_path: Path) -> None:
     outside = run_tiny(
         tmp_path / "outside",
         *options,
-        launcher=lambda store: Subprocess(Workbench(store), parallel=2, devices=1, retries=0),
+        launcher=lambda store: Subprocess(store, parallel=2, devices=1, retries=0),
     )
     assert here.digest == outside.digest
     assert here.summary["ledger"]["measured"] == outside.summary["ledger"]["measured"]

@@ -275,7 +275,7 @@ def test_processes_of_their_own_end_in_the_same_digest(tmp_path: Path) -> None:
     here = run_tiny(tmp_path / "here", KEEP, "data.augment=true", "levers.views=2", "training.local_epochs=2")
     there = run_tiny(
         tmp_path / "there", KEEP, "data.augment=true", "levers.views=2", "training.local_epochs=2",
-        launcher=lambda store: Subprocess(Workbench(store), parallel=2, devices=1, retries=0),
+        launcher=lambda store: Subprocess(store, parallel=2, devices=1, retries=0),
     )  # fmt: skip
     assert here.digest == there.digest
     assert prefix_told(there, 2)[-1]["prefix"] == {"image": "kept", "text": "kept"}

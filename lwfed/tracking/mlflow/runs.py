@@ -1,6 +1,6 @@
-"""Which MLflow run is whose: the run of an experiment and those of its stages are found, adopted or made.
+"""Which MLflow run is an experiment's: it is found, adopted or created.
 
-They are told apart by tags alone, so that processes which share nothing but the server find the same runs.
+Tags alone decide, so that processes which share nothing but the server find the same runs.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ ABOVE = "mlflow.parentRunId"
 PIPELINE_RUN = "kfp.pipeline_run_id"
 PIPELINE_URL = "kfp.pipeline_run_url"
 DEEPEST = 8
-"""Most levels that are climbed from a task's run to the platform's topmost."""
+"""At most so many levels lead from a task's run up to the platform's topmost."""
 
 
 def experiment_of(client: MlflowClient, target: Target) -> str:
-    """Finds or makes the experiment that a target names; one that was deleted is restored."""
+    """Finds or creates the experiment that a target names; one that was deleted is restored."""
     name = target.experiment
     found = client.get_experiment_by_name(name)
     if found is None:
@@ -57,7 +57,7 @@ def whole_run(client: MlflowClient, target: Target, *, run_id: str, adopted: Run
         target: Where.
         run_id: lwfed's id of the run.
         adopted: The run that the platform opened for this process.
-        start_ms: When a run that is made began, ms since 1970.
+        start_ms: When a run that is created began, ms since 1970.
 
     Returns:
         What `target.parent_run_id` names; else what a process of the whole experiment adopted; else what has the tag
@@ -85,37 +85,6 @@ def whole_run(client: MlflowClient, target: Target, *, run_id: str, adopted: Run
     return make_run(client, experiment, {**tags, **nested}, name=run_id, start_ms=start_ms)
 
 
-def stage_run(
-    client: MlflowClient, experiments: Sequence[str], *, whole: str, stage: int, run_id: str, start_ms: int
-) -> Run:
-    """Finds or makes the run of a stage.
-
-    Args:
-        client: The client.
-        experiments: Where to look; a new run is put into the first.
-        whole: The MLflow run of the experiment.
-        stage: s, counted from 1.
-        run_id: lwfed's id of the run.
-        start_ms: When a run that is made began, ms since 1970.
-    """
-    tags = {WHOLE: whole, ROLE: "stage", STAGE: str(stage)}
-    found = find_run(client, experiments, tags)
-    if found is not None:
-        return found
-    made = {**tags, RUN_ID: run_id, ABOVE: whole}
-    return make_run(client, experiments[0], made, name=f"stage {stage}", start_ms=start_ms)
-
-
-def adopt_stage(client: MlflowClient, experiments: Sequence[str], adopted: Run, *, whole: str, stage: int) -> None:
-    """Makes the platform's run that of a stage; an earlier attempt's is one no more."""
-    earlier = find_run(client, experiments, {WHOLE: whole, ROLE: "stage", STAGE: str(stage)})
-    if earlier is not None and earlier.info.run_id != adopted.info.run_id:
-        client.set_tag(earlier.info.run_id, ROLE, "attempt")
-    client.set_tag(adopted.info.run_id, STAGE, str(stage))
-    if ABOVE not in adopted.data.tags:
-        client.set_tag(adopted.info.run_id, ABOVE, whole)
-
-
 def topmost(client: MlflowClient, run: Run) -> Run | None:
     """Climbs from a task's run to that of the whole pipeline run; None where the platform nested it in nothing."""
     above = None
@@ -137,22 +106,9 @@ def find_run(client: MlflowClient, experiments: Sequence[str], tags: Mapping[str
 
 
 def make_run(client: MlflowClient, experiment: str, tags: Mapping[str, str], *, name: str, start_ms: int) -> Run:
-    """Makes a run that is lwfed's own."""
+    """Creates a run that is lwfed's own."""
     source = {"mlflow.source.name": f"lwfed {__version__}", "mlflow.source.type": "LOCAL", OWNER: "lwfed"}
     return client.create_run(experiment, start_time=start_ms, tags={**tags, **source}, run_name=name)
-
-
-def running_stages(client: MlflowClient, experiments: Sequence[str], *, whole: str) -> list[str]:
-    """Gives the stages' runs that nobody ended."""
-    asked = f"tags.`{WHOLE}` = '{whole}' and tags.`{ROLE}` = 'stage' and attributes.status = 'RUNNING'"
-    return [run.info.run_id for run in client.search_runs(list(experiments), filter_string=asked)]
-
-
-def logged_rounds(client: MlflowClient, run: Run) -> dict[int, int]:
-    """Gives the global rounds that a run has, each with its date, ms since 1970."""
-    if MARK not in run.data.metrics:
-        return {}
-    return {point.step: point.timestamp for point in client.get_metric_history(run.info.run_id, MARK)}
 
 
 def pipeline_tags(target: Target) -> dict[str, str]:

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lwfed.cli.main import EPILOG, app
-from lwfed.cli.step import STEPS
+from lwfed.launch.step_process import STEPS
 from lwfed.spec.load import preset_names
 from lwfed.types.errors import EXIT_CODES, LwfedError, NotFoundError, SpecError
 from tests.tiny import Finished

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from lwfed.drive.session import ending_on_terminate
+from lwfed.drive.interrupts import ending_on_terminate
 
 
 class Finalised:

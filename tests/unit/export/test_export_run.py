@@ -23,7 +23,7 @@ from lwfed.data.audio import log_mel, normalise_log_mel
 from lwfed.data.inputs import InputSettings
 from lwfed.data.tokens import tokenize
 from lwfed.data.transforms import evaluation_pixels, normalise_pixels
-from lwfed.drive.tell_finish import uri_of
+from lwfed.drive.trackers import uri_of
 from lwfed.export.export import export_run, replacing, sequential
 from lwfed.export.serve import Predictor, load_predictor
 from lwfed.round.workbench import Workbench

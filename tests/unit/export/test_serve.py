@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lwfed.data.batches import eval_batches
-from lwfed.drive.tell_finish import uri_of
+from lwfed.drive.trackers import uri_of
 from lwfed.export.serve import Predictor, load_predictor
 from lwfed.models.build import load
 from lwfed.round.evaluate import Embedded, embed

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from lwfed.cli.step import task_of
 from lwfed.launch.dispatch import run_step
+from lwfed.launch.step_process import task_of
 from lwfed.round.workbench import Workbench
 from lwfed.run import runs
 from lwfed.run.specs import pack_spec

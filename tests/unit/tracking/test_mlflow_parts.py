@@ -4,7 +4,6 @@ Against a real sqlite store."""
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,8 @@ import pytest
 
 from lwfed.tracking.jsonlines import encode_event
 from lwfed.tracking.mlflow.delivery import Delivery, Status, replay_to_mlflow
-from lwfed.tracking.mlflow.process import MlflowTracker, serve
+from lwfed.tracking.mlflow.process import MlflowFollower
+from lwfed.tracking.mlflow.serve import serve
 from lwfed.tracking.mlflow.target import Target
 from lwfed.tracking.protocol import event_of, event_of_failure, event_of_finish
 
@@ -175,7 +175,7 @@ def test_a_part_that_ends_without_a_word_ends_its_stage_alone(
     events = [event_of("start", make_run(f"silent-{stage}-{told}")), event_of("round", rounds[0])]
     events += [event_of("stage", record) for record in stages[:told]]
     (tmp_path / "events.jsonl").write_bytes(b"".join(map(encode_event, [*events, {"event": "close"}])))
-    serve(tmp_path, gone=threading.Event())
+    serve(tmp_path, gone=lambda: False)
     status = json.loads((tmp_path / "status.json").read_bytes())
     whole = client.get_run(status["run_id"])
     assert whole.info.status == "RUNNING"
@@ -231,7 +231,7 @@ def test_a_failure_that_the_log_tells_is_replayed_as_the_runs_end(
 
 def test_an_address_is_the_page_of_the_run(mlflow_uri: str) -> None:
     for uri, address in ((mlflow_uri, ""), ("http://host:5000/", "http://host:5000/#/experiments/7/runs/abc")):
-        tracker = MlflowTracker(Target(uri=uri), on_warning=pytest.fail)
+        tracker = MlflowFollower(Target(uri=uri), on_warning=pytest.fail)
         assert tracker.address() == ""
-        tracker._status = Status(run_id="abc", experiment_id="7")
+        tracker.status = Status(run_id="abc", experiment_id="7")
         assert tracker.address() == address

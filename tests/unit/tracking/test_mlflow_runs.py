@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
 from lwfed import environment
 from lwfed.tracking.jsonlines import JsonLines, encode_event, read_events
+from lwfed.tracking.mlflow import serve
 from lwfed.tracking.mlflow.delivery import Delivery, replay_to_mlflow
-from lwfed.tracking.mlflow.process import MlflowTracker
+from lwfed.tracking.mlflow.process import MlflowFollower
 from lwfed.tracking.mlflow.target import Target, absolute_uri, artifact_location
 from lwfed.tracking.protocol import Tracker, event_of, event_of_failure
 
@@ -40,6 +42,12 @@ def recorder_of(uri: str, **settings: Any) -> Any:
     from lwfed.tracking.mlflow.recorder import Recorder
 
     return Recorder(Target(uri=uri, system_metrics_s=0, **settings))
+
+
+def following(target: Target, warnings: list[str]) -> tuple[JsonLines, MlflowFollower]:
+    """Opens an empty log that MLflow follows."""
+    follower = MlflowFollower(target, on_warning=warnings.append)
+    return JsonLines(append=lambda data: None, read=lambda: b"", follower=follower), follower
 
 
 def tell_all(tracker: Tracker, run: Record, rounds: Sequence[Record], stages: Sequence[Record], **end: Any) -> None:
@@ -232,17 +240,16 @@ def test_a_server_that_is_down_stops_nothing_and_is_told_later(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     warnings: list[str] = []
     data = bytearray()
-    log = JsonLines(append=data.extend, read=lambda: bytes(data))
-    tracker = MlflowTracker(Target(uri="http://127.0.0.1:9"), on_warning=warnings.append)
+    follower = MlflowFollower(Target(uri="http://127.0.0.1:9"), on_warning=warnings.append)
+    log = JsonLines(append=data.extend, read=lambda: bytes(data), follower=follower)
     begin = time.perf_counter()
-    for told in (log, tracker):
-        tell_all(told, make_run("down-1"), rounds, stages)
+    tell_all(log, make_run("down-1"), rounds, stages)
     assert time.perf_counter() - begin < 2
-    tracker.close(60)
+    log.close(60)
     assert len(warnings) == 1
     assert "http://127.0.0.1:9" in warnings[0]
-    assert tracker.status.delivered == 0
-    assert not tracker.status.complete
+    assert follower.status.delivered == 0
+    assert not follower.status.complete
     target = Target(uri=mlflow_uri, experiment="later")
     for _ in range(2):
         status = replay_to_mlflow(read_events(bytes(data)), target=target)
@@ -291,26 +298,33 @@ def test_the_process_delivers_and_samples_the_machine(
 ) -> None:
     warnings: list[str] = []
     target = Target(uri=mlflow_uri, experiment="process", system_metrics_s=0.2)
-    tracker = MlflowTracker(target, on_warning=warnings.append)
+    tracker, follower = following(target, warnings)
     begin = time.perf_counter()
     tracker.start(make_run("process-1"))
     tracker.round(rounds[0])
     assert time.perf_counter() - begin < 1
     client = client_of(mlflow_uri)
     deadline = time.monotonic() + 60
-    while not tracker.status.run_id and time.monotonic() < deadline:
+    while not follower.status.run_id and time.monotonic() < deadline:
         time.sleep(0.2)
         tracker.round(rounds[0])
     time.sleep(1)
     tell_all(tracker, make_run("process-1"), rounds, stages)
     tracker.close(60)
     assert warnings == []
-    assert tracker.status.complete
-    run = client.get_run(tracker.status.run_id)
+    assert follower.status.complete
+    run = client.get_run(follower.status.run_id)
     assert run.info.status == "FINISHED"
     assert [step for step, _ in history(client, run.info.run_id, "train/loss")] == [1, 2, 3]
     assert "system/cpu_utilization_percentage" in run.data.metrics
     tracker.round(rounds[0])  # after the end: passed over
+
+
+WRITER = """
+import os, subprocess, sys, time
+print(subprocess.Popen([sys.executable, "-m", *sys.argv[1:], str(os.getpid())]).pid, flush=True)
+time.sleep(600)
+"""
 
 
 def test_a_run_whose_process_is_gone_is_marked_killed(
@@ -321,20 +335,22 @@ def test_a_run_whose_process_is_gone_is_marked_killed(
     (folder / "target.json").write_text(json.dumps({"uri": mlflow_uri, "experiment": "killed", "system_metrics_s": 0}))
     lines = [encode_event(event_of("start", make_run("killed-1"))), encode_event(event_of("round", rounds[0]))]
     (folder / "events.jsonl").write_bytes(b"".join(lines))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lwfed.tracking.mlflow.process", str(folder)],
-        stdin=subprocess.PIPE,
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, serve.__name__, str(folder)], stdout=subprocess.PIPE,
         env=environment.child_environment(PYTHONPATH=":".join(entry for entry in sys.path if entry)),
-    )
-    assert process.stdin is not None
+    )  # fmt: skip
+    assert writer.stdout is not None
+    follower = psutil.Process(int(writer.stdout.readline()))
     deadline = time.monotonic() + 60
     status: dict[str, Any] = {}
     while status.get("delivered") != 2 and time.monotonic() < deadline:
         time.sleep(0.1)
         if (folder / "status.json").exists():
             status = json.loads((folder / "status.json").read_bytes())
-    process.stdin.close()
-    assert process.wait(30) == 0
+    writer.kill()
+    writer.wait()
+    writer.stdout.close()
+    psutil.wait_procs([follower], timeout=30)
     assert not folder.exists()
     assert client_of(mlflow_uri).get_run(status["run_id"]).info.status == "KILLED"
 
@@ -434,9 +450,10 @@ def test_addresses(tmp_path: Path) -> None:
 
 def test_closed_without_an_end(mlflow_uri: str, make_run: MakeRun, rounds: list[Record]) -> None:
     target = Target(uri=mlflow_uri, experiment="closed", system_metrics_s=0)
-    tracker = MlflowTracker(target, on_warning=pytest.fail)
+    warnings: list[str] = []
+    tracker, follower = following(target, warnings)
     tracker.start(make_run("closed"))
     tracker.round(rounds[0])
     tracker.close(60)
-    assert tracker.status.complete
-    assert client_of(mlflow_uri).get_run(tracker.status.run_id).info.status == "KILLED"
+    assert follower.status.complete and warnings == []
+    assert client_of(mlflow_uri).get_run(follower.status.run_id).info.status == "KILLED"

@@ -15,8 +15,7 @@ from lwfed.spec.federation import TrackingSpec
 from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store
-from lwfed.tracking.jsonlines import read_events
-from lwfed.tracking.protocol import Trackers
+from lwfed.tracking.jsonlines import JsonLines, read_events
 from tests.tiny import Finished
 
 OFF = TrackingSpec(uri=None)
@@ -29,7 +28,7 @@ def store(finished: Finished, tmp_path: Path) -> Store:
     return open_store(str(tmp_path / "store"))
 
 
-def part(run: Mapping[str, Any], store: Store, stage: int | None) -> Trackers:
+def part(run: Mapping[str, Any], store: Store, stage: int | None) -> JsonLines:
     """Makes the trackers of a process, and tells them that it is at work."""
     trackers, mlflow = make_trackers(run, OFF, store=store, warn=pytest.fail, stage=stage)
     assert mlflow is None

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from lwfed.cli.step import STEPS
 from lwfed.launch.kubernetes.names import (
     INDEX_LABEL,
     JOB_LABEL,
@@ -25,6 +24,7 @@ from lwfed.launch.kubernetes.names import (
     selector,
     task_list,
 )
+from lwfed.launch.step_process import STEPS
 from lwfed.run.tasks import ClientTask, InspectTask, PrepareTask, RoundTask, RunTask
 from lwfed.spec.kubernetes import PoolSpec
 from lwfed.store import paths

@@ -1,0 +1,52 @@
+"""How a process of lwfed ends: one line on standard error, and a numbered exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+from lwfed import environment
+from lwfed.types.errors import DiskFullError, LwfedError
+
+INTERRUPTED = "interrupted -> what is committed stands; run it again to go on"
+
+
+def run_to_exit(command: Callable[[], object]) -> None:
+    """Runs the work of this process; every error ends it with one line and one of `lwfed.types.errors.EXIT_CODES`."""
+    environment.quiet()
+    try:
+        command()
+    except LwfedError as error:
+        _end(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _end(INTERRUPTED, 130)
+    except SystemExit as ended:
+        if ended.code == 130:  # typer turns an interrupt into this
+            _end(INTERRUPTED, 130)
+        raise
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f" for {error.filename}" if error.filename else ""
+            full = DiskFullError(f"no space is left{where}", remedy="free some space and run it again to go on")
+            _end(str(full), full.exit_code)
+        _unexpected(error)
+    except Exception as error:
+        _unexpected(error)
+
+
+def _unexpected(error: Exception) -> None:
+    _end(f"{type(error).__name__}: {error} -> this is a fault of lwfed; LWFED_DEBUG=1 shows where", 1)
+
+
+def _end(message: str, code: int) -> None:
+    if environment.debug():
+        traceback.print_exc()
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    sys.stderr.flush()
+    sys.exit(code)

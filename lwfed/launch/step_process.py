@@ -1,0 +1,178 @@
+"""A step in a process of its own: reads its task, reports progress as JSON lines, and ends when nobody needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from lwfed import environment
+from lwfed.launch.dispatch import run_step
+from lwfed.run.heartbeat import watch
+from lwfed.run.tasks import ClientTask, InspectTask, PrepareTask, RoundTask, RunTask, StageTask
+from lwfed.store import paths
+from lwfed.store.opening import open_store
+from lwfed.types.errors import CoordinatorGoneError, LwfedError, NotFoundError, SpecError
+
+if TYPE_CHECKING:
+    from lwfed.round.workbench import Workbench
+
+Task = RunTask | RoundTask
+
+STEPS: dict[str, type[Task]] = {
+    "inspect-client": InspectTask,
+    "train-client": ClientTask,
+    "evaluate-client": ClientTask,
+    "prepare": PrepareTask,
+    "aggregate-round": RoundTask,
+    "evaluate-round": RoundTask,
+    "finish": RunTask,
+    "train-stage": StageTask,
+}
+POLL_S = 1.0
+
+
+def task_of(name: str, values: dict[str, Any]) -> Task:
+    """Validates a step's task. Raises SpecError."""
+    try:
+        return STEPS[name].model_validate(values)
+    except ValidationError as error:
+        wrong = "; ".join(f"`{'.'.join(map(str, item['loc']))}`: {item['msg']}" for item in error.errors())
+        raise SpecError(f"the task of {name} is wrong: {wrong}", remedy="see lwfed/run/tasks.py for its keys") from None
+
+
+def read_task(path: Path) -> dict[str, Any]:
+    """Reads a task's values from a file, or from standard input where it is `-`. Raises SpecError."""
+    try:
+        content = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+        values = json.loads(content)
+    except OSError as error:
+        raise SpecError(f"the task {path} cannot be read: {error.strerror}", remedy="name a JSON file") from None
+    except ValueError as error:
+        raise SpecError(f"the task {path} is not JSON: {error}", remedy="name a JSON file") from None
+    if not isinstance(values, dict):
+        raise SpecError(f"the task {path} holds no JSON object", remedy="see lwfed/run/tasks.py for its keys")
+    return values
+
+
+def task_of_job(uri: str, job: str, *, index: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Returns a pod's task, and the heartbeat it must watch.
+
+    Args:
+        uri: The store's URI.
+        job: The Job's name.
+        index: The pod's number in it, from 0.
+
+    Raises:
+        NotFoundError: The store has no such Job.
+        SpecError: The Job has no task of that number.
+    """
+    listed = open_store(uri).read_ref(paths.job(job))
+    if listed is None:
+        raise NotFoundError(f"the store {uri} has no Job {job}", remedy="the coordinator writes it before it makes it")
+    tasks = listed["tasks"]
+    if index >= len(tasks):
+        raise SpecError(f"the Job {job} has {len(tasks)} task(s), and no number {index}", remedy="delete that Job")
+    return tasks[index], listed.get("heartbeat")
+
+
+def run_task(name: str, task: Task, *, as_json: bool, bench: Workbench | None = None) -> dict[str, Any]:
+    """Runs a step in this process.
+
+    Args:
+        name: Which.
+        task: Its task.
+        as_json: Reports progress on standard output.
+        bench: What this process has opened for earlier tasks.
+
+    Returns:
+        The step's result as plain values.
+    """
+
+    def emit(kind: str, values: dict[str, Any]) -> None:
+        if as_json and environment.rank() == 0:
+            tell(kind, values)
+
+    with environment.ranks(use_gpu=task.place.device != "cpu"):
+        if not isinstance(task, StageTask):
+            return run_step(name, task, emit=emit, bench=bench)
+        from lwfed.launch.launchers import make_launcher
+        from lwfed.round.train_stage import train_stage
+        from lwfed.run import runs
+
+        store = open_store(task.store)
+        launcher = make_launcher(runs.spec_of(runs.read_run(store, task.run_id)), store=store, run_id=task.run_id)
+        try:
+            record = train_stage(task, launcher=launcher, store=store, emit=emit)
+        finally:
+            launcher.close()
+        return {"digest": record["digest"]}
+
+
+def tell(kind: str, values: dict[str, Any]) -> None:
+    """Writes an event to standard output, as one JSON object on a line."""
+    sys.stdout.write(json.dumps({"event": kind, "values": values}) + "\n")
+    sys.stdout.flush()
+
+
+@contextmanager
+def telling_of_failure(as_json: bool) -> Iterator[None]:
+    """Reports what ends the body as an event `failed`: torchrun hides the exit codes of its processes."""
+    signal.signal(signal.SIGTERM, _terminated)  # a container's first process ignores what it does not handle
+    try:
+        yield
+    except LwfedError as error:
+        if as_json:
+            tell("failed", {"exit_code": error.exit_code, "message": str(error)})
+        raise
+
+
+def _terminated(number: int, _frame: FrameType | None) -> None:
+    """Ends at once: what is not committed is trained again, and nothing half-written counts."""
+    os._exit(128 + number)
+
+
+def end_with(parent: int) -> None:
+    """Ends this process soon after another, however that ends."""
+
+    def look() -> None:
+        while True:
+            try:
+                os.kill(parent, 0)
+            except ProcessLookupError:
+                os._exit(1)
+            time.sleep(POLL_S)
+
+    threading.Thread(target=look, daemon=True).start()
+
+
+def end_without_coordinator(uri: str, beat: dict[str, Any], *, as_json: bool) -> None:
+    """Ends this process when the coordinator shows no sign of life."""
+    error = CoordinatorGoneError(
+        f"no sign of life from the coordinator of {beat['run_id']} for {beat['timeout_s']:g} s",
+        remedy=environment.go_on(),
+    )
+
+    def gone() -> None:
+        if as_json:
+            tell("failed", {"exit_code": error.exit_code, "message": str(error)})
+        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.flush()
+        os._exit(error.exit_code)
+
+    def look() -> None:
+        watch(
+            open_store(uri), beat["run_id"], every_s=beat["every_s"], timeout_s=beat["timeout_s"], on_gone=gone
+        )  # fmt: skip
+
+    threading.Thread(target=look, daemon=True, name="heartbeat").start()
