@@ -1,8 +1,8 @@
 """Large objects to and from S3: parts go up while the next is read, ranges come down straight into memory.
 
 By hand and not by boto3's transfer manager, which reads only whole objects, starts a range over when it breaks off,
-counts tries instead of seconds, and copies what it reads through a queue. Here bytes land in the tensors themselves, and
-all parts of an object share one bound in time.
+counts tries instead of seconds, and copies what it reads through a queue. Here bytes land in the tensors themselves,
+and all parts of an object share one bound in time.
 """
 
 from __future__ import annotations
