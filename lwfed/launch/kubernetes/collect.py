@@ -164,8 +164,8 @@ class Collector:
                 case Started(client, pod, node):
                     self._clients[pod] = client
                     self._logs.follow(pod)
-                    told = {"client": client, "step": self._call.step, "pod": pod, "node": node}
-                    self._emit("client_started", told)
+                    values = {"client": client, "step": self._call.step, "pod": pod, "node": node}
+                    self._emit("client_started", values)
                 case Said(client, line):
                     self._emit("waiting", {"client": client, "line": line})
                 case Ended(outcome):
@@ -239,12 +239,12 @@ class Collector:
         self._emit("warning", {"message": message})
 
     def _explain(self, pool: PoolSpec, pod: Mapping[str, Any]) -> reasons.Failure:
-        """Says why a pod failed, and shows the end of its log where nobody followed it."""
+        """Says why a pod failed, and shows the end of its log where it is not being read."""
         name = pod["metadata"]["name"]
         found = reasons.failure(
             pod, container=CONTAINER, memory_limit=memory_limit(pool), predicted=self._predicted, pool=pool.name
         )
-        if not found.retried and not self._logs.covers(name):
+        if not found.retried and self._logs.misses(name):
             for line in reasons.words_of(self._logs.tail(name, lines=TAIL)):
                 self._emit("client_log", {"client": self._clients.get(name, name), "line": line})
         return found

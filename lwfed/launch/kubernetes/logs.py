@@ -1,6 +1,7 @@
 """Streams the logs of pods, so many at a time; the others wait their turn, and what they said is not lost.
 
-A thread per stream, since a node that does not answer holds up a request for its pod's log.
+A thread per stream, since a node that does not answer holds up a request for its pod's log; and daemons, since such a
+request must not hold up the end of the coordinator, as the threads of an executor would.
 """
 
 from __future__ import annotations
@@ -8,9 +9,9 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Literal
 
 import urllib3
 
@@ -52,9 +53,10 @@ class Logs:
     """
 
     def __init__(self, cluster: Cluster, *, lines: Lines, at_a_time: int = AT_A_TIME) -> None:
-        self._cluster, self._lines = cluster, lines
-        self._pool = ThreadPoolExecutor(at_a_time, thread_name_prefix="log")
-        self._pods: dict[str, Future[None]] = {}
+        self._cluster, self._lines, self._most = cluster, lines, at_a_time
+        self._pods: dict[str, Literal["waiting", "read", "done"]] = {}
+        self._todo: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._threads = 0
         self._streams: dict[str, urllib3.BaseHTTPResponse] = {}
         self._lock = threading.Lock()
         self._over = threading.Event()
@@ -62,17 +64,21 @@ class Logs:
 
     def follow(self, pod: str) -> None:
         """Follows a pod's log, now or when another's has ended."""
-        if not self._over.is_set() and pod not in self._pods:
-            self._pods[pod] = self._pool.submit(self._run, pod)
+        if self._over.is_set() or self._denied or pod in self._pods:
+            return
+        self._pods[pod] = "waiting"
+        self._todo.put(pod)
+        if self._threads < self._most:
+            self._threads += 1
+            threading.Thread(target=self._run, name="log", daemon=True).start()
 
-    def covers(self, pod: str) -> bool:
-        """Whether a pod's lines have been read, or are being read."""
-        found = self._pods.get(pod)
-        return found is not None and not self._denied and (found.running() or (found.done() and not found.cancelled()))
+    def misses(self, pod: str) -> bool:
+        """Whether a pod's lines are not to be had here soon: nobody may read them, or others come first."""
+        return self._denied or self._pods.get(pod) == "waiting"
 
     def busy(self) -> bool:
         """Whether a log is still followed."""
-        return any(not future.done() for future in self._pods.values())
+        return any(state != "done" for state in list(self._pods.values()))
 
     def tail(self, pod: str, *, lines: int) -> str:
         """Returns the last lines of a pod's log; empty where it cannot be read."""
@@ -83,26 +89,28 @@ class Logs:
     def close(self) -> None:
         """Ends all soon."""
         self._over.set()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for _ in range(self._threads):
+            self._todo.put(None)
         with self._lock:
             for stream in self._streams.values():
                 _shut(stream)
 
-    def _run(self, pod: str) -> None:
-        if self._denied:
-            return
-        try:
-            self._follow(pod)
-        except DeniedError as error:
-            with self._lock:
-                first, self._denied = not self._denied, True
-            if first:
-                self._lines.put(Denied(error))
-        except LwfedError:
-            pass  # the pod is gone; why it ended is seen elsewhere
-        finally:
+    def _run(self) -> None:
+        while (pod := self._todo.get()) is not None:
+            self._pods[pod] = "read"
+            try:
+                if not self._denied:
+                    self._follow(pod)
+            except DeniedError as error:
+                with self._lock:
+                    first, self._denied = not self._denied, True
+                if first:
+                    self._lines.put(Denied(error))
+            except LwfedError:
+                pass  # the pod is gone; why it ended is seen elsewhere
             with self._lock:
                 self._streams.pop(pod, None)
+            self._pods[pod] = "done"
 
     def _follow(self, pod: str) -> None:
         """Reads each of a log's lines once, over broken connections."""

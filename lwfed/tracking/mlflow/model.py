@@ -20,7 +20,7 @@ from lwfed.tracking.protocol import Record
 
 LOADER = "lwfed.export.serve:load_predictor"
 """The function that turns (uri, digest) into a predictor; named in the model, imported when it is loaded."""
-SCRIPT = Path(__file__).with_name("mlflow_model_script.py")
+SCRIPT = Path(__file__).with_name("model_script.py")
 
 
 def signature_of(kind: str, *, modalities: tuple[str, ...]) -> ModelSignature:

@@ -62,12 +62,12 @@ def test_a_log_is_told_as_it_comes_and_to_its_end(server: ApiServer, cluster: Cl
         assert told(lines, 2) == ["before anybody listened", ""]
         server.say(pod, '{"event": "client_step", "values": {}}')
         assert told(lines, 1) == ['{"event": "client_step", "values": {}}']
-        assert logs.busy() and logs.covers(pod)
+        assert logs.busy() and not logs.misses(pod)
         server.say(pod, "last")
         server.end_pod(pod)
         assert told(lines, 1) == ["last"]
         until(lambda: not logs.busy(), what="the log ends with its pod")
-        assert logs.covers(pod), "it has been told"
+        assert not logs.misses(pod), "it has been told"
 
 
 def test_a_line_is_told_with_the_name_of_its_pod(server: ApiServer, cluster: Cluster, lines: Lines) -> None:
@@ -161,7 +161,7 @@ def test_so_many_at_a_time_and_the_others_are_not_lost(server: ApiServer, cluste
             logs.follow(name)
         assert sorted(told(lines, 2)) == sorted(f"first of {name}" for name in names[:2])
         assert silent(lines) and len(server.streams) == 2
-        assert [logs.covers(name) for name in names] == [True, True, False, False]
+        assert [logs.misses(name) for name in names] == [False, False, True, True]
         for name in names:
             server.end_pod(name)
         assert sorted(told(lines, 2)) == sorted(f"first of {name}" for name in names[2:])
@@ -179,7 +179,7 @@ def test_who_may_not_read_logs_is_told_so_once_and_asks_no_more(
         assert isinstance(item, Denied) and "we may not" in item.error.problem
         assert silent(lines)
         logs.follow("another")
-        assert not any(logs.covers(name) for name in names), "so that a failed pod's last lines are shown elsewise"
+        assert all(logs.misses(name) for name in names), "so that a failed pod's last lines are shown elsewise"
     assert len(server.asked("get", "pods/log")) == 1
 
 
