@@ -234,7 +234,7 @@ def s3_endpoint() -> str | None:
 
 
 def aws_variables() -> tuple[tuple[str, str], ...]:
-    """All that boto3 reads from the environment (`AWS_*`): a client is made anew where it changes."""
+    """All that botocore reads from the environment (`AWS_*`): a client is made again where it changes."""
     return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
 
 

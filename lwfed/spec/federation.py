@@ -108,13 +108,8 @@ class ExchangeSpec(Section):
 class LaunchSpec(Section):
     """Where a round's clients run. Not part of what a digest depends on, but for `devices` above one."""
 
-<<<<<<< HEAD
     kind: Annotated[str, Choice("launchers")] = Field(
-        "in_process", description="subprocess: each client is a process of its own; kubernetes: a pod of its own"
-=======
-    kind: Literal["in_process", "subprocess", "kubernetes"] = Field(
         "in_process", description="subprocess: clients in processes of this machine; kubernetes: a pod per client"
->>>>>>> procs
     )
     parallel: int = Field(1, ge=1, description="clients at a time, spread over this machine's GPUs (subprocess)")
     devices: int = Field(1, ge=1, description="devices a client; above 1 through torchrun (subprocess, kubernetes)")

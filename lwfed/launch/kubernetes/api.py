@@ -1,15 +1,15 @@
 """The cluster's API: plain values in and out, patience while it does not answer, and errors that say what to do.
 
-The only module that knows the Kubernetes client.
+The only module that knows the Kubernetes client: its configuration, its credentials and `call_api`. Its generated
+methods cannot read a log since a moment (`sinceTime`), and one way for all requests is shorter than two.
 """
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import urllib3
 from kubernetes import client, config
@@ -18,12 +18,15 @@ from kubernetes.config.config_exception import ConfigException
 
 from lwfed import environment
 from lwfed.launch.kubernetes.reasons import one_line
+from lwfed.patience import Patience
 from lwfed.types.errors import LwfedError, SpecError, UnreachableError
 
+T = TypeVar("T")
+
 PATIENCE_S = 120.0
-"""Seconds for which an API that does not answer is asked again: as long as an upgrade of a control plane takes."""
-PAUSE_S = 0.5
-"""Seconds before the next try, and twice as many before each that follows."""
+"""Seconds of trying again while the API does not answer: as long as an upgrade of a control plane takes."""
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 10.0
 ANSWER_S = (5.0, 30.0)
 """Seconds to connect, and to wait for an answer."""
 CONNECTIONS = 32
@@ -31,10 +34,6 @@ OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 ROLE = "the Role `lwfed-coordinator` of k8s/base"
 
 GROUPS: Mapping[str, str] = {"jobs": "/apis/batch/v1", "pods": "/api/v1", "pods/log": "/api/v1", "events": "/api/v1"}
-
-
-class GoneError(Exception):
-    """A watch fell too far behind: list anew."""
 
 
 class DeniedError(UnreachableError):
@@ -64,7 +63,7 @@ class Cluster:
 
     def check(self) -> None:
         """Asks for the cluster's version. Raises UnreachableError where nothing answers soon."""
-        self._json("GET", "/version", verb="get", resource="version", patience_s=10)
+        self._ask("GET", "/version", doing="get version", patience_s=10)
 
     def create_job(self, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
         """Makes a Job; None where there is one of that name.
@@ -73,40 +72,38 @@ class Cluster:
             SpecError: The cluster takes the manifest for wrong.
             UnreachableError: It does not answer, or does not let us.
         """
-        return self._json("POST", self._path("jobs"), verb="create", resource="jobs", body=manifest, none_on=(409,))
+        return self._ask("POST", self._path("jobs"), doing="create jobs", body=manifest, none_on=(409,))
 
     def read_job(self, name: str) -> dict[str, Any] | None:
         """Reads a Job; None where there is none."""
-        return self._json("GET", self._path("jobs", name), verb="get", resource="jobs", none_on=(404,))
+        return self._ask("GET", self._path("jobs", name), doing="get jobs", none_on=(404,))
 
     def delete_job(self, name: str, *, uid: str | None = None, patience_s: float = PATIENCE_S) -> None:
         """Removes a Job and its pods; nothing happens where it is gone, or has another identity."""
         options: dict[str, Any] = {"propagationPolicy": "Background"}
         if uid is not None:
             options["preconditions"] = {"uid": uid}
-        self._json(
-            "DELETE", self._path("jobs", name), verb="delete", resource="jobs", body=options, none_on=(404, 409),
+        self._ask(
+            "DELETE", self._path("jobs", name), doing="delete jobs", body=options, none_on=(404, 409),
             patience_s=patience_s,
         )  # fmt: skip
 
     def delete_pod(self, name: str) -> None:
         """Removes a pod; nothing happens where it is gone."""
-        self._json("DELETE", self._path("pods", name), verb="delete", resource="pods", none_on=(404,), patience_s=0)
+        self._ask("DELETE", self._path("pods", name), doing="delete pods", none_on=(404,), patience_s=0)
 
     def find(self, resource: str, *, patience_s: float = 0, **query: Any) -> dict[str, Any]:
-        """Lists Jobs, pods or events; tried once unless there is patience."""
-        found = self._json(
-            "GET", self._path(resource), verb="list", resource=resource, query=query, patience_s=patience_s
-        )
-        return found or {}
+        """Lists Jobs, pods or events; tries once unless there is patience."""
+        path = self._path(resource)
+        return self._ask("GET", path, doing=f"list {resource}", query=query, patience_s=patience_s) or {}
 
     def read_pod(self, name: str, *, namespace: str) -> dict[str, Any] | None:
         """Reads a pod of any namespace; None where there is none."""
         path = f"/api/v1/namespaces/{namespace}/pods/{name}"
-        return self._json("GET", path, verb="get", resource="pods", none_on=(404,))
+        return self._ask("GET", path, doing="get pods", none_on=(404,))
 
     def events_of(self, uid: str) -> list[dict[str, Any]]:
-        """Gives what the cluster tells of an object, oldest first."""
+        """Returns the events of an object, oldest first."""
         found = self.find("events", fieldSelector=f"involvedObject.uid={uid}")
 
         def when(event: Mapping[str, Any]) -> str:
@@ -114,21 +111,14 @@ class Cluster:
 
         return sorted(found.get("items") or (), key=when)
 
-    def watch(self, resource: str, *, selector: str, version: str) -> urllib3.BaseHTTPResponse:
-        """Opens a watch from a version on; `lines_of` reads it, and its `shutdown` ends that."""
-        query = {
-            "watch": "true",
-            "labelSelector": selector,
-            "resourceVersion": version,
-            "allowWatchBookmarks": "true",
-            "timeoutSeconds": "240",
-        }
-        return self._open(self._path(resource), verb="watch", resource=resource, query=query, wait_s=300)
-
     def log(self, pod: str, *, container: str, **query: Any) -> urllib3.BaseHTTPResponse:
-        """Opens a pod's log."""
-        wanted = {"container": container, **query}
-        return self._open(self._path("pods", f"{pod}/log"), verb="get", resource="pods/log", query=wanted, wait_s=None)
+        """Opens a pod's log, in one try; `lines_of` reads it, and its `shutdown` ends that from another thread."""
+        answer = self._ask(
+            "GET", self._path("pods", f"{pod}/log"), doing="get pods/log", query={"container": container, **query},
+            read=lambda opened: opened, timeout=(ANSWER_S[0], None), patience_s=0,
+        )  # fmt: skip
+        assert answer is not None
+        return answer
 
     def log_lines(self, pod: str, *, container: str, **query: Any) -> Iterator[str]:
         """Yields the lines of a pod's log; with `follow="true"` as they come, until the container ends."""
@@ -142,56 +132,42 @@ class Cluster:
         path = f"{GROUPS[resource]}/namespaces/{self.namespace}/{resource}"
         return f"{path}/{name}" if name else path
 
-    def _json(
+    def _ask(
         self,
         method: str,
         path: str,
         *,
-        verb: str,
-        resource: str,
+        doing: str,
         query: Mapping[str, Any] | None = None,
         body: Any = None,
         none_on: tuple[int, ...] = (),
+        read: Callable[[urllib3.BaseHTTPResponse], T] = lambda answer: json.loads(answer.data or b"{}"),
+        timeout: tuple[float, float | None] = ANSWER_S,
         patience_s: float = PATIENCE_S,
-    ) -> dict[str, Any] | None:
+    ) -> T | None:
         """Asks until there is an answer, or patience is over."""
-        ends_at, pause = time.monotonic() + patience_s, PAUSE_S
+        patience = Patience(bound_s=patience_s, first_s=FIRST_PAUSE_S, longest_s=LONGEST_PAUSE_S)
         while True:
             try:
-                answer = self._call(method, path, query=query, body=body, timeout=ANSWER_S)
-                found: dict[str, Any] = json.loads(answer.data or b"{}")
-                return found
+                return read(self._call(method, path, query=query, body=body, timeout=timeout))
             except ApiException as error:
                 if error.status in none_on:
                     return None
                 if not _passes(error.status):
-                    raise self._error(error, verb=verb, resource=resource) from None
+                    raise self._error(error, doing) from None
                 problem = f"answers {error.status} {error.reason}"
             except ValueError:
                 problem = "answers something that is not JSON"
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 problem = one_line(str(error))
-            if time.monotonic() + pause > ends_at:
-                raise self._unreachable(problem)
-            time.sleep(pause)
-            pause = min(2 * pause, 10.0)
-
-    def _open(
-        self, path: str, *, verb: str, resource: str, query: Mapping[str, Any], wait_s: float | None
-    ) -> urllib3.BaseHTTPResponse:
-        try:
-            return self._call("GET", path, query=query, timeout=(ANSWER_S[0], wait_s))
-        except ApiException as error:
-            if error.status == 410:
-                raise GoneError from None
-            if not _passes(error.status):
-                raise self._error(error, verb=verb, resource=resource) from None
-            raise self._unreachable(f"answers {error.status} {error.reason}") from None
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise self._unreachable(one_line(str(error))) from None
+            if not patience.wait(problem):
+                raise UnreachableError(
+                    f"the Kubernetes API at {self.host} does not answer: {problem}",
+                    remedy=f"see that it is up; then {environment.go_on()}",
+                )
 
     def _call(
-        self, method: str, path: str, *, query: Mapping[str, Any] | None, timeout: Any, body: Any = None
+        self, method: str, path: str, *, query: Mapping[str, Any] | None, timeout: Any, body: Any
     ) -> urllib3.BaseHTTPResponse:
         answer: urllib3.BaseHTTPResponse = self._api.call_api(
             path,
@@ -206,29 +182,19 @@ class Cluster:
         )
         return answer
 
-    def _error(self, error: ApiException, *, verb: str, resource: str) -> LwfedError:
-        said = _message(error)
-        where = f"{resource} in namespace {self.namespace}"
-        if error.status in (400, 422):
-            return SpecError(
-                f"the cluster refuses to {verb} {where}: {said}", remedy="correct `kubernetes` in the spec"
-            )
+    def _error(self, error: ApiException, doing: str) -> LwfedError:
+        said, what = _message(error), f"{doing} in namespace {self.namespace}"
         if error.status == 401:
             return DeniedError(
                 f"the cluster at {self.host} does not know us: {said}", remedy="renew the credentials of KUBECONFIG"
             )
-        if error.status == 404:
-            remedy = "name one that is there in `kubernetes.namespace`"
-            return SpecError(f"the cluster refuses to {verb} {where}: {said}", remedy=remedy)
+        if error.status in (400, 404, 422):
+            gone = error.status == 404
+            remedy = "name one that is there in `kubernetes.namespace`" if gone else "correct `kubernetes` in the spec"
+            return SpecError(f"the cluster refuses to {what}: {said}", remedy=remedy)
         rights = "cannot " in said and " resource " in said
         remedy = f"apply {ROLE} to that service account" if rights else "see what forbids it: a quota or a policy"
-        return DeniedError(f"we may not {verb} {where}: {said}", remedy=remedy)
-
-    def _unreachable(self, problem: str) -> UnreachableError:
-        return UnreachableError(
-            f"the Kubernetes API at {self.host} does not answer: {problem}",
-            remedy=f"see that it is up; then {environment.go_on()}",
-        )
+        return DeniedError(f"we may not {what}: {said}", remedy=remedy)
 
 
 def connect(namespace: str) -> Cluster:
@@ -271,7 +237,7 @@ def current_namespace() -> str:
 
 
 def lines_of(answer: urllib3.BaseHTTPResponse) -> Iterator[str]:
-    """Yields the lines of a watch or a log as they come; ends as it ends.
+    """Yields the lines of a log as they come; ends as it ends. By hand: the client's own reader drops empty lines.
 
     Raises:
         UnreachableError: The connection broke.
@@ -300,7 +266,7 @@ def _passes(status: int | None) -> bool:
 
 
 def _message(error: ApiException) -> str:
-    """Gives the API server's own words."""
+    """Returns the API server's own words."""
     body = error.body or b""
     text = body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body)
     try:

@@ -93,7 +93,7 @@ class Jobs:
         self._run_id, self._around = run_id, around
 
     def call(self, step: str, task: PoolTask | ServerTask, *, deadline_s: float | None) -> Call:
-        """Gives a call; `task` is one of its tasks."""
+        """Returns a call; `task` is one of its tasks."""
         return Call(step=step, labels=call_labels(step, task, run_id=self._run_id), deadline_s=deadline_s)
 
     def begin(self, call: Call, pool: PoolSpec, tasks: Sequence[PoolTask | ServerTask]) -> Begun:
@@ -185,7 +185,7 @@ class Jobs:
         yield from sorted(found.get("items") or (), key=_attempt_of, reverse=True)
 
     def _adopted(self, value: Mapping[str, Any], wanted: Mapping[str, Any], *, template: str) -> Begun | None:
-        """Gives a Job as one to take over, or None where it does other work or does it otherwise."""
+        """Returns a Job as one to take over; None where it does other work, or does it differently."""
         metadata = value["metadata"]
         notes = metadata.get("annotations") or {}
         listed = self._store.read_ref(paths.job(metadata["name"]))
@@ -197,7 +197,7 @@ class Jobs:
 
 
 def surroundings(cluster: Cluster, *, run_id: str) -> Surroundings:
-    """Gives what this coordinator adds to its Jobs: their owner, and what pods know of the run.
+    """Returns what this coordinator adds to its Jobs: their owner, and what pods know of the run.
 
     The owner is the controller of this pod (the workflow, or the coordinator's own Job), since a replacement of the
     pod has another identity; a bare pod owns its Jobs itself. Outside the cluster, or for Jobs of another namespace,
@@ -217,7 +217,7 @@ def surroundings(cluster: Cluster, *, run_id: str) -> Surroundings:
 
 
 def delete_run_jobs(cluster: Cluster, run_id: str) -> list[str]:
-    """Removes all Jobs of a run and their pods, those that are over too; gives their names."""
+    """Removes all Jobs of a run and their pods, those that are over too. Returns their names."""
     names = []
     for value in cluster.find("jobs", patience_s=PATIENCE_S, labelSelector=run_selector(run_id)).get("items") or ():
         cluster.delete_job(value["metadata"]["name"], uid=value["metadata"]["uid"])

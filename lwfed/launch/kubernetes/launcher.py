@@ -13,7 +13,7 @@ from typing import Any
 from lwfed.catalog.launchers.kubernetes import DESCRIPTION
 from lwfed.launch.kubernetes import reasons
 from lwfed.launch.kubernetes.api import connect
-from lwfed.launch.kubernetes.following import Following
+from lwfed.launch.kubernetes.collect import Collector
 from lwfed.launch.kubernetes.jobs import Call, Jobs, delete_run_jobs, surroundings
 from lwfed.launch.kubernetes.names import committed
 from lwfed.run.launcher import Emit, Outcome
@@ -56,11 +56,11 @@ class KubernetesLauncher:
             for pool, clients in self._settings.by_pool(of_client)
         ]
         call = self._jobs.call(step, tasks[0], deadline_s=deadline_s)
-        following = self._following(call, work, emit=emit)
-        with closing(following.outcomes()) as outcomes:
+        collector = self._collector(call, work, emit=emit)
+        with closing(collector.outcomes()) as outcomes:
             for outcome in outcomes:
                 if outcome.exit_code == CheckpointError.exit_code:  # all read the same; else a pod's trouble is its own
-                    following.end()
+                    collector.end()
                     raise CheckpointError(f"{outcome.client}: {outcome.reason}")
                 yield outcome
 
@@ -70,8 +70,8 @@ class KubernetesLauncher:
             return
         pool = self._settings.server
         call = self._jobs.call(step, task, deadline_s=None)
-        following = self._following(call, [(pool, [_placed(task, pool)])], emit=emit)
-        for outcome in list(following.outcomes()):  # to the end: a Job that goes on for nobody is removed there
+        collector = self._collector(call, [(pool, [_placed(task, pool)])], emit=emit)
+        for outcome in list(collector.outcomes()):  # to the end: a Job that goes on for nobody is removed there
             if outcome.exit_code:
                 raise error_of(outcome.exit_code, outcome.reason)
 
@@ -79,19 +79,19 @@ class KubernetesLauncher:
         """Lets go of connections; pods go on."""
         self._cluster.close()
 
-    def _following(
+    def _collector(
         self, call: Call, work: Sequence[tuple[PoolSpec, Sequence[PoolTask | ServerTask]]], *, emit: Emit
-    ) -> Following:
+    ) -> Collector:
         task = work[0][1][0]
         predicted = _predicted_memory(self._store, self._run_id, task) if call.step == "train-client" else ""
-        return Following(
+        return Collector(
             call, work, jobs=self._jobs, cluster=self._cluster, settings=self._settings, emit=emit,
             predicted=predicted,
         )  # fmt: skip
 
 
 def delete_jobs(run_id: str, *, namespace: str) -> int:
-    """Removes all Jobs of a run and their pods; returns how many there were.
+    """Removes all Jobs of a run and their pods. Returns how many there were.
 
     Raises:
         UnreachableError: No cluster is configured, it does not answer, or it does not let us.
@@ -104,7 +104,7 @@ def delete_jobs(run_id: str, *, namespace: str) -> int:
 
 
 def _placed(task: Any, pool: PoolSpec) -> Any:
-    """Gives a task with the places of its pool's pods."""
+    """Returns a task with the places of its pool's pods."""
     cache = None if pool.cache is None else f"{pool.cache}/{getattr(task, 'run_id', None) or 'runs'}"
     place = task.place.model_copy(update={"cache": cache})
     if pool.data_root is not None:

@@ -1,65 +1,87 @@
-"""Follows the logs of pods, so many at a time; the others wait their turn, and what they said is not lost."""
+"""Streams the logs of pods, so many at a time; the others wait their turn, and what they said is not lost.
+
+A thread per stream, since a node that does not answer holds up a request for its pod's log; and daemons, since such a
+request must not hold up the end of the coordinator, as the threads of an executor would.
+"""
 
 from __future__ import annotations
 
+import queue
 import threading
-from collections import deque
+import time
 from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal
 
 import urllib3
 
-from lwfed.launch.kubernetes.api import Cluster, DeniedError, lines_of
+from lwfed.launch.kubernetes.api import FIRST_PAUSE_S, PATIENCE_S, Cluster, DeniedError, lines_of
 from lwfed.launch.kubernetes.manifests import CONTAINER
-from lwfed.launch.kubernetes.watch import Line, Queue, Warned, shut
+from lwfed.patience import Patience
 from lwfed.types.errors import LwfedError
 
 AT_A_TIME = 16
-RECONNECTS = 20
-"""Connections in a row that break before a line comes, after which a log is given up."""
+HELD_S = 5.0
+"""Seconds after which a connection that breaks was a good one, though no line came."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of a pod's log."""
+
+    pod: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """The cluster lets nobody read logs here: no further line comes."""
+
+    error: DeniedError
+
+
+Lines = queue.SimpleQueue[Line | Denied]
 
 
 class Logs:
-    """Tells the lines of pods' logs.
+    """Puts the lines of pods' logs into a queue.
 
     Args:
         cluster: Where.
-        news: Told.
+        lines: The queue.
         at_a_time: Most streams at a time.
     """
 
-    def __init__(self, cluster: Cluster, *, news: Queue, at_a_time: int = AT_A_TIME) -> None:
-        self._cluster, self._news, self._most = cluster, news, at_a_time
+    def __init__(self, cluster: Cluster, *, lines: Lines, at_a_time: int = AT_A_TIME) -> None:
+        self._cluster, self._lines, self._most = cluster, lines, at_a_time
+        self._pods: dict[str, Literal["waiting", "read", "done"]] = {}
+        self._todo: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._threads = 0
+        self._streams: dict[str, urllib3.BaseHTTPResponse] = {}
         self._lock = threading.Lock()
-        self._waiting: deque[str] = deque()
-        self._streams: dict[str, urllib3.BaseHTTPResponse | None] = {}
-        self._begun: set[str] = set()
         self._over = threading.Event()
         self._denied = False
 
     def follow(self, pod: str) -> None:
         """Follows a pod's log, now or when another's has ended."""
-        with self._lock:
-            if self._over.is_set() or self._denied or pod in self._begun:
-                return
-            self._begun.add(pod)
-            if len(self._streams) >= self._most:
-                self._waiting.append(pod)
-                return
-            self._streams[pod] = None
-        threading.Thread(target=self._run, args=(pod,), name="log", daemon=True).start()
+        if self._over.is_set() or self._denied or pod in self._pods:
+            return
+        self._pods[pod] = "waiting"
+        self._todo.put(pod)
+        if self._threads < self._most:
+            self._threads += 1
+            threading.Thread(target=self._run, name="log", daemon=True).start()
 
-    def tells(self, pod: str) -> bool:
-        """Whether a pod's lines have been told, or will be soon."""
-        with self._lock:
-            return pod in self._begun and pod not in self._waiting and not self._denied
+    def misses(self, pod: str) -> bool:
+        """Whether a pod's lines are not to be had here soon: nobody may read them, or others come first."""
+        return self._denied or self._pods.get(pod) == "waiting"
 
     def busy(self) -> bool:
         """Whether a log is still followed."""
-        with self._lock:
-            return bool(self._streams)
+        return any(state != "done" for state in list(self._pods.values()))
 
     def tail(self, pod: str, *, lines: int) -> str:
-        """Gives the last lines of a pod's log; empty where they cannot be had."""
+        """Returns the last lines of a pod's log; empty where it cannot be read."""
         with suppress(LwfedError):
             return "\n".join(lines_of(self._cluster.log(pod, container=CONTAINER, tailLines=lines)))
         return ""
@@ -67,53 +89,57 @@ class Logs:
     def close(self) -> None:
         """Ends all soon."""
         self._over.set()
+        for _ in range(self._threads):
+            self._todo.put(None)
         with self._lock:
-            self._waiting.clear()
-            streams = list(self._streams.values())
-        for stream in streams:
-            shut(stream)
+            for stream in self._streams.values():
+                _shut(stream)
 
-    def _run(self, pod: str) -> None:
-        following: str | None = pod
-        while following is not None:
+    def _run(self) -> None:
+        while (pod := self._todo.get()) is not None:
+            self._pods[pod] = "read"
             try:
-                self._follow(following)
+                if not self._denied:
+                    self._follow(pod)
             except DeniedError as error:
                 with self._lock:
                     first, self._denied = not self._denied, True
-                    self._waiting.clear()
                 if first:
-                    self._news.put(Warned(f"logs of pods are not shown here: {error}"))
+                    self._lines.put(Denied(error))
             except LwfedError:
-                pass  # the pod is gone; why it ended is heard elsewhere
+                pass  # the pod is gone; why it ended is seen elsewhere
             with self._lock:
-                self._streams.pop(following, None)
-                following = self._waiting.popleft() if self._waiting and not self._over.is_set() else None
-                if following is not None:
-                    self._streams[following] = None
+                self._streams.pop(pod, None)
+            self._pods[pod] = "done"
 
     def _follow(self, pod: str) -> None:
-        """Tells a log's lines once each, over broken connections."""
-        last, tries = "", 0
-        while True:
-            known, since = last, ({"sinceTime": last} if last else {})
+        """Reads each of a log's lines once, over broken connections."""
+        last, patience = "", Patience(bound_s=PATIENCE_S, first_s=FIRST_PAUSE_S, over=self._over)
+        while not self._over.is_set():
+            known, since, began = last, ({"sinceTime": last} if last else {}), time.monotonic()
             try:
                 stream = self._cluster.log(pod, container=CONTAINER, follow="true", timestamps="true", **since)
                 with self._lock:
                     self._streams[pod] = stream
                 if self._over.is_set():  # closed in this moment: nobody else ends it
-                    shut(stream)
+                    _shut(stream)
                 for line in lines_of(stream):
-                    if self._over.is_set():
-                        return
                     when, _, text = line.partition(" ")
-                    if when > known:  # a connection begins with what the one before has told
-                        last, tries = max(last, when), 0
-                        self._news.put(Line(pod, text))
+                    if when > known and not self._over.is_set():  # a connection repeats the last one's last moment
+                        last = max(last, when)
+                        patience.answered()
+                        self._lines.put(Line(pod, text))
                 return
             except DeniedError:
                 raise
-            except LwfedError:
-                tries += 1
-                if self._over.wait(min(0.25 * 2**tries, 5.0)) or tries == RECONNECTS:
+            except LwfedError as error:
+                if time.monotonic() - began > HELD_S:
+                    patience.answered()
+                if not patience.wait(str(error)):
                     raise
+
+
+def _shut(stream: urllib3.BaseHTTPResponse) -> None:
+    """Ends another thread's wait for a stream."""
+    with suppress(OSError, ValueError, RuntimeError, AttributeError):  # it has ended by itself
+        stream.shutdown()

@@ -45,7 +45,7 @@ class Work:
     Attributes:
         name: The Job's name, and that of its list of tasks in the store.
         step: What its pods run.
-        count: Pods that must succeed: one a task.
+        count: Pods that must succeed: one per task.
         store: URI of the store.
         digest: Digest of its list of tasks.
         labels: Labels of the Job and its pods.
@@ -77,7 +77,7 @@ class Surroundings:
 
 
 def job(work: Work, pool: PoolSpec, spec: KubernetesSpec, *, around: Surroundings) -> dict[str, Any]:
-    """Gives the manifest of a Job: one index a task, retried each on its own."""
+    """Returns the manifest of a Job: one index per task, each retried on its own."""
     template = _pod(work, pool, spec, env=around.env)
     queue = {"kueue.x-k8s.io/queue-name": spec.queue} if spec.queue else {}
     values: dict[str, Any] = {
@@ -109,7 +109,7 @@ def job(work: Work, pool: PoolSpec, spec: KubernetesSpec, *, around: Surrounding
 
 
 def template_digest(settings: Mapping[str, Any]) -> str:
-    """Gives the digest of all in a Job's spec that decides how its pods run; names and times of the call apart."""
+    """Returns the digest of all in a Job's spec that decides how its pods run; names and times of the call apart."""
     spec = {key: value for key, value in settings.items() if key not in ("activeDeadlineSeconds", "completions")}
     template = {**spec["template"], "metadata": {}}
     command = {**template["spec"]["containers"][0], "command": []}
@@ -123,7 +123,7 @@ def pruned(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def memory_limit(pool: PoolSpec) -> str | None:
-    """Gives the limit on a pod's memory, or None."""
+    """Returns the limit on a pod's memory, or None."""
     return pool.memory_limit or pool.memory
 
 
@@ -224,7 +224,7 @@ def _resources(pool: PoolSpec) -> dict[str, Any]:
 
 
 def _volumes(pool: PoolSpec) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Gives a pod's volumes, and where its container sees them."""
+    """Returns a pod's volumes, and where its container sees them."""
     volumes: list[dict[str, Any]] = [{"name": "lwfed-tmp", "emptyDir": {}}]
     mounts: list[dict[str, Any]] = [{"name": "lwfed-tmp", "mountPath": "/tmp"}]
     shm = pool.shm or ("1Gi" if pool.gpus else None)

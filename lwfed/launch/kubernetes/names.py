@@ -39,7 +39,7 @@ _LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 
 
 def label_value(text: str) -> str:
-    """Gives a text as a label's value: itself where it fits, else its readable part and eight digits of its digest."""
+    """Returns a text as a label's value: itself if it fits, else its readable part and eight digits of its digest."""
     if _LABEL.fullmatch(text):
         return text
     readable = re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")[:50].rstrip("-")
@@ -47,7 +47,7 @@ def label_value(text: str) -> str:
 
 
 def short_key(task: PoolTask | ServerTask, *, run_id: str) -> str:
-    """Gives the eight digits that name what a task belongs to: its stage, else its run."""
+    """Returns the eight digits that name what a task belongs to: its stage, else its run."""
     return task.stage_key[:8] if isinstance(task, RoundTask) else digest_of(run_id)[:8]
 
 
@@ -70,7 +70,7 @@ def job_name(step: str, task: PoolTask | ServerTask, *, run_id: str, pool: str, 
 
 
 def call_labels(step: str, task: PoolTask | ServerTask, *, run_id: str) -> dict[str, str]:
-    """Gives the labels that all Jobs and pods of one call of a launcher share; they select them."""
+    """Returns the labels that all Jobs and pods of one call of a launcher share; they select them."""
     labels = {
         "app.kubernetes.io/name": "lwfed",
         "app.kubernetes.io/managed-by": "lwfed",
@@ -95,7 +95,7 @@ def run_selector(run_id: str) -> str:
 def task_list(
     step: str, tasks: Sequence[PoolTask | ServerTask], *, run_id: str, heartbeat_s: float, heartbeat_timeout_s: float
 ) -> dict[str, Any]:
-    """Gives what the store holds for a Job's pods: a task each, and the sign of life they watch."""
+    """Returns what the store holds for a Job's pods: one task per pod, and the sign of life they watch."""
     return {
         "step": step,
         "tasks": [task.model_dump(mode="json") for task in tasks],
@@ -104,7 +104,7 @@ def task_list(
 
 
 def clients_of(listed: Mapping[str, Any]) -> tuple[str, ...]:
-    """Gives the clients of a Job in the order of its indexes."""
+    """Returns the clients of a Job in the order of its indexes."""
     return tuple(task.get("client", SERVER) for task in listed["tasks"])
 
 

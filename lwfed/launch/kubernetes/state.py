@@ -1,4 +1,4 @@
-"""What a Job's pods mean for its clients: takes what the cluster tells, gives facts. No IO and no clock of its own."""
+"""What a Job's pods mean for its clients: takes the cluster's news, returns facts. No IO and no clock of its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lwfed.types.errors import FINAL_CODES
 BROKEN_S = 60.0
 """Seconds after which an image that cannot be had, or a container that cannot be made, is given up."""
 SETTLE_S = 2.0
-"""Seconds that a pod may wait before anybody is told, and that the last word of a failed pod may come late."""
+"""Seconds that a pod may wait before people hear of it, and that the last line of a failed pod may come late."""
 LOST_NODE_S = GRACE_S + 60.0
 """Seconds after which a pod that was to be removed and is still there is given up with its node."""
 SUSPENDED = "its Job is suspended until a queue admits it"
@@ -64,7 +64,7 @@ class _Pod:
     started: bool = False
     waits: Wait | None = None
     waits_since: float = 0.0
-    told: tuple[str, str] | None = None
+    said: tuple[str, str] | None = None
     deleted_at: float | None = None
     events: Sequence[Mapping[str, Any]] = ()
 
@@ -105,7 +105,7 @@ class JobState:
     _refused: str | None = None
     _refused_since: float = 0.0
     _ended_badly: bool = False
-    _queue_told: bool = False
+    _queue_said: bool = False
 
     def on_job(self, kind: str, value: Mapping[str, Any], *, now: float) -> list[Fact]:
         """Takes news of the Job; `kind` is ADDED, MODIFIED or DELETED."""
@@ -116,8 +116,8 @@ class JobState:
         self.value = value
         status = value.get("status") or {}
         facts: list[Fact] = []
-        if reasons.is_suspended(value) and self.open and not self._queue_told:
-            self._queue_told = True
+        if reasons.is_suspended(value) and self.open and not self._queue_said:
+            self._queue_said = True
             first, *others = sorted(self.open)
             facts += self._said(first, f"waits{_and_others(others)}: {SUSPENDED}")
         for index in sorted(reasons.indexes(status.get("completedIndexes"))):
@@ -159,14 +159,14 @@ class JobState:
         return facts
 
     def on_pod_events(self, uid: str, events: Sequence[Mapping[str, Any]], *, now: float) -> None:
-        """Takes what the cluster tells of a pod that does not start, oldest first."""
+        """Takes the events of a pod that does not start, oldest first."""
         pod = self._pods.get(uid)
         if pod is not None:
             pod.events = events
             self._look(pod, now=now)
 
     def on_job_events(self, events: Sequence[Mapping[str, Any]], *, now: float) -> list[Fact]:
-        """Takes what the cluster tells of the Job, oldest first."""
+        """Takes the events of the Job, oldest first."""
         why = reasons.refused(events)
         if why is None or not self.unmade():
             return []
@@ -187,7 +187,7 @@ class JobState:
             if client in self._failures or now - since > SETTLE_S:
                 found = self._failures.get(client, Failure(1, "its pods failed and left no word"))
                 facts += self._end(client, Outcome(client, found.exit_code, found.reason))
-        facts += self._tell_waits(now)
+        facts += self._say_waits(now)
         gone = self._on_lost_node(now)
         if gone is not None:
             return [*facts, *self._lose(gone)]
@@ -219,7 +219,7 @@ class JobState:
 
     @property
     def is_over(self) -> bool:
-        """Whether the cluster has told its end."""
+        """Whether the cluster says that it has ended."""
         return self.lost or reasons.job_end(self.value) is not None
 
     @property
@@ -228,7 +228,7 @@ class JobState:
         return any(not pod.over for pod in self._pods.values())
 
     def unmade(self) -> list[str]:
-        """Gives the open clients that have no pod."""
+        """Returns the open clients that have no pod."""
         have = {pod.client for pod in self._pods.values() if not pod.over}
         return sorted(self.open - have - set(self._failed_at))
 
@@ -241,7 +241,7 @@ class JobState:
         return live < most and bool(self.unmade())
 
     def slow_pods(self, *, now: float, after_s: float) -> list[tuple[str, str]]:
-        """Gives (uid, name) of pods whose state does not say why they do not start."""
+        """Returns (uid, name) of pods whose state does not say why they do not start."""
         return [
             (uid, pod.value["metadata"]["name"])
             for uid, pod in self._pods.items()
@@ -264,7 +264,7 @@ class JobState:
         return "" if pods else "it has no pod yet"
 
     def failure_of(self, client: str) -> Failure | None:
-        """Gives why a client's last pod failed, if one did."""
+        """Returns why a client's last pod failed, if one did."""
         return self._failures.get(client)
 
     @property
@@ -303,15 +303,15 @@ class JobState:
             return  # a pull and the wait for the next take turns: the longer line says why
         pod.waits = found
 
-    def _tell_waits(self, now: float) -> list[Fact]:
-        """Tells of each wait once, together for all clients that wait for the same."""
+    def _say_waits(self, now: float) -> list[Fact]:
+        """Says of each wait once what it is for, together for all clients that wait for the same."""
         news: dict[tuple[str, str], list[str]] = {}
         for pod in self._waiting():
             if pod.waits is None or now - pod.waits_since < SETTLE_S:
                 continue
             mark = (pod.waits.kind, "" if pod.waits.kind == "image" else pod.waits.line)
-            if pod.told != mark:
-                pod.told = mark
+            if pod.said != mark:
+                pod.said = mark
                 news.setdefault((pod.waits.kind, pod.waits.line), []).append(pod.client)
         facts: list[Fact] = []
         for (_, line), clients in news.items():

@@ -1,17 +1,16 @@
-"""How an S3 server is asked: one client a process, patience while the server is gone, and errors with a remedy.
+"""Requests to an S3 server: one client per process, patience while the server is gone, and errors with a remedy.
 
-All of a request's retries are made here and none by botocore, so that their time has one bound: `LWFED_S3_PATIENCE_S`
-seconds after the first failure, or after the last byte that still came.
+All retries are made here and none by botocore, whose retry modes bound the number of tries and not their time, end at
+an answer's headers, and share a quota that a long outage uses up. Here `LWFED_S3_PATIENCE_S` bounds the time since the
+first failure, or since the last byte that still came.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import random
-import threading
-import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,15 +22,13 @@ from botocore.config import Config
 from urllib3.exceptions import HTTPError
 
 from lwfed import environment
+from lwfed.patience import Patience
 from lwfed.types.errors import DiskFullError, LwfedError, SpecError, UnreachableError
 
 T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0
-FIRST_PAUSE_S = 0.1
-LONGEST_PAUSE_S = 5.0
-TOLD_AFTER_S = 10.0
 CONNECTIONS = 32
 
 FILES: dict[str, tuple[str, ...]] = {
@@ -62,7 +59,7 @@ CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or LWFED_S3_SECR
 
 @dataclass(frozen=True)
 class Access:
-    """Where a server is and who asks; what is None comes from boto3's own chain (environment, profile, platform)."""
+    """Where a server is and who asks; what is None comes from botocore's own chain (environment, profile, platform)."""
 
     access_key: str | None = None
     secret_key: str | None = None
@@ -73,7 +70,7 @@ class Access:
 
 
 class RefusedError(Exception):
-    """An answer that the caller expects: `status` and `code`; `repeated` where an earlier try may have got through."""
+    """An answer that the caller expects: `status`, `code`, and whether an earlier try may have got through."""
 
     def __init__(self, status: int, code: str, *, repeated: bool) -> None:
         super().__init__(f"{status} {code}")
@@ -83,7 +80,7 @@ class RefusedError(Exception):
 
 
 class BrokenOffError(OSError):
-    """An answer that ended too early, or work that was given up."""
+    """An answer that ended too early."""
 
 
 def read_access() -> Access:
@@ -104,18 +101,15 @@ def read_access() -> Access:
 
 def _first(folder: Path, names: Collection[str]) -> str | None:
     for name in names:
-        try:
-            text = (folder / name).read_text().strip()
-        except OSError:
-            continue
-        if text:
-            return text
+        with suppress(OSError):
+            if text := (folder / name).read_text().strip():
+                return text
     return None
 
 
 @lru_cache(maxsize=8)
 def _client(process: int, access: Access, patience_s: float, variables: tuple[tuple[str, str], ...]) -> Any:
-    """Makes a process's client; a forked child makes its own, and so does another environment."""
+    """Returns a process's client; a forked child gets its own, and so does another environment."""
     endpoint = access.endpoint or environment.s3_endpoint()
     client = _make(access, patience_s, path_style=endpoint is not None)
     if endpoint is None and ".amazonaws.com" not in client.meta.endpoint_url:  # of a profile
@@ -157,7 +151,7 @@ class Connection:
         uri: The store; for messages.
         bucket: Its bucket.
         patience_s: How long to try again; None: `LWFED_S3_PATIENCE_S`.
-        access: Who asks where; None: the mounted secret, else boto3's own chain.
+        access: Who asks where; None: the mounted secret, else botocore's own chain.
         remedy: What helps where the server does not accept who asks; None: what helps a run.
     """
 
@@ -195,15 +189,23 @@ class Connection:
         """The server's address."""
         return str(self.client.meta.endpoint_url)
 
+    def patience(self) -> Patience:
+        """Returns fresh patience: one request's, or one object's whose parts travel together."""
+
+        def say(trouble: str, left_s: float) -> None:
+            logging.getLogger("lwfed").warning(
+                "%s does not answer (%s); trying again for %.0f s", self.endpoint, trouble, left_s
+            )
+
+        return Patience(bound_s=self.patience_s, say=say)
+
     def ask(
         self,
         work: Callable[[Any], T],
         *,
         about: str,
         expected: Collection[int] = (),
-        progress: Callable[[], int] = int,
-        given_up: threading.Event | None = None,
-        patience_s: float | None = None,
+        patience: Patience | None = None,
     ) -> T:
         """Does something with the client, again and again while the server is gone.
 
@@ -211,24 +213,22 @@ class Connection:
             work: What to do; it may be done several times.
             about: What it is about; for messages.
             expected: Statuses that are the caller's to judge; they raise RefusedError.
-            progress: Tells how far the work has come; each step forward starts the patience anew.
-            given_up: Ends the trying.
-            patience_s: How long to try; None: as long as the connection does.
+            patience: How long to try; `work` may note progress in it. None: as long as the connection does.
 
         Raises:
             UnreachableError: The server does not answer, or refuses.
             DiskFullError: It has no space left.
         """
-        patience = self.patience_s if patience_s is None else patience_s
-        failed_at, far, pause, repeated, told = 0.0, progress(), FIRST_PAUSE_S, False, False
+        patience = patience or self.patience()
+        repeated = False
         while True:
             try:
-                return work(self.client)
+                answer = work(self.client)
             except LwfedError:
                 raise
             except exceptions.ClientError as error:
                 status, code = _answer(error)
-                if status == 500 and "no space left" in str(error):  # as MinIO tells it before it counts its space
+                if status == 500 and "no space left" in str(error):  # MinIO's answer before it counts its space
                     code = FULL
                 if status in expected and code not in TRANSIENT_CODES and code != "NoSuchBucket":
                     raise RefusedError(status, code, repeated=repeated) from None
@@ -238,35 +238,27 @@ class Connection:
                     raise self._refusal(error, status, code, about) from None
                 trouble = f"{status} {code}"
             except (exceptions.BotoCoreError, HTTPError, OSError) as error:
-                final = self._final(error, about)
+                final = self._final(error)
                 if final is not None:
                     raise final from None
                 trouble = _reason(error)
-            now = time.monotonic()
-            if not repeated or progress() > far:
-                failed_at, far, pause = now, progress(), FIRST_PAUSE_S
+            else:
+                patience.answered()
+                return answer
             repeated = True
-            left = patience - (now - failed_at)
-            if left <= 0 or (given_up is not None and given_up.is_set()):
+            if not patience.wait(trouble):
                 raise UnreachableError(
                     f"the S3 server {self.endpoint} of {self.uri} does not answer ({trouble}); it was asked {about} "
-                    f"for {now - failed_at:.0f} s",
+                    f"for {patience.failing_s:.0f} s",
                     remedy=f"start it, or set AWS_ENDPOINT_URL_S3 to where it is; then {environment.go_on()}",
-                ) from None
-            if not told and now - failed_at > TOLD_AFTER_S:
-                told = True
-                logging.getLogger("lwfed").warning(
-                    "%s does not answer (%s); it is tried for %.0f s more", self.endpoint, trouble, left
                 )
-            (given_up or threading.Event()).wait(min(pause * random.uniform(0.7, 1.3), left))
-            pause = min(2 * pause, LONGEST_PAUSE_S)
 
     def refusal(self, refused: RefusedError, about: str) -> LwfedError:
-        """Gives the error for an answer that was expected and is none of those that can be dealt with."""
+        """Returns the error for an answer that was expected and that the caller cannot deal with."""
         return self._refusal(refused, refused.status, refused.code, about)
 
     def _renewed(self) -> bool:
-        """Reads a mounted secret again; whether it has changed since."""
+        """Reads a mounted secret again. Returns whether it has changed."""
         if self._given:
             return False
         access = read_access()
@@ -301,8 +293,8 @@ class Connection:
             f"{who} refuses {about}: {status} {code} {text}", remedy="`lwfed store check` shows what it can do"
         )
 
-    def _final(self, error: Exception, about: str) -> LwfedError | None:
-        """Gives the error that trying again cannot mend."""
+    def _final(self, error: Exception) -> LwfedError | None:
+        """Returns the error that trying again cannot fix."""
         text = str(error)
         if isinstance(
             error,
@@ -321,12 +313,12 @@ class Connection:
 
 
 def _answer(error: exceptions.ClientError) -> tuple[int, str]:
-    """Gives status and code of an answer; one to HEAD has no body to tell them in."""
-    told = error.response.get("ResponseMetadata", {})
-    status = int(told.get("HTTPStatusCode", 0))
+    """Returns status and code of an answer; one to HEAD has no body to hold them."""
+    metadata = error.response.get("ResponseMetadata", {})
+    status = int(metadata.get("HTTPStatusCode", 0))
     code = str(error.response.get("Error", {}).get("Code", ""))
     if code.isdigit() or not code:
-        code = told.get("HTTPHeaders", {}).get("x-minio-error-code", code)
+        code = metadata.get("HTTPHeaders", {}).get("x-minio-error-code", code)
     return status, code
 
 

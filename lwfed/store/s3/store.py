@@ -139,7 +139,7 @@ class S3Store:
         return self.size(key) is not None
 
     def size(self, key: str) -> int | None:
-        """Gives an object's length."""
+        """Returns an object's length."""
         return size_of(self.connection, self._key(key), name=key)
 
     def list(self, prefix: str) -> Iterator[str]:
@@ -202,7 +202,7 @@ class S3Store:
         return b"".join(piece or b"" for piece in _together(lambda name: self._read(name, name=key), names))
 
     def _pieces(self, key: str) -> int:
-        """Gives the number of a log's next piece."""
+        """Returns the number of a log's next piece."""
         numbers = [int(piece[2]) for name in self._listed(f"{key}.d/") if (piece := LOG_PIECE.fullmatch(name))]
         return max(numbers, default=-1) + 1
 
@@ -244,7 +244,7 @@ class S3Store:
         )
 
     def _write_first(self, key: str, body: bytes, *, name: str) -> bool:
-        """Writes an object that must not be there yet; gives whether this call did.
+        """Writes an object that must not be there yet. Returns whether this call did.
 
         The server decides (`If-None-Match: *`). Whether it knows how to is found out at the first such write; where it
         does not, the last of several that write within the same moment wins, and they learn of it where they can.

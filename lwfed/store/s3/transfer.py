@@ -1,8 +1,12 @@
-"""Large objects to and from S3: parts go up while the next is read, ranges come down straight into memory."""
+"""Large objects to and from S3: parts go up while the next is read, ranges come down straight into memory.
+
+By hand and not by boto3's transfer manager, which reads only whole objects, starts a range over when it breaks off,
+counts tries instead of seconds, and copies what it reads through a queue. Here bytes land in the tensors themselves,
+and all parts of an object share one bound in time.
+"""
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,6 +14,7 @@ from contextlib import suppress
 from itertools import chain
 from typing import Any
 
+from lwfed.patience import Patience
 from lwfed.store.keys import ends_early, not_there, other_length
 from lwfed.store.protocol import Data
 from lwfed.store.s3.client import BrokenOffError, Connection, RefusedError
@@ -24,11 +29,11 @@ KINDS = {
     ".json": "application/json", ".jsonl": "application/x-ndjson", ".html": "text/html; charset=utf-8",
     ".svg": "image/svg+xml",
 }  # fmt: skip
-"""Suffix of a key -> what a browser is told of it."""
+"""Suffix of a key -> media type, for browsers."""
 
 
 def kind_of(key: str) -> str:
-    """Gives the media type of an object."""
+    """Returns the media type of an object."""
     return next((kind for suffix, kind in KINDS.items() if key.endswith(suffix)), "application/octet-stream")
 
 
@@ -84,7 +89,7 @@ def upload(connection: Connection, key: str, chunks: Iterable[Data], *, part_byt
                 raise connection.refusal(refused, about) from None
     except BaseException:
         with suppress(LwfedError):
-            connection.ask(lambda c: c.abort_multipart_upload(**named), about=about, patience_s=0)
+            connection.ask(lambda c: c.abort_multipart_upload(**named), about=about, patience=Patience(bound_s=0))
         raise
     return nbytes
 
@@ -92,15 +97,15 @@ def upload(connection: Connection, key: str, chunks: Iterable[Data], *, part_byt
 def _send(
     connection: Connection, parts: Iterable[bytearray], *, named: dict[str, Any], about: str
 ) -> tuple[list[str], int]:
-    """Uploads parts, a few at a time; gives their tags, and their length together."""
-    given_up = threading.Event()
+    """Uploads parts, a few at a time. Returns their tags, and their length together."""
+    patience = connection.patience()
     waiting: deque[Future[str]] = deque()
     tags: list[str] = []
     nbytes = 0
 
     def send(number: int, part: bytearray) -> str:
         answer = connection.ask(
-            lambda c: c.upload_part(**named, PartNumber=number, Body=part), about=about, given_up=given_up
+            lambda c: c.upload_part(**named, PartNumber=number, Body=part), about=about, patience=patience
         )
         return str(answer["ETag"])
 
@@ -111,10 +116,9 @@ def _send(
                 if len(waiting) == THREADS:
                     tags.append(waiting.popleft().result())
                 waiting.append(pool.submit(send, number, part))
-            while waiting:
-                tags.append(waiting.popleft().result())
+            tags += [future.result() for future in waiting]
         except BaseException:
-            given_up.set()
+            patience.over.set()
             pool.shutdown(cancel_futures=True)
             for future in waiting:  # the reason, where another part met what followed from it
                 if not future.cancelled() and isinstance(future.exception(), DiskFullError):
@@ -146,31 +150,29 @@ def download(
         CheckpointError: It is missing, or has another length.
     """
     ranges = list(_ranges(buffers, start))
+    patience = connection.patience()
+
+    def fill(item: tuple[int, list[memoryview]]) -> None:
+        _fill(connection, key, *item, name=name, total=total, patience=patience)
+
     if len(ranges) == 1:
-        _fill(connection, key, *ranges[0], name=name, total=total, given_up=None)
+        fill(ranges[0])
         return
-    given_up = threading.Event()
     with ThreadPoolExecutor(THREADS) as pool:
-        waiting = [
-            pool.submit(_fill, connection, key, *item, name=name, total=total, given_up=given_up) for item in ranges
-        ]
         try:
-            for future in waiting:
-                future.result()
-        except BaseException:
-            given_up.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            list(pool.map(fill, ranges))  # where one fails, those that have not begun are cancelled
+        finally:
+            patience.over.set()
 
 
 def size_of(connection: Connection, key: str, *, name: str) -> int | None:
-    """Gives an object's length, None where there is none."""
+    """Returns an object's length, None where there is none."""
     answer = head(connection, key, name=name)
     return None if answer is None else int(answer["ContentLength"])
 
 
 def head(connection: Connection, key: str, *, name: str) -> dict[str, Any] | None:
-    """Gives what the server knows of an object, None where there is none."""
+    """Returns what the server knows of an object, None where there is none."""
     try:
         answer: dict[str, Any] = connection.ask(
             lambda c: c.head_object(Bucket=connection.bucket, Key=key), about=f"to look for {name}", expected=(404,)
@@ -205,9 +207,9 @@ def _fill(
     *,
     name: str,
     total: int | None,
-    given_up: threading.Event | None,
+    patience: Patience,
 ) -> None:
-    """Fills pieces of memory with one range; an answer that breaks off is asked for from where it ended."""
+    """Fills pieces of memory with one range; after an answer that breaks off, asks for what is missing."""
     stop = start + sum(map(len, pieces))
     left = deque(pieces)
     done = 0
@@ -216,23 +218,20 @@ def _fill(
         nonlocal done
         asked = {} if (start + done, stop) == (0, total) else {"Range": f"bytes={start + done}-{stop - 1}"}
         answer = client.get_object(Bucket=connection.bucket, Key=key, **asked)
-        length = _length_of(answer)
-        if total is not None and length != total:
-            answer["Body"].close()
-            raise other_length(name, found=length, expected=total)
-        if length < stop:
-            answer["Body"].close()
-            raise ends_early(name, byte=stop)
-        if asked and "ContentRange" not in answer:
-            answer["Body"].close()
-            raise BrokenOffError("the server ignores byte ranges")
-        body = answer["Body"]
+        length, body = _length_of(answer), answer["Body"]
         try:
+            if total is not None and length != total:
+                raise other_length(name, found=length, expected=total)
+            if length < stop:
+                raise ends_early(name, byte=stop)
+            if asked and "ContentRange" not in answer:
+                raise BrokenOffError("the server ignores byte ranges")
             while left:
                 count = body.readinto(left[0][:READ_BYTES])
                 if not count:
                     raise BrokenOffError(f"{name} broke off after {start + done} bytes")
                 done += count
+                patience.answered()
                 left[0] = left[0][count:]
                 if not len(left[0]):
                     left.popleft()
@@ -242,18 +241,16 @@ def _fill(
             raise
 
     try:
-        connection.ask(read, about=f"to read {name}", expected=(404, 416), progress=lambda: done, given_up=given_up)
+        connection.ask(read, about=f"to read {name}", expected=(404, 416), patience=patience)
     except RefusedError as refused:
         if refused.status == 404:
             raise not_there(name, store=connection.uri) from None
-        raise (ends_early(name, byte=stop) if total is None else _shorter(connection, key, name, total)) from None
-
-
-def _shorter(connection: Connection, key: str, name: str, total: int) -> LwfedError:
-    return other_length(name, found=size_of(connection, key, name=name) or 0, expected=total)
+        if total is None:
+            raise ends_early(name, byte=stop) from None
+        raise other_length(name, found=size_of(connection, key, name=name) or 0, expected=total) from None
 
 
 def _length_of(answer: dict[str, Any]) -> int:
-    """Gives the length of the whole object that an answer is of."""
-    told = str(answer.get("ContentRange", "")).rpartition("/")[2]
-    return int(told) if told.isdigit() else int(answer["ContentLength"])
+    """Returns the length of the whole object that an answer is of."""
+    length = str(answer.get("ContentRange", "")).rpartition("/")[2]
+    return int(length) if length.isdigit() else int(answer["ContentLength"])

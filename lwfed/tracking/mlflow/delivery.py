@@ -1,21 +1,21 @@
-"""Delivers events to MLflow in order, when it answers: a failure is noted once, and tried again later."""
+"""Delivers events to MLflow in order, when it answers; after a failure, tries again later."""
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lwfed.patience import Patience
 from lwfed.tracking.jsonlines import as_it_ended
 from lwfed.tracking.mlflow.target import Target
 from lwfed.tracking.protocol import Record, tell
 
-FIRST_WAIT_S = 5.0
-LONGEST_WAIT_S = 120.0
 TRIES = 3
-"""How often an event is tried that a server in good health refuses."""
+"""Tries of an event that a server in good health refuses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Delivery:
         self._events: list[Record] = []
         self._next = 0
         self._tries = 0
-        self._wait_s = FIRST_WAIT_S
+        self._patience = Patience(bound_s=math.inf, first_s=5.0, longest_s=120.0, clock=clock)
         self._not_before = 0.0
         self._down: str | None = None
         self._refused: list[str] = []
@@ -99,7 +99,8 @@ class Delivery:
                 if not self._after_failure(event, _line(error)):
                     return False
                 continue
-            self._down, self._wait_s, self._tries = None, FIRST_WAIT_S, 0
+            self._patience.answered()
+            self._down, self._tries = None, 0
             self._next += 1
         return True
 
@@ -112,7 +113,7 @@ class Delivery:
             self._down = _line(error)
 
     def close(self) -> None:
-        """Lets go of MLflow."""
+        """Closes the recorder."""
         try:
             if self._recorder is not None:
                 self._recorder.close()
@@ -154,8 +155,7 @@ class Delivery:
             self._tries = 0
             return True
         self._down = reason
-        self._not_before = self._clock() + self._wait_s
-        self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S)
+        self._not_before = self._clock() + (self._patience.failed(reason) or 0.0)
         return False
 
     def _healthy(self) -> bool:
@@ -170,8 +170,8 @@ def replay_to_mlflow(events: Iterable[Record], *, target: Target) -> Status:
     """Brings MLflow up to date with a JSON-lines log: what it has already is not logged twice.
 
     Args:
-        events: What `lwfed.tracking.jsonlines.read_events` gave.
-        target: Where.
+        events: What `lwfed.tracking.jsonlines.read_events` returned.
+        target: Where they go.
 
     Returns:
         How far it came; it never raises because MLflow is down.

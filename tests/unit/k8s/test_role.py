@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +33,24 @@ class Listening:
         self.asked: set[Right] = set()
         self.configuration = type("Configuration", (), {"host": "https://api"})()
 
-    def call_api(self, path: str, method: str, *, query_params: Any = (), **_: Any) -> Any:
+    def call_api(self, path: str, method: str, **_: Any) -> Any:
         """Hears of a request."""
         if path != "/version":  # everybody's
-            self.asked.add(right(path, method, dict(query_params)))
+            self.asked.add(right(path, method))
         return type("Answer", (), {"data": b"{}", "close": lambda self: None})()
 
 
-def right(path: str, method: str, query: Mapping[str, str]) -> Right:
+def right(path: str, method: str) -> Right:
     """Gives the right that the API server looks for."""
     found = PATH.match(path)
     assert found, path
-    read = "watch" if query.get("watch") == "true" else "get" if found["name"] else "list"
-    verb = {"GET": read, "POST": "create", "DELETE": "delete", "PATCH": "patch", "PUT": "update"}[method]
+    verb = {
+        "GET": "get" if found["name"] else "list",
+        "POST": "create",
+        "DELETE": "delete",
+        "PATCH": "patch",
+        "PUT": "update",
+    }[method]
     if verb == "delete" and not found["name"]:
         verb = "deletecollection"
     return found["group"] or "", found["kind"] + (f"/{found['sub']}" if found["sub"] else ""), verb
@@ -53,14 +58,14 @@ def right(path: str, method: str, query: Mapping[str, str]) -> Right:
 
 def calls() -> Iterator[tuple[str, list[ast.expr]]]:
     """Gives all calls of methods in the launcher: their names and arguments."""
-    for path in sorted(Path(str(lwfed.launch.__file__)).parent.glob("kubernetes*.py")):
+    for path in sorted(Path(str(lwfed.launch.__file__)).parent.glob("kubernetes/*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 yield node.func.attr, node.args
 
 
 def resources_of(method: str) -> set[str]:
-    """Gives the resources for which the launcher calls a method; those of a watch are named by its type."""
+    """Returns the resources for which the launcher calls a method; a poll names its own by their type."""
     found = set()
     for name, arguments in calls():
         if name == method and arguments:
@@ -83,9 +88,6 @@ def asked() -> set[Right]:
         "find": lambda: [cluster.find(resource) for resource in sorted(resources_of("find"))],
         "read_pod": lambda: cluster.read_pod("pod", namespace="ns"),
         "events_of": lambda: cluster.events_of("uid"),
-        "watch": lambda: [
-            cluster.watch(resource, selector="", version="1") for resource in sorted(resources_of("watch"))
-        ],
         "log": lambda: cluster.log("pod", container="lwfed"),
     }
     methods = {
@@ -120,10 +122,10 @@ def test_role_is_exactly_what_the_launcher_asks_for(name: str) -> None:
 
 def test_rights_are_read_as_the_api_server_does() -> None:
     jobs = "/apis/batch/v1/namespaces/ns/jobs"
-    assert right(jobs, "POST", {}) == ("batch", "jobs", "create")
-    assert right(jobs, "DELETE", {}) == ("batch", "jobs", "deletecollection")
-    assert right(jobs, "GET", {"watch": "true"}) == ("batch", "jobs", "watch")
-    assert right("/api/v1/namespaces/ns/pods/a/log", "GET", {}) == ("", "pods/log", "get")
+    assert right(jobs, "POST") == ("batch", "jobs", "create")
+    assert right(jobs, "DELETE") == ("batch", "jobs", "deletecollection")
+    assert right(jobs, "GET") == ("batch", "jobs", "list")
+    assert right("/api/v1/namespaces/ns/pods/a/log", "GET") == ("", "pods/log", "get")
 
 
 @pytest.mark.parametrize("name", LWFED)

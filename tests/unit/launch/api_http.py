@@ -91,7 +91,6 @@ class Handler(BaseHTTPRequestHandler):
         resource, name, *rest = [*parts[place:], "", ""][:3] if place else ["version", "", ""]
         resource = f"{resource}/log" if rest == ["log"] else resource
         verb = {"POST": "create", "DELETE": "delete"}.get(self.command, "get" if name or not place else "list")
-        verb = "watch" if query.get("watch") == "true" else verb
         with self.api.changed:
             self.api.requests.append(Request(verb, resource, name, query, body))
             refusal = self.api.refusal(verb, resource)
@@ -106,8 +105,6 @@ class Handler(BaseHTTPRequestHandler):
             self._send(200, {"major": "1", "minor": "34"})
         elif place and parts[place - 1] != NAMESPACE and verb == "create":
             self._send(*answer("a Job in a namespace that is not there"))
-        elif verb == "watch":
-            self._stream(self._watched(resource, query))
         elif resource == "pods/log":
             self._log(name, query)
         else:
@@ -137,27 +134,6 @@ class Handler(BaseHTTPRequestHandler):
                 self.api.remove(resource, name)
                 return 200, {"kind": "Status", "status": "Success"}
             return 200, there[name]
-
-    def _watched(self, resource: str, query: Mapping[str, str]) -> Iterator[bytes]:
-        """Yields news from a version on, and bookmarks."""
-        seen = int(query["resourceVersion"])
-        if seen < self.api.oldest:
-            yield _line(answer("the first line of a watch from a version that is forgotten")[1])
-            return
-        marks = self.api.marks
-        while True:
-            with self.api.changed:
-                news = [entry for entry in self.api.history if entry[0] > seen and entry[1] == resource]
-                marked, marks = self.api.marks > marks, self.api.marks
-                version = self.api.version
-            for number, _, kind, value in news:
-                seen = number
-                if selects(query, value):
-                    yield _line({"type": kind, "object": value})
-            if marked:
-                seen = version
-                yield _line({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": str(version)}}})
-            yield b""
 
     def _log(self, name: str, query: Mapping[str, str]) -> None:
         with self.api.changed:
@@ -237,7 +213,3 @@ def selects(query: Mapping[str, str], value: Mapping[str, Any]) -> bool:
 
 def _chunk(data: bytes) -> bytes:
     return f"{len(data):x}\r\n".encode() + data + b"\r\n" if data else b""
-
-
-def _line(value: Any) -> bytes:
-    return json.dumps(value).encode() + b"\n"

@@ -1,9 +1,9 @@
 """Stands in for a cluster's API server, over real HTTP, for the few calls that the launcher makes.
 
 It keeps Jobs, pods and events, and answers as kube-apiserver does: 409 for a name that is taken, lists by label and
-field, removal with a uid as precondition, watches with bookmarks, which are 410 Gone from a version that is forgotten,
-logs that are followed, and 401 without the token. There is no controller, no scheduler and no kubelet: what a Job's
-pods do is up to the test. `tests/cluster` has the same laws before a real cluster.
+field, removal with a uid as precondition, logs that are followed, and 401 without the token. There is no controller, no
+scheduler and no kubelet: what a Job's pods do is up to the test. `tests/cluster` has the same laws before a real
+cluster.
 """
 
 from __future__ import annotations
@@ -48,9 +48,7 @@ class ApiServer:
         self.stopping = False
         self.cuts = 0
         self.last_words: bytes | None = None
-        self.marks = 0
         self.version = 100
-        self.oldest = 0
         self.history: list[tuple[int, str, str, dict[str, Any]]] = []
         self.objects: dict[str, dict[str, dict[str, Any]]] = {"jobs": {}, "pods": {}, "events": {}}
         self.logs: dict[str, list[tuple[str, str]]] = {}
@@ -117,27 +115,15 @@ class ApiServer:
         self.refuse(verb, resource, 0)
 
     def cut(self, *, last: bytes | None = None) -> None:
-        """Breaks all watches and logs; with `last`, they end in good order after these bytes."""
+        """Breaks all logs; with `last`, they end in good order after these bytes."""
         with self.changed:
             self.cuts, self.last_words = self.cuts + 1, last
             self.changed.notify_all()
         until(lambda: all(number == self.cuts for number in self.streams), what="streams end")
 
     def streaming(self, count: int = 1) -> None:
-        """Waits for watches and logs that are not cut."""
+        """Waits for logs that are followed and not cut."""
         until(lambda: self.streams.count(self.cuts) >= count, what="a stream")
-
-    def bookmark(self) -> None:
-        """Tells all watches the version they are at."""
-        with self.changed:
-            self.marks += 1
-            self.changed.notify_all()
-
-    def forget(self) -> None:
-        """Forgets what has been: watches from before are Gone."""
-        with self.changed:
-            self.version += 1
-            self.oldest = self.version
 
     def asked(self, verb: str, resource: str) -> list[Request]:
         """Gives the requests of a kind so far."""

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from lwfed.launch.kubernetes import api as kubernetes_api
-from lwfed.launch.kubernetes import following as kubernetes_following
+from lwfed.launch.kubernetes import collect as kubernetes_collect
 from lwfed.launch.kubernetes import jobs as kubernetes_jobs
+from lwfed.launch.kubernetes import logs as kubernetes_logs
+from lwfed.launch.kubernetes import poll as kubernetes_poll
 from lwfed.launch.kubernetes import state as kubernetes_state
-from lwfed.launch.kubernetes import watch as kubernetes_watch
 from lwfed.launch.kubernetes.api import Cluster, connect
-from lwfed.launch.kubernetes.watch import Queue
+from lwfed.launch.kubernetes.logs import Lines
 from tests.unit.launch.api_server import NAMESPACE, ApiServer, serving
 from tests.unit.launch.trial import Trial
 
@@ -27,8 +28,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServe
     for name in PODS_OWN:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(kubernetes_api, "OWN_NAMESPACE", tmp_path / "in-no-pod")
-    for module in (kubernetes_api, kubernetes_watch):
-        monkeypatch.setattr(module, "PAUSE_S", 0.1)
+    for module in (kubernetes_api, kubernetes_logs, kubernetes_poll):
+        monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.1)
+    monkeypatch.setattr(kubernetes_poll, "EVERY_S", 0.05)
     with serving() as found:
         monkeypatch.setenv("KUBECONFIG", str(found.kubeconfig(tmp_path / "kubeconfig")))
         yield found
@@ -43,17 +45,16 @@ def cluster(server: ApiServer) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def news() -> Queue:
-    """Where watches and logs tell."""
+def lines() -> Lines:
+    """Where lines of logs go."""
     return queue.SimpleQueue()
 
 
 @pytest.fixture
 def trial(server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trial]:
     """A trial in which less time passes between looks than in a cluster."""
-    monkeypatch.setattr(kubernetes_following, "TICK_S", 0.05)
-    monkeypatch.setattr(kubernetes_following, "LOOK_S", 0.2)
-    monkeypatch.setattr(kubernetes_following, "DRAIN_S", 0.3)
+    monkeypatch.setattr(kubernetes_collect, "LOOK_S", 0.2)
+    monkeypatch.setattr(kubernetes_collect, "DRAIN_S", 0.3)
     monkeypatch.setattr(kubernetes_state, "SETTLE_S", 0.2)
     monkeypatch.setattr(kubernetes_jobs, "CLEAN_UP_S", 0.6)
     made = Trial(tmp_path / "store")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +16,6 @@ from lwfed.launch.kubernetes.api import (
     ROLE,
     Cluster,
     DeniedError,
-    GoneError,
     connect,
     current_namespace,
     lines_of,
@@ -117,7 +115,7 @@ def test_patience_ends(server: ApiServer, cluster: Cluster) -> None:
 
 
 def test_a_list_is_asked_for_once(server: ApiServer, cluster: Cluster) -> None:
-    """Watches have patience of their own."""
+    """Polls have patience of their own."""
     server.refuse("list", "jobs", 503, {"message": "starting"})
     with pytest.raises(UnreachableError, match="answers 503"):
         cluster.find("jobs")
@@ -194,28 +192,26 @@ def test_the_namespace_is_the_pods_own_else_that_of_the_context(
     assert current_namespace() == "default"
 
 
-def test_a_watch_gives_lines_until_the_connection_breaks(server: ApiServer, cluster: Cluster) -> None:
-    stream = cluster.watch("jobs", selector="run=r", version=str(server.version))
-    cluster.create_job(manifest("a", run="s"))
-    cluster.create_job(manifest("b", run="r"))
-    lines = lines_of(stream)
-    event = json.loads(next(lines))
-    assert event["type"] == "ADDED" and event["object"]["metadata"]["name"] == "b"
+def test_a_log_yields_lines_until_the_connection_breaks(server: ApiServer, cluster: Cluster) -> None:
+    job = server.add("jobs", {**manifest(), "spec": {"template": {"metadata": {"labels": {}}}}})
+    pod = server.add_pod(job, 0)
+    server.run_pod(pod)
+    server.say(pod, "first")
+    lines = lines_of(cluster.log(pod, container="lwfed", follow="true"))
+    assert next(lines).endswith("first")
     server.cut()
     with pytest.raises(UnreachableError, match="the connection broke"):
         next(lines)
 
 
-def test_a_version_that_is_forgotten_is_gone_and_a_refusal_is_told(server: ApiServer, cluster: Cluster) -> None:
-    server.refuse("watch", "jobs", 410, {"message": "too old resource version"})
-    with pytest.raises(GoneError):
-        cluster.watch("jobs", selector="", version="1")
-    server.refuse("watch", "jobs", *answer("a Job to make without the right to"))
-    with pytest.raises(DeniedError, match="we may not watch jobs"):
-        cluster.watch("jobs", selector="", version="1")
-    server.refuse("watch", "jobs", 503, {})
+def test_a_log_is_asked_for_once_and_a_refusal_is_named(server: ApiServer, cluster: Cluster) -> None:
+    server.refuse("get", "pods/log", *answer("a Job to make without the right to"))
+    with pytest.raises(DeniedError, match="we may not get pods/log"):
+        cluster.log("pod", container="lwfed")
+    server.refuse("get", "pods/log", 503, {})
     with pytest.raises(UnreachableError, match="answers 503"):
-        cluster.watch("jobs", selector="", version="1")
+        cluster.log("pod", container="lwfed")
+    assert len(server.asked("get", "pods/log")) == 2
 
 
 def test_lines_are_whole_however_they_come(server: ApiServer, cluster: Cluster) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from lwfed.launch.kubernetes import api as kubernetes_api
-from lwfed.launch.kubernetes import following as kubernetes_following
+from lwfed.launch.kubernetes import collect as kubernetes_collect
+from lwfed.launch.kubernetes import poll as kubernetes_poll
 from lwfed.launch.kubernetes.launcher import delete_jobs
 from lwfed.run.launcher import Outcome
 from lwfed.run.tasks import InspectTask
@@ -271,11 +272,9 @@ def test_a_server_that_is_away_and_back_loses_nothing(server: ApiServer, trial: 
 def test_a_server_that_stays_away_ends_the_call(
     server: ApiServer, trial: Trial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watch = kubernetes_following.Watch
-    monkeypatch.setattr(kubernetes_following, "Watch", lambda *args, **kw: watch(*args, **kw, patience_s=0.6))
+    monkeypatch.setattr(kubernetes_poll, "PATIENCE_S", 0.6)
     call = trial.train()
-    server.job()
-    server.streaming(2)
+    until(lambda: server.asked("list", "pods"), what="a look")
     server.stop()
     with pytest.raises(UnreachableError, match=r"does not answer.*--run-id"):
         call.wait()
@@ -288,11 +287,27 @@ def test_lines_of_a_pod_that_nobody_followed_are_shown_when_it_fails(server: Api
     job = server.job()
     (pod,) = started(server, job, [0])
     until(lambda: trial.lines("warning"), what="the refusal is told")
-    server.say(pod, *(f"line {n}" for n in range(kubernetes_following.TAIL + 5)), event("client_step", step=1))
+    server.say(pod, *(f"line {n}" for n in range(kubernetes_collect.TAIL + 5)), event("client_step", step=1))
     server.end_pod(pod, 1, message="error: no luck")
     server.mend_job(job["metadata"]["name"], failedIndexes="0")
     assert call.wait()["client-000"].exit_code == 1
-    assert trial.lines("client_log") == [f"line {n}" for n in range(6, kubernetes_following.TAIL + 5)]
+    assert trial.lines("client_log") == [f"line {n}" for n in range(6, kubernetes_collect.TAIL + 5)]
+
+
+def test_lines_of_a_pod_that_fails_between_two_looks_are_shown_once(
+    server: ApiServer, trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubernetes_poll, "EVERY_S", 1.0)
+    call = trial.train(CLIENTS[:1], retries=0)
+    job = server.job()
+    until(lambda: server.asked("list", "pods"), what="the first look")
+    (pod,) = started(server, job, [0])
+    server.say(pod, "line")
+    server.end_pod(pod, 1, message="error: no luck")
+    server.mend_job(job["metadata"]["name"], failedIndexes="0")
+    assert call.wait()["client-000"].exit_code == 1
+    assert trial.lines("client_log") == ["line"]
+    assert [values["pod"] for kind, values in trial.told if kind == "client_started"] == [pod]
 
 
 def test_a_job_that_waits_in_a_queue_is_told_of_and_then_runs(server: ApiServer, trial: Trial) -> None:

@@ -10,15 +10,14 @@ import pytest
 
 from lwfed.launch.kubernetes import logs as kubernetes_logs
 from lwfed.launch.kubernetes.api import Cluster
-from lwfed.launch.kubernetes.logs import Logs
-from lwfed.launch.kubernetes.watch import Line, Queue, Warned
+from lwfed.launch.kubernetes.logs import Denied, Line, Lines, Logs
 from tests.unit.launch.api_server import ApiServer, until
 from tests.unit.launch.recordings import answer
 
 
 @contextmanager
-def following(cluster: Cluster, news: Queue, *, at_a_time: int = 16) -> Iterator[Logs]:
-    logs = Logs(cluster, news=news, at_a_time=at_a_time)
+def following(cluster: Cluster, lines: Lines, *, at_a_time: int = 16) -> Iterator[Logs]:
+    logs = Logs(cluster, lines=lines, at_a_time=at_a_time)
     try:
         yield logs
     finally:
@@ -34,12 +33,12 @@ def pods(server: ApiServer, count: int = 1) -> list[str]:
     return found
 
 
-def told(news: Queue, count: int) -> list[str]:
+def told(lines: Lines, count: int) -> list[str]:
     """Takes so many lines."""
     found: list[str] = []
     for _ in range(count):
         try:
-            item = news.get(timeout=10)
+            item = lines.get(timeout=10)
         except queue.Empty:
             raise AssertionError(f"{count} lines were expected, {found} have come") from None
         assert isinstance(item, Line), item
@@ -47,157 +46,157 @@ def told(news: Queue, count: int) -> list[str]:
     return found
 
 
-def silent(news: Queue) -> bool:
+def silent(lines: Lines) -> bool:
     try:
-        item = news.get(timeout=0.2)
+        item = lines.get(timeout=0.2)
     except queue.Empty:
         return True
     raise AssertionError(item)
 
 
-def test_a_log_is_told_as_it_comes_and_to_its_end(server: ApiServer, cluster: Cluster, news: Queue) -> None:
+def test_a_log_is_told_as_it_comes_and_to_its_end(server: ApiServer, cluster: Cluster, lines: Lines) -> None:
     (pod,) = pods(server)
     server.say(pod, "before anybody listened", "")
-    with following(cluster, news) as logs:
+    with following(cluster, lines) as logs:
         logs.follow(pod)
-        assert told(news, 2) == ["before anybody listened", ""]
+        assert told(lines, 2) == ["before anybody listened", ""]
         server.say(pod, '{"event": "client_step", "values": {}}')
-        assert told(news, 1) == ['{"event": "client_step", "values": {}}']
-        assert logs.busy() and logs.tells(pod)
+        assert told(lines, 1) == ['{"event": "client_step", "values": {}}']
+        assert logs.busy() and not logs.misses(pod)
         server.say(pod, "last")
         server.end_pod(pod)
-        assert told(news, 1) == ["last"]
+        assert told(lines, 1) == ["last"]
         until(lambda: not logs.busy(), what="the log ends with its pod")
-        assert logs.tells(pod), "it has been told"
+        assert not logs.misses(pod), "it has been told"
 
 
-def test_a_line_is_told_with_the_name_of_its_pod(server: ApiServer, cluster: Cluster, news: Queue) -> None:
+def test_a_line_is_told_with_the_name_of_its_pod(server: ApiServer, cluster: Cluster, lines: Lines) -> None:
     one, other = pods(server, 2)
-    with following(cluster, news) as logs:
+    with following(cluster, lines) as logs:
         for pod in (one, other):
             logs.follow(pod)
             server.say(pod, f"of {pod}")
-        found = [news.get(timeout=10) for _ in range(2)]
+        found = [lines.get(timeout=10) for _ in range(2)]
     assert {(line.pod, line.text) for line in found if isinstance(line, Line)} == {
         (one, f"of {one}"), (other, f"of {other}")
     }  # fmt: skip
 
 
-def test_lines_are_told_once_each_over_broken_connections(server: ApiServer, cluster: Cluster, news: Queue) -> None:
+def test_lines_are_told_once_each_over_broken_connections(server: ApiServer, cluster: Cluster, lines: Lines) -> None:
     (pod,) = pods(server)
-    with following(cluster, news) as logs:
+    with following(cluster, lines) as logs:
         logs.follow(pod)
         for n in range(3):
             server.streaming()
             server.say(pod, f"{n}a", f"{n}b")
-            assert told(news, 2) == [f"{n}a", f"{n}b"]
+            assert told(lines, 2) == [f"{n}a", f"{n}b"]
             server.cut()
         server.say(pod, "last")
         server.end_pod(pod)
-        assert told(news, 1) == ["last"] and silent(news)
+        assert told(lines, 1) == ["last"] and silent(lines)
     since = [request.query.get("sinceTime") for request in server.asked("get", "pods/log")]
     assert since[0] is None and None not in since[1:], "what has been told is not asked for again"
 
 
-def test_a_server_that_is_away_and_back_loses_no_line(server: ApiServer, cluster: Cluster, news: Queue) -> None:
+def test_a_server_that_is_away_and_back_loses_no_line(server: ApiServer, cluster: Cluster, lines: Lines) -> None:
     (pod,) = pods(server)
-    with following(cluster, news) as logs:
+    with following(cluster, lines) as logs:
         logs.follow(pod)
         server.say(pod, "before")
-        assert told(news, 1) == ["before"]
+        assert told(lines, 1) == ["before"]
         server.stop()
         server.say(pod, "while it was away")
         server.start()
-        assert told(news, 1) == ["while it was away"]
+        assert told(lines, 1) == ["while it was away"]
 
 
-def test_lines_of_one_moment_are_all_told(server: ApiServer, cluster: Cluster, news: Queue) -> None:
+def test_lines_of_one_moment_are_all_told(server: ApiServer, cluster: Cluster, lines: Lines) -> None:
     """Clocks of nodes have grain."""
     (pod,) = pods(server)
     server.say(pod, "0")
     server.say(pod, "1", "2", "3", same_moment=True)
     server.end_pod(pod)
-    with following(cluster, news) as logs:
+    with following(cluster, lines) as logs:
         logs.follow(pod)
-        assert told(news, 4) == ["0", "1", "2", "3"] and silent(news)
+        assert told(lines, 4) == ["0", "1", "2", "3"] and silent(lines)
 
 
 def test_only_connections_that_tell_nothing_are_counted(
-    server: ApiServer, cluster: Cluster, news: Queue, monkeypatch: pytest.MonkeyPatch
+    server: ApiServer, cluster: Cluster, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A log may be followed for days, over more broken connections than one pod that is gone deserves."""
-    monkeypatch.setattr(kubernetes_logs, "RECONNECTS", 2)
+    monkeypatch.setattr(kubernetes_logs, "PATIENCE_S", 1)
     (pod,) = pods(server)
-    with following(cluster, news) as logs:
+    with following(cluster, lines) as logs:
         logs.follow(pod)
         for n in range(4):
             server.streaming()
             server.say(pod, str(n))
-            assert told(news, 1) == [str(n)]
+            assert told(lines, 1) == [str(n)]
             server.cut()
         server.streaming()
         server.remove("pods", pod)
         until(lambda: not logs.busy(), what="the log of a pod that is gone ends")
 
 
-def test_a_pod_is_followed_once(server: ApiServer, cluster: Cluster, news: Queue) -> None:
+def test_a_pod_is_followed_once(server: ApiServer, cluster: Cluster, lines: Lines) -> None:
     (pod,) = pods(server)
     server.say(pod, "once")
-    with following(cluster, news) as logs:
+    with following(cluster, lines) as logs:
         logs.follow(pod)
         logs.follow(pod)
-        assert told(news, 1) == ["once"] and silent(news)
+        assert told(lines, 1) == ["once"] and silent(lines)
         server.end_pod(pod)
         until(lambda: not logs.busy(), what="the log ends")
         logs.follow(pod)
-        assert silent(news)
+        assert silent(lines)
 
 
-def test_so_many_at_a_time_and_the_others_are_not_lost(server: ApiServer, cluster: Cluster, news: Queue) -> None:
+def test_so_many_at_a_time_and_the_others_are_not_lost(server: ApiServer, cluster: Cluster, lines: Lines) -> None:
     names = pods(server, 4)
     for name in names:
         server.say(name, f"first of {name}")
-    with following(cluster, news, at_a_time=2) as logs:
+    with following(cluster, lines, at_a_time=2) as logs:
         for name in names:
             logs.follow(name)
-        assert sorted(told(news, 2)) == sorted(f"first of {name}" for name in names[:2])
-        assert silent(news) and len(server.streams) == 2
-        assert [logs.tells(name) for name in names] == [True, True, False, False]
+        assert sorted(told(lines, 2)) == sorted(f"first of {name}" for name in names[:2])
+        assert silent(lines) and len(server.streams) == 2
+        assert [logs.misses(name) for name in names] == [False, False, True, True]
         for name in names:
             server.end_pod(name)
-        assert sorted(told(news, 2)) == sorted(f"first of {name}" for name in names[2:])
+        assert sorted(told(lines, 2)) == sorted(f"first of {name}" for name in names[2:])
 
 
 def test_who_may_not_read_logs_is_told_so_once_and_asks_no_more(
-    server: ApiServer, cluster: Cluster, news: Queue
+    server: ApiServer, cluster: Cluster, lines: Lines
 ) -> None:
     names = pods(server, 3)
     server.refuse("get", "pods/log", *answer("a Job to make without the right to"), times=9)
-    with following(cluster, news, at_a_time=1) as logs:
+    with following(cluster, lines, at_a_time=1) as logs:
         for name in names:
             logs.follow(name)
-        item = news.get(timeout=10)
-        assert isinstance(item, Warned) and "logs of pods are not shown here" in item.text
-        assert silent(news)
+        item = lines.get(timeout=10)
+        assert isinstance(item, Denied) and "we may not" in item.error.problem
+        assert silent(lines)
         logs.follow("another")
-        assert not any(logs.tells(name) for name in names), "so that a failed pod's last lines are shown elsewise"
+        assert all(logs.misses(name) for name in names), "so that a failed pod's last lines are shown elsewise"
     assert len(server.asked("get", "pods/log")) == 1
 
 
 def test_the_last_lines_can_be_had_and_a_pod_that_is_gone_has_none(
-    server: ApiServer, cluster: Cluster, news: Queue
+    server: ApiServer, cluster: Cluster, lines: Lines
 ) -> None:
     (pod,) = pods(server)
     server.say(pod, "1", "2", "3")
-    with following(cluster, news) as logs:
+    with following(cluster, lines) as logs:
         assert logs.tail(pod, lines=2) == "2\n3"
         assert logs.tail("absent", lines=2) == ""
-    assert silent(news)
+    assert silent(lines)
 
 
-def test_a_closed_one_follows_nobody(server: ApiServer, cluster: Cluster, news: Queue) -> None:
+def test_a_closed_one_follows_nobody(server: ApiServer, cluster: Cluster, lines: Lines) -> None:
     one, other = pods(server, 2)
-    logs = Logs(cluster, news=news)
+    logs = Logs(cluster, lines=lines)
     logs.follow(one)
     server.streaming()
     logs.close()

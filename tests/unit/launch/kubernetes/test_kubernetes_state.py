@@ -114,7 +114,7 @@ def test_clients_end_with_the_code_and_the_words_of_their_last_pod(name: str) ->
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", sorted(ENDS))
-def test_two_watches_may_come_in_any_order(name: str, seed: int) -> None:
+def test_news_of_jobs_and_pods_may_come_in_any_order(name: str, seed: int) -> None:
     """Each resource's news keep their order; those of Jobs and of pods come as they like."""
     chance = random.Random(f"{name}-{seed}")
     heard = recording(name).heard

@@ -1,6 +1,6 @@
-"""The Jobs of one call are followed, from their start to the last outcome; a lost one is made anew.
+"""Collects the outcomes of one call's tasks from its Jobs; makes another Job for one that is lost.
 
-Watches and logs tell of them in a queue. What it means for a Job is known by its state; what is done about it, here.
+Polls and logs say what the Jobs' pods do, `state` what that means for a Job, and this module what to do about it.
 """
 
 from __future__ import annotations
@@ -15,40 +15,38 @@ from typing import Any
 from lwfed.launch.kubernetes import reasons
 from lwfed.launch.kubernetes.api import Cluster
 from lwfed.launch.kubernetes.jobs import Begun, Call, Jobs
-from lwfed.launch.kubernetes.logs import Logs
+from lwfed.launch.kubernetes.logs import Denied, Line, Lines, Logs
 from lwfed.launch.kubernetes.manifests import CONTAINER, memory_limit
 from lwfed.launch.kubernetes.names import SERVER
+from lwfed.launch.kubernetes.poll import Change, Poll
 from lwfed.launch.kubernetes.state import Ended, Fact, JobState, Lost, Said, Started
-from lwfed.launch.kubernetes.watch import Broken, Heard, Line, News, Queue, Warned, Watch
 from lwfed.run.launcher import Emit, Outcome
 from lwfed.run.tasks import PoolTask, ServerTask
 from lwfed.spec.kubernetes import KubernetesSpec, PoolSpec
 from lwfed.types.errors import LwfedError
 
-TICK_S = 1.0
-"""Seconds between looks at what has become due, while nothing is heard."""
 LOOK_S = 5.0
 """Seconds after which a pod that does not start has its events read, and between two such looks."""
 LOOKS = 4
 """Most pods of a Job whose events are read at a time."""
-DRAIN_S = 1.0
-"""Seconds for which the last words of pods and Jobs are waited for."""
+DRAIN_S = 2.0
+"""Longest wait for the last lines of pods, and for the end of Jobs whose clients failed."""
 TAIL = 20
 """Lines of a failed pod's log that are shown where it was not followed."""
 PASSED_ON = frozenset({"client_step", "checking", "warning"})
-"""Events of pods that are told on; others could say what only a coordinator may."""
+"""Events of pods that go on to the run's events; others could say what only a coordinator may."""
 
 
-class Following:
-    """The Jobs of one call.
+class Collector:
+    """The Jobs of one call, and what has come of them so far.
 
     Args:
         call: The call.
         work: For each pool its tasks; one Job each.
         jobs: Makes and removes Jobs.
         cluster: Where they are.
-        settings: How long they are waited for, and how often made anew.
-        emit: Told what pods and Jobs do.
+        settings: How long they are waited for, and how often made again.
+        emit: Takes what pods and Jobs do, as events.
         predicted: What the ledger says of a client's memory, for one that had too little; empty where unknown.
     """
 
@@ -70,26 +68,22 @@ class Following:
         self._begun: dict[str, tuple[str, Begun]] = {}
         self._made: dict[str, int] = dict.fromkeys(self._work, 0)
         self._clients: dict[str, str] = {}
-        self._news: Queue = queue.SimpleQueue()
-        self._logs = Logs(cluster, news=self._news)
+        self._lines: Lines = queue.SimpleQueue()
+        self._logs = Logs(cluster, lines=self._lines)
+        self._poll = Poll(cluster, selector=call.selector, warn=self._warn)
         self._looked_at = time.monotonic()
 
     def outcomes(self) -> Generator[Outcome]:
-        """Yields an outcome a task as they end; see `Launcher.clients` for what it raises.
+        """Yields one outcome per task as they end; see `Launcher.clients` for what it raises.
 
-        Whoever stops listening leaves the Jobs as they are: a coordinator that is ended has a successor.
+        A consumer that stops early leaves the Jobs as they are: a coordinator that is ended has a successor.
         """
         ends_at = time.monotonic() + (self._call.deadline_s or float("inf"))
-        watches: list[Watch] = []
         try:
             for name, (_, tasks) in self._work.items():
                 self._begin(name, tasks)
-            watches += [
-                Watch(self._cluster, resource, selector=self._call.selector, news=self._news)
-                for resource in ("jobs", "pods")
-            ]
             while self._open() and time.monotonic() < ends_at:
-                yield from self._next(min(TICK_S, max(0.0, ends_at - time.monotonic())))
+                yield from self._next(ends_at)
             yield from self._late()
             self._drain()
             self._tidy()
@@ -97,8 +91,6 @@ class Following:
             self.end()
             raise
         finally:
-            for watch in watches:
-                watch.close()
             self._logs.close()
 
     def end(self) -> None:
@@ -117,7 +109,7 @@ class Following:
         begun = self._jobs.begin(self._call, pool, tasks)
         self._made[name] += 1
         if begun.adopted:
-            self._emit("warning", {"message": f"goes on with the Job {begun.name}, which another coordinator made"})
+            self._warn(f"goes on with the Job {begun.name}, which another coordinator made")
         self._begun[begun.uid] = (name, begun)
         self._states[begun.uid] = JobState(
             name=begun.name,
@@ -130,15 +122,11 @@ class Following:
             busy=self._busy,
         )
 
-    def _next(self, wait_s: float) -> Iterator[Outcome]:
-        """Waits for news and takes all that is there; looks at what has become due."""
-        try:
-            item: News | None = self._news.get(timeout=wait_s)
-        except queue.Empty:
-            item = None
-        while item is not None:
-            yield from self._settle(self._take(item))
-            item = None if self._news.empty() else self._news.get()
+    def _next(self, ends_at: float) -> Iterator[Outcome]:
+        """Shows lines until the next look is due; then takes what has changed, and what has become due."""
+        self._show_lines(min(self._poll.due_in_s, max(0.0, ends_at - time.monotonic())))
+        for change in self._poll.look():
+            yield from self._settle(self._facts(change))
         now = time.monotonic()
         for uid, state in list(self._states.items()):
             yield from self._settle((uid, fact) for fact in state.on_time(now=now))
@@ -146,29 +134,19 @@ class Following:
             self._looked_at = now
             yield from self._settle(self._look(now))
 
-    def _take(self, item: News) -> list[tuple[str, Fact]]:
-        """Gives what news says of a Job."""
-        now = time.monotonic()
-        match item:
-            case Broken(error):
-                raise error
-            case Warned(text):
-                self._emit("warning", {"message": text})
-            case Line(pod, text):
-                self._show(pod, text)
-            case Heard("jobs", kind, value):
-                uid = value["metadata"]["uid"]
-                if uid in self._states:
-                    return [(uid, fact) for fact in self._states[uid].on_job(kind, value, now=now)]
-            case Heard("pods", kind, value):
-                for owner in value["metadata"].get("ownerReferences") or ():
-                    if owner["uid"] in self._states:
-                        facts = self._states[owner["uid"]].on_pod(kind, value, now=now)
-                        return [(owner["uid"], fact) for fact in facts]
+    def _facts(self, change: Change) -> list[tuple[str, Fact]]:
+        """Returns what a change means, each fact with the identity of its Job."""
+        now, value = time.monotonic(), change.value
+        of_job = change.resource == "jobs"
+        owners = [value["metadata"]] if of_job else value["metadata"].get("ownerReferences") or ()
+        for uid in (owner["uid"] for owner in owners if owner["uid"] in self._states):
+            state = self._states[uid]
+            facts = (state.on_job if of_job else state.on_pod)(change.kind, value, now=now)
+            return [(uid, fact) for fact in facts]
         return []
 
     def _look(self, now: float) -> list[tuple[str, Fact]]:
-        """Reads what the cluster tells of pods that do not start, and of Jobs without pods."""
+        """Reads the events of pods that do not start, and of Jobs without pods."""
         facts: list[tuple[str, Fact]] = []
         for uid, state in self._states.items():
             try:
@@ -177,7 +155,7 @@ class Following:
                 if state.lacks_pods():
                     facts += [(uid, fact) for fact in state.on_job_events(self._cluster.events_of(uid), now=now)]
             except LwfedError:
-                return facts  # the watches notice where it matters
+                return facts  # the next look notices where it matters
         return facts
 
     def _settle(self, facts: Iterable[tuple[str, Fact]]) -> Iterator[Outcome]:
@@ -186,8 +164,8 @@ class Following:
                 case Started(client, pod, node):
                     self._clients[pod] = client
                     self._logs.follow(pod)
-                    told = {"client": client, "step": self._call.step, "pod": pod, "node": node}
-                    self._emit("client_started", told)
+                    values = {"client": client, "step": self._call.step, "pod": pod, "node": node}
+                    self._emit("client_started", values)
                 case Said(client, line):
                     self._emit("waiting", {"client": client, "line": line})
                 case Ended(outcome):
@@ -203,8 +181,7 @@ class Following:
         if reasons.job_end(state.value) is None:
             self._jobs.end(begun)
         if self._made[name] < self._settings.attempts:
-            message = f"the Job {begun.name} ended with {len(left)} task(s) undone: {reason}; another is made"
-            self._emit("warning", {"message": message})
+            self._warn(f"the Job {begun.name} ended with {len(left)} task(s) undone: {reason}; another is made")
             self._begin(name, left)
             return
         for task in left:
@@ -230,27 +207,44 @@ class Following:
             self._jobs.forget(begun)
 
     def _drain(self) -> None:
-        """Hears the last lines of pods that have ended, and the end of Jobs whose clients failed."""
+        """Takes the last lines of pods that have ended, and the end of Jobs whose clients failed."""
         until = time.monotonic() + DRAIN_S
         while time.monotonic() < until and (self._logs.busy() or any(map(_should_end, self._states.values()))):
-            with suppress(queue.Empty):
-                self._take(self._news.get(timeout=0.05))
+            self._show_lines(min(0.05, self._poll.due_in_s))
+            if self._poll.due_in_s == 0:
+                for change in self._poll.look():
+                    self._facts(change)
 
-    def _show(self, pod: str, text: str) -> None:
-        client = self._clients.get(pod, pod)
-        event = reasons.log_event(text)
-        if event is None:
-            self._emit("client_log", {"client": client, "line": text})
-        elif event[0] in PASSED_ON:
-            self._emit(*event)
+    def _show_lines(self, wait_s: float) -> None:
+        """Shows the lines of logs that come within some time, and those that are there."""
+        until = time.monotonic() + wait_s
+        with suppress(queue.Empty):
+            while (left_s := until - time.monotonic()) > 0:
+                self._show(self._lines.get(timeout=left_s))
+        for _ in range(self._lines.qsize()):
+            self._show(self._lines.get())
+
+    def _show(self, item: Line | Denied) -> None:
+        match item:
+            case Denied(error):
+                self._warn(f"logs of pods are not shown here: {error}")
+            case Line(pod, text):
+                event = reasons.log_event(text)
+                if event is None:
+                    self._emit("client_log", {"client": self._clients.get(pod, pod), "line": text})
+                elif event[0] in PASSED_ON:
+                    self._emit(*event)
+
+    def _warn(self, message: str) -> None:
+        self._emit("warning", {"message": message})
 
     def _explain(self, pool: PoolSpec, pod: Mapping[str, Any]) -> reasons.Failure:
-        """Says why a pod failed, and shows the end of its log where nobody followed it."""
+        """Says why a pod failed, and shows the end of its log where it is not being read."""
         name = pod["metadata"]["name"]
         found = reasons.failure(
             pod, container=CONTAINER, memory_limit=memory_limit(pool), predicted=self._predicted, pool=pool.name
         )
-        if not found.retried and not self._logs.tells(name):
+        if not found.retried and self._logs.misses(name):
             for line in reasons.words_of(self._logs.tail(name, lines=TAIL)):
                 self._emit("client_log", {"client": self._clients.get(name, name), "line": line})
         return found
