@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
-from lwfed.launch.kubernetes import reasons
+from lwfed.formats import bytes_text
 from lwfed.launch.kubernetes.api import connect
 from lwfed.launch.kubernetes.following import Following
 from lwfed.launch.kubernetes.jobs import Call, Jobs, delete_run_jobs, surroundings
@@ -120,4 +120,4 @@ def _predicted_memory(store: Store, run_id: str, task: PoolTask | ServerTask) ->
     cost = next((cost for cost in run.get("predicted", ()) if cost["stage"] == stage), None)
     if cost is None:
         return ""
-    return f"the ledger predicts {reasons.size(cost['peak_bytes'])} of tensors, besides 0.5Gi or more of libraries"
+    return f"the ledger predicts {bytes_text(cost['peak_bytes'])} of tensors, besides 0.5Gi or more of libraries"
