@@ -14,14 +14,14 @@ import pytest
 from PIL import Image
 
 from lwfed.report.compare.budget import Budget
-from lwfed.report.compare.compare import Told, compare_runs
+from lwfed.report.compare.compare import RunHistory, compare_runs
 from lwfed.report.compare.page import chance_of, comparison_figures, comparison_files, render_comparison
 from lwfed.report.compare.records import Comparison
 from lwfed.report.figures_compare import styles
 from lwfed.report.raster import png
 from lwfed.report.svg import Plot, log_marks, log_ticks, text_width
 
-Make = Callable[..., list[Told]]
+Make = Callable[..., list[RunHistory]]
 NAMES = {"quality-rounds.svg", "quality-bytes.svg", "quality-flops.svg", "memory-stages.svg", "compare.svg"}
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -50,7 +50,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def comparison(six: list[Told]) -> Comparison:
+def comparison(six: list[RunHistory]) -> Comparison:
     return compare_runs(six)
 
 
@@ -64,7 +64,7 @@ def budgets(comparison: Comparison) -> list[Budget]:
 
 
 def test_the_page_needs_nothing_else_and_says_what_was_found(
-    comparison: Comparison, budgets: list[Budget], six: list[Told]
+    comparison: Comparison, budgets: list[Budget], six: list[RunHistory]
 ) -> None:
     data = six[0][0]["data"]
     html = render_comparison(comparison, name="tiny", data=data, budgets=budgets, chance=0.125)
@@ -82,18 +82,18 @@ def test_the_page_needs_nothing_else_and_says_what_was_found(
 
 
 @pytest.mark.parametrize("wanted", [["layerwise:0"], ["end_to_end:0"], ["end_to_end:0 evaluation.every=3"]])
-def test_comparisons_of_other_shapes(make_told: Make, wanted: list[str]) -> None:
-    told = make_told(*wanted)
+def test_comparisons_of_other_shapes(make_histories: Make, wanted: list[str]) -> None:
+    histories = make_histories(*wanted)
     for metric in (None, "test/loss", "train/loss"):
-        found = compare_runs(told, metric=metric)
-        assert Page(render_comparison(found, name="tiny", data=told[0][0]["data"])).open == []
+        found = compare_runs(histories, metric=metric)
+        assert Page(render_comparison(found, name="tiny", data=histories[0][0]["data"])).open == []
         assert set(comparison_files(found)) == NAMES
 
 
-def test_bands_stand_where_there_are_several_seeds(comparison: Comparison, make_told: Make) -> None:
+def test_bands_stand_where_there_are_several_seeds(comparison: Comparison, make_histories: Make) -> None:
     with_bands = comparison_figures(comparison)["quality-rounds"][1]
     assert with_bands.count('class="spread') == 3
-    alone = compare_runs(make_told("layerwise:0", "end_to_end:0"))
+    alone = compare_runs(make_histories("layerwise:0", "end_to_end:0"))
     assert "spread" not in comparison_figures(alone)["quality-rounds"][1]
 
 
@@ -127,11 +127,11 @@ def test_no_text_is_cut_or_overlaps_another(comparison: Comparison, budgets: lis
                 assert not meet, f"{name}: {one[4]} / {other[4]}"
 
 
-def test_groups_are_told_apart_without_colours(comparison: Comparison, make_told: Make) -> None:
+def test_groups_are_told_apart_without_colours(comparison: Comparison, make_histories: Make) -> None:
     looks = list(styles(comparison.groups).values())
     assert len({look.colour for look in looks}) == len({look.dash for look in looks}) == 3
     assert len({look.mark for look in looks}) == 3
-    variants = compare_runs(make_told("layerwise:0", "layerwise:0 training.local_epochs=2"))
+    variants = compare_runs(make_histories("layerwise:0", "layerwise:0 training.local_epochs=2"))
     assert len({look.colour for look in styles(variants.groups).values()}) == 2
 
 
