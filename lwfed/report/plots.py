@@ -177,9 +177,15 @@ def dots(count: int, *, marker: str = "o") -> dict[str, Any]:
     return {"marker": marker, "ms": 6.5} if count <= 45 else {"marker": marker, "ms": 3, "mew": 0}
 
 
-def legend_below(figure: Any, handles: Sequence[Any], *, columns: int | None = None) -> None:
-    """Puts a legend into a row below the plots, or into several."""
-    figure.legend(handles=handles, loc="outside lower left", ncols=columns or len(handles))
+def legend_below(figure: Any, handles: Sequence[Any], *, width: float = 560) -> None:
+    """Puts a legend below the plots of a figure, which is so wide: in one row, or in several."""
+    columns = legend_columns([handle.get_label() for handle in handles], width=width)
+    figure.legend(handles=handles, loc="outside lower left", ncols=columns)
+
+
+def legend_columns(labels: Sequence[str], *, width: float = 560) -> int:
+    """Returns how many labels stand side by side in a legend, judged by the longest."""
+    return max(1, min(len(labels), int(width / (50 + 7.2 * max(map(len, labels))))))
 
 
 def _above(axes: Axes, x: float, text: str, *, lift: float = 5, shift: float = 0, ha: str = "center") -> None:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from lwfed.cost.fit import parse_size
-from lwfed.formats import bytes_text, flops_text
+from lwfed.formats import bytes_text, flops_text, trimmed
 from lwfed.report.compare.records import Comparison, Group, Mean, Quantity, RunCurve, Spread, spread
 from lwfed.types.errors import SpecError
 
@@ -26,8 +26,8 @@ class Budget:
 
     @property
     def text(self) -> str:
-        """The amount as people write it."""
-        return WRITE[self.quantity](self.amount)
+        """The amount with its unit."""
+        return trimmed(WRITE[self.quantity](self.amount))
 
 
 @dataclass(frozen=True, slots=True)

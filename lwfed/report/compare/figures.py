@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from lwfed.report.plots import (
     label_rounds,
     label_values,
     legend_below,
+    legend_columns,
     new_figure,
     png,
     styled,
@@ -33,6 +35,8 @@ from lwfed.report.plots import (
 from lwfed.report.series import Stage
 
 WIDTH, HEIGHT = 560, 340
+LONGEST_LABEL = 24
+"""Characters of a name that stands at the end of its line; where one is longer, a legend has them all."""
 PLOT_HEIGHT = 240
 """Of a figure with a stage's names above it, about."""
 LOG_FROM = 6.0
@@ -81,7 +85,8 @@ Draw = Callable[[Any], None]
 def comparison_figures(comparison: Comparison, *, budgets: Sequence[Budget] = ()) -> dict[str, tuple[str, Figure]]:
     """Returns the four figures: name -> title and figure."""
     return {
-        name: (title, _drawn(draw, label=label)) for name, (title, label, draw) in _plots(comparison, budgets).items()
+        name: (title, _drawn(draw, height=_height(comparison), label=label))
+        for name, (title, label, draw) in _plots(comparison, budgets).items()
     }
 
 
@@ -118,15 +123,15 @@ def _plots(comparison: Comparison, budgets: Sequence[Budget]) -> dict[str, tuple
 
 
 @styled
-def _drawn(draw: Draw, *, label: str) -> Figure:
-    figure = new_figure(WIDTH, HEIGHT, label=label)
+def _drawn(draw: Draw, *, height: float, label: str) -> Figure:
+    figure = new_figure(WIDTH, height, label=label)
     draw(figure)
     return figure
 
 
 @styled
 def _all_in_one(comparison: Comparison, budgets: Sequence[Budget]) -> Figure:
-    figure = new_figure(2 * WIDTH + 24, 2 * HEIGHT + 88, label="Strategies side by side")
+    figure = new_figure(2 * WIDTH + 24, 2 * _height(comparison) + 88, label="Strategies side by side")
     figure.get_layout_engine().set(w_pad=10 / 72, h_pad=8 / 72)
     parts = figure.subfigures(2, 2, wspace=0.03, hspace=0.03).flat
     for part, (title, _, draw) in zip(parts, _plots(comparison, budgets).values(), strict=True):
@@ -140,11 +145,14 @@ def _draw_rounds(figure: Any, comparison: Comparison, *, title: str, reached: Se
     axes, looks, write = figure.subplots(), styles(comparison.groups), _metric_write(comparison)
     label_rounds(axes, _shared_stages(comparison.groups), last=max(group.last.round for group in comparison.groups))
     _draw_quality(axes, comparison, x=lambda mean: mean.at.round, title=title, reached=reached)
-    ends = []
+    ends, long = [], max(len(group.label) for group in comparison.groups) > LONGEST_LABEL
     for group in comparison.groups:
         value = _evaluated(group.means)[-1][1].mean
-        ends.append((value, f"{group.label} {write(value)}", COLOURS[looks[group.label].colour]))
+        name = "" if long else f"{group.label} "
+        ends.append((value, name + write(value), COLOURS[looks[group.label].colour]))
     label_ends(axes, ends, height=PLOT_HEIGHT)
+    if long:
+        _legend(figure, comparison)
 
 
 def _draw_spent(figure: Any, comparison: Comparison, quantity: str, *, title: str, reached: Sequence[Reach]) -> None:
@@ -184,7 +192,7 @@ def _draw_spent(figure: Any, comparison: Comparison, quantity: str, *, title: st
             xycoords=axes.get_xaxis_transform(), xytext=(0, 4), textcoords="offset points",
             ha="right" if late else "center", color=COLOURS["bad"], fontweight="bold",
         )  # fmt: skip
-    legend_below(figure, [Line2D([], [], label=label, **look.line) for label, look in styles(groups).items()])
+    _legend(figure, comparison)
 
 
 def _draw_memory(figure: Any, comparison: Comparison, *, budgets: Sequence[Budget]) -> None:
@@ -200,7 +208,7 @@ def _draw_memory(figure: Any, comparison: Comparison, *, budgets: Sequence[Budge
     values = [v for items in memory.values() for item in items for v in (item.predicted, item.measured) if v]
     limits = [budget for budget in budgets if budget.quantity == "memory" and budget.amount < 2 * max(values)]
     high = 1.14 * max([*values, *(budget.amount for budget in limits)], default=1.0)
-    wide = 0.76 / max(1, len(barred))
+    wide, unit = 0.76 / max(1, len(barred)), bytes_text(high).lstrip("0123456789.")  # bars leave the axis's unit out
     ends: list[tuple[float, str, str]] = []
     for label, items in memory.items():
         if label not in barred:
@@ -216,10 +224,8 @@ def _draw_memory(figure: Any, comparison: Comparison, *, budgets: Sequence[Budge
             if item.predicted:
                 axes.hlines(item.predicted, x - 0.5 * wide, x + 0.5 * wide, color=COLOURS["ink"], lw=2.4)
             if len(stages) * len(barred) <= 9:
-                axes.annotate(
-                    bytes_text(item.measured or item.predicted), (x, top), xytext=(0, 5), textcoords="offset points",
-                    ha="center", fontsize=12 if len(stages) * len(barred) <= 6 else 10,
-                )  # fmt: skip
+                text = bytes_text(item.measured or item.predicted).removesuffix(unit)
+                axes.annotate(text, (x, top), xytext=(0, 5), textcoords="offset points", ha="center")
     for budget in limits:
         axes.axhline(budget.amount, color=COLOURS["bad"], lw=1.4, ls=(0, (2, 3)))
         ends.append((budget.amount, f"budget {budget.text}", COLOURS["bad"]))
@@ -227,12 +233,12 @@ def _draw_memory(figure: Any, comparison: Comparison, *, budgets: Sequence[Budge
     axes.set_xticks(range(len(stages)), stages)
     axes.set_xlabel("stage")
     axes.set_ylim(0, high)
-    axes.set_title("peak memory of a client", color=COLOURS["soft"], fontweight="normal")
+    axes.set_title("peak memory of a client; bars: measured", color=COLOURS["soft"], fontweight="normal")
     label_values(axes.yaxis, bytes_text, count=4)
     label_ends(axes, ends, height=PLOT_HEIGHT)
     if barred:
         stroke = Line2D([], [], color=COLOURS["ink"], lw=2.4, label="predicted")
-        legend_below(figure, [*(Patch(color=colours[label], label=f"{label}, measured") for label in barred), stroke])
+        legend_below(figure, [*(Patch(color=colours[label], label=label) for label in barred), stroke], width=WIDTH)
 
 
 def _draw_quality(
@@ -259,6 +265,17 @@ def _draw_quality(
     axes.set_ylim(low, high)
     label_values(axes.yaxis, write)
     axes.set_title(title, color=COLOURS["soft"], fontweight="normal", pad=20)
+
+
+def _legend(figure: Any, comparison: Comparison) -> None:
+    handles = [Line2D([], [], label=label, **look.line) for label, look in styles(comparison.groups).items()]
+    legend_below(figure, handles, width=WIDTH)
+
+
+def _height(comparison: Comparison) -> float:
+    """Returns a figure's height: the more, the more rows its legend has."""
+    labels = [group.label for group in comparison.groups]
+    return HEIGHT + 17.0 * (math.ceil(len(labels) / legend_columns(labels, width=WIDTH)) - 1)
 
 
 def _evaluated(means: Sequence[Mean]) -> list[tuple[Mean, Spread]]:
