@@ -131,7 +131,7 @@ def resource_figure(key: str, rows: Sequence[Row]) -> Figure | None:
             )  # fmt: skip
     handles: list[Any] = [Patch(**look) for look in looks]
     if finite(whole):
-        line = {"color": COLOURS["ink"], "lw": 1.4, "ls": (0, (5, 4))}
+        line: dict[str, Any] = {"color": COLOURS["ink"], "lw": 1.4, "ls": (0, (5, 4))}
         axes.axhline(whole, **line)
         handles.append(Line2D([], [], label=f"end to end: {write(whole)}", **line))
     axes.set_xlim(-0.6, len(staged) - 0.4)
@@ -151,9 +151,8 @@ def participation_figure(run: Record, *, stages: Sequence[Stage], rounds: Sequen
     losses = _losses(rounds)
     below = [230] if losses else []
     height = tall * len(clients) + 60
-    figure = new_figure(1140, height + sum(below), label="Participation of clients and spread of losses")
+    figure = new_figure(1140, height + sum(below), label="Participation of clients and spread of losses", gap=0.08)
     last = max([1, *(stage.last for stage in stages)])
-    figure.get_layout_engine().set(hspace=0.08)
     above, *rest = figure.subplots(1 + len(below), height_ratios=[height, *below], squeeze=False)[:, 0]
     label_rounds(above, stages, last=last)
     _cells(above, clients, rounds, every=math.ceil(14 / tall), narrow=last > 100 or tall < 8)
@@ -219,7 +218,7 @@ def _spread(axes: Axes, losses: Sequence[tuple[int, list[float]]]) -> None:
         statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3 for _, values in losses
     ]
     low, high = [min(values) for _, values in losses], [max(values) for _, values in losses]
-    blue = {"color": SERIES[0], "lw": 0}
+    blue: dict[str, Any] = {"color": SERIES[0], "lw": 0}
     axes.fill_between(numbers, low, high, alpha=0.16, label="least to largest", **blue)
     axes.fill_between(
         numbers, [q[0] for q in quarters], [q[2] for q in quarters], alpha=0.3, label="middle half", **blue

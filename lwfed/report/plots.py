@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from lwfed.formats import trimmed
@@ -38,7 +39,7 @@ LOOK = {
     "lines.markeredgecolor": COLOURS["card"], "lines.markeredgewidth": 1.2, "lines.scale_dashes": False,
     "lines.dashed_pattern": (6, 4), "legend.frameon": False, "legend.fontsize": 12, "legend.borderpad": 0,
     "legend.borderaxespad": 0.3, "legend.handlelength": 2.6, "legend.columnspacing": 1.5, "figure.dpi": 72,
-    "figure.facecolor": "none", "figure.constrained_layout.use": True, "hatch.linewidth": 1,
+    "figure.facecolor": "none", "hatch.linewidth": 1,
     "svg.fonttype": "none", "path.simplify": False,
 }  # fmt: skip
 """matplotlib's parameters, in force only while a figure is made or written: `@styled`."""
@@ -46,11 +47,19 @@ styled = rc_context(LOOK)
 Write = Callable[[float], str]
 
 
-def new_figure(width: float, height: float, *, label: str) -> Figure:
-    """Returns an empty figure of so many pixels, with a text for people who cannot see it."""
-    figure = Figure(figsize=(width / 72, height / 72))
+def new_figure(width: float, height: float, *, label: str, pad: float = 3, gap: float = 0.0) -> Figure:
+    """Returns an empty figure.
+
+    Args:
+        width: Pixels.
+        height: Pixels.
+        label: What it shows, for people who cannot see it.
+        pad: Pixels around each plot.
+        gap: Between plots one below another, as a share of the height.
+    """
+    layout = ConstrainedLayoutEngine(w_pad=pad / 72, h_pad=pad / 72, hspace=gap)
+    figure = Figure(figsize=(width / 72, height / 72), layout=layout)
     figure.set_label(label)
-    figure.get_layout_engine().set(w_pad=3 / 72, h_pad=3 / 72)
     return figure
 
 
@@ -61,7 +70,7 @@ def svg(figure: Figure) -> str:
     Text stays text in the page's font. Ids are those that are referred to, derived from the figure's label and the
     content they name.
     """
-    label, data = figure.get_label(), io.StringIO()
+    label, data = str(figure.get_label()), io.StringIO()
     with rc_context({"svg.hashsalt": label}):
         figure.savefig(data, format="svg", metadata=PLAIN_METADATA)
     root = ElementTree.fromstring(data.getvalue())
@@ -77,7 +86,7 @@ def svg(figure: Figure) -> str:
         parent.attrib = {key.rpartition("}")[2]: _plain(value) for key, value in parent.attrib.items()}
         if parent.get("id") not in names:
             parent.attrib.pop("id", None)
-        if parent.get("transform", "").startswith("rotate(0 "):
+        if parent.get("transform", "").startswith("rotate(-0 "):
             del parent.attrib["transform"]
     root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": label, "class": "figure"}
     return ElementTree.tostring(root, encoding="unicode")

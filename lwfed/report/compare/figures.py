@@ -131,10 +131,9 @@ def _drawn(draw: Draw, *, height: float, label: str) -> Figure:
 
 @styled
 def _all_in_one(comparison: Comparison, budgets: Sequence[Budget]) -> Figure:
-    figure = new_figure(2 * WIDTH + 24, 2 * _height(comparison) + 88, label="Strategies side by side")
-    figure.get_layout_engine().set(w_pad=10 / 72, h_pad=8 / 72)
-    parts = figure.subfigures(2, 2, wspace=0.03, hspace=0.03).flat
-    for part, (title, _, draw) in zip(parts, _plots(comparison, budgets).values(), strict=True):
+    figure = new_figure(2 * WIDTH + 24, 2 * _height(comparison) + 88, label="Strategies side by side", pad=9)
+    parts: Any = figure.subfigures(2, 2, wspace=0.03, hspace=0.03)
+    for part, (title, _, draw) in zip(parts.flat, _plots(comparison, budgets).values(), strict=True):
         part.suptitle(title, x=0.01, ha="left", fontsize=15, fontweight="bold", color=COLOURS["ink"])
         draw(part)
     return figure

@@ -29,8 +29,8 @@ def test_groups_stand_in_order_with_their_seeds(six: list[RunHistory]) -> None:
 
 def test_sums_are_those_of_a_client_in_every_round(six: list[RunHistory]) -> None:
     for run, stages, rounds in six:
-        track = next(t for g in compare_runs(six).groups for t in g.tracks if t.run_id == run["run_id"])
-        last = track.points[-1]
+        curve = next(t for g in compare_runs(six).groups for t in g.runs if t.run_id == run["run_id"])
+        last = curve.points[-1]
         up_and_down = [
             statistics.fmean(client["bytes_up"] + client["bytes_down"] for client in record["clients"].values())
             for record in rounds
@@ -46,9 +46,9 @@ def test_sums_are_those_of_a_client_in_every_round(six: list[RunHistory]) -> Non
         flops += sum(12 * costs[stage]["fill_flops"] for stage in filled)
         assert last.flops == pytest.approx(flops, rel=1e-12)
         assert last.peak_bytes == max(s["ledger"]["measured"]["peak_tensor_bytes"] for s in stages)
-        assert [point.quality for point in track.points] == [record["metrics"][METRIC] for record in rounds]
-        assert [point.round for point in track.points] == [1, 2, 3, 4] and track.complete
-        assert track.digest == stages[-1]["digest"]
+        assert [point.quality for point in curve.points] == [record["metrics"][METRIC] for record in rounds]
+        assert [point.round for point in curve.points] == [1, 2, 3, 4] and curve.complete
+        assert curve.digest == stages[-1]["digest"]
 
 
 def test_what_a_client_spends_never_shrinks_and_frozen_blocks_count_once(six: list[RunHistory]) -> None:
@@ -78,9 +78,9 @@ def test_clients_that_join_late_do_not_fetch_for_one_that_is_always_there(make_h
 def test_means_and_deviations_over_seeds(six: list[RunHistory]) -> None:
     found = compare_runs(six)
     for group in found.groups:
-        finals = [track.final for track in group.runs]
+        finals = [curve.final for curve in group.runs]
         assert group.final.mean == statistics.fmean(finals) and group.final.std == statistics.stdev(finals)
-        for mean, *points in zip(group.means, *(track.points for track in group.runs), strict=True):
+        for mean, *points in zip(group.means, *(curve.points for curve in group.runs), strict=True):
             assert mean.quality is not None
             assert mean.quality.std == statistics.stdev([point.quality for point in points])
     assert spread([0.5]).std is None
@@ -115,11 +115,11 @@ def test_a_budget_buys_the_rounds_that_it_pays_for(six: list[RunHistory]) -> Non
     whole = found.groups[0]
     second = whole.means[1].at.spent("bytes")
     exact, short = Budget("bytes", second), Budget("bytes", second - 1)
-    assert [rounds_within(whole.tracks[0], budget) for budget in (exact, short)] == [2, 1]
+    assert [rounds_within(whole.runs[0], budget) for budget in (exact, short)] == [2, 1]
     reach = reaches(found, exact)[0]
     assert (reach.rounds, reach.total, reach.next_spent) == (2, 4, whole.means[2].at.spent("bytes"))
     assert reach.best is not None
-    tops = [max(p.quality for p in t.points[:2] if p.quality is not None) for t in whole.tracks]
+    tops = [max(p.quality for p in t.points[:2] if p.quality is not None) for t in whole.runs]
     assert reach.best.mean == statistics.fmean(tops)
     assert "2 of 4 rounds fit; round 3 needs" in reach.verdict
     nothing = reaches(found, Budget("bytes", 10))
@@ -142,7 +142,7 @@ def test_a_loss_is_better_when_small(six: list[RunHistory]) -> None:
     found = compare_runs(six, metric="test/loss")
     assert found.lower_is_better
     reach = reaches(found, Budget("bytes", 1e12))[0]
-    lows = [min(p.quality for p in t.points if p.quality is not None) for t in found.groups[0].tracks]
+    lows = [min(p.quality for p in t.points if p.quality is not None) for t in found.groups[0].runs]
     assert reach.best is not None and reach.best.mean == statistics.fmean(lows)
 
 
@@ -226,6 +226,6 @@ def test_mistyped_metrics_are_known_before_training() -> None:
 
 def test_texts() -> None:
     assert quality_text(METRIC, spread([0.2, 0.25])) == "22.5 ± 3.5 %"
-    assert quality_text(METRIC, None) == "–" and quality_text("test/loss", spread([1.0])) == "1"
+    assert quality_text(METRIC, None) == "–" and quality_text("test/loss", spread([1.0])) == "1.00"
     assert difference_text(METRIC, -0.0213) == "−2.1 points"
     assert difference_text("test/loss", 0.25) == "+0.25"
