@@ -23,7 +23,7 @@ Record = Mapping[str, Any]
 
 
 def stages_table(stages: Sequence[Record], *, end_to_end: Record) -> Table:
-    """Gives what each stage reached and cost, measured beside predicted.
+    """Returns what each stage reached and cost, measured beside predicted.
 
     Args:
         stages: Of a summary.
@@ -31,7 +31,7 @@ def stages_table(stages: Sequence[Record], *, end_to_end: Record) -> Table:
     """
     metrics = [name for name in HEADLINES if any(name in stage["metrics"] for stage in stages)][:2]
     table = make_table("Stages; in brackets, what was predicted")
-    heads = ("up a round", "peak memory", "FLOP a sample", "time")
+    heads = ("up per round", "peak memory", "FLOP per sample", "time")
     for name in ("stage", "rounds", *(metric_title(metric, short=True) for metric in metrics), *heads):
         table.add_column(name, justify="right", no_wrap=True)
     for stage in stages:
@@ -69,10 +69,10 @@ def _flops(ledger: Record) -> float | None:
 
 
 def plan_table(rows: Sequence[Record]) -> Table:
-    """Gives the predicted bill: a row a stage, one of end_to_end, and the total over the schedule."""
-    table = make_table("What one client spends; in brackets, times less than end to end")
+    """Returns the predicted cost: a row per stage, one of end_to_end, and the total over the schedule."""
+    table = make_table("What one client spends; in brackets, the factor saved against end to end")
     with_device = any("verdict" in row for row in rows)
-    heads = ("stage", "rounds", "present", "trained", "each way a round", "FLOP a sample", "peak memory")
+    heads = ("stage", "rounds", "present", "trained", "each way per round", "FLOP per sample", "peak memory")
     for name in heads:
         table.add_column(name, justify="right")
     further: list[tuple[str, Callable[[Record], str]]] = []
@@ -100,11 +100,11 @@ def _disk(row: Record) -> str:
 
 
 def levers_table(savings: Sequence[Any]) -> Table:
-    """Gives what each lever saves, stages that use it alike in one row."""
+    """Returns what each lever saves, with stages that use it alike in one row."""
     table = make_table("Levers; what each saves while the others stay")
     table.add_column("lever", no_wrap=True)
     table.add_column("stages", justify="right")
-    for name in ("FLOPs", "peak memory", "moved a round", "takes on disk"):
+    for name in ("FLOPs", "peak memory", "moved per round", "takes on disk"):
         table.add_column(name, justify="right")
     alike: dict[tuple[str, str], list[Any]] = {}
     for saving in savings:
@@ -127,7 +127,7 @@ def _numbers(stages: Sequence[int]) -> str:
 
 
 def _span(values: Sequence[float], write: Callable[[float], str], *, nothing: float = 0.0) -> str:
-    """Writes values as one where they are written alike, else as the least and the most."""
+    """Returns one text where all values are written alike, else the least and the most."""
     if all(abs(value - nothing) < 5e-3 for value in values):
         return ""
     least, most = write(min(values)), write(max(values))
@@ -157,7 +157,7 @@ def _stage_cells(row: Record) -> list[str]:
 
 
 def _exchange(row: Record) -> str:
-    """Says what travels: one figure where both ways are alike."""
+    """Returns what is exchanged: one number where both directions are alike."""
     up, down = bytes_text(row["exchanged_bytes"]), bytes_text(row["download_bytes"])
     return f"{up if up == down else f'{up} up, {down} down'} ({factor_text(row['exchange_factor'])})"
 
@@ -175,7 +175,7 @@ def _total_cells(row: Record) -> list[str]:
 
 
 def rounds_table(rounds: Sequence[Record]) -> Table:
-    """Gives a row a round."""
+    """Returns a row per round."""
     metrics = [name for name in HEADLINES if any(name in item["metrics"] for item in rounds)][:4]
     table = make_table("Rounds")
     heads = ("stage", "round", "global", "clients", "failed", "train loss")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from xml.etree import ElementTree
@@ -39,8 +40,7 @@ LOOK = {
     "lines.markeredgecolor": COLOURS["card"], "lines.markeredgewidth": 1.2, "lines.scale_dashes": False,
     "lines.dashed_pattern": (6, 4), "legend.frameon": False, "legend.fontsize": 12, "legend.borderpad": 0,
     "legend.borderaxespad": 0.3, "legend.handlelength": 2.6, "legend.columnspacing": 1.5, "figure.dpi": 72,
-    "figure.facecolor": "none", "hatch.linewidth": 1,
-    "svg.fonttype": "none", "path.simplify": False,
+    "figure.facecolor": "none", "svg.fonttype": "none", "path.simplify": False,
 }  # fmt: skip
 """matplotlib's parameters, in force only while a figure is made or written: `@styled`."""
 styled = rc_context(LOOK)
@@ -71,7 +71,8 @@ def svg(figure: Figure) -> str:
     content they name.
     """
     label, data = str(figure.get_label()), io.StringIO()
-    with rc_context({"svg.hashsalt": label}):
+    with rc_context({"svg.hashsalt": label}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # to measure with: the page's font may well have it
         figure.savefig(data, format="svg", metadata=PLAIN_METADATA)
     root = ElementTree.fromstring(data.getvalue())
     referred = set(re.findall(r'href="#(\w+)|url\(#(\w+)\)', data.getvalue()))

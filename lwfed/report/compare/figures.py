@@ -47,6 +47,10 @@ DASHES = {"ink": (7, 4), "c2": (10, 3, 2, 3), "c3": (2, 3), "c5": (10, 3, 2, 3)}
 MARKS = {"ink": "s", "c2": "^", "c3": "s"}
 
 
+Draw = Callable[[Any], None]
+"""Draws on an empty figure, or on a part of one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Style:
     """How a group is drawn; dash and mark distinguish it without colours, too.
@@ -77,9 +81,6 @@ def styles(groups: Sequence[Group]) -> dict[str, Style]:
             colour = next(spare)
         found[group.label] = Style(colour, DASHES.get(colour, ()), MARKS.get(colour, "o"))
     return found
-
-
-Draw = Callable[[Any], None]
 
 
 def comparison_figures(comparison: Comparison, *, budgets: Sequence[Budget] = ()) -> dict[str, tuple[str, Figure]]:

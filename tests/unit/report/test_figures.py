@@ -107,6 +107,12 @@ def test_no_text_is_cut_and_none_hides_another(make_records: Make, changes: Reco
         check_texts(svg(figure))
 
 
+def test_names_may_be_of_any_script(make_records: Make) -> None:
+    run, stages, rounds = make_records(rounds=(1,))
+    run["data"]["clients"] |= {"医院 $1_a$": 9}
+    assert "医院 $1_a$" in draw_run(run, stages=stages, rounds=rounds)["partition"].svg
+
+
 def test_text_stays_text_in_the_pages_font(make_records: Make) -> None:
     for drawing in drawn(*make_records()).values():
         root = ElementTree.fromstring(drawing.svg)
