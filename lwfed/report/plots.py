@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
-from matplotlib import rc_context
+from matplotlib import rc_context, rcParamsDefault
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -29,6 +29,8 @@ SERIES = [COLOURS[f"c{number}"] for number in range(1, 7)]
 DOTS_PER_PIXEL = 2
 """Of a PNG."""
 PLAIN_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+DEFAULTS = {name: value for name, value in rcParamsDefault.items() if not name.startswith("backend")}
+"""matplotlib's own, so that no configuration of the machine changes a figure."""
 LOOK = {
     "font.family": "DejaVu Sans", "font.size": 12, "text.color": COLOURS["soft"], "text.parse_math": False,
     "axes.labelcolor": COLOURS["soft"], "axes.edgecolor": COLOURS["soft"], "axes.linewidth": 1, "axes.axisbelow": True,
@@ -43,7 +45,7 @@ LOOK = {
     "figure.facecolor": "none", "svg.fonttype": "none", "path.simplify": False,
 }  # fmt: skip
 """matplotlib's parameters, in force only while a figure is made or written: `@styled`."""
-styled = rc_context(LOOK)
+styled = rc_context(DEFAULTS | LOOK)
 Write = Callable[[float], str]
 
 
