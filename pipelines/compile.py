@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from lwfed.cli.options import Fresh, Json, Spec
-from lwfed.drive import text
 from lwfed.drive.console import make_console, print_json
+from lwfed.formats import bytes_text
 from lwfed.plan.strategies import stage_rounds
 from lwfed.spec.load import build_spec, load_spec, to_values
 from lwfed.spec.run import RunSpec
@@ -146,10 +146,10 @@ def lines_of(compiled: Compiled) -> list[str]:
     """Says what was written, and whether a cluster takes it."""
     size = compiled.workflow
     lines = [
-        f"{compiled.path}  {text.size(compiled.file_bytes)}, {len(compiled.titles)} stages, {size.pods} pods besides "
+        f"{compiled.path}  {bytes_text(compiled.file_bytes)}, {len(compiled.titles)} stages, {size.pods} pods besides "
         "those of clients",
         *(f"  {title}" for title in compiled.titles),
-        f"The workflow object grows to about {text.size(size.total_bytes)}; Argo takes {text.size(ARGO_LIMIT)}.",
+        f"The workflow object grows to about {bytes_text(size.total_bytes)}; Argo takes {bytes_text(ARGO_LIMIT)}.",
     ]
     if size.total_bytes > RETRY_LIMIT:
         lines.append("It is too large for a failed run to be retried: shorten the spec, or compile fewer stages.")

@@ -14,7 +14,8 @@ from lwfed import environment
 COMPILER = ("torch._dynamo", "torch._inductor", "sympy")
 """torch's compiler, which takes as long to load as torch itself."""
 LIBRARIES = (
-    "torchvision", "timm", "transformers", "scipy", "sklearn", "pandas", "matplotlib", "mlflow", "kfp",
+    "torchvision", "timm", "transformers", "scipy", "sklearn", "pandas", "matplotlib", "matplotlib.pyplot", "mlflow",
+    "kfp",
 )  # fmt: skip
 HEAVY = ("torch", "numpy", *COMPILER, *LIBRARIES, "botocore", "kubernetes")
 STEP = """

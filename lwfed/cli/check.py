@@ -16,8 +16,8 @@ from rich.table import Table
 
 from lwfed import __version__, environment
 from lwfed.cli.options import DEFAULT_STORE, Json, StoreUri
-from lwfed.drive import text
 from lwfed.drive.console import make_console, print_json
+from lwfed.formats import bytes_text
 from lwfed.store.opening import open_store
 from lwfed.types.errors import LwfedError
 
@@ -60,14 +60,14 @@ def _look_at_machine() -> Iterator[Finding]:
     import psutil
 
     memory = psutil.virtual_memory()
-    yield "ok", f"{os.cpu_count()} CPUs, {text.size(memory.total)} memory, {text.size(memory.available)} free", ""
+    yield "ok", f"{os.cpu_count()} CPUs, {bytes_text(memory.total)} memory, {bytes_text(memory.available)} free", ""
     import torch
 
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             device = torch.cuda.get_device_properties(index)
             bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
-            yield "ok", f"GPU {index}: {device.name}, {text.size(device.total_memory)}, {bf16}", ""
+            yield "ok", f"GPU {index}: {device.name}, {bytes_text(device.total_memory)}, {bf16}", ""
     else:
         yield "ok", "no GPU: clients train on the CPU in fp32", ""
 
@@ -87,7 +87,7 @@ def _look_at_store(uri: str) -> Iterator[Finding]:
                 shutil.rmtree(folder)
             free = shutil.disk_usage(folder if existed else folder.parent).free
             level = "ok" if free > LOW_DISK_BYTES else "warn"
-            yield level, f"{text.size(free)} free on its disk", "" if level == "ok" else "free some space"
+            yield level, f"{bytes_text(free)} free on its disk", "" if level == "ok" else "free some space"
     except (LwfedError, OSError) as error:
         yield "fail", f"store {uri}: {error}", ""
 

@@ -15,11 +15,11 @@ from lwfed.cli.history import open_runs, pick_run
 from lwfed.cli.options import DEFAULT_STORE, Json, Spec, StoreUri
 from lwfed.drive import training
 from lwfed.drive.console import make_console, make_table, print_json
+from lwfed.formats import bytes_text, factor_text, flops_text, metric_title
 from lwfed.report.compare.budget import Budget, parse_budget, reaches
 from lwfed.report.compare.compare import STRATEGIES, compare_runs, plausible
 from lwfed.report.compare.records import Comparison
 from lwfed.report.compare.table import budget_rows, curves, difference_text, quality_text, rows
-from lwfed.report.formats import flops_text, memory_text, metric_title, traffic_text
 from lwfed.run import runs
 from lwfed.run.runs import Options
 from lwfed.spec.load import load_spec
@@ -35,7 +35,7 @@ SUFFIX = re.compile(rf"-({'|'.join(STRATEGIES).replace('_', '-')})$")
 def compare(
     spec: Spec = None,
     strategies: Annotated[
-        str, typer.Option("--strategies", metavar="NAMES", help="Which, with commas between.")
+        str, typer.Option("--strategies", metavar="NAMES", help="Which strategies, separated by commas.")
     ] = ",".join(STRATEGIES),
     run: Annotated[
         list[str] | None,
@@ -57,13 +57,14 @@ def compare(
         ),
     ] = None,
     seeds: Annotated[
-        str | None, typer.Option("--seeds", metavar="0,1,2", help="A run a seed; default: the spec's seed.")
+        str | None, typer.Option("--seeds", metavar="0,1,2", help="One run per seed; default: the spec's seed.")
     ] = None,
     metric: Annotated[
         str | None, typer.Option("--metric", metavar="NAME", help="Default: the objective's headline.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-O", metavar="DIR", help="Where to; default: compare-NAME.")
+        Path | None,
+        typer.Option("--output", "-O", metavar="DIR", help="Folder to write to; default: compare-NAME."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Compare what differs in data or model, too.")] = False,
     store: StoreUri = DEFAULT_STORE,
@@ -81,8 +82,8 @@ def compare(
             raise SpecError("a SPEC is trained and --runs are read", remedy="give one of them")
         opened = open_runs(store)
         ids = [name for text in run for name in text.split(",") if name]
-        told = [pick_run(opened, run_id) for run_id in ids]
-        name = SUFFIX.sub("", str(told[0]["name"]))
+        records = [pick_run(opened, run_id) for run_id in ids]
+        name = SUFFIX.sub("", str(records[0]["name"]))
     else:
         specs = wanted_specs(spec, overrides=override or [], strategies=strategies, seeds=seeds)
         name = SUFFIX.sub("", specs[0].name)
@@ -93,10 +94,10 @@ def compare(
                     remedy="name one such as test/t2i/R@1, test/accuracy, test/loss or train/loss",
                 )
         opened = open_store(specs[0].store.uri)
-        told = [runs.read_run(opened, run_id) for run_id in _obtain(specs, store=opened, console=console)]
-    comparison = compare_runs([(item, *runs.history(opened, item)) for item in told], metric=metric, force=force)
+        records = [runs.read_run(opened, run_id) for run_id in _obtain(specs, store=opened, console=console)]
+    comparison = compare_runs([(item, *runs.history(opened, item)) for item in records], metric=metric, force=force)
     folder = output or Path(f"compare-{name}")
-    page = write_files(comparison, folder, name=name, data=told[0]["data"], budgets=budgets)
+    page = write_files(comparison, folder, name=name, data=records[0]["data"], budgets=budgets)
     values = _values(comparison, budgets, name=name, page=page)
     numbers = json.dumps({**values, "curves": curves(comparison)}, ensure_ascii=False, allow_nan=False, indent=1)
     (folder / "compare.json").write_text(numbers + "\n", encoding="utf-8")
@@ -109,7 +110,7 @@ def compare(
 
 
 def wanted_specs(source: str | None, *, overrides: Sequence[str], strategies: str, seeds: str | None) -> list[RunSpec]:
-    """Gives a spec for each strategy and seed; they differ in nothing else but what was asked for one strategy.
+    """Returns a spec per strategy and seed; they differ only in what `-o STRATEGY:KEY=VALUE` changes.
 
     Raises:
         SpecError: A strategy or a seed is none, or a value does not fit.
@@ -145,16 +146,15 @@ def wanted_specs(source: str | None, *, overrides: Sequence[str], strategies: st
 def write_files(
     comparison: Comparison, folder: Path, *, name: str, data: dict[str, Any], budgets: Sequence[Budget]
 ) -> Path:
-    """Writes page and figures to a folder. Gives the page's path."""
-    from lwfed.report.compare.page import chance_of, comparison_files, render_comparison
-    from lwfed.report.raster import png
+    """Writes page and figures to a folder. Returns the page's path."""
+    from lwfed.report.compare.figures import comparison_files  # matplotlib
+    from lwfed.report.compare.page import chance_of, render_comparison
 
     if folder.exists() and not folder.is_dir():
         raise SpecError(f"{folder} is a file", remedy="name a folder with --output")
     folder.mkdir(parents=True, exist_ok=True)
-    for file, svg in comparison_files(comparison, budgets=budgets).items():
-        (folder / file).write_text(svg, encoding="utf-8")
-        (folder / file).with_suffix(".png").write_bytes(png(svg))
+    for file, content in comparison_files(comparison, budgets=budgets).items():
+        (folder / file).write_bytes(content)
     page = folder / "compare.html"
     chance = chance_of(comparison.metric, data)
     text = render_comparison(comparison, name=name, data=data, budgets=budgets, chance=chance)
@@ -163,7 +163,7 @@ def write_files(
 
 
 def _obtain(specs: Sequence[RunSpec], *, store: Store, console: Console) -> list[str]:
-    """Finds or trains a run for each spec. Gives their ids."""
+    """Finds or trains a run for each spec. Returns their ids."""
     wanted = [training.look_up(spec, options=Options(), store=store) for spec in specs]
     there = sum(item.done is not None for item in wanted)
     console.print(f"{there} of {len(wanted)} runs are committed already", highlight=False)
@@ -186,7 +186,7 @@ def _obtain(specs: Sequence[RunSpec], *, store: Store, console: Console) -> list
 
 
 def _show(comparison: Comparison, budgets: Sequence[Budget], *, console: Console) -> None:
-    table = make_table("What one client spends; in brackets, times less than end to end")
+    table = make_table("What one client spends; in brackets, the factor saved against end to end")
     heads = (
         "strategy",
         "seeds",
@@ -206,10 +206,10 @@ def _show(comparison: Comparison, budgets: Sequence[Budget], *, console: Console
             row["label"],
             str(len(row["seeds"])),
             quality_text(comparison.metric, group.final) + (f" ({gained})" if row["less"] and gained else ""),
-            traffic_text(row["moved_bytes"]) + _factor(less.get("bytes")),
-            traffic_text(row["frozen_bytes"]) if row["frozen_bytes"] else "",
+            bytes_text(row["moved_bytes"]) + _factor(less.get("bytes")),
+            bytes_text(row["frozen_bytes"]) if row["frozen_bytes"] else "",
             flops_text(row["flops"]) + _factor(less.get("flops")),
-            memory_text(row["peak_bytes"]) + _factor(less.get("memory")),
+            bytes_text(row["peak_bytes"]) + _factor(less.get("memory")),
         )
     console.print(table)
     for budget in budgets:
@@ -222,7 +222,7 @@ def _show(comparison: Comparison, budgets: Sequence[Budget], *, console: Console
 
 
 def _factor(value: float | None) -> str:
-    return "" if value is None else f" ({value:.2f}x)"
+    return "" if value is None else f" ({factor_text(value)})"
 
 
 def _values(comparison: Comparison, budgets: Sequence[Budget], *, name: str, page: Path) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import yaml
 
 from lwfed.cli import tables
 from lwfed.cli.options import DEFAULT_STORE, Json, RunId, StoreUri
-from lwfed.drive import text
 from lwfed.drive.console import make_console, make_table, print_json
+from lwfed.formats import HEADLINES, metric_text
 from lwfed.run import runs
 from lwfed.store import paths
 from lwfed.store.opening import open_store
@@ -50,7 +50,7 @@ def list_runs(store: StoreUri = DEFAULT_STORE, as_json: Json = False) -> None:
             row["strategy"],
             row["status"] + _from(row["parent"]),
             f"{row['stages_done']}/{row['stages']}",
-            "  ".join(f"{text.title(name)} {text.score(name, value)}" for name, value in row["headline"].items()),
+            "  ".join(metric_text(name, value) for name, value in row["headline"].items()),
             row["digest"][:12],
         )
     make_console().print(table)
@@ -99,6 +99,6 @@ def _overview(store: Store, run: runs.Run) -> dict[str, Any]:
         "parent": run["parent"],
         "stages": len(runs.plans_of(run)),
         "stages_done": len(stages),
-        "headline": {name: metrics[name] for name in text.HEADLINES[:6] if name in metrics},
+        "headline": {name: metrics[name] for name in HEADLINES[:6] if name in metrics},
         "digest": summary["digest"] if summary else (stages[-1]["digest"] if stages else ""),
     }

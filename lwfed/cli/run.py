@@ -14,8 +14,9 @@ from lwfed import environment
 from lwfed.cli import tables
 from lwfed.cli.history import open_runs, pick_run
 from lwfed.cli.options import DEFAULT_STORE, Fresh, Json, Overrides, RunId, Spec, StoreUri
-from lwfed.drive import text, training
+from lwfed.drive import training
 from lwfed.drive.console import make_console, print_json
+from lwfed.formats import metric_text, natural_order, seconds_text
 from lwfed.run import runs
 from lwfed.run.runs import Options
 from lwfed.spec.load import build_spec, load_spec
@@ -128,10 +129,10 @@ def _show_finished(run_id: str, *, store: Store, console: Console, as_json: bool
 
 
 def _closing_lines(summary: dict[str, Any], *, store: Store, console: Console, spec: RunSpec) -> None:
-    shown = text.in_order(name for name in summary["metrics"] if not name.startswith("train/"))
-    scores = [f"{text.title(name)} {text.score(name, summary['metrics'][name])}" for name in shown]
+    shown = natural_order(name for name in summary["metrics"] if not name.startswith("train/"))
+    scores = [metric_text(name, summary["metrics"][name]) for name in shown]
     console.print("  ".join(scores), highlight=False, soft_wrap=True)
-    say = {"run": summary["run_id"], "digest": summary["digest"], "time": text.duration(summary["wall_s"])}
+    say = {"run": summary["run_id"], "digest": summary["digest"], "time": seconds_text(summary["wall_s"])}
     report = paths.report(summary["run_id"])
     if store.has(report):
         say["report"] = f"{store.uri}/{report}"

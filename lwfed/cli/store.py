@@ -12,8 +12,8 @@ import yaml
 
 from lwfed import environment
 from lwfed.cli.options import Json
-from lwfed.drive import text
 from lwfed.drive.console import make_console, make_table, print_json
+from lwfed.formats import bytes_text
 from lwfed.plan.cohort import client_ids
 from lwfed.store.policies import client_policy, server_policy
 from lwfed.types.errors import LwfedError, SpecError, UnreachableError
@@ -144,8 +144,8 @@ def check(
             ("the first writer wins", wins.get(found.conditional, "looked up before: not safe from races")),
             ("logs", "yes" if found.logs else "no"),
             ("a ref written and read", f"{1000 * found.latency_s:.1f} ms"),
-            ("writing", f"{text.size(found.write_bytes_per_s)}/s"),
-            ("reading", f"{text.size(found.read_bytes_per_s)}/s"),
+            ("writing", f"{bytes_text(found.write_bytes_per_s)}/s"),
+            ("reading", f"{bytes_text(found.read_bytes_per_s)}/s"),
         ):
             table.add_row(name, value)
         make_console().print(table)

@@ -7,43 +7,52 @@ from typing import Any
 
 from rich.table import Table
 
-from lwfed.drive import text
 from lwfed.drive.console import make_table
+from lwfed.formats import (
+    HEADLINES,
+    amount_text,
+    bytes_text,
+    factor_text,
+    flops_text,
+    metric_title,
+    score_text,
+    seconds_text,
+)
 
 Record = Mapping[str, Any]
 
 
 def stages_table(stages: Sequence[Record], *, end_to_end: Record) -> Table:
-    """Gives what each stage reached and cost, measured beside predicted.
+    """Returns what each stage reached and cost, measured beside predicted.
 
     Args:
         stages: Of a summary.
         end_to_end: The predicted cost of training the model whole.
     """
-    metrics = [name for name in text.HEADLINES if any(name in stage["metrics"] for stage in stages)][:2]
+    metrics = [name for name in HEADLINES if any(name in stage["metrics"] for stage in stages)][:2]
     table = make_table("Stages; in brackets, what was predicted")
-    heads = ("up a round", "peak memory", "FLOP a sample", "time")
-    for name in ("stage", "rounds", *(text.title(metric) for metric in metrics), *heads):
+    heads = ("up per round", "peak memory", "FLOP per sample", "time")
+    for name in ("stage", "rounds", *(metric_title(metric, short=True) for metric in metrics), *heads):
         table.add_column(name, justify="right", no_wrap=True)
     for stage in stages:
         measured, predicted = stage["ledger"]["measured"], stage["ledger"]["predicted"] or {}
         table.add_row(
             str(stage["stage"]),
             str(stage["rounds"]),
-            *(text.score(metric, stage["metrics"].get(metric)) for metric in metrics),
-            _beside(measured.get("bytes_up"), predicted.get("exchanged_bytes"), text.size),
-            _beside(measured.get("peak_tensor_bytes"), predicted.get("peak_bytes"), text.size),
-            _beside(_flops(measured), _flops(predicted), text.flops),
-            "reused" if stage["reused"] else text.duration(stage["wall_s"]),
+            *(score_text(metric, stage["metrics"].get(metric)) for metric in metrics),
+            _beside(measured.get("bytes_up"), predicted.get("exchanged_bytes"), bytes_text),
+            _beside(measured.get("peak_tensor_bytes"), predicted.get("peak_bytes"), bytes_text),
+            _beside(_flops(measured), _flops(predicted), flops_text),
+            "reused" if stage["reused"] else seconds_text(stage["wall_s"]),
         )
     table.add_section()
     table.add_row(
         "end_to_end",
         "",
         *("" for _ in metrics),
-        _beside(None, end_to_end["exchanged_bytes"], text.size),
-        _beside(None, end_to_end["peak_bytes"], text.size),
-        _beside(None, _flops(end_to_end), text.flops),
+        _beside(None, end_to_end["exchanged_bytes"], bytes_text),
+        _beside(None, end_to_end["peak_bytes"], bytes_text),
+        _beside(None, _flops(end_to_end), flops_text),
         "",
         style="dim",
     )
@@ -60,17 +69,17 @@ def _flops(ledger: Record) -> float | None:
 
 
 def plan_table(rows: Sequence[Record]) -> Table:
-    """Gives the predicted bill: a row a stage, one of end_to_end, and the total over the schedule."""
-    table = make_table("What one client spends; in brackets, times less than end to end")
+    """Returns the predicted cost: a row per stage, one of end_to_end, and the total over the schedule."""
+    table = make_table("What one client spends; in brackets, the factor saved against end to end")
     with_device = any("verdict" in row for row in rows)
-    heads = ("stage", "rounds", "present", "trained", "each way a round", "FLOP a sample", "peak memory")
+    heads = ("stage", "rounds", "present", "trained", "each way per round", "FLOP per sample", "peak memory")
     for name in heads:
         table.add_column(name, justify="right")
     further: list[tuple[str, Callable[[Record], str]]] = []
     if any(row.get("cache_bytes") for row in rows):
         further.append(("disk", _disk))
     if any("link_s" in row for row in rows):
-        further.append(("on the link", lambda row: text.duration(row["link_s"]) if "link_s" in row else ""))
+        further.append(("on the link", lambda row: seconds_text(row["link_s"]) if "link_s" in row else ""))
     if with_device:
         further.append(("this device", _verdict))
     for name, _ in further:
@@ -87,15 +96,15 @@ def _disk(row: Record) -> str:
     if not row.get("cache_bytes"):
         return ""
     verdict = "" if "cache_fits" not in row else ", fits" if row["cache_fits"] else ", no room"
-    return f"{text.size(row['cache_bytes'])}{verdict}"
+    return f"{bytes_text(row['cache_bytes'])}{verdict}"
 
 
 def levers_table(savings: Sequence[Any]) -> Table:
-    """Gives what each lever saves, stages that use it alike in one row."""
+    """Returns what each lever saves, with stages that use it alike in one row."""
     table = make_table("Levers; what each saves while the others stay")
     table.add_column("lever", no_wrap=True)
     table.add_column("stages", justify="right")
-    for name in ("FLOPs", "peak memory", "moved a round", "takes on disk"):
+    for name in ("FLOPs", "peak memory", "moved per round", "takes on disk"):
         table.add_column(name, justify="right")
     alike: dict[tuple[str, str], list[Any]] = {}
     for saving in savings:
@@ -104,10 +113,10 @@ def levers_table(savings: Sequence[Any]) -> Table:
         table.add_row(
             f"{lever}: {how}",
             _numbers([saving.stage for saving in group]),
-            _span([saving.flops for saving in group], lambda value: text.times(value), nothing=1.0),
+            _span([saving.flops for saving in group], factor_text, nothing=1.0),
             _span([saving.peak_bytes for saving in group], _signed),
             _span([saving.exchanged_bytes for saving in group], _signed),
-            _span([saving.disk_bytes for saving in group], text.size),
+            _span([saving.disk_bytes for saving in group], bytes_text),
         )
     return table
 
@@ -118,7 +127,7 @@ def _numbers(stages: Sequence[int]) -> str:
 
 
 def _span(values: Sequence[float], write: Callable[[float], str], *, nothing: float = 0.0) -> str:
-    """Writes values as one where they are written alike, else as the least and the most."""
+    """Returns one text where all values are written alike, else the least and the most."""
     if all(abs(value - nothing) < 5e-3 for value in values):
         return ""
     least, most = write(min(values)), write(max(values))
@@ -126,7 +135,7 @@ def _span(values: Sequence[float], write: Callable[[float], str], *, nothing: fl
 
 
 def _signed(nbytes: float) -> str:
-    return f"{text.size(abs(nbytes))} {'less' if nbytes > 0 else 'more'}" if nbytes else "none"
+    return f"{bytes_text(abs(nbytes))} {'less' if nbytes > 0 else 'more'}" if nbytes else "none"
 
 
 def _verdict(row: Record) -> str:
@@ -139,18 +148,18 @@ def _stage_cells(row: Record) -> list[str]:
     return [
         str(row["stage"]),
         str(row["rounds"]),
-        text.amount(row["present_params"]),
-        text.amount(row["trained_params"]),
+        amount_text(row["present_params"]),
+        amount_text(row["trained_params"]),
         _exchange(row),
-        f"{text.flops(row['forward_flops'] + row['backward_flops'])} ({text.times(row['flops_factor'])})",
-        f"{text.size(row['peak_bytes'])} ({text.times(row['peak_factor'])})",
+        f"{flops_text(row['forward_flops'] + row['backward_flops'])} ({factor_text(row['flops_factor'])})",
+        f"{bytes_text(row['peak_bytes'])} ({factor_text(row['peak_factor'])})",
     ]
 
 
 def _exchange(row: Record) -> str:
-    """Says what travels: one figure where both ways are alike."""
-    up, down = text.size(row["exchanged_bytes"]), text.size(row["download_bytes"])
-    return f"{up if up == down else f'{up} up, {down} down'} ({text.times(row['exchange_factor'])})"
+    """Returns what is exchanged: one number where both directions are alike."""
+    up, down = bytes_text(row["exchanged_bytes"]), bytes_text(row["download_bytes"])
+    return f"{up if up == down else f'{up} up, {down} down'} ({factor_text(row['exchange_factor'])})"
 
 
 def _total_cells(row: Record) -> list[str]:
@@ -160,17 +169,17 @@ def _total_cells(row: Record) -> list[str]:
         "",
         "",
         _exchange(row),
-        f"{text.amount(row['flops'])}FLOP ({text.times(row['flops_factor'])})",
-        f"{text.size(row['peak_bytes'])} ({text.times(row['peak_factor'])})",
+        f"{flops_text(row['flops'])} ({factor_text(row['flops_factor'])})",
+        f"{bytes_text(row['peak_bytes'])} ({factor_text(row['peak_factor'])})",
     ]
 
 
 def rounds_table(rounds: Sequence[Record]) -> Table:
-    """Gives a row a round."""
-    metrics = [name for name in text.HEADLINES if any(name in item["metrics"] for item in rounds)][:4]
+    """Returns a row per round."""
+    metrics = [name for name in HEADLINES if any(name in item["metrics"] for item in rounds)][:4]
     table = make_table("Rounds")
     heads = ("stage", "round", "global", "clients", "failed", "train loss")
-    for name in (*heads, *(text.title(metric) for metric in metrics), "time"):
+    for name in (*heads, *(metric_title(metric, short=True) for metric in metrics), "time"):
         table.add_column(name, justify="right")
     for item in rounds:
         table.add_row(
@@ -179,8 +188,8 @@ def rounds_table(rounds: Sequence[Record]) -> Table:
             str(item["global_round"]),
             f"{len(item['clients'])}/{len(item['cohort'])}",
             ", ".join(sorted(item["failed"])) or "-",
-            text.score("train/loss", item["metrics"].get("train/loss")),
-            *(text.score(metric, item["metrics"].get(metric)) for metric in metrics),
-            text.duration(item["wall_s"]["round"]),
+            score_text("train/loss", item["metrics"].get("train/loss")),
+            *(score_text(metric, item["metrics"].get(metric)) for metric in metrics),
+            seconds_text(item["wall_s"]["round"]),
         )
     return table

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
-from lwfed.drive import text
+from lwfed.formats import HEADLINES, bytes_text, metric_text, seconds_text
 
 
 class Display:
@@ -108,7 +108,7 @@ class Display:
             metrics = values["metrics"]
             self._say(
                 f"  {values['client']}  {metrics['steps']} steps  loss {metrics['loss']:.3f}  "
-                f"{text.size(metrics['bytes_up'])} up  {text.duration(metrics['wall_s'])}"
+                f"{bytes_text(metrics['bytes_up'])} up  {seconds_text(metrics['wall_s'])}"
             )
 
     def _on_client_log(self, values: dict[str, Any]) -> None:
@@ -129,15 +129,15 @@ class Display:
         if self._round.get("round") == record["round"] and self._round.get("stage") == record["stage"]:
             self._trained += 1
             self._trained_s += record["wall_s"]["round"]
-        shown = ["train/loss", *(name for name in text.HEADLINES if name in self._metrics)]
+        shown = ["train/loss", *(name for name in HEADLINES if name in self._metrics)]
         shown += [
             name for name in self._metrics if name.startswith("federated/") and name.endswith(("R@1", "accuracy"))
         ]
-        scores = "  ".join(f"{text.title(name)} {text.score(name, self._metrics[name])}" for name in shown[:6])
+        scores = "  ".join(metric_text(name, self._metrics[name]) for name in shown[:6])
         self._say(
             f"  round {record['round']}/{self._stage.get('rounds', '?')}  {len(record['clients'])} clients  {scores}  "
-            f"{text.duration(record['wall_s']['round'])}"
-            + (f"  overhead {record['wall_s']['overhead']:.1f} s" if "overhead" in record["wall_s"] else "")
+            f"{seconds_text(record['wall_s']['round'])}"
+            + (f"  overhead {seconds_text(record['wall_s']['overhead'])}" if "overhead" in record["wall_s"] else "")
         )
         self._clients = {}
 
@@ -160,10 +160,10 @@ class Display:
             parts.append(f"stage {self._stage['stage']} round {self._round['round']}/{self._stage['rounds']}")
         parts += list(self._clients.values())[:4]
         if self._bytes:
-            parts.append(f"{text.size(self._bytes)} moved")
+            parts.append(f"{bytes_text(self._bytes)} moved")
         left = self._time_left()
         if left is not None:
-            parts.append(f"about {text.duration(left)} left")
+            parts.append(f"about {seconds_text(left)} left")
         return Text("  |  ".join(parts), style="cyan", no_wrap=True, overflow="ellipsis")
 
     def _time_left(self) -> float | None:

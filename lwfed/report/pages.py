@@ -1,4 +1,4 @@
-"""HTML pages that need nothing else: one look for all, right on light and dark."""
+"""HTML pages that need nothing else, and the one palette of pages and figures, light and dark."""
 
 from __future__ import annotations
 
@@ -8,14 +8,27 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from lwfed.report import formats
-from lwfed.report.svg import STYLE
+from lwfed import formats
 
-FILTERS = ("count", "number", "percent", "memory", "traffic", "flops", "size", "time", "factor")
+FILTERS = ("bytes", "flops", "amount", "seconds", "count", "percent", "factor")
+PALETTE = {
+    "card": ("#ffffff", "#171c24"), "ink": ("#1b2330", "#e8ebf0"), "soft": ("#5b6675", "#9aa5b4"),
+    "faint": ("#e6e9ee", "#2b323d"), "band": ("#f3f5f8", "#1e242e"), "bad": ("#c9302c", "#ff7b72"),
+    "c1": ("#2563c9", "#6ea3ff"), "c2": ("#d9730d", "#ffa657"), "c3": ("#0b8a6a", "#3ecfa5"),
+    "c4": ("#b0309b", "#f08be0"), "c5": ("#6b5bd6", "#a79bff"), "c6": ("#7d6a2f", "#d3bd72"),
+}  # fmt: skip
+"""Name -> colour in the light and in the dark theme, no two light ones alike; `c1` ... are for series."""
+LIGHT, DARK = ("".join(f"--{name}:{pair[theme]};" for name, pair in PALETTE.items()) for theme in (0, 1))
+STYLE = (
+    f":root{{color-scheme:light dark;{LIGHT}}}@media(prefers-color-scheme:dark){{:root{{{DARK}}}}}"
+    ".figure *{stroke-linejoin:round}"
+    ".figure text{paint-order:stroke;stroke:var(--card);stroke-width:3px}"
+)
+"""What figures need: the colours of both themes, and a halo that keeps text apart from lines below it."""
 
 
 def page(template: str, **values: Any) -> str:
-    """Fills a template of this package; `style` is given to it.
+    """Returns a template of this package, filled; `style` is provided.
 
     Args:
         template: Its file name.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from lwfed.report.figures import figures
+from lwfed.report.figures import Drawing, draw_run
 from lwfed.report.page import render
+from lwfed.report.plots import document
 from lwfed.report.retrieval import retrieval_grid
 from lwfed.round.workbench import Workbench
 from lwfed.run import runs
@@ -33,10 +35,11 @@ def finish(task: RunTask, *, bench: Workbench) -> str:
     """
     run = runs.read_run(bench.store, task.run_id)
     stages, rounds = runs.history(bench.store, run)
-    html = report_of(run, bench=bench, place=task.place)
+    drawings = draw_run(run, stages=stages, rounds=rounds)
+    html = report_of(run, bench=bench, place=task.place, drawings=drawings)
     bench.store.put(paths.report(run.run_id), [html])
-    for name, svg in figures(run, stages=stages, rounds=rounds).items():
-        bench.store.put(paths.figure(run.run_id, name), [svg.encode()])
+    for name, drawing in drawings.items():
+        bench.store.put(paths.figure(run.run_id, f"{name}.svg"), [document(drawing.svg).encode()])
     return paths.report(run.run_id)
 
 
@@ -60,7 +63,9 @@ def write_report(run: RunRecord, *, bench: Workbench, output: Path | None = None
     return bench.store.fetch(paths.report(run.run_id))
 
 
-def report_of(run: RunRecord, *, bench: Workbench, place: Place | None) -> bytes:
+def report_of(
+    run: RunRecord, *, bench: Workbench, place: Place | None, drawings: Mapping[str, Drawing] | None = None
+) -> bytes:
     """Returns a run's report as one HTML page; with pictures where the test data are at hand."""
     stages, rounds = runs.history(bench.store, run)
     grid = []
@@ -70,4 +75,4 @@ def report_of(run: RunRecord, *, bench: Workbench, place: Place | None) -> bytes
         if checkpoint is not None:
             with suppress(DataError):  # a report is written where the data are not, too; without pictures
                 grid = retrieval_grid(checkpoint, stage=bench.stage(key), bench=bench, place=place)
-    return render(run, stages, rounds, retrieval=grid).encode()
+    return render(run, stages, rounds, drawings=drawings, retrieval=grid).encode()

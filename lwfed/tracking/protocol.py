@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeGuard
+from typing import Any, Protocol
+
+from lwfed.formats import finite as finite
 
 Record = Mapping[str, Any]
 """A JSON object: a RunRecord, RoundRecord or StageRecord."""
@@ -90,11 +91,6 @@ def event_of_failure(reason: str, *, cancelled: bool = False, closing: bool = Fa
     """Makes the event of a run that ended early."""
     marks = {name: True for name, holds in (("cancelled", cancelled), ("closing", closing)) if holds}
     return {"event": "fail", "reason": reason, **marks}
-
-
-def finite(value: Any) -> TypeGuard[float]:
-    """Whether a value is a number that can be logged and drawn."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def stage_numbers(run: Record) -> list[int]:

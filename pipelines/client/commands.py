@@ -11,8 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from lwfed.drive import text
 from lwfed.drive.console import print_json
+from lwfed.formats import bytes_text
 from lwfed.spec.load import build_spec, to_values
 from lwfed.spec.run import RunSpec
 from lwfed.types.errors import SpecError
@@ -101,7 +101,7 @@ def submit_run(
     run_id, experiment_id = start(kfp, version, options=options)
     say = _sayer(console)
     known = "known already" if version.reused else "uploaded"
-    say(f"{version.name}  {text.size(compiled.file_bytes)}, {len(compiled.titles)} stages, {known}")
+    say(f"{version.name}  {bytes_text(compiled.file_bytes)}, {len(compiled.titles)} stages, {known}")
     told: dict[str, Any] = {
         "name": options.name,
         "namespace": kfp.namespace,

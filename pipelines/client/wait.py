@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
-from lwfed.drive import text
 from lwfed.drive.console import print_json
+from lwfed.formats import metric_text, natural_order, seconds_text
 from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store
@@ -147,11 +147,11 @@ def _open(uri: str) -> Store:
 
 def _closing_lines(run: Awaited, result: Mapping[str, Any], *, seconds: float) -> list[str]:
     if not result:
-        return [f"{run.name or run.run_id} succeeded after {text.duration(seconds)}; its digest is in {run.store}"]
+        return [f"{run.name or run.run_id} succeeded after {seconds_text(seconds)}; its digest is in {run.store}"]
     metrics = result["metrics"]
-    shown = text.in_order(name for name in metrics if not name.startswith("train/"))
+    shown = natural_order(name for name in metrics if not name.startswith("train/"))
     return [
-        "  ".join(f"{text.title(name)} {text.score(name, metrics[name])}" for name in shown),
-        f"    time  {text.duration(seconds)}",
+        "  ".join(metric_text(name, metrics[name]) for name in shown),
+        f"    time  {seconds_text(seconds)}",
         f"  digest  {result['digest']}",
     ]

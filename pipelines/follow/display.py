@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
-from lwfed.drive import text
+from lwfed.formats import seconds_text
 from pipelines.follow.follow import now
 from pipelines.states.records import ENDED, TaskState
 
@@ -81,5 +81,5 @@ def row_of(state: TaskState) -> dict[str, Any]:
 
 def _line(state: TaskState) -> str:
     colour = COLOURS.get(state.state, "default")
-    took = text.duration(state.seconds(now())) if state.started else ""
+    took = seconds_text(state.seconds(now())) if state.started else ""
     return f"{escape(state.task.title):<32} [{colour}]{state.state.lower():<10}[/] {took}".rstrip()

@@ -11,7 +11,7 @@ from contextlib import closing
 from typing import Any
 
 from lwfed.catalog.launchers.kubernetes import DESCRIPTION
-from lwfed.launch.kubernetes import reasons
+from lwfed.formats import bytes_text
 from lwfed.launch.kubernetes.api import connect
 from lwfed.launch.kubernetes.collect import Collector
 from lwfed.launch.kubernetes.jobs import Call, Jobs, delete_run_jobs, surroundings
@@ -121,4 +121,4 @@ def _predicted_memory(store: Store, run_id: str, task: PoolTask | ServerTask) ->
     cost = next((cost for cost in run.get("predicted", ()) if cost["stage"] == stage), None)
     if cost is None:
         return ""
-    return f"the ledger predicts {reasons.size(cost['peak_bytes'])} of tensors, besides 0.5Gi or more of libraries"
+    return f"the ledger predicts {bytes_text(cost['peak_bytes'])} of tensors, besides 0.5Gi or more of libraries"

@@ -193,15 +193,6 @@ def one_line(text: str) -> str:
     return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 3]}..."
 
 
-def size(count: float) -> str:
-    """Writes bytes as limits on memory are written."""
-    units = ["B", "Ki", "Mi", "Gi"]
-    unit = units.pop(0)
-    while count >= 1024 and units:
-        count, unit = count / 1024, units.pop(0)
-    return f"{count:.3g}{unit}" if count < 1000 else f"{count:.0f}{unit}"
-
-
 def _told(code: int, message: str) -> Failure:
     """Reads why a process ended from the last lines of its log."""
     events = [event for event in map(log_event, message.splitlines()) if event is not None]

@@ -1,4 +1,4 @@
-"""What a budget buys: how far each strategy comes with so many bytes, so many FLOPs or so much memory a client."""
+"""What a budget buys: how far each strategy gets with so many bytes, so many FLOPs or so much memory per client."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass
 
 from lwfed.cost.fit import parse_size
-from lwfed.report.compare.records import Comparison, Group, Mean, Quantity, Spread, Track, spread
-from lwfed.report.formats import flops_text, memory_text, traffic_text
+from lwfed.formats import bytes_text, flops_text, trimmed
+from lwfed.report.compare.records import Comparison, Group, Mean, Quantity, RunCurve, Spread, spread
 from lwfed.types.errors import SpecError
 
-WRITE = {"bytes": traffic_text, "flops": flops_text, "memory": memory_text}
-"""How a quantity is written."""
+WRITE = {"bytes": bytes_text, "flops": flops_text, "memory": bytes_text}
+"""What formats a quantity."""
 TITLES = {"bytes": "bytes moved", "flops": "FLOPs computed", "memory": "memory"}
 FLOPS = re.compile(r"\s*(\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)\s*([kKmMgGtTpP]?)(?:flops?)?\s*", re.IGNORECASE)
 SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15}
@@ -26,21 +26,21 @@ class Budget:
 
     @property
     def text(self) -> str:
-        """The amount as people write it."""
-        return WRITE[self.quantity](self.amount)
+        """The amount with its unit."""
+        return trimmed(WRITE[self.quantity](self.amount))
 
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """How far a group comes within a budget.
+    """How far a group gets within a budget.
 
     Attributes:
         group: The group.
         budget: The budget.
-        rounds: Rounds within the budget, the seed's that affords fewest.
+        rounds: Rounds within the budget, of the seed that affords fewest.
         total: Rounds of the whole schedule.
         best: Best metric among the rounds within, over seeds; None where no evaluated round fits.
-        last: The last mean within; None where the first round is too much.
+        last: The last round within, as a mean over seeds; None where the first round is too much.
         next_spent: What the first round beyond would have spent; None where all fit.
     """
 
@@ -54,7 +54,7 @@ class Reach:
 
     @property
     def verdict(self) -> str:
-        """Says it in words."""
+        """The same in words."""
         if self.next_spent is None:
             spent = WRITE[self.budget.quantity](self.group.last.spent(self.budget.quantity))
             return f"fits whole: {spent}"
@@ -85,26 +85,26 @@ def parse_budget(text: str) -> Budget:
 
 
 def reaches(comparison: Comparison, budget: Budget) -> tuple[Reach, ...]:
-    """Says for each group how far it comes within a budget.
+    """Returns for each group how far it gets within a budget.
 
     A round counts while all rounds up to it fit: a client that cannot hold a stage takes part in none after it.
     """
     return tuple(_reach(group, budget, lower=comparison.lower_is_better) for group in comparison.groups)
 
 
-def rounds_within(track: Track, budget: Budget) -> int:
-    """Gives how many of a run's rounds a budget pays for."""
-    return sum(1 for point in track.points if point.spent(budget.quantity) <= budget.amount)  # what is spent only grows
+def rounds_within(run: RunCurve, budget: Budget) -> int:
+    """Returns how many of a run's rounds a budget pays for."""
+    return sum(1 for point in run.points if point.spent(budget.quantity) <= budget.amount)  # what is spent only grows
 
 
 def _reach(group: Group, budget: Budget, *, lower: bool) -> Reach:
-    counts = [rounds_within(track, budget) for track in group.tracks]
+    counts = [rounds_within(run, budget) for run in group.runs]
     total = len(group.means)
     rounds = min(*counts, total)
     pick = min if lower else max
     best = []
-    for track in group.tracks:
-        known = [point.quality for point in track.points[:rounds] if point.quality is not None]
+    for run in group.runs:
+        known = [point.quality for point in run.points[:rounds] if point.quality is not None]
         if known:
             best.append(pick(known))
     beyond = group.means[rounds].at if rounds < total else None
@@ -113,7 +113,7 @@ def _reach(group: Group, budget: Budget, *, lower: bool) -> Reach:
         budget=budget,
         rounds=rounds,
         total=total,
-        best=spread(best) if len(best) == len(group.tracks) else None,
+        best=spread(best) if len(best) == len(group.runs) else None,
         last=group.means[rounds - 1] if rounds else None,
         next_spent=None if beyond is None else beyond.spent(budget.quantity),
     )

@@ -1,4 +1,4 @@
-"""Runs side by side: what each reached, for what a client moved, computed and held; from their records alone."""
+"""Runs side by side: what each reached, against what a client moved, computed and held; from their records alone."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from functools import partial
 from typing import Any
 
 from lwfed.cost.schedule import samples_a_round
+from lwfed.formats import HEADLINES, finite
 from lwfed.plan.stages import StagePlan
-from lwfed.report.compare.records import Comparison, Group, Mean, Memory, Point, Track, spread
+from lwfed.report.compare.records import Comparison, Group, Mean, Memory, Point, RunCurve, spread
 from lwfed.report.compare.settings import differences, labels_of, setting_notes, work_of
-from lwfed.report.formats import HEADLINES
 from lwfed.run import runs
 from lwfed.run.measured import clients_in, frozen_bytes, in_every_round
 from lwfed.spec.run import RunSpec
-from lwfed.tracking.protocol import Record, finite
+from lwfed.tracking.protocol import Record
 from lwfed.types.errors import SpecError
 
 STRATEGIES = ("end_to_end", "layerwise", "progressive")
 
-Told = tuple[Record, Sequence[Record], Sequence[Record]]
+RunHistory = tuple[Record, Sequence[Record], Sequence[Record]]
 """A RunRecord, its StageRecords and its RoundRecords."""
 
 
-def compare_runs(told: Sequence[Told], *, metric: str | None = None, force: bool = False) -> Comparison:
-    """Puts runs side by side.
+def compare_runs(histories: Sequence[RunHistory], *, metric: str | None = None, force: bool = False) -> Comparison:
+    """Groups runs over their seeds and puts the groups side by side.
 
     Args:
-        told: The runs' records.
-        metric: What they are judged by; None: the objective's headline.
+        histories: The runs' records.
+        metric: What judges them; None: the objective's headline.
         force: Compare runs that differ in data or model, too.
 
     Returns:
@@ -39,34 +39,34 @@ def compare_runs(told: Sequence[Told], *, metric: str | None = None, force: bool
     Raises:
         SpecError: There is no run, a run has no such metric or was never evaluated, or runs differ in data or model.
     """
-    if not told:
+    if not histories:
         raise SpecError("there is no run to compare", remedy="name a spec, or runs with --runs")
-    judged = metric or _headline(told)
-    differing = differences([run for run, _, _ in told])
+    judged = metric or _headline(histories)
+    differing = differences([run for run, _, _ in histories])
     if differing and not force:
         raise SpecError(
             f"the runs cannot be compared: {'; '.join(differing)}", remedy="--force puts them side by side all the same"
         )
-    tracks: dict[str, dict[int, Track]] = {}
+    grouped: dict[str, dict[int, RunCurve]] = {}
     works: dict[str, Record] = {}
     notes = [f"The runs differ in what makes them comparable: {text}." for text in differing]
-    for run, stages, rounds in told:
-        track = track_of(run, stages=stages, rounds=rounds, metric=judged)
+    for run, stages, rounds in histories:
+        curve = curve_of(run, stages=stages, rounds=rounds, metric=judged)
         work = work_of(run)
         key = f"{run['strategy']}|{sorted(work.items())}"
         works[key] = work
-        group = tracks.setdefault(key, {})
-        if track.seed in group:
-            if track.run_id != group[track.seed].run_id:
-                notes.append(f"Run {track.run_id} is the same work as {group[track.seed].run_id} and is left out.")
+        group = grouped.setdefault(key, {})
+        if curve.seed in group:
+            if curve.run_id != group[curve.seed].run_id:
+                notes.append(f"Run {curve.run_id} is the same work as {group[curve.seed].run_id} and is left out.")
             continue
-        group[track.seed] = track
-        if not track.complete:
-            notes.append(f"Run {track.run_id} is not finished: {len(track.points)} rounds are committed.")
-    if len({run["code_version"] for run, _, _ in told}) > 1:
+        group[curve.seed] = curve
+        if not curve.complete:
+            notes.append(f"Run {curve.run_id} is not finished: {len(curve.points)} rounds are committed.")
+    if len({run["code_version"] for run, _, _ in histories}) > 1:
         notes.append("The runs were made by different versions of the code or of its libraries.")
-    labels = labels_of({key: (next(iter(group.values())).strategy, works[key]) for key, group in tracks.items()})
-    groups = [_group(labels[key], [group[seed] for seed in sorted(group)]) for key, group in tracks.items()]
+    labels = labels_of({key: (next(iter(group.values())).strategy, works[key]) for key, group in grouped.items()})
+    groups = [_group(labels[key], [group[seed] for seed in sorted(group)]) for key, group in grouped.items()]
     groups.sort(key=lambda group: STRATEGIES.index(group.strategy) if group.strategy in STRATEGIES else 9)
     if len({len(group.means) for group in groups}) > 1:
         notes.append("The numbers of rounds differ; ratios are those of whole runs.")
@@ -89,8 +89,12 @@ def plausible(metric: str, spec: RunSpec) -> bool:
     return bool(re.fullmatch(rf"[{initials}]2[{initials}]/R@(1|5|10|50)|zero_shot\w*(/.+)?", rest))
 
 
-def track_of(run: Record, *, stages: Sequence[Record], rounds: Sequence[Record], metric: str) -> Track:
-    """Follows a run through its rounds. Raises SpecError where it has no round or was never judged by the metric."""
+def curve_of(run: Record, *, stages: Sequence[Record], rounds: Sequence[Record], metric: str) -> RunCurve:
+    """Returns a run over its rounds.
+
+    Raises:
+        SpecError: It has no round, or was never judged by the metric.
+    """
     if not rounds:
         raise SpecError(f"run {run['run_id']} has no committed round", remedy="finish it with `lwfed run`")
     plans = {plan.stage: plan for plan in runs.plans_of(run)}
@@ -101,23 +105,23 @@ def track_of(run: Record, *, stages: Sequence[Record], rounds: Sequence[Record],
     points: list[Point] = []
     memory: list[Memory] = []
     moved = frozen = flops = peak = wall = 0.0
-    been: set[str] = set()
+    earlier: set[str] = set()
     for stage, records in sorted(by_stage.items()):
         cost = predicted.get(stage) or {}
         clients = [client for record in records for client in record["clients"].values()]
-        each = _flops_a_sample(clients, cost)
+        per_sample = _flops_per_sample(clients, cost)
         found = [client["peak_tensor_bytes"] for client in clients if finite(client.get("peak_tensor_bytes"))]
         expected = cost.get("peak_bytes")
         memory.append(Memory(stage, expected, max(found, default=None)))
         peak = max(peak, max(found, default=expected or 0.0))
-        fetched = in_every_round(records, frozen_bytes, earlier=been)
-        filled = in_every_round(records, partial(_filling, cost=cost), earlier=been)
-        been = clients_in(records)
+        fetched = in_every_round(records, frozen_bytes, earlier=earlier)
+        filled = in_every_round(records, partial(_filling, cost=cost), earlier=earlier)
+        earlier = clients_in(records)
         for n, record in enumerate(records):
             part = list(record["clients"].values())
             moved += _mean(part, "bytes_up") + _mean(part, "bytes_down")
             frozen += fetched[n]
-            flops += each * statistics.fmean(_samples(plans[stage], client) for client in part) + filled[n]
+            flops += per_sample * statistics.fmean(_samples(plans[stage], client) for client in part) + filled[n]
             wall += float((record.get("wall_s") or {}).get("round") or 0.0)
             value = record["metrics"].get(metric)
             points.append(
@@ -134,7 +138,7 @@ def track_of(run: Record, *, stages: Sequence[Record], rounds: Sequence[Record],
             )
     if all(point.quality is None for point in points):
         raise SpecError(*_not_judged(run, rounds, metric))
-    return Track(
+    return RunCurve(
         run_id=run["run_id"],
         strategy=run["strategy"],
         seed=int(run["spec"]["seed"]),
@@ -145,19 +149,19 @@ def track_of(run: Record, *, stages: Sequence[Record], rounds: Sequence[Record],
     )
 
 
-def _headline(told: Sequence[Told]) -> str:
-    """Gives the first headline that every run has; its objective decides which there are."""
-    of_runs = [{name for record in rounds for name in record["metrics"]} for _, _, rounds in told]
+def _headline(histories: Sequence[RunHistory]) -> str:
+    """Returns the first headline that every run has; the objective decides which there are."""
+    of_runs = [{name for record in rounds for name in record["metrics"]} for _, _, rounds in histories]
     shared = set.intersection(*of_runs)
     for name in HEADLINES:
         if name in shared:
             return name
-    for (run, _, rounds), names in zip(told, of_runs, strict=True):
+    for (run, _, rounds), names in zip(histories, of_runs, strict=True):
         if rounds and not names & set(HEADLINES):
             raise SpecError(
                 f"run {run['run_id']} was never evaluated", remedy="name a metric of its training: --metric"
             )
-    return HEADLINES[0]  # no run has rounds, or they share none: told run by run
+    return HEADLINES[0]  # no run has rounds, or they share none: the error says which
 
 
 def _not_judged(run: Record, rounds: Sequence[Record], metric: str) -> tuple[str]:
@@ -169,13 +173,13 @@ def _not_judged(run: Record, rounds: Sequence[Record], metric: str) -> tuple[str
 
 
 def _filling(client: Mapping[str, Any], *, cost: Mapping[str, Any]) -> float:
-    """Gives the FLOPs, by the ledger, that a client spent on keeping outputs of frozen blocks in this round."""
+    """Returns the FLOPs, by the ledger, that a client spent in this round on outputs of frozen blocks that it keeps."""
     filled = "filled" in (client.get("prefix") or {}).values()
     return float(client["num_examples"] * (cost.get("fill_flops") or 0)) if filled else 0.0
 
 
-def _flops_a_sample(clients: Sequence[Mapping[str, Any]], cost: Mapping[str, Any]) -> float:
-    """Gives a training sample's FLOPs as they were counted, else as the ledger says."""
+def _flops_per_sample(clients: Sequence[Mapping[str, Any]], cost: Mapping[str, Any]) -> float:
+    """Returns a training sample's FLOPs as they were counted, else as the ledger predicts."""
     counted = [client["step_flops"] for client in clients if client.get("step_flops")]
     if counted:
         return statistics.fmean((item["forward"] + item["backward"]) / item["batch"] for item in counted)
@@ -190,9 +194,9 @@ def _mean(clients: Sequence[Mapping[str, Any]], key: str) -> float:
     return statistics.fmean(float(client.get(key) or 0) for client in clients)
 
 
-def _group(label: str, tracks: Sequence[Track]) -> Group:
+def _group(label: str, curves: Sequence[RunCurve]) -> Group:
     means = []
-    for points in zip(*(track.points for track in tracks), strict=False):  # an unfinished seed ends the mean
+    for points in zip(*(curve.points for curve in curves), strict=False):  # an unfinished seed ends the mean
         values = [point.quality for point in points]
         known = [value for value in values if value is not None]
         at = Point(
@@ -206,4 +210,4 @@ def _group(label: str, tracks: Sequence[Track]) -> Group:
             wall_s=statistics.fmean(point.wall_s for point in points),
         )
         means.append(Mean(at, spread(known) if len(known) == len(values) else None))
-    return Group(label, tracks[0].strategy, tuple(tracks), tuple(means))
+    return Group(label, curves[0].strategy, tuple(curves), tuple(means))

@@ -1,4 +1,4 @@
-"""A comparison as one page, and its figures as files of their own."""
+"""A comparison as one page that needs nothing else."""
 
 from __future__ import annotations
 
@@ -6,43 +6,14 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from lwfed.formats import metric_title
 from lwfed.report.compare.budget import TITLES, Budget, reaches
-from lwfed.report.compare.records import Comparison
+from lwfed.report.compare.figures import comparison_figures, styles
+from lwfed.report.compare.records import Comparison, Spread
 from lwfed.report.compare.table import difference_text, quality_text, rows
-from lwfed.report.figures_compare import caption, composed, memory_figure, rounds_figure, spent_figure, styles
-from lwfed.report.formats import metric_title
 from lwfed.report.pages import page
-from lwfed.report.svg import standalone
+from lwfed.report.plots import svg
 from lwfed.tracking.protocol import Record
-
-
-def comparison_figures(comparison: Comparison, *, budgets: Sequence[Budget] = ()) -> dict[str, tuple[str, str]]:
-    """Draws the four figures.
-
-    Returns:
-        Name -> title and SVG element.
-    """
-    title = metric_title(comparison.metric)
-    reached = [reach for budget in budgets for reach in reaches(comparison, budget)]
-    return {
-        "quality-rounds": (
-            "Quality for rounds", rounds_figure(comparison, title=title, reaches=reached),
-        ),
-        "quality-bytes": (
-            "Quality for bytes moved", spent_figure(comparison, "bytes", title=title, reaches=reached),
-        ),
-        "quality-flops": (
-            "Quality for FLOPs computed", spent_figure(comparison, "flops", title=title, reaches=reached),
-        ),
-        "memory-stages": ("Peak memory in each stage", memory_figure(comparison, budgets=budgets)),
-    }  # fmt: skip
-
-
-def comparison_files(comparison: Comparison, *, budgets: Sequence[Budget] = ()) -> dict[str, str]:
-    """Gives file name -> SVG document: each figure, and `compare.svg` with all four."""
-    drawn = comparison_figures(comparison, budgets=budgets)
-    files = {f"{name}.svg": standalone(svg) for name, (_, svg) in drawn.items()}
-    return files | {"compare.svg": standalone(composed(list(drawn.values()), label="Strategies side by side"))}
 
 
 def render_comparison(
@@ -60,17 +31,19 @@ def render_comparison(
     Returns:
         An HTML document that needs nothing else.
     """
-    metric = comparison.metric
+    metric, reference = comparison.metric, comparison.reference
     looks = styles(comparison.groups)
-    told = rows(comparison)
-    for row in told:
-        row |= {
-            "colour": looks[row["label"]].colour,
-            "dash": looks[row["label"]].dash,
-            "is_reference": comparison.reference is not None and row["label"] == comparison.reference.label,
-            "quality_text": quality_text(metric, next(g.final for g in comparison.groups if g.label == row["label"])),
+    groups = [
+        row
+        | {
+            "colour": looks[group.label].colour,
+            "dash": " ".join(map(str, looks[group.label].dash)),
+            "is_reference": group is reference,
+            "quality_text": quality_text(metric, group.final),
             "difference_text": difference_text(metric, row["quality_difference"]),
         }
+        for group, row in zip(comparison.groups, rows(comparison), strict=True)
+    ]
     bought = [
         {
             "text": budget.text,
@@ -83,40 +56,52 @@ def render_comparison(
         }
         for budget in budgets
     ]
-    listed = [
+    runs = [
         {
-            "run_id": track.run_id,
+            "run_id": run.run_id,
             "label": group.label,
-            "seed": track.seed,
-            "rounds": len(track.points),
-            "quality": quality_text(metric, type(group.final)(track.final, None)),
-            "digest": track.digest,
+            "seed": run.seed,
+            "rounds": len(run.points),
+            "quality": quality_text(metric, Spread(run.final, None)),
+            "digest": run.digest,
         }
         for group in comparison.groups
-        for track in group.tracks
+        for run in group.runs
     ]
-    drawn = comparison_figures(comparison, budgets=budgets)
+    figures = comparison_figures(comparison, budgets=budgets).values()
     return page(
         "compare.html",
         name=name,
         title=metric_title(metric),
         short_title=metric_title(metric, short=True),
         data=data,
-        num_groups=len(comparison.groups),
-        num_runs=len(listed),
         chance=chance,
-        rows=told,
-        reference=None if comparison.reference is None else comparison.reference.label,
+        rows=groups,
+        reference=None if reference is None else reference.label,
         caption=caption(comparison),
-        figures=[(heading, Markup(svg)) for heading, svg in drawn.values()],
+        figures=[(heading, Markup(svg(figure))) for heading, figure in figures],
         budgets=bought,
-        runs=listed,
+        runs=runs,
         notes=comparison.notes,
     )
 
 
+def caption(comparison: Comparison) -> str:
+    """Returns what the lines and bands of the figures are."""
+    seeds = {group.label: group.seeds for group in comparison.groups}
+    if all(len(own) == 1 for own in seeds.values()):
+        return "One seed each."
+    named = {
+        label: f"n = {len(own)} (seed{'s' if len(own) > 1 else ''} {', '.join(map(str, own))})"
+        for label, own in seeds.items()
+    }
+    same = set(named.values())
+    counts = f"Each: {same.pop()}" if len(same) == 1 else "; ".join(f"{label}: {text}" for label, text in named.items())
+    return f"Lines are means over seeds, bands one sample standard deviation. {counts}."
+
+
 def chance_of(metric: str, data: Record) -> float | None:
-    """Gives what guessing reaches, for metrics of which that is known."""
+    """Returns what guessing reaches, for metrics of which that is known."""
     if metric == "test/t2i/R@1" and data.get("num_test"):
         return 1 / data["num_test"]
     if metric == "test/accuracy" and data.get("classes"):

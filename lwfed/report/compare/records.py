@@ -1,4 +1,4 @@
-"""What a comparison holds: runs' ways, groups of them over seeds, and their means."""
+"""What a comparison holds: each run's curve over its rounds, groups of runs over seeds, and their means."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Point:
     wall_s: float
 
     def spent(self, quantity: Quantity) -> float:
-        """Gives what counts against a budget: all bytes, frozen ones too; FLOPs; or the peak of memory."""
+        """Returns what counts against a budget: all bytes, frozen ones too; FLOPs; or the peak of memory."""
         if quantity == "bytes":
             return self.moved_bytes + self.frozen_bytes
         return self.flops if quantity == "flops" else self.peak_bytes
@@ -45,7 +45,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Peak memory of a stage, bytes: what the ledger said, and the largest that a client measured."""
+    """Peak memory of a stage, bytes: what the ledger predicted, and the largest that a client measured."""
 
     stage: int
     predicted: float | None
@@ -53,8 +53,8 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
-class Track:
-    """One run's way.
+class RunCurve:
+    """A run over its rounds.
 
     Attributes:
         run_id: The run.
@@ -98,33 +98,33 @@ class Mean:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Runs that differ in nothing but their seed.
+    """Runs that differ only in their seed.
 
     Attributes:
-        label: How figures name it.
+        label: Its name in figures.
         strategy: Its strategy.
-        tracks: A run a seed.
+        runs: One run per seed.
         means: Their means, round by round.
     """
 
     label: str
     strategy: str
-    tracks: tuple[Track, ...]
+    runs: tuple[RunCurve, ...]
     means: tuple[Mean, ...]
 
     @property
     def final(self) -> Spread:
         """The metric after the last evaluated round."""
-        return spread([track.final for track in self.tracks])
+        return spread([run.final for run in self.runs])
 
     @property
     def seeds(self) -> tuple[int, ...]:
         """The seeds, in order."""
-        return tuple(track.seed for track in self.tracks)
+        return tuple(run.seed for run in self.runs)
 
     @property
     def last(self) -> Point:
-        """Where it ends: what it spent in all."""
+        """The last round, and so what it spent in all."""
         return self.means[-1].at
 
 
@@ -155,5 +155,5 @@ class Comparison:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Gives the mean, and the sample standard deviation of two or more."""
+    """Returns the mean, and the sample standard deviation of two or more."""
     return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)

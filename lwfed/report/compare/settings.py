@@ -1,4 +1,4 @@
-"""In what runs differ: what makes them no fair comparison, and what groups of them are named after."""
+"""Where the specs of runs differ: what makes a comparison unfair, and what groups of runs are named after."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from lwfed.tracking.protocol import Record, flatten_params
 
-NOT_OF_THE_WORK = ("seed", "name", "strategy", "store", "tracking", "launch", "kubernetes", "data.root", "data.workers")
-"""Keys of a spec by which runs of one group may differ: what they say decides neither what is done nor how."""
+UNRELATED = ("seed", "name", "strategy", "store", "tracking", "launch", "kubernetes", "data.root", "data.workers")
+"""Keys of a spec in which runs of one group may differ: they decide neither what is computed nor how."""
 
 
-def differences(told: Sequence[Record]) -> list[str]:
-    """Says in what runs differ that makes them no fair comparison: their data, what they are tested on, their model."""
-    data = {run["run_id"]: _data(run) for run in told}
-    model = {run["run_id"]: _model(run) for run in told}
+def differences(runs: Sequence[Record]) -> list[str]:
+    """Returns the differences that make a comparison unfair: in data, test data or model."""
+    data = {run["run_id"]: _data(run) for run in runs}
+    model = {run["run_id"]: _model(run) for run in runs}
     found = []
     for what, values in (("data", data), ("model", model)):
         for key in sorted({key for value in values.values() for key in value}):
@@ -30,12 +30,12 @@ def differences(told: Sequence[Record]) -> list[str]:
 
 
 def work_of(run: Record) -> dict[str, str]:
-    """Gives what a run's spec says of the work, as dotted names and texts."""
+    """Returns the part of a run's spec that decides its work, as dotted names and texts."""
     flat = flatten_params(run["spec"])
     return {
         name: value
         for name, value in flat.items()
-        if not any(name == key or name.startswith(f"{key}.") for key in NOT_OF_THE_WORK)
+        if not any(name == key or name.startswith(f"{key}.") for key in UNRELATED)
     }
 
 
@@ -46,14 +46,14 @@ def _data(run: Record) -> dict[str, str]:
 
 
 def _model(run: Record) -> dict[str, str]:
-    """Gives what the model is; how it is cut into stages makes no other model."""
+    """Returns what the model is; its division into stages does not count."""
     flat = flatten_params(run["spec"]["model"])
     depths = {f"{modality} blocks": str(depth) for modality, depth in run["depths"].items()}
     return {name: value for name, value in flat.items() if not name.endswith("blocks_per_stage")} | depths
 
 
 def labels_of(groups: Mapping[str, tuple[str, Record]]) -> dict[str, str]:
-    """Names groups after their strategies, and those of one strategy after the first two keys in which they differ."""
+    """Returns labels of groups: the strategy, and within one strategy the first two keys in which groups differ."""
     labels = {}
     for key, (strategy, work) in groups.items():
         peers = [other for _, (name, other) in groups.items() if name == strategy]
@@ -64,7 +64,7 @@ def labels_of(groups: Mapping[str, tuple[str, Record]]) -> dict[str, str]:
 
 
 def setting_notes(works: Mapping[str, Record]) -> list[str]:
-    """Says in which keys the groups' specs differ."""
+    """Returns a sentence on the keys in which the groups' specs differ, if they do."""
     values = list(works.values())
     names = sorted({name for work in values for name in work})
     odd = [name for name in names if len({work.get(name) for work in values}) > 1]

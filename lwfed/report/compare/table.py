@@ -1,4 +1,4 @@
-"""The table of a comparison: what each group of runs reached and spent, and how many times less than end to end."""
+"""The table of a comparison: what each group of runs reached and spent, and the ratio to end to end."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from lwfed.formats import MISSING, is_share, number_text, percent_text
 from lwfed.report.compare.budget import Reach
 from lwfed.report.compare.records import Comparison, Group, Memory, Spread
-from lwfed.report.formats import NOTHING, number_text
 
 Row = dict[str, Any]
 
 
 def rows(comparison: Comparison) -> list[Row]:
-    """Gives a JSON row a group: means over its seeds, and ratios against end to end, above 1 where it spends less.
+    """Returns a JSON row per group: means over its seeds, and ratios to end to end, above 1 where it spends less.
 
     Returns:
         Keys: label, strategy, seeds, runs, rounds, quality {mean, std}, quality_difference, moved_bytes, frozen_bytes,
@@ -25,7 +25,7 @@ def rows(comparison: Comparison) -> list[Row]:
 
 
 def curves(comparison: Comparison) -> dict[str, list[Row]]:
-    """Gives the points of each group's lines: label -> a row a round, means over its seeds."""
+    """Returns the points of each group's lines: label -> a row per round, means over its seeds."""
     return {
         group.label: [
             {**asdict(mean.at), "quality": None if mean.quality is None else spread_values(mean.quality)}
@@ -36,7 +36,7 @@ def curves(comparison: Comparison) -> dict[str, list[Row]]:
 
 
 def budget_rows(reaches: Sequence[Reach]) -> list[Row]:
-    """Gives a JSON row a group and budget."""
+    """Returns a JSON row per group and budget."""
     return [
         {
             "label": reach.group.label,
@@ -54,10 +54,10 @@ def budget_rows(reaches: Sequence[Reach]) -> list[Row]:
 
 
 def stage_memory(group: Group) -> tuple[Memory, ...]:
-    """Gives a group's peak memory a trained stage: the largest over its seeds."""
+    """Returns a group's peak memory per trained stage: the largest over its seeds."""
     found: dict[int, Memory] = {}
-    for track in group.tracks:
-        for item in track.memory:
+    for run in group.runs:
+        for item in run.memory:
             old = found.get(item.stage, item)
             found[item.stage] = Memory(
                 item.stage, _largest(old.predicted, item.predicted), _largest(old.measured, item.measured)
@@ -66,25 +66,19 @@ def stage_memory(group: Group) -> tuple[Memory, ...]:
 
 
 def quality_text(metric: str, value: Spread | None) -> str:
-    """Writes a metric: shares as `36.9 ± 1.2 %`, losses as `1.23 ± 0.04`."""
+    """Returns a metric's value: shares as `36.9 ± 1.2 %`, losses as `1.23 ± 0.04`."""
     if value is None:
-        return NOTHING
+        return MISSING
     if is_share(metric):
-        std = "" if value.std is None else f" ± {100 * value.std:.1f}"
-        return f"{100 * value.mean:.1f}{std} %"
+        return percent_text(value.mean) if value.std is None else f"{100 * value.mean:.1f} ± {percent_text(value.std)}"
     return number_text(value.mean) + ("" if value.std is None else f" ± {number_text(value.std)}")
 
 
 def difference_text(metric: str, value: float | None) -> str:
-    """Writes a difference of a metric: shares in points."""
+    """Returns a difference of a metric: shares in points."""
     if value is None:
-        return NOTHING
+        return MISSING
     return f"{100 * value:+.1f} points".replace("-", "−") if is_share(metric) else f"{value:+.3g}".replace("-", "−")
-
-
-def is_share(metric: str) -> bool:
-    """Whether a metric lies between 0 and 1 and is read in per cent."""
-    return not metric.endswith("loss")
 
 
 def _row(group: Group, reference: Group | None) -> Row:
@@ -93,8 +87,8 @@ def _row(group: Group, reference: Group | None) -> Row:
         "label": group.label,
         "strategy": group.strategy,
         "seeds": list(group.seeds),
-        "runs": [track.run_id for track in group.tracks],
-        "digests": [track.digest for track in group.tracks],
+        "runs": [run.run_id for run in group.runs],
+        "digests": [run.digest for run in group.runs],
         "rounds": len(group.means),
         "quality": spread_values(final),
         "quality_difference": None,
@@ -113,17 +107,17 @@ def _row(group: Group, reference: Group | None) -> Row:
         whole = reference.last
         row["quality_difference"] = final.mean - reference.final.mean
         row["less"] = {
-            quantity: _times(whole.spent(quantity), last.spent(quantity)) for quantity in ("bytes", "flops", "memory")
+            quantity: _ratio(whole.spent(quantity), last.spent(quantity)) for quantity in ("bytes", "flops", "memory")
         }
     return row
 
 
 def spread_values(value: Spread) -> Row:
-    """Gives a mean and its deviation as JSON."""
+    """Returns a mean and its deviation as JSON."""
     return {"mean": value.mean, "std": value.std}
 
 
-def _times(whole: float, own: float) -> float | None:
+def _ratio(whole: float, own: float) -> float | None:
     return whole / own if own else None
 
 

@@ -122,7 +122,7 @@ def test_out_of_memory_is_told_with_what_the_ledger_predicts(server: ApiServer, 
     server.end_pod(pod, 137, reason="OOMKilled")
     server.mend_job(job["metadata"]["name"], failedIndexes="0")
     outcome = call.wait()["client-000"]
-    assert outcome.exit_code == 18 and "killed at its limit of 64Mi; the ledger predicts 96Mi" in outcome.reason
+    assert outcome.exit_code == 18 and "killed at its limit of 64Mi; the ledger predicts 101 MB" in outcome.reason
 
 
 def test_a_checkpoint_that_is_damaged_ends_all(server: ApiServer, trial: Trial) -> None:

@@ -22,7 +22,6 @@ from lwfed.launch.kubernetes.reasons import (
     log_event,
     one_line,
     refused,
-    size,
     waiting,
     words_of,
 )
@@ -245,21 +244,6 @@ def test_a_line_is_one_and_not_too_long() -> None:
     assert one_line(" a\n\tb  c ") == "a b c"
     assert one_line("x" * MAX_LINE) == "x" * MAX_LINE
     assert one_line("x" * (MAX_LINE + 1)) == "x" * (MAX_LINE - 3) + "..."
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0B"),
-        (1023, "1023B"),
-        (64 << 20, "64Mi"),
-        (1.5 * (1 << 30), "1.5Gi"),
-        (1000 << 20, "1000Mi"),
-        (1 << 42, "4096Gi"),
-    ],
-)
-def test_sizes_are_written_as_limits_are(count: float, text: str) -> None:
-    assert size(count) == text
 
 
 def test_every_wait_that_is_given_up_says_what_helps() -> None:

@@ -6,21 +6,21 @@ from collections.abc import Callable
 
 import pytest
 
-from lwfed.report.compare.compare import Told
+from lwfed.report.compare.compare import RunHistory
 from lwfed.run import runs
 from lwfed.store.local import LocalStore
 from tests.tiny import run_tiny
 
-Make = Callable[..., list[Told]]
+Make = Callable[..., list[RunHistory]]
 
 
 @pytest.fixture(scope="session")
-def make_told(tmp_path_factory: pytest.TempPathFactory) -> Make:
+def make_histories(tmp_path_factory: pytest.TempPathFactory) -> Make:
     """Gives the records of runs: `make("layerwise:0", "end_to_end:1", ...)`; more overrides after a space."""
     root = tmp_path_factory.mktemp("compared")
-    made: dict[str, Told] = {}
+    made: dict[str, RunHistory] = {}
 
-    def make(*wanted: str) -> list[Told]:
+    def make(*wanted: str) -> list[RunHistory]:
         for text in wanted:
             if text not in made:
                 head, *more = text.split()
@@ -34,6 +34,6 @@ def make_told(tmp_path_factory: pytest.TempPathFactory) -> Make:
 
 
 @pytest.fixture(scope="session")
-def six(make_told: Make) -> list[Told]:
+def six(make_histories: Make) -> list[RunHistory]:
     """Three strategies, two seeds."""
-    return make_told(*(f"{s}:{n}" for n in (0, 1) for s in ("layerwise", "end_to_end", "progressive")))
+    return make_histories(*(f"{s}:{n}" for n in (0, 1) for s in ("layerwise", "end_to_end", "progressive")))

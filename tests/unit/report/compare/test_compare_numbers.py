@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from lwfed.report.compare.budget import Budget, parse_budget, reaches, rounds_within
-from lwfed.report.compare.compare import Told, compare_runs, plausible
+from lwfed.report.compare.compare import RunHistory, compare_runs, plausible
 from lwfed.report.compare.records import spread
 from lwfed.report.compare.settings import differences
 from lwfed.report.compare.table import budget_rows, difference_text, quality_text, rows, stage_memory
@@ -16,21 +16,21 @@ from lwfed.steps.experiment import measured_total
 from lwfed.types.errors import SpecError
 from tests.tiny import ONE_STAGE, tiny_spec
 
-Make = Callable[..., list[Told]]
+Make = Callable[..., list[RunHistory]]
 METRIC = "test/t2i/R@1"
 
 
-def test_groups_stand_in_order_with_their_seeds(six: list[Told]) -> None:
+def test_groups_stand_in_order_with_their_seeds(six: list[RunHistory]) -> None:
     found = compare_runs(six)
     assert [group.label for group in found.groups] == ["end to end", "layerwise", "progressive"]
     assert {group.seeds for group in found.groups} == {(0, 1)} and found.metric == METRIC
     assert found.reference is found.groups[0] and found.notes == ()
 
 
-def test_sums_are_those_of_a_client_in_every_round(six: list[Told]) -> None:
+def test_sums_are_those_of_a_client_in_every_round(six: list[RunHistory]) -> None:
     for run, stages, rounds in six:
-        track = next(t for g in compare_runs(six).groups for t in g.tracks if t.run_id == run["run_id"])
-        last = track.points[-1]
+        curve = next(t for g in compare_runs(six).groups for t in g.runs if t.run_id == run["run_id"])
+        last = curve.points[-1]
         up_and_down = [
             statistics.fmean(client["bytes_up"] + client["bytes_down"] for client in record["clients"].values())
             for record in rounds
@@ -46,12 +46,12 @@ def test_sums_are_those_of_a_client_in_every_round(six: list[Told]) -> None:
         flops += sum(12 * costs[stage]["fill_flops"] for stage in filled)
         assert last.flops == pytest.approx(flops, rel=1e-12)
         assert last.peak_bytes == max(s["ledger"]["measured"]["peak_tensor_bytes"] for s in stages)
-        assert [point.quality for point in track.points] == [record["metrics"][METRIC] for record in rounds]
-        assert [point.round for point in track.points] == [1, 2, 3, 4] and track.complete
-        assert track.digest == stages[-1]["digest"]
+        assert [point.quality for point in curve.points] == [record["metrics"][METRIC] for record in rounds]
+        assert [point.round for point in curve.points] == [1, 2, 3, 4] and curve.complete
+        assert curve.digest == stages[-1]["digest"]
 
 
-def test_what_a_client_spends_never_shrinks_and_frozen_blocks_count_once(six: list[Told]) -> None:
+def test_what_a_client_spends_never_shrinks_and_frozen_blocks_count_once(six: list[RunHistory]) -> None:
     for group in compare_runs(six).groups:
         for quantity in ("bytes", "flops", "memory"):
             spent = [mean.at.spent(quantity) for mean in group.means]  # type: ignore[arg-type]  # of three words
@@ -60,10 +60,10 @@ def test_what_a_client_spends_never_shrinks_and_frozen_blocks_count_once(six: li
         assert group.last.spent("bytes") == group.last.moved_bytes + group.last.frozen_bytes
 
 
-def test_clients_that_join_late_do_not_fetch_for_one_that_is_always_there(make_told: Make) -> None:
+def test_clients_that_join_late_do_not_fetch_for_one_that_is_always_there(make_histories: Make) -> None:
     """Half of the clients take part in a round: some fetch the frozen blocks in the last round, and none twice."""
     cohorts = "federation.num_clients=4 federation.fraction_fit=0.5 levers.prefix_cache=always"
-    ((run, stages, rounds),) = make_told(f"layerwise:0 {cohorts} stages.rounds=[2,4]")
+    ((run, stages, rounds),) = make_histories(f"layerwise:0 {cohorts} stages.rounds=[2,4]")
     later = [client for record in rounds[3:] for client in record["clients"].values()]
     assert any(c["bytes_down_frozen"] for c in later) and not all(c["bytes_down_frozen"] for c in later)
     first, second = run["predicted"]
@@ -75,18 +75,18 @@ def test_clients_that_join_late_do_not_fetch_for_one_that_is_always_there(make_t
     assert 6 * second["fill_flops"] > 0.02 * last.flops, "once, and seen"
 
 
-def test_means_and_deviations_over_seeds(six: list[Told]) -> None:
+def test_means_and_deviations_over_seeds(six: list[RunHistory]) -> None:
     found = compare_runs(six)
     for group in found.groups:
-        finals = [track.final for track in group.tracks]
+        finals = [curve.final for curve in group.runs]
         assert group.final.mean == statistics.fmean(finals) and group.final.std == statistics.stdev(finals)
-        for mean, *points in zip(group.means, *(track.points for track in group.tracks), strict=True):
+        for mean, *points in zip(group.means, *(curve.points for curve in group.runs), strict=True):
             assert mean.quality is not None
             assert mean.quality.std == statistics.stdev([point.quality for point in points])
     assert spread([0.5]).std is None
 
 
-def test_ratios_are_against_end_to_end(six: list[Told]) -> None:
+def test_ratios_are_against_end_to_end(six: list[RunHistory]) -> None:
     whole, layerwise, progressive = rows(compare_runs(six))
     assert whole["less"] == {"bytes": 1.0, "flops": 1.0, "memory": 1.0} and whole["quality_difference"] == 0
     spent = layerwise["moved_bytes"] + layerwise["frozen_bytes"]
@@ -94,32 +94,32 @@ def test_ratios_are_against_end_to_end(six: list[Told]) -> None:
     assert layerwise["less"]["flops"] == whole["flops"] / layerwise["flops"] > 1
     assert progressive["less"]["flops"] > 1
     assert layerwise["quality_difference"] == layerwise["quality"]["mean"] - whole["quality"]["mean"]
-    alone = rows(compare_runs([told for told in six if told[0]["strategy"] != "end_to_end"]))
+    alone = rows(compare_runs([histories for histories in six if histories[0]["strategy"] != "end_to_end"]))
     assert [row["less"] for row in alone] == [None, None]
 
 
-def test_order_of_runs_and_a_run_named_twice_change_nothing(six: list[Told]) -> None:
+def test_order_of_runs_and_a_run_named_twice_change_nothing(six: list[RunHistory]) -> None:
     assert rows(compare_runs(six[::-1])) == rows(compare_runs(six)) == rows(compare_runs([*six, six[0]]))
 
 
-def test_memory_is_the_largest_over_seeds(six: list[Told]) -> None:
+def test_memory_is_the_largest_over_seeds(six: list[RunHistory]) -> None:
     group = next(g for g in compare_runs(six).groups if g.strategy == "layerwise")
     assert [item.stage for item in stage_memory(group)] == [1, 2]
     for item in stage_memory(group):
-        assert item.measured == max(m.measured or 0 for t in group.tracks for m in t.memory if m.stage == item.stage)
+        assert item.measured == max(m.measured or 0 for t in group.runs for m in t.memory if m.stage == item.stage)
         assert item.predicted is not None and item.measured == pytest.approx(item.predicted, rel=0.2)
 
 
-def test_a_budget_buys_the_rounds_that_it_pays_for(six: list[Told]) -> None:
+def test_a_budget_buys_the_rounds_that_it_pays_for(six: list[RunHistory]) -> None:
     found = compare_runs(six)
     whole = found.groups[0]
     second = whole.means[1].at.spent("bytes")
     exact, short = Budget("bytes", second), Budget("bytes", second - 1)
-    assert [rounds_within(whole.tracks[0], budget) for budget in (exact, short)] == [2, 1]
+    assert [rounds_within(whole.runs[0], budget) for budget in (exact, short)] == [2, 1]
     reach = reaches(found, exact)[0]
     assert (reach.rounds, reach.total, reach.next_spent) == (2, 4, whole.means[2].at.spent("bytes"))
     assert reach.best is not None
-    tops = [max(p.quality for p in t.points[:2] if p.quality is not None) for t in whole.tracks]
+    tops = [max(p.quality for p in t.points[:2] if p.quality is not None) for t in whole.runs]
     assert reach.best.mean == statistics.fmean(tops)
     assert "2 of 4 rounds fit; round 3 needs" in reach.verdict
     nothing = reaches(found, Budget("bytes", 10))
@@ -130,19 +130,19 @@ def test_a_budget_buys_the_rounds_that_it_pays_for(six: list[Told]) -> None:
     assert budget_rows(nothing)[0]["crossed_in_round"] == 1 and budget_rows(all_of_it)[0]["fits"]
 
 
-def test_memory_that_end_to_end_needs_is_not_needed_by_layerwise(six: list[Told]) -> None:
+def test_memory_that_end_to_end_needs_is_not_needed_by_layerwise(six: list[RunHistory]) -> None:
     found = compare_runs(six)
     layerwise = next(g for g in found.groups if g.strategy == "layerwise")
-    told = {r.group.strategy: r for r in reaches(found, Budget("memory", layerwise.last.peak_bytes))}
-    assert told["layerwise"].next_spent is None and told["end_to_end"].rounds == 0
-    assert 0 < told["progressive"].rounds < 4  # its later stages grow
+    histories = {r.group.strategy: r for r in reaches(found, Budget("memory", layerwise.last.peak_bytes))}
+    assert histories["layerwise"].next_spent is None and histories["end_to_end"].rounds == 0
+    assert 0 < histories["progressive"].rounds < 4  # its later stages grow
 
 
-def test_a_loss_is_better_when_small(six: list[Told]) -> None:
+def test_a_loss_is_better_when_small(six: list[RunHistory]) -> None:
     found = compare_runs(six, metric="test/loss")
     assert found.lower_is_better
     reach = reaches(found, Budget("bytes", 1e12))[0]
-    lows = [min(p.quality for p in t.points if p.quality is not None) for t in found.groups[0].tracks]
+    lows = [min(p.quality for p in t.points if p.quality is not None) for t in found.groups[0].runs]
     assert reach.best is not None and reach.best.mean == statistics.fmean(lows)
 
 
@@ -166,34 +166,34 @@ def test_what_is_no_budget_is_refused(text: str) -> None:
         parse_budget(text)
 
 
-def test_runs_that_differ_in_data_or_model_are_refused(make_told: Make) -> None:
-    one = make_told("layerwise:0")[0]
+def test_runs_that_differ_in_data_or_model_are_refused(make_histories: Make) -> None:
+    one = make_histories("layerwise:0")[0]
     for other, named in (
         ("layerwise:0 data.shapes.test=6", "num_test"),
         ("layerwise:0 model.projection.hidden=8", "projection.hidden"),
     ):
-        told = [one, make_told(other)[0]]
+        histories = [one, make_histories(other)[0]]
         with pytest.raises(SpecError, match=rf"{named} is .* and .*--force"):
-            compare_runs(told)
-        forced = compare_runs(told, force=True)
+            compare_runs(histories)
+        forced = compare_runs(histories, force=True)
         assert len(forced.groups) == 2 and named in " ".join(forced.notes)
         assert len({group.label for group in forced.groups}) == 2
     assert differences([one[0], one[0]]) == []
 
 
-def test_variants_of_one_strategy_are_named_after_what_differs(make_told: Make) -> None:
-    found = compare_runs(make_told("layerwise:0", "layerwise:0 training.local_epochs=2", "layerwise:1"))
+def test_variants_of_one_strategy_are_named_after_what_differs(make_histories: Make) -> None:
+    found = compare_runs(make_histories("layerwise:0", "layerwise:0 training.local_epochs=2", "layerwise:1"))
     assert [group.label for group in found.groups] == ["layerwise, local_epochs 1", "layerwise, local_epochs 2"]
     assert [group.seeds for group in found.groups] == [(0, 1), (0,)]
     assert any("training.local_epochs" in note for note in found.notes)
 
 
-def test_other_cuts_of_one_model_can_be_compared(make_told: Make) -> None:
+def test_other_cuts_of_one_model_can_be_compared(make_histories: Make) -> None:
     whole = " ".join(["layerwise:0", *ONE_STAGE])
-    assert len(compare_runs(make_told("layerwise:0", whole)).groups) == 2
+    assert len(compare_runs(make_histories("layerwise:0", whole)).groups) == 2
 
 
-def test_metrics_that_no_run_has_are_named_with_those_it_has(six: list[Told]) -> None:
+def test_metrics_that_no_run_has_are_named_with_those_it_has(six: list[RunHistory]) -> None:
     with pytest.raises(SpecError, match=r"no metric `test/nothing` -> known: .*test/t2i/R@1"):
         compare_runs(six, metric="test/nothing")
     run, stages, rounds = six[0]
@@ -207,12 +207,12 @@ def test_metrics_that_no_run_has_are_named_with_those_it_has(six: list[Told]) ->
         compare_runs([])
 
 
-def test_an_unfinished_run_and_rounds_without_evaluation(six: list[Told], make_told: Make) -> None:
+def test_an_unfinished_run_and_rounds_without_evaluation(six: list[RunHistory], make_histories: Make) -> None:
     run, stages, rounds = six[0]
     found = compare_runs([(run, stages[:1], rounds[:3]), *six[1:3]])
     assert any("is not finished: 3 rounds" in note for note in found.notes)
     assert any("numbers of rounds differ" in note for note in found.notes)
-    sparse = compare_runs(make_told("end_to_end:0 evaluation.every=3"))
+    sparse = compare_runs(make_histories("end_to_end:0 evaluation.every=3"))
     assert [mean.quality is None for mean in sparse.groups[0].means] == [True, True, False, False]
 
 
@@ -226,6 +226,6 @@ def test_mistyped_metrics_are_known_before_training() -> None:
 
 def test_texts() -> None:
     assert quality_text(METRIC, spread([0.2, 0.25])) == "22.5 ± 3.5 %"
-    assert quality_text(METRIC, None) == "–" and quality_text("test/loss", spread([1.0])) == "1"
+    assert quality_text(METRIC, None) == "–" and quality_text("test/loss", spread([1.0])) == "1.00"
     assert difference_text(METRIC, -0.0213) == "−2.1 points"
     assert difference_text("test/loss", 0.25) == "+0.25"

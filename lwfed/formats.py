@@ -1,0 +1,129 @@
+"""Numbers and metrics as people read them: three significant digits, and SI prefixes (powers of 1000) for units.
+
+Every function takes what a record may hold; a value that is missing or not finite is written as `–`. A metric's name is
+`SIDE/TASK/MEASURE`, such as `test/t2i/R@1`; a side is `train`, `test` (the server's test data) or `federated` (the
+clients' held-out shares).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from typing import Any, TypeGuard
+
+MISSING = "–"
+PREFIXES = ("", "k", "M", "G", "T", "P")
+HEADLINES = ("test/t2i/R@1", "test/i2t/R@1", "test/i2a/R@1", "test/a2i/R@1", "test/accuracy", "test/f1", "test/loss")
+"""What a reader looks at first, of those that a run has."""
+INITIALS = {"i": "image", "t": "text", "a": "audio"}
+"""Modalities by their letter in the names of retrieval tasks."""
+
+
+def finite(value: Any) -> TypeGuard[float]:
+    """Whether a value is a number that can be logged, written and drawn."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def bytes_text(value: Any) -> str:
+    """Returns bytes as `999 B`, `1.00 kB`, `190 MB`, `18.6 GB`."""
+    return _with_prefix(value, unit="B")
+
+
+def flops_text(value: Any) -> str:
+    """Returns FLOPs as `913 MFLOP`, `1.03 GFLOP`; one multiply-add is 2 FLOPs."""
+    return _with_prefix(value, unit="FLOP")
+
+
+def amount_text(value: Any) -> str:
+    """Returns a large count, of parameters for example, as `47.6 M`."""
+    return _with_prefix(value, unit="").strip()
+
+
+def count_text(value: Any) -> str:
+    """Returns a count in full: `1,234,567`."""
+    return f"{int(value):,}" if finite(value) else MISSING
+
+
+def number_text(value: Any) -> str:
+    """Returns a number without a unit: `0.0123`, `1.00`, `123`, `12,346`; tiny ones as `1.2e-05`."""
+    if not finite(value):
+        return MISSING
+    size = abs(value)
+    if size >= 999.5 or size == 0:
+        return f"{value:,.0f}"
+    return _digits(value) if size >= 0.001 else f"{value:.1e}"
+
+
+def percent_text(value: Any) -> str:
+    """Returns a share as per cent: 0.1234 as `12.3 %`."""
+    return f"{100 * value:.1f} %" if finite(value) else MISSING
+
+
+def factor_text(value: Any) -> str:
+    """Returns a ratio: `2.34x`, `0.50x`, `150x`."""
+    return MISSING if not finite(value) else f"{value:.2f}x" if abs(value) < 99.995 else f"{value:,.0f}x"
+
+
+def seconds_text(value: Any) -> str:
+    """Returns a time in at most two units: `9.9 s`, `42 s`, `3 min 5 s`, `2 h 3 min`."""
+    if not finite(value):
+        return MISSING
+    whole = round(value)
+    if whole < 60:
+        return f"{value:.1f} s" if value < 9.95 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def trimmed(text: str) -> str:
+    """Returns a number's text without zeros at the end of its fraction, as axes label it: `2.00 MB` as `2 MB`."""
+    number, space, unit = text.partition(" ")
+    return (number.rstrip("0").rstrip(".") if "." in number and "e" not in number else number) + space + unit
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric lies between 0 and 1, and people read it in per cent."""
+    return not metric.endswith("loss")
+
+
+def metric_title(metric: str, *, short: bool = False) -> str:
+    """Returns a metric's title: `test/t2i/R@1` as `text to image R@1`, short `t2i R@1`."""
+    rest = metric.removeprefix("test/")
+    pair, _, recall = rest.partition("/")
+    if not short and len(pair) == 3 and pair[1] == "2" and pair[0] in INITIALS and pair[2] in INITIALS:
+        return f"{INITIALS[pair[0]]} to {INITIALS[pair[2]]} {recall}"
+    return rest.replace("/", " ") if rest != "loss" else "test loss"
+
+
+def score_text(metric: str, value: float | None) -> str:
+    """Returns a metric's value: losses with three decimals, shares in per cent."""
+    if value is None:
+        return MISSING
+    return percent_text(value) if is_share(metric) else f"{value:.3f}"
+
+
+def natural_order(names: Iterable[str]) -> list[str]:
+    """Returns names sorted with their numbers as numbers: R@5 before R@10."""
+    return sorted(names, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+
+
+def metric_text(metric: str, value: float | None) -> str:
+    """Returns a metric with its value: `t2i R@1 36.9 %`."""
+    return f"{metric_title(metric, short=True)} {score_text(metric, value)}"
+
+
+def _with_prefix(value: Any, *, unit: str) -> str:
+    if not finite(value):
+        return MISSING
+    power = 0
+    while abs(value) >= 999.5 and power < len(PREFIXES) - 1:
+        value, power = value / 1000, power + 1
+    number = f"{value:,.0f}" if power == 0 or abs(value) >= 999.5 else _digits(value)
+    return f"{number} {PREFIXES[power]}{unit}"
+
+
+def _digits(value: float) -> str:
+    """Returns three significant digits, zeros at the end included."""
+    return f"{value:#.3g}".rstrip(".")

@@ -1,0 +1,98 @@
+"""What each stage of a run cost one client: predicted beside measured, against end-to-end training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lwfed.formats import finite
+from lwfed.tracking.protocol import Record, stage_numbers
+
+Row = dict[str, Any]
+
+
+def ledger_rows(run: Record, stages: Sequence[Record]) -> list[Row]:
+    """Returns a row per stage, and last one of end-to-end training.
+
+    Returns:
+        Rows of stage, rounds, wall_s, reused, and the quantities `predicted` and `measured`: parameters present and
+        trained; bytes up, down and of frozen blocks; flops per training sample; peak memory. What is unknown is None.
+    """
+    finished = {record["stage"]: record for record in stages}
+    costs = {cost["stage"]: cost for cost in run.get("predicted") or ()}
+    rows = []
+    for stage in stage_numbers(run):
+        record = finished.get(stage, {})
+        ledger = record.get("ledger") or {}
+        predicted = ledger.get("predicted") or costs.get(stage) or {}
+        rows.append(_row(stage, record, predicted=predicted, measured=ledger.get("measured") or {}))
+    return [*rows, _row("end to end", {}, predicted=run.get("end_to_end") or {}, measured={})]
+
+
+def totals(rows: Sequence[Row]) -> dict[str, tuple[float, float, float | None]]:
+    """Returns ours, end to end over as many rounds, and the factor between them, of traffic, flops and memory.
+
+    Traffic is a client's, both ways, frozen blocks included; memory is the largest stage's; flops are those of one
+    training sample per round. Measured where it was measured, else predicted; end to end is predicted.
+    """
+    *staged, whole = rows
+    trained = [row for row in staged if row["rounds"]]
+
+    def spent(key: str) -> float:
+        return sum((row["rounds"] * _number(_known(row, key)) for row in trained), start=0.0)
+
+    def frozen(row: Row) -> float:
+        measured = row["measured"]["frozen"]
+        return row["rounds"] * measured if finite(measured) else float(row["predicted"]["frozen"] or 0)
+
+    def whole_of(key: str) -> float:
+        return _number(whole["predicted"][key])
+
+    rounds = sum(row["rounds"] for row in trained)
+    both = {
+        "traffic": (
+            spent("up") + spent("down") + sum(map(frozen, trained)),
+            rounds * (whole_of("up") + whole_of("down")),
+        ),
+        "flops": (spent("flops"), rounds * whole_of("flops")),
+        "memory": (max((_number(_known(row, "memory")) for row in trained), default=0.0), whole_of("memory")),
+    }
+    return {key: (ours, theirs, _factor(ours, theirs)) for key, (ours, theirs) in both.items()}
+
+
+def _row(stage: int | str, record: Record, *, predicted: Record, measured: Record) -> Row:
+    return {
+        "stage": stage,
+        "rounds": record.get("rounds"),
+        "wall_s": record.get("wall_s"),
+        "reused": record.get("reused", False),
+        "predicted": _quantities(predicted),
+        "measured": _quantities(measured),
+    }
+
+
+def _quantities(values: Mapping[str, Any]) -> Row:
+    """Returns a predicted cost's and a measurement's quantities by the same names."""
+    flops = [values.get("forward_flops"), values.get("backward_flops")]
+    return {
+        "present": values.get("present_params"),
+        "trained": values.get("trained_params"),
+        "up": values.get("bytes_up", values.get("exchanged_bytes")),
+        "down": values.get("bytes_down", values.get("download_bytes", values.get("exchanged_bytes"))),
+        "frozen": values.get("bytes_down_frozen", values.get("newly_frozen_bytes")),
+        "flops": sum(value for value in flops if finite(value)) if all(map(finite, flops)) else None,
+        "memory": values.get("peak_tensor_bytes", values.get("peak_bytes")),
+    }
+
+
+def _known(row: Row, key: str) -> Any:
+    return row["measured"][key] if finite(row["measured"][key]) else row["predicted"][key]
+
+
+def _number(value: Any) -> float:
+    return float(value) if finite(value) else math.nan
+
+
+def _factor(ours: float, theirs: float) -> float | None:
+    return theirs / ours if finite(ours) and finite(theirs) and ours > 0 else None

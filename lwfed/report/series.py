@@ -1,0 +1,109 @@
+"""A run's records over its global rounds: the stages along them, and the metrics that share a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lwfed.formats import INITIALS, finite, natural_order
+from lwfed.tracking.protocol import Record, stage_numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stage's place among the global rounds; `last < first` where it has no rounds."""
+
+    number: int
+    first: int
+    last: int
+
+    @property
+    def rounds(self) -> int:
+        """Number of rounds."""
+        return self.last - self.first + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """A metric over global rounds.
+
+    Attributes:
+        label: Its name in the panel.
+        points: Global round and value; a value of None is a gap.
+        held_out: It is averaged over the clients' held-out shares.
+    """
+
+    label: str
+    points: tuple[tuple[int, float | None], ...]
+    held_out: bool = False
+
+    @property
+    def last(self) -> float:
+        """The last known value."""
+        return [value for _, value in self.points if value is not None][-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """Metrics that share a plot; `share`: they lie between 0 and 1."""
+
+    key: str
+    title: str
+    series: tuple[Series, ...]
+    share: bool
+
+
+def stages_of(run: Record, stages: Sequence[Record], rounds: Sequence[Record]) -> list[Stage]:
+    """Returns a run's stages along its global rounds, as far as they are recorded."""
+    finished = {record["stage"]: int(record["rounds"]) for record in stages}
+    result, first = [], 1
+    for number in stage_numbers(run):
+        recorded = sum(1 for record in rounds if record["stage"] == number)
+        if number not in finished and not recorded:
+            break
+        count = finished.get(number, recorded)
+        result.append(Stage(number, first, first + count - 1))
+        first += count
+    return result
+
+
+def panels_of(rounds: Sequence[Record]) -> list[Panel]:
+    """Returns a run's metrics by panel: recall in each direction, classification, loss, and what is left."""
+    names = {name for record in rounds for name in record.get("metrics") or {}}
+    sides = {"test": 0, "train": 1, "federated": 2}
+    series: dict[tuple[str, str], list[Series]] = {}
+    for name in sorted(natural_order(names), key=lambda name: sides.get(name.partition("/")[0], 1)):
+        key, title, label = _place(name)
+        points = tuple(
+            (int(record["global_round"]), float(value) if finite(value) else None)
+            for record in rounds
+            if name in (record.get("metrics") or {})
+            for value in [record["metrics"][name]]
+        )
+        if any(value is not None for _, value in points):
+            series.setdefault((key, title), []).append(Series(label, points, name.startswith("federated/")))
+    shares = ("recall", "class", "zero")
+    panels = [Panel(key, title, tuple(found), key.startswith(shares)) for (key, title), found in series.items()]
+    return sorted(panels, key=lambda panel: _rank(panel.key))
+
+
+def _place(name: str) -> tuple[str, str, str]:
+    """Returns a metric's panel, the panel's title and the metric's label in it."""
+    side, _, rest = name.partition("/")
+    if name.endswith("/loss"):
+        return "loss", "Loss", {"train": "training", "federated": "test"}.get(side, side)
+    pair, _, recall = rest.partition("/")
+    if len(pair) == 3 and pair[1] == "2" and recall.startswith("R@"):
+        query, found = INITIALS.get(pair[0], pair[0]), INITIALS.get(pair[2], pair[2])
+        return f"recall-{pair}", f"{query.capitalize()} to {found} recall", recall
+    if rest in ("accuracy", "precision", "recall", "f1"):
+        return "classification", "Classification (macro averages)", rest.replace("f1", "F1")
+    if rest.startswith("zero_shot"):
+        return "zero-shot", "Zero-shot classification", rest.rpartition("/")[2]
+    return "other-" + name.replace("/", "-"), name, name
+
+
+def _rank(key: str) -> tuple[int, str]:
+    """Returns a panel's place: the task first, text to image before image to text; then loss, then what is left."""
+    starts = ("recall-t2", "recall-", "classification", "zero-shot", "loss")
+    return next((rank for rank, start in enumerate(starts) if key.startswith(start)), len(starts)), key
