@@ -36,7 +36,7 @@ def report(
     written = write_report(run, bench=Workbench(opened), output=None if output is None else Path(output))
     told = replay_log(run, runs.spec_of(run).tracking, store=opened) if mlflow else None
     if as_json:
-        print_json({"run_id": run["run_id"], "report": str(written), "mlflow": told})
+        print_json({"run_id": run.run_id, "report": str(written), "mlflow": told})
         return
     console = make_console()
     console.print(f"report  {written}", highlight=False, soft_wrap=True)
@@ -62,11 +62,11 @@ def export(
     from lwfed.export.export import export_run
     from lwfed.round.workbench import Workbench
 
-    told = export_run(run["run_id"], folder, bench=Workbench(opened), stage=stage, with_test_data=with_test_data)
+    told = export_run(run.run_id, folder, bench=Workbench(opened), stage=stage, with_test_data=with_test_data)
     if as_json:
         print_json(told)
         return
     console = make_console()
-    console.print(f"exported run {run['run_id']}, stage {told['stage']}, to {folder}", highlight=False, soft_wrap=True)
+    console.print(f"exported run {run.run_id}, stage {told['stage']}, to {folder}", highlight=False, soft_wrap=True)
     for path in sorted(path for path in folder.rglob("*") if path.is_file())[:30]:
         console.print(f"  {path.relative_to(folder)}", highlight=False)

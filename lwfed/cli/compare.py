@@ -27,6 +27,7 @@ from lwfed.spec.run import RunSpec
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store
 from lwfed.types.errors import LwfedError, SpecError
+from lwfed.types.records import DataRecord
 
 OF_ONE = re.compile(rf"({'|'.join(STRATEGIES)}):(.*)", re.DOTALL)
 SUFFIX = re.compile(rf"-({'|'.join(STRATEGIES).replace('_', '-')})$")
@@ -83,7 +84,7 @@ def compare(
         opened = open_runs(store)
         ids = [name for text in run for name in text.split(",") if name]
         records = [pick_run(opened, run_id) for run_id in ids]
-        name = SUFFIX.sub("", str(records[0]["name"]))
+        name = SUFFIX.sub("", records[0].name)
     else:
         specs = wanted_specs(spec, overrides=override or [], strategies=strategies, seeds=seeds)
         name = SUFFIX.sub("", specs[0].name)
@@ -97,7 +98,7 @@ def compare(
         records = [runs.read_run(opened, run_id) for run_id in _obtain(specs, store=opened, console=console)]
     comparison = compare_runs([(item, *runs.history(opened, item)) for item in records], metric=metric, force=force)
     folder = output or Path(f"compare-{name}")
-    page = write_files(comparison, folder, name=name, data=records[0]["data"], budgets=budgets)
+    page = write_files(comparison, folder, name=name, data=records[0].data, budgets=budgets)
     values = _values(comparison, budgets, name=name, page=page)
     numbers = json.dumps({**values, "curves": curves(comparison)}, ensure_ascii=False, allow_nan=False, indent=1)
     (folder / "compare.json").write_text(numbers + "\n", encoding="utf-8")
@@ -144,7 +145,7 @@ def wanted_specs(source: str | None, *, overrides: Sequence[str], strategies: st
 
 
 def write_files(
-    comparison: Comparison, folder: Path, *, name: str, data: dict[str, Any], budgets: Sequence[Budget]
+    comparison: Comparison, folder: Path, *, name: str, data: DataRecord, budgets: Sequence[Budget]
 ) -> Path:
     """Writes page and figures to a folder. Returns the page's path."""
     from lwfed.report.compare.figures import comparison_files  # matplotlib
@@ -181,7 +182,7 @@ def _obtain(specs: Sequence[RunSpec], *, store: Store, console: Console) -> list
         except LwfedError:
             console.print(f"run {number} of {len(wanted)} ({what}) failed; {len(ids)} runs are done", highlight=False)
             raise
-        ids.append(summary["run_id"])
+        ids.append(summary.run_id)
     return ids
 
 

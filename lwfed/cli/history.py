@@ -15,6 +15,7 @@ from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store
 from lwfed.types.errors import NotFoundError
+from lwfed.types.records import RunRecord
 
 
 def open_runs(uri: str) -> Store:
@@ -25,17 +26,17 @@ def open_runs(uri: str) -> Store:
     return store
 
 
-def pick_run(store: Store, run_id: str) -> dict[str, Any]:
+def pick_run(store: Store, run_id: str) -> RunRecord:
     """Reads a run; `latest` is the one that was started last. Raises NotFoundError."""
     if run_id != "latest":
         return runs.read_run(store, run_id)
-    return max((runs.read_run(store, known) for known in runs.run_ids(store)), key=lambda run: run["created"])
+    return max((runs.read_run(store, known) for known in runs.run_ids(store)), key=lambda run: run.created)
 
 
 def list_runs(store: StoreUri = DEFAULT_STORE, as_json: Json = False) -> None:
     """List the runs of a store, newest first."""
     opened = open_runs(store)
-    found = sorted((runs.read_run(opened, run_id) for run_id in runs.run_ids(opened)), key=lambda run: run["created"])
+    found = sorted((runs.read_run(opened, run_id) for run_id in runs.run_ids(opened)), key=lambda run: run.created)
     rows = [_overview(opened, run) for run in reversed(found)]
     if as_json:
         print_json({"runs": rows})
@@ -63,42 +64,49 @@ def show(run_id: RunId, store: StoreUri = DEFAULT_STORE, as_json: Json = False) 
     stages, rounds = runs.history(opened, run)
     overview = _overview(opened, run)
     if as_json:
-        print_json({**overview, "run": run, "stage_records": stages, "round_records": rounds})
+        print_json(
+            {
+                **overview,
+                "run": run.to_values(),
+                "stage_records": [record.to_values() for record in stages],
+                "round_records": [record.to_values() for record in rounds],
+            }
+        )
         return
     console = make_console()
     console.print(
-        f"[bold]{run['run_id']}[/]  {overview['status']}  {run['strategy']}  started {run['created']}", highlight=False
+        f"[bold]{run.run_id}[/]  {overview['status']}  {run.strategy}  started {run.created}", highlight=False
     )
-    if run["parent"]:
-        console.print(f"from stage {run['parent']['stage']} of {run['parent']['run_id']}", highlight=False)
+    if run.parent:
+        console.print(f"from stage {run.parent.stage} of {run.parent.run_id}", highlight=False)
     if stages:
-        console.print(tables.stages_table(stages, end_to_end=run["end_to_end"]))
+        console.print(tables.stages_table(stages, end_to_end=run.end_to_end))
     if rounds:
         console.print(tables.rounds_table(rounds))
-    for item in run["stages"]:
-        console.print(f"stage {item['stage']}  key {item['key']}", highlight=False)
+    for item in run.stages:
+        console.print(f"stage {item.stage}  key {item.key}", highlight=False)
     if overview["digest"]:
         console.print(f"digest  {overview['digest']}", highlight=False)
     console.print("[bold]spec[/]")
-    console.print(yaml.safe_dump(run["spec"], sort_keys=False, width=110).rstrip(), highlight=False, markup=False)
+    console.print(yaml.safe_dump(run.spec, sort_keys=False, width=110).rstrip(), highlight=False, markup=False)
 
 
 def _from(parent: dict[str, Any] | None) -> str:
     return f" (from {parent['run_id']}, stage {parent['stage']})" if parent else ""
 
 
-def _overview(store: Store, run: runs.Run) -> dict[str, Any]:
+def _overview(store: Store, run: RunRecord) -> dict[str, Any]:
     stages, rounds = runs.history(store, run)
-    summary = store.read_ref(paths.summary(run["run_id"]))
-    metrics = (rounds[-1] if rounds else {}).get("metrics", {})
+    summary = store.read_ref(paths.summary(run.run_id))
+    metrics = rounds[-1].metrics if rounds else {}
     return {
-        "run_id": run["run_id"],
-        "created": run["created"],
-        "strategy": run["strategy"],
+        "run_id": run.run_id,
+        "created": run.created,
+        "strategy": run.strategy,
         "status": summary["status"] if summary else "not finished",
-        "parent": run["parent"],
+        "parent": run.parent.to_values() if run.parent else None,
         "stages": len(runs.plans_of(run)),
         "stages_done": len(stages),
         "headline": {name: metrics[name] for name in HEADLINES[:6] if name in metrics},
-        "digest": summary["digest"] if summary else (stages[-1]["digest"] if stages else ""),
+        "digest": summary["digest"] if summary else (stages[-1].digest if stages else ""),
     }

@@ -25,6 +25,7 @@ from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store
 from lwfed.types.errors import NotFoundError, SpecError
+from lwfed.types.records import RunSummary
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -108,32 +109,32 @@ def _execute(spec: RunSpec, *, options: Options, as_json: bool, last_stage: int 
         return
     summary = training.train(wanted, store=store, console=console, last_stage=last_stage)
     console.print()
-    console.print(tables.stages_table(summary["stages"], end_to_end=summary["ledger"]["predicted"]["end_to_end"]))
+    console.print(tables.stages_table(summary.stages, end_to_end=summary.ledger["predicted"]["end_to_end"]))
     _closing_lines(summary, store=store, console=console, spec=spec)
     if as_json:
-        print_json(summary)
+        print_json(summary.to_values())
 
 
 def _show_finished(run_id: str, *, store: Store, console: Console, as_json: bool) -> None:
     run = runs.read_run(store, run_id)
-    summary: dict[str, Any] = store.read_ref(paths.summary(run_id)) or {}
+    summary = RunSummary.of(store.read_ref(paths.summary(run_id)))
     console.print(
-        f"all {len(summary['stages'])} stages are committed already, by run [bold]{run_id}[/]; --fresh trains anew",
+        f"all {len(summary.stages)} stages are committed already, by run [bold]{run_id}[/]; --fresh trains again",
         highlight=False,
     )
-    summary["stages"] = [{**stage, "reused": True} for stage in summary["stages"]]
-    console.print(tables.stages_table(summary["stages"], end_to_end=run["end_to_end"]))
+    summary = summary.changed(stages=[stage.changed(reused=True) for stage in summary.stages])
+    console.print(tables.stages_table(summary.stages, end_to_end=run.end_to_end))
     _closing_lines(summary, store=store, console=console, spec=runs.spec_of(run))
     if as_json:
-        print_json(summary)
+        print_json(summary.to_values())
 
 
-def _closing_lines(summary: dict[str, Any], *, store: Store, console: Console, spec: RunSpec) -> None:
-    shown = natural_order(name for name in summary["metrics"] if not name.startswith("train/"))
-    scores = [metric_text(name, summary["metrics"][name]) for name in shown]
+def _closing_lines(summary: RunSummary, *, store: Store, console: Console, spec: RunSpec) -> None:
+    shown = natural_order(name for name in summary.metrics if not name.startswith("train/"))
+    scores = [metric_text(name, summary.metrics[name]) for name in shown]
     console.print("  ".join(scores), highlight=False, soft_wrap=True)
-    say = {"run": summary["run_id"], "digest": summary["digest"], "time": seconds_text(summary["wall_s"])}
-    report = paths.report(summary["run_id"])
+    say = {"run": summary.run_id, "digest": summary.digest, "time": seconds_text(summary.wall_s)}
+    report = paths.report(summary.run_id)
     if store.has(report):
         say["report"] = f"{store.uri}/{report}"
     if spec.tracking.uri is not None:

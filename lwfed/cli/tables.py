@@ -18,32 +18,33 @@ from lwfed.formats import (
     score_text,
     seconds_text,
 )
+from lwfed.types.records import RoundRecord, StageRecord, StageSummary
 
 Record = Mapping[str, Any]
 
 
-def stages_table(stages: Sequence[Record], *, end_to_end: Record) -> Table:
+def stages_table(stages: Sequence[StageRecord | StageSummary], *, end_to_end: Record) -> Table:
     """Returns what each stage reached and cost, measured beside predicted.
 
     Args:
         stages: Of a summary.
         end_to_end: The predicted cost of training the model whole.
     """
-    metrics = [name for name in HEADLINES if any(name in stage["metrics"] for stage in stages)][:2]
+    metrics = [name for name in HEADLINES if any(name in stage.metrics for stage in stages)][:2]
     table = make_table("Stages; in brackets, what was predicted")
     heads = ("up per round", "peak memory", "FLOP per sample", "time")
     for name in ("stage", "rounds", *(metric_title(metric, short=True) for metric in metrics), *heads):
         table.add_column(name, justify="right", no_wrap=True)
     for stage in stages:
-        measured, predicted = stage["ledger"]["measured"], stage["ledger"]["predicted"] or {}
+        measured, predicted = stage.ledger.measured, stage.ledger.predicted or {}
         table.add_row(
-            str(stage["stage"]),
-            str(stage["rounds"]),
-            *(score_text(metric, stage["metrics"].get(metric)) for metric in metrics),
+            str(stage.stage),
+            str(stage.rounds),
+            *(score_text(metric, stage.metrics.get(metric)) for metric in metrics),
             _beside(measured.get("bytes_up"), predicted.get("exchanged_bytes"), bytes_text),
             _beside(measured.get("peak_tensor_bytes"), predicted.get("peak_bytes"), bytes_text),
             _beside(_flops(measured), _flops(predicted), flops_text),
-            "reused" if stage["reused"] else seconds_text(stage["wall_s"]),
+            "reused" if stage.reused else seconds_text(stage.wall_s),
         )
     table.add_section()
     table.add_row(
@@ -174,22 +175,22 @@ def _total_cells(row: Record) -> list[str]:
     ]
 
 
-def rounds_table(rounds: Sequence[Record]) -> Table:
+def rounds_table(rounds: Sequence[RoundRecord]) -> Table:
     """Returns a row per round."""
-    metrics = [name for name in HEADLINES if any(name in item["metrics"] for item in rounds)][:4]
+    metrics = [name for name in HEADLINES if any(name in item.metrics for item in rounds)][:4]
     table = make_table("Rounds")
     heads = ("stage", "round", "global", "clients", "failed", "train loss")
     for name in (*heads, *(metric_title(metric, short=True) for metric in metrics), "time"):
         table.add_column(name, justify="right")
     for item in rounds:
         table.add_row(
-            str(item["stage"]),
-            str(item["round"]),
-            str(item["global_round"]),
-            f"{len(item['clients'])}/{len(item['cohort'])}",
-            ", ".join(sorted(item["failed"])) or "-",
-            score_text("train/loss", item["metrics"].get("train/loss")),
-            *(score_text(metric, item["metrics"].get(metric)) for metric in metrics),
-            seconds_text(item["wall_s"]["round"]),
+            str(item.stage),
+            str(item.round),
+            str(item.global_round),
+            f"{len(item.clients)}/{len(item.cohort)}",
+            ", ".join(sorted(item.failed)) or "-",
+            score_text("train/loss", item.metrics.get("train/loss")),
+            *(score_text(metric, item.metrics.get(metric)) for metric in metrics),
+            seconds_text(item.wall_s["round"]),
         )
     return table

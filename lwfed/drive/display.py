@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Any, Self
+from typing import Self, assert_never
 
 from rich.console import Console
 from rich.live import Live
@@ -12,6 +12,26 @@ from rich.markup import escape
 from rich.text import Text
 
 from lwfed.formats import HEADLINES, bytes_text, metric_text, seconds_text
+from lwfed.run.events import (
+    Aggregating,
+    Checking,
+    ClientDone,
+    ClientLog,
+    ClientStarted,
+    ClientStep,
+    ClientWaiting,
+    Event,
+    OverheadMeasured,
+    RoundDone,
+    RoundStarted,
+    RunEnding,
+    RunStarted,
+    StageDone,
+    StageStarted,
+    Summarised,
+    Warning,
+)
+from lwfed.types.records import RoundRecord, RunRecord, StageRecord
 
 
 class Display:
@@ -26,8 +46,8 @@ class Display:
         self._console = console
         self._total = total_rounds
         self._live = Live(console=console, refresh_per_second=8, transient=True) if console.is_terminal else None
-        self._stage: dict[str, Any] = {}
-        self._round: dict[str, Any] = {}
+        self._stage: StageStarted | None = None
+        self._round: RoundStarted | None = None
         self._clients: dict[str, str] = {}
         self._done = 0
         self._trained_s = 0.0
@@ -47,109 +67,115 @@ class Display:
         if self._live:
             self._live.stop()
 
-    def __call__(self, kind: str, values: dict[str, Any]) -> None:
-        """Takes an event; unknown kinds are ignored."""
-        handler = getattr(self, f"_on_{kind}", None)
-        if handler is not None:
-            handler(values)
+    def __call__(self, event: Event) -> None:
+        """Shows an event."""
+        match event:
+            case RunStarted(record=run):
+                self._on_run(run)
+            case Checking():
+                self._on_checking(event)
+            case Warning(message=message):
+                self._say(f"[yellow]warning:[/] {escape(message)}")
+            case StageStarted():
+                self._on_stage_started(event)
+            case RoundStarted():
+                self._round, self._clients = event, {}
+                self._round_started = time.monotonic()
+            case ClientStarted():
+                self._on_client_started(event)
+            case ClientStep(client=client, step=step, steps=steps, loss=loss):
+                self._clients[client] = f"{client} step {step}/{steps} loss {loss:.3f}"
+            case ClientWaiting(client=client, line=line):
+                self._say(f"  [yellow]{client}[/] {escape(line)}")
+            case ClientLog(client=client, line=line):
+                self._say(f"  [dim]{client}: {escape(line)}[/]")
+            case ClientDone():
+                self._on_client_done(event)
+            case Aggregating(clients=count):
+                self._clients = {"": f"aggregating {count} updates and evaluating"}
+            case RoundDone(record=record):
+                self._on_round(record)
+            case StageDone(record=record):
+                self._on_stage(record)
+            case RunEnding(run_id=run_id, status=status, reason=reason):
+                self._say(f"[bold]{run_id}[/] {status}{f': {escape(reason)}' if reason else ''}")
+            case OverheadMeasured() | Summarised():
+                pass  # the round's line has the one, and whoever started the run prints the other
+            case _:
+                assert_never(event)
         if self._live:
             self._live.update(self._status())
 
     def warn(self, line: str) -> None:
         """Shows a warning."""
-        self("warning", {"message": line})
+        self(Warning(message=line))
 
-    def _on_run(self, run: dict[str, Any]) -> None:
-        data = run["data"]
-        sizes = list(data["clients"].values())
+    def _on_run(self, run: RunRecord) -> None:
+        sizes = list(run.data.clients.values())
         spread = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
         self._say(
-            f"[bold]{run['run_id']}[/]  {run['strategy']}, {len(sizes)} clients of {spread} examples, "
-            f"{data['num_test']} to test on ({data['source']})"
+            f"[bold]{run.run_id}[/]  {run.strategy}, {len(sizes)} clients of {spread} examples, "
+            f"{run.data.num_test} to test on ({run.data.source})"
         )
-        if run["parent"]:
-            self._say(f"from stage {run['parent']['stage'] - 1} of {run['parent']['run_id']}")
+        if run.parent:
+            self._say(f"from stage {run.parent.stage - 1} of {run.parent.run_id}")
 
-    def _on_checking(self, values: dict[str, Any]) -> None:
-        done, total = values["done"], values["total"]
-        self._clients = {"": f"reading {values['split']} files {done}/{total}"}
+    def _on_checking(self, event: Checking) -> None:
+        done, total = event.done, event.total
+        self._clients = {"": f"reading {event.split} files {done}/{total}"}
         if self._live is None and (done == total or done % max(1, total // 4) == 0):
-            self._say(f"reading {values['split']} files {done}/{total}")
+            self._say(f"reading {event.split} files {done}/{total}")
 
-    def _on_warning(self, values: dict[str, Any]) -> None:
-        self._say(f"[yellow]warning:[/] {escape(values['message'])}")
+    def _on_stage_started(self, event: StageStarted) -> None:
+        self._stage = event
+        if not event.reused:
+            rounds = f"{event.rounds} rounds" if event.rounds else "no rounds: blocks are appended untrained"
+            self._say(f"[bold]stage {event.stage}[/]  {rounds}  key {event.key[:12]}")
 
-    def _on_stage_started(self, values: dict[str, Any]) -> None:
-        self._stage = values
-        if not values["reused"]:
-            rounds = f"{values['rounds']} rounds" if values["rounds"] else "no rounds: blocks are appended untrained"
-            self._say(f"[bold]stage {values['stage']}[/]  {rounds}  key {values['key'][:12]}")
+    def _on_client_started(self, event: ClientStarted) -> None:
+        where = f" on GPU {', '.join(event.gpus)}" if event.gpus else ""
+        self._clients[event.client] = f"{event.client} starts{where}"
+        if self._live is None and event.pod:
+            self._say(f"  [dim]{event.client} runs {event.step} in {event.pod} on {event.node}[/]")
 
-    def _on_round_started(self, values: dict[str, Any]) -> None:
-        self._round, self._clients = values, {}
-        self._round_started = time.monotonic()
-
-    def _on_client_started(self, values: dict[str, Any]) -> None:
-        where = f" on GPU {', '.join(values['gpus'])}" if "gpus" in values else ""
-        self._clients[values["client"]] = f"{values['client']} starts{where}"
-        if self._live is None and "pod" in values:
-            self._say(f"  [dim]{values['client']} runs {values['step']} in {values['pod']} on {values['node']}[/]")
-
-    def _on_client_step(self, values: dict[str, Any]) -> None:
-        self._clients[values["client"]] = (
-            f"{values['client']} step {values['step']}/{values['steps']} loss {values['loss']:.3f}"
-        )
-
-    def _on_client_done(self, values: dict[str, Any]) -> None:
-        self._clients.pop(values["client"], None)
-        if values["failed"]:
-            self._say(f"  [red]{values['client']} failed in round {values['round']}:[/] {escape(values['failed'])}")
-        elif self._live is None and values["metrics"]:
-            metrics = values["metrics"]
+    def _on_client_done(self, event: ClientDone) -> None:
+        self._clients.pop(event.client, None)
+        if event.failed:
+            self._say(f"  [red]{event.client} failed in round {event.round}:[/] {escape(event.failed)}")
+        elif self._live is None and event.metrics:
+            metrics = event.metrics
             self._say(
-                f"  {values['client']}  {metrics['steps']} steps  loss {metrics['loss']:.3f}  "
-                f"{bytes_text(metrics['bytes_up'])} up  {seconds_text(metrics['wall_s'])}"
+                f"  {event.client}  {metrics.steps} steps  loss {metrics.loss:.3f}  "
+                f"{bytes_text(metrics.bytes_up)} up  {seconds_text(metrics.wall_s)}"
             )
 
-    def _on_client_log(self, values: dict[str, Any]) -> None:
-        self._say(f"  [dim]{values['client']}: {escape(values['line'])}[/]")
-
-    def _on_waiting(self, values: dict[str, Any]) -> None:
-        self._say(f"  [yellow]{values['client']}[/] {escape(values['line'])}")
-
-    def _on_aggregating(self, values: dict[str, Any]) -> None:
-        self._clients = {"": f"aggregating {values['clients']} updates and evaluating"}
-
-    def _on_round(self, record: dict[str, Any]) -> None:
-        if self._stage.get("reused"):
+    def _on_round(self, record: RoundRecord) -> None:
+        stage, begun = self._stage, self._round
+        if stage is not None and stage.reused:
             return
         self._done += 1
-        self._metrics = record["metrics"]
-        self._bytes += sum(c["bytes_up"] + c["bytes_down"] for c in record["clients"].values())
-        if self._round.get("round") == record["round"] and self._round.get("stage") == record["stage"]:
+        self._metrics = record.metrics
+        self._bytes += sum(client.bytes_up + client.bytes_down for client in record.clients.values())
+        if begun is not None and (begun.stage, begun.round) == (record.stage, record.round):
             self._trained += 1
-            self._trained_s += record["wall_s"]["round"]
+            self._trained_s += record.wall_s["round"]
         shown = ["train/loss", *(name for name in HEADLINES if name in self._metrics)]
         shown += [
             name for name in self._metrics if name.startswith("federated/") and name.endswith(("R@1", "accuracy"))
         ]
         scores = "  ".join(metric_text(name, self._metrics[name]) for name in shown[:6])
         self._say(
-            f"  round {record['round']}/{self._stage.get('rounds', '?')}  {len(record['clients'])} clients  {scores}  "
-            f"{seconds_text(record['wall_s']['round'])}"
-            + (f"  overhead {seconds_text(record['wall_s']['overhead'])}" if "overhead" in record["wall_s"] else "")
+            f"  round {record.round}/{stage.rounds if stage else '?'}  {len(record.clients)} clients  {scores}  "
+            f"{seconds_text(record.wall_s['round'])}"
+            + (f"  overhead {seconds_text(record.wall_s['overhead'])}" if "overhead" in record.wall_s else "")
         )
         self._clients = {}
 
-    def _on_stage(self, record: dict[str, Any]) -> None:
-        how = "already committed" if record["reused"] else "committed"
-        self._say(f"stage {record['stage']} {how}  {record['digest'][:12]}")
-        if record["reused"]:
-            self._done += record["rounds"]
-
-    def _on_ending(self, values: dict[str, Any]) -> None:
-        why = f": {escape(values['reason'])}" if values["reason"] else ""
-        self._say(f"[bold]{values['run_id']}[/] {values['status']}{why}")
+    def _on_stage(self, record: StageRecord) -> None:
+        how = "already committed" if record.reused else "committed"
+        self._say(f"stage {record.stage} {how}  {record.digest[:12]}")
+        if record.reused:
+            self._done += record.rounds
 
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True)
@@ -157,7 +183,7 @@ class Display:
     def _status(self) -> Text:
         parts = []
         if self._stage and self._round:
-            parts.append(f"stage {self._stage['stage']} round {self._round['round']}/{self._stage['rounds']}")
+            parts.append(f"stage {self._stage.stage} round {self._round.round}/{self._stage.rounds}")
         parts += list(self._clients.values())[:4]
         if self._bytes:
             parts.append(f"{bytes_text(self._bytes)} moved")

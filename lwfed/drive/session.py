@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -17,14 +17,15 @@ from lwfed.drive.display import Display
 from lwfed.drive.interrupts import ending_on_terminate
 from lwfed.drive.trackers import NO_STAGE, make_trackers
 from lwfed.launch.launchers import make_launcher
+from lwfed.run import runs
+from lwfed.run.events import Event, RoundDone, RunStarted, StageDone
 from lwfed.run.heartbeat import beating
 from lwfed.run.launcher import Launcher
-from lwfed.run.runs import Run
 from lwfed.spec.run import RunSpec
-from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.tracking.jsonlines import JsonLines
 from lwfed.types.errors import LwfedError
+from lwfed.types.records import RunRecord
 
 if TYPE_CHECKING:
     from lwfed.tracking.mlflow.process import MlflowFollower
@@ -50,19 +51,20 @@ class Session:
     display: Display
     records: list[tuple[JsonLines, MlflowFollower | None]] = field(default_factory=list)
 
-    def emit(self, kind: str, values: dict[str, Any]) -> None:
+    def emit(self, event: Event) -> None:
         """Shows an event, and records the run's start, its rounds and its stages."""
-        self.display(kind, values)
+        self.display(event)
         for log, _ in self.records:
-            if kind == "run":
-                log.start(values)
-            elif kind == "round":
-                log.round(values)
-            elif kind == "stage":
-                log.stage(values)
+            match event:
+                case RunStarted(record=run):
+                    log.start(run.to_values())
+                case RoundDone(record=done):
+                    log.round(done.to_values())
+                case StageDone(record=finished):
+                    log.stage(finished.to_values())
 
-    def track(self, run: Run, *, part: int | None) -> JsonLines:
-        """Opens the run's log. The next event is to be `run`.
+    def track(self, run: RunRecord, *, part: int | None) -> JsonLines:
+        """Opens the run's log. The next event is to be `RunStarted`.
 
         Args:
             run: The run.
@@ -124,6 +126,6 @@ def driving(spec: RunSpec, *, run_id: str, store: Store, console: Console, whole
 def _record_again(session: Session) -> None:
     """Opens the log of a run that an earlier task has prepared, for a task that failed before it read the run."""
     with suppress(LwfedError):  # the store may be what failed
-        run = session.store.read_ref(paths.run(session.run_id))
+        run = runs.find_run(session.store, session.run_id)
         if run is not None:
-            session.track(run, part=NO_STAGE).start(run)
+            session.track(run, part=NO_STAGE).start(run.to_values())

@@ -16,6 +16,7 @@ from lwfed.run.specs import unpack_spec
 from lwfed.spec.run import RunSpec
 from lwfed.store.opening import open_store
 from lwfed.types.canonical import digest_of
+from lwfed.types.records import RunRecord
 
 
 @contextmanager
@@ -50,7 +51,7 @@ def run_id_of(spec: RunSpec) -> str:
     return f"{spec.name}-{tail[:8]}"
 
 
-def page(session: Session, run: runs.Run) -> str:
+def page(session: Session, run: RunRecord) -> str:
     """Returns the report of what is committed so far, with the address of the run in MLflow."""
     stages, rounds = runs.history(session.store, run)
     mlflow = session.mlflow()

@@ -18,6 +18,7 @@ from lwfed.drive.task_session import page, run_id_of, working
 from lwfed.drive.trackers import NO_STAGE, make_trackers
 from lwfed.launch.launchers import end_run
 from lwfed.run import runs
+from lwfed.run.events import RunEnding, RunStarted, Summarised
 from lwfed.run.runs import Options
 from lwfed.run.specs import unpack_spec
 from lwfed.run.tasks import RoundTask
@@ -28,6 +29,7 @@ from lwfed.tracking.ending import ending_of
 from lwfed.tracking.jsonlines import read_events
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import CheckpointError, LwfedError, SpecError
+from lwfed.types.records import RunRecord
 
 
 class Prepared(NamedTuple):
@@ -81,13 +83,13 @@ def prepare(*, spec: str, store: str, parent: str = "", fresh: bool = False) -> 
         taken = _parent(parent)
         run = walk.prepare(session, options=Options(run_id=session.run_id, fresh=fresh, parent=taken))
         session.track(run, part=NO_STAGE)
-        session.emit("run", run)
+        session.emit(RunStarted(record=run))
         first = taken[1] if taken else 1
         return Prepared(
-            run_id=run["run_id"],
+            run_id=run.run_id,
             input_digest=runs.input_digest_of(session.store, run, first),
             data_version=runs.data_version_of(run),
-            code_version=run["code_version"],
+            code_version=run.code_version,
         )
 
 
@@ -127,7 +129,7 @@ def train_stage(
         found = {
             "the plan": digest_of(runs.plans_of(run)[stage - 1].model_dump(mode="json")),
             "the data": runs.data_version_of(run),
-            "the code": run["code_version"],
+            "the code": run.code_version,
             "the input": runs.input_digest_of(session.store, run, stage),
         }
         for what, value in {**told, "the input": input_digest}.items():
@@ -138,13 +140,13 @@ def train_stage(
                     remedy="compile the pipeline again with the lwfed of the image, and submit it again",
                 )
         session.track(run, part=stage)
-        session.emit("run", run)
+        session.emit(RunStarted(record=run))
         record = walk.train_one(session, run, stage)
-        return StageDone(digest=record["digest"], metrics=dict(record["metrics"]), html=page(session, run))
+        return StageDone(digest=record.digest, metrics=dict(record.metrics), html=page(session, run))
 
 
 def evaluate(*, spec: str, store: str, stage: int, digest: str) -> Evaluated:
-    """Judges a stage's result on the server's test data, unless that is done.
+    """Evaluates a stage's result on the server's test data, unless that is done.
 
     Args:
         spec: What `pack_spec` returned.
@@ -164,7 +166,7 @@ def evaluate(*, spec: str, store: str, stage: int, digest: str) -> Evaluated:
         plan = runs.plans_of(run)[stage - 1]
         task = RoundTask(
             store=session.store.uri,
-            run_id=run["run_id"],
+            run_id=run.run_id,
             stage_key=key,
             server_round=plan.rounds,
             place=place_of(run, cache=None),
@@ -196,25 +198,25 @@ def report(*, spec: str, store: str, stage: int, digest: str) -> Reported:
         run = _run_at(session, stage + 1)
         key = _committed_key(session, run, stage, digest)
         stages, _ = runs.history(session.store, run)
-        wall_s = sum(record["wall_s"] for record in stages if not record["reused"])
+        wall_s = sum(record.wall_s for record in stages if not record.reused)
         summary = summarise(run, stages, wall_s=wall_s, complete=len(stages) == len(runs.plans_of(run)))
-        session.store.write_ref(paths.summary(run["run_id"]), summary)
+        session.store.write_ref(paths.summary(run.run_id), summary.to_values())
         session.track(run, part=NO_STAGE)
-        session.emit("run", run)
+        session.emit(RunStarted(record=run))
         walk.finish(session, run, summary)
-        session.emit("summary", summary)
-        html = bytes(session.store.get(paths.report(run["run_id"]))).decode()
+        session.emit(Summarised(record=summary))
+        html = bytes(session.store.get(paths.report(run.run_id))).decode()
         mlflow = session.mlflow()
         uri = session.store.uri if "://" in session.store.uri else f"file://{session.store.uri}"
         model = {
             "framework": "lwfed",
             "store_uri": f"{uri}/{paths.stage_checkpoint(key)}",
             "digest": digest,
-            "run_id": run["run_id"],
+            "run_id": run.run_id,
             "stage": str(stage),
             "mlflow_model": (mlflow.status.model if mlflow is not None else None) or "",
         }
-        return Reported(html=html, metrics=dict(summary["metrics"]), model=model)
+        return Reported(html=html, metrics=dict(summary.metrics), model=model)
 
 
 def cleanup(*, spec: str, store: str, state: str) -> None:
@@ -234,11 +236,11 @@ def cleanup(*, spec: str, store: str, state: str) -> None:
     trouble: list[LwfedError] = []  # what goes wrong with one thing keeps nothing else from being ended
     run, events = None, []
     try:
-        run, events = opened.read_ref(paths.run(run_id)), read_events(opened.read_log(paths.events(run_id)))
+        run, events = runs.find_run(opened, run_id), read_events(opened.read_log(paths.events(run_id)))
     except LwfedError as error:
         trouble.append(error)
     ending = ending_of(events, state=state)
-    display("ending", {"run_id": run_id, "status": ending.status, "reason": ending.reason})
+    display(RunEnding(run_id=run_id, status=ending.status, reason=ending.reason))
     if ending.status != "finished" and launcher_kind(values.launch.kind).remote:
         try:
             end_run(values, run_id=run_id)
@@ -246,7 +248,7 @@ def cleanup(*, spec: str, store: str, state: str) -> None:
             trouble.append(error)
     if ending.status != "finished" and run is not None:
         log, _ = make_trackers(run, values.tracking, store=opened, warn=display.warn, stage=NO_STAGE)
-        log.start(run)
+        log.start(run.to_values())
         log.fail(ending.reason, cancelled=ending.status == "cancelled", closing=True)
         log.close()
     if trouble:
@@ -262,19 +264,18 @@ def _parent(text: str) -> tuple[str, int] | None:
     return run_id, int(stage)
 
 
-def _run_at(session: Session, stage: int) -> dict[str, Any]:
+def _run_at(session: Session, stage: int) -> RunRecord:
     """Reads the run, with the stages before one noted: the pipeline may have skipped their tasks as done."""
     run = runs.read_run(session.store, session.run_id)
-    runs.note_committed(session.store, run, before=stage)
-    return run
+    return runs.note_committed(session.store, run, before=stage)
 
 
-def _committed_key(session: Session, run: runs.Run, stage: int, digest: str) -> str:
+def _committed_key(session: Session, run: RunRecord, stage: int, digest: str) -> str:
     key = runs.stage_key_of(run, stage)
     committed = None if key is None else session.store.read_ref(paths.stage_checkpoint(key))
     if key is None or committed is None or committed["digest"] != digest:
         raise CheckpointError(
-            f"stage {stage} of {run['run_id']} is not committed with digest {digest[:12]}",
+            f"stage {stage} of {run.run_id} is not committed with digest {digest[:12]}",
             remedy="run its task again",
         )
     return key

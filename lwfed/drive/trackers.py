@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +16,17 @@ from lwfed.tracking.jsonlines import JsonLines, as_it_ended, read_events
 from lwfed.tracking.mlflow.target import Target, absolute_uri
 from lwfed.tracking.protocol import Record, Tracker, event_of
 from lwfed.types.errors import SpecError
+from lwfed.types.records import RunRecord, RunSummary
 
 if TYPE_CHECKING:
     from lwfed.tracking.mlflow.process import MlflowFollower
 
-Run = Mapping[str, Any]
-
 NO_STAGE = 0
-"""The part of a process that works on a run beside others, and on none of its stages: it prepares, judges, reports."""
+"""The part of a process that works on a run and on none of its stages: it prepares, evaluates, reports."""
 
 
 def make_trackers(
-    run: Run, spec: TrackingSpec, *, store: Store, warn: Callable[[str], None], stage: int | None = None
+    run: RunRecord, spec: TrackingSpec, *, store: Store, warn: Callable[[str], None], stage: int | None = None
 ) -> tuple[JsonLines, MlflowFollower | None]:
     """Opens a run's log for this process. Its start also records what earlier processes could not.
 
@@ -42,7 +41,7 @@ def make_trackers(
     Returns:
         The log, and what follows it to MLflow; None where MLflow is off.
     """
-    key = paths.events(run["run_id"])
+    key = paths.events(run.run_id)
     old = store.read_log(key)
     mlflow = None
     target = target_of(spec, stage=stage)
@@ -76,7 +75,7 @@ def target_of(spec: TrackingSpec, *, stage: int | None = None) -> Target | None:
     )
 
 
-def replay_log(run: Run, spec: TrackingSpec, *, store: Store) -> dict[str, Any]:
+def replay_log(run: RunRecord, spec: TrackingSpec, *, store: Store) -> dict[str, Any]:
     """Brings MLflow up to date with a run's log; what it has already is not logged twice. Imports MLflow.
 
     Raises:
@@ -84,15 +83,15 @@ def replay_log(run: Run, spec: TrackingSpec, *, store: Store) -> dict[str, Any]:
     """
     target = target_of(spec)
     if target is None:
-        raise SpecError(f"MLflow is switched off in run {run['run_id']}", remedy="set tracking.uri when it is started")
+        raise SpecError(f"MLflow is switched off in run {run.run_id}", remedy="set tracking.uri when it is started")
     from lwfed.tracking.mlflow.delivery import replay_to_mlflow
 
-    events = read_events(store.read_log(paths.events(run["run_id"])))
+    events = read_events(store.read_log(paths.events(run.run_id)))
     status = replay_to_mlflow([_with_files_at_hand(event, run, store=store) for event in events], target=target)
     return {"uri": target.uri, **status.values()}
 
 
-def tell_finish(run: Run, summary: Mapping[str, Any], *, store: Store, tracker: Tracker) -> None:
+def tell_finish(run: RunRecord, summary: RunSummary, *, store: Store, tracker: Tracker) -> None:
     """Records that a run is over, with what the step `finish` wrote.
 
     Args:
@@ -101,16 +100,16 @@ def tell_finish(run: Run, summary: Mapping[str, Any], *, store: Store, tracker: 
         store: Where it is.
         tracker: Where it is recorded.
     """
-    run = runs.read_run(store, run["run_id"])  # its stages were noted while it went on
+    run = runs.read_run(store, run.run_id)  # its stages were noted while it went on
     spec = runs.spec_of(run)
     model = {
-        "uri": uri_of(store.uri, run["stages"][-1]["key"]),
-        "digest": summary["digest"],
+        "uri": uri_of(store.uri, run.stages[-1].key),
+        "digest": summary.digest,
         "kind": spec.model.objective.kind,
         "modalities": list(spec.model.modalities),
-        "classes": run["data"]["classes"],
+        "classes": run.data.classes,
     }
-    tracker.finish(summary, artifacts=_files_of(run, store=store), model=model)
+    tracker.finish(summary.to_values(), artifacts=_files_of(run, store=store), model=model)
 
 
 def uri_of(store: str, key: str) -> str:
@@ -124,7 +123,7 @@ def is_told(run_id: str, *, store: Store) -> bool:
     return end is not None and end["event"] == "finish"
 
 
-def _missed(run: Run, told: Sequence[Record], *, store: Store) -> list[Record]:
+def _missed(run: RunRecord, told: Sequence[Record], *, store: Store) -> list[Record]:
     """Returns the rounds and stages of earlier processes, in order: those of the log, and stages that none of them ran.
 
     A pipeline that knows a stage's result already skips its task, and no process records it.
@@ -133,25 +132,25 @@ def _missed(run: Run, told: Sequence[Record], *, store: Store) -> list[Record]:
     for event in told:
         if event["event"] in ("round", "stage"):
             of_log.setdefault(int(event["record"]["stage"]), []).append(event)
-    for item in run["stages"]:
-        events = of_log.get(item["stage"], [])
+    for item in run.stages:
+        events = of_log.get(item.stage, [])
         if any(event["event"] == "stage" for event in events):
             continue
-        stages, rounds = runs.history(store, {**run, "stages": [item]})
+        stages, rounds = runs.history(store, run.changed(stages=[item]))
         if stages:
-            of_log[item["stage"]] = [event_of("round", record) for record in rounds]
-            of_log[item["stage"]] += [event_of("stage", record) for record in stages]
+            of_log[item.stage] = [event_of("round", record.to_values()) for record in rounds]
+            of_log[item.stage] += [event_of("stage", record.to_values()) for record in stages]
     return [event for stage in sorted(of_log) for event in of_log[stage]]
 
 
-def _with_files_at_hand(event: Record, run: Run, *, store: Store) -> Record:
+def _with_files_at_hand(event: Record, run: RunRecord, *, store: Store) -> Record:
     """Names the files of a run's end as they lie here: another machine may have recorded it."""
     if event["event"] != "finish":
         return event
     return {**event, "artifacts": [str(path) for path in _files_of(run, store=store)]}
 
 
-def _files_of(run: Run, *, store: Store) -> list[Path]:
+def _files_of(run: RunRecord, *, store: Store) -> list[Path]:
     """Returns the report and figures that a run has written, as files of this machine."""
-    keys = [paths.report(run["run_id"]), *store.list(paths.figure(run["run_id"], ""))]
+    keys = [paths.report(run.run_id), *store.list(paths.figure(run.run_id, ""))]
     return [store.fetch(key) for key in keys if store.has(key)]

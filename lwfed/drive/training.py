@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
 
 from rich.console import Console
 
@@ -16,6 +15,7 @@ from lwfed.run import runs
 from lwfed.run.runs import Options
 from lwfed.spec.run import RunSpec
 from lwfed.store.protocol import Store
+from lwfed.types.records import RunRecord, RunSummary
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Wanted:
 
     spec: RunSpec
     options: Options
-    drafted: dict[str, Any] | None
+    drafted: RunRecord | None
     done: str | None
 
 
@@ -60,12 +60,12 @@ def look_up(spec: RunSpec, *, options: Options, store: Store, whole: bool = True
         found = runs.find_finished(store, drafted)
         if found is not None and options.run_id in (None, found) and is_told(found, store=store):
             done = found
-    return Wanted(spec, replace(options, run_id=drafted["run_id"]), drafted=drafted, done=done)
+    return Wanted(spec, replace(options, run_id=drafted.run_id), drafted=drafted, done=done)
 
 
 def train(
     wanted: Wanted, *, store: Store, console: Console, go_on: str | None = None, last_stage: int | None = None
-) -> dict[str, Any]:
+) -> RunSummary:
     """Trains what is not committed of a run, shows how it goes, and records it.
 
     Args:

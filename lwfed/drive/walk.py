@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from lwfed import environment
 from lwfed.drive.session import Session
 from lwfed.drive.trackers import tell_finish
 from lwfed.round.train_stage import train_stage as run_stage
-from lwfed.run import runs
 from lwfed.run.runs import Options
 from lwfed.run.tasks import RunTask, StageTask
 from lwfed.steps.experiment import place_of, run_stages
 from lwfed.steps.prepare_there import prepare_there
 from lwfed.store.local import LocalStore
 from lwfed.store.protocol import Store
+from lwfed.types.records import RunRecord, RunSummary, StageRecord
 
 
-def prepare(session: Session, *, options: Options, drafted: dict[str, Any] | None = None) -> dict[str, Any]:
+def prepare(session: Session, *, options: Options, drafted: RunRecord | None = None) -> RunRecord:
     """Prepares the run, where its data are.
 
     Args:
@@ -43,7 +41,7 @@ def prepare(session: Session, *, options: Options, drafted: dict[str, Any] | Non
     return prepare_here(drafted, store=session.store, emit=session.emit, cache=cache)
 
 
-def train_all(session: Session, run: dict[str, Any], *, last_stage: int | None = None) -> dict[str, Any]:
+def train_all(session: Session, run: RunRecord, *, last_stage: int | None = None) -> RunSummary:
     """Runs what is left of all stages, up to one; returns the summary. Raises what `run_stages` raises."""
     return run_stages(
         run, launcher=session.launcher, store=session.store, emit=session.emit, cache=_cache(session),
@@ -51,16 +49,16 @@ def train_all(session: Session, run: dict[str, Any], *, last_stage: int | None =
     )  # fmt: skip
 
 
-def train_one(session: Session, run: runs.Run, stage: int) -> dict[str, Any]:
+def train_one(session: Session, run: RunRecord, stage: int) -> StageRecord:
     """Runs what is left of one stage; returns its StageRecord. Raises what `lwfed.round.train_stage` raises."""
     place = place_of(run, cache=_cache(session))
-    task = StageTask(store=session.store.uri, run_id=run["run_id"], stage=stage, place=place)
+    task = StageTask(store=session.store.uri, run_id=run.run_id, stage=stage, place=place)
     return run_stage(task, launcher=session.launcher, store=session.store, emit=session.emit)
 
 
-def finish(session: Session, run: runs.Run, summary: Mapping[str, Any]) -> None:
+def finish(session: Session, run: RunRecord, summary: RunSummary) -> None:
     """Writes the run's report and figures, and records that the run is over."""
-    task = RunTask(store=session.store.uri, run_id=run["run_id"], place=place_of(run, cache=None))
+    task = RunTask(store=session.store.uri, run_id=run.run_id, place=place_of(run, cache=None))
     session.launcher.server("finish", task, emit=session.emit)
     for log, _ in session.records:
         tell_finish(run, summary, store=session.store, tracker=log)

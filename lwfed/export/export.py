@@ -32,6 +32,7 @@ from lwfed.store.cache import BlockCache
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
 from lwfed.types.canonical import readable
 from lwfed.types.errors import CheckpointError, DiskFullError, NotFoundError, SpecError, UnreachableError
+from lwfed.types.records import RunRecord
 
 MARKER = "lwfed.json"
 """Says that a folder is an export; written last."""
@@ -105,7 +106,7 @@ def export_run(
     }
 
 
-def committed_stage(run: runs.Run, *, bench: Workbench, stage: int | None) -> tuple[int, str, Checkpoint]:
+def committed_stage(run: RunRecord, *, bench: Workbench, stage: int | None) -> tuple[int, str, Checkpoint]:
     """Finds a committed stage of a run.
 
     Args:
@@ -122,7 +123,7 @@ def committed_stage(run: runs.Run, *, bench: Workbench, stage: int | None) -> tu
     """
     total = len(runs.plans_of(run))
     if stage is not None and not 1 <= stage <= total:
-        raise NotFoundError(f"run {run['run_id']} has no stage {stage}", remedy=f"name a stage from 1 to {total}")
+        raise NotFoundError(f"run {run.run_id} has no stage {stage}", remedy=f"name a stage from 1 to {total}")
     for number in range(total, 0, -1) if stage is None else (stage,):
         key = runs.stage_key_of(run, number)
         checkpoint = None if key is None else read_checkpoint(bench.store, paths.stage_checkpoint(key))
@@ -130,8 +131,8 @@ def committed_stage(run: runs.Run, *, bench: Workbench, stage: int | None) -> tu
             return number, key, checkpoint
     what = "no stage" if stage is None else f"stage {stage}"
     raise CheckpointError(
-        f"{what} of run {run['run_id']} is {'' if stage is None else 'not '}committed",
-        remedy=f"run it first: lwfed run --run-id {run['run_id']}",
+        f"{what} of run {run.run_id} is {'' if stage is None else 'not '}committed",
+        remedy=f"run it first: lwfed run --run-id {run.run_id}",
     )
 
 
@@ -155,7 +156,13 @@ def sequential(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _info(
-    run: runs.Run, number: int, checkpoint: Checkpoint, *, stage: Stage, bench: Workbench, tensors: Mapping[str, Tensor]
+    run: RunRecord,
+    number: int,
+    checkpoint: Checkpoint,
+    *,
+    stage: Stage,
+    bench: Workbench,
+    tensors: Mapping[str, Tensor],
 ) -> dict[str, Any]:
     model, plan = stage.plan.model, stage.plan
     record = bench.store.read_ref(paths.stage_record(stage.key)) or {"metrics": {}}
@@ -174,18 +181,18 @@ def _info(
     return {
         "format": 1,
         "lwfed": __version__,
-        "run_id": run["run_id"],
-        "name": run["name"],
-        "strategy": run["strategy"],
+        "run_id": run.run_id,
+        "name": run.name,
+        "strategy": run.strategy,
         "stage": number,
         "num_stages": plan.num_stages,
         "digest": checkpoint.digest,
         "metrics": record["metrics"],
-        "data": {"source": run["data"]["source"], "version": run["data"]["version"]},
+        "data": {"source": run.data.source, "version": run.data.version},
         "modalities": list(model.modalities),
         "families": {m: encoder.family for m, encoder in model.encoders.items()},
         "blocks": dict(plan.depth),
-        "classes": list(run["data"]["classes"]),
+        "classes": list(run.data.classes),
         "objective": model.objective.model_dump(mode="json"),
         "temperature": model.objective.temperature if model.objective.kind == "contrastive" else None,
         "heads": info_heads,

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from lwfed import environment
 from lwfed.launch.dispatch import run_step
+from lwfed.run.events import Event, values_of
 from lwfed.run.heartbeat import watch
 from lwfed.run.tasks import ClientTask, InspectTask, PrepareTask, RoundTask, RunTask, StageTask
 from lwfed.store import paths
@@ -99,9 +100,9 @@ def run_task(name: str, task: Task, *, as_json: bool, bench: Workbench | None = 
         The step's result as plain values.
     """
 
-    def emit(kind: str, values: dict[str, Any]) -> None:
+    def emit(event: Event) -> None:
         if as_json and environment.rank() == 0:
-            tell(kind, values)
+            tell(event.kind, values_of(event))
 
     with environment.ranks(use_gpu=task.place.device != "cpu"):
         if not isinstance(task, StageTask):
@@ -116,7 +117,7 @@ def run_task(name: str, task: Task, *, as_json: bool, bench: Workbench | None = 
             record = train_stage(task, launcher=launcher, store=store, emit=emit)
         finally:
             launcher.close()
-        return {"digest": record["digest"]}
+        return {"digest": record.digest}
 
 
 def tell(kind: str, values: dict[str, Any]) -> None:

@@ -30,7 +30,8 @@ from lwfed.environment import child_environment, only_gpus
 from lwfed.launch import worker
 from lwfed.launch.devices import check_devices, gpus_here, gpus_of
 from lwfed.launch.in_process import InProcess
-from lwfed.run.launcher import Emit, Outcome
+from lwfed.run.events import ClientLog, ClientStarted, Emit, read_event
+from lwfed.run.launcher import Outcome
 from lwfed.run.tasks import PoolTask, ServerTask
 from lwfed.spec.run import RunSpec
 from lwfed.store.protocol import Store
@@ -126,7 +127,7 @@ class Subprocess:
                 heapq.heappush(free, client.slot)
                 outcome = _outcome(client, None if line is not None else process)
                 if outcome.exit_code not in {0, *FINAL_CODES} and client.attempt <= self._retries:
-                    emit("client_log", {"client": outcome.client, "line": f"tried again: {outcome.reason}"})
+                    emit(ClientLog(client=outcome.client, line=f"tried again: {outcome.reason}"))
                     waiting.append((client.task, client.attempt + 1))
                     continue
                 if outcome.exit_code in SHARED_CODES:
@@ -162,8 +163,7 @@ class Subprocess:
         else:
             process = self._worker(slot, {"step": step, "task": task.model_dump(mode="json")}, gpus=gpus)
         running[process] = _Client(task, slot, attempt, log_start=process.log.stat().st_size)
-        told: dict[str, Any] = {"client": task.client, "step": step, "attempt": attempt}
-        emit("client_started", {**told, "gpus": list(gpus)} if gpus else told)
+        emit(ClientStarted(client=task.client, step=step, attempt=attempt, gpus=tuple(gpus)))
 
     def _worker(self, slot: int, request: dict[str, Any], *, gpus: Sequence[str]) -> _Process:
         """Hands a request to a slot's worker, or to a new one where there is none or none any longer."""
@@ -234,13 +234,13 @@ def _is_over(client: _Client, line: str | None, emit: Emit) -> bool:
     try:
         event = json.loads(line)
         kind, values = event["event"], event["values"]
-    except (ValueError, KeyError, TypeError):
-        emit("client_log", {"client": client.task.client, "line": line.rstrip()})
+        if kind == "failed":
+            client.failure = (values["exit_code"], values["message"])
+        elif kind != "ready":
+            emit(read_event(kind, values))
+    except (ValueError, KeyError, TypeError):  # a library wrote something; pydantic's error is a ValueError
+        emit(ClientLog(client=client.task.client, line=line.rstrip()))
         return False
-    if kind == "failed":
-        client.failure = (values["exit_code"], values["message"])
-    elif kind != "ready":
-        emit(kind, values)
     return bool(kind == "ready")
 
 

@@ -28,7 +28,7 @@ from lwfed.report.plots import (
     svg,
 )
 from lwfed.report.series import Panel, Stage, panels_of, stages_of
-from lwfed.tracking.protocol import Record
+from lwfed.types.records import RoundRecord, RunRecord, StageRecord
 
 RESOURCES = {
     "memory": ("Peak memory of a client", bytes_text),
@@ -48,7 +48,7 @@ class Drawing(NamedTuple):
     svg: str
 
 
-def draw_run(run: Record, *, stages: Sequence[Record], rounds: Sequence[Record]) -> dict[str, Drawing]:
+def draw_run(run: RunRecord, *, stages: Sequence[StageRecord], rounds: Sequence[RoundRecord]) -> dict[str, Drawing]:
     """Draws every figure that a run's records allow.
 
     Args:
@@ -144,9 +144,9 @@ def resource_figure(key: str, rows: Sequence[Row]) -> Figure | None:
 
 
 @styled
-def participation_figure(run: Record, *, stages: Sequence[Stage], rounds: Sequence[Record]) -> Figure:
+def participation_figure(run: RunRecord, *, stages: Sequence[Stage], rounds: Sequence[RoundRecord]) -> Figure:
     """Draws who took part in which round and, below, the spread of the clients' losses, on one axis of rounds."""
-    clients = sorted({*run["data"]["clients"], *(client for record in rounds for client in record["cohort"])})
+    clients = sorted({*run.data.clients, *(client for record in rounds for client in record.cohort)})
     tall = 16.0 if len(clients) <= 20 else max(4.0, 320 / len(clients))
     losses = _losses(rounds)
     below = [230] if losses else []
@@ -167,9 +167,9 @@ def participation_figure(run: Record, *, stages: Sequence[Stage], rounds: Sequen
 
 
 @styled
-def partition_figure(run: Record) -> Figure:
+def partition_figure(run: RunRecord) -> Figure:
     """Draws how many examples each client has."""
-    clients = dict(sorted(run["data"]["clients"].items()))
+    clients = dict(sorted(run.data.clients.items()))
     tall = 20.0 if len(clients) <= 24 else max(5.0, 480 / len(clients))
     every = math.ceil(14 / tall)
     figure = new_figure(560, tall * len(clients) + 12, label="Number of examples of each client")
@@ -187,15 +187,15 @@ def partition_figure(run: Record) -> Figure:
     return figure
 
 
-def _cells(axes: Axes, clients: Sequence[str], rounds: Sequence[Record], *, every: int, narrow: bool) -> None:
+def _cells(axes: Axes, clients: Sequence[str], rounds: Sequence[RoundRecord], *, every: int, narrow: bool) -> None:
     """Draws a cell per client and round: it took part, failed, or was not sampled."""
     kinds = {"took part": SERIES[0], "not sampled": COLOURS["faint"], "failed": COLOURS["bad"]}
     cells: dict[str, list[tuple[int, int]]] = {kind: [] for kind in kinds}
     for record in rounds:
         for row, client in enumerate(clients):
-            failed, trained = client in (record.get("failed") or {}), client in (record.get("clients") or {})
+            failed, trained = client in record.failed, client in record.clients
             kind = "failed" if failed else "took part" if trained else "not sampled"
-            cells[kind].append((record["global_round"], row))
+            cells[kind].append((record.global_round, row))
     corners = [(-0.48, -0.44), (0.48, -0.44), (0.48, 0.44), (-0.48, 0.44), (-0.48, -0.44)]
     for kind, colour in kinds.items():
         if cells[kind]:
@@ -229,10 +229,10 @@ def _spread(axes: Axes, losses: Sequence[tuple[int, list[float]]]) -> None:
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.5, ncols=3)
 
 
-def _losses(rounds: Sequence[Record]) -> list[tuple[int, list[float]]]:
+def _losses(rounds: Sequence[RoundRecord]) -> list[tuple[int, list[float]]]:
     """Returns the known losses of the clients in each round that has any."""
     found = [
-        (record["global_round"], [c["loss"] for c in (record.get("clients") or {}).values() if finite(c.get("loss"))])
+        (record.global_round, [client.loss for client in record.clients.values() if finite(client.loss)])
         for record in rounds
     ]
     return [(number, values) for number, values in found if values]

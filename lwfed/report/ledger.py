@@ -7,27 +7,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lwfed.formats import finite
-from lwfed.tracking.protocol import Record, stage_numbers
+from lwfed.types.records import Ledger, RunRecord, StageRecord
 
 Row = dict[str, Any]
 
 
-def ledger_rows(run: Record, stages: Sequence[Record]) -> list[Row]:
+def ledger_rows(run: RunRecord, stages: Sequence[StageRecord]) -> list[Row]:
     """Returns a row per stage, and last one of end-to-end training.
 
     Returns:
         Rows of stage, rounds, wall_s, reused, and the quantities `predicted` and `measured`: parameters present and
         trained; bytes up, down and of frozen blocks; flops per training sample; peak memory. What is unknown is None.
     """
-    finished = {record["stage"]: record for record in stages}
-    costs = {cost["stage"]: cost for cost in run.get("predicted") or ()}
+    finished = {record.stage: record for record in stages}
+    costs = {cost["stage"]: cost for cost in run.predicted}
     rows = []
-    for stage in stage_numbers(run):
-        record = finished.get(stage, {})
-        ledger = record.get("ledger") or {}
-        predicted = ledger.get("predicted") or costs.get(stage) or {}
-        rows.append(_row(stage, record, predicted=predicted, measured=ledger.get("measured") or {}))
-    return [*rows, _row("end to end", {}, predicted=run.get("end_to_end") or {}, measured={})]
+    for stage in run.stage_numbers:
+        record = finished.get(stage)
+        ledger = record.ledger if record else Ledger()
+        predicted = ledger.predicted or costs.get(stage) or {}
+        rows.append(_row(stage, record, predicted=predicted, measured=ledger.measured))
+    return [*rows, _row("end to end", None, predicted=run.end_to_end, measured={})]
 
 
 def totals(rows: Sequence[Row]) -> dict[str, tuple[float, float, float | None]]:
@@ -61,12 +61,14 @@ def totals(rows: Sequence[Row]) -> dict[str, tuple[float, float, float | None]]:
     return {key: (ours, theirs, _factor(ours, theirs)) for key, (ours, theirs) in both.items()}
 
 
-def _row(stage: int | str, record: Record, *, predicted: Record, measured: Record) -> Row:
+def _row(
+    stage: int | str, record: StageRecord | None, *, predicted: Mapping[str, Any], measured: Mapping[str, Any]
+) -> Row:
     return {
         "stage": stage,
-        "rounds": record.get("rounds"),
-        "wall_s": record.get("wall_s"),
-        "reused": record.get("reused", False),
+        "rounds": record.rounds if record else None,
+        "wall_s": record.wall_s if record else None,
+        "reused": record.reused if record else False,
         "predicted": _quantities(predicted),
         "measured": _quantities(measured),
     }

@@ -27,8 +27,8 @@ from lwfed.formats import (
 from lwfed.report.ledger import Row, ledger_rows, totals
 from lwfed.report.pages import page
 from lwfed.report.series import stages_of
-from lwfed.tracking.protocol import Record, stage_numbers
 from lwfed.types.canonical import digest_of
+from lwfed.types.records import RoundRecord, RunRecord, StageRecord
 
 if TYPE_CHECKING:
     from lwfed.report.figures import Drawing
@@ -41,9 +41,9 @@ NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def render(
-    run: Record,
-    stages: Sequence[Record],
-    rounds: Sequence[Record],
+    run: RunRecord,
+    stages: Sequence[StageRecord],
+    rounds: Sequence[RoundRecord],
     *,
     drawings: Mapping[str, Drawing] | None = None,
     retrieval: Sequence[Mapping[str, Any]] | None = None,
@@ -65,8 +65,8 @@ def render(
     Returns:
         An HTML document that needs nothing else.
     """
-    stages = sorted(stages, key=lambda record: record["stage"])
-    rounds = sorted(rounds, key=lambda record: record["global_round"])
+    stages = sorted(stages, key=lambda record: record.stage)
+    rounds = sorted(rounds, key=lambda record: record.global_round)
     if drawings is None:
         from lwfed.report.figures import draw_run  # matplotlib, for whoever draws
 
@@ -79,33 +79,35 @@ def render(
     return page(
         "report.html",
         run=run,
-        num_stages=len(stage_numbers(run)),
+        num_stages=len(run.stage_numbers),
         stages=stages,
         status=_status(run, stages, rounds, failure),
         failure=failure,
         links=dict(links or {}),
-        digest=stages[-1]["digest"] if stages else None,
-        spec_digest=digest_of(run["spec"]),
+        digest=stages[-1].digest if stages else None,
+        spec_digest=digest_of(run.spec),
         tiles=_tiles(run, stages, rounds, rows=rows),
         metrics=[figure for name, figure in figures.items() if not name.startswith(others)],
-        held_out=any(name.startswith("federated/") for record in rounds for name in record.get("metrics") or {}),
+        held_out=any(name.startswith("federated/") for record in rounds for name in record.metrics),
         untrained=[stage.number for stage in stages_of(run, stages, rounds) if not stage.rounds],
         resources=resources,
         ledger=rows,
         participation=figures.get("participation"),
         failures=failures[:MOST_FAILURES],
         num_failures=len(failures),
-        recomputed=[(r["global_round"], c) for r in rounds for c in r.get("recomputed_prefixes") or ()],
-        lost_residuals=[(r["global_round"], client) for r in rounds for client in r.get("lost_residuals") or ()],
+        recomputed=[(r.global_round, client) for r in rounds for client in r.recomputed_prefixes],
+        lost_residuals=[(r.global_round, client) for r in rounds for client in r.lost_residuals],
         partition=figures["partition"],
         retrieval=[_query(item) for item in retrieval or ()],
-        spec=yaml.safe_dump(run["spec"], sort_keys=False, allow_unicode=True, width=100),
+        spec=yaml.safe_dump(run.spec, sort_keys=False, allow_unicode=True, width=100),
     )
 
 
-def _status(run: Record, stages: Sequence[Record], rounds: Sequence[Record], failure: str | None) -> tuple[str, str]:
+def _status(
+    run: RunRecord, stages: Sequence[StageRecord], rounds: Sequence[RoundRecord], failure: str | None
+) -> tuple[str, str]:
     """Returns how the run stands, in words and as a class of the style sheet."""
-    total = len(stage_numbers(run))
+    total = len(run.stage_numbers)
     if failure:
         return "failed", "bad"
     if len(stages) == total:
@@ -114,15 +116,15 @@ def _status(run: Record, stages: Sequence[Record], rounds: Sequence[Record], fai
 
 
 def _tiles(
-    run: Record, stages: Sequence[Record], rounds: Sequence[Record], *, rows: Sequence[Row]
+    run: RunRecord, stages: Sequence[StageRecord], rounds: Sequence[RoundRecord], *, rows: Sequence[Row]
 ) -> list[dict[str, str]]:
     """Returns the figures that readers look for first: how good, how large, how much cheaper."""
     tiles = []
-    metrics, data = final_metrics(stages, rounds), run["data"]
+    metrics, data = final_metrics(stages, rounds), run.data
     chances = {
-        "test/t2i/R@1": ("Text to image R@1", 1 / data["num_test"] if data.get("num_test") else None),
+        "test/t2i/R@1": ("Text to image R@1", 1 / data.num_test if data.num_test else None),
         "test/i2t/R@1": ("Image to text R@1", None),
-        "test/accuracy": ("Test accuracy", 1 / len(data["classes"]) if data.get("classes") else None),
+        "test/accuracy": ("Test accuracy", 1 / len(data.classes) if data.classes else None),
         "test/f1": ("Macro F1", None),
     }
     for name, (title, chance) in chances.items():
@@ -138,8 +140,8 @@ def _tiles(
         ours, whole, factor = saved[key]
         if factor is not None:
             tiles.append({"title": title, "value": factor_text(factor), "note": f"{write(ours)}, not {write(whole)}"})
-    seconds = sum(record["wall_s"] for record in stages if finite(record.get("wall_s")))
-    sizes = [len(record.get("clients") or ()) for record in rounds]
+    seconds = sum(record.wall_s for record in stages)
+    sizes = [len(record.clients) for record in rounds]
     clients = f"{statistics.fmean(sizes):.1f}".removesuffix(".0") if sizes else ""
     mean = f"{clients} client{'' if clients == '1' else 's'} each, " if sizes else ""
     note = f"{mean}{seconds_text(seconds)} in all".replace(" in all", f"{NO_BREAK}in{NO_BREAK}all")
@@ -149,21 +151,21 @@ def _tiles(
     return tiles
 
 
-def final_metrics(stages: Sequence[Record], rounds: Sequence[Record]) -> dict[str, Any]:
+def final_metrics(stages: Sequence[StageRecord], rounds: Sequence[RoundRecord]) -> dict[str, float]:
     """Returns the last known value of each metric."""
-    metrics: dict[str, Any] = {}
-    for record in [*rounds, *stages]:
-        metrics |= {name: value for name, value in (record.get("metrics") or {}).items() if finite(value)}
+    metrics: dict[str, float] = {}
+    for found in [*(record.metrics for record in rounds), *(record.metrics for record in stages)]:
+        metrics |= {name: value for name, value in found.items() if finite(value)}
     return metrics
 
 
-def _failures(rounds: Sequence[Record]) -> list[dict[str, Any]]:
+def _failures(rounds: Sequence[RoundRecord]) -> list[dict[str, Any]]:
     """Returns which clients failed in which round, in training or in evaluation on their held-out shares."""
     return [
-        {"round": record["global_round"], "client": client, "work": work, "reason": reason}
+        {"round": record.global_round, "client": client, "work": work, "reason": reason}
         for record in rounds
-        for key, work in (("failed", "training"), ("failed_evaluations", "evaluation"))
-        for client, reason in sorted((record.get(key) or {}).items())
+        for failed, work in ((record.failed, "training"), (record.failed_evaluations, "evaluation"))
+        for client, reason in sorted(failed.items())
     ]
 
 

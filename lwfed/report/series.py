@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lwfed.formats import INITIALS, finite, natural_order
-from lwfed.tracking.protocol import Record, stage_numbers
+from lwfed.types.records import RoundRecord, RunRecord, StageRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,12 @@ class Panel:
     share: bool
 
 
-def stages_of(run: Record, stages: Sequence[Record], rounds: Sequence[Record]) -> list[Stage]:
+def stages_of(run: RunRecord, stages: Sequence[StageRecord], rounds: Sequence[RoundRecord]) -> list[Stage]:
     """Returns a run's stages along its global rounds, as far as they are recorded."""
-    finished = {record["stage"]: int(record["rounds"]) for record in stages}
+    finished = {record.stage: record.rounds for record in stages}
     result, first = [], 1
-    for number in stage_numbers(run):
-        recorded = sum(1 for record in rounds if record["stage"] == number)
+    for number in run.stage_numbers:
+        recorded = sum(1 for record in rounds if record.stage == number)
         if number not in finished and not recorded:
             break
         count = finished.get(number, recorded)
@@ -67,18 +67,18 @@ def stages_of(run: Record, stages: Sequence[Record], rounds: Sequence[Record]) -
     return result
 
 
-def panels_of(rounds: Sequence[Record]) -> list[Panel]:
+def panels_of(rounds: Sequence[RoundRecord]) -> list[Panel]:
     """Returns a run's metrics by panel: recall in each direction, classification, loss, and what is left."""
-    names = {name for record in rounds for name in record.get("metrics") or {}}
+    names = {name for record in rounds for name in record.metrics}
     sides = {"test": 0, "train": 1, "federated": 2}
     series: dict[tuple[str, str], list[Series]] = {}
     for name in sorted(natural_order(names), key=lambda name: sides.get(name.partition("/")[0], 1)):
         key, title, label = _place(name)
         points = tuple(
-            (int(record["global_round"]), float(value) if finite(value) else None)
+            (record.global_round, value if finite(value) else None)
             for record in rounds
-            if name in (record.get("metrics") or {})
-            for value in [record["metrics"][name]]
+            if name in record.metrics
+            for value in [record.metrics[name]]
         )
         if any(value is not None for _, value in points):
             series.setdefault((key, title), []).append(Series(label, points, name.startswith("federated/")))

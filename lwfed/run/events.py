@@ -1,11 +1,11 @@
 """Events: what happens while a run goes on, one record for each kind, for whoever shows or counts it.
 
-They decide nothing. Between processes an event travels as a line of JSON with its `kind`.
+They decide nothing. Between processes an event travels as a line of JSON, under its `kind`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
@@ -62,6 +62,7 @@ class ClientStarted(Section):
     Attributes:
         client: Its id.
         step: `train-client`, `evaluate-client` or `inspect-client`.
+        attempt: Which try this is, from 1.
         gpus: The machine's GPUs that it may use.
         pod: The pod that it runs in.
         node: The pod's node.
@@ -70,6 +71,7 @@ class ClientStarted(Section):
     kind: Literal["client_started"] = "client_started"
     client: str
     step: str = "train-client"
+    attempt: int = 1
     gpus: tuple[str, ...] = ()
     pod: str | None = None
     node: str | None = None
@@ -185,6 +187,15 @@ Emit = Callable[[Event], None]
 _ADAPTER: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
 
 
-def read_event(values: Any) -> Event:
-    """Reads an event from JSON values. Raises pydantic's ValidationError where it is none."""
-    return _ADAPTER.validate_python(values)
+def values_of(event: Event) -> dict[str, Any]:
+    """Returns an event as JSON values, without its kind."""
+    return event.model_dump(mode="json", exclude_unset=True, exclude={"kind"})
+
+
+def read_event(kind: str, values: Mapping[str, Any]) -> Event:
+    """Reads an event from JSON values.
+
+    Raises:
+        pydantic.ValidationError: There is no such kind, or its values are of another form.
+    """
+    return _ADAPTER.validate_python({**values, "kind": kind})

@@ -250,6 +250,11 @@ class RunRecord(Record):
     predicted: list[dict[str, Any]] = Field(default_factory=list)
     end_to_end: dict[str, Any] = Field(default_factory=dict)
 
+    @property
+    def stage_numbers(self) -> list[int]:
+        """Numbers of all stages: those it foresees, and those it has noted keys of so far."""
+        return sorted({*(int(cost["stage"]) for cost in self.predicted), *(item.stage for item in self.stages)})
+
 
 class StageSummary(Record):
     """A stage of a summary; see `StageRecord`."""

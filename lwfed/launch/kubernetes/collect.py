@@ -20,7 +20,8 @@ from lwfed.launch.kubernetes.manifests import CONTAINER, memory_limit
 from lwfed.launch.kubernetes.names import SERVER
 from lwfed.launch.kubernetes.poll import Change, Poll
 from lwfed.launch.kubernetes.state import Ended, Fact, JobState, Lost, Said, Started
-from lwfed.run.launcher import Emit, Outcome
+from lwfed.run.events import ClientLog, ClientStarted, ClientWaiting, Emit, Warning, read_event
+from lwfed.run.launcher import Outcome
 from lwfed.run.tasks import PoolTask, ServerTask
 from lwfed.spec.kubernetes import KubernetesSpec, PoolSpec
 from lwfed.types.errors import LwfedError
@@ -164,10 +165,9 @@ class Collector:
                 case Started(client, pod, node):
                     self._clients[pod] = client
                     self._logs.follow(pod)
-                    values = {"client": client, "step": self._call.step, "pod": pod, "node": node}
-                    self._emit("client_started", values)
+                    self._emit(ClientStarted(client=client, step=self._call.step, pod=pod, node=node))
                 case Said(client, line):
-                    self._emit("waiting", {"client": client, "line": line})
+                    self._emit(ClientWaiting(client=client, line=line))
                 case Ended(outcome):
                     yield outcome
                 case Lost(reason):
@@ -231,12 +231,12 @@ class Collector:
             case Line(pod, text):
                 event = reasons.log_event(text)
                 if event is None:
-                    self._emit("client_log", {"client": self._clients.get(pod, pod), "line": text})
+                    self._emit(ClientLog(client=self._clients.get(pod, pod), line=text))
                 elif event[0] in PASSED_ON:
-                    self._emit(*event)
+                    self._emit(read_event(*event))
 
     def _warn(self, message: str) -> None:
-        self._emit("warning", {"message": message})
+        self._emit(Warning(message=message))
 
     def _explain(self, pool: PoolSpec, pod: Mapping[str, Any]) -> reasons.Failure:
         """Says why a pod failed, and shows the end of its log where it is not being read."""
@@ -246,7 +246,7 @@ class Collector:
         )
         if not found.retried and self._logs.misses(name):
             for line in reasons.words_of(self._logs.tail(name, lines=TAIL)):
-                self._emit("client_log", {"client": self._clients.get(name, name), "line": line})
+                self._emit(ClientLog(client=self._clients.get(name, name), line=line))
         return found
 
 

@@ -16,12 +16,12 @@ from lwfed.report.compare.settings import differences, labels_of, setting_notes,
 from lwfed.run import runs
 from lwfed.run.measured import clients_in, frozen_bytes, in_every_round
 from lwfed.spec.run import RunSpec
-from lwfed.tracking.protocol import Record
 from lwfed.types.errors import SpecError
+from lwfed.types.records import ClientRecord, RoundRecord, RunRecord, StageRecord
 
 STRATEGIES = ("end_to_end", "layerwise", "progressive")
 
-RunHistory = tuple[Record, Sequence[Record], Sequence[Record]]
+RunHistory = tuple[RunRecord, Sequence[StageRecord], Sequence[RoundRecord]]
 """A RunRecord, its StageRecords and its RoundRecords."""
 
 
@@ -48,12 +48,12 @@ def compare_runs(histories: Sequence[RunHistory], *, metric: str | None = None, 
             f"the runs cannot be compared: {'; '.join(differing)}", remedy="--force puts them side by side all the same"
         )
     grouped: dict[str, dict[int, RunCurve]] = {}
-    works: dict[str, Record] = {}
+    works: dict[str, dict[str, str]] = {}
     notes = [f"The runs differ in what makes them comparable: {text}." for text in differing]
     for run, stages, rounds in histories:
         curve = curve_of(run, stages=stages, rounds=rounds, metric=judged)
         work = work_of(run)
-        key = f"{run['strategy']}|{sorted(work.items())}"
+        key = f"{run.strategy}|{sorted(work.items())}"
         works[key] = work
         group = grouped.setdefault(key, {})
         if curve.seed in group:
@@ -63,7 +63,7 @@ def compare_runs(histories: Sequence[RunHistory], *, metric: str | None = None, 
         group[curve.seed] = curve
         if not curve.complete:
             notes.append(f"Run {curve.run_id} is not finished: {len(curve.points)} rounds are committed.")
-    if len({run["code_version"] for run, _, _ in histories}) > 1:
+    if len({run.code_version for run, _, _ in histories}) > 1:
         notes.append("The runs were made by different versions of the code or of its libraries.")
     labels = labels_of({key: (next(iter(group.values())).strategy, works[key]) for key, group in grouped.items()})
     groups = [_group(labels[key], [group[seed] for seed in sorted(group)]) for key, group in grouped.items()]
@@ -89,28 +89,28 @@ def plausible(metric: str, spec: RunSpec) -> bool:
     return bool(re.fullmatch(rf"[{initials}]2[{initials}]/R@(1|5|10|50)|zero_shot\w*(/.+)?", rest))
 
 
-def curve_of(run: Record, *, stages: Sequence[Record], rounds: Sequence[Record], metric: str) -> RunCurve:
+def curve_of(run: RunRecord, *, stages: Sequence[StageRecord], rounds: Sequence[RoundRecord], metric: str) -> RunCurve:
     """Returns a run over its rounds.
 
     Raises:
         SpecError: It has no round, or was never judged by the metric.
     """
     if not rounds:
-        raise SpecError(f"run {run['run_id']} has no committed round", remedy="finish it with `lwfed run`")
+        raise SpecError(f"run {run.run_id} has no committed round", remedy="finish it with `lwfed run`")
     plans = {plan.stage: plan for plan in runs.plans_of(run)}
-    predicted = {cost["stage"]: cost for cost in run.get("predicted") or ()}
-    by_stage: dict[int, list[Record]] = {}
+    predicted = {cost["stage"]: cost for cost in run.predicted}
+    by_stage: dict[int, list[RoundRecord]] = {}
     for record in rounds:
-        by_stage.setdefault(record["stage"], []).append(record)
+        by_stage.setdefault(record.stage, []).append(record)
     points: list[Point] = []
     memory: list[Memory] = []
     moved = frozen = flops = peak = wall = 0.0
     earlier: set[str] = set()
     for stage, records in sorted(by_stage.items()):
         cost = predicted.get(stage) or {}
-        clients = [client for record in records for client in record["clients"].values()]
+        clients = [client for record in records for client in record.clients.values()]
         per_sample = _flops_per_sample(clients, cost)
-        found = [client["peak_tensor_bytes"] for client in clients if finite(client.get("peak_tensor_bytes"))]
+        found = [client.peak_tensor_bytes for client in clients if client.peak_tensor_bytes is not None]
         expected = cost.get("peak_bytes")
         memory.append(Memory(stage, expected, max(found, default=None)))
         peak = max(peak, max(found, default=expected or 0.0))
@@ -118,15 +118,15 @@ def curve_of(run: Record, *, stages: Sequence[Record], rounds: Sequence[Record],
         filled = in_every_round(records, partial(_filling, cost=cost), earlier=earlier)
         earlier = clients_in(records)
         for n, record in enumerate(records):
-            part = list(record["clients"].values())
-            moved += _mean(part, "bytes_up") + _mean(part, "bytes_down")
+            part = list(record.clients.values())
+            moved += statistics.fmean(client.bytes_up + client.bytes_down for client in part)
             frozen += fetched[n]
             flops += per_sample * statistics.fmean(_samples(plans[stage], client) for client in part) + filled[n]
-            wall += float((record.get("wall_s") or {}).get("round") or 0.0)
-            value = record["metrics"].get(metric)
+            wall += record.wall_s.get("round", 0.0)
+            value = record.metrics.get(metric)
             points.append(
                 Point(
-                    round=record["global_round"],
+                    round=record.global_round,
                     stage=stage,
                     quality=float(value) if finite(value) else None,
                     moved_bytes=moved,
@@ -139,10 +139,10 @@ def curve_of(run: Record, *, stages: Sequence[Record], rounds: Sequence[Record],
     if all(point.quality is None for point in points):
         raise SpecError(*_not_judged(run, rounds, metric))
     return RunCurve(
-        run_id=run["run_id"],
-        strategy=run["strategy"],
-        seed=int(run["spec"]["seed"]),
-        digest=rounds[-1]["digest"],
+        run_id=run.run_id,
+        strategy=run.strategy,
+        seed=int(run.spec["seed"]),
+        digest=rounds[-1].digest,
         complete=len(stages) == len(plans),
         points=tuple(points),
         memory=tuple(memory),
@@ -151,47 +151,41 @@ def curve_of(run: Record, *, stages: Sequence[Record], rounds: Sequence[Record],
 
 def _headline(histories: Sequence[RunHistory]) -> str:
     """Returns the first headline that every run has; the objective decides which there are."""
-    of_runs = [{name for record in rounds for name in record["metrics"]} for _, _, rounds in histories]
+    of_runs = [{name for record in rounds for name in record.metrics} for _, _, rounds in histories]
     shared = set.intersection(*of_runs)
     for name in HEADLINES:
         if name in shared:
             return name
     for (run, _, rounds), names in zip(histories, of_runs, strict=True):
         if rounds and not names & set(HEADLINES):
-            raise SpecError(
-                f"run {run['run_id']} was never evaluated", remedy="name a metric of its training: --metric"
-            )
+            raise SpecError(f"run {run.run_id} was never evaluated", remedy="name a metric of its training: --metric")
     return HEADLINES[0]  # no run has rounds, or they share none: the error says which
 
 
-def _not_judged(run: Record, rounds: Sequence[Record], metric: str) -> tuple[str]:
-    known = sorted({name for record in rounds for name in record["metrics"]})
+def _not_judged(run: RunRecord, rounds: Sequence[RoundRecord], metric: str) -> tuple[str]:
+    known = sorted({name for record in rounds for name in record.metrics})
     judged = [name for name in known if name.startswith("test/")]
     if not judged and metric.startswith("test/"):
-        return (f"run {run['run_id']} was never evaluated -> its metrics are: {', '.join(known) or 'none'}",)
-    return (f"run {run['run_id']} has no metric `{metric}` -> known: {', '.join(known)}",)
+        return (f"run {run.run_id} was never evaluated -> its metrics are: {', '.join(known) or 'none'}",)
+    return (f"run {run.run_id} has no metric `{metric}` -> known: {', '.join(known)}",)
 
 
-def _filling(client: Mapping[str, Any], *, cost: Mapping[str, Any]) -> float:
+def _filling(client: ClientRecord, *, cost: Mapping[str, Any]) -> float:
     """Returns the FLOPs, by the ledger, that a client spent in this round on outputs of frozen blocks that it keeps."""
-    filled = "filled" in (client.get("prefix") or {}).values()
-    return float(client["num_examples"] * (cost.get("fill_flops") or 0)) if filled else 0.0
+    filled = "filled" in client.prefix.values()
+    return float(client.num_examples * (cost.get("fill_flops") or 0)) if filled else 0.0
 
 
-def _flops_per_sample(clients: Sequence[Mapping[str, Any]], cost: Mapping[str, Any]) -> float:
+def _flops_per_sample(clients: Sequence[ClientRecord], cost: Mapping[str, Any]) -> float:
     """Returns a training sample's FLOPs as they were counted, else as the ledger predicts."""
-    counted = [client["step_flops"] for client in clients if client.get("step_flops")]
+    counted = [client.step_flops for client in clients if client.step_flops is not None]
     if counted:
-        return statistics.fmean((item["forward"] + item["backward"]) / item["batch"] for item in counted)
+        return statistics.fmean((step.forward + step.backward) / step.batch for step in counted)
     return float(cost.get("forward_flops") or 0) + float(cost.get("backward_flops") or 0)
 
 
-def _samples(plan: StagePlan, client: Mapping[str, Any]) -> int:
-    return samples_a_round(plan, num_examples=client["num_examples"])
-
-
-def _mean(clients: Sequence[Mapping[str, Any]], key: str) -> float:
-    return statistics.fmean(float(client.get(key) or 0) for client in clients)
+def _samples(plan: StagePlan, client: ClientRecord) -> int:
+    return samples_a_round(plan, num_examples=client.num_examples)
 
 
 def _group(label: str, curves: Sequence[RunCurve]) -> Group:

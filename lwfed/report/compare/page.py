@@ -13,11 +13,11 @@ from lwfed.report.compare.records import Comparison, Spread
 from lwfed.report.compare.table import difference_text, quality_text, rows
 from lwfed.report.pages import page
 from lwfed.report.plots import svg
-from lwfed.tracking.protocol import Record
+from lwfed.types.records import DataRecord
 
 
 def render_comparison(
-    comparison: Comparison, *, name: str, data: Record, budgets: Sequence[Budget] = (), chance: float | None = None
+    comparison: Comparison, *, name: str, data: DataRecord, budgets: Sequence[Budget] = (), chance: float | None = None
 ) -> str:
     """Renders the page.
 
@@ -100,10 +100,10 @@ def caption(comparison: Comparison) -> str:
     return f"Lines are means over seeds, bands one sample standard deviation. {counts}."
 
 
-def chance_of(metric: str, data: Record) -> float | None:
+def chance_of(metric: str, data: DataRecord) -> float | None:
     """Returns what guessing reaches, for metrics of which that is known."""
-    if metric == "test/t2i/R@1" and data.get("num_test"):
-        return 1 / data["num_test"]
-    if metric == "test/accuracy" and data.get("classes"):
-        return 1 / len(data["classes"])
+    if metric == "test/t2i/R@1" and data.num_test:
+        return 1 / data.num_test
+    if metric == "test/accuracy" and data.classes:
+        return 1 / len(data.classes)
     return None

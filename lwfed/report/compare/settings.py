@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lwfed.tracking.protocol import Record, flatten_params
+from lwfed.tracking.protocol import flatten_params
+from lwfed.types.records import RunRecord
 
 UNRELATED = ("seed", "name", "strategy", "store", "tracking", "launch", "kubernetes", "data.root", "data.workers")
 """Keys of a spec in which runs of one group may differ: they decide neither what is computed nor how."""
 
 
-def differences(runs: Sequence[Record]) -> list[str]:
+def differences(runs: Sequence[RunRecord]) -> list[str]:
     """Returns the differences that make a comparison unfair: in data, test data or model."""
-    data = {run["run_id"]: _data(run) for run in runs}
-    model = {run["run_id"]: _model(run) for run in runs}
+    data = {run.run_id: _data(run) for run in runs}
+    model = {run.run_id: _model(run) for run in runs}
     found = []
     for what, values in (("data", data), ("model", model)):
         for key in sorted({key for value in values.values() for key in value}):
@@ -29,9 +30,9 @@ def differences(runs: Sequence[Record]) -> list[str]:
     return found
 
 
-def work_of(run: Record) -> dict[str, str]:
+def work_of(run: RunRecord) -> dict[str, str]:
     """Returns the part of a run's spec that decides its work, as dotted names and texts."""
-    flat = flatten_params(run["spec"])
+    flat = flatten_params(run.spec)
     return {
         name: value
         for name, value in flat.items()
@@ -39,20 +40,20 @@ def work_of(run: Record) -> dict[str, str]:
     }
 
 
-def _data(run: Record) -> dict[str, str]:
-    spec, data = run["spec"]["data"], run["data"]
-    drawn = flatten_params(spec["shapes"], prefix="shapes.") if data["source"] == "shapes" else {}
-    return {"source": data["source"], "version": data["version"][:12], "num_test": str(data["num_test"]), **drawn}
+def _data(run: RunRecord) -> dict[str, str]:
+    spec, data = run.spec["data"], run.data
+    drawn = flatten_params(spec["shapes"], prefix="shapes.") if data.source == "shapes" else {}
+    return {"source": data.source, "version": data.version[:12], "num_test": str(data.num_test), **drawn}
 
 
-def _model(run: Record) -> dict[str, str]:
+def _model(run: RunRecord) -> dict[str, str]:
     """Returns what the model is; its division into stages does not count."""
-    flat = flatten_params(run["spec"]["model"])
-    depths = {f"{modality} blocks": str(depth) for modality, depth in run["depths"].items()}
+    flat = flatten_params(run.spec["model"])
+    depths = {f"{modality} blocks": str(depth) for modality, depth in run.depths.items()}
     return {name: value for name, value in flat.items() if not name.endswith("blocks_per_stage")} | depths
 
 
-def labels_of(groups: Mapping[str, tuple[str, Record]]) -> dict[str, str]:
+def labels_of(groups: Mapping[str, tuple[str, Mapping[str, str]]]) -> dict[str, str]:
     """Returns labels of groups: the strategy, and within one strategy the first two keys in which groups differ."""
     labels = {}
     for key, (strategy, work) in groups.items():
@@ -63,7 +64,7 @@ def labels_of(groups: Mapping[str, tuple[str, Record]]) -> dict[str, str]:
     return labels
 
 
-def setting_notes(works: Mapping[str, Record]) -> list[str]:
+def setting_notes(works: Mapping[str, Mapping[str, str]]) -> list[str]:
     """Returns a sentence on the keys in which the groups' specs differ, if they do."""
     values = list(works.values())
     names = sorted({name for work in values for name in work})
