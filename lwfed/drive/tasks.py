@@ -18,6 +18,7 @@ from lwfed.drive.tell_finish import tell_finish
 from lwfed.drive.trackers import NO_STAGE, make_trackers
 from lwfed.round.train_stage import train_stage as run_stage
 from lwfed.run import runs
+from lwfed.run.parent import parse_parent
 from lwfed.run.runs import Options
 from lwfed.run.specs import unpack_spec
 from lwfed.run.tasks import RoundTask, RunTask, StageTask
@@ -79,7 +80,7 @@ def prepare(*, spec: str, store: str, parent: str = "", fresh: bool = False) -> 
         LwfedError: What `prepare_here` raises.
     """
     with working(spec, store) as session:
-        taken = _parent(parent)
+        taken = parse_parent(parent)
         options = Options(run_id=session.run_id, fresh=fresh, parent=taken)
         if session.launcher.remote:
             run = prepare_there(
@@ -276,15 +277,6 @@ def cleanup(*, spec: str, store: str, state: str) -> None:
         trackers.close()
     if trouble:
         raise trouble[0]
-
-
-def _parent(text: str) -> tuple[str, int] | None:
-    if not text:
-        return None
-    run_id, sign, stage = text.rpartition(":")
-    if not sign or not stage.isdigit():
-        raise SpecError(f"`{text}` names no parent", remedy="write RUN:STAGE")
-    return run_id, int(stage)
 
 
 def _run_at(session: Session, stage: int) -> dict[str, Any]:
