@@ -3,33 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from lwfed.cli.options import Fresh, Json, Spec
-from lwfed.drive.console import make_console
-from lwfed.spec.load import build_spec, load_spec
-from lwfed.types.errors import NotFoundError, SpecError, UnreachableError
-from pipelines.client.options import (
-    Authority,
-    Cookies,
-    Endpoint,
-    KfpRun,
-    Namespace,
-    Stages,
-    StartFrom,
-    StartTimeout,
-    Token,
-    TokenEnv,
-    TokenFile,
-    Wait,
-    access_of,
-)  # fmt: skip
-from pipelines.client.stages import check_parent, parse_parent, parse_stages
-from pipelines.compile import compile_command
-from pipelines.follow.follow import START_TIMEOUT_S, Pace
+from lwfed.formats import bytes_text
+from lwfed.plan.strategies import stage_rounds
+from lwfed.run.parent import parse_parent
+from lwfed.spec.load import load_spec
+from lwfed.types.errors import SpecError, UnreachableError
+from pipelines.client.connection import Access
+from pipelines.client.pace import USUAL
+from pipelines.commands.screen import make_screen
+from pipelines.compile import compile_pipeline, size_warning
+from pipelines.options import KfpRun, Stages, StartFrom, StartTimeout, Wait, with_access
+from pipelines.stages import parse_stages, pick_stages
+
+SUFFIXES = (".yaml", ".yml")
+
+
+def compile_command(
+    spec: Spec = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="The file to write; -o is not --set here.")
+    ] = Path("pipeline.yaml"),
+    override: Annotated[
+        list[str] | None, typer.Option("--set", "--override", metavar="KEY=VALUE", help="Change a key: --set seed=1.")
+    ] = None,
+    stages: Stages = None,
+    start_from: StartFrom = None,
+    fresh: Fresh = False,
+    as_json: Json = False,
+) -> None:
+    """Write the pipeline of an experiment, for Kubeflow Pipelines' UI or any of its clients.
+
+    The same experiment gives the same bytes. `-o` names the file here; `--set KEY=VALUE` changes a key of the spec.
+    """
+    if output.suffix not in SUFFIXES:
+        remedy = f"--set {output} changes a key" if "=" in str(output) else "name it pipeline.yaml"
+        raise SpecError(f"`-o {output}` names no YAML file", remedy=remedy)
+    values = load_spec(spec, overrides=override or [])
+    parent = parse_parent(start_from)
+    count = len(stage_rounds(values.strategy, values.stages.rounds))
+    compiled = compile_pipeline(values, output, stages=parse_stages(stages, count=count), parent=parent, fresh=fresh)
+    screen = make_screen(as_json)
+    written = f"{compiled.path}  {bytes_text(compiled.file_bytes)}, {len(compiled.titles)} stages"
+    screen.say(f"{written}, {compiled.pods} pods besides those of clients")
+    for title in compiled.titles:
+        screen.say(f"  {title}")
+    screen.say(f"The Workflow object grows to {bytes_text(compiled.object_bytes)} at most.")
+    if (warning := size_warning(compiled)) is not None:
+        screen.say(warning)
+    screen.result(
+        {
+            "file": str(compiled.path),
+            "file_bytes": compiled.file_bytes,
+            "workflow_bytes": compiled.object_bytes,
+            "pods": compiled.pods,
+            "stages": compiled.titles,
+        }
+    )
 
 
 def submit(
@@ -38,9 +74,8 @@ def submit(
         list[str] | None,
         typer.Option("-o", "--override", "--set", metavar="KEY=VALUE", help="Change a key: -o seed=1."),
     ] = None,
-    endpoint: Endpoint = None,
     wait: Wait = False,
-    start_timeout: StartTimeout = START_TIMEOUT_S,
+    start_timeout: StartTimeout = USUAL.start_timeout_s,
     name: Annotated[str | None, typer.Option("--name", metavar="TEXT", help="The run's name in the UI.")] = None,
     experiment: Annotated[
         str | None, typer.Option("--experiment", metavar="NAME", help="Its experiment; else tracking.experiment.")
@@ -67,12 +102,8 @@ def submit(
             help="Have Kubeflow's own MLflow plugin put the run into tracking.experiment, or leave it out of MLflow.",
         ),
     ] = None,
-    namespace: Namespace = None,
-    token: Token = None,
-    token_file: TokenFile = None,
-    existing_token_env: TokenEnv = None,
-    cookies: Cookies = None,
-    ssl_ca_cert: Authority = None,
+    *,
+    access: Access,
     as_json: Json = False,
 ) -> None:
     """Run an experiment on a cluster with Kubeflow Pipelines.
@@ -80,172 +111,87 @@ def submit(
     Makes the experiment and the pipeline where they are not there, uploads the compiled pipeline unless it is known,
     and starts a run. With --wait it follows the run and ends as the run does.
     """
-    from pipelines.client.commands import Submission, submit_run
+    from lwfed.store.opening import open_store
+    from pipelines.commands.rerun import check_parent
+    from pipelines.commands.submit import Submission, submit_run
 
-    where = [] if namespace is None else [f"kubernetes.namespace={namespace}"]
+    where = [] if access.namespace is None else [f"kubernetes.namespace={access.namespace}"]
     values = load_spec(spec, overrides=[*where, *(override or [])])
     parent = parse_parent(start_from)
-    chosen = parse_stages(stages, count=values.stages.count, first=parent[1] if parent else None)
-    console = make_console(stderr=as_json)
+    count = len(stage_rounds(values.strategy, values.stages.rounds))
+    chosen = pick_stages(parse_stages(stages, count=count), count=count, parent=parent)
+    screen = make_screen(as_json)
     if parent is not None:
-        _check_parent(values.store.uri, parent, say=lambda line: console.print(line, highlight=False))
-    access = access_of(endpoint, namespace, token, token_file, existing_token_env, cookies, ssl_ca_cert)
-    submission = Submission(
+        try:
+            check_parent(open_store(values.store.uri), parent)
+        except UnreachableError as error:
+            screen.say(f"{error.problem}; that {parent[0]} has stage {parent[1] - 1} is left for the cluster to see")
+    wanted = Submission(
         spec=values, stages=chosen, parent=parent, fresh=fresh, cache=cache, name=name, experiment=experiment,
         cron=cron, service_account=service_account, pipeline_root=pipeline_root, mlflow_plugin=mlflow_plugin,
     )  # fmt: skip
-    pace = Pace(start_timeout_s=start_timeout)
-    submit_run(access, submission, console=console, as_json=as_json, wait=wait, pace=pace)
+    submit_run(access, wanted, screen=screen, wait=wait, pace=replace(USUAL, start_timeout_s=start_timeout))
 
 
-def resubmit(
-    run_id: str,
-    *,
-    stage: int,
-    only: bool,
-    override: list[str] | None,
-    fresh: bool,
-    store: str,
-    endpoint: str,
-    wait: bool,
-    namespace: str | None,
-    token_file: Path | None,
-    cookies: str | None,
-    as_json: bool,
-) -> None:
-    """Trains a run again on the cluster, from one of its stages; what `lwfed rerun --endpoint` does.
+def resubmit(run_id: str, **options: Any) -> None:
+    """Trains a run again on the cluster: what `lwfed rerun --endpoint` does; see `commands.rerun.resubmit`."""
+    from pipelines.commands import rerun
 
-    Args:
-        run_id: The parent: lwfed's id of it, `latest`, or that of its pipeline run.
-        stage: The first stage to train.
-        only: Stop after that stage.
-        override: Changes to the spec.
-        fresh: Train anew, even where equal work is committed.
-        store: The store that has the parent.
-        endpoint: Kubeflow Pipelines' address.
-        wait: Follow it to its end.
-        namespace: The profile's namespace, where Kubeflow has several users.
-        token_file: A file with a bearer token.
-        cookies: Cookies of a session.
-        as_json: Print one JSON object as the last line.
-
-    Raises:
-        NotFoundError: There is no such run.
-        CheckpointError: The stage before is not committed.
-        LwfedError: The server refuses or does not answer.
-    """
-    from lwfed.cli.history import open_runs, pick_run
-    from lwfed.run import runs
-    from lwfed.store.opening import open_store
-    from pipelines.client.commands import Submission, submit_run
-    from pipelines.client.kubeflow import Access, connect
-    from pipelines.client.runs import facts_of, find_run
-
-    console = make_console(stderr=as_json)
-    access = Access(endpoint=endpoint, namespace=namespace, token_file=token_file, cookies=cookies)
-    opened = open_runs(store)
-    try:
-        run = pick_run(opened, run_id)
-    except NotFoundError as unknown:
-        kfp = connect(access)
-        try:
-            facts = facts_of(kfp, find_run(kfp, run_id))
-        except NotFoundError:
-            raise unknown from None
-        if facts.name is None or facts.store is None:
-            raise
-        opened = open_store(facts.store)
-        run = runs.read_run(opened, facts.name)
-    parent = (str(run["run_id"]), stage)
-    before = check_parent(opened, parent)
-    changed = list(override or [])
-    launcher = [] if before.kubernetes.image else ["launch.kind=kubernetes"]  # the parent trained on a machine
-    where = [] if namespace is None else [f"kubernetes.namespace={namespace}"]
-    values = build_spec(run["spec"], overrides=[f"store.uri={opened.uri}", *where, *launcher, *changed])
-    if not changed and not fresh:
-        fresh = True  # the same work again is what was asked for
-    last = f"{stage}" if only else f"{stage}-{before.stages.count}"
-    submission = Submission(
-        spec=values, stages=parse_stages(last, count=values.stages.count, first=stage), parent=parent, fresh=fresh
-    )
-    submit_run(access, submission, console=console, as_json=as_json, wait=wait)
+    rerun.resubmit(run_id, **options)
 
 
 def retry(
     run: KfpRun,
-    endpoint: Endpoint = None,
     wait: Wait = False,
-    start_timeout: StartTimeout = START_TIMEOUT_S,
-    namespace: Namespace = None,
-    token: Token = None,
-    token_file: TokenFile = None,
-    existing_token_env: TokenEnv = None,
-    cookies: Cookies = None,
-    ssl_ca_cert: Authority = None,
+    start_timeout: StartTimeout = USUAL.start_timeout_s,
+    *,
+    access: Access,
     as_json: Json = False,
 ) -> None:
     """Start the failed tasks of a pipeline run again; its finished tasks and committed rounds stay."""
-    from pipelines.client.commands import retry_run
+    from pipelines.commands.retry import retry_run
 
-    access = access_of(endpoint, namespace, token, token_file, existing_token_env, cookies, ssl_ca_cert)
-    pace = Pace(start_timeout_s=start_timeout)
-    retry_run(access, run, console=make_console(stderr=as_json), as_json=as_json, wait=wait, pace=pace)
+    pace = replace(USUAL, start_timeout_s=start_timeout)
+    retry_run(access, run, screen=make_screen(as_json), wait=wait, pace=pace)
 
 
-def cancel(
-    run: KfpRun,
-    endpoint: Endpoint = None,
-    namespace: Namespace = None,
-    token: Token = None,
-    token_file: TokenFile = None,
-    existing_token_env: TokenEnv = None,
-    cookies: Cookies = None,
-    ssl_ca_cert: Authority = None,
-    as_json: Json = False,
-) -> None:
+def cancel(run: KfpRun, *, access: Access, as_json: Json = False) -> None:
     """End a pipeline run and the Jobs of its clients; what is committed stands.
 
     After Kubeflow's own Terminate the run's exit task deletes the Jobs, a minute or so later where its image can be
     pulled. With a KUBECONFIG this deletes them at once, and again when the run is over, and removes pods that would
     wait for ever.
     """
-    from pipelines.client.cancel import cancel_run
+    from pipelines.commands.cancel import cancel_run
 
-    access = access_of(endpoint, namespace, token, token_file, existing_token_env, cookies, ssl_ca_cert)
-    cancel_run(access, run, console=make_console(stderr=as_json), as_json=as_json)
+    cancel_run(access, run, screen=make_screen(as_json))
 
 
 def logs(
     run: KfpRun,
-    endpoint: Endpoint = None,
     stage: Annotated[int | None, typer.Option("--stage", metavar="S", help="Only that stage's task.")] = None,
     client: Annotated[
         str | None, typer.Option("--client", metavar="ID", help="The pods of that client, through kubectl's config.")
     ] = None,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on until the run ends, and end as it does.")
+        bool, typer.Option("--follow", "-f", help="Follow it until the run ends; the exit code is the run's own.")
     ] = False,
     whole: Annotated[bool, typer.Option("--all", help="Also what Kubeflow's own launcher wrote.")] = False,
-    namespace: Namespace = None,
-    token: Token = None,
-    token_file: TokenFile = None,
-    existing_token_env: TokenEnv = None,
-    cookies: Cookies = None,
-    ssl_ca_cert: Authority = None,
+    *,
+    access: Access,
 ) -> None:
     """Print what the tasks of a pipeline run, or the pods of a client, have written.
 
     Kubeflow Pipelines keep the logs of tasks that have ended. Those of running tasks and of clients' pods come from the
     cluster that KUBECONFIG names.
     """
-    from pipelines.client.logs import client_logs, task_logs
+    from pipelines.commands.logs import client_logs, task_logs
 
-    access = access_of(endpoint, namespace, token, token_file, existing_token_env, cookies, ssl_ca_cert)
     if client is not None:
         client_logs(access, run, client=client, stage=stage, follow=follow, write=typer.echo)
     else:
-        console = make_console(stderr=True)
-        task_logs(access, run, stage=stage, follow=follow, write=typer.echo, console=console, whole=whole)
+        say = make_screen(True).say  # standard output is the logs' own
+        task_logs(access, run, stage=stage, follow=follow, write=typer.echo, say=say, whole=whole)
 
 
 def schedules(
@@ -256,47 +202,31 @@ def schedules(
     pause: Annotated[bool, typer.Option("--pause", help="Start no more runs by it.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Start runs by it again.")] = False,
     delete: Annotated[bool, typer.Option("--delete", help="Delete it; its runs stay.")] = False,
-    endpoint: Endpoint = None,
-    namespace: Namespace = None,
-    token: Token = None,
-    token_file: TokenFile = None,
-    existing_token_env: TokenEnv = None,
-    cookies: Cookies = None,
-    ssl_ca_cert: Authority = None,
+    *,
+    access: Access,
     as_json: Json = False,
 ) -> None:
     """List the schedules that `lwfed submit --cron` made, or pause, resume or delete one."""
-    from pipelines.client.schedules import change_schedule, show_schedules
+    from pipelines.commands.schedules import change_schedule, show_schedules
 
-    access = access_of(endpoint, namespace, token, token_file, existing_token_env, cookies, ssl_ca_cert)
-    wanted = [name for name, asked in (("pause", pause), ("resume", resume), ("delete", delete)) if asked]
-    if len(wanted) > 1 or (wanted and schedule is None):
+    actions = [name for name, asked in (("pause", pause), ("resume", resume), ("delete", delete)) if asked]
+    if not actions:
+        show_schedules(access, schedule, screen=make_screen(as_json))
+    elif len(actions) == 1 and schedule is not None:
+        change_schedule(access, schedule, actions[0], screen=make_screen(as_json))
+    else:
         raise SpecError(
             "a change takes one schedule and one of --pause, --resume and --delete",
             remedy="write lwfed schedules SCHEDULE --pause",
         )
-    console = make_console(stderr=as_json)
-    if wanted and schedule is not None:
-        change_schedule(access, schedule, wanted[0], console=console, as_json=as_json)
-    else:
-        show_schedules(access, schedule, console=console, as_json=as_json)
-
-
-def _check_parent(uri: str, parent: tuple[str, int], *, say: Callable[[str], Any]) -> None:
-    from lwfed.store.opening import open_store
-
-    try:
-        check_parent(open_store(uri), parent)
-    except UnreachableError as error:
-        say(f"{error.problem}; that {parent[0]} has stage {parent[1] - 1} is left for the cluster to see")
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "compile": compile_command,
-    "submit": submit,
-    "retry": retry,
-    "cancel": cancel,
-    "logs": logs,
-    "schedules": schedules,
+    "submit": with_access(submit),
+    "retry": with_access(retry),
+    "cancel": with_access(cancel),
+    "logs": with_access(logs),
+    "schedules": with_access(schedules),
 }
 """The commands that `lwfed` takes from here."""

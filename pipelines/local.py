@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from lwfed.run.parent import Parent
 from lwfed.spec.run import RunSpec
 from lwfed.types.errors import LwfedError
 
@@ -13,7 +14,7 @@ RUN_ID_ENV = "LWFED_RUN_ID"
 
 
 class PipelineFailedError(LwfedError):
-    """A task of a pipeline ended with an error, which it has told itself."""
+    """A task of a pipeline ended with an error, which it has printed itself."""
 
 
 def run_locally(
@@ -21,7 +22,7 @@ def run_locally(
     *,
     folder: Path,
     stages: Sequence[int] | None = None,
-    parent: str = "",
+    parent: Parent | None = None,
     fresh: bool = False,
     run_id: str | None = None,
 ) -> None:
@@ -29,10 +30,10 @@ def run_locally(
 
     Args:
         spec: The experiment; its store is a folder or one that this machine reaches, its launcher not Kubernetes.
-        folder: Where the tasks' outputs go, a folder a run.
+        folder: Where the tasks' outputs go, a folder per run.
         stages: The stages to train; None: all, or from the parent's on.
-        parent: `RUN:STAGE`; empty for none.
-        fresh: Train anew, even where equal work is committed.
+        parent: The run it starts from, and the first stage it trains; None for none.
+        fresh: Train again, even where equal work is committed.
         run_id: What the run is called; None: after the spec and its digest, so that the same spec goes on with its run.
 
     Raises:

@@ -64,9 +64,9 @@ def title_of(plan: StagePlan) -> str:
         modality, sign, number = unit.partition(BLOCKS)
         if sign:
             blocks.setdefault(modality, []).append(int(number))
-    told = ", ".join(f"{modality} {_ranges(numbers)}" for modality, numbers in blocks.items())
+    appended = ", ".join(f"{modality} {_ranges(numbers)}" for modality, numbers in blocks.items())
     untrained = "" if plan.rounds else ", untrained"
-    return f"stage {plan.stage}: {told or 'no new blocks'}{untrained}"
+    return f"stage {plan.stage}: {appended or 'no new blocks'}{untrained}"
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -1,6 +1,6 @@
 """A spec as a pipeline's parameter: what differs from the defaults, so that it stays small wherever it is repeated.
 
-Each task's copy of it is escaped several times over in the workflow object, which may not grow.
+Each task's copy of it is escaped several times over in the workflow object, which may not grow: see `compile.py`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from lwfed.store.protocol import Store
 from lwfed.types.canonical import canonical
 
 DISCRIMINATOR = "kind"
-"""The key that says which of several sections is meant; it is always told."""
+"""The key that says which of several sections is meant; it is always there."""
 
 
 def spec_text(spec: RunSpec, *, store: Store | None = None) -> str:
-    """Gives a spec as one string that `lwfed.run.specs.unpack_spec` reads; the same for equal specs.
+    """Returns a spec as one string that `lwfed.run.specs.unpack_spec` reads; the same for equal specs.
 
     Args:
         spec: The experiment.
@@ -29,15 +29,15 @@ def spec_text(spec: RunSpec, *, store: Store | None = None) -> str:
     Returns:
         Canonical JSON, or `sha256:` and the digest of what the store holds.
     """
-    values = said(spec)
+    values = without_defaults(spec)
     if to_values(build_spec(values)) != to_values(spec):
         return pack_spec(spec, store=store)
     text = canonical(values)
     return text.decode() if len(text) <= LONGEST else pack_spec(spec, store=store)
 
 
-def said(section: BaseModel) -> dict[str, Any]:
-    """Gives a section as plain values, without those that are defaults."""
+def without_defaults(section: BaseModel) -> dict[str, Any]:
+    """Returns a section as plain values, without those that are defaults."""
     found: dict[str, Any] = {}
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
@@ -49,7 +49,7 @@ def said(section: BaseModel) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
-        return said(value)
+        return without_defaults(value)
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -85,10 +85,10 @@ def rerun(
     opened = open_runs(store)
     parent = pick_run(opened, run_id)
     changed = list(override or [])
-    values = build_spec(parent["spec"], overrides=[f"store.uri={opened.uri}", *changed])
+    values = build_spec(parent.spec, overrides=[f"store.uri={opened.uri}", *changed])
     if not changed and not fresh:
         fresh = True  # the same work again is what was asked for
-    options = Options(run_id=_checked(new_id), fresh=fresh, parent=(parent["run_id"], stage))
+    options = Options(run_id=_checked(new_id), fresh=fresh, parent=(parent.run_id, stage))
     _execute(values, options=options, as_json=as_json, last_stage=stage if only else None)
 
 

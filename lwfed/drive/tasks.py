@@ -19,6 +19,7 @@ from lwfed.drive.trackers import NO_STAGE, make_trackers
 from lwfed.launch.launchers import end_run
 from lwfed.run import runs
 from lwfed.run.events import RunEnding, RunStarted, Summarised
+from lwfed.run.parent import parse_parent
 from lwfed.run.runs import Options
 from lwfed.run.specs import unpack_spec
 from lwfed.run.tasks import RoundTask
@@ -80,7 +81,7 @@ def prepare(*, spec: str, store: str, parent: str = "", fresh: bool = False) -> 
         LwfedError: What `prepare_here` raises.
     """
     with working(spec, store) as session:
-        taken = _parent(parent)
+        taken = parse_parent(parent)
         run = walk.prepare(session, options=Options(run_id=session.run_id, fresh=fresh, parent=taken))
         session.track(run, part=NO_STAGE)
         session.emit(RunStarted(record=run))
@@ -253,15 +254,6 @@ def cleanup(*, spec: str, store: str, state: str) -> None:
         log.close()
     if trouble:
         raise trouble[0]
-
-
-def _parent(text: str) -> tuple[str, int] | None:
-    if not text:
-        return None
-    run_id, sign, stage = text.rpartition(":")
-    if not sign or not stage.isdigit():
-        raise SpecError(f"`{text}` names no parent", remedy="write RUN:STAGE")
-    return run_id, int(stage)
 
 
 def _run_at(session: Session, stage: int) -> RunRecord:

@@ -1,1 +1,1 @@
-"""The commands for a Kubeflow Pipelines server, and the connection they share."""
+"""A Kubeflow Pipelines server: the connection, the runs it knows, and what is uploaded to it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from typing import Any
 
 from lwfed.types.errors import LwfedError, NotFoundError, SpecError, UnreachableError
@@ -33,23 +32,20 @@ class RefusedError(LwfedError):
         self.status = status
 
 
-def explained(
-    error: Exception, *, endpoint: str, about: str, missing: Callable[[str], LwfedError] | None = None
-) -> LwfedError:
+def explained(error: Exception, *, endpoint: str, about: str) -> LwfedError:
     """Turns what a call raised into an error that a user can act on.
 
     Args:
         error: Of the generated API, of the connection, or of reading an answer that is no API's.
         endpoint: The server.
         about: What was asked for.
-        missing: Makes the error of a 404, where it is not that `about` is missing.
 
     Returns:
         The error to raise.
     """
     status = getattr(error, "status", None)
     if isinstance(status, int) and status:
-        return _of_status(status, error, endpoint=endpoint, about=about, missing=missing)
+        return _of_status(status, message_of(getattr(error, "body", None)), endpoint=endpoint, about=about)
     if status == 0 or _is_tls(error):
         return UnreachableError(
             f"{endpoint} is not trusted: {_short(str(getattr(error, 'reason', '') or error))}",
@@ -76,44 +72,30 @@ def message_of(body: Any) -> str:
     except ValueError:
         values = None
     if isinstance(values, dict):
-        for key in ("message", "error_message", "error"):
-            if isinstance(values.get(key), str) and values[key]:
-                return _short(values[key])
-        return ""
+        said = (values.get(key) for key in ("message", "error_message", "error"))
+        return _short(next((text for text in said if text and isinstance(text, str)), ""))
     return "" if "<" in text[:200] else _short(text)
 
 
-def _of_status(
-    status: int,
-    error: Exception,
-    *,
-    endpoint: str,
-    about: str,
-    missing: Callable[[str], LwfedError] | None,
-) -> LwfedError:
-    said = message_of(getattr(error, "body", None))
+def _of_status(status: int, said: str, *, endpoint: str, about: str) -> LwfedError:
     tail = f": {said}" if said else ""
     if status == 401 or "there is no user identity" in said:
         return UnreachableError(f"{endpoint} does not know who asks ({status}){tail}", remedy=TOKEN_REMEDY)
     if status == 403:
         return UnreachableError(f"{endpoint} forbids {about} ({status}){tail}", remedy=TOKEN_REMEDY)
+    if status == 404:
+        return NotFoundError(f"{endpoint} does not know {about}{tail}", remedy="check the id, and --namespace")
+    if status in (502, 503, 504):
+        return UnreachableError(f"{endpoint} does not answer ({status}){tail}", remedy="try again in a minute")
     if 300 <= status < 400:
         return UnreachableError(
             f"{endpoint} sends us elsewhere ({status}), most likely to a login",
             remedy="give the address it sends to, --cookies of a session in a browser, or a token",
         )
-    if status == 404:
-        if missing is not None:
-            return missing(endpoint)
-        return NotFoundError(f"{endpoint} does not know {about}{tail}", remedy="check the id, and --namespace")
-    if status in (400, 409, 412):
-        kind = SpecError if status == 400 and "parameter" in said else None
-        if kind is not None:
-            return kind(f"{endpoint} refuses {about}{tail}", remedy="submit with the lwfed that compiled the pipeline")
-        return RefusedError(f"{endpoint} refuses {about} ({status}){tail}", status=status)
-    if status in (502, 503, 504):
-        return UnreachableError(f"{endpoint} does not answer ({status}){tail}", remedy="try again in a minute")
-    return RefusedError(f"{endpoint} failed at {about} ({status}){tail}", status=status)
+    if status == 400 and "parameter" in said:
+        return SpecError(f"{endpoint} refuses {about}{tail}", remedy="submit with the lwfed that compiled the pipeline")
+    verb = "refuses" if status in (400, 409, 412) else "failed at"
+    return RefusedError(f"{endpoint} {verb} {about} ({status}){tail}", status=status)
 
 
 def _short(text: str) -> str:

@@ -1,7 +1,8 @@
-"""Runs that Kubeflow Pipelines know: found by any of their names, read, retried, terminated."""
+"""Runs that Kubeflow Pipelines know: found by any of their names, and read."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,10 +12,9 @@ from lwfed.run.specs import unpack_spec
 from lwfed.spec.run import RunSpec
 from lwfed.store.opening import open_store
 from lwfed.types.errors import LwfedError, NotFoundError
-from pipelines.client.errors import RefusedError
-from pipelines.client.kubeflow import Access, Kfp, connect
-from pipelines.client.submit import PIPELINE, named
-from pipelines.states.records import Task, task_names
+from pipelines import PIPELINE
+from pipelines.client.connection import Access, Kfp, connect
+from pipelines.client.tasks import Task, task_names, texts_of
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TAIL = re.compile(r"(?:.*-)?([0-9a-f]{8})")
@@ -25,24 +25,38 @@ NAMED = "LWFED_RUN_ID"
 OVER = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What a run's own pipeline says of it.
+@dataclass(frozen=True, slots=True)
+class KnownRun:
+    """A pipeline run, and what its own pipeline says of it.
 
     Attributes:
-        tasks: Its tasks by name: title and stage.
-        spec: The experiment; None where the store that holds it is out of reach.
-        store: The store's URI.
-        name: What lwfed calls the run.
+        kfp: The server that has it.
+        id: Kubeflow Pipelines' id of it.
+        namespace: Where its pods are.
+        name: What lwfed calls it; None where the store that holds its spec is out of reach.
+        store: The store's URI; None where its pipeline names none.
+        tasks: Its tasks by name.
     """
 
-    tasks: Mapping[str, Task]
-    spec: RunSpec | None
-    store: str | None
+    kfp: Kfp
+    id: str
+    namespace: str
     name: str | None
+    store: str | None
+    tasks: Mapping[str, Task]
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return self.name or self.id
+
+    @property
+    def page(self) -> str:
+        """The address of its page, or words for people who must find it themselves."""
+        return self.kfp.page(f"runs/details/{self.id}") or f"run {self.id} in Kubeflow's pages"
 
 
-def open_run(access: Access, text: str) -> tuple[Kfp, Any, Facts]:
+def open_run(access: Access, text: str) -> tuple[KnownRun, Any]:
     """Connects, and finds a run by any of its names.
 
     Args:
@@ -50,14 +64,36 @@ def open_run(access: Access, text: str) -> tuple[Kfp, Any, Facts]:
         text: As `find_run` takes it.
 
     Returns:
-        The connection, the run as the API gives it, and what its pipeline says.
+        The run, and the API's record of it.
 
     Raises:
         LwfedError: What `connect` and `find_run` raise.
     """
     kfp = connect(access)
-    run = find_run(kfp, text)
-    return kfp, run, facts_of(kfp, run)
+    found = find_run(kfp, text)
+    return known_run(kfp, found, namespace=access.namespace), found
+
+
+def known_run(kfp: Kfp, found: Any, *, namespace: str | None = None) -> KnownRun:
+    """Reads what a run's pipeline says: its tasks, its spec, its store.
+
+    Args:
+        kfp: The server.
+        found: The API's record of the run.
+        namespace: Where its pods are; None: where the server or its spec says.
+    """
+    pipeline = _pipeline_spec(kfp, found)
+    given = {**texts_of(pipeline), **((found.runtime_config and found.runtime_config.parameters) or {})}
+    store = given.get("store")
+    spec = _spec(given.get("spec"), store)
+    return KnownRun(
+        kfp=kfp,
+        id=str(found.run_id),
+        namespace=namespace or kfp.namespace or (spec.kubernetes.namespace if spec else "kubeflow"),
+        name=run_name(spec, str(found.run_id)) if spec else None,
+        store=store,
+        tasks=task_names(pipeline),
+    )
 
 
 def find_run(kfp: Kfp, text: str) -> Any:
@@ -68,7 +104,7 @@ def find_run(kfp: Kfp, text: str) -> Any:
         text: Any of them, or `latest`.
 
     Returns:
-        The run as the API gives it.
+        The API's record of the run.
 
     Raises:
         NotFoundError: There is none, or there are several.
@@ -77,8 +113,8 @@ def find_run(kfp: Kfp, text: str) -> Any:
         return get_run(kfp, text)
     tail = TAIL.fullmatch(text)
     pipeline = own_pipeline(kfp) if text == "latest" else None
-    named: list[Any] = []
-    for run in all_pages(kfp, kfp.client._run_api.run_service_list_runs, items="runs", about="runs"):
+    alike: list[str] = []
+    for run in all_pages(kfp, kfp.client.list_runs, items="runs"):
         run_id = str(run.run_id)
         if text == "latest":
             if pipeline is not None and pipeline_of(run) == pipeline:
@@ -86,110 +122,58 @@ def find_run(kfp: Kfp, text: str) -> Any:
         elif (tail and run_id.startswith(tail[1])) or (len(text) >= 8 and run_id.startswith(text)):
             return get_run(kfp, run_id)
         elif run.display_name == text:
-            named.append(run)
-    if len(named) == 1:
-        return get_run(kfp, str(named[0].run_id))
-    if named:
-        ids = ", ".join(str(run.run_id)[:8] for run in named[:5])
-        raise NotFoundError(f"{len(named)} runs are named {text}", remedy=f"name one by its id: {ids}")
-    where = f" in {kfp.namespace}" if kfp.namespace else ""
-    raise NotFoundError(
-        f"{kfp.endpoint} knows no run {text}{where}",
-        remedy="give the id that `lwfed submit` printed; see also --namespace",
-    )
+            alike.append(run_id)
+    return get_run(kfp, only(alike, text, of="run", kfp=kfp, remedy="give the id that `lwfed submit` printed"))
+
+
+def only(ids: list[str], text: str, *, of: str, kfp: Kfp, remedy: str) -> str:
+    """Returns the one id that a text names.
+
+    Raises:
+        NotFoundError: There is none, which the remedy is for, or there are several.
+    """
+    if len(ids) > 1:
+        first = ", ".join(found[:8] for found in ids[:5])
+        raise NotFoundError(f"{len(ids)} {of}s are named {text}", remedy=f"name one by its id: {first}")
+    if not ids:
+        where = f" in {kfp.namespace}" if kfp.namespace else ""
+        raise NotFoundError(f"{kfp.endpoint} knows no {of} {text}{where}", remedy=f"{remedy}; see also --namespace")
+    return ids[0]
 
 
 def get_run(kfp: Kfp, run_id: str) -> Any:
     """Reads a run."""
-    return kfp.call(kfp.client._run_api.run_service_get_run, run_id, about=f"the run {run_id}")
+    return kfp.call(kfp.client.get_run, run_id, about=f"the run {run_id}")
 
 
-def is_over(run: Any) -> bool:
+def is_over(found: Any) -> bool:
     """Whether a run has ended. Its date of ending says nothing: it is that of 1970 while a run is being cancelled."""
-    return run.state in OVER
+    return found.state in OVER
 
 
-def was_cancelled(run: Any) -> bool:
+def was_cancelled(found: Any) -> bool:
     """Whether a run was ended by hand: it ends as FAILED then too, and only its history says so."""
-    states = [item.state for item in run.state_history or () if item.state != "FAILED"]
-    return run.state == "CANCELED" or (run.state == "FAILED" and states[-1:] == ["CANCELING"])
-
-
-def facts_of(kfp: Kfp, run: Any) -> Facts:
-    """Reads what a run's pipeline says: its tasks, its spec, its store."""
-    pipeline = _pipeline_spec(kfp, run)
-    given = dict(run.runtime_config.parameters or {}) if run.runtime_config else {}
-    constants = _constants(pipeline)
-    text, store = (given.get(key) or constants.get(key) for key in ("spec", "store"))
-    spec = _spec(text, store)
-    name = run_name(spec, str(run.run_id)) if spec else None
-    return Facts(tasks=task_names(pipeline), spec=spec, store=store, name=name)
+    states = [item.state for item in found.state_history or () if item.state != "FAILED"]
+    return found.state == "CANCELED" or (found.state == "FAILED" and states[-1:] == ["CANCELING"])
 
 
 def run_name(spec: RunSpec, run_id: str) -> str:
-    """Gives what lwfed calls a pipeline run of a spec: its tasks name it so themselves."""
+    """Returns what lwfed calls a pipeline run of a spec: its tasks name it so themselves."""
     return spec.kubernetes.env.get(NAMED) or f"{spec.name}-{run_id[:8]}"
 
 
-def namespace_of(access: Access, kfp: Kfp, facts: Facts) -> str:
-    """Returns the namespace of a run's pods."""
-    own = facts.spec.kubernetes.namespace if facts.spec else None
-    return access.namespace or kfp.namespace or own or "kubeflow"
-
-
-def retry(kfp: Kfp, run: Any) -> None:
-    """Starts the failed tasks of a run again; those that succeeded stay.
-
-    Raises:
-        RefusedError: It has not failed, or Kubeflow Pipelines cannot.
-    """
-    run_id = str(run.run_id)
-    if run.state in ("SUCCEEDED", "SKIPPED"):
-        raise RefusedError(
-            f"the run {run_id} is {run.state}: nothing of it failed",
-            remedy="lwfed rerun RUN --stage S trains a stage again",
-        )
-    if not is_over(run):
-        raise RefusedError(
-            f"the run {run_id} is {run.state or 'PENDING'}: only what has failed can be tried again",
-            remedy=f"wait for its end, or end it: lwfed cancel {run_id}",
-        )
-    try:
-        kfp.call(kfp.client._run_api.run_service_retry_run, run_id, about=f"to retry the run {run_id}")
-    except RefusedError as error:
-        raise RefusedError(
-            error.problem,
-            remedy="submit the experiment again: what is committed is not done twice",
-            status=error.status,
-        ) from None
-
-
-def terminate(kfp: Kfp, run: Any) -> bool:
-    """Ends a run's tasks; False where it was over already."""
-    if is_over(run):
-        return False
-    try:
-        kfp.call(kfp.client._run_api.run_service_terminate_run, str(run.run_id), about=f"to end the run {run.run_id}")
-    except LwfedError as error:
-        if "Row not found" in str(error):  # it ended in between
-            return False
-        raise
-    return True
-
-
-def all_pages(kfp: Kfp, method: Callable[..., Any], *, items: str, about: str) -> Iterator[Any]:
+def all_pages(kfp: Kfp, method: Callable[..., Any], *, items: str) -> Iterator[Any]:
     """Yields what a list of the API holds, page by page, the newest first.
 
     Args:
         kfp: The server.
-        method: The list's method of the generated API.
+        method: The list's method of kfp's client.
         items: Where an answer has them, such as `runs`.
-        about: What is asked for.
     """
     token: str | None = None
     for _ in range(PAGES):
         found = kfp.call(
-            method, about=about, namespace=kfp.namespace, page_token=token, page_size=PAGE, sort_by="created_at desc"
+            method, about=items, namespace=kfp.namespace, page_token=token, page_size=PAGE, sort_by="created_at desc"
         )
         yield from getattr(found, items) or ()
         token = found.next_page_token
@@ -199,52 +183,30 @@ def all_pages(kfp: Kfp, method: Callable[..., Any], *, items: str, about: str) -
 
 def own_pipeline(kfp: Kfp) -> str | None:
     """Returns the id of lwfed's pipeline; None where nothing was submitted yet."""
-    found = kfp.call(
-        kfp.client._pipelines_api.pipeline_service_list_pipelines,
-        about="pipelines",
-        filter=named(PIPELINE),
-        namespace=kfp.namespace,
-    )
+    options = {"filter": by_name(PIPELINE), "namespace": kfp.namespace}
+    found = kfp.call(kfp.client.list_pipelines, about="pipelines", **options)
     return next((str(pipeline.pipeline_id) for pipeline in found.pipelines or ()), None)
 
 
-def pipeline_of(run: Any) -> str | None:
+def by_name(name: str) -> str:
+    """Returns the filter of a list for what has a name."""
+    return json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]})
+
+
+def pipeline_of(found: Any) -> str | None:
     """Returns the id of the pipeline that a run or a schedule belongs to; None where it belongs to none."""
-    reference = run.pipeline_version_reference
+    reference = found.pipeline_version_reference
     return reference.pipeline_id if reference else None
 
 
-def _pipeline_spec(kfp: Kfp, run: Any) -> Mapping[str, Any]:
-    spec = run.pipeline_spec
-    reference = run.pipeline_version_reference
+def _pipeline_spec(kfp: Kfp, found: Any) -> Mapping[str, Any]:
+    spec, reference = found.pipeline_spec, found.pipeline_version_reference
     if not spec and reference is not None:
-        version = kfp.call(
-            kfp.client._pipelines_api.pipeline_service_get_pipeline_version,
-            reference.pipeline_id,
-            reference.pipeline_version_id,
-            about="the run's pipeline version",
-        )
-        spec = version.pipeline_spec
-    if not isinstance(spec, dict):
-        return {}
+        ids = reference.pipeline_id, reference.pipeline_version_id
+        spec = kfp.call(kfp.client.get_pipeline_version, *ids, about="the run's pipeline version").pipeline_spec
+    spec = spec if isinstance(spec, dict) else {}
     inner = spec.get("pipeline_spec")
     return inner if isinstance(inner, dict) else spec
-
-
-def _constants(pipeline: Mapping[str, Any]) -> dict[str, str]:
-    """Gives the texts that a compiled pipeline hands to its tasks, and its parameters' defaults."""
-    found: dict[str, str] = {}
-    definitions = (pipeline.get("root") or {}).get("inputDefinitions") or {}
-    for key, value in (definitions.get("parameters") or {}).items():
-        if isinstance(value.get("defaultValue"), str):
-            found[key] = value["defaultValue"]
-    for dag in [pipeline.get("root") or {}, *(pipeline.get("components") or {}).values()]:
-        for task in ((dag.get("dag") or {}).get("tasks") or {}).values():
-            for key, value in ((task.get("inputs") or {}).get("parameters") or {}).items():
-                constant = (value.get("runtimeValue") or {}).get("constant")
-                if isinstance(constant, str):
-                    found.setdefault(key, constant)
-    return found
 
 
 def _spec(text: str | None, store: str | None) -> RunSpec | None:

@@ -1,8 +1,9 @@
-"""What a person sees of a run in the cluster: one line a task; live on a terminal, plain lines elsewhere."""
+"""What a person sees of a run in the cluster: one line per task; live on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,7 +13,6 @@ from rich.markup import escape
 from rich.text import Text
 
 from lwfed.formats import seconds_text
-from pipelines.follow.follow import now
 from pipelines.states.records import ENDED, TaskState
 
 COLOURS = {
@@ -26,7 +26,7 @@ COLOURS = {
 
 
 class TaskDisplay:
-    """Shows tasks. Plain lines are told once for each change of state.
+    """Shows tasks; plain lines appear once for each change of state.
 
     Args:
         console: Where to; live where it is a terminal.
@@ -35,7 +35,7 @@ class TaskDisplay:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
-        self._told: dict[str, str] = {}
+        self._shown: dict[str, str] = {}
         self._state = ""
 
     def __enter__(self) -> Self:
@@ -52,8 +52,8 @@ class TaskDisplay:
     def tasks(self, state: str, states: Sequence[TaskState]) -> None:
         """Takes what the tasks do now."""
         for task in states:
-            if self._told.get(task.task.name) != task.state:
-                self._told[task.task.name] = task.state
+            if self._shown.get(task.task.name) != task.state:
+                self._shown[task.task.name] = task.state
                 if self._live is None or task.state in ENDED:
                     self.say(_line(task), markup=True)
         if state != self._state:
@@ -69,17 +69,17 @@ class TaskDisplay:
 
 
 def row_of(state: TaskState) -> dict[str, Any]:
-    """Gives a task as plain values."""
+    """Returns a task as plain values."""
     return {
         "task": state.task.name,
         "title": state.task.title,
         "stage": state.task.stage,
         "state": state.state,
-        "seconds": round(state.seconds(now()), 1),
+        "seconds": round(state.seconds(datetime.now(UTC)), 1),
     }
 
 
 def _line(state: TaskState) -> str:
     colour = COLOURS.get(state.state, "default")
-    took = seconds_text(state.seconds(now())) if state.started else ""
+    took = seconds_text(state.seconds(datetime.now(UTC))) if state.started else ""
     return f"{escape(state.task.title):<32} [{colour}]{state.state.lower():<10}[/] {took}".rstrip()

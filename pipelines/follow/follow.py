@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from lwfed.types.errors import LwfedError, NotStartedError, UnreachableError
-from pipelines.client.kubeflow import Kfp
-from pipelines.client.runs import Facts, facts_of, get_run, is_over, was_cancelled
+from lwfed.types.errors import LwfedError, NotStartedError
+from pipelines.client.pace import Pace, left_running, patiently
+from pipelines.client.runs import KnownRun, get_run, is_over, was_cancelled
 from pipelines.follow.reason import why_failed
 from pipelines.logs.pods import PodLogs
 from pipelines.states.reading import read_states
 from pipelines.states.records import Snapshot, TaskState
-
-POLL_S = 5.0
-FIRST_POLL_S = 1.0
-QUIET_S = 60.0
-"""Seconds without a container at work after which we look for what holds it up, and between two such looks."""
-START_TIMEOUT_S = 600.0
-PENDING = "PENDING"
-"""What a run is taken for that has no state yet: 2.17.0 answers so for a moment after it was made."""
-ENDING = "CANCELING"
-"""The state of a run that somebody has terminated, and whose tasks have not ended yet."""
-END_TIMEOUT_S = 900.0
-"""Seconds for which a run that was terminated may neither end nor move: Argo can lose its way there."""
-PATIENCE_S = 300.0
-"""Seconds for which a server may be away while we follow."""
 
 
 class Watcher(Protocol):
@@ -41,20 +26,8 @@ class Watcher(Protocol):
         """Takes a line for people."""
 
 
-Waiting = Callable[[str], list[str]]
+Waiting = Callable[[KnownRun], list[str]]
 """Returns what holds the pods of a run up, one line each; raises LwfedError where that cannot be seen."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How long to wait for what, in seconds."""
-
-    poll_s: float = POLL_S
-    first_poll_s: float = FIRST_POLL_S
-    quiet_s: float = QUIET_S
-    start_timeout_s: float = START_TIMEOUT_S
-    end_timeout_s: float = END_TIMEOUT_S
-    patience_s: float = PATIENCE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,33 +35,24 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        run: As the API returns it.
+        run: The API's record of it.
         states: Its tasks.
         error: Why it failed; None where it succeeded.
     """
 
     run: Any
-    states: tuple[TaskState, ...] = field(default=())
+    states: tuple[TaskState, ...]
     error: LwfedError | None = None
 
 
-class GoneOnError(LwfedError):
-    """Following was interrupted; the run goes on."""
-
-    exit_code = 130
-    name = "interrupted"
-
-
-def follow(kfp: Kfp, run_id: str, *, watcher: Watcher, pace: Pace, waiting: Waiting, namespace: str) -> Outcome:
+def follow(run: KnownRun, *, watcher: Watcher, pace: Pace, waiting: Waiting) -> Outcome:
     """Follows a run until it is over.
 
     Args:
-        kfp: The server.
-        run_id: The run.
+        run: The run.
         watcher: Sees what it does.
         pace: How often to look, and how long to wait.
         waiting: Looks at the cluster's pods.
-        namespace: Where those are.
 
     Returns:
         How it ended.
@@ -96,109 +60,90 @@ def follow(kfp: Kfp, run_id: str, *, watcher: Watcher, pace: Pace, waiting: Wait
     Raises:
         NotStartedError: Nothing of it starts in time.
         UnreachableError: The server stays away.
-        GoneOnError: We were interrupted; the run goes on.
+        LeftRunningError: We were interrupted; the run goes on.
+        LwfedError: The server refuses, or says nothing of tasks that we can read.
     """
-    try:
-        return _follow(kfp, run_id, watcher=watcher, pace=pace, waiting=waiting, namespace=namespace)
-    except KeyboardInterrupt:
-        raise GoneOnError(
-            f"no longer following; the run {run_id} goes on",
-            remedy=f"lwfed logs {run_id} --follow, or to end it: lwfed cancel {run_id}",
-        ) from None
+
+    def look() -> tuple[Any, Snapshot]:
+        found = get_run(run.kfp, run.id)
+        return found, read_states(run, found)
+
+    moved = asked = time.monotonic()  # when a container was last at work, and when we last looked for what holds it up
+    before: object = None
+    wait_s = pace.first_poll_s
+    with left_running(run.id):
+        while True:
+            began = time.monotonic()
+            found, snapshot = patiently(look, pace=pace, say=watcher.say)
+            now = time.monotonic()
+            moved, asked = moved + now - began, asked + now - began  # nothing was seen of it meanwhile
+            watcher.tasks(found.state or "PENDING", snapshot.tasks)
+            if is_over(found):
+                return outcome_of(run, found, snapshot)
+            pods = [(pod.name, pod.state) for pod in snapshot.pods]
+            if pods != before or any(state == "RUNNING" for _, state in pods):
+                before, moved, asked = pods, now, now
+            still_s = now - moved
+            _give_up(run, found, snapshot, seconds=still_s, pace=pace, waiting=waiting)
+            if found.state != "CANCELING" and now - asked >= pace.quiet_s:
+                asked = now
+                for line in _held_up(run, snapshot, seconds=still_s, waiting=waiting):
+                    watcher.say(line)
+            time.sleep(wait_s)
+            wait_s = min(pace.poll_s, wait_s * 1.5)
 
 
-def outcome_of(kfp: Kfp, run: Any, snapshot: Snapshot, *, namespace: str) -> Outcome:
+def outcome_of(run: KnownRun, found: Any, snapshot: Snapshot) -> Outcome:
     """Says how a run that is over ended, from its tasks and the log of the pod that failed.
 
     Args:
-        kfp: The server.
-        run: The run, as the API returns it.
+        run: The run.
+        found: The API's record of it.
         snapshot: What its tasks did last.
-        namespace: Where its pods are.
     """
-    if run.state in ("SUCCEEDED", "SKIPPED"):
-        return Outcome(run, snapshot.tasks)
-    if was_cancelled(run):
-        cancelled = LwfedError("the run was cancelled", remedy=f"lwfed retry {run.run_id} goes on with it")
-        return Outcome(run, snapshot.tasks, cancelled)
-    with PodLogs(kfp, str(run.run_id), namespace=namespace) as logs:
-        error = why_failed(str(run.run_id), snapshot, read=logs.read, page=kfp.run_page(run.run_id))
-    return Outcome(run, snapshot.tasks, error)
+    if found.state in ("SUCCEEDED", "SKIPPED"):
+        return Outcome(found, snapshot.tasks)
+    if was_cancelled(found):
+        cancelled = LwfedError("the run was cancelled", remedy=f"lwfed retry {run.id} goes on with it")
+        return Outcome(found, snapshot.tasks, cancelled)
+    with PodLogs(run) as logs:
+        return Outcome(found, snapshot.tasks, why_failed(run.id, snapshot, read=logs.read, page=run.page))
 
 
-def _follow(kfp: Kfp, run_id: str, *, watcher: Watcher, pace: Pace, waiting: Waiting, namespace: str) -> Outcome:
-    facts: Facts | None = None
-    moved = asked = answered = time.monotonic()
-    before: object = None
-    wait_s = pace.first_poll_s
-    while True:
-        try:
-            run = get_run(kfp, run_id)
-            facts = facts or facts_of(kfp, run)
-            snapshot = read_states(kfp, run_id, facts.tasks)
-            answered = time.monotonic()
-        except UnreachableError as error:
-            if time.monotonic() - answered > pace.patience_s:
-                raise
-            watcher.say(f"{error.problem}; trying again")
-            time.sleep(wait_s)
-            moved = asked = time.monotonic()  # nothing was seen of it meanwhile
-            continue
-        watcher.tasks(run.state or PENDING, snapshot.tasks)
-        if is_over(run):
-            return outcome_of(kfp, run, snapshot, namespace=namespace)
-        now = time.monotonic()
-        pods = [(pod.name, pod.state) for pod in snapshot.pods]
-        if pods != before or any(state == "RUNNING" for _, state in pods):
-            before, moved, asked = pods, now, now
-        still_s = now - moved
-        if run.state == ENDING:
-            if still_s >= pace.end_timeout_s:
-                raise LwfedError(
-                    f"the run {run_id} was terminated, and has neither ended nor moved for {still_s:.0f} s",
-                    remedy=f"kubectl -n {namespace} delete workflows -l pipeline/runid={run_id} ends it for good",
-                )
-        elif still_s >= pace.start_timeout_s:
-            reasons = _messages(snapshot) or _seen(run_id, waiting)
-            raise NotStartedError(
-                f"no container of the run {run_id} has started for {still_s:.0f} s"
-                + "".join(f"; {line}" for line in reasons[:3]),
-                remedy=f"the run still waits: fix what holds it up, or end it with lwfed cancel {run_id}",
+def _give_up(run: KnownRun, found: Any, snapshot: Snapshot, *, seconds: float, pace: Pace, waiting: Waiting) -> None:
+    """Raises the error of a run that has not moved for too long."""
+    if found.state == "CANCELING":
+        if seconds >= pace.end_timeout_s:
+            raise LwfedError(
+                f"the run {run.id} was terminated, and has neither ended nor moved for {seconds:.0f} s",
+                remedy=f"kubectl -n {run.namespace} delete workflows -l pipeline/runid={run.id} ends it for good",
             )
-        elif now - asked >= pace.quiet_s:
-            asked = now
-            for line in _held_up(run_id, snapshot, seconds=still_s, waiting=waiting, page=kfp.run_page(run_id)):
-                watcher.say(line)
-        time.sleep(wait_s)
-        wait_s = min(pace.poll_s, wait_s * 1.5)
+    elif seconds >= pace.start_timeout_s:
+        try:
+            reasons = _messages(snapshot) or waiting(run)
+        except LwfedError:
+            reasons = []
+        raise NotStartedError(
+            "; ".join([f"no container of the run {run.id} has started for {seconds:.0f} s", *reasons[:3]]),
+            remedy=f"the run still waits: fix what holds it up, or end it with lwfed cancel {run.id}",
+        )
 
 
-def _held_up(run_id: str, snapshot: Snapshot, *, seconds: float, waiting: Waiting, page: str) -> list[str]:
-    said = _messages(snapshot)
+def _held_up(run: KnownRun, snapshot: Snapshot, *, seconds: float, waiting: Waiting) -> list[str]:
+    """Says what holds a run up, in the workflow's words, else in the cluster's."""
+    still = f"no container has started for {seconds:.0f} s"
     try:
-        found = said or waiting(run_id)
+        reasons = _messages(snapshot) or waiting(run)
     except LwfedError as error:
         return [
-            f"no container has started for {seconds:.0f} s; the cluster's pods are out of reach ({error.problem}); "
-            f"look at {page} or kubectl get pods -l pipeline/runid={run_id}"
+            f"{still}; the cluster's pods are out of reach ({error.problem}); look at {run.page} or kubectl get pods "
+            f"-l pipeline/runid={run.id}"
         ]
-    if not found:
-        return [f"no container has started for {seconds:.0f} s, and no pod waits; look at {page}"]
-    return [f"waits for {seconds:.0f} s: {line}" for line in found]
+    return [f"waits for {seconds:.0f} s: {line}" for line in reasons] or [
+        f"{still}, and no pod waits; look at {run.page}"
+    ]
 
 
 def _messages(snapshot: Snapshot) -> list[str]:
     """Returns what the workflow itself says of pods that wait, such as one that a quota refuses."""
     return [f"{pod.name}: {pod.message}" for pod in snapshot.pods if pod.state == "PENDING" and pod.message]
-
-
-def _seen(run_id: str, waiting: Waiting) -> list[str]:
-    try:
-        return waiting(run_id)
-    except LwfedError:
-        return []
-
-
-def now() -> datetime:
-    """The time that tasks' times are compared with."""
-    return datetime.now(UTC)

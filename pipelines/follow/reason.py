@@ -20,6 +20,7 @@ KILLED = {
     143: "lwfed's process was ended from outside",
 }
 TAIL = 5
+"""Lines of a log that stand for its reason, where it names none."""
 
 
 def why_failed(run_id: str, snapshot: Snapshot, *, read: Callable[[Pod], str], page: str) -> LwfedError:
@@ -40,20 +41,22 @@ def why_failed(run_id: str, snapshot: Snapshot, *, read: Callable[[Pod], str], p
         return LwfedError(f"the run {run_id} failed{said}", remedy=f"see {page}")
     state, pod = found
     title = pod.name if state is None else f"{state.task.title}, its driver," if pod.is_driver else state.task.title
+    short = run_id[:8]
     try:
         log = read(pod)
     except LwfedError as error:
         reason = _reason_of_pod(pod)
         if reason is not None:
-            remedy = f"lwfed retry {run_id[:8]}; see also {page}"
+            remedy = f"lwfed retry {short}; see also {page}"
             return error_of(reason.exit_code, f"{title} failed: {pod.message} -> {remedy}")
         said = f"{pod.message}; {error.problem}" if pod.message else error.problem
         return LwfedError(f"{title} failed: {said}", remedy=error.remedy or f"see {page}")
     reason = reason_of(log) or _reason_of_pod(pod)
-    if reason is None:
-        words = last_words(log if pod.is_driver else "\n".join(own_lines(log.splitlines()))) or pod.message
+    if reason is None:  # the end of the log stands for it
+        lines = _lines_of(log if pod.is_driver else "\n".join(own_lines(log.splitlines())))
+        words = " | ".join([line for line in lines if line][-TAIL:]) or pod.message
         return LwfedError(f"{title} failed: {words[-400:]}", remedy=f"lwfed logs {run_id} shows all of it")
-    remedy = reason.remedy or f"lwfed retry {run_id[:8]} goes on; lwfed logs {run_id[:8]} shows more"
+    remedy = reason.remedy or f"lwfed retry {short} goes on; lwfed logs {short} shows more"
     return error_of(reason.exit_code, f"{title} failed: {reason.problem} -> {remedy}")
 
 
@@ -67,16 +70,16 @@ def reason_of(log: str) -> LwfedError | None:
         The error, with the exit code it stands for: of the last line that names one of ours, as JSON, as a line of the
         command line or of a traceback; else of any other exception or exit status; None where nothing of that is there.
     """
-    lines = [COLOURS.sub("", line).strip() for line in log.splitlines()]
+    lines = _lines_of(log)
     code = _exit_code(lines)
     other: LwfedError | None = None
     for line in reversed(lines):
-        found = _event(line) or _raised(line)
-        if found is not None:
-            return found
-        told = LINE.search(line)
-        if told is not None:
-            return error_of(_code_of_line(lines, told["message"]) or code or 1, told["message"])
+        if (ours := _own_error(line)) is not None:
+            return ours
+        if (printed := LINE.search(line)) is not None:
+            kinds = {str(error): error.exit_code for error in map(_own_error, lines) if error is not None}
+            message = printed["message"]
+            return error_of(kinds.get(message, code or 1), message)  # the log may say it elsewhere, with its kind
         python = PYTHON.match(line)
         if python is not None and other is None:
             other = error_of(code if code in EXIT_CODES else 1, f"{python['kind']}: {python['message']}")
@@ -87,48 +90,30 @@ def reason_of(log: str) -> LwfedError | None:
     return other
 
 
-def last_words(log: str) -> str:
-    """Returns the end of a log on one line, for one that names no error."""
-    lines = [COLOURS.sub("", line).strip() for line in log.splitlines() if line.strip()]
-    return " | ".join(lines[-TAIL:])
+def _own_error(line: str) -> LwfedError | None:
+    """Reads an error of ours from a line: the JSON that a pod's step writes when it fails, or a traceback's last."""
+    if (start := line.find('{"event": "failed"')) >= 0:
+        try:
+            values = json.loads(line[start:])["values"]
+            return error_of(int(values["exit_code"]), str(values["message"]))
+        except (ValueError, KeyError, TypeError):
+            return None
+    if (raised := RAISED.match(line)) is None:
+        return None
+    kind = next((kind for kind in KINDS if kind.__name__ == raised["kind"]), LwfedError)
+    return error_of(kind.exit_code, raised["message"])
 
 
 def _reason_of_pod(pod: Pod) -> LwfedError | None:
     """Reads what the cluster says of a pod that failed; None where that is only that Python ended with an error."""
-    code = _exit_code([pod.message])
-    return None if code in (None, 1) else reason_of(pod.message)
-
-
-def _event(line: str) -> LwfedError | None:
-    """Reads the JSON that a pod's step writes when it fails."""
-    start = line.find('{"event": "failed"')
-    if start < 0:
-        return None
-    try:
-        values = json.loads(line[start:])["values"]
-        return error_of(int(values["exit_code"]), str(values["message"]))
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _raised(line: str) -> LwfedError | None:
-    told = RAISED.match(line)
-    if told is None:
-        return None
-    kind = next((kind for kind in KINDS if kind.__name__ == told["kind"]), LwfedError)
-    return error_of(kind.exit_code, told["message"])
-
-
-def _code_of_line(lines: Iterable[str], message: str) -> int | None:
-    """Finds the exit code of a message where the log says it elsewhere, with its kind."""
-    return next((found.exit_code for found in map(_any, lines) if found is not None and str(found) == message), None)
-
-
-def _any(line: str) -> LwfedError | None:
-    return _event(line) or _raised(line)
+    return None if _exit_code([pod.message]) in (None, 1) else reason_of(pod.message)
 
 
 def _exit_code(lines: Iterable[str]) -> int | None:
+    """Finds the last exit code in a log that is not 0."""
     codes = [int(match["code"]) for line in lines for match in EXITED.finditer(line)]
-    ours = [code for code in codes if code]
-    return ours[-1] if ours else None
+    return next((code for code in reversed(codes) if code), None)
+
+
+def _lines_of(log: str) -> list[str]:
+    return [COLOURS.sub("", line).strip() for line in log.splitlines()]

@@ -19,31 +19,22 @@ from urllib.parse import quote, urlencode
 
 from lwfed.types.errors import LwfedError, NotFoundError, UnreachableError
 from pipelines.client.errors import RefusedError
-from pipelines.client.kubeflow import Kfp
+from pipelines.client.pace import USUAL, Pace
+from pipelines.client.runs import KnownRun
 from pipelines.states.records import Pod
 
 if TYPE_CHECKING:
     from lwfed.launch.kubernetes.api import Cluster
 
 CONTAINER = "main"
-PATIENCE_S = 300.0
-"""Seconds for which a server may be away while a log is followed."""
 ERROR_KEYS = {"error_message", "error_details"}
 
 
 class PodLogs:
-    """Reads the logs of a run's pods; opens a connection to the cluster when one is first needed, and closes it.
+    """Reads the logs of a run's pods; opens a connection to the cluster when one is first needed, and closes it."""
 
-    Args:
-        kfp: The server.
-        run_id: The run.
-        namespace: Where its pods are.
-    """
-
-    def __init__(self, kfp: Kfp, run_id: str, *, namespace: str) -> None:
-        self._kfp = kfp
-        self._run_id = run_id
-        self._namespace = namespace
+    def __init__(self, run: KnownRun) -> None:
+        self._run = run
         self._cluster: Cluster | None = None
         self._no_cluster: LwfedError | None = None
 
@@ -63,28 +54,29 @@ class PodLogs:
             NotFoundError: There is no log of it, or none within reach.
             UnreachableError: The server does not answer.
         """
-        archive, live = self._archive_paths(pod), self._live_paths(pod)
+        runs, node = f"runs/{self._run.id}/nodes", quote(pod.node)
+        archive = [f"/apis/v1alpha1/{runs}/{node}/log", f"/apis/v2beta1/{runs}/{node}/artifacts/main-logs:read"]
+        live = f"/apis/v1alpha1/{runs}/{quote(pod.name)}/log"
+        query = {"podname": pod.name, "runid": self._run.id, "podnamespace": self._run.namespace}
+        pages = f"/k8s/pod/logs?{urlencode(query)}"
         ended = pod.state in ("SUCCEEDED", "FAILED")
-        found = self._from_api(archive, pod) if ended else self._from_api(live[:1], pod)
-        if found is None:
-            found = self._from_cluster(pod)
-        if found is None:
-            found = self._from_api(live if ended else [*live[1:], *archive], pod)
-        if found is None:
-            raise self._missing(pod)
-        return found
+        for path in [*archive, None, live, pages] if ended else [live, None, pages, *archive]:
+            text = self._from_cluster(pod) if path is None else self._from_api(path, pod)
+            if text:
+                return text
+        raise self._missing(pod)
 
-    def follow(self, pod: Pod, *, runs: Callable[[], bool], poll_s: float) -> Iterator[str]:
+    def follow(self, pod: Pod, *, runs: Callable[[], bool], pace: Pace = USUAL) -> Iterator[str]:
         """Yields the lines of a pod as it writes them.
 
         Args:
             pod: The pod.
             runs: Whether it still runs; asked before each look, and when a stream has ended.
-            poll_s: Seconds between two looks.
+            pace: How long to wait between two looks, and for a server that is away.
 
         Raises:
             NotFoundError: There is no log of it within reach.
-            UnreachableError: The server does not answer.
+            UnreachableError: The server stays away.
         """
         shown = 0
         answered = time.monotonic()
@@ -96,11 +88,11 @@ class PodLogs:
                     answered = time.monotonic()
                     yield line
             except UnreachableError:
-                if time.monotonic() - answered > PATIENCE_S:
+                if time.monotonic() - answered > pace.patience_s:
                     raise
             if not goes_on:
                 return
-            time.sleep(poll_s)
+            time.sleep(pace.poll_s)
 
     def _lines(self, pod: Pod, *, follow: bool) -> Iterator[str]:
         """Yields a pod's lines from its first: as they come where the cluster streams them, else the whole ones."""
@@ -120,34 +112,21 @@ class PodLogs:
         *lines, rest = self.read(pod).split("\n")
         yield from lines if follow or not rest else [*lines, rest]  # the last line may still be half written
 
-    def _archive_paths(self, pod: Pod) -> list[str]:
-        nodes = f"runs/{self._run_id}/nodes/{quote(pod.node)}"
-        return [f"/apis/v1alpha1/{nodes}/log", f"/apis/v2beta1/{nodes}/artifacts/main-logs:read"]
+    def _from_api(self, path: str, pod: Pod) -> str:
+        try:
+            return unwrapped(self._run.kfp.read(path, about=f"the log of {pod.name}"))
+        except (RefusedError, NotFoundError):
+            return ""
 
-    def _live_paths(self, pod: Pod) -> list[str]:
-        """Returns the API's path to a pod that is there, by its name, and that of the web pages' server."""
-        query = {"podname": pod.name, "runid": self._run_id, "podnamespace": self._namespace}
-        return [f"/apis/v1alpha1/runs/{self._run_id}/nodes/{quote(pod.name)}/log", f"/k8s/pod/logs?{urlencode(query)}"]
-
-    def _from_api(self, paths: list[str], pod: Pod) -> str | None:
-        for path in paths:
-            try:
-                text = unwrapped(b"".join(self._kfp.read(path, about=f"the log of {pod.name}")))
-            except (RefusedError, NotFoundError):
-                continue
-            if text:
-                return text
-        return None
-
-    def _from_cluster(self, pod: Pod) -> str | None:
+    def _from_cluster(self, pod: Pod) -> str:
         cluster = self._reach()
         if cluster is None:
-            return None
+            return ""
         try:
-            return "".join(f"{line}\n" for line in cluster.log_lines(pod.name, container=CONTAINER)) or None
+            return "".join(f"{line}\n" for line in cluster.log_lines(pod.name, container=CONTAINER))
         except LwfedError as error:
             self._note_denial(error)
-            return None
+            return ""
 
     def _note_denial(self, error: LwfedError) -> None:
         """Does without a cluster that does not let us read: to ask again cannot help."""
@@ -162,13 +141,13 @@ class PodLogs:
             from lwfed.launch.kubernetes.api import connect  # loads the Kubernetes client
 
             try:
-                self._cluster = connect(self._namespace)
+                self._cluster = connect(self._run.namespace)
             except LwfedError as error:
                 self._no_cluster = error
         return self._cluster
 
     def _missing(self, pod: Pod) -> NotFoundError:
-        where = f"kubectl -n {self._namespace} logs {pod.name}"
+        where = f"kubectl -n {self._run.namespace} logs {pod.name}"
         if self._cluster is None and self._no_cluster is not None:
             return NotFoundError(
                 f"Kubeflow Pipelines have no log of {pod.name}, and the cluster is out of reach: "

@@ -3,51 +3,58 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from lwfed.types.errors import NotFoundError
-from pipelines.client.kubeflow import Kfp
-from pipelines.states.records import Snapshot, Task
-from pipelines.states.run_tasks import RunTasks
-from pipelines.states.workflow import WorkflowNodes
+from lwfed.types.errors import LwfedError, NotFoundError
+from pipelines.client.runs import KnownRun
+from pipelines.client.tasks import Task
+from pipelines.states import run_tasks, workflow
+from pipelines.states.records import Snapshot
 
-
-class Version(Protocol):
-    """A way in which some versions of Kubeflow Pipelines say what a run's tasks do."""
-
-    def path(self, run_id: str) -> str:
-        """Returns the path of what is read."""
-
-    def parse(self, answer: Mapping[str, Any], tasks: Mapping[str, Task]) -> Snapshot | None:
-        """Reads an answer; None where this server says it in another way, or nothing yet."""
+READERS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Task]], Snapshot | None]] = {
+    "/apis/v1beta1/runs/{}": workflow.parse,
+    "/apis/v2beta1/runs/{}?view=FULL": run_tasks.parse,
+}
+"""What reads the answer at which path, in the order in which they are tried; None where an answer has no tasks."""
+NOT_BEGUN = (None, "", "PENDING", "CANCELING")
+"""States in which a run may have no tasks yet: 2.17.0 gives none at all for a moment after a run was made."""
 
 
-VERSIONS: tuple[Version, ...] = (WorkflowNodes(), RunTasks())
-"""In the order in which they are tried."""
+class UnknownAnswerError(LwfedError):
+    """A server says what tasks do in a way that we do not know."""
 
 
-def read_states(kfp: Kfp, run_id: str, tasks: Mapping[str, Task]) -> Snapshot:
+def read_states(run: KnownRun, found: Any) -> Snapshot:
     """Reads what the tasks of a run do.
 
     Args:
-        kfp: The server.
-        run_id: The run.
-        tasks: The pipeline's tasks, see `task_names`.
+        run: The run.
+        found: The API's record of it, read before.
 
     Returns:
         The snapshot; an empty one for a run that has just been made.
 
     Raises:
+        UnknownAnswerError: The run has begun, and no reader understands what the server says of its tasks.
         LwfedError: The server refuses or does not answer.
     """
-    for version in VERSIONS:
+    answers: list[str] = []
+    for form, parse in READERS.items():
+        path = form.format(run.id)
         try:
-            content = b"".join(kfp.read(version.path(run_id), about=f"the tasks of the run {run_id}"))
-            answer = json.loads(content)
-        except (NotFoundError, ValueError):
+            answer = json.loads(run.kfp.read(path, about=f"the tasks of the run {run.id}"))
+        except (NotFoundError, ValueError) as error:
+            answers.append(f"{path}: {'not there' if isinstance(error, NotFoundError) else 'no JSON'}")
             continue
-        found = version.parse(answer, tasks) if isinstance(answer, dict) else None
-        if found is not None:
-            return found
-    return Snapshot()
+        snapshot = parse(answer, run.tasks) if isinstance(answer, dict) else None
+        if snapshot is not None:
+            return snapshot
+        answers.append(f"{path}: JSON with {', '.join(sorted(answer)) or 'nothing'}")
+    if found.state in NOT_BEGUN:
+        return Snapshot()
+    raise UnknownAnswerError(
+        f"the run {run.id} is {found.state}, and {run.kfp.endpoint} does not say what its tasks do in a way that lwfed "
+        f"reads ({'; '.join(answers)})",
+        remedy=f"lwfed reads Kubeflow Pipelines 2.17: use that or a newer lwfed; the run goes on: {run.page}",
+    )

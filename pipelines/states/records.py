@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+
+from pipelines.client.tasks import Task
 
 ENDED = frozenset({"SUCCEEDED", "CACHED", "FAILED", "SKIPPED"})
 """States that a task does not leave, unless its run is retried."""
 EXIT_TASK = "cleanup"
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A task of a pipeline.
-
-    Attributes:
-        name: Its name in the compiled pipeline.
-        title: Its name for people.
-        stage: The stage it trains; None where it trains none.
-    """
-
-    name: str
-    title: str
-    stage: int | None = None
+NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +24,7 @@ class Pod:
         state: PENDING, RUNNING, SUCCEEDED or FAILED.
         is_driver: Whether it only prepares the task.
         started: When.
-        ended: When; None while it goes on.
+        ended: When; None until then.
         message: What the cluster says of it; empty where it says nothing.
     """
 
@@ -59,7 +45,7 @@ class TaskState:
         task: The task.
         state: PENDING, RUNNING, SUCCEEDED, FAILED or SKIPPED; CACHED where its result came from the cache.
         started: When.
-        ended: When; None while it goes on.
+        ended: When; None until then.
         pods: Its pods, oldest first: those of its driver, then its own.
     """
 
@@ -94,35 +80,6 @@ class Snapshot:
         return tuple(pod for state in self.tasks for pod in state.pods) + self.others
 
 
-def task_names(pipeline: Mapping[str, Any]) -> dict[str, Task]:
-    """Reads the tasks of a compiled pipeline, in its order; groups of tasks are looked into.
-
-    Args:
-        pipeline: The pipeline's spec, as `kfp.compiler` writes it.
-
-    Returns:
-        Name -> task.
-    """
-    found: dict[str, Task] = {}
-    components = pipeline.get("components") or {}
-
-    def look(dag: Mapping[str, Any]) -> None:
-        tasks = (dag.get("dag") or {}).get("tasks") or {}
-        for name in _in_order(tasks):
-            inner = components.get((tasks[name].get("componentRef") or {}).get("name")) or {}
-            if "dag" in inner:
-                look(inner)
-                continue
-            title = (tasks[name].get("taskInfo") or {}).get("name") or name
-            parameters = (tasks[name].get("inputs") or {}).get("parameters") or {}
-            stage = ((parameters.get("stage") or {}).get("runtimeValue") or {}).get("constant")
-            trains = "plan_digest" in parameters or "input_digest" in parameters
-            found[name] = Task(name, title, int(stage) if trains and stage is not None else None)
-
-    look(pipeline.get("root") or {})
-    return found
-
-
 def failed_pod(snapshot: Snapshot) -> tuple[TaskState | None, Pod] | None:
     """Finds the pod that ended a run.
 
@@ -130,35 +87,21 @@ def failed_pod(snapshot: Snapshot) -> tuple[TaskState | None, Pod] | None:
         The last pod of the task that failed first, with that task; the exit task counts only where no other failed.
         Without a task: a pod that belongs to none. None where no pod failed.
     """
-    failed = [state for state in snapshot.tasks if state.state == "FAILED" and _failures(state)]
-    failed = [state for state in failed if state.task.name != EXIT_TASK] or failed
-    if failed:
-        first = min(failed, key=lambda state: _when(_failures(state)[-1]))
-        return first, _failures(first)[-1]
-    others = [pod for pod in snapshot.others if pod.state == "FAILED"]
-    return (None, min(others, key=_when)) if others else None
-
-
-def _failures(state: TaskState) -> list[Pod]:
-    return [pod for pod in state.pods if pod.state == "FAILED"]
-
-
-def _when(pod: Pod) -> datetime:
-    return pod.ended or datetime.max.replace(tzinfo=UTC)
+    found: list[tuple[TaskState | None, Pod]] = []
+    for state in snapshot.tasks:
+        pods = [pod for pod in state.pods if pod.state == "FAILED"]
+        if state.state == "FAILED" and pods:
+            found.append((state, pods[-1]))
+    found = [item for item in found if item[0] and item[0].task.name != EXIT_TASK] or found
+    found = found or [(None, pod) for pod in snapshot.others if pod.state == "FAILED"]
+    return min(found, key=lambda item: item[1].ended or NEVER, default=None)
 
 
 def oldest_first(pods: Iterable[Pod]) -> tuple[Pod, ...]:
     """Sorts a task's pods: those of its driver first, then by their start."""
-    never = datetime.max.replace(tzinfo=UTC)
-    return tuple(sorted(pods, key=lambda pod: (not pod.is_driver, pod.started or never, pod.name)))
+    return tuple(sorted(pods, key=lambda pod: (not pod.is_driver, pod.started or NEVER, pod.name)))
 
 
-def _in_order(tasks: Mapping[str, Any]) -> list[str]:
-    """Sorts tasks so that each comes after those it depends on; else by name, numbers as numbers."""
-    left = sorted(tasks, key=lambda name: [int(part) if part.isdigit() else 0 for part in re.split(r"(\d+)", name)])
-    done: list[str] = []
-    while left:
-        ready = [name for name in left if set(tasks[name].get("dependentTasks") or ()) <= set(done)] or left[:1]
-        done += ready
-        left = [name for name in left if name not in ready]
-    return done
+def date_of(text: str | None) -> datetime | None:
+    """Reads a date of the API; None where there is none."""
+    return datetime.fromisoformat(text) if text else None

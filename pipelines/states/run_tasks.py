@@ -7,39 +7,28 @@ not seen on a server.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from typing import Any
 
-from pipelines.states.records import Pod, Snapshot, Task, TaskState, oldest_first
+from pipelines.client.tasks import Task
+from pipelines.states.records import Pod, Snapshot, TaskState, date_of, oldest_first
 
 WITH_POD = ("RUNTIME", "IMPORTER")
 """Types of tasks that a pipeline names; the others are groups of these."""
 
 
-class RunTasks:
-    """Reads a run from its task records. Not seen on a server."""
-
-    def path(self, run_id: str) -> str:
-        """Returns the path of what is read."""
-        return f"/apis/v2beta1/runs/{run_id}?view=FULL"
-
-    def parse(self, answer: Mapping[str, Any], tasks: Mapping[str, Task]) -> Snapshot | None:
-        """Reads what the tasks of a run do; see `WorkflowNodes.parse`."""
-        records = answer.get("tasks")
-        if not isinstance(records, list):
-            return None
-        named = [record for record in records if record.get("type") in WITH_POD]
-        known = tasks or {record["name"]: Task(record["name"], record.get("display_name") or record["name"])
-                          for record in named}  # fmt: skip
-        states = [
-            state
-            for task in known.values()
-            if (state := _state(task, [record for record in named if record.get("name") == task.name])) is not None
-        ]
-        groups = [record for record in records if record.get("type") not in WITH_POD]
-        others = [pod for record in groups for pod in _pods(record)]
-        failed = [message for record in groups if (message := _message(record)) and record.get("state") == "FAILED"]
-        return Snapshot(tuple(states), oldest_first(others), next(iter(failed), ""))
+def parse(answer: Mapping[str, Any], tasks: Mapping[str, Task]) -> Snapshot | None:
+    """Reads what the tasks of a run do; see `workflow.parse`. Not seen on a server."""
+    records = answer.get("tasks")
+    if not isinstance(records, list):
+        return None
+    named = [record for record in records if record.get("type") in WITH_POD]
+    groups = [record for record in records if record.get("type") not in WITH_POD]
+    names = {record["name"]: record.get("display_name") or record["name"] for record in named}
+    known = tasks or {name: Task(name, title) for name, title in names.items()}
+    states = [_state(task, [record for record in named if record.get("name") == task.name]) for task in known.values()]
+    failed = [message for record in groups if (message := _message(record)) and record.get("state") == "FAILED"]
+    others = oldest_first(pod for record in groups for pod in _pods(record))
+    return Snapshot(tuple(state for state in states if state is not None), others, next(iter(failed), ""))
 
 
 def _state(task: Task, records: Iterable[Mapping[str, Any]]) -> TaskState | None:
@@ -52,8 +41,8 @@ def _state(task: Task, records: Iterable[Mapping[str, Any]]) -> TaskState | None
     return TaskState(
         task=task,
         state=state if state != "RUNTIME_STATE_UNSPECIFIED" else "PENDING",
-        started=_date(found[0].get("create_time")),
-        ended=_date(last.get("end_time")) if state not in ("PENDING", "RUNNING") else None,
+        started=date_of(found[0].get("create_time")),
+        ended=date_of(last.get("end_time")) if state not in ("PENDING", "RUNNING") else None,
         pods=oldest_first(pod for record in found for pod in _pods(record)),
     )
 
@@ -70,8 +59,8 @@ def _pods(record: Mapping[str, Any]) -> list[Pod]:
             name=str(pod["name"]),
             state="SUCCEEDED" if is_driver and has_own else state,
             is_driver=is_driver,
-            started=_date(record.get("create_time")),
-            ended=_date(record.get("end_time")),
+            started=date_of(record.get("create_time")),
+            ended=date_of(record.get("end_time")),
             message=_message(record),
         )
         for pod in pods
@@ -81,7 +70,3 @@ def _pods(record: Mapping[str, Any]) -> list[Pod]:
 
 def _message(record: Mapping[str, Any]) -> str:
     return str((record.get("status_metadata") or {}).get("message") or "")
-
-
-def _date(text: Any) -> datetime | None:
-    return datetime.fromisoformat(str(text)) if text else None

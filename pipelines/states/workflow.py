@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from pipelines.states.records import Pod, Snapshot, Task, TaskState, oldest_first
+from pipelines.client.tasks import Task
+from pipelines.states.records import Pod, Snapshot, TaskState, date_of, oldest_first
 
 TRY = re.compile(r"\(\d+\)$")
 EXECUTOR = "executor"
@@ -43,51 +44,38 @@ class Node:
 
     Attributes:
         path: Its name, part by part, without the numbers of tries.
-        pod: The pod, where it is one.
         kind: Argo's type of it: Pod, Retry, DAG, Skipped ...
-        state: As a task's.
         is_try: Whether it is one try of another node.
-        started: When.
-        ended: When; None while it goes on.
+        pod: Its state and dates, as those of a pod; the pod itself where it is one.
     """
 
     path: tuple[str, ...]
-    pod: Pod
     kind: str
-    state: str
     is_try: bool
-    started: datetime | None
-    ended: datetime | None
+    pod: Pod
 
 
-class WorkflowNodes:
-    """Reads a run of Kubeflow Pipelines 2.17, as seen on 2.17.0; by its sources, 2.18 still answers alike."""
+def parse(answer: Mapping[str, Any], tasks: Mapping[str, Task]) -> Snapshot | None:
+    """Reads what the tasks of a run do, as seen on 2.17.0; by its sources, 2.18 still answers alike.
 
-    def path(self, run_id: str) -> str:
-        """Returns the path of what is read."""
-        return f"/apis/v1beta1/runs/{run_id}"
+    Args:
+        answer: The API's answer.
+        tasks: The pipeline's tasks; none where they are not known: then names are those of the nodes.
 
-    def parse(self, answer: Mapping[str, Any], tasks: Mapping[str, Task]) -> Snapshot | None:
-        """Reads what the tasks of a run do.
-
-        Args:
-            answer: The API's answer.
-            tasks: The pipeline's tasks; none where they are not known: then names are those of the nodes.
-
-        Returns:
-            None where the answer has no workflow.
-        """
-        text = (answer.get("pipeline_runtime") or {}).get("workflow_manifest")
-        workflow = json.loads(text) if text else {}
-        if not isinstance(workflow, dict) or "metadata" not in workflow:
-            return None
-        status = workflow.get("status") or {}
-        nodes = [_node(workflow, values) for values in _nodes(status).values()]
-        known = tasks or {name: Task(name, name) for name in _guessed(nodes)}
-        states = [state for task in known.values() if (state := _state(task, nodes)) is not None]
-        mine = {pod.node for state in states for pod in state.pods}
-        others = [node.pod for node in nodes if node.kind == POD and node.pod.node not in mine]
-        return Snapshot(tuple(states), oldest_first(others), str(status.get("message") or ""))
+    Returns:
+        None where the answer has no workflow.
+    """
+    text = (answer.get("pipeline_runtime") or {}).get("workflow_manifest")
+    workflow = json.loads(text) if text else {}
+    if not isinstance(workflow, dict) or "metadata" not in workflow:
+        return None
+    status = workflow.get("status") or {}
+    nodes = [_node(workflow, values) for values in _nodes(status).values()]
+    known = tasks or {name: Task(name, name) for name in _guessed(nodes)}
+    states = [state for task in known.values() if (state := _state(task, nodes)) is not None]
+    mine = {pod.node for state in states for pod in state.pods}
+    others = [node.pod for node in nodes if node.kind == POD and node.pod.node not in mine]
+    return Snapshot(tuple(states), oldest_first(others), str(status.get("message") or ""))
 
 
 def _nodes(status: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -98,19 +86,18 @@ def _nodes(status: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _node(workflow: Mapping[str, Any], values: Mapping[str, Any]) -> Node:
-    name, started, ended = str(values["name"]), _date(values.get("startedAt")), _date(values.get("finishedAt"))
-    state = STATES.get(str(values.get("phase") or "Pending"), "PENDING")
+    name = str(values["name"])
     path = tuple(TRY.sub("", part) for part in name.split("."))
     pod = Pod(
         node=str(values["id"]),
         name=_pod_name(workflow, values),
-        state=state,
+        state=STATES.get(str(values.get("phase") or "Pending"), "PENDING"),
         is_driver=path[-1].endswith(DRIVER),
-        started=started,
-        ended=ended,
+        started=date_of(values.get("startedAt")),
+        ended=date_of(values.get("finishedAt")),
         message=str(values.get("message") or ""),
     )
-    return Node(path, pod, str(values.get("type")), state, TRY.search(name) is not None, started, ended)
+    return Node(path, str(values.get("type")), TRY.search(name) is not None, pod)
 
 
 def _state(task: Task, nodes: Iterable[Node]) -> TaskState | None:
@@ -123,13 +110,14 @@ def _state(task: Task, nodes: Iterable[Node]) -> TaskState | None:
     if not whole and not drivers:
         return None
     first = _latest([node for node in own if not node.is_try] or whole)
+    again: list[Node] = []
     if first is not None:
-        state = first.state
-        again = [node for node in executors if not (node.started and first.started) or node.started >= first.started]
+        state, since = first.pod.state, first.pod.started
+        again = [node for node in executors if not (node.pod.started and since) or node.pod.started >= since]
     else:
-        state = "FAILED" if any(node.state == "FAILED" for node in drivers if not node.is_try) else "PENDING"
-        again = []
-    if state == "SKIPPED" and any(node.state == "FAILED" for node in drivers):
+        failed = any(node.pod.state == "FAILED" for node in drivers if not node.is_try)
+        state = "FAILED" if failed else "PENDING"
+    if state == "SKIPPED" and any(node.pod.state == "FAILED" for node in drivers):
         state = "FAILED"  # its driver failed, so its own pod was left out
     if state == "SUCCEEDED" and any(node.kind == SKIPPED_NODE for node in again):
         state = "CACHED"
@@ -137,8 +125,8 @@ def _state(task: Task, nodes: Iterable[Node]) -> TaskState | None:
     last = next((pod for pod in reversed(pods) if not pod.is_driver), None)
     if state == "RUNNING" and (last is None or last.state == "PENDING"):
         state = "PENDING"  # Argo takes a task for running from the moment on in which its pod is asked for
-    dates = [node.started for node in [*whole, *drivers] if node.started]
-    ends = [node.ended for node in (whole or drivers) if node.ended]
+    dates = [node.pod.started for node in [*whole, *drivers] if node.pod.started]
+    ends = [node.pod.ended for node in (whole or drivers) if node.pod.ended]
     return TaskState(
         task=task,
         state=state,
@@ -151,7 +139,7 @@ def _state(task: Task, nodes: Iterable[Node]) -> TaskState | None:
 def _latest(nodes: Iterable[Node]) -> Node | None:
     """Finds the node that began last: where Argo tries a whole group of tasks again, each task has several."""
     never = datetime.min.replace(tzinfo=UTC)
-    return max(nodes, key=lambda node: node.started or never, default=None)
+    return max(nodes, key=lambda node: node.pod.started or never, default=None)
 
 
 def _pod_name(workflow: Mapping[str, Any], values: Mapping[str, Any]) -> str:
@@ -167,7 +155,3 @@ def _guessed(nodes: Iterable[Node]) -> list[str]:
     """Finds the names of tasks: of nodes that have a driver beside them and a pod of their own below them."""
     paths = {node.path for node in nodes}
     return sorted({path[-2] for path in paths if path[-1] == EXECUTOR and len(path) > 1})
-
-
-def _date(text: Any) -> datetime | None:
-    return datetime.fromisoformat(str(text)) if text else None

@@ -32,7 +32,7 @@ def instead(state: State, ask: Ask) -> Answer | None:
     if state.is_ui and ask.path.startswith("/apis/v1alpha1/"):
         # frontend/server/app.ts: it passes on v1beta1 and v2beta1; other paths are those of its own files
         return Answer(b"Not Found", 404, "text/html; charset=utf-8")
-    if state.has_tasks_api and ask.path.startswith("/apis/v1beta1/"):
+    if (state.has_tasks_api or state.hides_tasks) and ask.path.startswith("/apis/v1beta1/"):
         # a guess: the branch has it still, but marks what it says of a run as deprecated
         return as_json({"code": 5, "message": "Not Found", "details": []}, status=404)
     asked = ask.matches(rf"GET {V2}/runs/([^/:]+)(/tasks)?") if state.has_tasks_api else None

@@ -66,6 +66,7 @@ class State:
         namespaces: Those of its users.
         is_ui: Answers as the server of the web pages does. Not recorded.
         has_tasks_api: Shows tasks as the code to come after 2.17 does. Not recorded.
+        hides_tasks: Has neither v1beta1 nor tasks in v2beta1, as a version that nobody knows yet. Not recorded.
         asked: All requests.
         unseen: Those that were answered from definitions.
         refused: Those that nobody knows an answer to.
@@ -81,6 +82,7 @@ class State:
     namespaces: tuple[str, ...] = ("alice",)
     is_ui: bool = False
     has_tasks_api: bool = False
+    hides_tasks: bool = False
     experiments: list[dict[str, Any]] = field(default_factory=lambda: items("experiments"))
     pipelines: list[dict[str, Any]] = field(default_factory=lambda: items("pipelines"))
     versions: list[dict[str, Any]] = field(default_factory=list)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.follow.follow import Pace
+from pipelines.client.pace import Pace
 
 QUICK = Pace(poll_s=0.05, first_poll_s=0.05, quiet_s=0.2, start_timeout_s=0.7, patience_s=1.0)
 """How often tests look at a run."""

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 
 import pytest
-from rich.console import Console
 
 from lwfed.launch.kubernetes.names import CLIENTS_NOTE
 from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.types.errors import LwfedError
-from pipelines.client.kubeflow import Access
-from pipelines.client.logs import task_logs
+from pipelines.client.connection import Access
+from pipelines.commands.logs import task_logs
 from tests.components.cluster_server import Objects, pod
 from tests.components.conftest import Command
 from tests.components.kfp_server import State
-from tests.components.scenes import DIGEST, TRACE
+from tests.components.scenes import DIGEST, QUICK, TRACE
 
 PARTS = {
     "prepare": "prepare", "train_stage_1": "stage 1: image 0, text 0", "train_stage_2": "stage 2: image 1, text 1",
@@ -86,8 +84,8 @@ def test_followed_logs_are_told_once_and_end_as_the_run(is_ui: bool, kfp: State)
     lines: list[str] = []
     with pytest.raises(LwfedError, match="below the quorum") as ended:
         task_logs(
-            Access(endpoint=kfp.endpoint), "latest", stage=None, follow=True, write=lines.append,
-            console=Console(file=io.StringIO()), poll_s=0.01,
+            Access(endpoint=kfp.endpoint), "latest", stage=None, follow=True, write=lines.append, say=lambda line: None,
+            pace=QUICK,
         )  # fmt: skip
     assert ended.value.exit_code == 13
     assert lines.count("p1") == 1 and lines.count(TRACE.splitlines()[-1]) == 1

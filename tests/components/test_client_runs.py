@@ -9,10 +9,11 @@ import pytest
 from rich.console import Console
 
 from lwfed.types.errors import LwfedError
-from pipelines.client.commands import retry_run
+from pipelines.client.connection import Access, connect
 from pipelines.client.errors import RefusedError
-from pipelines.client.kubeflow import Access, connect
-from pipelines.client.runs import get_run, retry
+from pipelines.client.runs import get_run
+from pipelines.commands.retry import retry, retry_run
+from pipelines.commands.screen import Screen
 from tests.components.cluster_server import Objects, pod
 from tests.components.conftest import Command
 from tests.components.kfp_server import State
@@ -37,8 +38,7 @@ def test_retry_that_fails_again_says_why(kfp: State, lwfed: Command) -> None:
     kfp.write(run_id, train_stage_1=TRACE)
     with pytest.raises(LwfedError, match="below the quorum"):
         retry_run(
-            Access(endpoint=kfp.endpoint), run_id, console=Console(file=io.StringIO()), as_json=False, wait=True,
-            pace=QUICK,
+            Access(endpoint=kfp.endpoint), run_id, screen=Screen(Console(file=io.StringIO())), wait=True, pace=QUICK,
         )  # fmt: skip
 
 

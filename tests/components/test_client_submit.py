@@ -15,8 +15,9 @@ from lwfed.spec.load import load_spec
 from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.types.errors import LwfedError, UnreachableError
-from pipelines.client.commands import Submission, submit_run
-from pipelines.client.kubeflow import Access
+from pipelines.client.connection import Access
+from pipelines.commands.screen import Screen
+from pipelines.commands.submit import Submission, submit_run
 from tests.components.cluster_server import Objects, pod
 from tests.components.conftest import Command
 from tests.components.kfp_server import State
@@ -32,12 +33,11 @@ GOES_ON = Script("rerun-stage-2", start=4, hold_s=0.8)
 def submitted(kfp: State, spec: str) -> tuple[str, Exception | None]:
     """Submits by the function itself, at a pace for tests; returns what it said and what it raised."""
     said = io.StringIO()
-    console = Console(file=said, width=400)
+    screen = Screen(Console(file=said, width=400))
     try:
         submit_run(
-            Access(endpoint=kfp.endpoint), Submission(spec=load_spec(spec)), console=console, as_json=False, wait=True,
-            pace=QUICK,
-        )  # fmt: skip
+            Access(endpoint=kfp.endpoint), Submission(spec=load_spec(spec)), screen=screen, wait=True, pace=QUICK
+        )
     except LwfedError as error:
         return said.getvalue(), error
     return said.getvalue(), None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,8 @@ from lwfed.run.specs import MARK, unpack_spec
 from lwfed.store.local import LocalStore
 from lwfed.types.errors import SpecError
 from pipelines import compile as compiling
-from pipelines.compile import compile_command, for_cluster, lines_of
-from pipelines.workflow_size import ARGO_LIMIT, RETRY_LIMIT, workflow_size
+from pipelines.cli import compile_command
+from pipelines.compile import OBJECT_LIMIT, for_cluster, size_warning
 from tests.components.compiled import CLUSTER, cluster_spec, compiled, paper_spec
 
 app = typer.Typer()
@@ -80,17 +79,22 @@ def test_a_long_spec_is_written_to_the_store(tmp_path: Path, monkeypatch: pytest
     assert done.file_bytes < 64 * 1024 and "s3" not in text
 
 
-def test_the_workflow_of_fewer_stages_is_smaller(tmp_path: Path) -> None:
-    whole, _, _ = compiled(paper_spec(), tmp_path)
-    one, pipeline, _ = compiled(paper_spec(), tmp_path, stages=[6], parent="base:6")
-    assert one.workflow.total_bytes < whole.workflow.total_bytes / 2
-    assert one.workflow.pods == 12
-    assert workflow_size(pipeline).total_bytes < one.workflow.total_bytes  # without its settings of Kubernetes
+def test_the_limit_is_on_stages_and_the_spec_they_repeat(tmp_path: Path) -> None:
+    long = "kubernetes.env={" + ", ".join(f"KEY_{number}: '{'x' * 1000}'" for number in range(8)) + "}"
+    whole, _, _ = compiled(paper_spec(long), tmp_path)
+    one, _, _ = compiled(paper_spec(long), tmp_path, stages=[1])
+    short, _, _ = compiled(paper_spec(), tmp_path)
+    assert whole.object_bytes == 2 * one.object_bytes > OBJECT_LIMIT > short.object_bytes  # ten tasks, and five
+    warning = size_warning(whole)
+    assert warning is not None and "6 stages" in warning and "--stages" in warning and "2.2 MB" in warning
+    assert size_warning(short) is None
 
 
-def test_sizes_are_held_against_the_limits(tmp_path: Path) -> None:
-    done, _, _ = compiled(cluster_spec(), tmp_path)
-    assert len(lines_of(done)) == 4
-    for total, words in ((ARGO_LIMIT, "compresses"), (RETRY_LIMIT, "too large")):
-        larger = replace(done, workflow=replace(done.workflow, spec_bytes=0, status_bytes=total + 1))
-        assert words in lines_of(larger)[-1]
+def test_a_pipeline_above_the_limit_is_compiled_and_says_so(tmp_path: Path) -> None:
+    clients = [f"client-{number:04d}" for number in range(700)]
+    pools = f"--set=kubernetes.pools=[{{name: all, clients: {clients}}}, {{name: rest}}]"
+    many = ["--set=federation.num_clients=800", pools, "--json"]
+    ended = CliRunner().invoke(app, ["coco-layerwise", "-o", str(tmp_path / "pipeline.yaml"), *SET, *many])
+    assert ended.exit_code == 0, ended.output
+    values = json.loads(ended.stdout.splitlines()[-1])
+    assert values["workflow_bytes"] > OBJECT_LIMIT and "etcd" in ended.stderr and values["pods"] == 22

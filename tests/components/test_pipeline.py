@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,12 @@ from lwfed.spec.run import RunSpec
 from lwfed.store.local import LocalStore
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import SpecError
-from pipelines.client import submit as client_submit
+from pipelines import PIPELINE
+from pipelines.compile import size_warning
 from pipelines.outline import outlines_of
-from pipelines.pipeline import NAME, SECRET_KEYS, chosen
+from pipelines.pipeline import SECRET_KEYS
 from pipelines.spec_text import spec_text
-from pipelines.workflow_size import ARGO_LIMIT
+from pipelines.stages import parse_stages, pick_stages
 from tests.components.compiled import IMAGE, cluster_spec, compiled, containers_of, paper_spec, tasks_of
 from tests.tiny import tiny_spec
 
@@ -39,8 +41,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict
 
 def test_pipeline_loads_and_has_its_constant_name(tiny: tuple[dict[str, Any], dict[str, Any], str]) -> None:
     pipeline, _, text = tiny
-    assert pipeline["pipelineInfo"]["name"] == NAME == client_submit.PIPELINE
-    assert kfp_components.load_component_from_text(text).pipeline_spec.pipeline_info.name == NAME
+    assert pipeline["pipelineInfo"]["name"] == PIPELINE
+    assert kfp_components.load_component_from_text(text).pipeline_spec.pipeline_info.name == PIPELINE
 
 
 def test_a_task_a_stage_within_an_exit_handler(tiny: tuple[dict[str, Any], dict[str, Any], str]) -> None:
@@ -164,10 +166,10 @@ def test_compiled_twice_is_the_same_bytes(tiny: tuple[dict[str, Any], dict[str, 
 
 
 def test_a_rerun_holds_its_stages_alone(tmp_path: Path) -> None:
-    done, pipeline, _ = compiled(paper_spec(), tmp_path, stages=[3], parent="base:3", fresh=True)
+    done, pipeline, _ = compiled(paper_spec(), tmp_path, stages=[3], parent=("base", 3), fresh=True)
     tasks = tasks_of(pipeline)
     assert [name for name in tasks if name.startswith("train")] == ["train-stage-3"]
-    assert done.titles == ("stage 3: image 4-5, text 2",)
+    assert done.titles == ["stage 3: image 4-5, text 2"]
     given = tasks["prepare"]["inputs"]["parameters"]
     assert given["parent"]["runtimeValue"]["constant"] == "base:3"
     assert given["fresh"]["runtimeValue"]["constant"] is True
@@ -177,27 +179,39 @@ def test_a_rerun_holds_its_stages_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("stages", "parent", "expected"),
-    [(None, "", [1, 2, 3, 4, 5, 6]), (None, "base:5", [5, 6]), ([1, 2], "", [1, 2]), ([2, 3], "a:b:2", [2, 3])],
+    [(None, None, [1, 2, 3, 4, 5, 6]), (None, 5, [5, 6]), ([1, 2], None, [1, 2]), ([2, 3], 2, [2, 3])],
 )
-def test_stages_follow_the_parent(stages: list[int] | None, parent: str, expected: list[int]) -> None:
-    assert [outline.stage for outline in chosen(outlines_of(paper_spec()), stages=stages, parent=parent)] == expected
+def test_stages_follow_the_parent(stages: list[int] | None, parent: int | None, expected: list[int]) -> None:
+    assert pick_stages(stages, count=6, parent=("base", parent) if parent else None) == expected
 
 
 @pytest.mark.parametrize(
     ("stages", "parent", "words"),
     [
-        ([3], "", "stage 3 would start from nothing"),
-        ([3, 4], "base:2", "left at stage 2"),
-        ([1, 3], "", "no run of stages"),
-        ([], "", "no run of stages"),
-        ([6, 7], "base:6", "no run of stages from 1 to 6"),
-        (None, "base", "names no parent"),
-        (None, "base:7", "no run of stages"),
+        ([3], None, "begins at stage 3, and no stage before it"),
+        ([3, 4], 2, "begins at stage 3, and the parent is left at stage 2"),
+        ([1, 3], None, "1 to 3 are no stages in a row"),
+        ([], None, "stages 1 to 6"),
+        ([6, 7], 6, "6 to 7 .* stages 1 to 6"),
+        (None, 7, "stages 1 to 6"),
+        (range(5, 4), 5, "stages 1 to 6"),
     ],
 )
-def test_stages_that_cannot_run_are_refused(stages: list[int] | None, parent: str, words: str) -> None:
+def test_stages_that_cannot_run_are_refused(stages: Sequence[int] | None, parent: int | None, words: str) -> None:
     with pytest.raises(SpecError, match=words):
-        chosen(outlines_of(paper_spec()), stages=stages, parent=parent)
+        pick_stages(stages, count=6, parent=("base", parent) if parent else None)
+
+
+@pytest.mark.parametrize(("text", "expected"), [(None, None), ("3-5", [3, 4, 5]), ("3-", [3, 4, 5, 6]), (" 3 ", [3])])
+def test_stages_are_read_as_they_are_written(text: str | None, expected: list[int] | None) -> None:
+    found = parse_stages(text, count=6)
+    assert (found if found is None else list(found)) == expected
+
+
+@pytest.mark.parametrize("text", ["", "a", "3-a", "-3", "3,4", "3-4-5"])
+def test_what_names_no_stages_is_refused(text: str) -> None:
+    with pytest.raises(SpecError, match="--stages"):
+        parse_stages(text, count=6)
 
 
 @pytest.mark.parametrize("num_clients", [10, 1000])
@@ -206,8 +220,8 @@ def test_size_does_not_grow_with_rounds_or_clients(num_clients: int, rounds: lis
     spec = paper_spec(f"federation.num_clients={num_clients}", f"stages.rounds={rounds}")
     done, _, _ = compiled(spec, tmp_path)
     assert done.file_bytes < SMALL
-    assert done.workflow.total_bytes < ARGO_LIMIT * 2 / 3
-    assert done.workflow.pods == 22
+    assert done.object_bytes < 1024 * KIB * 2 / 3 and size_warning(done) is None
+    assert done.pods == 22
 
 
 def test_digests_of_plans_are_those_of_the_run(finished: Finished) -> None:

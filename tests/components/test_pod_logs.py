@@ -7,23 +7,23 @@ from collections.abc import Iterator
 import pytest
 
 from lwfed.types.errors import NotFoundError
-from pipelines.client.kubeflow import Access, connect
-from pipelines.client.runs import facts_of, get_run
+from pipelines.client.connection import Access
+from pipelines.client.runs import open_run
 from pipelines.logs.pods import PodLogs, unwrapped
 from pipelines.states.reading import read_states
 from pipelines.states.records import Pod
 from tests.components.cluster_server import Objects
 from tests.components.kfp_server import State
+from tests.components.scenes import QUICK
 
 
 @pytest.fixture
 def running(kfp: State) -> tuple[PodLogs, Pod]:
     """The pod of a stage that trains."""
     run_id = kfp.play("as-shipped-running", start=5, upto=5)
-    server = connect(Access(endpoint=kfp.endpoint))
-    snapshot = read_states(server, run_id, facts_of(server, get_run(server, run_id)).tasks)
-    pod = next(pod for pod in snapshot.pods if pod.state == "RUNNING" and not pod.is_driver)
-    return PodLogs(server, run_id, namespace="kubeflow"), pod
+    run, found = open_run(Access(endpoint=kfp.endpoint), run_id)
+    pod = next(pod for pod in read_states(run, found).pods if pod.state == "RUNNING" and not pod.is_driver)
+    return PodLogs(run), pod
 
 
 def answers(*values: bool) -> Iterator[bool]:
@@ -46,21 +46,21 @@ def test_each_line_comes_once_however_often_the_stream_ends(
     logs, pod = running
     cluster.streams, cluster.logs = {pod.name: streams}, {pod.name: "one\ntwo\nthree\n"}
     goes_on = answers(*[True] * len(streams), False)
-    assert list(logs.follow(pod, runs=lambda: next(goes_on), poll_s=0.01)) == ["one", "two", "three"]
+    assert list(logs.follow(pod, runs=lambda: next(goes_on), pace=QUICK)) == ["one", "two", "three"]
 
 
 def test_a_pod_that_is_gone_has_no_log(running: tuple[PodLogs, Pod], cluster: Objects) -> None:
     logs, pod = running
     goes_on = answers(True, False)
     with pytest.raises(NotFoundError, match=r"there is no log of"):
-        list(logs.follow(pod, runs=lambda: next(goes_on), poll_s=0.01))
+        list(logs.follow(pod, runs=lambda: next(goes_on), pace=QUICK))
 
 
 def test_a_cluster_that_does_not_let_us_read_is_named_at_once(running: tuple[PodLogs, Pod], cluster: Objects) -> None:
     logs, pod = running
     cluster.forbids = True
     with pytest.raises(NotFoundError, match="forbidden"):
-        list(logs.follow(pod, runs=lambda: True, poll_s=0.01))
+        list(logs.follow(pod, runs=lambda: True, pace=QUICK))
     assert len([asked for asked in cluster.asked if "/log" in asked]) == 1
 
 

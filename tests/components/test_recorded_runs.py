@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from lwfed.types.errors import LwfedError, NotStartedError
-from pipelines.client.kubeflow import Access, connect
-from pipelines.client.runs import facts_of, get_run
-from pipelines.follow.follow import Outcome, Pace, follow
-from pipelines.states.reading import read_states
-from pipelines.states.records import TaskState
-from pipelines.states.workflow import WorkflowNodes
+from pipelines.client.connection import Access
+from pipelines.client.pace import Pace
+from pipelines.client.runs import KnownRun, open_run
+from pipelines.follow.follow import Outcome, follow
+from pipelines.states.reading import UnknownAnswerError, read_states
+from pipelines.states.records import Snapshot, TaskState
+from pipelines.states.workflow import parse
 from tests.components.conftest import Command
 from tests.components.kfp_server import State
 from tests.components.recorded import recording
@@ -52,9 +53,10 @@ class Watched:
 def followed(kfp: State, run_id: str, *, pace: Pace = QUICK) -> tuple[Watched, Outcome]:
     """Follows a run, in a cluster where no pod waits; returns what was said, and how it ended."""
     watched = Watched()
-    server = connect(Access(endpoint=kfp.endpoint))
-    outcome = follow(server, run_id, watcher=watched, pace=pace, waiting=lambda run: [], namespace="kubeflow")
-    return watched, outcome
+    begins = kfp.runs[run_id].at
+    run, _ = open_run(Access(endpoint=kfp.endpoint), run_id)
+    kfp.runs[run_id].go_to(begins)  # what was opened has been looked at
+    return watched, follow(run, watcher=watched, pace=pace, waiting=lambda run: [])
 
 
 def seen_states(watched: Watched, task: str) -> list[str]:
@@ -180,14 +182,12 @@ def test_an_image_that_cannot_be_pulled_is_named_by_the_workflow_itself(kfp: Sta
     """No cluster is at hand, and none is asked."""
     watched, run_id = Watched(), kfp.play("image-not-there", upto=-3)
 
-    def nowhere(run: str) -> list[str]:
+    def nowhere(run: KnownRun) -> list[str]:
         raise AssertionError("the cluster is asked")
 
+    run, _ = open_run(Access(endpoint=kfp.endpoint), run_id)
     with pytest.raises(NotStartedError) as ended:
-        follow(
-            connect(Access(endpoint=kfp.endpoint)), run_id, watcher=watched, pace=QUICK, waiting=nowhere,
-            namespace="kubeflow",
-        )  # fmt: skip
+        follow(run, watcher=watched, pace=QUICK, waiting=nowhere)
     assert ended.value.exit_code == 21 and f"lwfed cancel {run_id}" in str(ended.value)
     assert "ImagePullBackOff: Back-off pulling image" in str(ended.value)
     assert watched.lines and all(
@@ -204,12 +204,13 @@ def test_a_run_that_waits_for_its_image_is_cancelled(kfp: State, lwfed: Command)
 def test_where_argo_tries_the_whole_pipeline_again_the_last_try_counts(kfp: State) -> None:
     """What the second try has not come to yet shows as the first one left it."""
     run_id = kfp.play("second-try")
-    run, server = kfp.runs[run_id], connect(Access(endpoint=kfp.endpoint))
-    tasks = facts_of(server, get_run(server, run_id)).tasks
+    played = kfp.runs[run_id]
+    run, found = open_run(Access(endpoint=kfp.endpoint), run_id)
+    assert set(run.tasks) >= {"prepare", "train-stage-1"}
     seen = []
     for at in range(len(recording("second-try")["snapshots"])):
-        run.go_to(at)
-        states = {state.task.name: state for state in read_states(server, run_id, tasks).tasks}
+        played.go_to(at)
+        states = {state.task.name: state for state in read_states(run, found).tasks}
         seen.append(tuple(states[name].state if name in states else "" for name in ("prepare", "train-stage-1")))
     assert list(dict.fromkeys(seen)) == [
         ("", ""), ("PENDING", ""), ("RUNNING", ""), ("SUCCEEDED", "PENDING"), ("SUCCEEDED", "RUNNING"),
@@ -228,13 +229,10 @@ def test_logs_of_both_tries_are_shown_in_the_schedulers_words(kfp: State, lwfed:
 
 
 def test_a_run_that_has_not_begun_says_so(kfp: State) -> None:
-    run_id = kfp.play("as-shipped-running", upto=0)
+    run, _ = open_run(Access(endpoint=kfp.endpoint), kfp.play("as-shipped-running", upto=0))
     watched = Watched()
-    with pytest.raises(Exception, match="no container of the run"):
-        follow(
-            connect(Access(endpoint=kfp.endpoint)), run_id, watcher=watched, pace=QUICK,
-            waiting=lambda run: ["its image cannot be had"], namespace="kubeflow",
-        )  # fmt: skip
+    with pytest.raises(NotStartedError, match=run.id):
+        follow(run, watcher=watched, pace=QUICK, waiting=lambda run: ["its image cannot be had"])
     assert any("its image cannot be had" in line for line in watched.lines)
 
 
@@ -301,6 +299,29 @@ def test_tasks_of_the_api_to_come_read_alike(name: str, kfp: State) -> None:
     ]
 
 
+@pytest.mark.unseen
+def test_a_server_whose_answers_nobody_knows_is_named_as_one(kfp: State, lwfed: Command) -> None:
+    """It is not taken for one whose run does not start."""
+    kfp.hides_tasks = True
+    run_id = kfp.play("stage-fails", start=5, upto=5)
+    assert kfp.runs[run_id].state == "RUNNING"
+    with pytest.raises(UnknownAnswerError) as unknown:
+        followed(kfp, run_id, pace=Pace(start_timeout_s=0))
+    said = str(unknown.value)
+    assert f"{run_id} is RUNNING" in said and "/#/runs/details/" in said
+    assert f"/apis/v1beta1/runs/{run_id}: not there" in said and "view=FULL: JSON with" in said
+    for arguments in (["logs", run_id], ["logs", run_id, "--follow"]):
+        ended = lwfed(*arguments)
+        assert ended.code == 1 and "Kubeflow Pipelines 2.17" in ended.error
+
+
+@pytest.mark.unseen
+def test_a_run_that_has_just_been_made_has_no_tasks_in_any_version(kfp: State) -> None:
+    kfp.hides_tasks = True
+    run, found = open_run(Access(endpoint=kfp.endpoint), kfp.play("second-try", upto=0))
+    assert found.state == "PENDING" and read_states(run, found) == Snapshot()
+
+
 def test_a_run_that_argo_never_ends_is_given_up(kfp: State) -> None:
     run_id = kfp.play("second-try", start=-1)
     assert kfp.runs[run_id].state == "CANCELING"
@@ -314,6 +335,5 @@ def test_nodes_that_argo_has_compressed_are_read_too(kfp: State) -> None:
     workflow = json.loads(shown["pipeline_runtime"]["workflow_manifest"])
     packed = gzip.compress(json.dumps(workflow["status"].pop("nodes")).encode())
     workflow["status"]["compressedNodes"] = base64.b64encode(packed).decode()
-    reader = WorkflowNodes()
-    small = reader.parse({"pipeline_runtime": {"workflow_manifest": json.dumps(workflow)}}, {})
-    assert small is not None and small.tasks and small == reader.parse(shown, {})
+    small = parse({"pipeline_runtime": {"workflow_manifest": json.dumps(workflow)}}, {})
+    assert small is not None and small.tasks and small == parse(shown, {})

@@ -20,7 +20,7 @@ from tests.components.compiled import cluster_spec, compiled, paper_spec
         (cluster_spec("strategy=end_to_end"), {}),
         (paper_spec(), {}),
         (paper_spec("federation.num_clients=1000"), {"fresh": True}),
-        (paper_spec(), {"stages": [3, 4, 5, 6], "parent": "base:3"}),
+        (paper_spec(), {"stages": [3, 4, 5, 6], "parent": ("base", 3)}),
     ],
 )
 def test_our_pipelines_keep_every_rule(spec: Any, options: dict[str, Any], tmp_path: Path) -> None:

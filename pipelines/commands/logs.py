@@ -1,0 +1,210 @@
+"""What `lwfed logs` does: prints the logs of a run's tasks, or those of a client's pods."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from typing import Any
+
+from lwfed import environment
+from lwfed.launch.kubernetes.api import connect, current_namespace
+from lwfed.run import runs
+from lwfed.store.opening import open_store
+from lwfed.types.errors import LwfedError, NotFoundError, UnreachableError
+from pipelines.client.cluster import ClientPod, client_pods
+from pipelines.client.connection import Access
+from pipelines.client.pace import USUAL, Pace, left_running, patiently
+from pipelines.client.runs import KnownRun, get_run, is_over, open_run
+from pipelines.follow.follow import outcome_of
+from pipelines.logs.launcher_lines import own_lines
+from pipelines.logs.pods import PodLogs
+from pipelines.states.reading import read_states
+from pipelines.states.records import Pod, Snapshot
+
+Write = Callable[[str], Any]
+
+
+def task_logs(
+    access: Access,
+    text: str,
+    *,
+    stage: int | None,
+    follow: bool,
+    write: Write,
+    say: Write,
+    whole: bool = False,
+    pace: Pace = USUAL,
+) -> None:
+    """Writes the logs of a run's tasks, in their order; those of drivers only where these failed.
+
+    Args:
+        access: The server.
+        text: Any name of the run.
+        stage: Only that stage's task; None: all.
+        follow: Go on until the run ends, and end as it does.
+        write: Takes a line of a log.
+        say: Takes a line that is not of a log.
+        whole: Also what Kubeflow's launcher wrote.
+        pace: How often to look at the run.
+
+    Raises:
+        NotFoundError: There is no such run or stage, or nothing of it has begun.
+        LwfedError: The server does not answer; with `follow`, the run's own error.
+    """
+    run, _ = open_run(access, text)
+    _check_stage(run, stage)
+    shown: set[str] = set()
+    missed: set[str] = set()
+
+    def write_log(title: str, pod: Pod, *, live: bool) -> None:
+        """Writes a log that was not written yet; of a live one, whose container may be on its way, what comes."""
+        try:
+            if live:
+                lines = logs.follow(pod, runs=lambda: _runs(run, pod), pace=pace)
+            else:
+                lines = iter(logs.read(pod).splitlines())
+            first = next(lines, None)
+            if first is None:
+                return
+            shown.add(pod.node)
+            write(f"-- {title}")
+            lines = itertools.chain([first], lines)
+            for line in lines if whole or pod.is_driver else own_lines(lines):
+                write(line)
+        except UnreachableError:
+            raise
+        except LwfedError as error:
+            if not live:
+                shown.add(pod.node)
+            if not live or pod.node not in missed:
+                missed.add(pod.node)
+                say(f"-- {title}: {pod.message}; {error}" if pod.message else f"-- {title}: {error}")
+
+    def look() -> tuple[Any, Snapshot]:
+        found = get_run(run.kfp, run.id)
+        snapshot = read_states(run, found)
+        for state in snapshot.tasks:
+            for pod in state.pods if stage in (None, state.task.stage) else ():
+                of_interest = not pod.is_driver or pod.state == "FAILED"
+                if of_interest and pod.state != "PENDING" and pod.node not in shown:
+                    title = f"{state.task.title}{', its driver' if pod.is_driver else ''}  ({pod.name})"
+                    write_log(title, pod, live=follow and pod.state == "RUNNING" and not is_over(found))
+        return found, snapshot
+
+    with PodLogs(run) as logs:
+        if follow:
+            with left_running(run.id):
+                found, snapshot = patiently(look, pace=pace, say=say)
+                while not is_over(found):
+                    time.sleep(pace.poll_s)
+                    found, snapshot = patiently(look, pace=pace, say=say)
+            _raise_outcome(run, found, snapshot)
+            return
+        look()
+    if not shown:
+        what = f"stage {stage}" if stage is not None else "any task"
+        raise NotFoundError(f"there is no log of {what} of {text} yet", remedy="--follow waits for it")
+
+
+def client_logs(
+    access: Access,
+    text: str,
+    *,
+    client: str,
+    stage: int | None,
+    follow: bool,
+    write: Write,
+    pace: Pace = USUAL,
+) -> None:
+    """Writes the logs of a client's pods, through the cluster that KUBECONFIG names.
+
+    Args:
+        access: The server; where none is named, `text` is lwfed's own id of the run.
+        text: Any name of the run.
+        client: The client, or `server` for the pods that aggregate and evaluate.
+        stage: Only pods of that stage; None: all.
+        follow: Go on until the run ends, and end as it does.
+        write: Takes a line of a log.
+        pace: How often to look for new pods.
+
+    Raises:
+        NotFoundError: There is no such run or stage, or no pod of that client.
+        UnreachableError: The cluster, the store or the server does not answer.
+    """
+    run: KnownRun | None = None
+    found: Any = None
+    if access.endpoint or environment.kfp_endpoint():
+        run, found = open_run(access, text)
+    name = run.title if run else text
+    shown: set[str] = set()
+    where = (run.namespace if run else access.namespace) or current_namespace()
+    with closing(connect(where)) as cluster, left_running(name):
+        while True:
+            last = run is None or is_over(found) or not follow
+            pods = client_pods(cluster, name)
+            mine = [pod for pod in pods if pod.client == client and _is_of(pod, stage, run)]
+            if not mine and last:
+                raise _no_pods(name, client, pods)
+            for pod in mine:
+                if pod.name in shown or (pod.phase == "Pending" and follow):
+                    continue
+                shown.add(pod.name)
+                write(f"-- {pod.title}  ({pod.name}, {pod.phase.lower()})")
+                if pod.phase == "Pending":
+                    continue
+                query = {"follow": "true"} if follow and pod.phase == "Running" else {}
+                try:
+                    for line in cluster.log_lines(pod.name, container=pod.container, **query):
+                        write(line)
+                except LwfedError as error:  # it has gone in between, or the stream broke
+                    write(f"-- {error.problem}")
+            if last or run is None:
+                break
+            time.sleep(pace.poll_s)
+            found = get_run(run.kfp, run.id)
+    if follow and run is not None:
+        _raise_outcome(run, found, read_states(run, found))
+
+
+def _runs(run: KnownRun, pod: Pod) -> bool:
+    """Whether a pod still runs; True where the server does not answer: it has not said otherwise."""
+    with suppress(UnreachableError):
+        snapshot = read_states(run, get_run(run.kfp, run.id))
+        return any(now.node == pod.node and now.state == "RUNNING" for now in snapshot.pods)
+    return True
+
+
+def _check_stage(run: KnownRun, stage: int | None) -> None:
+    stages = sorted(task.stage for task in run.tasks.values() if task.stage is not None)
+    if stage is not None and run.tasks and stage not in stages:
+        known = ", ".join(map(str, stages)) or "none"
+        raise NotFoundError(f"{run.title} has no task for stage {stage}", remedy=f"its stages: {known}")
+
+
+def _is_of(pod: ClientPod, stage: int | None, run: KnownRun | None) -> bool:
+    """Whether a pod works for a stage; the run in the store says which key that has."""
+    if stage is None:
+        return True
+    if run is None or run.store is None:
+        raise NotFoundError("what stage a pod belongs to is not known", remedy="leave --stage out, or name --endpoint")
+    key = runs.stage_key_of(runs.read_run(open_store(run.store), run.title), stage)
+    return key is not None and key[:8] == pod.stage_key
+
+
+def _no_pods(name: str, client: str, pods: Sequence[ClientPod]) -> NotFoundError:
+    if pods:
+        known = ", ".join(sorted({pod.client for pod in pods}))
+        return NotFoundError(f"no pod of {client} is there", remedy=f"there are pods of {known}")
+    return NotFoundError(
+        f"no pods of the clients of {name} are there",
+        remedy="finished ones are removed after kubernetes.job_ttl_s; their lines are in the stage's log: lwfed logs "
+        f"{name} --stage S",
+    )
+
+
+def _raise_outcome(run: KnownRun, found: Any, snapshot: Snapshot) -> None:
+    error = outcome_of(run, found, snapshot).error
+    if error is not None:
+        raise error

@@ -1,0 +1,111 @@
+"""A run that was started is waited for: progress for people, one JSON object for programs, and its own outcome."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from lwfed.formats import metric_text, natural_order, seconds_text
+from lwfed.store import paths
+from lwfed.store.opening import open_store
+from lwfed.types.errors import LwfedError
+from pipelines.client.cluster import what_waits
+from pipelines.client.pace import Pace
+from pipelines.client.runs import KnownRun, get_run, is_over
+from pipelines.commands.screen import Screen, error_values
+from pipelines.follow.display import TaskDisplay, row_of
+from pipelines.follow.follow import Outcome, follow
+
+STORE_PATIENCE_S = 5.0
+"""Seconds for a store: many are within reach of pods alone."""
+
+
+def settle(
+    run: KnownRun,
+    *,
+    line: str,
+    screen: Screen,
+    wait: bool,
+    pace: Pace,
+    values: Mapping[str, Any] | None = None,
+    again: bool = False,
+) -> None:
+    """Says that a run was started, and ends the command: at once, or when and as the run ends.
+
+    Args:
+        run: The run.
+        line: What has been started, for people.
+        screen: Where to say so.
+        wait: Follow it to its end.
+        pace: How often to look, and how long to wait.
+        values: What else is known of it already, for programs.
+        again: It had ended before and is started again: what it was then is no end.
+
+    Raises:
+        LwfedError: The run's own error, or that of following it.
+    """
+    url = run.kfp.page(f"runs/details/{run.id}")
+    screen.say(line)
+    screen.say(url or f"{run.page} (set KF_PIPELINES_UI_ENDPOINT to have its address here)")
+    known: dict[str, Any] = {"run_id": run.name, "kfp_run_id": run.id, "url": url, **(values or {})}
+    if not wait:
+        screen.say(f"lwfed logs {run.id} --follow")
+        screen.result(known)
+        return
+    began = time.monotonic()
+    outcome: Outcome | None = None
+    try:
+        if again:
+            _until_begun(run, pace=pace)
+        with TaskDisplay(screen.console) as display:
+            outcome = follow(run, watcher=display, pace=pace, waiting=what_waits)
+        error = outcome.error
+    except LwfedError as stopped:
+        error = stopped
+    seconds = round(time.monotonic() - began, 1)
+    known |= {"wall_s": seconds, "state": outcome.run.state if outcome else None}
+    known |= {"tasks": [row_of(state) for state in outcome.states] if outcome else [], "error": error_values(error)}
+    if error is None:
+        result = _result(run)
+        known |= result
+        for closing in _closing_lines(run, result, seconds=seconds):
+            screen.say(closing)
+    screen.result(known)
+    if error is not None:
+        raise error
+
+
+def _until_begun(run: KnownRun, *, pace: Pace) -> None:
+    """Waits until a run that is retried no longer says that it is over."""
+    ends_at = time.monotonic() + 10 * pace.first_poll_s
+    while is_over(get_run(run.kfp, run.id)) and time.monotonic() < ends_at:
+        time.sleep(pace.first_poll_s / 4)
+
+
+def _result(run: KnownRun) -> dict[str, Any]:
+    """Reads what came of a run from its store; nothing where that is out of reach."""
+    if run.store is None or run.name is None:
+        return {}
+    try:
+        if run.store.startswith("s3://"):
+            from lwfed.store.s3.store import S3Store
+
+            summary = S3Store(run.store, patience_s=STORE_PATIENCE_S).read_ref(paths.summary(run.name))
+        else:
+            summary = open_store(run.store).read_ref(paths.summary(run.name))
+    except (LwfedError, OSError):
+        return {}
+    return {} if summary is None else {"digest": summary["digest"], "metrics": summary["metrics"]}
+
+
+def _closing_lines(run: KnownRun, result: Mapping[str, Any], *, seconds: float) -> list[str]:
+    if not result:
+        return [f"{run.title} succeeded after {seconds_text(seconds)}; its digest is in {run.store}"]
+    metrics = result["metrics"]
+    shown = natural_order(name for name in metrics if not name.startswith("train/"))
+    return [
+        "  ".join(f"{metric_text(name, metrics[name])}" for name in shown),
+        f"    time  {seconds_text(seconds)}",
+        f"  digest  {result['digest']}",
+    ]
