@@ -29,6 +29,8 @@ from lwfed.store.checkpoint import Checkpoint, read_checkpoint
 from lwfed.store.local import LocalStore
 from lwfed.store.manifest import Block, block_key
 from lwfed.store.protocol import Store
+from lwfed.types.records import RunRecord
+from tests.events import Listener, heard, ignore
 
 VALUES: dict[str, Any] = {
     "name": "tiny",
@@ -81,9 +83,6 @@ ONE_STAGE = (
 
 DEPTHS = {"image": 2, "text": 2}
 
-Event = tuple[str, dict[str, Any]]
-Emit = Callable[[str, dict[str, Any]], None]
-
 
 def tiny_spec(root: Path | str, *overrides: str) -> RunSpec:
     """Gives the spec, with a store in a folder."""
@@ -97,7 +96,7 @@ class Finished:
     run: dict[str, Any]
     summary: dict[str, Any]
     bench: Workbench
-    events: list[Event] = field(default_factory=list)
+    events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
     @property
     def store(self) -> Store:
@@ -109,12 +108,12 @@ class Finished:
 
     @property
     def plans(self) -> tuple[StagePlan, ...]:
-        return runs.plans_of(self.run)
+        return runs.plans_of(RunRecord.of(self.run))
 
     @property
     def keys(self) -> list[str]:
         """Keys of the stages."""
-        return [item["key"] for item in runs.read_run(self.store, self.run["run_id"])["stages"]]
+        return [item.key for item in runs.read_run(self.store, self.run["run_id"]).stages]
 
     def told(self, kind: str) -> list[dict[str, Any]]:
         """Values of all events of a kind."""
@@ -129,7 +128,7 @@ class Finished:
         return found
 
 
-def prepared(spec: RunSpec, *, store: Store, options: Options | None = None) -> dict[str, Any]:
+def prepared(spec: RunSpec, *, store: Store, options: Options | None = None) -> RunRecord:
     """Draws up and prepares a run."""
     return prepare(draft(spec, store=store, options=options or Options()), store=store, emit=ignore)
 
@@ -138,14 +137,14 @@ def run_tiny(
     root: Path | str,
     *overrides: str,
     options: Options | None = None,
-    emit: Emit | None = None,
+    emit: Listener | None = None,
     launcher: Callable[[Store], Launcher] = InProcess,
     store: Store | None = None,
 ) -> Finished:
     """Runs the tiny experiment to its end, or until `emit` raises."""
     store = store or LocalStore(root)
     run = prepared(tiny_spec(root, *overrides), store=store, options=options)
-    events: list[Event] = []
+    events: list[tuple[str, dict[str, Any]]] = []
 
     def note(kind: str, values: dict[str, Any]) -> None:
         events.append((kind, values))
@@ -153,8 +152,8 @@ def run_tiny(
             emit(kind, values)
 
     with closing(launcher(store)) as where:
-        summary = run_stages(run, launcher=where, store=store, emit=note, cache=Path(root) / "cache")
-    return Finished(run=run, summary=summary, bench=Workbench(store), events=events)
+        summary = run_stages(run, launcher=where, store=store, emit=heard(note), cache=Path(root) / "cache")
+    return Finished(run=run.to_values(), summary=summary.to_values(), bench=Workbench(store), events=events)
 
 
 class Stopped(BaseException):
@@ -173,8 +172,8 @@ def begun(
 
     run = prepared(tiny_spec(root, *overrides), store=bench.store)
     with suppress(Stopped):
-        run_stages(run, launcher=InProcess(bench.store), store=bench.store, emit=stop, cache=None)
-    key = runs.stage_key_of(runs.read_run(bench.store, run["run_id"]), number)
+        run_stages(run, launcher=InProcess(bench.store), store=bench.store, emit=heard(stop), cache=None)
+    key = runs.stage_key_of(runs.read_run(bench.store, run.run_id), number)
     assert key is not None
     return bench, bench.stage(key), Place(device="cpu")
 
@@ -229,7 +228,3 @@ def tensors_of(store: Store, checkpoint: Checkpoint) -> dict[str, Tensor]:
 def tensor_digests(checkpoint: Checkpoint) -> dict[str, str]:
     """Gives tensor name -> digest, without reading a weight."""
     return {name: digest for block in checkpoint.blocks.values() for name, (digest, _) in block.tensors.items()}
-
-
-def ignore(kind: str, values: dict[str, Any]) -> None:
-    """Takes an event and does nothing."""

@@ -29,6 +29,7 @@ from lwfed.spec.federation import TrackingSpec
 from lwfed.steps.experiment import place_of, summarise
 from lwfed.types.errors import QuorumError
 from tests.delivering import delivering_in_threads
+from tests.events import heard
 from tests.tiny import prepared, tiny_spec
 
 pytestmark = pytest.mark.slow
@@ -133,7 +134,7 @@ class Experiment:
             store=self.bench.store.uri, run_id=self.run["run_id"], stage=stage, place=place_of(self.run, cache=None)
         )
         try:
-            train_stage(task, launcher=InProcess(self.bench), store=self.bench.store, emit=emit)
+            train_stage(task, launcher=InProcess(self.bench.store), store=self.bench.store, emit=heard(emit))
         except QuorumError as error:
             trackers.fail(str(error))
         if own:
@@ -145,8 +146,8 @@ class Experiment:
         trackers = trackers or self.part(NO_STAGE)[0]
         run = runs.read_run(self.bench.store, self.run["run_id"])
         summary = summarise(run, runs.history(self.bench.store, run)[0], wall_s=1.0, complete=True)
-        task = RunTask(store=self.bench.store.uri, run_id=run["run_id"], place=place_of(run, cache=None))
-        InProcess(self.bench).server("finish", task, emit=lambda kind, values: None)
+        task = RunTask(store=self.bench.store.uri, run_id=run.run_id, place=place_of(run, cache=None))
+        InProcess(self.bench.store).server("finish", task, emit=heard(lambda kind, values: None))
         tell_finish(run, summary, store=self.bench.store, tracker=trackers)
         if own:
             trackers.close()

@@ -16,6 +16,7 @@ from kubernetes.config import kube_config
 from lwfed import environment
 from lwfed.drive import tasks, walk
 from lwfed.round.train_stage import train_stage
+from lwfed.run.events import Event
 from lwfed.run.specs import pack_spec
 from lwfed.spec.load import build_spec
 from lwfed.store.local import LocalStore
@@ -118,9 +119,9 @@ def make(mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
 def breaks_after_a_round(*args: Any, emit: Any, **settings: Any) -> Any:
     """Trains a stage as ever, but loses its quorum after a round."""
 
-    def tell(kind: str, values: dict[str, Any]) -> None:
-        emit(kind, values)
-        if kind == "round":
+    def tell(event: Event) -> None:
+        emit(event)
+        if event.kind == "round":
             raise QuorumError("too few updates", remedy="mend the clients")
 
     return train_stage(*args, emit=tell, **settings)

@@ -30,6 +30,7 @@ from lwfed.spec.data import DataSpec
 from lwfed.spec.model import ModelSpec
 from lwfed.steps.experiment import run_stages
 from lwfed.store.local import LocalStore
+from tests.events import heard
 from tests.tiny import VALUES, Finished, begun, prepared, run_tiny, tiny_spec
 
 AUDIO = {
@@ -244,8 +245,8 @@ def test_a_client_without_a_folder_computes_anew_each_round_and_ends_in_the_same
         if kind == "round":
             events.append(values)
 
-    summary = run_stages(run, launcher=InProcess(bench.store), store=bench.store, emit=emit, cache=None)
-    assert summary["digest"] == run_tiny(tmp_path / "with", KEEP).digest
+    summary = run_stages(run, launcher=InProcess(bench.store), store=bench.store, emit=heard(emit), cache=None)
+    assert summary.digest == run_tiny(tmp_path / "with", KEEP).digest
     told = [metrics["prefix"] for record in events for metrics in record["clients"].values() if "prefix" in metrics]
     assert told == [{"image": "filled", "text": "filled"}] * 4
 

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from lwfed.catalog import names
-from lwfed.drive.tell_finish import uri_of
+from lwfed.drive.trackers import uri_of
 from lwfed.export.export import export_run
 from lwfed.export.serve import load_predictor
 from lwfed.launch.launchers import make_launcher

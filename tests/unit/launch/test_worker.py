@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,11 @@ from lwfed.environment import child_environment
 from lwfed.launch import worker
 from lwfed.launch.subprocess import Subprocess
 from lwfed.round.workbench import Workbench
+from lwfed.run.events import Emit
 from lwfed.run.stage import Stage
 from lwfed.store import paths
 from lwfed.types.errors import DivergedError, SpecError
+from tests.events import heard
 from tests.tiny import begun, client_task, ignore, run_tiny
 
 pytestmark = pytest.mark.slow
@@ -33,9 +34,7 @@ def of(bench: Workbench, **options: Any) -> closing[Subprocess]:
     return closing(Subprocess(bench.store, **{"parallel": 1, "devices": 1, "retries": 0, **options}))
 
 
-def train(
-    launcher: Subprocess, bench: Workbench, stage: Stage, *, emit: Callable[[str, dict[str, Any]], None] = ignore
-) -> dict[str, int]:
+def train(launcher: Subprocess, bench: Workbench, stage: Stage, *, emit: Emit = ignore) -> dict[str, int]:
     """Has two clients train; returns their exit codes."""
     tasks = [client_task(bench, stage, client) for client in CLIENTS]
     outcomes = launcher.clients("train-client", tasks, deadline_s=120, emit=emit)
@@ -59,8 +58,8 @@ def test_a_slots_process_serves_all_its_clients_and_can_be_ended_by_itself(
     seen: set[int] = set()
     with of(bench) as launcher:
         look = lambda kind, values: seen.add(the_worker().pid)  # noqa: E731
-        assert train(launcher, bench, stage, emit=look) == dict.fromkeys(CLIENTS, 0)
-        assert train(launcher, bench, stage, emit=look) == dict.fromkeys(CLIENTS, 0), "nothing is trained twice"
+        assert train(launcher, bench, stage, emit=heard(look)) == dict.fromkeys(CLIENTS, 0)
+        assert train(launcher, bench, stage, emit=heard(look)) == dict.fromkeys(CLIENTS, 0), "nothing is trained twice"
         (pid,) = seen
         assert os.getsid(pid) == os.getpgid(pid) == pid, "Ctrl-C on the terminal is not for it"
         assert "MLFLOW_RUN_ID" not in the_worker().environ()
@@ -122,7 +121,7 @@ from lwfed.round.workbench import Workbench
 
 task = ClientTask.model_validate_json(sys.argv[1])
 launcher = Subprocess(open_store(task.store), parallel=1, devices=1, retries=0)
-list(launcher.clients("train-client", [task], deadline_s=600, emit=lambda kind, values: print(kind, flush=True)))
+list(launcher.clients("train-client", [task], deadline_s=600, emit=heard(lambda kind, values: print(kind, flush=True))))
 print("idle", flush=True)
 time.sleep(600)
 """

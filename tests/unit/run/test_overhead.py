@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lwfed.run.overhead import Overhead
+from tests.events import heard
 
 
 class Clock:
@@ -18,7 +19,7 @@ class Clock:
 def play(*events: tuple[float, str, dict[str, Any]]) -> tuple[list[dict[str, float]], list[tuple[str, dict[str, Any]]]]:
     """Plays events at their times; `close` ends a round with its walls."""
     clock, told = Clock(), list[tuple[str, dict[str, Any]]]()
-    overhead = Overhead(lambda kind, values: told.append((kind, values)), clock=clock)
+    overhead = Overhead(heard(lambda kind, values: told.append((kind, values))), clock=clock)
     closed = []
     for when, kind, values in events:
         clock.now = when

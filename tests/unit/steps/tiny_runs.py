@@ -70,12 +70,7 @@ def run(values: dict[str, Any], *, last_stage: int | None = None) -> tuple[Workb
     """Runs a spec; gives the bench and the summary."""
     parsed = build_spec(values)
     bench = Workbench.at(parsed.store.uri)
-    prepared = prepare(draft(parsed, store=bench.store, options=Options()), store=bench.store, emit=_silent)
-    launcher = make_launcher(parsed, store=bench.store, run_id=prepared["run_id"])
-    return bench, run_stages(
-        prepared, launcher=launcher, store=bench.store, emit=_silent, cache=None, last_stage=last_stage
-    )
-
-
-def _silent(kind: str, values: Any) -> None:
-    pass
+    prepared = prepare(draft(parsed, store=bench.store, options=Options()), store=bench.store, emit=ignore)
+    launcher = make_launcher(parsed, store=bench.store, run_id=prepared.run_id)
+    summary = run_stages(prepared, launcher=launcher, store=bench.store, emit=ignore, cache=None, last_stage=last_stage)
+    return bench, summary.to_values()
