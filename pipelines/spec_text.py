@@ -7,20 +7,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel
-
 from lwfed.run.specs import LONGEST, pack_spec
 from lwfed.spec.load import build_spec, to_values
 from lwfed.spec.run import RunSpec
 from lwfed.store.protocol import Store
 from lwfed.types.canonical import canonical
+from lwfed.types.section import Section
 
 DISCRIMINATOR = "kind"
-"""The key that says which of several sections is meant; it is always told."""
+"""The key that says which of several sections is meant; it is always written."""
 
 
 def spec_text(spec: RunSpec, *, store: Store | None = None) -> str:
-    """Gives a spec as one string that `lwfed.run.specs.unpack_spec` reads; the same for equal specs.
+    """Returns a spec as one string that `lwfed.run.specs.unpack_spec` reads; the same for equal specs.
 
     Args:
         spec: The experiment.
@@ -36,10 +35,10 @@ def spec_text(spec: RunSpec, *, store: Store | None = None) -> str:
     return text.decode() if len(text) <= LONGEST else pack_spec(spec, store=store)
 
 
-def said(section: BaseModel) -> dict[str, Any]:
-    """Gives a section as plain values, without those that are defaults."""
+def said(section: Section) -> dict[str, Any]:
+    """Returns a section as plain values, without those that are defaults."""
     found: dict[str, Any] = {}
-    for name, field in type(section).model_fields.items():
+    for name, field in type(section).fields().items():
         value = getattr(section, name)
         default = None if field.is_required() else field.get_default(call_default_factory=True, validated_data={})
         if name == DISCRIMINATOR or field.is_required() or value != default:
@@ -48,7 +47,7 @@ def said(section: BaseModel) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, BaseModel):
+    if isinstance(value, Section):
         return said(value)
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}

@@ -86,8 +86,8 @@ def block(shape: BlockShape, *, tensors: Mapping[str, TensorSpec]) -> Unit:
 def row_cost(shape: BlockShape) -> UnitCost:
     """Returns the cost of a block for its first token alone: keys and values of all tokens, all else of one.
 
-    FLOPs: k and v are two D x D products per token; q and the output projection two, and the feed-forward two D x F, for
-    the one; attention is two products of 1 x T x D.
+    FLOPs: k and v are two D x D products per token; q and the output projection two, and the feed-forward two D x F,
+    for the one; attention is two products of 1 x T x D.
 
     Saved items: of T tokens the input of k and v, k and v (3 T D), in pre-norm the first LayerNorm's input and
     statistics too (T D + 2 T); of the one token what the whole block keeps of each.
