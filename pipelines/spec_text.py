@@ -7,16 +7,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel
-
 from lwfed.run.specs import LONGEST, pack_spec
 from lwfed.spec.load import build_spec, to_values
 from lwfed.spec.run import RunSpec
 from lwfed.store.protocol import Store
 from lwfed.types.canonical import canonical
+from lwfed.types.section import Section
 
 DISCRIMINATOR = "kind"
+<<<<<<< HEAD
 """The key that says which of several sections is meant; it is always there."""
+=======
+"""The key that says which of several sections is meant; it is always written."""
+>>>>>>> families
 
 
 def spec_text(spec: RunSpec, *, store: Store | None = None) -> str:
@@ -36,10 +39,14 @@ def spec_text(spec: RunSpec, *, store: Store | None = None) -> str:
     return text.decode() if len(text) <= LONGEST else pack_spec(spec, store=store)
 
 
+<<<<<<< HEAD
 def without_defaults(section: BaseModel) -> dict[str, Any]:
+=======
+def said(section: Section) -> dict[str, Any]:
+>>>>>>> families
     """Returns a section as plain values, without those that are defaults."""
     found: dict[str, Any] = {}
-    for name, field in type(section).model_fields.items():
+    for name, field in type(section).fields().items():
         value = getattr(section, name)
         default = None if field.is_required() else field.get_default(call_default_factory=True, validated_data={})
         if name == DISCRIMINATOR or field.is_required() or value != default:
@@ -48,8 +55,13 @@ def without_defaults(section: BaseModel) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+<<<<<<< HEAD
     if isinstance(value, BaseModel):
         return without_defaults(value)
+=======
+    if isinstance(value, Section):
+        return said(value)
+>>>>>>> families
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lwfed import environment
-from lwfed.launch import devices as module
+from lwfed.launch import subprocess
 from lwfed.launch.devices import check_devices, gpus_here, gpus_of, names_of
 from lwfed.launch.launchers import make_launcher
 from lwfed.round.workbench import Workbench
@@ -84,7 +84,7 @@ def test_a_client_of_more_devices_than_there_are_is_refused() -> None:
 
 
 def test_a_run_is_refused_before_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "gpus_here", lambda device: () if device == "cpu" else machine(2))
+    monkeypatch.setattr(subprocess, "gpus_here", lambda device: () if device == "cpu" else machine(2))
     bench = Workbench(LocalStore(tmp_path))
 
     def launcher(**launch: Any) -> Launcher:
