@@ -6,6 +6,7 @@ request must not hold up the end of the coordinator, as the threads of an execut
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -116,9 +117,10 @@ class Logs:
         """Reads each of a log's lines once, over broken connections."""
         last, patience = "", Patience(bound_s=PATIENCE_S, first_s=FIRST_PAUSE_S, over=self._over)
         while not self._over.is_set():
-            known, since, began = last, ({"sinceTime": last} if last else {}), time.monotonic()
+            known, since, opened = last, ({"sinceTime": last} if last else {}), math.inf
             try:
                 stream = self._cluster.log(pod, container=CONTAINER, follow="true", timestamps="true", **since)
+                opened = time.monotonic()
                 with self._lock:
                     self._streams[pod] = stream
                 if self._over.is_set():  # closed in this moment: nobody else ends it
@@ -133,7 +135,7 @@ class Logs:
             except DeniedError:
                 raise
             except LwfedError as error:
-                if time.monotonic() - began > HELD_S:
+                if time.monotonic() - opened > HELD_S:
                     patience.answered()
                 if not patience.wait(str(error)):
                     raise
