@@ -15,11 +15,7 @@ from lwfed.types.canonical import canonical
 from lwfed.types.section import Section
 
 DISCRIMINATOR = "kind"
-<<<<<<< HEAD
-"""The key that says which of several sections is meant; it is always there."""
-=======
 """The key that says which of several sections is meant; it is always written."""
->>>>>>> families
 
 
 def spec_text(spec: RunSpec, *, store: Store | None = None) -> str:
@@ -39,11 +35,7 @@ def spec_text(spec: RunSpec, *, store: Store | None = None) -> str:
     return text.decode() if len(text) <= LONGEST else pack_spec(spec, store=store)
 
 
-<<<<<<< HEAD
-def without_defaults(section: BaseModel) -> dict[str, Any]:
-=======
-def said(section: Section) -> dict[str, Any]:
->>>>>>> families
+def without_defaults(section: Section) -> dict[str, Any]:
     """Returns a section as plain values, without those that are defaults."""
     found: dict[str, Any] = {}
     for name, field in type(section).fields().items():
@@ -55,13 +47,8 @@ def said(section: Section) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-<<<<<<< HEAD
-    if isinstance(value, BaseModel):
-        return without_defaults(value)
-=======
     if isinstance(value, Section):
-        return said(value)
->>>>>>> families
+        return without_defaults(value)
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -10,6 +10,7 @@ from lwfed.round.workbench import Workbench
 from lwfed.spec.load import build_spec
 from lwfed.steps.experiment import run_stages
 from lwfed.steps.prepare import Options, draft, prepare
+from tests.events import ignore
 
 ENCODERS = {
     "image": {
