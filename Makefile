@@ -58,7 +58,7 @@ lint: $(DONE) ## check style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(DONE) ## mend style and format
+format: $(DONE) ## fix style and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -17,7 +17,7 @@ from kfp.dsl.base_component import BaseComponent
 
 
 def at(component: Any, image: str, *, name: str | None = None, passthroughs: Sequence[Any] = ()) -> BaseComponent:
-    """Builds a component anew.
+    """Builds a component again.
 
     Args:
         component: One of `components.*.component`.
@@ -46,7 +46,7 @@ def at(component: Any, image: str, *, name: str | None = None, passthroughs: Seq
 
 
 def without_words(source: str) -> str:
-    """Gives a module's source without docstrings, comments and line breaks within statements."""
+    """Returns a module's source without docstrings, comments and line breaks within statements."""
     tree = ast.parse(textwrap.dedent(source))
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and ast.get_docstring(node) is not None:

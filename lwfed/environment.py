@@ -62,7 +62,7 @@ def mlflow_uri() -> str | None:
 
 
 def child_environment(**extra: str) -> dict[str, str]:
-    """Gives the environment for a process we start: ours without the adopted MLflow run, which is for us alone."""
+    """Returns the environment for a process we start: ours without the adopted MLflow run, which is for us alone."""
     inherited = {name: value for name, value in os.environ.items() if name != _ADOPTED}
     return {**inherited, **extra}
 
@@ -79,7 +79,7 @@ def named_gpus() -> tuple[str, ...] | None:
 
 
 def only_gpus(names: Sequence[str]) -> dict[str, str]:
-    """Gives the variables by which a child uses these GPUs alone, and all that are there where none is named."""
+    """Returns the variables by which a child uses these GPUs alone, and all that are there where none is named."""
     return {_GPUS: ",".join(names)} if names else {}
 
 

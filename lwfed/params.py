@@ -25,24 +25,24 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def sub(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gives a - b, name by name; the names must be equal."""
+    """Returns a - b, name by name; the names must be equal."""
     _same_names(a, b)
     return {name: a[name] - b[name] for name in a}
 
 
 def add_scaled(a: Mapping[str, Tensor], b: Mapping[str, Tensor], *, scale: float) -> dict[str, Tensor]:
-    """Gives a + scale * b, name by name; the names must be equal."""
+    """Returns a + scale * b, name by name; the names must be equal."""
     _same_names(a, b)
     return {name: torch.add(a[name], b[name], alpha=scale) for name in a}
 
 
 def norm(a: Mapping[str, Tensor]) -> float:
-    """Gives the Euclidean norm over all tensors, summed in float64 in the order of the names."""
+    """Returns the Euclidean norm over all tensors, summed in float64 in the order of the names."""
     return math.sqrt(sum(float(a[name].double().square().sum()) for name in sorted(a)))
 
 
 def select(a: Mapping[str, Tensor], *, units: Collection[str]) -> dict[str, Tensor]:
-    """Gives the tensors of some units."""
+    """Returns the tensors of some units."""
     return {name: tensor for name, tensor in a.items() if unit_of(name) in units}
 
 
@@ -55,7 +55,7 @@ def by_unit(a: Mapping[str, T]) -> dict[str, dict[str, T]]:
 
 
 def spec_of(tensor: Tensor, *, buffer: bool = False) -> TensorSpec:
-    """Gives a tensor's type and shape."""
+    """Returns a tensor's type and shape."""
     return TensorSpec(shape=tuple(tensor.shape), dtype=DTYPE_NAMES[tensor.dtype], buffer=buffer)
 
 
@@ -66,14 +66,14 @@ def raw_bytes(tensor: Tensor) -> memoryview:
 
 
 def digest_raw(data: memoryview | bytes | bytearray, *, spec: TensorSpec) -> str:
-    """Gives the sha256 of a tensor's type, shape and bytes, as 64 hex digits."""
+    """Returns the sha256 of a tensor's type, shape and bytes, as 64 hex digits."""
     hasher = hashlib.sha256(canonical([spec.dtype, list(spec.shape)]))
     hasher.update(data)
     return hasher.hexdigest()
 
 
 def digest(tensor: Tensor) -> str:
-    """Gives the digest of a tensor: of its type, shape and values, wherever it lies."""
+    """Returns the digest of a tensor: of its type, shape and values, wherever it lies."""
     return digest_raw(raw_bytes(tensor), spec=spec_of(tensor))
 
 

@@ -30,7 +30,7 @@ def rank() -> int:
 
 
 def agree(yes: bool) -> bool:
-    """Gives the first rank's answer to all, where each might see something else."""
+    """Returns the first rank's answer to all, where each might see something else."""
     if size() == 1:
         return yes
     answer = [yes]
@@ -105,7 +105,7 @@ def row_counts(tensor: Tensor) -> list[int]:
 
 
 def _told(error: Exception) -> tuple[int, int | None, str]:
-    """Gives what other ranks are told of an error: exit code, system's error number, message."""
+    """Returns what other ranks are told of an error: exit code, system's error number, message."""
     if isinstance(error, LwfedError):
         return error.exit_code, None, str(error)
     if isinstance(error, OSError) and error.errno is not None:

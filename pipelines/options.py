@@ -32,7 +32,7 @@ StartTimeout = Annotated[
 
 
 def with_access(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the options of `Access`, where it has the parameter `access`.
+    """Returns a command the options of `Access`, where it has the parameter `access`.
 
     Args:
         command: A function for typer, whose parameters have names alone.

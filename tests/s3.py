@@ -96,7 +96,7 @@ class Server:
             time.sleep(0.05)
 
     def client(self) -> Any:
-        """Gives boto3's own client, to look behind the store's back."""
+        """Returns boto3's own client, to look behind the store's back."""
         session = botocore.session.get_session()
         return session.create_client(
             "s3", endpoint_url=self.endpoint, region_name="us-east-1", aws_access_key_id=USER,

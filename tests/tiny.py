@@ -85,7 +85,7 @@ DEPTHS = {"image": 2, "text": 2}
 
 
 def tiny_spec(root: Path | str, *overrides: str) -> RunSpec:
-    """Gives the spec, with a store in a folder."""
+    """Returns the spec, with a store in a folder."""
     return build_spec({**VALUES, "store": {"uri": str(root)}}, overrides=overrides)
 
 
@@ -163,7 +163,7 @@ class Stopped(BaseException):
 def begun(
     root: Path | str, *overrides: str, store: Store | None = None, number: int = 1
 ) -> tuple[Workbench, Stage, Place]:
-    """Gives a store in which a stage is begun, the first or that `number`, and none of its clients has trained."""
+    """Returns a store in which a stage is begun, the first or that `number`, and none of its clients has trained."""
     bench = Workbench(store or LocalStore(root))
 
     def stop(kind: str, values: dict[str, Any]) -> None:
@@ -179,7 +179,7 @@ def begun(
 
 
 def client_task(bench: Workbench, stage: Stage, client: str, *, server_round: int = 1, **place: Any) -> ClientTask:
-    """Gives the task of a client."""
+    """Returns the task of a client."""
     return ClientTask(
         store=bench.store.uri,
         stage_key=stage.key,
@@ -190,7 +190,7 @@ def client_task(bench: Workbench, stage: Stage, client: str, *, server_round: in
 
 
 def round_task(bench: Workbench, stage: Stage, *, server_round: int = 1) -> RoundTask:
-    """Gives the task of a round's aggregation."""
+    """Returns the task of a round's aggregation."""
     return RoundTask(store=bench.store.uri, stage_key=stage.key, server_round=server_round, place=Place(device="cpu"))
 
 
@@ -226,5 +226,5 @@ def tensors_of(store: Store, checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def tensor_digests(checkpoint: Checkpoint) -> dict[str, str]:
-    """Gives tensor name -> digest, without reading a weight."""
+    """Returns tensor name -> digest, without reading a weight."""
     return {name: digest for block in checkpoint.blocks.values() for name, (digest, _) in block.tensors.items()}

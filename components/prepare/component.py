@@ -21,7 +21,7 @@ def prepare(
         spec: The experiment, as JSON, or `sha256:` and its digest in the store.
         store: The store's URI, such as `s3://bucket/prefix`.
         parent: `RUN:STAGE` of a rerun; empty for none.
-        fresh: Train anew, even where equal work is committed.
+        fresh: Train again, even where equal work is committed.
 
     Returns:
         input_digest: Digest of the checkpoint that the first stage starts from; empty for none.

@@ -15,7 +15,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("-o", "--override", metavar="KEY=VALUE", help="Change a key: -o seed=1."),
 ]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Train anew, even where equal work is committed.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Train again, even where equal work is committed.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line, and progress to stderr.")]
 StoreUri = Annotated[str, typer.Option("--store", metavar="URI", help="The store to look in.")]
 DEFAULT_STORE = StoreSpec().uri

@@ -167,7 +167,7 @@ def _secret_name(who: str) -> str:
 def _secret(
     who: str, access_key: str, secret_key: str | None, shared: dict[str, str], *, namespace: str
 ) -> dict[str, Any]:
-    """Gives a Kubernetes Secret: as environment, or mounted as LWFED_S3_SECRET_DIR."""
+    """Returns a Kubernetes Secret: as environment, or mounted as LWFED_S3_SECRET_DIR."""
     return {
         "apiVersion": "v1",
         "kind": "Secret",

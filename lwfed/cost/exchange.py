@@ -16,7 +16,7 @@ from lwfed.types.tensors import TensorSpec, layout
 
 
 def file_bytes(units: Iterable[Mapping[str, TensorSpec]], codec: Codec) -> int:
-    """Gives the bytes of some units' files when they travel by a codec, headers and buffers included.
+    """Returns the bytes of some units' files when they travel by a codec, headers and buffers included.
 
     Args:
         units: For each unit, tensor name -> type and shape.
@@ -26,7 +26,7 @@ def file_bytes(units: Iterable[Mapping[str, TensorSpec]], codec: Codec) -> int:
 
 
 def download_bytes(rounds: int, *, snapshot: int, change: int) -> int:
-    """Gives the bytes that a client which takes part in every round of a stage fetches of what is trained.
+    """Returns the bytes that a client which takes part in every round of a stage fetches of what is trained.
 
     Args:
         rounds: Rounds of the stage.
@@ -37,7 +37,7 @@ def download_bytes(rounds: int, *, snapshot: int, change: int) -> int:
 
 
 def mean_download_bytes(stage: StagePlan, *, snapshot: int, change: int) -> float:
-    """Gives the mean bytes a client and round of a stage, over the very cohorts that its seed draws."""
+    """Returns the mean bytes a client and round of a stage, over the very cohorts that its seed draws."""
     if stage.rounds < 2 or snapshot == change:
         return float(snapshot)
     if stage.cohort.fraction_fit == 1:

@@ -21,7 +21,7 @@ def rows(
     disk_bytes: int | None = None,
     link_mbps: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Gives a row a stage, one of end-to-end training, and a total.
+    """Returns a row a stage, one of end-to-end training, and a total.
 
     Args:
         stages: The stages.
@@ -94,7 +94,7 @@ def _row(
 
 
 def _places(cost: StageCost, *, num_examples: int, disk_bytes: int | None, link_mbps: float | None) -> dict[str, Any]:
-    """Gives what a client's disk and link have to take."""
+    """Returns what a client's disk and link have to take."""
     cache = num_examples * cost.cache_bytes
     row: dict[str, Any] = {"fill_flops": num_examples * cost.fill_flops, "cache_bytes": cache}
     if disk_bytes is not None:

@@ -80,7 +80,7 @@ def fit(cost: StageCost, *, device_bytes: int) -> Fit:
 
 
 def link_seconds(cost: StageCost, *, link_mbps: float) -> float:
-    """Gives the seconds that a round's transfers take on a client's link, down and then up.
+    """Returns the seconds that a round's transfers take on a client's link, down and then up.
 
     Args:
         cost: The stage's cost.

@@ -19,7 +19,7 @@ SCALE_BYTES = 4
 
 
 def gradients_bytes(trained: Iterable[TensorSpec], *, training: TrainingPlan) -> int:
-    """Gives the bytes of the gradients that are alive at once: of all parameters, or of the largest.
+    """Returns the bytes of the gradients that are alive at once: of all parameters, or of the largest.
 
     Args:
         trained: Trained tensors; buffers have no gradient.
@@ -30,7 +30,7 @@ def gradients_bytes(trained: Iterable[TensorSpec], *, training: TrainingPlan) ->
 
 
 def optimizer_bytes(trained: Iterable[TensorSpec], *, training: TrainingPlan) -> int:
-    """Gives the bytes of AdamW's two moments; in int8 with a scale each for every block of a tensor's values.
+    """Returns the bytes of AdamW's two moments; in int8 with a scale each for every block of a tensor's values.
 
     Args:
         trained: Trained tensors; buffers have no moments.
@@ -43,7 +43,7 @@ def optimizer_bytes(trained: Iterable[TensorSpec], *, training: TrainingPlan) ->
 
 
 def checkpointed(bills: Sequence[UnitBill]) -> tuple[UnitBill, ...]:
-    """Gives the bills of a pass in which trained blocks are computed again in the backward pass.
+    """Returns the bills of a pass in which trained blocks are computed again in the backward pass.
 
     Each keeps its input, and costs most of its forward pass once more. One at a time has all its activations; the
     largest stands for it and keeps its bill of bytes. A last block for one token keeps little, and is not among them:

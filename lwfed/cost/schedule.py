@@ -34,7 +34,7 @@ class ScheduleCost:
     peak_bytes: int
 
     def to_values(self) -> dict[str, Any]:
-        """Gives a JSON value."""
+        """Returns a JSON value."""
         return asdict(self)
 
 
@@ -80,7 +80,7 @@ def schedule_costs(
 
 
 def samples_a_round(stage: StagePlan, *, num_examples: int) -> int:
-    """Gives the training samples of a client's round: a last batch of one is dropped (BatchNorm needs two)."""
+    """Returns the training samples of a client's round: a last batch of one is dropped (BatchNorm needs two)."""
     training = stage.training
     batch = min(training.batch_size, num_examples)
     if training.local_steps is not None:
@@ -89,5 +89,5 @@ def samples_a_round(stage: StagePlan, *, num_examples: int) -> int:
 
 
 def factor(reference: float, value: float) -> float:
-    """Gives how many times less `value` is than `reference`; infinite for 0."""
+    """Returns how many times less `value` is than `reference`; infinite for 0."""
     return reference / value if value else float("inf")

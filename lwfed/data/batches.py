@@ -114,7 +114,7 @@ def train_batches(
 
 
 def epoch_length(num_examples: int, batch_size: int) -> int:
-    """Gives the number of batches of an epoch of `train_batches`."""
+    """Returns the number of batches of an epoch of `train_batches`."""
     return len(_cuts(num_examples, batch_size))
 
 

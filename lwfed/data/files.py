@@ -12,7 +12,7 @@ from PIL import Image
 from lwfed.data.protocol import Waveform
 from lwfed.types.errors import DataError
 
-_SKIP = "mend or remove it, or set data.on_bad_example=skip"
+_SKIP = "fix or remove it, or set data.on_bad_example=skip"
 _LENGTH_UNKNOWN = (0, 0xFFFFFFFF)
 
 
@@ -35,7 +35,7 @@ def read_image(path: Path) -> Image.Image:
                 return image.convert("RGBA").convert("RGB")
             return image.convert("RGB")
     except FileNotFoundError:
-        raise DataError(f"there is no image {path}", remedy=_SKIP.replace("mend or remove", "restore")) from None
+        raise DataError(f"there is no image {path}", remedy=_SKIP.replace("fix or remove", "restore")) from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"the image {path} cannot be read: {_line(error)}", remedy=_SKIP) from None
 
@@ -55,7 +55,7 @@ def read_sound(path: Path) -> tuple[Waveform, int]:
     import soundfile
 
     if not path.is_file():
-        raise DataError(f"there is no sound {path}", remedy=_SKIP.replace("mend or remove", "restore"))
+        raise DataError(f"there is no sound {path}", remedy=_SKIP.replace("fix or remove", "restore"))
     try:
         missing = _missing_bytes(path)
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
@@ -71,7 +71,7 @@ def read_sound(path: Path) -> tuple[Waveform, int]:
 
 
 def _missing_bytes(path: Path) -> int:
-    """Gives how many bytes a RIFF (wav) file lacks of the length its header promises; libsndfile does not say."""
+    """Returns how many bytes a RIFF (wav) file lacks of the length its header promises; libsndfile does not say."""
     with path.open("rb") as file:
         header = file.read(8)
     if len(header) < 8 or header[:4] != b"RIFF":

@@ -79,7 +79,7 @@ class Inputs:
         return digest_of({**decides, "views": self.views, "modality": self.modality, "function": self.function})
 
     def batch_starts(self, batch_size: int) -> range:
-        """Gives the numbers of the inputs with which this rank's batches start; see `keep`."""
+        """Returns the numbers of the inputs with which this rank's batches start; see `keep`."""
         return range(ranks.rank() * batch_size, len(self), ranks.size() * batch_size)
 
     def batches(self, source: Source, *, batch_size: int, workers: int) -> Iterator[Any]:
@@ -123,11 +123,11 @@ class KeptPrefix:
         self._tokens = np.memmap(folder / TOKENS, dtype=np.float32, mode="r", shape=shape)
 
     def gather(self, rows: Sequence[Row], *, pin: bool = False) -> dict[str, Tensor]:
-        """Gives the tokens of a batch's rows: `tokens` float32 [B, T, D]; of texts `mask` bool [B, T] too."""
+        """Returns the tokens of a batch's rows: `tokens` float32 [B, T, D]; of texts `mask` bool [B, T] too."""
         return self.at([self.inputs.number(row) for row in rows], pin=pin)
 
     def at(self, numbers: Sequence[int], *, pin: bool = False) -> dict[str, Tensor]:
-        """Gives the tokens of inputs by their numbers, texts padded with zeros to the longest; as `gather`."""
+        """Returns the tokens of inputs by their numbers, texts padded with zeros to the longest; as `gather`."""
         lengths = self._lengths[list(numbers)]
         shape = (len(numbers), int(lengths.max(initial=0)), self._tokens.shape[1])
         tokens = torch.empty(shape, pin_memory=pin)
@@ -205,7 +205,7 @@ def _begin(writing: Path) -> None:
 
 
 def _write(path: Path, outputs: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[list[int], int]:
-    """Writes this rank's batches between the others'; gives the lengths of all inputs, and the tokens' width."""
+    """Writes this rank's batches between the others'; returns the lengths of all inputs, and the tokens' width."""
     mine = iter(outputs)
     lengths: list[int] = []
     ready: Tensor | None = None
@@ -233,7 +233,7 @@ def _write(path: Path, outputs: Iterable[tuple[Tensor, Tensor | None]]) -> tuple
 
 
 def _packed(batch: tuple[Tensor, Tensor | None] | None) -> tuple[Tensor | None, list[int]]:
-    """Gives a batch's tokens [N, D], float32 and without padding, and how many each input has."""
+    """Returns a batch's tokens [N, D], float32 and without padding, and how many each input has."""
     if batch is None:
         return None, []
     tokens, mask = batch

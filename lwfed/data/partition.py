@@ -17,7 +17,7 @@ from lwfed.types.errors import DataError
 from lwfed.types.seeds import as_int, derive
 
 NUM_TRIES = 1000
-"""Times a Dirichlet partition is drawn anew before it is given up."""
+"""Times a Dirichlet partition is drawn again before it is given up."""
 
 
 def partition(examples: Sequence[Example], *, plan: PartitionSpec, num_clients: int, seed: str) -> dict[str, list[int]]:
@@ -104,7 +104,7 @@ def _iid(count: int, *, num_clients: int, seed: str) -> list[list[int]]:
 
 
 def _dirichlet(examples: Sequence[Example], *, plan: PartitionSpec, num_clients: int, seed: str) -> list[list[int]]:
-    """Shares each class by proportions from a Dirichlet(alpha) (Hsu et al. 2019), anew until all have `min_size`."""
+    """Shares each class by proportions from a Dirichlet(alpha) (Hsu et al. 2019), again until all have `min_size`."""
     alpha = plan.alpha
     if alpha is None:
         raise DataError("a dirichlet partition needs alpha", remedy="set federation.partition.alpha, for example 0.5")
@@ -148,7 +148,7 @@ def _proportions(alpha: float, num_clients: int, rng: np.random.Generator) -> np
 
 
 def _by_group(examples: Sequence[Example], *, plan: PartitionSpec, num_clients: int) -> list[list[int]]:
-    """Gives each group a client, in the groups' sorted order."""
+    """Returns each group a client, in the groups' sorted order."""
     groups: dict[str, list[int]] = {}
     for n, example in enumerate(examples):
         groups.setdefault(_group_of(example, plan=plan), []).append(n)
@@ -168,11 +168,11 @@ def _group_of(example: Example, *, plan: PartitionSpec) -> str:
         except re.error as error:
             raise DataError(
                 f"the pattern {plan.pattern!r} is no regular expression: {error}",
-                remedy="mend federation.partition.pattern",
+                remedy="fix federation.partition.pattern",
             ) from None
         if found is None or found["group"] is None:
             raise DataError(
-                f"the pattern {plan.pattern!r} finds no group in {stem}", remedy="mend federation.partition.pattern"
+                f"the pattern {plan.pattern!r} finds no group in {stem}", remedy="fix federation.partition.pattern"
             )
         return found["group"]
     known = {**example.fields, **({} if example.label is None else {"label": f"{example.label:06d}"})}

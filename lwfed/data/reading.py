@@ -142,5 +142,5 @@ def _as_it_is(raw: Any) -> Any:
 
 
 def _num_cpus() -> int:
-    """Gives the number of CPUs this process may use; more workers than that only wait for one another."""
+    """Returns the number of CPUs this process may use; more workers than that only wait for one another."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

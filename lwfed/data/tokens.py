@@ -47,7 +47,7 @@ def tokenize(texts: Sequence[str], *, settings: InputSettings) -> dict[str, Tens
 
 
 def truncated_share(texts: Sequence[str], *, settings: InputSettings) -> float:
-    """Gives the share of texts, in [0, 1], that are longer than `max_tokens` and so are cut."""
+    """Returns the share of texts, in [0, 1], that are longer than `max_tokens` and so are cut."""
     if not texts:
         return 0.0
     tokenizer = _checked(settings)
@@ -84,7 +84,7 @@ def open_tokenizer(name: str | None) -> Any:
             )
         return _from_pretrained(str(path), local=True)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise DataError(f"there is no folder {name} for the tokenizer", remedy="mend model.encoders.text.tokenizer")
+        raise DataError(f"there is no folder {name} for the tokenizer", remedy="fix model.encoders.text.tokenizer")
     try:
         return _from_pretrained(name, local=True)
     except DataError:

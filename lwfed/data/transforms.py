@@ -14,7 +14,7 @@ Box = tuple[int, int, int, int]
 
 
 def training_pixels(image: Image.Image, *, size: int, rng: np.random.Generator, augment: bool) -> npt.NDArray[np.uint8]:
-    """Gives a training view: a random crop, resized (bilinear, antialiased) to a square.
+    """Returns a training view: a random crop, resized (bilinear, antialiased) to a square.
 
     Args:
         image: An RGB image.
@@ -31,7 +31,7 @@ def training_pixels(image: Image.Image, *, size: int, rng: np.random.Generator, 
 
 
 def evaluation_pixels(image: Image.Image, *, size: int) -> npt.NDArray[np.uint8]:
-    """Gives the whole image, resized (bilinear, antialiased) to a square: pixels [3, size, size]."""
+    """Returns the whole image, resized (bilinear, antialiased) to a square: pixels [3, size, size]."""
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))

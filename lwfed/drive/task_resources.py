@@ -11,7 +11,7 @@ from lwfed.spec.run import RunSpec
 
 
 def with_resources(spec: RunSpec, resources: Mapping[str, Any] | None) -> RunSpec:
-    """Gives client pools what was set on the pipeline's task, where they say nothing themselves.
+    """Returns client pools what was set on the pipeline's task, where they say nothing themselves.
 
     Args:
         spec: The experiment.

@@ -161,7 +161,7 @@ def load_predictor(uri: str, digest: str) -> Predictor:
 
 
 def _classes(store: Store, key: str, *, made_by: str) -> tuple[str, ...]:
-    """Gives the classes that a run with a stage has: the run that made it, or another."""
+    """Returns the classes that a run with a stage has: the run that made it, or another."""
     for run_id in (made_by, *runs.run_ids(store)):
         run = runs.find_run(store, run_id) if run_id else None
         if run is not None and any(item.key == key for item in run.stages):

@@ -94,7 +94,7 @@ def _chunks(rows: Tensor) -> list[tuple[int, int]]:
 
 
 def _scales(largest: Tensor) -> Tensor:
-    """Gives the least fp32 scale of which `LEVELS` steps reach a row's largest magnitude; 0 for a row of zeros."""
+    """Returns the least fp32 scale of which `LEVELS` steps reach a row's largest magnitude; 0 for a row of zeros."""
     scale = (largest.double() / LEVELS).float()
     short = scale.double() * LEVELS < largest.double()  # exact: 24 and 7 bits
     return torch.where(short, torch.nextafter(scale, torch.full_like(scale, torch.inf)), scale)

@@ -199,7 +199,7 @@ def _gradients(
     *,
     cost: StepCost | None = None,
 ) -> Tensor:
-    """Adds up the gradients of a batch's parts; gives the batch's mean loss, a scalar."""
+    """Adds up the gradients of a batch's parts; returns the batch's mean loss, a scalar."""
     total = torch.zeros((), device=device)
     for micro in micros:
         with torch.autocast(device.type, dtype=settings.autocast, enabled=settings.autocast is not None):

@@ -52,7 +52,7 @@ class Recomputed(TorchDispatchMode):
         return made
 
     def take(self) -> int:
-        """Ends a backward pass; gives the most that was kept at once."""
+        """Ends a backward pass; returns the most that was kept at once."""
         self._count()
         most, self._most, self.forward = self._most, 0, True
         return most

@@ -1,6 +1,6 @@
 """How AdamW's two moments are kept between steps: 4, 2 or about 1 byte each a parameter.
 
-fp32 is torch's own. The others are read into fp32 for a step and rounded anew without bias: at beta_2 = 0.999 a second
+fp32 is torch's own. The others are read into fp32 for a step and rounded again without bias: at beta_2 = 0.999 a second
 moment moves by less than half a step of bf16 or int8, so that rounding to the nearest would freeze it.
 """
 
@@ -26,10 +26,10 @@ class Moments(Protocol):
     """A way of keeping both moments of N parameters, which are read and written in slices of whole blocks."""
 
     def empty(self, count: int, *, device: torch.device) -> Kept:
-        """Gives moments of zero."""
+        """Returns moments of zero."""
 
     def read(self, kept: Kept, part: slice) -> tuple[Tensor, Tensor]:
-        """Gives both moments of some parameters in fp32, as new tensors."""
+        """Returns both moments of some parameters in fp32, as new tensors."""
 
     def write(self, kept: Kept, part: slice, first: Tensor, second: Tensor, *, bits: Tensor) -> None:
         """Rounds both moments of some parameters; `bits` are 32 random ones for each."""

@@ -27,7 +27,7 @@ PART = {"cpu": 1024 * BLOCK, "cuda": 1 << 24}
 
 
 def make_optimizer(groups: Sequence[tuple[Sequence[Parameter], Rates]], *, moments: str, seed: str) -> Optimizer:
-    """Gives a fresh AdamW.
+    """Returns a fresh AdamW.
 
     Args:
         groups: Parameters and the rates of each group.

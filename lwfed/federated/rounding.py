@@ -36,7 +36,7 @@ def random_bits(count: int, *, start: int, key: int, device: torch.device) -> In
 
 
 def split_bits(bits: Int[Tensor, " N"]) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
-    """Gives the low and the high 16 bits, as numbers from 0 to 65535."""
+    """Returns the low and the high 16 bits, as numbers from 0 to 65535."""
     return bits.bitwise_and(CHANCES - 1), bits.bitwise_right_shift(16).bitwise_and_(CHANCES - 1)
 
 
@@ -76,6 +76,6 @@ def to_squares(
 
 
 def from_squares(code: Integer[Tensor, "K Z"], *, levels: int, scale: Float[Tensor, "K 1"]) -> Tensor:
-    """Gives (c / levels)^2 x scale with the sign of c, in fp32."""
+    """Returns (c / levels)^2 x scale with the sign of c, in fp32."""
     values = code.to(torch.float32)
     return values.mul(values.abs()).mul_(scale / (levels * levels))

@@ -19,7 +19,7 @@ Step = Callable[[Tensor, Tensor, Mapping[str, Tensor]], tuple[Tensor, State]]
 
 
 def server_step(spec: ServerSpec) -> Step:
-    """Gives the step of a server optimiser.
+    """Returns the step of a server optimiser.
 
     Args:
         spec: Its kind and constants.

@@ -126,12 +126,12 @@ def updating(
 
 
 def nbytes(tensors: Iterable[Tensor | None]) -> int:
-    """Gives the bytes of the tensors that are there."""
+    """Returns the bytes of the tensors that are there."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
 
 
 def states_bytes(optimizer: Optimizer) -> int:
-    """Gives the bytes of what an optimiser keeps for its parameters, step numbers apart."""
+    """Returns the bytes of what an optimiser keeps for its parameters, step numbers apart."""
     values = [value for state in optimizer.state.values() for value in state.values()]
     return nbytes(value for value in values if isinstance(value, Tensor) and value.dim())
 

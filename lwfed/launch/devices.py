@@ -35,7 +35,7 @@ def names_of(count: int, *, named: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def gpus_of(slot: int, *, devices: int, gpus: Sequence[str]) -> tuple[str, ...]:
-    """Gives the GPUs of a slot: the next ones after those of the slot before, and from the first again.
+    """Returns the GPUs of a slot: the next ones after those of the slot before, and from the first again.
 
     Args:
         slot: k, counted from 0.

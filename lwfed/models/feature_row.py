@@ -140,7 +140,7 @@ def _mixture(
     dropout: float,
     norm: nn.LayerNorm | None,
 ) -> tuple[Float[Tensor, "B H D"], Float[Tensor, "B H 1"] | None]:
-    """Gives sum_t a_t n(x_t) of each head, and sum_t a_t where that is not 1.
+    """Returns sum_t a_t n(x_t) of each head, and sum_t a_t where that is not 1.
 
     In the tokens' own type even under autocast: scores rounded to bf16 would be off by more than those of fused
     attention, and a second copy of the tokens would be kept.
@@ -203,7 +203,7 @@ def _inverse_deviation(rows: Float[Tensor, "B T D"], eps: float) -> Float[Tensor
 
 
 def plain_norm(norm: nn.Module) -> nn.LayerNorm | None:
-    """Gives a norm that `absorbed_attention` can take in: a LayerNorm over the last dimension, with weights."""
+    """Returns a norm that `absorbed_attention` can take in: a LayerNorm over the last dimension, with weights."""
     if isinstance(norm, nn.LayerNorm) and norm.elementwise_affine and len(norm.normalized_shape) == 1:
         return norm
     return None

@@ -122,7 +122,7 @@ class _Keep(torch.autograd.Function):
 
 
 def _surroundings(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
-    """Notes the random generators' states and the precision; gives what comes back to them for a while."""
+    """Notes the random generators' states and the precision; returns what comes back to them for a while."""
     state = torch.get_rng_state()
     gpu_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     enabled, dtype = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)

@@ -16,7 +16,7 @@ WITHOUT_EFFECT = {"sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout", "
 
 
 def values(encoder: EncoderSpec, kind: Any) -> dict[str, Any]:
-    """Gives the architecture's settings: those of the weights' folder, and the spec's above them.
+    """Returns the architecture's settings: those of the weights' folder, and the spec's above them.
 
     Args:
         encoder: The encoder.

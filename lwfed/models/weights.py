@@ -127,7 +127,7 @@ def weights_version(encoder: EncoderSpec) -> str:
 
 
 def hub_file(repo: str, name: str) -> Path:
-    """Gives a local copy of a file of the hub: the cached one, else a download.
+    """Returns a local copy of a file of the hub: the cached one, else a download.
 
     Raises:
         DataError: The hub has no such model or file.

@@ -60,7 +60,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def part(batch: Batch, index: int, count: int) -> Batch:
-    """Gives part `index` of `count` nearly equal parts of a batch, as views."""
+    """Returns part `index` of `count` nearly equal parts of a batch, as views."""
     if count == 1:
         return batch
     size = len(batch.ids)
@@ -76,7 +76,7 @@ def move(value: Any, device: torch.device) -> Any:
 
 
 def tensors_of(batch: Batch) -> tuple[Tensor, ...]:
-    """Gives the tensors of a batch that are raw inputs; outputs of frozen blocks count as activations."""
+    """Returns the tensors of a batch that are raw inputs; outputs of frozen blocks count as activations."""
     found: list[Tensor] = [] if batch.labels is None else [batch.labels]
     for value in batch.inputs.values():
         found += [t for k, t in value.items() if k != "tokens"] if isinstance(value, dict) else [value]

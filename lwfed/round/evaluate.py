@@ -141,7 +141,7 @@ def _retrieval(embedded: Embedded, *, model: ModelSpec) -> dict[str, float]:
 
 
 def owners(embedded: Embedded, modality: str) -> Tensor:
-    """Gives for each row of a modality the example it belongs to."""
+    """Returns for each row of a modality the example it belongs to."""
     return embedded.owner if modality == "text" else torch.arange(len(embedded.of[modality]))
 
 

@@ -17,12 +17,12 @@ SERVER = "server"
 
 
 def root_for(root: str | None, who: str) -> str | None:
-    """Gives the folder of a client's data, or of the server's test data."""
+    """Returns the folder of a client's data, or of the server's test data."""
     return None if root is None else root.replace(CLIENT_MARK, who)
 
 
 def readable_examples(source: Source, split: str, *, modalities: Sequence[str], store: Store) -> list[Example]:
-    """Gives the examples of a split, without those that were found unreadable when the run was prepared."""
+    """Returns the examples of a split, without those that were found unreadable when the run was prepared."""
     known = store.read_ref(paths.checked_data(source.version(), modalities, split))
     bad = known["bad"] if known else {}
     return [example for example in source.examples(split) if example.id not in bad]
@@ -41,7 +41,7 @@ def shares_at(plan: StagePlan, examples: Sequence[Example]) -> dict[str, list[in
 def split_share(
     client: str, *, examples: Sequence[Example], shares: Mapping[str, Sequence[int]], plan: StagePlan
 ) -> tuple[list[Example], list[Example]]:
-    """Gives a client's examples: those it trains on and those it holds out.
+    """Returns a client's examples: those it trains on and those it holds out.
 
     Raises:
         DataError: It has too few to train on.

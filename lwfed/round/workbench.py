@@ -109,12 +109,12 @@ class Workbench:
         return self.source(stage.plan.data, root_for(place.root, who), place.workers)
 
     def examples(self, stage: Stage, place: Place, split: str, who: str = SERVER) -> list[Example]:
-        """Gives the examples of a split that can be read."""
+        """Returns the examples of a split that can be read."""
         source = self.data(stage, place, who)
         return readable_examples(source, split, modalities=stage.plan.model.modalities, store=self.store)
 
     def share(self, stage: Stage, place: Place, client: str) -> tuple[list[Example], list[Example]]:
-        """Gives a client's examples: those it trains on and those it holds out.
+        """Returns a client's examples: those it trains on and those it holds out.
 
         Raises:
             DataError: It has too few to train on.
@@ -147,7 +147,7 @@ class Workbench:
         device: torch.device,
         spare: Sequence[str] = (),
     ) -> dict[str, Tensor]:
-        """Gives the tensors of frozen units, which nobody changes and all clients of this process share.
+        """Returns the tensors of frozen units, which nobody changes and all clients of this process share.
 
         Other blocks are removed from the client's folder, but for units to `spare`.
         """
@@ -177,7 +177,7 @@ class Workbench:
     def copy_of(
         self, checkpoint: Checkpoint, units: Sequence[str], *, store: CountingStore, device: torch.device
     ) -> dict[str, Tensor]:
-        """Gives copies of trained units, which a client may change; they are read once a round.
+        """Returns copies of trained units, which a client may change; they are read once a round.
 
         Args:
             checkpoint: The global model.

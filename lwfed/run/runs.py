@@ -22,7 +22,7 @@ class Options:
 
     Attributes:
         run_id: Its id; None for a new one.
-        fresh: Train anew, even where equal work is committed.
+        fresh: Train again, even where equal work is committed.
         parent: The run it starts from, and the first stage it trains itself.
     """
 

@@ -18,7 +18,7 @@ MARK = "sha256:"
 
 
 def pack_spec(spec: RunSpec, *, store: Store | None) -> str:
-    """Gives a spec as one string; the same for equal specs.
+    """Returns a spec as one string; the same for equal specs.
 
     Args:
         spec: The experiment.
@@ -38,7 +38,7 @@ def pack_spec(spec: RunSpec, *, store: Store | None) -> str:
 
 
 def unpack_spec(text: str, *, store: Store) -> RunSpec:
-    """Gives the spec of a string that `pack_spec` made.
+    """Returns the spec of a string that `pack_spec` made.
 
     Raises:
         NotFoundError: The store does not hold it.

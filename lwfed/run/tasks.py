@@ -43,7 +43,7 @@ class PrepareTask(RunTask):
 
     Attributes:
         spec: The experiment, complete.
-        fresh: Train anew, even where equal work is committed.
+        fresh: Train again, even where equal work is committed.
         parent: The run it starts from, and the first stage it trains itself.
     """
 

@@ -154,7 +154,7 @@ class KubernetesSpec(Section):
         return self
 
     def pool_of(self, client: str) -> PoolSpec:
-        """Gives the pool of a client: the first that names it, else the one that names none.
+        """Returns the pool of a client: the first that names it, else the one that names none.
 
         Raises:
             SpecError: No pool takes it.

@@ -23,6 +23,6 @@ class LeversSpec(Section):
     views: int = Field(
         4,
         ge=0,
-        description="augmented views of an image that are kept and cycled over; 0: each epoch crops anew, and frozen "
-        "blocks of images are computed anew too",
+        description="augmented views of an image that are kept and cycled over; 0: each epoch crops again, and frozen "
+        "blocks of images are computed again too",
     )

@@ -54,6 +54,6 @@ def _answer(asked: SimpleQueue[Callable[[], R] | None], answers: SimpleQueue[Fut
 
 
 def together(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """Does something with several items, a few at a time; gives the results in order."""
+    """Does something with several items, a few at a time; returns the results in order."""
     with ThreadPoolExecutor(max_workers=THREADS) as pool:
         return list(pool.map(work, items))

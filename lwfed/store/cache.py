@@ -91,7 +91,7 @@ class BlockCache:
                 path.unlink(missing_ok=True)
 
     def _keep(self, store: Store, block: Block) -> Path | None:
-        """Gives the kept file of a block, fetched if need be; None where it cannot be kept."""
+        """Returns the kept file of a block, fetched if need be; None where it cannot be kept."""
         if self._folder is None:
             return None
         path = self._folder / _name(block)

@@ -54,7 +54,7 @@ class Checkpoint:
         yield from self.change.values()
 
     def to_values(self) -> dict[str, Any]:
-        """Gives JSON values."""
+        """Returns JSON values."""
         values: dict[str, Any] = {
             "digest": self.digest,
             "blocks": {unit: block.to_values() for unit, block in sorted(self.blocks.items())},
@@ -75,7 +75,7 @@ class Checkpoint:
             )
             named = values["digest"]
         except KeyError as error:
-            raise CheckpointError(f"a checkpoint's manifest lacks {error}", remedy="train anew with --fresh") from None
+            raise CheckpointError(f"a checkpoint's manifest lacks {error}", remedy="train again with --fresh") from None
         except (TypeError, AttributeError) as error:
             raise CheckpointError(f"a checkpoint's manifest is damaged: {error}", remedy="train with --fresh") from None
         if checkpoint.digest != named or not checkpoint.in_place:

@@ -65,7 +65,7 @@ class CountingStore:
         return self._store.has(key)
 
     def size(self, key: str) -> int | None:
-        """Gives an object's length."""
+        """Returns an object's length."""
         return self._store.size(key)
 
     def list(self, prefix: str) -> Iterator[str]:

@@ -6,7 +6,7 @@ from lwfed.types.errors import CheckpointError
 
 
 def checked(key: str) -> str:
-    """Gives a key as it is. Raises CheckpointError where it leads out of the store."""
+    """Returns a key as it is. Raises CheckpointError where it leads out of the store."""
     if ".." in key.split("/") or key.startswith("/"):
         raise CheckpointError(f"`{key}` is not a key", remedy="keys are relative and hold no `..`")
     return key
@@ -31,4 +31,4 @@ def remedy_for(key: str) -> str:
     """Says what to do about a missing or damaged object."""
     stage = "/".join(key.split("/")[:2])
     where = f"remove {stage} from the store" if key.startswith("stages/") else "restore it from a backup"
-    return f"{where}, or train anew with --fresh"
+    return f"{where}, or train again with --fresh"

@@ -71,7 +71,7 @@ class LocalStore:
                     done += count
 
     def fetch(self, key: str, *, to: Path | None = None) -> Path:
-        """Gives the object's own file, or another name of it."""
+        """Returns the object's own file, or another name of it."""
         path = self._path(key)
         if not path.is_file():
             raise not_there(key, store=self.uri)
@@ -88,7 +88,7 @@ class LocalStore:
         return self._path(key).is_file()
 
     def size(self, key: str) -> int | None:
-        """Gives an object's length."""
+        """Returns an object's length."""
         path = self._path(key)
         return path.stat().st_size if path.is_file() else None
 

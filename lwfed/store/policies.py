@@ -25,7 +25,7 @@ Policy = dict[str, Any]
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """Gives bucket and prefix of `s3://bucket/prefix`; the prefix is empty or ends in a slash. Raises SpecError."""
+    """Returns bucket and prefix of `s3://bucket/prefix`; the prefix is empty or ends in a slash. Raises SpecError."""
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     prefix = prefix.strip("/")
     if not uri.startswith("s3://") or not bucket or set(bucket + prefix) & set("*?$\"'\\ "):
@@ -34,7 +34,7 @@ def split_uri(uri: str) -> tuple[str, str]:
 
 
 def client_policy(uri: str, client: str, *, may_list: bool = False) -> Policy:
-    """Gives the policy of one client.
+    """Returns the policy of one client.
 
     Args:
         uri: The store.
@@ -69,7 +69,7 @@ def client_policy(uri: str, client: str, *, may_list: bool = False) -> Policy:
 
 
 def server_policy(uri: str) -> Policy:
-    """Gives the policy of coordinator and server: all that is below the store's prefix."""
+    """Returns the policy of coordinator and server: all that is below the store's prefix."""
     bucket, prefix = split_uri(uri)
     listing: dict[str, Any] = {"Effect": "Allow", "Action": ["s3:ListBucket"], "Resource": [f"arn:aws:s3:::{bucket}"]}
     if prefix:

@@ -56,7 +56,7 @@ class Store(Protocol):
         ...
 
     def fetch(self, key: str, *, to: Path | None = None) -> Path:
-        """Gives a local file with the object's bytes, to be read and left alone. Raises as `get` does.
+        """Returns a local file with the object's bytes, to be read and left alone. Raises as `get` does.
 
         Args:
             key: Which object.
@@ -69,7 +69,7 @@ class Store(Protocol):
         ...
 
     def size(self, key: str) -> int | None:
-        """Gives an object's length in bytes, None where there is none."""
+        """Returns an object's length in bytes, None where there is none."""
         ...
 
     def list(self, prefix: str) -> Iterator[str]:
@@ -85,7 +85,7 @@ class Store(Protocol):
         ...
 
     def write_ref(self, key: str, value: Any, *, if_absent: bool = False) -> bool:
-        """Writes a ref at once. With `if_absent` the first writer wins; gives whether this call wrote it."""
+        """Writes a ref at once. With `if_absent` the first writer wins; returns whether this call wrote it."""
         ...
 
     def append(self, key: str, data: Data) -> None:

@@ -72,7 +72,7 @@ def provision(
     rotate: bool = False,
     known: Mapping[str, str] | None = None,
 ) -> Provisioned:
-    """Makes the bucket and the users, or mends what is there; doing it again changes nothing.
+    """Makes the bucket and the users, or fixes what is there; doing it again changes nothing.
 
     Args:
         uri: The store.
@@ -110,7 +110,7 @@ def provision(
 
 
 def _make_bucket(connection: Connection) -> bool:
-    """Makes a bucket that is not there; gives whether it did."""
+    """Makes a bucket that is not there; returns whether it did."""
     bucket = connection.bucket
     listed = connection.ask(lambda c: c.list_buckets(), about="to list buckets")
     if any(item["Name"] == bucket for item in listed.get("Buckets", ())):
@@ -120,7 +120,7 @@ def _make_bucket(connection: Connection) -> bool:
 
 
 def _arrange(connection: Connection, *, versioning: bool) -> list[str]:
-    """Sets what the bucket does by itself; gives notes of what the server cannot do."""
+    """Sets what the bucket does by itself; returns notes of what the server cannot do."""
     bucket = connection.bucket
     rule = {
         "ID": "lwfed-unfinished-uploads",

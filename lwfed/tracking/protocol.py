@@ -94,7 +94,7 @@ def event_of_failure(reason: str, *, cancelled: bool = False, closing: bool = Fa
 
 
 def stage_numbers(run: Record) -> list[int]:
-    """Gives the numbers of all stages of a run: those it foresees, and those it has noted keys of so far."""
+    """Returns the numbers of all stages of a run: those it foresees, and those it has noted keys of so far."""
     known = [*(run.get("predicted") or ()), *(run.get("stages") or ())]
     return sorted({int(stage["stage"]) for stage in known})
 

@@ -13,7 +13,7 @@ def canonical(value: Any) -> bytes:
 
 
 def digest_of(value: Any) -> str:
-    """Gives the sha256, as 64 hex digits, of a JSON value's canonical form."""
+    """Returns the sha256, as 64 hex digits, of a JSON value's canonical form."""
     return hashlib.sha256(canonical(value)).hexdigest()
 
 

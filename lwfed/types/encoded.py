@@ -27,7 +27,7 @@ def is_encoded(spec: TensorSpec, codec: Codec) -> bool:
 
 
 def num_rows(shape: tuple[int, ...]) -> int:
-    """Gives the number of rows that have a scale each: a matrix's or a convolution's outputs, a table's entries.
+    """Returns the number of rows that have a scale each: a matrix's or a convolution's outputs, a table's entries.
 
     They are counted along the first size that is not 1, if another such size follows it; else the tensor is one row. An
     empty tensor has none.
@@ -39,7 +39,7 @@ def num_rows(shape: tuple[int, ...]) -> int:
 
 
 def encoded(name: str, spec: TensorSpec, codec: Codec) -> dict[str, TensorSpec]:
-    """Gives the tensors that one tensor travels as: name -> type and shape."""
+    """Returns the tensors that one tensor travels as: name -> type and shape."""
     if not is_encoded(spec, codec):
         return {name: TensorSpec(shape=spec.shape, dtype=spec.dtype)}
     if codec == "bf16":
@@ -51,5 +51,5 @@ def encoded(name: str, spec: TensorSpec, codec: Codec) -> dict[str, TensorSpec]:
 
 
 def encoded_specs(specs: Mapping[str, TensorSpec], codec: Codec) -> dict[str, TensorSpec]:
-    """Gives the tensors that several travel as; see `encoded`."""
+    """Returns the tensors that several travel as; see `encoded`."""
     return {key: item for name, spec in specs.items() for key, item in encoded(name, spec, codec).items()}

@@ -21,5 +21,5 @@ def derive(seed: str | int, *names: str | int) -> str:
 
 
 def as_int(seed: str) -> int:
-    """Gives the seed as an integer in [0, 2^63), for generators that want one."""
+    """Returns the seed as an integer in [0, 2^63), for generators that want one."""
     return int(seed[:16], 16) >> 1

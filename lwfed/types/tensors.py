@@ -85,7 +85,7 @@ def layout(specs: Mapping[str, TensorSpec]) -> Layout:
 
 
 def unit_of(name: str) -> str:
-    """Gives the unit a tensor belongs to: `image.blocks.3`, `text.stem`, `text.projection`, `prediction` ...
+    """Returns the unit a tensor belongs to: `image.blocks.3`, `text.stem`, `text.projection`, `prediction` ...
 
     A unit is what is trained or frozen, exchanged and stored as a whole.
     """

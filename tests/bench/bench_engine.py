@@ -47,7 +47,7 @@ PARAMETERS = 50_000_000
 
 
 def engine(folder: Path, *, num_clients: int) -> dict[str, Any]:
-    """Runs rounds of lwfed, in this process; gives seconds of a round, the parameters and the peak memory."""
+    """Runs rounds of lwfed, in this process; returns seconds of a round, the parameters and the peak memory."""
     width = f"dim: {WIDTH}, hidden_dim: {4 * WIDTH}"
     config = f"{{vocab_size: 384, max_position_embeddings: 64, {width}, n_layers: 8, n_heads: 8}}"
     spec = load_spec(
@@ -85,12 +85,12 @@ def _add(groups: Sequence[tuple[Sequence[torch.nn.Parameter], Any]], **_: Any) -
 
 
 def bare(folder: Path, *, num_clients: int) -> dict[str, Any]:
-    """Averages in memory; gives seconds of a round."""
+    """Averages in memory; returns seconds of a round."""
     return {"round_s": _rounds(num_clients, lambda _client, _number, array: array)}
 
 
 def stored(folder: Path, *, num_clients: int) -> dict[str, Any]:
-    """Averages what each client wrote: hashed, written, read and hashed again; gives seconds of a round."""
+    """Averages what each client wrote: hashed, written, read and hashed again; returns seconds of a round."""
 
     def through(client: int, number: int, array: np.ndarray) -> np.ndarray:
         digest = hashlib.sha256(array.data.cast("B")).digest()

@@ -1,4 +1,4 @@
-"""What keeping the outputs of frozen blocks costs, beside an epoch that computes them anew; full-size models.
+"""What keeping the outputs of frozen blocks costs, beside an epoch that computes them again; full-size models.
 
 Stages 5 and 6 of COCO's layer-wise run, one epoch each: stage 5 fills the cache from the inputs, through four stages'
 blocks, and stage 6 through the one that was frozen last. Run it: `python tests/bench/bench_fill.py`, or on a GPU
@@ -27,7 +27,7 @@ from lwfed.store.opening import open_store
 DATA = Path(__file__).parents[2].parent / "shared/data/coco-mini"
 AIM = 1.0
 VARIANTS = {
-    "computed anew": ("levers.prefix_cache=never",),
+    "computed again": ("levers.prefix_cache=never",),
     "kept, 1 view": ("levers.prefix_cache=always", "levers.views=1"),
     "kept, 4 views": ("levers.prefix_cache=always", "levers.views=4"),
 }
@@ -88,12 +88,12 @@ def _mean(record: dict[str, Any], name: str) -> float:
 
 def table(found: dict[str, list[dict[str, float]]]) -> str:
     """Writes the figures for people."""
-    lines = [f"filling the cache; the aim is under {AIM:g} epochs computed anew"]
+    lines = [f"filling the cache; the aim is under {AIM:g} epochs computed again"]
     for name, stages in found.items():
-        for stage, row, anew in zip((5, 6), stages, found["computed anew"], strict=True):
+        for stage, row, again in zip((5, 6), stages, found["computed again"], strict=True):
             lines.append(
                 f"{name:14} stage {stage}   epoch {row['epoch']:7.2f} s ({row['epoch'] / row['steps']:.4f} s a step)   "
-                f"fill {row['fill']:7.2f} s = {row['fill'] / anew['epoch']:.2f} epochs computed anew   "
+                f"fill {row['fill']:7.2f} s = {row['fill'] / again['epoch']:.2f} epochs computed again   "
                 f"{row['mb']:.0f} MB kept"
             )
     return "\n".join(lines)

@@ -20,7 +20,7 @@ EXAMPLES = 16
 
 
 def peak_bytes(num_clients: int, *, folder: Path) -> int:
-    """Trains two rounds with wide heads (84 MB exchanged) in a fresh process; gives its peak resident bytes."""
+    """Trains two rounds with wide heads (84 MB exchanged) in a fresh process; returns its peak resident bytes."""
     overrides = [
         f"store.uri={folder}/store-{num_clients}", "tracking.uri=null", "stages.rounds=[2,0,0]", "data.workers=0",
         f"federation.num_clients={num_clients}", f"data.shapes.train={num_clients * EXAMPLES}", "data.shapes.test=32",

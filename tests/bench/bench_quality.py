@@ -34,7 +34,7 @@ ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "progressive": ("shapes-progressive", ()),
     "end_to_end": ("shapes-end-to-end", ()),
-    "crops, each epoch anew": ("shapes-layerwise", (*CROPS, "levers.views=0")),
+    "crops, each epoch again": ("shapes-layerwise", (*CROPS, "levers.views=0")),
     "crops, 1 view kept": ("shapes-layerwise", (*CROPS, "levers.views=1", "levers.prefix_cache=always")),
     "crops, 4 views kept": ("shapes-layerwise", (*CROPS, "levers.views=4", "levers.prefix_cache=always")),
 }  # fmt: skip
@@ -42,7 +42,7 @@ METRICS = {"test/t2i/R@1": "t2i R@1 %", "test/i2t/R@1": "i2t R@1 %", "test/loss"
 
 
 def run(store: Path, arm: str, seed: int) -> dict[str, Any]:
-    """Runs an arm with a seed, or reads the run; gives its summary."""
+    """Runs an arm with a seed, or reads the run; returns its summary."""
     preset, changes = ARMS[arm]
     options = [f"seed={seed}", f"store.uri={store}", "tracking.uri=null", "launch.device=cpu", *changes]
     command = [sys.executable, "-m", "lwfed", "run", preset, "--json", *(f"-o{option}" for option in options)]
@@ -53,7 +53,7 @@ def run(store: Path, arm: str, seed: int) -> dict[str, Any]:
 
 
 def measure(store: Path, *, seeds: Sequence[int], arms: Sequence[str], jobs: int) -> dict[str, list[dict[str, Any]]]:
-    """Runs every arm with every seed; gives the summaries by arm."""
+    """Runs every arm with every seed; returns the summaries by arm."""
     wanted = [(arm, seed) for arm in arms for seed in seeds]
     with ThreadPoolExecutor(max_workers=jobs) as pool:
         done = list(pool.map(lambda item: run(store, *item), wanted))

@@ -92,7 +92,7 @@ def measure(folder: Path, *, data: Path = DATA) -> dict[str, Any]:
 
 
 def _bare_round(stage: Stage, bench: Workbench, place: Place, server_round: int) -> float:
-    """Takes the same steps on the same batches with nothing but torch; gives the seconds of all clients."""
+    """Takes the same steps on the same batches with nothing but torch; returns the seconds of all clients."""
     plan = stage.plan
     checkpoint = read_checkpoint(bench.store, paths.round_checkpoint(stage.key, server_round))
     assert checkpoint is not None

@@ -138,7 +138,7 @@ def inputs_of(
     widths: Mapping[str, int],
     device: torch.device,
 ) -> Batch:
-    """Gives random inputs: raw ones, or outputs of frozen blocks where these are kept."""
+    """Returns random inputs: raw ones, or outputs of frozen blocks where these are kept."""
     size = plan.training.batch_size
     drawn: dict[str, Any] = {"generator": torch.Generator(device).manual_seed(0), "device": device}
     inputs: dict[str, Any] = {}
@@ -202,7 +202,7 @@ def measure_on_gpu(task: str, *, batch: int, turns: int = TURNS) -> dict[str, di
 
 
 def _alone(task: str, name: str, *, batch: int, turns: int) -> tuple[dict[str, float], list[float]] | None:
-    """Measures one variant on a GPU; gives its figures and seconds, or None where it does not fit."""
+    """Measures one variant on a GPU; returns its figures and seconds, or None where it does not fit."""
     environment.quiet()
     device = torch.device("cuda")
     try:

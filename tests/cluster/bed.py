@@ -84,20 +84,20 @@ class Bed:
         self.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": dict(values)})
 
     def get(self, what: str, *arguments: str) -> list[dict[str, Any]]:
-        """Gives objects."""
+        """Returns objects."""
         found: list[dict[str, Any]] = json.loads(self.run("get", what, *arguments, "-o", "json"))["items"]
         return found
 
     def jobs(self, selector: str = "app.kubernetes.io/managed-by=lwfed") -> list[dict[str, Any]]:
-        """Gives Jobs."""
+        """Returns Jobs."""
         return self.get("jobs", "-l", selector)
 
     def pods(self, selector: str = "app.kubernetes.io/managed-by=lwfed") -> list[dict[str, Any]]:
-        """Gives pods."""
+        """Returns pods."""
         return self.get("pods", "-l", selector)
 
     def running_pod(self, selector: str, *, within_s: float = 120) -> str:
-        """Waits for a pod whose container runs; gives its name."""
+        """Waits for a pod whose container runs; returns its name."""
 
         def look() -> str | None:
             for pod in self.pods(selector):
@@ -117,7 +117,7 @@ class Bed:
         subprocess.run([*ctr, "tasks", "kill", "-s", "SIGKILL", container], check=True, capture_output=True)
 
     def spec(self, uri: str, *overrides: str, kubernetes: Mapping[str, Any] | None = None) -> RunSpec:
-        """Gives the tiny experiment as this namespace runs it."""
+        """Returns the tiny experiment as this namespace runs it."""
         settings = {
             "namespace": self.namespace,
             "image": BASE_IMAGE,
@@ -137,7 +137,7 @@ class Bed:
 
 
 def environment() -> dict[str, str]:
-    """Gives what lets a pod run this very environment."""
+    """Returns what lets a pod run this very environment."""
     return {
         "PATH": f"{Path(sys.prefix) / 'bin'}:/usr/local/bin:/usr/bin:/bin",
         "PYTHONPATH": str(REPO),
@@ -180,7 +180,7 @@ def volumes_and_claims(namespace: str) -> Iterator[dict[str, Any]]:
 
 
 def pool(name: str, **settings: Any) -> dict[str, Any]:
-    """Gives a pool with this environment in its pods."""
+    """Returns a pool with this environment in its pods."""
     return {"name": name, "cpu": "50m", "volumes": folders(), **settings}
 
 

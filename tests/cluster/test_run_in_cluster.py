@@ -90,7 +90,7 @@ def mlflow(bed: Bed, tmp_path: Path) -> Iterator[str]:
 
 
 def lwfed(*arguments: str) -> str:
-    """Calls the command; gives what it prints."""
+    """Calls the command; returns what it prints."""
     ended = subprocess.run(
         [sys.executable, "-m", "lwfed", *arguments], capture_output=True, text=True, check=False, timeout=300
     )
@@ -156,7 +156,7 @@ def coordinator_job(bed: Bed, spec: RunSpec, run_id: str) -> dict[str, Any]:
 
 @contextmanager
 def coordinating(bed: Bed, spec: RunSpec, run_id: str) -> Iterator[str]:
-    """Starts a coordinator in the cluster; gives its Job's name."""
+    """Starts a coordinator in the cluster; returns its Job's name."""
     text = yaml.safe_dump(to_values(spec))
     bed.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": run_id}, "data": {"spec.yaml": text}})
     job = coordinator_job(bed, spec, run_id)
@@ -179,12 +179,12 @@ def wait_for_end(bed: Bed, job: str, *, within_s: float) -> str:
 
 
 def log_of(bed: Bed, job: str) -> str:
-    """Gives the log of a coordinator's last pod."""
+    """Returns the log of a coordinator's last pod."""
     return bed.run("logs", f"job/{job}", "--tail=-1", check=False)
 
 
 def round_is(bed: Bed, store: Store, run_id: str, stage: int, server_round: int) -> str:
-    """Waits until a round's clients are at work; gives the stage's key."""
+    """Waits until a round's clients are at work; returns the stage's key."""
 
     def look() -> str | None:
         run = store.read_ref(paths.run(run_id))

@@ -61,7 +61,7 @@ class Trial:
             made.close()
 
     def train(self, *clients: str, deadline_s: float = 300) -> dict[str, Outcome]:
-        """Has clients train; gives how they ended."""
+        """Has clients train; returns how they ended."""
         tasks = [client_task(self.bench, self.stage, client) for client in clients or CLIENTS]
         with self.launcher() as launcher:
             outcomes = launcher.clients("train-client", tasks, deadline_s=deadline_s, emit=heard(self.emit))

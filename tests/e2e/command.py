@@ -95,7 +95,7 @@ def write_spec(folder: Path, *, name: str = "spec.yaml", **changes: Any) -> Path
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """Gives the environment of a command: ours, on one thread, without the network."""
+    """Returns the environment of a command: ours, on one thread, without the network."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "LWFED_"))}
     if "LWFED_CACHE" in os.environ:
         ours["LWFED_CACHE"] = os.environ["LWFED_CACHE"]
@@ -152,12 +152,12 @@ def until(
 
 
 def committed(store: Path, pattern: str) -> list[Path]:
-    """Gives the files of a store that match a pattern below stages/<key>/."""
+    """Returns the files of a store that match a pattern below stages/<key>/."""
     return sorted(store.glob(f"stages/*/{pattern}"))
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
-    """Gives the processes that work in a folder."""
+    """Returns the processes that work in a folder."""
     return [process for process in psutil.process_iter() if _works_in(process, folder)]
 
 
@@ -169,7 +169,7 @@ def _works_in(process: psutil.Process, folder: Path) -> bool:
 
 
 def contents(store: Path) -> dict[str, bytes]:
-    """Gives every file of a store."""
+    """Returns every file of a store."""
     return {str(path.relative_to(store)): path.read_bytes() for path in _files(store)}
 
 

@@ -55,12 +55,12 @@ def truncate(path: Path) -> Path:
 
 
 def coco_spec(root: Path) -> dict[str, Any]:
-    """Gives the changes of the tiny spec for captioned images."""
+    """Returns the changes of the tiny spec for captioned images."""
     return {"data": {"source": "coco", "root": str(root), "workers": 1}, "stages__rounds": [1, 1]}
 
 
 def advance_spec(root: Path) -> dict[str, Any]:
-    """Gives the changes of the tiny spec for classes of images and sounds."""
+    """Returns the changes of the tiny spec for classes of images and sounds."""
     return {
         "data": {"source": "advance", "root": str(root), "workers": 0, "test_fraction": 0.25},
         "model__encoders": {"image": IMAGE, "audio": AUDIO},

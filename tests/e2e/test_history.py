@@ -92,7 +92,7 @@ def test_rerun_from_a_stage_and_fresh(copied: Path, trained: tuple[Path, Ended],
         partial(succeed, "run", "spec.yaml", "--fresh", "--run-id", "fresh", "--json", cwd=copied),
     )
     first = trained[1].json["stages"]
-    # another rate: stage 1 is the parent's, stage 2 is trained anew
+    # another rate: stage 1 is the parent's, stage 2 is trained again
     assert changed.json["run_id"] == "changed" and changed.json["status"] == "finished"
     assert [stage["digest"] == first[n]["digest"] for n, stage in enumerate(changed.json["stages"])] == [True, False]
     run = json.loads((store / "runs/changed/run.json").read_bytes())
@@ -101,7 +101,7 @@ def test_rerun_from_a_stage_and_fresh(copied: Path, trained: tuple[Path, Ended],
     # one stage alone
     assert only.json["status"] == "partial" and [stage["stage"] for stage in only.json["stages"]] == [1]
     assert only.json["digest"] != first[0]["digest"]
-    # the same again, asked for by name: trained anew, to the same digest
+    # the same again, asked for by name: trained again, to the same digest
     for again, reused in ((fresh.json, [False, False]), (same.json, [True, False])):
         assert [stage["digest"] for stage in again["stages"]] == [stage["digest"] for stage in first]
         assert [stage["reused"] for stage in again["stages"]] == reused

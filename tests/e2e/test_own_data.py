@@ -23,7 +23,7 @@ def exchanged_as_predicted(ended: Ended) -> bool:
 
 
 def frozen_bytes(ended: Ended) -> list[float]:
-    """Gives the bytes of frozen blocks that a client fetched, for each stage."""
+    """Returns the bytes of frozen blocks that a client fetched, for each stage."""
     return [stage["ledger"]["measured"]["bytes_down_frozen"] for stage in ended.json["stages"]]
 
 

@@ -64,7 +64,7 @@ def _drive(folder: Path) -> Ended:
 
 
 def _result(store: Path) -> dict[str, bytes]:
-    """Gives what a run leaves: the weights of its stages, and each round's manifest."""
+    """Returns what a run leaves: the weights of its stages, and each round's manifest."""
     wanted = [*committed(store, "checkpoint.json"), *committed(store, "rounds/*/checkpoint.json")]
     found = {str(path.relative_to(store)): path.read_bytes() for path in wanted}
     for path in committed(store, "checkpoint.json"):

@@ -128,7 +128,7 @@ class Experiment:
             if kind in ("round", "stage"):
                 getattr(trackers, kind)(values)
             if kind == "round" and values["round"] == dies_after:
-                raise QuorumError("too few updates", remedy="mend the clients")
+                raise QuorumError("too few updates", remedy="fix the clients")
 
         task = StageTask(
             store=self.bench.store.uri, run_id=self.run["run_id"], stage=stage, place=place_of(self.run, cache=None)
@@ -177,7 +177,7 @@ class Platform:
 
 
 def histories(client: Any, run_id: str, *, clocked: bool = False) -> dict[str, list[tuple[int, float]]]:
-    """Gives a run's metrics with all their points."""
+    """Returns a run's metrics with all their points."""
     names = client.get_run(run_id).data.metrics
     return {
         name: [(point.step, point.value) for point in client.get_metric_history(run_id, name)]
@@ -187,7 +187,7 @@ def histories(client: Any, run_id: str, *, clocked: bool = False) -> dict[str, l
 
 
 def tree(client: Any, run_id: str) -> tuple[Any, list[Any]]:
-    """Gives the run of an experiment, and those of its stages in order."""
+    """Returns the run of an experiment, and those of its stages in order."""
     whole = client.get_run(run_id)
     asked = f"tags.`lwfed.whole` = '{run_id}' and tags.`lwfed.role` = 'stage'"
     found = client.search_runs([whole.info.experiment_id], asked)

@@ -79,7 +79,7 @@ class Pipeline:
         tasks.cleanup(**self.common, state=state)
 
     def runs(self, role: str) -> list[Any]:
-        """Gives MLflow's runs of this pipeline that have a role, oldest first."""
+        """Returns MLflow's runs of this pipeline that have a role, oldest first."""
         experiment = self.client.get_experiment_by_name("lwfed")
         if experiment is None:
             return []
@@ -93,11 +93,11 @@ class Pipeline:
         return run
 
     def states(self) -> list[str]:
-        """Gives how the run of the experiment and those of its stages stand."""
+        """Returns how the run of the experiment and those of its stages stand."""
         return [run.info.status for run in (self.whole, *self.runs("stage"))]
 
     def points(self, name: str) -> list[tuple[int, float]]:
-        """Gives all points of a metric of the experiment's run."""
+        """Returns all points of a metric of the experiment's run."""
         return [(point.step, point.value) for point in self.client.get_metric_history(self.whole.info.run_id, name)]
 
 
@@ -122,7 +122,7 @@ def breaks_after_a_round(*args: Any, emit: Any, **settings: Any) -> Any:
     def tell(event: Event) -> None:
         emit(event)
         if event.kind == "round":
-            raise QuorumError("too few updates", remedy="mend the clients")
+            raise QuorumError("too few updates", remedy="fix the clients")
 
     return train_stage(*args, emit=tell, **settings)
 

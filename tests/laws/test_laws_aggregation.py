@@ -36,7 +36,7 @@ def commit(bench: Workbench, stage: Stage, *, server_round: int = 1) -> Checkpoi
 
 
 def reaccept(bench: Workbench, stage: Stage, order: tuple[str, ...], *, factor: int) -> Checkpoint:
-    """Aggregates round 1 anew with its accepted set written in another order and all weights times a factor."""
+    """Aggregates round 1 again with its accepted set written in another order and all weights times a factor."""
     accepted = bench.store.read_ref(paths.accepted(stage.key, 1))
     assert accepted is not None
     clients = {c: accepted["clients"][c] | {"num_examples": accepted["clients"][c]["num_examples"]} for c in order}

@@ -276,8 +276,8 @@ def test_a_client_that_was_absent_ends_in_the_model_that_the_others_have(int8: F
     size = damaged.stat().st_size
     damaged.unlink()  # it may be another name of the store's own
     damaged.write_bytes(b"x" * size)
-    mended, _ = fetched("absent", 3)
-    assert all(torch.equal(mended[name], whole[name]) for name in whole)
+    fixed, _ = fetched("absent", 3)
+    assert all(torch.equal(fixed[name], whole[name]) for name in whole)
 
 
 def test_cohorts_that_change_cost_what_the_ledger_says(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def train_on_a_rank(rank: int, folder: str, tasks: list[str], largest_file: int 
 
 @pytest.fixture
 def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ClientTask]:
-    """Gives a client's task in a copy of a store whose second stage is begun."""
+    """Returns a client's task in a copy of a store whose second stage is begun."""
     monkeypatch.setattr(prefix, "FILL_TOKENS", TOKENS_A_FILL)
     bench, stage, _ = begun(tmp_path / "begun", KEEP, number=2)
 

@@ -100,7 +100,7 @@ class LwfedModel(mlflow.pyfunc.PythonModel):
         self.predictor: Predictor = load(config["uri"], config["digest"])
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Gives `image_embedding`, `text_embedding` ..., or `label` and `probabilities`, a row for each row."""
+        """Returns `image_embedding`, `text_embedding` ..., or `label` and `probabilities`, a row for each row."""
         batch_size = max(1, int((params or {}).get("batch_size", 32)))
         if self.predictor.kind == "supervised":
             return self._classify(model_input, batch_size)

@@ -53,7 +53,7 @@ def absolute_uri(uri: str, *, folder: Path) -> str:
 
 
 def artifact_location(uri: str, *, experiment: str) -> str | None:
-    """Gives the place of an experiment's artifacts: beside a sqlite file, else where the server wants them (None)."""
+    """Returns the place of an experiment's artifacts: beside a sqlite file, else where the server wants them (None)."""
     path = sqlite_path(uri)
     if path is None:
         return None
@@ -62,6 +62,6 @@ def artifact_location(uri: str, *, experiment: str) -> str | None:
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """Gives the file of a sqlite store, or None where the store is no sqlite file."""
+    """Returns the file of a sqlite store, or None where the store is no sqlite file."""
     matched = re.match(r"sqlite(?:\+\w+)?:///(?P<path>[^?]+)", uri)
     return Path(matched["path"]) if matched and matched["path"] != ":memory:" else None

@@ -78,7 +78,7 @@ def kubectl(experiment: dict[str, Any], *arguments: str, text: str | None = None
 
 
 def pods_of(experiment: dict[str, Any], run_id: str, *more: str) -> list[dict[str, Any]]:
-    """Gives the clients' and the server's pods of a run."""
+    """Returns the clients' and the server's pods of a run."""
     labels = ",".join([f"lwfed/run={run_id}", *more])
     items = json.loads(kubectl(experiment, "get", "pods", "-l", labels, "-o", "json"))["items"]
     return [pod for pod in items if not pod["metadata"].get("deletionTimestamp")]
@@ -94,7 +94,7 @@ def until(happened: Callable[[], Any], *, what: str) -> Any:
 
 
 def started(*options: str, cwd: Path) -> dict[str, Any]:
-    """Starts a run that trains anew."""
+    """Starts a run that trains again."""
     ended = on_cluster("submit", SPEC, "--fresh", "--json", *options, cwd=cwd)
     assert ended.code == 0, ended.err
     return ended.json

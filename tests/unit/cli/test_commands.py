@@ -19,7 +19,7 @@ COMMANDS = ("run", "rerun", "plan", "partition", "list", "show", "report", "expo
 
 
 def call(*arguments: str) -> str:
-    """Runs a command that must succeed; gives what it printed."""
+    """Runs a command that must succeed; returns what it printed."""
     ended = CliRunner().invoke(app, arguments)
     if isinstance(ended.exception, Exception):
         raise ended.exception

@@ -19,7 +19,7 @@ SETTINGS = InputSettings(modalities=("audio", "image"), image_size=16, num_mel_b
 
 
 def tone(rate: int, *, channels: int = 1, seconds: float = 0.5, pitch: float = 440.0) -> np.ndarray:
-    """Gives a tone [N, channels]."""
+    """Returns a tone [N, channels]."""
     wave = 0.4 * np.sin(2 * np.pi * pitch * np.arange(round(rate * seconds)) / rate)
     return np.repeat(wave[:, None], channels, axis=1)
 
@@ -129,7 +129,7 @@ def test_a_damaged_sound_is_named_in_one_line(tmp_path: Path, damage, problem: s
     path.write_bytes(damage(path.read_bytes()))
     source = open_advance(tmp_path, test_fraction=0.2)
     example = next(example for example in (*source.train, *source.test) if example.id == "forest/site0_a")
-    with pytest.raises(DataError, match=f"sound/forest/site0_a.wav {problem}.* -> mend") as caught:
+    with pytest.raises(DataError, match=f"sound/forest/site0_a.wav {problem}.* -> fix") as caught:
         source.waveform(example)
     assert "\n" not in str(caught.value)
 

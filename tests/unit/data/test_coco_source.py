@@ -129,7 +129,7 @@ def test_a_truncated_image_is_named_in_one_line(tmp_path: Path, workers: int) ->
     path = tmp_path / "train2017" / "000000000001.jpg"
     path.write_bytes(path.read_bytes()[:-60])
     source = open_coco(tmp_path)
-    with pytest.raises(DataError, match=r"000000000001.jpg cannot be read: .*[Tt]runcated.* -> mend") as caught:
+    with pytest.raises(DataError, match=r"000000000001.jpg cannot be read: .*[Tt]runcated.* -> fix") as caught:
         list(eval_batches(source, examples=source.train, settings=SETTINGS, batch_size=2, workers=workers))
     assert "\n" not in str(caught.value)
     path.write_bytes(b"no image at all")

@@ -106,9 +106,9 @@ def test_groups_that_do_not_fit_are_named() -> None:
         partition(EXAMPLES, plan=by_field, num_clients=3, seed="1")
     with pytest.raises(DataError, match=r"e0 has no field speaker -> .* one of: label, site, stem"):
         partition(EXAMPLES, plan=PartitionSpec(kind="by_group", field="speaker"), num_clients=3, seed="1")
-    with pytest.raises(DataError, match=r"finds no group in a_0 -> mend"):
+    with pytest.raises(DataError, match=r"finds no group in a_0 -> fix"):
         partition(EXAMPLES, plan=PartitionSpec(kind="by_group", pattern="(?P<group>z+)"), num_clients=3, seed="1")
-    with pytest.raises(DataError, match=r"is no regular expression: .* -> mend"):
+    with pytest.raises(DataError, match=r"is no regular expression: .* -> fix"):
         partition(EXAMPLES, plan=PartitionSpec(kind="by_group", pattern="(?P<group>z+"), num_clients=3, seed="1")
 
 

@@ -64,7 +64,7 @@ def test_more_tokens_than_the_encoder_knows_is_refused() -> None:
 def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no tokenizer .* -> put it there"):
         open_tokenizer(str(tmp_path))
-    with pytest.raises(DataError, match=r"there is no folder .*nowhere for the tokenizer -> mend"):
+    with pytest.raises(DataError, match=r"there is no folder .*nowhere for the tokenizer -> fix"):
         open_tokenizer(str(tmp_path / "nowhere"))
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(DataError, match=r"cannot be loaded: .* -> name a local folder") as caught:

@@ -66,7 +66,7 @@ def _recall(line: str) -> float:
 
 
 def _alone(folder: Path, *, cwd: Path) -> tuple[str, dict[str, np.ndarray]]:
-    """Runs the example in a fresh Python without lwfed; gives its last line and its tensors."""
+    """Runs the example in a fresh Python without lwfed; returns its last line and its tensors."""
     command = [sys.executable, "-I", "-c", ALONE, str(folder / "example.py")]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -74,7 +74,7 @@ def _alone(folder: Path, *, cwd: Path) -> tuple[str, dict[str, np.ndarray]]:
 
 
 def _here(folder: Path, *arguments: Path, patch: pytest.MonkeyPatch) -> tuple[str, dict[str, Any]]:
-    """Runs the example in this process; gives its last line and its variables."""
+    """Runs the example in this process; returns its last line and its variables."""
     patch.setattr(sys, "argv", ["example.py", *map(str, arguments)])
     printed = io.StringIO()
     with torch.no_grad(), torch.random.fork_rng(), redirect_stdout(printed):

@@ -22,7 +22,7 @@ each_file = pytest.mark.parametrize("path", FILES, ids=("client", "mlflow"))
 
 
 def instructions(path: Path) -> list[tuple[str, str]]:
-    """Gives a Containerfile's instructions and their arguments, continued lines joined and comments left out."""
+    """Returns a Containerfile's instructions and their arguments, continued lines joined and comments left out."""
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.lstrip().startswith("#")]
     joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
     return [(word.upper(), rest) for word, _, rest in (line.partition(" ") for line in joined.splitlines() if line)]

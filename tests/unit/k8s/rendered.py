@@ -34,7 +34,7 @@ Object = dict[str, Any]
 
 
 def kustomize() -> list[str] | None:
-    """Gives the command that renders; None where there is none."""
+    """Returns the command that renders; None where there is none."""
     state = os.environ.get("TESTBED_STATE") or str(Path.home() / ".cache/lwfed-testbed")
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), f"{state}/bin"])
     kubectl = shutil.which("kubectl", path=path)
@@ -53,17 +53,17 @@ def render(name: str, command: list[str]) -> str:
 
 
 def objects(text: str) -> list[Object]:
-    """Gives the objects of a rendered text."""
+    """Returns the objects of a rendered text."""
     return [found for found in yaml.safe_load_all(text) if found]
 
 
 def golden(name: str) -> list[Object]:
-    """Gives the objects that are written down."""
+    """Returns the objects that are written down."""
     return objects((GOLDEN / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def sources_digest() -> str:
-    """Gives the digest of all that kustomize reads."""
+    """Returns the digest of all that kustomize reads."""
     found = sorted(path for folder in (K8S, HERE) for path in folder.rglob("*.yaml"))
     total = hashlib.sha256()
     for path in found:

@@ -44,7 +44,7 @@ def namespace() -> Iterator[str]:
 
 
 def manifests(overlay: str, namespace: str) -> str:
-    """Gives what an overlay makes, in another namespace; without kinds that the cluster may not have."""
+    """Returns what an overlay makes, in another namespace; without kinds that the cluster may not have."""
     text = (GOLDEN / f"{overlay}.yaml").read_text(encoding="utf-8")
     for own in ("lwfed", "kubeflow"):
         text = text.replace(f"  namespace: {own}\n", f"  namespace: {namespace}\n")

@@ -23,7 +23,7 @@ WORK_LABELS = {"app.kubernetes.io/name": "lwfed", "app.kubernetes.io/managed-by"
 
 
 def launched(**settings: Any) -> Object:
-    """Gives the Job of a pool, as the launcher makes it."""
+    """Returns the Job of a pool, as the launcher makes it."""
     spec = KubernetesSpec.model_validate({"image": "lwfed:1", **settings})
     work = Work(name="lwfed-1", step="train-client", count=2, store="s3://a", digest="0" * 64, labels=WORK_LABELS)
     return job(work, spec.pools[0], spec, around=Surroundings())
@@ -233,7 +233,7 @@ def test_policies_select_pods_that_exist(name: str) -> None:
 
 
 def allowed(found: list[Object], labels: Mapping[str, str]) -> list[tuple[Object, int]]:
-    """Gives what pods of these labels may ask: peers and ports; fails where nothing restricts them."""
+    """Returns what pods of these labels may ask: peers and ports; fails where nothing restricts them."""
     policies = [one["spec"] for one in of_kind(found, "NetworkPolicy") if selects(one["spec"]["podSelector"], labels)]
     assert any("Egress" in spec["policyTypes"] for spec in policies)
     return [

@@ -41,7 +41,7 @@ class Listening:
 
 
 def right(path: str, method: str) -> Right:
-    """Gives the right that the API server looks for."""
+    """Returns the right that the API server looks for."""
     found = PATH.match(path)
     assert found, path
     verb = {
@@ -57,7 +57,7 @@ def right(path: str, method: str) -> Right:
 
 
 def calls() -> Iterator[tuple[str, list[ast.expr]]]:
-    """Gives all calls of methods in the launcher: their names and arguments."""
+    """Returns all calls of methods in the launcher: their names and arguments."""
     for path in sorted(Path(str(lwfed.launch.__file__)).parent.glob("kubernetes/*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
@@ -77,7 +77,7 @@ def resources_of(method: str) -> set[str]:
 
 
 def asked() -> set[Right]:
-    """Gives the rights that all methods of the cluster ask for, as the launcher uses them."""
+    """Returns the rights that all methods of the cluster ask for, as the launcher uses them."""
     api = Listening()
     cluster = Cluster("ns", api=api)  # type: ignore[arg-type]
     uses = {

@@ -126,12 +126,12 @@ class ApiServer:
         until(lambda: self.streams.count(self.cuts) >= count, what="a stream")
 
     def asked(self, verb: str, resource: str) -> list[Request]:
-        """Gives the requests of a kind so far."""
+        """Returns the requests of a kind so far."""
         with self.changed:
             return [request for request in self.requests if (request.verb, request.resource) == (verb, resource)]
 
     def job(self, number: int = 0) -> dict[str, Any]:
-        """Waits for the Job that was made after `number` others; gives it, removed or not."""
+        """Waits for the Job that was made after `number` others; returns it, removed or not."""
 
         def look() -> dict[str, Any] | None:
             with self.changed:
@@ -141,7 +141,7 @@ class ApiServer:
         return until(look, what=f"Job {number}")
 
     def jobs(self) -> list[str]:
-        """Gives the names of the Jobs there are."""
+        """Returns the names of the Jobs there are."""
         with self.changed:
             return sorted(self.objects["jobs"])
 
@@ -156,7 +156,7 @@ class ApiServer:
         self.change("jobs", name, change)
 
     def add_pod(self, job: Mapping[str, Any], index: int) -> str:
-        """Makes a Job's pod, as its controller would; gives its name."""
+        """Makes a Job's pod, as its controller would; returns its name."""
         name = f"{job['metadata']['name']}-{index}-{uuid.uuid4().hex[:5]}"
         owner = {"apiVersion": "batch/v1", "kind": "Job", "controller": True, **_identity(job)}
         labels = {
@@ -248,7 +248,7 @@ class ApiServer:
                 self.remove("pods", pod["metadata"]["name"])
 
     def find(self, resource: str, query: Mapping[str, str]) -> list[dict[str, Any]]:
-        """Gives what a query selects."""
+        """Returns what a query selects."""
         return [value for value in self.objects[resource].values() if selects(query, value)]
 
     def refusal(self, verb: str, resource: str) -> Refusal | None:
@@ -271,7 +271,7 @@ class ApiServer:
 
 @contextmanager
 def serving() -> Iterator[ApiServer]:
-    """Gives a server for a while."""
+    """Returns a server for a while."""
     server = ApiServer()
     server.start()
     try:

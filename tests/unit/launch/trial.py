@@ -36,7 +36,7 @@ class Working:
             self.error = error
 
     def wait(self) -> dict[str, Outcome]:
-        """Waits for its end; gives the outcomes, or raises what it raised."""
+        """Waits for its end; returns the outcomes, or raises what it raised."""
         self._thread.join(timeout=20)
         assert not self._thread.is_alive(), "the call goes on"
         if self.error is not None:

@@ -79,7 +79,7 @@ def test_one_batch_is_read_ahead_and_no_more() -> None:
 def test_what_goes_wrong_is_told_when_its_batch_is_due() -> None:
     def broken() -> Iterator[list[Batch]]:
         yield [batch_of(4)]
-        raise DataError("scene-7.jpg is cut short", remedy="mend it")
+        raise DataError("scene-7.jpg is cut short", remedy="fix it")
 
     found = read_ahead(broken(), device=CPU)
     assert len(next(found)) == 1

@@ -29,7 +29,7 @@ class Scene:
         self.now += seconds
 
     def play(self) -> float:
-        """Watches to the end; gives when the coordinator was taken for gone."""
+        """Watches to the end; returns when the coordinator was taken for gone."""
 
         def gone() -> None:
             self.gone_at = self.now

@@ -45,7 +45,7 @@ ENCODERS = {
 
 
 def spec(*modalities: str, store: Path, **sections: Any) -> dict[str, Any]:
-    """Gives a spec of two stages of one round, two clients, 32 scenes to train on and 16 to test."""
+    """Returns a spec of two stages of one round, two clients, 32 scenes to train on and 16 to test."""
     return {
         "name": "tiny",
         "stages": {"rounds": [1, 1]},
@@ -68,7 +68,7 @@ SHAPES = {"train": 32, "test": 16, "image_size": 16}
 
 
 def run(values: dict[str, Any], *, last_stage: int | None = None) -> tuple[Workbench, dict[str, Any]]:
-    """Runs a spec; gives the bench and the summary."""
+    """Runs a spec; returns the bench and the summary."""
     parsed = build_spec(values)
     bench = Workbench.at(parsed.store.uri)
     prepared = prepare(draft(parsed, store=bench.store, options=Options()), store=bench.store, emit=ignore)

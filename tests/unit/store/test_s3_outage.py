@@ -229,7 +229,7 @@ def test_what_keeps_us_out_is_named(
         with pytest.raises((UnreachableError, SpecError), match=f"{problem}{'|forbids' * bare}") as caught:
             getattr(open_store(uri), work)("x")
         assert remedy in caught.value.remedy or (bare and "check them" in caught.value.remedy)
-    assert time.monotonic() - began < 5, "what waiting cannot mend is not waited for"
+    assert time.monotonic() - began < 5, "what waiting cannot fix is not waited for"
 
 
 def test_a_bucket_that_is_missing_is_named(s3: Server) -> None:

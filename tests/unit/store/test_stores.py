@@ -193,8 +193,8 @@ def test_a_log_grows_at_its_end(store: Store) -> None:
     assert store.read_log("runs/r") == store.read_log("nothing") == b""
     store.delete("runs/r/events.jsonl")
     assert everything(store) == [] and store.read_log("runs/r/events.jsonl") == b""
-    store.append("runs/r/events.jsonl", b"anew\n")
-    assert store.read_log("runs/r/events.jsonl") == b"anew\n"
+    store.append("runs/r/events.jsonl", b"again\n")
+    assert store.read_log("runs/r/events.jsonl") == b"again\n"
 
 
 def test_an_object_is_read_into_memory_that_is_there(store: Store) -> None:

@@ -53,12 +53,12 @@ def open_run(client: Any, experiment: str, *, above: str | None = None, **tags: 
 
 
 def rounds_in(client: Any, run_id: str) -> list[int]:
-    """Gives the rounds a run has, in the order of their logging."""
+    """Returns the rounds a run has, in the order of their logging."""
     return [point.step for point in client.get_metric_history(run_id, "train/loss")]
 
 
 def stages_of(client: Any, experiment: str, run_id: str) -> dict[str, str]:
-    """Gives stage -> run."""
+    """Returns stage -> run."""
     found = client.search_runs([experiment], f"tags.`lwfed.whole` = '{run_id}' and tags.`lwfed.role` = 'stage'")
     assert len({run.data.tags["lwfed.stage"] for run in found}) == len(found)
     return {run.data.tags["lwfed.stage"]: run.info.run_id for run in found}

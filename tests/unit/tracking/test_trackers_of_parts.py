@@ -37,7 +37,7 @@ def part(run: Mapping[str, Any], store: Store, stage: int | None) -> JsonLines:
 
 
 def told(store: Store, run: Mapping[str, Any]) -> list[tuple[str, int | None]]:
-    """Gives the events of a run's log: what, and which round or stage."""
+    """Returns the events of a run's log: what, and which round or stage."""
     found = []
     for event in read_events(bytes(store.get(paths.events(run["run_id"])))):
         record = event["record"]

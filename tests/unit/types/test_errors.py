@@ -24,9 +24,9 @@ def test_every_kind_has_an_exit_code_of_its_own() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_error_says_problem_and_remedy(kind: type[LwfedError]) -> None:
-    error = kind("it is broken", remedy="mend it")
-    assert str(error) == "it is broken -> mend it"
-    assert (error.problem, error.remedy) == ("it is broken", "mend it")
+    error = kind("it is broken", remedy="fix it")
+    assert str(error) == "it is broken -> fix it"
+    assert (error.problem, error.remedy) == ("it is broken", "fix it")
     assert str(kind("it is broken")) == "it is broken"
 
 

@@ -16,7 +16,7 @@ Make = Callable[..., list[RunHistory]]
 
 @pytest.fixture(scope="session")
 def make_histories(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """Gives the records of runs: `make("layerwise:0", "end_to_end:1", ...)`; more overrides after a space."""
+    """Returns the records of runs: `make("layerwise:0", "end_to_end:1", ...)`; more overrides after a space."""
     root = tmp_path_factory.mktemp("compared")
     made: dict[str, RunHistory] = {}
 
