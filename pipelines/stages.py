@@ -1,11 +1,20 @@
-"""Which stages a pipeline trains."""
+"""Which stages a pipeline trains, and what they start from."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lwfed.plan.strategies import stage_rounds
+from lwfed.run import runs
 from lwfed.run.parent import Parent
-from lwfed.types.errors import SpecError
+from lwfed.spec.run import RunSpec
+from lwfed.store.protocol import Store
+from lwfed.types.errors import CheckpointError, SpecError
+
+
+def count_stages(spec: RunSpec) -> int:
+    """Returns the number of stages of an experiment; one that trains end to end has one."""
+    return len(stage_rounds(spec.strategy, spec.stages.rounds))
 
 
 def parse_stages(text: str | None, *, count: int) -> Sequence[int] | None:
@@ -53,3 +62,32 @@ def pick_stages(stages: Sequence[int] | None, *, count: int, parent: Parent | No
         left = "no stage before it is named to start from" if parent is None else f"the parent is left at stage {start}"
         raise SpecError(f"training begins at stage {wanted[0]}, and {left}", remedy=f"give --from RUN:{wanted[0]}")
     return list(wanted)
+
+
+def check_parent(store: Store, parent: Parent) -> RunSpec:
+    """Makes sure that what a stage starts from is committed.
+
+    Args:
+        store: Where the parent is.
+        parent: A run, and the first stage that is to be trained again.
+
+    Returns:
+        The parent's spec.
+
+    Raises:
+        NotFoundError: There is no such run.
+        SpecError: It has no such stage.
+        CheckpointError: The stage before is not committed.
+    """
+    run_id, stage = parent
+    run = runs.read_run(store, run_id)
+    spec = runs.spec_of(run)
+    if not 1 <= stage <= spec.stages.count:
+        raise SpecError(f"there is no stage {stage} in {run_id}", remedy=f"name a stage from 1 to {spec.stages.count}")
+    runs.note_committed(store, run, before=stage)
+    try:
+        runs.input_digest_of(store, run, stage)
+    except CheckpointError as error:
+        remedy = f"wait until it is, or train from an earlier stage: lwfed show {run_id} lists them"
+        raise CheckpointError(error.problem, remedy=remedy) from None
+    return spec

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lwfed.launch.kubernetes import reasons
-from lwfed.launch.kubernetes.api import Cluster, connect
 from lwfed.launch.kubernetes.names import CLIENTS_NOTE, INDEX_LABEL, JOB_LABEL, run_selector
 from lwfed.types.errors import LwfedError
 from pipelines.client.runs import KnownRun
+
+if TYPE_CHECKING:
+    from lwfed.launch.kubernetes.api import Cluster
 
 RUN_LABEL = "pipeline/runid"
 WORKFLOW_LABEL = "workflows.argoproj.io/workflow"
@@ -50,6 +52,8 @@ def what_waits(run: KnownRun) -> list[str]:
     Raises:
         UnreachableError: The cluster does not answer, or does not let us look.
     """
+    from lwfed.launch.kubernetes.api import connect  # loads the Kubernetes client
+
     with closing(connect(run.namespace)) as cluster:
         pods = _pods(cluster, f"{RUN_LABEL}={run.id}")
         lines = [f"{pod['metadata']['name']}: {line}" for pod in pods if (line := _why_waiting(cluster, pod))]

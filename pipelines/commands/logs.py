@@ -6,24 +6,52 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from lwfed import environment
-from lwfed.launch.kubernetes.api import connect, current_namespace
 from lwfed.run import runs
 from lwfed.store.opening import open_store
 from lwfed.types.errors import LwfedError, NotFoundError, UnreachableError
 from pipelines.client.cluster import ClientPod, client_pods
 from pipelines.client.connection import Access
-from pipelines.client.pace import USUAL, Pace, left_running, patiently
+from pipelines.client.pace import Pace, left_running, patiently, usual_pace
 from pipelines.client.runs import KnownRun, get_run, is_over, open_run
+from pipelines.commands.screen import make_screen
 from pipelines.follow.follow import outcome_of
 from pipelines.logs.launcher_lines import own_lines
 from pipelines.logs.pods import PodLogs
+from pipelines.options import KfpRun
 from pipelines.states.reading import read_states
 from pipelines.states.records import Pod, Snapshot
 
 Write = Callable[[str], Any]
+
+
+def logs(
+    run: KfpRun,
+    stage: Annotated[int | None, typer.Option("--stage", metavar="S", help="Only that stage's task.")] = None,
+    client: Annotated[
+        str | None, typer.Option("--client", metavar="ID", help="The pods of that client, through kubectl's config.")
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Follow it until the run ends; the exit code is the run's own.")
+    ] = False,
+    whole: Annotated[bool, typer.Option("--all", help="Also what Kubeflow's own launcher wrote.")] = False,
+    *,
+    access: Access,
+) -> None:
+    """Print what the tasks of a pipeline run, or the pods of a client, have written.
+
+    Kubeflow Pipelines keep the logs of tasks that have ended. Those of running tasks and of clients' pods come from the
+    cluster that KUBECONFIG names.
+    """
+    if client is None:
+        say = make_screen(True).say  # standard output is the logs' own
+        task_logs(access, run, stage=stage, follow=follow, write=typer.echo, say=say, whole=whole, pace=usual_pace())
+    else:
+        client_logs(access, run, client=client, stage=stage, follow=follow, write=typer.echo, pace=usual_pace())
 
 
 def task_logs(
@@ -35,7 +63,7 @@ def task_logs(
     write: Write,
     say: Write,
     whole: bool = False,
-    pace: Pace = USUAL,
+    pace: Pace,
 ) -> None:
     """Writes the logs of a run's tasks, in their order; those of drivers only where these failed.
 
@@ -62,9 +90,9 @@ def task_logs(
         """Writes a log that was not written yet; of a live one, whose container may be on its way, what comes."""
         try:
             if live:
-                lines = logs.follow(pod, runs=lambda: _runs(run, pod), pace=pace)
+                lines = pod_logs.follow(pod, runs=lambda: _runs(run, pod), pace=pace)
             else:
-                lines = iter(logs.read(pod).splitlines())
+                lines = iter(pod_logs.read(pod).splitlines())
             first = next(lines, None)
             if first is None:
                 return
@@ -93,7 +121,7 @@ def task_logs(
                     write_log(title, pod, live=follow and pod.state == "RUNNING" and not is_over(found))
         return found, snapshot
 
-    with PodLogs(run) as logs:
+    with closing(PodLogs(run)) as pod_logs:
         if follow:
             with left_running(run.id):
                 found, snapshot = patiently(look, pace=pace, say=say)
@@ -116,7 +144,7 @@ def client_logs(
     stage: int | None,
     follow: bool,
     write: Write,
-    pace: Pace = USUAL,
+    pace: Pace,
 ) -> None:
     """Writes the logs of a client's pods, through the cluster that KUBECONFIG names.
 
@@ -133,6 +161,8 @@ def client_logs(
         NotFoundError: There is no such run or stage, or no pod of that client.
         UnreachableError: The cluster, the store or the server does not answer.
     """
+    from lwfed.launch.kubernetes.api import connect, current_namespace  # loads the Kubernetes client
+
     run: KnownRun | None = None
     found: Any = None
     if access.endpoint or environment.kfp_endpoint():

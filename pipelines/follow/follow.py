@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -106,7 +107,7 @@ def outcome_of(run: KnownRun, found: Any, snapshot: Snapshot) -> Outcome:
     if was_cancelled(found):
         cancelled = LwfedError("the run was cancelled", remedy=f"lwfed retry {run.id} goes on with it")
         return Outcome(found, snapshot.tasks, cancelled)
-    with PodLogs(run) as logs:
+    with closing(PodLogs(run)) as logs:
         return Outcome(found, snapshot.tasks, why_failed(run.id, snapshot, read=logs.read, page=run.page))
 
 

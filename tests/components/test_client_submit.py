@@ -17,7 +17,7 @@ from lwfed.store.opening import open_store
 from lwfed.types.errors import LwfedError, UnreachableError
 from pipelines.client.connection import Access
 from pipelines.commands.screen import Screen
-from pipelines.commands.submit import Submission, submit_run
+from pipelines.commands.submit import RunOptions, Work, submit_work
 from tests.components.cluster_server import Objects, pod
 from tests.components.conftest import Command
 from tests.components.kfp_server import State
@@ -35,9 +35,10 @@ def submitted(kfp: State, spec: str) -> tuple[str, Exception | None]:
     said = io.StringIO()
     screen = Screen(Console(file=said, width=400))
     try:
-        submit_run(
-            Access(endpoint=kfp.endpoint), Submission(spec=load_spec(spec)), screen=screen, wait=True, pace=QUICK
-        )
+        submit_work(
+            Access(endpoint=kfp.endpoint), Work(load_spec(spec)), options=RunOptions(), screen=screen, wait=True,
+            pace=QUICK,
+        )  # fmt: skip
     except LwfedError as error:
         return said.getvalue(), error
     return said.getvalue(), None

@@ -14,7 +14,7 @@ from lwfed.run.specs import MARK, unpack_spec
 from lwfed.store.local import LocalStore
 from lwfed.types.errors import SpecError
 from pipelines import compile as compiling
-from pipelines.cli import compile_command
+from pipelines.commands.compile import compile_command
 from pipelines.compile import OBJECT_LIMIT, for_cluster, size_warning
 from tests.components.compiled import CLUSTER, cluster_spec, compiled, paper_spec
 
