@@ -30,7 +30,6 @@ class ClientPod:
         client: The client, or `server`.
         container: Its container that counts.
         phase: As Kubernetes has it.
-        created: When, as Kubernetes writes it.
         title: What it does, for people.
         stage_key: First characters of its stage's key; empty outside of stages.
     """
@@ -39,7 +38,6 @@ class ClientPod:
     client: str
     container: str
     phase: str
-    created: str
     title: str
     stage_key: str
 
@@ -96,7 +94,8 @@ def client_pods(cluster: Cluster, run_id: str) -> list[ClientPod]:
     """
     clients: dict[str, list[str]] = {}
     found = []
-    for pod in _pods(cluster, run_selector(run_id)):
+    pods = _pods(cluster, run_selector(run_id))
+    for pod in sorted(pods, key=lambda pod: (pod["metadata"].get("creationTimestamp") or "", pod["metadata"]["name"])):
         labels = _labels(pod)
         job, index = labels.get(JOB_LABEL, ""), labels.get(INDEX_LABEL, "")
         if job not in clients:
@@ -112,12 +111,11 @@ def client_pods(cluster: Cluster, run_id: str) -> list[ClientPod]:
                 client=client,
                 container=pod["spec"]["containers"][0]["name"],
                 phase=_phase(pod),
-                created=pod["metadata"].get("creationTimestamp") or "",
                 title=f"{at}{labels.get('lwfed/step', 'step')} of {client}",
                 stage_key=labels.get("lwfed/stage-key", ""),
             )
         )
-    return sorted(found, key=lambda pod: (pod.created, pod.name))
+    return found
 
 
 def _why_waiting(cluster: Cluster, pod: Mapping[str, Any]) -> str | None:

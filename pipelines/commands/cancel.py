@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 from lwfed.cli.options import Json
@@ -10,7 +9,7 @@ from lwfed.launch.kubernetes.names import run_selector
 from lwfed.types.errors import LwfedError, UnreachableError
 from pipelines.client.cluster import end_waiting_pods
 from pipelines.client.connection import Access
-from pipelines.client.runs import KnownRun, get_run, is_over, open_run
+from pipelines.client.runs import KnownRun, is_over, open_run, wait_until
 from pipelines.commands.screen import error_values, make_screen
 from pipelines.options import KfpRun
 
@@ -44,7 +43,7 @@ def cancel(run: KfpRun, *, access: Access, as_json: Json = False) -> None:
         jobs = _delete_jobs(cluster, known) if terminated else None
     except LwfedError as trouble:
         error = trouble
-    found = _wait_for_end(known, seconds=END_S if terminated else 0)
+    found = wait_until(known, over=True, seconds=END_S if terminated else 0, poll_s=POLL_S)
     if not terminated:
         screen.say(f"{known.title} was over already: {found.state}")
     elif is_over(found):
@@ -101,15 +100,6 @@ def _delete_jobs(cluster: Cluster, run: KnownRun) -> list[str]:
     from lwfed.launch.kubernetes.jobs import delete_run_jobs
 
     return delete_run_jobs(cluster, run.name)
-
-
-def _wait_for_end(run: KnownRun, *, seconds: float) -> Any:
-    ends_at = time.monotonic() + seconds
-    while True:
-        found = get_run(run.kfp, run.id)
-        if is_over(found) or time.monotonic() > ends_at:
-            return found
-        time.sleep(POLL_S)
 
 
 def _by_hand(run: KnownRun) -> str:

@@ -15,7 +15,7 @@ from lwfed.types.errors import SpecError
 from pipelines.commands.screen import make_screen
 from pipelines.compile import compile_pipeline, size_warning
 from pipelines.options import Stages, StartFrom
-from pipelines.stages import count_stages, parse_stages
+from pipelines.stages import Work, count_stages, parse_stages
 
 SUFFIXES = (".yaml", ".yml")
 
@@ -42,7 +42,7 @@ def compile_command(
         raise SpecError(f"`-o {output}` names no YAML file", remedy=remedy)
     values = load_spec(spec, overrides=override or [])
     chosen = parse_stages(stages, count=count_stages(values))
-    compiled = compile_pipeline(values, output, stages=chosen, parent=parse_parent(start_from), fresh=fresh)
+    compiled = compile_pipeline(Work(values, chosen, parse_parent(start_from), fresh), output)
     screen = make_screen(as_json)
     written = f"{compiled.path}  {text.size(compiled.file_bytes)}, {len(compiled.titles)} stages"
     screen.say(f"{written}, {compiled.pods} pods besides those of clients")

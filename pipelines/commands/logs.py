@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ from lwfed.store.opening import open_store
 from lwfed.types.errors import LwfedError, NotFoundError, UnreachableError
 from pipelines.client.cluster import ClientPod, client_pods
 from pipelines.client.connection import Access
-from pipelines.client.pace import Pace, left_running, patiently, usual_pace
+from pipelines.client.pace import left_running, patiently, usual_pace
 from pipelines.client.runs import KnownRun, get_run, is_over, open_run
 from pipelines.commands.screen import make_screen
 from pipelines.follow.follow import outcome_of
@@ -25,8 +25,6 @@ from pipelines.logs.pods import PodLogs
 from pipelines.options import KfpRun
 from pipelines.states.reading import read_states
 from pipelines.states.records import Pod, Snapshot
-
-Write = Callable[[str], Any]
 
 
 def logs(
@@ -48,39 +46,14 @@ def logs(
     cluster that KUBECONFIG names.
     """
     if client is None:
-        say = make_screen(True).say  # standard output is the logs' own
-        task_logs(access, run, stage=stage, follow=follow, write=typer.echo, say=say, whole=whole, pace=usual_pace())
+        _task_logs(access, run, stage=stage, follow=follow, whole=whole)
     else:
-        client_logs(access, run, client=client, stage=stage, follow=follow, write=typer.echo, pace=usual_pace())
+        _client_logs(access, run, client=client, stage=stage, follow=follow)
 
 
-def task_logs(
-    access: Access,
-    text: str,
-    *,
-    stage: int | None,
-    follow: bool,
-    write: Write,
-    say: Write,
-    whole: bool = False,
-    pace: Pace,
-) -> None:
-    """Writes the logs of a run's tasks, in their order; those of drivers only where these failed.
-
-    Args:
-        access: The server.
-        text: Any name of the run.
-        stage: Only that stage's task; None: all.
-        follow: Go on until the run ends, and end as it does.
-        write: Takes a line of a log.
-        say: Takes a line that is not of a log.
-        whole: Also what Kubeflow's launcher wrote.
-        pace: How often to look at the run.
-
-    Raises:
-        NotFoundError: There is no such run or stage, or nothing of it has begun.
-        LwfedError: The server does not answer; with `follow`, the run's own error.
-    """
+def _task_logs(access: Access, text: str, *, stage: int | None, follow: bool, whole: bool) -> None:
+    """Writes the logs of a run's tasks, in their order; those of drivers only where these failed."""
+    write, say, pace = typer.echo, make_screen(True).say, usual_pace()  # standard output is the logs' own
     run, _ = open_run(access, text)
     _check_stage(run, stage)
     shown: set[str] = set()
@@ -136,31 +109,8 @@ def task_logs(
         raise NotFoundError(f"there is no log of {what} of {text} yet", remedy="--follow waits for it")
 
 
-def client_logs(
-    access: Access,
-    text: str,
-    *,
-    client: str,
-    stage: int | None,
-    follow: bool,
-    write: Write,
-    pace: Pace,
-) -> None:
-    """Writes the logs of a client's pods, through the cluster that KUBECONFIG names.
-
-    Args:
-        access: The server; where none is named, `text` is lwfed's own id of the run.
-        text: Any name of the run.
-        client: The client, or `server` for the pods that aggregate and evaluate.
-        stage: Only pods of that stage; None: all.
-        follow: Go on until the run ends, and end as it does.
-        write: Takes a line of a log.
-        pace: How often to look for new pods.
-
-    Raises:
-        NotFoundError: There is no such run or stage, or no pod of that client.
-        UnreachableError: The cluster, the store or the server does not answer.
-    """
+def _client_logs(access: Access, text: str, *, client: str, stage: int | None, follow: bool) -> None:
+    """Writes the logs of a client's pods; where no server is named, `text` is lwfed's own id of the run."""
     from lwfed.launch.kubernetes.api import connect, current_namespace  # loads the Kubernetes client
 
     run: KnownRun | None = None
@@ -181,18 +131,18 @@ def client_logs(
                 if pod.name in shown or (pod.phase == "Pending" and follow):
                     continue
                 shown.add(pod.name)
-                write(f"-- {pod.title}  ({pod.name}, {pod.phase.lower()})")
+                typer.echo(f"-- {pod.title}  ({pod.name}, {pod.phase.lower()})")
                 if pod.phase == "Pending":
                     continue
                 query = {"follow": "true"} if follow and pod.phase == "Running" else {}
                 try:
                     for line in cluster.log_lines(pod.name, container=pod.container, **query):
-                        write(line)
+                        typer.echo(line)
                 except LwfedError as error:  # it has gone in between, or the stream broke
-                    write(f"-- {error.problem}")
+                    typer.echo(f"-- {error.problem}")
             if last or run is None:
                 break
-            time.sleep(pace.poll_s)
+            time.sleep(usual_pace().poll_s)
             found = get_run(run.kfp, run.id)
     if follow and run is not None:
         _raise_outcome(run, found, read_states(run, found))
@@ -227,11 +177,9 @@ def _no_pods(name: str, client: str, pods: Sequence[ClientPod]) -> NotFoundError
     if pods:
         known = ", ".join(sorted({pod.client for pod in pods}))
         return NotFoundError(f"no pod of {client} is there", remedy=f"there are pods of {known}")
-    return NotFoundError(
-        f"no pods of the clients of {name} are there",
-        remedy="finished ones are removed after kubernetes.job_ttl_s; their lines are in the stage's log: lwfed logs "
-        f"{name} --stage S",
-    )
+    lines = f"their lines are in the stage's log: lwfed logs {name} --stage S"
+    remedy = f"finished ones are removed after kubernetes.job_ttl_s; {lines}"
+    return NotFoundError(f"no pods of the clients of {name} are there", remedy=remedy)
 
 
 def _raise_outcome(run: KnownRun, found: Any, snapshot: Snapshot) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,9 +12,8 @@ from typer import Option
 
 from lwfed.cli.options import Fresh, Json, Spec
 from lwfed.drive import text
-from lwfed.run.parent import Parent, parse_parent
+from lwfed.run.parent import parse_parent
 from lwfed.spec.load import build_spec, load_spec, to_values
-from lwfed.spec.run import RunSpec
 from lwfed.store.opening import open_store
 from lwfed.types.errors import SpecError, UnreachableError
 from pipelines.client.connection import Access, Kfp, connect
@@ -26,7 +24,7 @@ from pipelines.commands.screen import Screen, make_screen
 from pipelines.commands.wait import settle
 from pipelines.compile import compile_pipeline, for_cluster, size_warning
 from pipelines.options import START_TIMEOUT_S, Stages, StartFrom, StartTimeout, Wait
-from pipelines.stages import check_parent, count_stages, parse_stages, pick_stages
+from pipelines.stages import Work, check_parent, count_stages, parse_stages, pick_stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,23 +89,6 @@ def submit(
     submit_work(access, work, options=options, screen=screen, wait=wait, pace=pace)
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What is to be trained.
-
-    Attributes:
-        spec: The experiment.
-        stages: The stages to train; None: from the parent's on, else all.
-        parent: The run it starts from, and the first stage it trains; None for none.
-        fresh: Train again, even where equal work is committed.
-    """
-
-    spec: RunSpec
-    stages: Sequence[int] | None = None
-    parent: Parent | None = None
-    fresh: bool = False
-
-
 def submit_work(access: Access, work: Work, *, options: RunOptions, screen: Screen, wait: bool, pace: Pace) -> None:
     """Compiles an experiment, uploads it unless it is known, and starts a run of it, or a schedule.
 
@@ -123,7 +104,7 @@ def submit_work(access: Access, work: Work, *, options: RunOptions, screen: Scre
         SpecError: The experiment cannot run on a cluster, or a schedule is to be waited for.
         LwfedError: The server refuses or does not answer; with `wait`, the run's own error.
     """
-    cron = None if options.cron is None else cron_of(options.cron)
+    cron = None if options.cron is None else _cron_of(options.cron)
     if cron is not None and wait:
         raise SpecError("a schedule has no end to wait for", remedy="leave --wait or --cron out")
     spec = for_cluster(work.spec)
@@ -133,10 +114,8 @@ def submit_work(access: Access, work: Work, *, options: RunOptions, screen: Scre
     if kfp.namespace is not None:  # Jobs go where the tasks are: a task has no rights in another namespace
         spec = build_spec(to_values(spec), overrides=[f"kubernetes.namespace={kfp.namespace}"])
     with tempfile.TemporaryDirectory() as folder:
-        compiled = compile_pipeline(
-            spec, Path(folder) / "pipeline.yaml", stages=work.stages, parent=work.parent, fresh=work.fresh,
-            cache=options.cache,
-        )  # fmt: skip
+        path = Path(folder) / "pipeline.yaml"
+        compiled = compile_pipeline(replace(work, spec=spec), path, cache=options.cache)
         version = ensure_version(kfp, compiled)
     name = options.name or f"{spec.name} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
     experiment = options.experiment or spec.tracking.experiment
@@ -185,12 +164,8 @@ def submit_work(access: Access, work: Work, *, options: RunOptions, screen: Scre
     settle(run, line=f"{run.title} is started", values=values, screen=screen, wait=wait, pace=pace)
 
 
-def cron_of(text: str) -> str:
-    """Returns an expression of six fields, as Kubeflow Pipelines want it; five, as cron has them, get second 0.
-
-    Raises:
-        SpecError: It has another number of fields.
-    """
+def _cron_of(text: str) -> str:
+    """Returns an expression of six fields, as Kubeflow Pipelines want it; five, as cron has them, get second 0."""
     fields = text.split()
     if len(fields) not in (5, 6):
         raise SpecError(

@@ -10,6 +10,7 @@ import yaml
 from lwfed.spec.load import build_spec, load_spec
 from lwfed.spec.run import RunSpec
 from pipelines.compile import Compiled, compile_pipeline
+from pipelines.stages import Work
 from tests.tiny import VALUES
 
 IMAGE = "registry.example/lwfed@sha256:" + "0" * 64
@@ -32,8 +33,8 @@ def paper_spec(*overrides: str) -> RunSpec:
 
 
 def compiled(spec: RunSpec, folder: Path, **options: Any) -> tuple[Compiled, dict[str, Any], dict[str, Any]]:
-    """Compiles; gives what was compiled, the pipeline, and its settings of Kubernetes by executor."""
-    done = compile_pipeline(spec, folder / "pipeline.yaml", **options)
+    """Compiles; returns what was compiled, the pipeline, and its settings of Kubernetes by executor."""
+    done = compile_pipeline(Work(spec, **options), folder / "pipeline.yaml")
     pipeline, platform = yaml.safe_load_all(done.path.read_text(encoding="utf-8"))
     return done, pipeline, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
 
