@@ -1,16 +1,16 @@
-"""Options that the commands for Kubeflow Pipelines share; those of the connection are the attributes of `Access`."""
+"""Options that the commands for Kubeflow Pipelines share, and records of options that stand for their attributes."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from pipelines.client.connection import Access
+from pipelines.client.pace import USUAL
 
 KfpRun = Annotated[
     str,
@@ -29,31 +29,36 @@ StartTimeout = Annotated[
         "--start-timeout", metavar="S", min=1, help="With --wait: give up after S seconds without a container at work."
     ),
 ]
+START_TIMEOUT_S = USUAL.start_timeout_s
 
 
-def with_access(command: Callable[..., None]) -> Callable[..., None]:
-    """Returns a command the options of `Access`, where it has the parameter `access`.
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Lets a command take the attributes of records as options: of each parameter whose type is a dataclass.
 
     Args:
-        command: A function for typer, whose parameters have names alone.
+        command: A function for typer. Attributes of its records are annotated as its other parameters are.
 
     Returns:
-        The function that typer takes: with one parameter per attribute of `Access` instead.
+        The function that typer takes, whose parameters are plain values.
     """
-    hints = get_type_hints(Access, include_extras=True)
-    names = [field.name for field in fields(Access)]
-    options = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hints[name]) for name in names
-    ]
     signature = inspect.signature(command, eval_str=True)
-    own = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in signature.parameters.values()]
-    at = [item.name for item in own].index("access")
+    own = signature.parameters.values()
+    records: dict[str, Any] = {item.name: item.annotation for item in own if is_dataclass(item.annotation)}
+    parameters: list[inspect.Parameter] = []
+    for item in own:
+        if item.name in records:
+            hints = get_type_hints(item.annotation, include_extras=True)
+            named = [(field.name, field.default, hints[field.name]) for field in fields(item.annotation)]
+        else:
+            named = [(item.name, item.default, item.annotation)]
+        parameters += [inspect.Parameter(n, item.KEYWORD_ONLY, default=d, annotation=a) for n, d, a in named]
 
     @functools.wraps(command)
-    def taken(**given: Any) -> None:
-        command(access=Access(**{name: given.pop(name) for name in names}), **given)
+    def plain(**given: Any) -> None:
+        for name, record in records.items():
+            given[name] = record(**{field.name: given.pop(field.name) for field in fields(record)})
+        command(**given)
 
-    parameters = [*own[:at], *options, *own[at + 1 :]]
-    taken.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    taken.__annotations__ = {item.name: item.annotation for item in parameters}
-    return taken
+    plain.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    plain.__annotations__ = {item.name: item.annotation for item in parameters}
+    return plain

@@ -9,11 +9,11 @@ from itertools import groupby
 from lwfed import environment
 from lwfed.cost.architectures import architectures_of
 from lwfed.plan.stages import StagePlan, plan_stages
-from lwfed.plan.strategies import stage_rounds
 from lwfed.spec.run import RunSpec
 from lwfed.steps.prepare import count_architecture
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import LwfedError
+from pipelines.stages import count_stages
 
 BLOCKS = ".blocks."
 
@@ -42,13 +42,13 @@ def outlines_of(spec: RunSpec) -> list[Outline]:
     Raises:
         SpecError: Stage cuts do not fit the encoders.
     """
-    count = len(stage_rounds(spec.strategy, spec.stages.rounds))
     has_weights = any(encoder.weights for encoder in spec.model.encoders.values())
     try:
         counted = architectures_of(spec.model, folder=environment.cache_folder(), count=count_architecture)
     except (LwfedError, OSError, ValueError):
         if not has_weights:
             raise
+        count = count_stages(spec)
         return [Outline(stage, f"stage {stage} of {count}", "") for stage in range(1, count + 1)]
     plans = plan_stages(spec, depths={modality: item.depth for modality, item in counted.items()})
     return [

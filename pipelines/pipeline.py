@@ -5,7 +5,7 @@ integers that decide their result, so Kubeflow Pipelines' cache of them is sound
 comes to the pods as environment.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from kfp import dsl, kubernetes
@@ -16,14 +16,14 @@ from components.evaluate.component import evaluate
 from components.prepare.component import prepare
 from components.report.component import report
 from components.train_stage.component import PASSTHROUGHS, train_stage
-from lwfed.run.parent import Parent, parent_text
+from lwfed.run.parent import parent_text
 from lwfed.spec.kubernetes import CoordinatorSpec
 from lwfed.spec.run import RunSpec
 from lwfed.types.errors import SpecError
 from pipelines import DESCRIPTION, PIPELINE
 from pipelines.outline import outlines_of
 from pipelines.spec_text import spec_text
-from pipelines.stages import pick_stages
+from pipelines.stages import Work, pick_stages
 
 RUN_ID_ENV = "KFP_RUN_ID"
 RUN_ID_LABEL = "metadata.labels['pipeline/runid']"
@@ -36,22 +36,11 @@ SECRET_KEYS = (
 missing, where a pod that waits for them would leave the run going on for ever."""
 
 
-def experiment_pipeline(
-    spec: RunSpec,
-    *,
-    stages: Sequence[int] | None = None,
-    parent: Parent | None = None,
-    fresh: bool = False,
-    cache: bool = True,
-    env: Mapping[str, str] | None = None,
-) -> Any:
+def experiment_pipeline(work: Work, *, cache: bool = True, env: Mapping[str, str] | None = None) -> Any:
     """Builds the pipeline of an experiment, or of some of its stages.
 
     Args:
-        spec: The experiment.
-        stages: The stages to train, without gaps; None: from the parent's on, else all.
-        parent: The run it starts from, and the first stage it trains; None for none.
-        fresh: Train again, even where equal work is committed.
+        work: What it trains.
         cache: Whether Kubeflow Pipelines may take tasks' results from their cache.
         env: Further environment of its tasks.
 
@@ -61,8 +50,9 @@ def experiment_pipeline(
     Raises:
         SpecError: The stages do not fit the spec or the parent.
     """
+    spec = work.spec
     outlines = outlines_of(spec)
-    outlines = [outlines[stage - 1] for stage in pick_stages(stages, count=len(outlines), parent=parent)]
+    outlines = [outlines[stage - 1] for stage in pick_stages(work.stages, count=len(outlines), parent=work.parent)]
     image = spec.kubernetes.image or IMAGE
     for_clients = settings_are_for_clients(spec)
     passed = PASSTHROUGHS if for_clients else ()
@@ -80,7 +70,7 @@ def experiment_pipeline(
     @dsl.pipeline(name=PIPELINE, description=DESCRIPTION, display_name=PIPELINE)
     def pipeline(spec: str = spec_text(spec), store: str = spec.store.uri) -> None:
         with dsl.ExitHandler(set_up(at(cleanup, image)(spec=spec, store=store), "clean up"), name="experiment"):
-            start = {"parent": parent_text(parent), "fresh": fresh}
+            start = {"parent": parent_text(work.parent), "fresh": work.fresh}
             first = set_up(at(prepare, image)(spec=spec, store=store, **start), "prepare")
             digest = first.outputs["input_digest"]
             for outline in outlines:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lwfed.launch.kubernetes import reasons
-from lwfed.launch.kubernetes.api import Cluster, connect
 from lwfed.launch.kubernetes.names import CLIENTS_NOTE, INDEX_LABEL, JOB_LABEL, run_selector
 from lwfed.types.errors import LwfedError
 from pipelines.client.runs import KnownRun
+
+if TYPE_CHECKING:
+    from lwfed.launch.kubernetes.api import Cluster
 
 RUN_LABEL = "pipeline/runid"
 WORKFLOW_LABEL = "workflows.argoproj.io/workflow"
@@ -28,7 +30,6 @@ class ClientPod:
         client: The client, or `server`.
         container: Its container that counts.
         phase: As Kubernetes has it.
-        created: When, as Kubernetes writes it.
         title: What it does, for people.
         stage_key: First characters of its stage's key; empty outside of stages.
     """
@@ -37,7 +38,6 @@ class ClientPod:
     client: str
     container: str
     phase: str
-    created: str
     title: str
     stage_key: str
 
@@ -50,6 +50,8 @@ def what_waits(run: KnownRun) -> list[str]:
     Raises:
         UnreachableError: The cluster does not answer, or does not let us look.
     """
+    from lwfed.launch.kubernetes.api import connect  # loads the Kubernetes client
+
     with closing(connect(run.namespace)) as cluster:
         pods = _pods(cluster, f"{RUN_LABEL}={run.id}")
         lines = [f"{pod['metadata']['name']}: {line}" for pod in pods if (line := _why_waiting(cluster, pod))]
@@ -92,7 +94,8 @@ def client_pods(cluster: Cluster, run_id: str) -> list[ClientPod]:
     """
     clients: dict[str, list[str]] = {}
     found = []
-    for pod in _pods(cluster, run_selector(run_id)):
+    pods = _pods(cluster, run_selector(run_id))
+    for pod in sorted(pods, key=lambda pod: (pod["metadata"].get("creationTimestamp") or "", pod["metadata"]["name"])):
         labels = _labels(pod)
         job, index = labels.get(JOB_LABEL, ""), labels.get(INDEX_LABEL, "")
         if job not in clients:
@@ -108,12 +111,11 @@ def client_pods(cluster: Cluster, run_id: str) -> list[ClientPod]:
                 client=client,
                 container=pod["spec"]["containers"][0]["name"],
                 phase=_phase(pod),
-                created=pod["metadata"].get("creationTimestamp") or "",
                 title=f"{at}{labels.get('lwfed/step', 'step')} of {client}",
                 stage_key=labels.get("lwfed/stage-key", ""),
             )
         )
-    return sorted(found, key=lambda pod: (pod.created, pod.name))
+    return found
 
 
 def _why_waiting(cluster: Cluster, pod: Mapping[str, Any]) -> str | None:

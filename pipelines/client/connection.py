@@ -35,14 +35,8 @@ File = Path | None
 class Access:
     """Where Kubeflow Pipelines are, and what opens them: each attribute is an option of the commands.
 
-    Attributes:
-        endpoint: The address; None takes `KF_PIPELINES_ENDPOINT`, or the cluster's own name inside a pod.
-        namespace: The profile's namespace on a multi-user Kubeflow; None: the pod's own, or that of kfp's context.
-        token: A bearer token.
-        token_file: A file that holds it; it is read again for each request, as tokens of pods change.
-        existing_token_env: The environment variable that holds it.
-        cookies: A cookie header, such as that of a session of the dashboard.
-        ssl_ca_cert: A file of certificates to trust.
+    Inside a pod its own address, namespace and token stand for what is None, and kfp's context elsewhere for the
+    namespace. A file's token is read again for each request, as tokens of pods change.
     """
 
     endpoint: Annotated[

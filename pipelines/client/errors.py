@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from lwfed.types.errors import LwfedError, NotFoundError, SpecError, UnreachableError
@@ -46,13 +47,15 @@ def explained(error: Exception, *, endpoint: str, about: str) -> LwfedError:
     status = getattr(error, "status", None)
     if isinstance(status, int) and status:
         return _of_status(status, message_of(getattr(error, "body", None)), endpoint=endpoint, about=about)
-    if status == 0 or _is_tls(error):
+    if status == 0 or any("SSL" in type(cause).__name__ for cause in _causes(error)):
         return UnreachableError(
             f"{endpoint} is not trusted: {_short(str(getattr(error, 'reason', '') or error))}",
             remedy="name the file of its authority with --ssl-ca-cert",
         )
     if isinstance(error, OSError) or type(error).__module__.startswith("urllib3"):
-        return UnreachableError(f"{endpoint} does not answer: {_cause(error)}", remedy=PORT_FORWARD)
+        *_, cause = (error, *(cause for cause in _causes(error) if isinstance(cause, OSError)))
+        said = str(getattr(cause, "strerror", None) or _short(str(cause)) or type(cause).__name__)
+        return UnreachableError(f"{endpoint} does not answer: {said.lower()}", remedy=PORT_FORWARD)
     return no_api(endpoint)
 
 
@@ -109,23 +112,8 @@ def _short(text: str) -> str:
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."
 
 
-def _is_tls(error: BaseException | None) -> bool:
-    while error is not None:
-        if "SSL" in type(error).__name__:
-            return True
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields an error and what caused it, down to the operating system's own, or to what we were handling then."""
+    while error is not None and not isinstance(error, LwfedError):
+        yield error
         error = error.__cause__ or error.__context__
-    return False
-
-
-def _cause(error: Exception) -> str:
-    text = str(error)
-    for pattern, said in (
-        (r"refused", "connection refused"),
-        (r"[Nn]ame or service not known|resolve|getaddrinfo", "there is no host of that name"),
-        (r"[Tt]imed? ?out", "no answer in time"),
-        (r"reset", "the connection was cut"),
-        (r"unreachable|No route", "no route to it"),
-    ):
-        if re.search(pattern, text):
-            return said
-    return _short(text) or type(error).__name__

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from lwfed.types.errors import LwfedError, UnreachableError
@@ -35,6 +35,11 @@ class Pace:
 
 
 USUAL = Pace()
+
+
+def usual_pace(**changes: float) -> Pace:
+    """Returns the pace of the commands, with some changes."""
+    return replace(USUAL, **changes)
 
 
 class LeftRunningError(LwfedError):

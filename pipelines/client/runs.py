@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from lwfed.store.opening import open_store
 from lwfed.types.errors import LwfedError, NotFoundError
 from pipelines import PIPELINE
 from pipelines.client.connection import Access, Kfp, connect
-from pipelines.client.tasks import Task, task_names, texts_of
+from pipelines.tasks import Task, task_names, texts_of
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TAIL = re.compile(r"(?:.*-)?([0-9a-f]{8})")
@@ -57,58 +58,37 @@ class KnownRun:
 
 
 def open_run(access: Access, text: str) -> tuple[KnownRun, Any]:
-    """Connects, and finds a run by any of its names.
+    """Connects, finds a run by any of its names, and reads what its pipeline says.
 
     Args:
         access: The server.
-        text: As `find_run` takes it.
+        text: Its id, the first eight or more characters of that, lwfed's id of it, or its name; or `latest`.
 
     Returns:
         The run, and the API's record of it.
 
     Raises:
-        LwfedError: What `connect` and `find_run` raise.
+        NotFoundError: There is none, or there are several.
+        LwfedError: What `connect` raises.
     """
     kfp = connect(access)
-    found = find_run(kfp, text)
-    return known_run(kfp, found, namespace=access.namespace), found
-
-
-def known_run(kfp: Kfp, found: Any, *, namespace: str | None = None) -> KnownRun:
-    """Reads what a run's pipeline says: its tasks, its spec, its store.
-
-    Args:
-        kfp: The server.
-        found: The API's record of the run.
-        namespace: Where its pods are; None: where the server or its spec says.
-    """
+    found = _find_run(kfp, text)
     pipeline = _pipeline_spec(kfp, found)
-    given = {**texts_of(pipeline), **((found.runtime_config and found.runtime_config.parameters) or {})}
-    store = given.get("store")
-    spec = _spec(given.get("spec"), store)
-    return KnownRun(
+    given, defaults = (found.runtime_config and found.runtime_config.parameters) or {}, texts_of(pipeline)
+    packed, store = (given.get(key) or defaults.get(key) for key in ("spec", "store"))
+    spec = _spec(packed, store)
+    run = KnownRun(
         kfp=kfp,
         id=str(found.run_id),
-        namespace=namespace or kfp.namespace or (spec.kubernetes.namespace if spec else "kubeflow"),
+        namespace=access.namespace or kfp.namespace or (spec.kubernetes.namespace if spec else "kubeflow"),
         name=run_name(spec, str(found.run_id)) if spec else None,
         store=store,
         tasks=task_names(pipeline),
     )
+    return run, found
 
 
-def find_run(kfp: Kfp, text: str) -> Any:
-    """Finds a run by its id, the first eight or more characters of that, lwfed's id of it, or its name.
-
-    Args:
-        kfp: The server.
-        text: Any of them, or `latest`.
-
-    Returns:
-        The API's record of the run.
-
-    Raises:
-        NotFoundError: There is none, or there are several.
-    """
+def _find_run(kfp: Kfp, text: str) -> Any:
     if UUID.fullmatch(text):
         return get_run(kfp, text)
     tail = TAIL.fullmatch(text)
@@ -149,6 +129,14 @@ def get_run(kfp: Kfp, run_id: str) -> Any:
 def is_over(found: Any) -> bool:
     """Whether a run has ended. Its date of ending says nothing: it is that of 1970 while a run is being cancelled."""
     return found.state in OVER
+
+
+def wait_until(run: KnownRun, *, over: bool, seconds: float, poll_s: float) -> Any:
+    """Waits until a run is over, or no longer is; returns the API's record of it then, or after those seconds."""
+    ends_at = time.monotonic() + seconds
+    while is_over(found := get_run(run.kfp, run.id)) != over and time.monotonic() < ends_at:
+        time.sleep(poll_s)
+    return found
 
 
 def was_cancelled(found: Any) -> bool:

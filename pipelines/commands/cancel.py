@@ -2,62 +2,58 @@
 
 from __future__ import annotations
 
-import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lwfed.launch.kubernetes.api import Cluster, NotConfiguredError, connect
-from lwfed.launch.kubernetes.jobs import delete_run_jobs
+from lwfed.cli.options import Json
 from lwfed.launch.kubernetes.names import run_selector
 from lwfed.types.errors import LwfedError, UnreachableError
 from pipelines.client.cluster import end_waiting_pods
 from pipelines.client.connection import Access
-from pipelines.client.runs import KnownRun, get_run, is_over, open_run
-from pipelines.commands.screen import Screen, error_values
+from pipelines.client.runs import KnownRun, is_over, open_run, wait_until
+from pipelines.commands.screen import error_values, make_screen
+from pipelines.options import KfpRun
+
+if TYPE_CHECKING:
+    from lwfed.launch.kubernetes.api import Cluster
 
 END_S = 90.0
 """Seconds for a terminated run to end: its coordinator has 30 to end, and then the exit task runs."""
 POLL_S = 0.5
 
 
-def cancel_run(access: Access, text: str, *, screen: Screen) -> None:
-    """Ends a run, and what works for it in the cluster.
+def cancel(run: KfpRun, *, access: Access, as_json: Json = False) -> None:
+    """End a pipeline run and the Jobs of its clients; what is committed stands.
 
-    Its Jobs are deleted at once, and again when the run is over: a coordinator that still lives may make new ones.
-    Pods of its tasks that wait for an image or for room are deleted then too.
-
-    Args:
-        access: The server.
-        text: Any name of the run.
-        screen: Where to say so.
-
-    Raises:
-        UnreachableError: The server does not answer; or KUBECONFIG's cluster does not, and Jobs may go on.
-        LwfedError: The server refuses.
+    After Kubeflow's own Terminate the run's exit task deletes the Jobs, a minute or so later where its image can be
+    pulled. With a KUBECONFIG this deletes them at once, and again when the run is over, since a coordinator that still
+    lives may make new ones; and it removes pods that would wait for ever.
     """
-    run, found = open_run(access, text)
+    from lwfed.launch.kubernetes.api import NotConfiguredError, connect
+
+    screen, (known, found) = make_screen(as_json), open_run(access, run)
     jobs: list[str] | None = None  # None: the cluster was not asked
     pods: list[str] | None = None
     cluster: Cluster | None = None
     error: LwfedError | None = None
-    terminated = terminate(run, found)
+    terminated = terminate(known, found)
     if terminated:
-        screen.say(f"{run.title} is being terminated")
+        screen.say(f"{known.title} is being terminated")
     try:
-        cluster = connect(run.namespace)
-        jobs = _delete_jobs(cluster, run) if terminated else None
+        cluster = connect(known.namespace)
+        jobs = _delete_jobs(cluster, known) if terminated else None
     except LwfedError as trouble:
         error = trouble
-    found = _wait_for_end(run, seconds=END_S if terminated else 0)
+    found = wait_until(known, over=True, seconds=END_S if terminated else 0, poll_s=POLL_S)
     if not terminated:
-        screen.say(f"{run.title} was over already: {found.state}")
+        screen.say(f"{known.title} was over already: {found.state}")
     elif is_over(found):
-        screen.say(f"{run.title} is over")
+        screen.say(f"{known.title} is over")
     else:
-        screen.say(f"{run.title} has not ended within {END_S:.0f} s: it is {found.state}; what is committed stands")
+        screen.say(f"{known.title} has not ended within {END_S:.0f} s: it is {found.state}; what is committed stands")
     if cluster is not None:
         try:
-            pods = end_waiting_pods(cluster, run.id) if is_over(found) else []
-            jobs = [*(jobs or ()), *_delete_jobs(cluster, run)]
+            pods = end_waiting_pods(cluster, known.id) if is_over(found) else []
+            jobs = [*(jobs or ()), *_delete_jobs(cluster, known)]
             error = None
         except LwfedError as trouble:
             error = trouble
@@ -70,14 +66,14 @@ def cancel_run(access: Access, text: str, *, screen: Screen) -> None:
     if isinstance(error, NotConfiguredError):
         screen.say(
             "KUBECONFIG names no cluster, so its Jobs are left to the run's own exit task, and clients end by "
-            f"themselves when they miss the coordinator; to end them now: {_by_hand(run)}"
+            f"themselves when they miss the coordinator; to end them now: {_by_hand(known)}"
         )
         error = None
-    values = {"run_id": run.name, "kfp_run_id": run.id, "terminated": terminated, "state": found.state}
+    values = {"run_id": known.name, "kfp_run_id": known.id, "terminated": terminated, "state": found.state}
     deleted = {"jobs_deleted": None if jobs is None else len(jobs), "pods_deleted": pods}
     screen.result({**values, **deleted, "error": error_values(error)})
     if isinstance(error, UnreachableError):
-        raise UnreachableError(f"Jobs of {run.title} may go on for a while: {error.problem}", remedy=_by_hand(run))
+        raise UnreachableError(f"Jobs of {known.title} may go on for a while: {error.problem}", remedy=_by_hand(known))
     if error is not None:
         raise error
 
@@ -101,16 +97,9 @@ def _delete_jobs(cluster: Cluster, run: KnownRun) -> list[str]:
             f"Jobs of the run {run.id} may go on: their names are in a store that does not answer",
             remedy=f"kubectl -n {run.namespace} delete jobs -l 'lwfed/run in (NAME-{run.id[:8]})', NAME as in the spec",
         )
+    from lwfed.launch.kubernetes.jobs import delete_run_jobs
+
     return delete_run_jobs(cluster, run.name)
-
-
-def _wait_for_end(run: KnownRun, *, seconds: float) -> Any:
-    ends_at = time.monotonic() + seconds
-    while True:
-        found = get_run(run.kfp, run.id)
-        if is_over(found) or time.monotonic() > ends_at:
-            return found
-        time.sleep(POLL_S)
 
 
 def _by_hand(run: KnownRun) -> str:

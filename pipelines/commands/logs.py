@@ -4,55 +4,56 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing, suppress
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from lwfed import environment
-from lwfed.launch.kubernetes.api import connect, current_namespace
 from lwfed.run import runs
 from lwfed.store.opening import open_store
 from lwfed.types.errors import LwfedError, NotFoundError, UnreachableError
 from pipelines.client.cluster import ClientPod, client_pods
 from pipelines.client.connection import Access
-from pipelines.client.pace import USUAL, Pace, left_running, patiently
+from pipelines.client.pace import left_running, patiently, usual_pace
 from pipelines.client.runs import KnownRun, get_run, is_over, open_run
+from pipelines.commands.screen import make_screen
 from pipelines.follow.follow import outcome_of
 from pipelines.logs.launcher_lines import own_lines
 from pipelines.logs.pods import PodLogs
+from pipelines.options import KfpRun
 from pipelines.states.reading import read_states
 from pipelines.states.records import Pod, Snapshot
 
-Write = Callable[[str], Any]
 
-
-def task_logs(
-    access: Access,
-    text: str,
+def logs(
+    run: KfpRun,
+    stage: Annotated[int | None, typer.Option("--stage", metavar="S", help="Only that stage's task.")] = None,
+    client: Annotated[
+        str | None, typer.Option("--client", metavar="ID", help="The pods of that client, through kubectl's config.")
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Follow it until the run ends; the exit code is the run's own.")
+    ] = False,
+    whole: Annotated[bool, typer.Option("--all", help="Also what Kubeflow's own launcher wrote.")] = False,
     *,
-    stage: int | None,
-    follow: bool,
-    write: Write,
-    say: Write,
-    whole: bool = False,
-    pace: Pace = USUAL,
+    access: Access,
 ) -> None:
-    """Writes the logs of a run's tasks, in their order; those of drivers only where these failed.
+    """Print what the tasks of a pipeline run, or the pods of a client, have written.
 
-    Args:
-        access: The server.
-        text: Any name of the run.
-        stage: Only that stage's task; None: all.
-        follow: Go on until the run ends, and end as it does.
-        write: Takes a line of a log.
-        say: Takes a line that is not of a log.
-        whole: Also what Kubeflow's launcher wrote.
-        pace: How often to look at the run.
-
-    Raises:
-        NotFoundError: There is no such run or stage, or nothing of it has begun.
-        LwfedError: The server does not answer; with `follow`, the run's own error.
+    Kubeflow Pipelines keep the logs of tasks that have ended. Those of running tasks and of clients' pods come from the
+    cluster that KUBECONFIG names.
     """
+    if client is None:
+        _task_logs(access, run, stage=stage, follow=follow, whole=whole)
+    else:
+        _client_logs(access, run, client=client, stage=stage, follow=follow)
+
+
+def _task_logs(access: Access, text: str, *, stage: int | None, follow: bool, whole: bool) -> None:
+    """Writes the logs of a run's tasks, in their order; those of drivers only where these failed."""
+    write, say, pace = typer.echo, make_screen(True).say, usual_pace()  # standard output is the logs' own
     run, _ = open_run(access, text)
     _check_stage(run, stage)
     shown: set[str] = set()
@@ -62,9 +63,9 @@ def task_logs(
         """Writes a log that was not written yet; of a live one, whose container may be on its way, what comes."""
         try:
             if live:
-                lines = logs.follow(pod, runs=lambda: _runs(run, pod), pace=pace)
+                lines = pod_logs.follow(pod, runs=lambda: _runs(run, pod), pace=pace)
             else:
-                lines = iter(logs.read(pod).splitlines())
+                lines = iter(pod_logs.read(pod).splitlines())
             first = next(lines, None)
             if first is None:
                 return
@@ -93,7 +94,7 @@ def task_logs(
                     write_log(title, pod, live=follow and pod.state == "RUNNING" and not is_over(found))
         return found, snapshot
 
-    with PodLogs(run) as logs:
+    with closing(PodLogs(run)) as pod_logs:
         if follow:
             with left_running(run.id):
                 found, snapshot = patiently(look, pace=pace, say=say)
@@ -108,31 +109,10 @@ def task_logs(
         raise NotFoundError(f"there is no log of {what} of {text} yet", remedy="--follow waits for it")
 
 
-def client_logs(
-    access: Access,
-    text: str,
-    *,
-    client: str,
-    stage: int | None,
-    follow: bool,
-    write: Write,
-    pace: Pace = USUAL,
-) -> None:
-    """Writes the logs of a client's pods, through the cluster that KUBECONFIG names.
+def _client_logs(access: Access, text: str, *, client: str, stage: int | None, follow: bool) -> None:
+    """Writes the logs of a client's pods; where no server is named, `text` is lwfed's own id of the run."""
+    from lwfed.launch.kubernetes.api import connect, current_namespace  # loads the Kubernetes client
 
-    Args:
-        access: The server; where none is named, `text` is lwfed's own id of the run.
-        text: Any name of the run.
-        client: The client, or `server` for the pods that aggregate and evaluate.
-        stage: Only pods of that stage; None: all.
-        follow: Go on until the run ends, and end as it does.
-        write: Takes a line of a log.
-        pace: How often to look for new pods.
-
-    Raises:
-        NotFoundError: There is no such run or stage, or no pod of that client.
-        UnreachableError: The cluster, the store or the server does not answer.
-    """
     run: KnownRun | None = None
     found: Any = None
     if access.endpoint or environment.kfp_endpoint():
@@ -151,18 +131,18 @@ def client_logs(
                 if pod.name in shown or (pod.phase == "Pending" and follow):
                     continue
                 shown.add(pod.name)
-                write(f"-- {pod.title}  ({pod.name}, {pod.phase.lower()})")
+                typer.echo(f"-- {pod.title}  ({pod.name}, {pod.phase.lower()})")
                 if pod.phase == "Pending":
                     continue
                 query = {"follow": "true"} if follow and pod.phase == "Running" else {}
                 try:
                     for line in cluster.log_lines(pod.name, container=pod.container, **query):
-                        write(line)
+                        typer.echo(line)
                 except LwfedError as error:  # it has gone in between, or the stream broke
-                    write(f"-- {error.problem}")
+                    typer.echo(f"-- {error.problem}")
             if last or run is None:
                 break
-            time.sleep(pace.poll_s)
+            time.sleep(usual_pace().poll_s)
             found = get_run(run.kfp, run.id)
     if follow and run is not None:
         _raise_outcome(run, found, read_states(run, found))
@@ -197,11 +177,9 @@ def _no_pods(name: str, client: str, pods: Sequence[ClientPod]) -> NotFoundError
     if pods:
         known = ", ".join(sorted({pod.client for pod in pods}))
         return NotFoundError(f"no pod of {client} is there", remedy=f"there are pods of {known}")
-    return NotFoundError(
-        f"no pods of the clients of {name} are there",
-        remedy="finished ones are removed after kubernetes.job_ttl_s; their lines are in the stage's log: lwfed logs "
-        f"{name} --stage S",
-    )
+    lines = f"their lines are in the stage's log: lwfed logs {name} --stage S"
+    remedy = f"finished ones are removed after kubernetes.job_ttl_s; {lines}"
+    return NotFoundError(f"no pods of the clients of {name} are there", remedy=remedy)
 
 
 def _raise_outcome(run: KnownRun, found: Any, snapshot: Snapshot) -> None:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 from lwfed.cli.history import open_runs, pick_run
 from lwfed.run import runs
-from lwfed.run.parent import Parent
 from lwfed.spec.load import build_spec
-from lwfed.spec.run import RunSpec
 from lwfed.store.opening import open_store
-from lwfed.store.protocol import Store
-from lwfed.types.errors import CheckpointError, NotFoundError, SpecError
+from lwfed.types.errors import NotFoundError
 from pipelines.client.connection import Access
+from pipelines.client.pace import usual_pace
 from pipelines.client.runs import open_run
 from pipelines.commands.screen import make_screen
-from pipelines.commands.submit import Submission, submit_run
+from pipelines.commands.submit import RunOptions, submit_work
+from pipelines.stages import Work, check_parent
 
 
 def resubmit(
@@ -26,12 +25,9 @@ def resubmit(
     override: list[str] | None,
     fresh: bool,
     store: str,
-    endpoint: str,
     wait: bool,
-    namespace: str | None,
-    token_file: Path | None,
-    cookies: str | None,
     as_json: bool,
+    **access: Any,
 ) -> None:
     """Trains a run again on the cluster, from one of its stages.
 
@@ -42,25 +38,22 @@ def resubmit(
         override: Changes to the spec.
         fresh: Train again, even where equal work is committed.
         store: The store that has the parent.
-        endpoint: Kubeflow Pipelines' address.
         wait: Follow it to its end.
-        namespace: The profile's namespace, where Kubeflow has several users.
-        token_file: A file with a bearer token.
-        cookies: Cookies of a session.
         as_json: Print one JSON object as the last line.
+        **access: Attributes of `Access`.
 
     Raises:
         NotFoundError: There is no such run.
         CheckpointError: The stage before is not committed.
         LwfedError: The server refuses or does not answer.
     """
-    access = Access(endpoint=endpoint, namespace=namespace, token_file=token_file, cookies=cookies)
+    server = Access(**access)
     opened = open_runs(store)
     try:
         run = pick_run(opened, run_id)
     except NotFoundError as unknown:
         try:
-            found, _ = open_run(access, run_id)
+            found, _ = open_run(server, run_id)
         except NotFoundError:
             raise unknown from None
         if found.name is None or found.store is None:
@@ -70,41 +63,12 @@ def resubmit(
     parent = (str(run.run_id), stage)
     before = check_parent(opened, parent)
     launcher = [] if before.kubernetes.image else ["launch.kind=kubernetes"]  # the parent trained on a machine
-    where = [] if namespace is None else [f"kubernetes.namespace={namespace}"]
+    where = [] if server.namespace is None else [f"kubernetes.namespace={server.namespace}"]
     overrides = [f"store.uri={opened.uri}", *where, *launcher, *(override or [])]
-    submission = Submission(
+    work = Work(
         spec=build_spec(run.spec, overrides=overrides),
         stages=[stage] if only else None,
         parent=parent,
         fresh=fresh or not override,  # without a change, the same work again is what was asked for
     )
-    submit_run(access, submission, screen=make_screen(as_json), wait=wait)
-
-
-def check_parent(store: Store, parent: Parent) -> RunSpec:
-    """Makes sure that what a stage starts from is committed.
-
-    Args:
-        store: Where the parent is.
-        parent: A run, and the first stage that is to be trained again.
-
-    Returns:
-        The parent's spec.
-
-    Raises:
-        NotFoundError: There is no such run.
-        SpecError: It has no such stage.
-        CheckpointError: The stage before is not committed.
-    """
-    run_id, stage = parent
-    run = runs.read_run(store, run_id)
-    spec = runs.spec_of(run)
-    if not 1 <= stage <= spec.stages.count:
-        raise SpecError(f"there is no stage {stage} in {run_id}", remedy=f"name a stage from 1 to {spec.stages.count}")
-    runs.note_committed(store, run, before=stage)
-    try:
-        runs.input_digest_of(store, run, stage)
-    except CheckpointError as error:
-        remedy = f"wait until it is, or train from an earlier stage: lwfed show {run_id} lists them"
-        raise CheckpointError(error.problem, remedy=remedy) from None
-    return spec
+    submit_work(server, work, options=RunOptions(), screen=make_screen(as_json), wait=wait, pace=usual_pace())

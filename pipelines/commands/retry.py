@@ -2,59 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from pipelines.client.connection import Access, Kfp
+from lwfed.cli.options import Json
+from pipelines.client.connection import Access
 from pipelines.client.errors import RefusedError
-from pipelines.client.pace import USUAL, Pace
-from pipelines.client.runs import is_over, open_run
-from pipelines.commands.screen import Screen
+from pipelines.client.pace import usual_pace
+from pipelines.client.runs import KnownRun, is_over, open_run
+from pipelines.commands.screen import make_screen
 from pipelines.commands.wait import settle
+from pipelines.options import START_TIMEOUT_S, KfpRun, StartTimeout, Wait
 
 
-def retry_run(access: Access, text: str, *, screen: Screen, wait: bool, pace: Pace = USUAL) -> None:
-    """Starts the failed tasks of a run again; those that succeeded stay.
-
-    Args:
-        access: The server.
-        text: Any name of the run.
-        screen: Where to say so.
-        wait: Follow the run to its end.
-        pace: How often to look, and how long to wait.
-
-    Raises:
-        RefusedError: It has not failed, or Kubeflow Pipelines cannot.
-        LwfedError: The server does not answer; with `wait`, the run's own error.
-    """
-    run, found = open_run(access, text)
-    retry(run.kfp, found)
-    line = f"{run.title} is retried: what has failed starts again"
-    settle(run, line=line, screen=screen, wait=wait, pace=pace, again=True)
-
-
-def retry(kfp: Kfp, found: Any) -> None:
-    """Asks the server to retry a run.
-
-    Args:
-        kfp: The server.
-        found: The API's record of the run.
-
-    Raises:
-        RefusedError: It has not failed, or Kubeflow Pipelines cannot.
-    """
-    run_id = str(found.run_id)
+def retry(
+    run: KfpRun,
+    wait: Wait = False,
+    start_timeout: StartTimeout = START_TIMEOUT_S,
+    *,
+    access: Access,
+    as_json: Json = False,
+) -> None:
+    """Start the failed tasks of a pipeline run again; its finished tasks and committed rounds stay."""
+    known, found = open_run(access, run)
     if found.state in ("SUCCEEDED", "SKIPPED"):
         raise RefusedError(
-            f"the run {run_id} is {found.state}: nothing of it failed",
+            f"the run {known.id} is {found.state}: nothing of it failed",
             remedy="lwfed rerun RUN --stage S trains a stage again",
         )
     if not is_over(found):
         raise RefusedError(
-            f"the run {run_id} is {found.state or 'PENDING'}: only what has failed can be tried again",
-            remedy=f"wait for its end, or end it: lwfed cancel {run_id}",
+            f"the run {known.id} is {found.state or 'PENDING'}: only what has failed can be tried again",
+            remedy=f"wait for its end, or end it: lwfed cancel {known.id}",
         )
+    ask_retry(known)
+    line = f"{known.title} is retried: what has failed starts again"
+    pace = usual_pace(start_timeout_s=start_timeout)
+    settle(known, line=line, screen=make_screen(as_json), wait=wait, pace=pace, again=True)
+
+
+def ask_retry(run: KnownRun) -> None:
+    """Asks the server to retry a run.
+
+    Raises:
+        RefusedError: It cannot.
+    """
     try:
-        kfp.call(kfp.client._run_api.run_service_retry_run, run_id, about=f"to retry the run {run_id}")
+        run.kfp.call(run.kfp.client._run_api.run_service_retry_run, run.id, about=f"to retry the run {run.id}")
     except RefusedError as error:
         remedy = "submit the experiment again: what is committed is not done twice"
         raise RefusedError(error.problem, remedy=remedy, status=error.status) from None

@@ -3,63 +3,99 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from typer import Option
+
+from lwfed.cli.options import Fresh, Json, Spec
 from lwfed.formats import bytes_text
-from lwfed.run.parent import Parent
-from lwfed.spec.load import build_spec, to_values
-from lwfed.spec.run import RunSpec
-from lwfed.types.errors import SpecError
+from lwfed.run.parent import parse_parent
+from lwfed.spec.load import build_spec, load_spec, to_values
+from lwfed.store.opening import open_store
+from lwfed.types.errors import SpecError, UnreachableError
 from pipelines.client.connection import Access, Kfp, connect
-from pipelines.client.pace import USUAL, Pace
+from pipelines.client.pace import Pace, usual_pace
 from pipelines.client.runs import KnownRun, run_name
 from pipelines.client.upload import Version, ensure_experiment, ensure_version
-from pipelines.commands.screen import Screen
+from pipelines.commands.screen import Screen, make_screen
 from pipelines.commands.wait import settle
 from pipelines.compile import compile_pipeline, for_cluster, size_warning
+from pipelines.options import START_TIMEOUT_S, Stages, StartFrom, StartTimeout, Wait
+from pipelines.stages import Work, check_parent, count_stages, parse_stages, pick_stages
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submission:
-    """What is submitted, and how.
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How a run is made: each attribute is an option of the command."""
 
-    Attributes:
-        spec: The experiment.
-        stages: The stages to train; None: all of them.
-        parent: The run it starts from, and the first stage it trains; None for none.
-        fresh: Train again, even where equal work is committed.
-        cache: Whether Kubeflow Pipelines may skip tasks they know.
-        name: The run's name in the UI; None: the experiment's, with the time.
-        experiment: The experiment it belongs to; None: `tracking.experiment`.
-        cron: When to run again and again; None: once, now.
-        service_account: Whose rights the tasks have; None: the installation's default.
-        pipeline_root: Where artifacts of the pipeline go; None: the installation's default.
-        mlflow_plugin: Whether Kubeflow's MLflow plugin puts the run into `tracking.experiment`; None: as installed.
+    name: Annotated[str | None, Option("--name", metavar="TEXT", help="The run's name in the UI.")] = None
+    experiment: Annotated[
+        str | None, Option("--experiment", metavar="NAME", help="Its experiment; else tracking.experiment.")
+    ] = None
+    cache: Annotated[bool, Option(help="Whether Kubeflow Pipelines may skip tasks they know.")] = True
+    cron: Annotated[str | None, Option("--cron", metavar="EXPR", help='Run it by a schedule, such as "0 3 * * 1".')] = (
+        None
+    )
+    service_account: Annotated[
+        str | None, Option("--service-account", metavar="SA", help="Whose rights the tasks have.")
+    ] = None
+    pipeline_root: Annotated[
+        str | None, Option("--pipeline-root", metavar="URI", help="Where artifacts of the pipeline go.")
+    ] = None
+    mlflow_plugin: Annotated[
+        bool | None,
+        Option(
+            "--mlflow-plugin/--no-mlflow-plugin",
+            help="Have Kubeflow's own MLflow plugin put the run into tracking.experiment, or leave it out of MLflow.",
+        ),
+    ] = None
+
+
+def submit(
+    spec: Spec = None,
+    override: Annotated[
+        list[str] | None, Option("-o", "--override", "--set", metavar="KEY=VALUE", help="Change a key: -o seed=1.")
+    ] = None,
+    wait: Wait = False,
+    start_timeout: StartTimeout = START_TIMEOUT_S,
+    stages: Stages = None,
+    start_from: StartFrom = None,
+    fresh: Fresh = False,
+    *,
+    options: RunOptions,
+    access: Access,
+    as_json: Json = False,
+) -> None:
+    """Run an experiment on a cluster with Kubeflow Pipelines.
+
+    Makes the experiment and the pipeline where they are not there, uploads the compiled pipeline unless it is known,
+    and starts a run. With --wait it follows the run and ends as the run does.
     """
+    where = [] if access.namespace is None else [f"kubernetes.namespace={access.namespace}"]
+    values = load_spec(spec, overrides=[*where, *(override or [])])
+    count, parent = count_stages(values), parse_parent(start_from)
+    chosen = pick_stages(parse_stages(stages, count=count), count=count, parent=parent)
+    screen = make_screen(as_json)
+    if parent is not None:
+        try:
+            check_parent(open_store(values.store.uri), parent)
+        except UnreachableError as error:
+            screen.say(f"{error.problem}; that {parent[0]} has stage {parent[1] - 1} is left for the cluster to see")
+    pace = usual_pace(start_timeout_s=start_timeout)
+    work = Work(values, stages=chosen, parent=parent, fresh=fresh)
+    submit_work(access, work, options=options, screen=screen, wait=wait, pace=pace)
 
-    spec: RunSpec
-    stages: Sequence[int] | None = None
-    parent: Parent | None = None
-    fresh: bool = False
-    cache: bool = True
-    name: str | None = None
-    experiment: str | None = None
-    cron: str | None = None
-    service_account: str | None = None
-    pipeline_root: str | None = None
-    mlflow_plugin: bool | None = None
 
-
-def submit_run(access: Access, wanted: Submission, *, screen: Screen, wait: bool, pace: Pace = USUAL) -> None:
+def submit_work(access: Access, work: Work, *, options: RunOptions, screen: Screen, wait: bool, pace: Pace) -> None:
     """Compiles an experiment, uploads it unless it is known, and starts a run of it, or a schedule.
 
     Args:
         access: The server.
-        wanted: What and how.
+        work: What is to be trained.
+        options: How the run is made.
         screen: Where to say so.
         wait: Follow the run to its end.
         pace: How often to look, and how long to wait.
@@ -68,31 +104,32 @@ def submit_run(access: Access, wanted: Submission, *, screen: Screen, wait: bool
         SpecError: The experiment cannot run on a cluster, or a schedule is to be waited for.
         LwfedError: The server refuses or does not answer; with `wait`, the run's own error.
     """
-    cron = None if wanted.cron is None else cron_of(wanted.cron)
+    cron = None if options.cron is None else _cron_of(options.cron)
     if cron is not None and wait:
         raise SpecError("a schedule has no end to wait for", remedy="leave --wait or --cron out")
-    spec = for_cluster(wanted.spec)
-    if access.namespace is None and "namespace" in wanted.spec.kubernetes.model_fields_set:
+    spec = for_cluster(work.spec)
+    if access.namespace is None and "namespace" in work.spec.kubernetes.model_fields_set:
         access = replace(access, namespace=spec.kubernetes.namespace)
     kfp = connect(access, namespace=spec.kubernetes.namespace)
     if kfp.namespace is not None:  # Jobs go where the tasks are: a task has no rights in another namespace
         spec = build_spec(to_values(spec), overrides=[f"kubernetes.namespace={kfp.namespace}"])
     with tempfile.TemporaryDirectory() as folder:
-        compiled = compile_pipeline(
-            spec, Path(folder) / "pipeline.yaml", stages=wanted.stages, parent=wanted.parent, fresh=wanted.fresh,
-            cache=wanted.cache,
-        )  # fmt: skip
+        path = Path(folder) / "pipeline.yaml"
+        compiled = compile_pipeline(replace(work, spec=spec), path, cache=options.cache)
         version = ensure_version(kfp, compiled)
-    name = wanted.name or f"{spec.name} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
-    experiment = wanted.experiment or spec.tracking.experiment
+    name = options.name or f"{spec.name} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
+    experiment = options.experiment or spec.tracking.experiment
     experiment_id = ensure_experiment(kfp, experiment)
-    after = f", from {wanted.parent[0]}" if wanted.parent else ""
+    in_mlflow = {"experiment_name": spec.tracking.experiment} if options.mlflow_plugin else {"disabled": True}
+    plugins = None if options.mlflow_plugin is None else {"mlflow": in_mlflow}
+    after = f", from {work.parent[0]}" if work.parent else ""
     record: dict[str, Any] = {
         "experiment_id": experiment_id,
         "display_name": name,
+        "plugins_input": plugins,
         "description": f"lwfed {spec.strategy}{after}: {'; '.join(compiled.titles)}"[:250],
     }
-    run_id = _start(kfp, version, record, wanted=wanted, cron=cron)
+    run_id = _start(kfp, version, record, options=options, cron=cron)
     known = "known already" if version.reused else "uploaded"
     screen.say(f"{version.name}  {bytes_text(compiled.file_bytes)}, {len(compiled.titles)} stages, {known}")
     if (warning := size_warning(compiled)) is not None:
@@ -127,12 +164,8 @@ def submit_run(access: Access, wanted: Submission, *, screen: Screen, wait: bool
     settle(run, line=f"{run.title} is started", values=values, screen=screen, wait=wait, pace=pace)
 
 
-def cron_of(text: str) -> str:
-    """Returns an expression of six fields, as Kubeflow Pipelines want it; five, as cron has them, get second 0.
-
-    Raises:
-        SpecError: It has another number of fields.
-    """
+def _cron_of(text: str) -> str:
+    """Returns an expression of six fields, as Kubeflow Pipelines want it; five, as cron has them, get second 0."""
     fields = text.split()
     if len(fields) not in (5, 6):
         raise SpecError(
@@ -141,19 +174,16 @@ def cron_of(text: str) -> str:
     return " ".join(["0", *fields][-6:])
 
 
-def _start(kfp: Kfp, version: Version, record: dict[str, Any], *, wanted: Submission, cron: str | None) -> str:
+def _start(kfp: Kfp, version: Version, record: dict[str, Any], *, options: RunOptions, cron: str | None) -> str:
     """Starts a run, or a schedule of runs; returns its id. kfp's own methods for it know no plugins."""
     import kfp_server_api as api
 
-    if wanted.mlflow_plugin is not None:
-        experiment = {"experiment_name": wanted.spec.tracking.experiment}
-        record["plugins_input"] = {"mlflow": experiment if wanted.mlflow_plugin else {"disabled": True}}
     record |= {
         "pipeline_version_reference": api.V2beta1PipelineVersionReference(
             pipeline_id=version.pipeline_id, pipeline_version_id=version.version_id
         ),
-        "runtime_config": api.V2beta1RuntimeConfig(parameters={}, pipeline_root=wanted.pipeline_root),
-        "service_account": wanted.service_account,
+        "runtime_config": api.V2beta1RuntimeConfig(parameters={}, pipeline_root=options.pipeline_root),
+        "service_account": options.service_account,
     }
     if cron is None:
         create = kfp.client._run_api.run_service_create_run

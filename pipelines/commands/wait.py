@@ -12,7 +12,7 @@ from lwfed.store.opening import open_store
 from lwfed.types.errors import LwfedError
 from pipelines.client.cluster import what_waits
 from pipelines.client.pace import Pace
-from pipelines.client.runs import KnownRun, get_run, is_over
+from pipelines.client.runs import KnownRun, wait_until
 from pipelines.commands.screen import Screen, error_values
 from pipelines.follow.display import TaskDisplay, row_of
 from pipelines.follow.follow import Outcome, follow
@@ -57,7 +57,7 @@ def settle(
     outcome: Outcome | None = None
     try:
         if again:
-            _until_begun(run, pace=pace)
+            wait_until(run, over=False, seconds=10 * pace.first_poll_s, poll_s=pace.first_poll_s / 4)
         with TaskDisplay(screen.console) as display:
             outcome = follow(run, watcher=display, pace=pace, waiting=what_waits)
         error = outcome.error
@@ -74,13 +74,6 @@ def settle(
     screen.result(known)
     if error is not None:
         raise error
-
-
-def _until_begun(run: KnownRun, *, pace: Pace) -> None:
-    """Waits until a run that is retried no longer says that it is over."""
-    ends_at = time.monotonic() + 10 * pace.first_poll_s
-    while is_over(get_run(run.kfp, run.id)) and time.monotonic() < ends_at:
-        time.sleep(pace.first_poll_s / 4)
 
 
 def _result(run: KnownRun) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -64,19 +65,23 @@ def follow(run: KnownRun, *, watcher: Watcher, pace: Pace, waiting: Waiting) -> 
         LwfedError: The server refuses, or says nothing of tasks that we can read.
     """
 
+    moved = asked = time.monotonic()  # when a container was last at work, and when we last looked for what holds it up
+
     def look() -> tuple[Any, Snapshot]:
         found = get_run(run.kfp, run.id)
         return found, read_states(run, found)
 
-    moved = asked = time.monotonic()  # when a container was last at work, and when we last looked for what holds it up
+    def say_away(line: str) -> None:
+        nonlocal moved, asked
+        watcher.say(line)
+        moved = asked = time.monotonic()  # nothing is seen of it meanwhile
+
     before: object = None
     wait_s = pace.first_poll_s
     with left_running(run.id):
         while True:
-            began = time.monotonic()
-            found, snapshot = patiently(look, pace=pace, say=watcher.say)
+            found, snapshot = patiently(look, pace=pace, say=say_away)
             now = time.monotonic()
-            moved, asked = moved + now - began, asked + now - began  # nothing was seen of it meanwhile
             watcher.tasks(found.state or "PENDING", snapshot.tasks)
             if is_over(found):
                 return outcome_of(run, found, snapshot)
@@ -84,11 +89,24 @@ def follow(run: KnownRun, *, watcher: Watcher, pace: Pace, waiting: Waiting) -> 
             if pods != before or any(state == "RUNNING" for _, state in pods):
                 before, moved, asked = pods, now, now
             still_s = now - moved
-            _give_up(run, found, snapshot, seconds=still_s, pace=pace, waiting=waiting)
-            if found.state != "CANCELING" and now - asked >= pace.quiet_s:
+            if found.state == "CANCELING":
+                if still_s >= pace.end_timeout_s:
+                    raise LwfedError(
+                        f"the run {run.id} was terminated, and has neither ended nor moved for {still_s:.0f} s",
+                        remedy=f"kubectl -n {run.namespace} delete workflows -l pipeline/runid={run.id} ends it",
+                    )
+            elif still_s >= pace.start_timeout_s or now - asked >= pace.quiet_s:
                 asked = now
-                for line in _held_up(run, snapshot, seconds=still_s, waiting=waiting):
-                    watcher.say(line)
+                reasons, hidden = _reasons(run, snapshot, waiting=waiting)
+                if still_s >= pace.start_timeout_s:
+                    raise NotStartedError(
+                        "; ".join([f"no container of the run {run.id} has started for {still_s:.0f} s", *reasons[:3]]),
+                        remedy=f"the run still waits: fix what holds it up, or end it with lwfed cancel {run.id}",
+                    )
+                for line in reasons:
+                    watcher.say(f"waits for {still_s:.0f} s: {line}")
+                if not reasons:
+                    watcher.say(f"no container has started for {still_s:.0f} s, and {hidden}; look at {run.page}")
             time.sleep(wait_s)
             wait_s = min(pace.poll_s, wait_s * 1.5)
 
@@ -106,44 +124,15 @@ def outcome_of(run: KnownRun, found: Any, snapshot: Snapshot) -> Outcome:
     if was_cancelled(found):
         cancelled = LwfedError("the run was cancelled", remedy=f"lwfed retry {run.id} goes on with it")
         return Outcome(found, snapshot.tasks, cancelled)
-    with PodLogs(run) as logs:
+    with closing(PodLogs(run)) as logs:
         return Outcome(found, snapshot.tasks, why_failed(run.id, snapshot, read=logs.read, page=run.page))
 
 
-def _give_up(run: KnownRun, found: Any, snapshot: Snapshot, *, seconds: float, pace: Pace, waiting: Waiting) -> None:
-    """Raises the error of a run that has not moved for too long."""
-    if found.state == "CANCELING":
-        if seconds >= pace.end_timeout_s:
-            raise LwfedError(
-                f"the run {run.id} was terminated, and has neither ended nor moved for {seconds:.0f} s",
-                remedy=f"kubectl -n {run.namespace} delete workflows -l pipeline/runid={run.id} ends it for good",
-            )
-    elif seconds >= pace.start_timeout_s:
-        try:
-            reasons = _messages(snapshot) or waiting(run)
-        except LwfedError:
-            reasons = []
-        raise NotStartedError(
-            "; ".join([f"no container of the run {run.id} has started for {seconds:.0f} s", *reasons[:3]]),
-            remedy=f"the run still waits: fix what holds it up, or end it with lwfed cancel {run.id}",
-        )
-
-
-def _held_up(run: KnownRun, snapshot: Snapshot, *, seconds: float, waiting: Waiting) -> list[str]:
-    """Says what holds a run up, in the workflow's words, else in the cluster's."""
-    still = f"no container has started for {seconds:.0f} s"
+def _reasons(run: KnownRun, snapshot: Snapshot, *, waiting: Waiting) -> tuple[list[str], str]:
+    """Returns what holds a run up: in the words of the workflow, else in the cluster's; and why there are none."""
+    said = [f"{pod.name}: {pod.message}" for pod in snapshot.pods if pod.state == "PENDING" and pod.message]
     try:
-        reasons = _messages(snapshot) or waiting(run)
+        return said or waiting(run), "no pod waits"
     except LwfedError as error:
-        return [
-            f"{still}; the cluster's pods are out of reach ({error.problem}); look at {run.page} or kubectl get pods "
-            f"-l pipeline/runid={run.id}"
-        ]
-    return [f"waits for {seconds:.0f} s: {line}" for line in reasons] or [
-        f"{still}, and no pod waits; look at {run.page}"
-    ]
-
-
-def _messages(snapshot: Snapshot) -> list[str]:
-    """Returns what the workflow itself says of pods that wait, such as one that a quota refuses."""
-    return [f"{pod.name}: {pod.message}" for pod in snapshot.pods if pod.state == "PENDING" and pod.message]
+        look = f"kubectl -n {run.namespace} get pods -l pipeline/runid={run.id}"
+        return [], f"the cluster's pods are out of reach ({error.problem}); where they are not: {look}"

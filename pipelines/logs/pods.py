@@ -13,8 +13,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
 from lwfed.types.errors import LwfedError, NotFoundError, UnreachableError
@@ -38,12 +37,8 @@ class PodLogs:
         self._cluster: Cluster | None = None
         self._no_cluster: LwfedError | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Lets go of the cluster."""
         if self._cluster is not None:
             self._cluster.close()
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from lwfed.types.errors import LwfedError, NotFoundError
 from pipelines.client.runs import KnownRun
-from pipelines.client.tasks import Task
 from pipelines.states import run_tasks, workflow
 from pipelines.states.records import Snapshot
+from pipelines.tasks import Task
 
 READERS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Task]], Snapshot | None]] = {
     "/apis/v1beta1/runs/{}": workflow.parse,
@@ -47,14 +47,16 @@ def read_states(run: KnownRun, found: Any) -> Snapshot:
         except (NotFoundError, ValueError) as error:
             answers.append(f"{path}: {'not there' if isinstance(error, NotFoundError) else 'no JSON'}")
             continue
-        snapshot = parse(answer, run.tasks) if isinstance(answer, dict) else None
-        if snapshot is not None:
+        if not isinstance(answer, dict):
+            answers.append(f"{path}: no JSON object")
+        elif (snapshot := parse(answer, run.tasks)) is not None:
             return snapshot
-        answers.append(f"{path}: JSON with {', '.join(sorted(answer)) or 'nothing'}")
+        else:
+            answers.append(f"{path}: JSON with {', '.join(sorted(answer)) or 'nothing'}")
     if found.state in NOT_BEGUN:
         return Snapshot()
     raise UnknownAnswerError(
         f"the run {run.id} is {found.state}, and {run.kfp.endpoint} does not say what its tasks do in a way that lwfed "
         f"reads ({'; '.join(answers)})",
-        remedy=f"lwfed reads Kubeflow Pipelines 2.17: use that or a newer lwfed; the run goes on: {run.page}",
+        remedy=f"lwfed reads Kubeflow Pipelines 2.17: use that or a newer lwfed; the run is not harmed: {run.page}",
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from pipelines.client.tasks import Task
+from pipelines.tasks import Task
 
 ENDED = frozenset({"SUCCEEDED", "CACHED", "FAILED", "SKIPPED"})
 """States that a task does not leave, unless its run is retried."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pipelines.client.tasks import Task
 from pipelines.states.records import Pod, Snapshot, TaskState, date_of, oldest_first
+from pipelines.tasks import Task
 
 WITH_POD = ("RUNTIME", "IMPORTER")
 """Types of tasks that a pipeline names; the others are groups of these."""
@@ -23,9 +23,7 @@ def parse(answer: Mapping[str, Any], tasks: Mapping[str, Task]) -> Snapshot | No
         return None
     named = [record for record in records if record.get("type") in WITH_POD]
     groups = [record for record in records if record.get("type") not in WITH_POD]
-    names = {record["name"]: record.get("display_name") or record["name"] for record in named}
-    known = tasks or {name: Task(name, title) for name, title in names.items()}
-    states = [_state(task, [record for record in named if record.get("name") == task.name]) for task in known.values()]
+    states = [_state(task, [record for record in named if record.get("name") == task.name]) for task in tasks.values()]
     failed = [message for record in groups if (message := _message(record)) and record.get("state") == "FAILED"]
     others = oldest_first(pod for record in groups for pod in _pods(record))
     return Snapshot(tuple(state for state in states if state is not None), others, next(iter(failed), ""))

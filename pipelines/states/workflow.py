@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from pipelines.client.tasks import Task
 from pipelines.states.records import Pod, Snapshot, TaskState, date_of, oldest_first
+from pipelines.tasks import Task
 
 TRY = re.compile(r"\(\d+\)$")
 EXECUTOR = "executor"
@@ -60,7 +60,7 @@ def parse(answer: Mapping[str, Any], tasks: Mapping[str, Task]) -> Snapshot | No
 
     Args:
         answer: The API's answer.
-        tasks: The pipeline's tasks; none where they are not known: then names are those of the nodes.
+        tasks: The pipeline's tasks by name.
 
     Returns:
         None where the answer has no workflow.
@@ -71,8 +71,7 @@ def parse(answer: Mapping[str, Any], tasks: Mapping[str, Task]) -> Snapshot | No
         return None
     status = workflow.get("status") or {}
     nodes = [_node(workflow, values) for values in _nodes(status).values()]
-    known = tasks or {name: Task(name, name) for name in _guessed(nodes)}
-    states = [state for task in known.values() if (state := _state(task, nodes)) is not None]
+    states = [state for task in tasks.values() if (state := _state(task, nodes)) is not None]
     mine = {pod.node for state in states for pod in state.pods}
     others = [node.pod for node in nodes if node.kind == POD and node.pod.node not in mine]
     return Snapshot(tuple(states), oldest_first(others), str(status.get("message") or ""))
@@ -149,9 +148,3 @@ def _pod_name(workflow: Mapping[str, Any], values: Mapping[str, Any]) -> str:
         return node
     prefix = f"{metadata['name']}-{values['templateName']}"[:LONGEST_PREFIX]
     return f"{prefix}-{node.rpartition('-')[2]}"
-
-
-def _guessed(nodes: Iterable[Node]) -> list[str]:
-    """Finds the names of tasks: of nodes that have a driver beside them and a pod of their own below them."""
-    paths = {node.path for node in nodes}
-    return sorted({path[-2] for path in paths if path[-1] == EXECUTOR and len(path) > 1})

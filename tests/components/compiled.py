@@ -10,6 +10,7 @@ import yaml
 from lwfed.spec.load import build_spec, load_spec
 from lwfed.spec.run import RunSpec
 from pipelines.compile import Compiled, compile_pipeline
+from pipelines.stages import Work
 from tests.tiny import VALUES
 
 IMAGE = "registry.example/lwfed@sha256:" + "0" * 64
@@ -33,19 +34,19 @@ def paper_spec(*overrides: str) -> RunSpec:
 
 def compiled(spec: RunSpec, folder: Path, **options: Any) -> tuple[Compiled, dict[str, Any], dict[str, Any]]:
     """Compiles; returns what was compiled, the pipeline, and its settings of Kubernetes by executor."""
-    done = compile_pipeline(spec, folder / "pipeline.yaml", **options)
+    done = compile_pipeline(Work(spec, **options), folder / "pipeline.yaml")
     pipeline, platform = yaml.safe_load_all(done.path.read_text(encoding="utf-8"))
     return done, pipeline, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
 
 
 def tasks_of(pipeline: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns all tasks of a compiled pipeline, those of the exit handler's group too."""
+    """Gives all tasks of a compiled pipeline, those of the exit handler's group too."""
     parts = [pipeline["root"], *pipeline["components"].values()]
     return {name: task for part in parts if "dag" in part for name, task in part["dag"]["tasks"].items()}
 
 
 def containers_of(pipeline: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns the containers of all tasks that have one, by the task's name."""
+    """Gives the containers of all tasks that have one, by the task's name."""
     executors = pipeline["deploymentSpec"]["executors"]
     return {
         label.removeprefix("exec-"): executor["container"]

@@ -9,9 +9,6 @@ import pytest
 from lwfed.launch.kubernetes.names import CLIENTS_NOTE
 from lwfed.store import paths
 from lwfed.store.opening import open_store
-from lwfed.types.errors import LwfedError
-from pipelines.client.connection import Access
-from pipelines.commands.logs import task_logs
 from tests.components.cluster_server import Objects, pod
 from tests.components.conftest import Command
 from tests.components.kfp_server import State
@@ -77,17 +74,16 @@ def test_logs_that_are_not_there_are_told(lwfed: Command, kfp: State) -> None:
 
 
 @either_way
-def test_followed_logs_are_told_once_and_end_as_the_run(is_ui: bool, kfp: State) -> None:
+def test_followed_logs_are_told_once_and_end_as_the_run(
+    is_ui: bool, lwfed: Command, kfp: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.client.pace.USUAL", QUICK)
     run_id = kfp.play("stage-fails")
     kfp.is_ui = is_ui
     kfp.write(run_id, prepare="p1\n", train_stage_1=TRACE, cleanup="c1\n")
-    lines: list[str] = []
-    with pytest.raises(LwfedError, match="below the quorum") as ended:
-        task_logs(
-            Access(endpoint=kfp.endpoint), "latest", stage=None, follow=True, write=lines.append, say=lambda line: None,
-            pace=QUICK,
-        )  # fmt: skip
-    assert ended.value.exit_code == 13
+    ended = lwfed("logs", "latest", "--follow")
+    assert ended.code == 13 and "below the quorum" in ended.error
+    lines = ended.out.splitlines()
     assert lines.count("p1") == 1 and lines.count(TRACE.splitlines()[-1]) == 1
 
 

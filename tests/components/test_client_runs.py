@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import pytest
-from rich.console import Console
 
-from lwfed.types.errors import LwfedError
-from pipelines.client.connection import Access, connect
+from pipelines.client.connection import Access
 from pipelines.client.errors import RefusedError
-from pipelines.client.runs import get_run
-from pipelines.commands.retry import retry, retry_run
-from pipelines.commands.screen import Screen
+from pipelines.client.runs import open_run
+from pipelines.commands.retry import ask_retry
 from tests.components.cluster_server import Objects, pod
 from tests.components.conftest import Command
 from tests.components.kfp_server import State
@@ -33,13 +29,12 @@ def test_retry_goes_on_to_the_end_that_comes_after(before: str, after: str, lwfe
     assert f"POST /apis/v2beta1/runs/{run_id}:retry" in kfp.asked
 
 
-def test_retry_that_fails_again_says_why(kfp: State, lwfed: Command) -> None:
+def test_retry_that_fails_again_says_why(kfp: State, lwfed: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.client.pace.USUAL", QUICK)
     run_id = kfp.play("stage-fails", start=-1, retried="stage-fails")
     kfp.write(run_id, train_stage_1=TRACE)
-    with pytest.raises(LwfedError, match="below the quorum"):
-        retry_run(
-            Access(endpoint=kfp.endpoint), run_id, screen=Screen(Console(file=io.StringIO())), wait=True, pace=QUICK,
-        )  # fmt: skip
+    ended = lwfed("retry", run_id, "--wait")
+    assert ended.code == 13 and "below the quorum" in ended.error
 
 
 def test_retry_of_what_did_not_fail_is_refused(lwfed: Command, kfp: State) -> None:
@@ -53,11 +48,10 @@ def test_retry_of_what_did_not_fail_is_refused(lwfed: Command, kfp: State) -> No
 
 
 def test_what_kubeflow_says_of_a_retry_is_passed_on(kfp: State) -> None:
-    client = connect(Access(endpoint=kfp.endpoint))
-    run = get_run(client, kfp.play("cached"))
-    run.state = "FAILED"  # it is not, and the server says so
+    run, found = open_run(Access(endpoint=kfp.endpoint), kfp.play("cached"))
+    assert found.state == "SUCCEEDED"  # so the command itself would not ask
     with pytest.raises(RefusedError, match=r"\(409\): .*Workflow must be Failed/Error to retry") as refused:
-        retry(client, run)
+        ask_retry(run)
     assert "submit the experiment again" in str(refused.value)
 
 

@@ -17,7 +17,8 @@ from lwfed.store.opening import open_store
 from lwfed.types.errors import LwfedError, UnreachableError
 from pipelines.client.connection import Access
 from pipelines.commands.screen import Screen
-from pipelines.commands.submit import Submission, submit_run
+from pipelines.commands.submit import RunOptions, submit_work
+from pipelines.stages import Work
 from tests.components.cluster_server import Objects, pod
 from tests.components.conftest import Command
 from tests.components.kfp_server import State
@@ -35,9 +36,10 @@ def submitted(kfp: State, spec: str) -> tuple[str, Exception | None]:
     said = io.StringIO()
     screen = Screen(Console(file=said, width=400))
     try:
-        submit_run(
-            Access(endpoint=kfp.endpoint), Submission(spec=load_spec(spec)), screen=screen, wait=True, pace=QUICK
-        )
+        submit_work(
+            Access(endpoint=kfp.endpoint), Work(load_spec(spec)), options=RunOptions(), screen=screen, wait=True,
+            pace=QUICK,
+        )  # fmt: skip
     except LwfedError as error:
         return said.getvalue(), error
     return said.getvalue(), None
@@ -194,7 +196,7 @@ def test_what_cannot_start_without_a_cluster_in_reach_is_told_with_a_remedy(kfp:
     kfp.script = WAITS
     said, error = submitted(kfp, spec)
     run_id, _ = kfp.only_run()
-    assert f"kubectl get pods -l pipeline/runid={run_id}" in said and error is not None
+    assert f"kubectl -n kubeflow get pods -l pipeline/runid={run_id}" in said and error is not None
 
 
 def test_a_server_that_goes_away_is_waited_for(kfp: State, spec: str) -> None:

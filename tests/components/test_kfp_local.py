@@ -17,6 +17,7 @@ from lwfed.store import paths
 from lwfed.store.local import LocalStore
 from pipelines.local import PipelineFailedError, run_locally
 from pipelines.spec_text import spec_text
+from pipelines.stages import Work
 from tests.tiny import run_tiny, tiny_spec
 
 SHORT = ("stages.rounds=[1,1]",)
@@ -46,7 +47,7 @@ def test_pipeline_ends_in_the_digest_of_a_run(
 ) -> None:
     here = run_tiny(tmp_path / "here", *SHORT)
     spec = tiny_spec(tmp_path / "store", *OUTSIDE)
-    run_locally(spec, folder=tmp_path / "tasks", run_id="piped")
+    run_locally(Work(spec), folder=tmp_path / "tasks", run_id="piped")
 
     store = LocalStore(tmp_path / "store")
     run = runs.read_run(store, "piped")
@@ -87,7 +88,7 @@ def test_a_failed_task_ends_the_pipeline_and_what_it_leaves_is_cleaned_up(
 ) -> None:
     spec = tiny_spec(tmp_path / "store", "data={source: coco, root: /nowhere}")
     with pytest.raises(PipelineFailedError, match="prepare"):
-        run_locally(spec, folder=tmp_path / "tasks")
+        run_locally(Work(spec), folder=tmp_path / "tasks")
     told = capfd.readouterr().out
     assert "lwfed.types.errors.DataError: " in told and '"state": "FAILED"' in told
     outputs = next((tmp_path / "tasks").glob("lwfed-experiment-*"))

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from lwfed.types.errors import NotFoundError
-from pipelines.client.tasks import Task
 from pipelines.follow.reason import why_failed
 from pipelines.states.records import Pod, Snapshot, TaskState
+from pipelines.tasks import Task
 
 STAGE = Task("train-stage-1", "stage 1", 1)
 WORDS = "client-000 runs train-client in a-pod on a-node"

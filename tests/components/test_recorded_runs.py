@@ -331,9 +331,10 @@ def test_a_run_that_argo_never_ends_is_given_up(kfp: State) -> None:
 
 
 def test_nodes_that_argo_has_compressed_are_read_too(kfp: State) -> None:
-    shown = kfp.runs[kfp.play("stage-fails", start=-1)].now("v1beta1")
+    run, _ = open_run(Access(endpoint=kfp.endpoint), kfp.play("stage-fails", start=-1))
+    shown = kfp.runs[run.id].now("v1beta1")
     workflow = json.loads(shown["pipeline_runtime"]["workflow_manifest"])
     packed = gzip.compress(json.dumps(workflow["status"].pop("nodes")).encode())
     workflow["status"]["compressedNodes"] = base64.b64encode(packed).decode()
-    small = parse({"pipeline_runtime": {"workflow_manifest": json.dumps(workflow)}}, {})
-    assert small is not None and small.tasks and small == parse(shown, {})
+    small = parse({"pipeline_runtime": {"workflow_manifest": json.dumps(workflow)}}, run.tasks)
+    assert small is not None and small.tasks and small == parse(shown, run.tasks)

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from pipelines.compile import compile_pipeline
+from pipelines.stages import Work
 from tests.components.compiled import cluster_spec
 
 GOLDEN = Path(__file__).parent / "pipeline.yaml"
@@ -15,7 +16,7 @@ GOLDEN = Path(__file__).parent / "pipeline.yaml"
 def written() -> str:
     """Compiles; which patch of kfp did it does not count."""
     with tempfile.TemporaryDirectory() as folder:
-        done = compile_pipeline(cluster_spec(), Path(folder) / "pipeline.yaml")
+        done = compile_pipeline(Work(cluster_spec()), Path(folder) / "pipeline.yaml")
         return re.sub(r"(?m)^sdkVersion: .*$", "sdkVersion: kfp", done.path.read_text(encoding="utf-8"))
 
 

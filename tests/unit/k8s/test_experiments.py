@@ -13,6 +13,7 @@ from lwfed.spec.kubernetes import PoolSpec
 from lwfed.spec.load import build_spec, load_spec
 from lwfed.spec.run import RunSpec
 from pipelines.compile import compile_pipeline
+from pipelines.stages import Work
 from tests.unit.k8s.rendered import K8S, OVERLAYS, golden
 
 
@@ -98,7 +99,7 @@ def test_the_trial_fits_a_node_of_two_cpus() -> None:
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_experiment_compiles(name: str, tmp_path: Path) -> None:
-    done = compile_pipeline(experiment(name), tmp_path / "pipeline.yaml")
+    done = compile_pipeline(Work(experiment(name)), tmp_path / "pipeline.yaml")
     assert experiment(name).kubernetes.image in done.path.read_text(encoding="utf-8")
 
 

@@ -52,17 +52,12 @@ def task_names(pipeline: Mapping[str, Any]) -> dict[str, Task]:
     return found
 
 
-def task_tables(pipeline: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns the tables of tasks of a compiled pipeline: the root's, then those of groups."""
-    parts = [pipeline.get("root") or {}, *(pipeline.get("components") or {}).values()]
-    return [_tasks_in(part) for part in parts]
-
-
 def texts_of(pipeline: Mapping[str, Any]) -> dict[str, str]:
     """Returns the texts that a compiled pipeline hands to its tasks: its parameters' defaults, and constants."""
     definitions = ((pipeline.get("root") or {}).get("inputDefinitions") or {}).get("parameters") or {}
     found = {key: value.get("defaultValue") for key, value in definitions.items()}
-    for task in (task for table in task_tables(pipeline) for task in table.values()):
+    parts = [pipeline.get("root") or {}, *(pipeline.get("components") or {}).values()]
+    for task in (task for part in parts for task in _tasks_in(part).values()):
         for key, value in _parameters(task).items():
             found.setdefault(key, (value.get("runtimeValue") or {}).get("constant"))
     return {key: value for key, value in found.items() if isinstance(value, str)}
