@@ -1,4 +1,4 @@
-"""Environment variables are touched in one module, and only the command line writes to standard output."""
+"""Environment variables are touched in one module, and only those that speak to people write to standard output."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ import lwfed
 
 PACKAGE = Path(lwfed.__file__).parent
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
+SPEAKERS = {
+    "drive/console.py",  # every command's lines
+    "launch/exits.py",  # how a process ends
+    "launch/step_process.py",  # a step's events, as JSON lines
+    "launch/worker.py",
+}
 STREAMS = {"stdout", "stderr", "__stdout__", "__stderr__"}
 
 
@@ -32,7 +38,7 @@ def test_only_one_module_touches_environment_variables() -> None:
     assert users == {"environment.py"}
 
 
-def test_only_the_command_line_writes_to_standard_output() -> None:
+def test_only_the_rim_writes_to_standard_output() -> None:
     def writes(tree: ast.Module) -> bool:
         calls = {
             node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
@@ -40,4 +46,4 @@ def test_only_the_command_line_writes_to_standard_output() -> None:
         return "print" in calls or bool(STREAMS & set(_names_of(tree, "sys")))
 
     writers = {path for path, tree in _modules() if writes(tree)}
-    assert writers and all(path.startswith("cli/") for path in writers)
+    assert {path for path in writers if not path.startswith("cli/")} <= SPEAKERS

@@ -28,6 +28,7 @@ from lwfed.report.ledger import ledger_rows
 from lwfed.report.pages import DARK, LIGHT, PALETTE, STYLE
 from lwfed.report.plots import COLOURS, document, legend_columns, png, round_ticks, svg
 from lwfed.report.series import panels_of, stages_of
+from tests.records import of_json
 from tests.unit.report.texts import check_texts
 
 Record = dict[str, Any]
@@ -43,22 +44,22 @@ OTHER_SHAPES: list[Record] = [
 
 
 def figures_of(run: Record, stages: list[Record], rounds: list[Record]) -> Iterator[Figure]:
-    spans, rows = stages_of(run, stages, rounds), ledger_rows(run, stages)
-    yield from (metric_figure(panel, stages=spans) for panel in panels_of(rounds))
+    spans, rows = of_json(stages_of)(run, stages, rounds), of_json(ledger_rows)(run, stages)
+    yield from (metric_figure(panel, stages=spans) for panel in of_json(panels_of)(rounds))
     yield from filter(None, (resource_figure(key, rows) for key in ("memory", "flops", "up", "down")))
-    yield participation_figure(run, stages=spans, rounds=rounds)
-    yield partition_figure(run)
+    yield of_json(participation_figure)(run, stages=spans, rounds=rounds)
+    yield of_json(partition_figure)(run)
 
 
 def drawn(run: Record, stages: list[Record], rounds: list[Record]) -> dict[str, Drawing]:
-    return draw_run(run, stages=stages, rounds=rounds)
+    return of_json(draw_run)(run, stages=stages, rounds=rounds)
 
 
 def test_a_panel_draws_every_metric_with_its_values_and_gaps(make_records: Make) -> None:
     run, stages, rounds = make_records(objective="supervised", rounds=(3, 4))
     rounds[1]["metrics"]["test/loss"] = math.nan
-    for panel in panels_of(rounds):
-        axes = metric_figure(panel, stages=stages_of(run, stages, rounds)).axes[0]
+    for panel in of_json(panels_of)(rounds):
+        axes = metric_figure(panel, stages=of_json(stages_of)(run, stages, rounds)).axes[0]
         lines = [line for line in axes.lines if len(line.get_xdata()) > 2]
         assert len(lines) == len(panel.series)
         for line, series in zip(lines, panel.series, strict=True):
@@ -75,26 +76,26 @@ def test_a_panel_draws_every_metric_with_its_values_and_gaps(make_records: Make)
 @pytest.mark.parametrize("key", ["memory", "flops", "up", "down"])
 def test_bars_are_what_was_predicted_and_measured(make_records: Make, key: str) -> None:
     run, stages, _ = make_records(rounds=(0, 2, 3))
-    rows = ledger_rows(run, stages)
+    rows = of_json(ledger_rows)(run, stages)
     figure = resource_figure(key, rows)
     assert figure is not None
     axes = figure.axes[0]
     pairs = [value for row in rows[1:3] for value in (row["predicted"][key], row["measured"][key])]
     assert [bar.get_height() for bar in axes.patches] == pairs
     assert set(axes.lines[0].get_ydata()) == {rows[-1]["predicted"][key]}
-    assert resource_figure(key, ledger_rows({**run, "predicted": [], "end_to_end": {}}, [])) is None
+    assert resource_figure(key, of_json(ledger_rows)({**run, "predicted": [], "end_to_end": {}}, [])) is None
 
 
 def test_cells_say_who_took_part_and_the_spread_whose_losses(make_records: Make) -> None:
     run, stages, rounds = make_records()
-    figure = participation_figure(run, stages=stages_of(run, stages, rounds), rounds=rounds)
+    figure = of_json(participation_figure)(run, stages=of_json(stages_of)(run, stages, rounds), rounds=rounds)
     cells = {patch.get_facecolor()[:3]: len(patch.get_path().codes) // 5 for patch in figure.axes[0].patches[-3:]}
     took, failed = sum(len(r["clients"]) for r in rounds), sum(len(r["failed"]) for r in rounds)
     everyone = len(rounds) * len(run["data"]["clients"])
     assert sorted(cells.values()) == sorted([took, failed, everyone - took - failed]) and len(cells) == 3
     means = [statistics.fmean(client["loss"] for client in record["clients"].values()) for record in rounds]
     assert list(figure.axes[1].lines[-1].get_ydata()) == pytest.approx(means)
-    assert [bar.get_width() for bar in partition_figure(run).axes[0].patches] == list(run["data"]["clients"].values())
+    assert [bar.get_width() for bar in of_json(partition_figure)(run).axes[0].patches] == list(run["data"]["clients"].values())
 
 
 @pytest.mark.parametrize("changes", OTHER_SHAPES)
@@ -110,7 +111,7 @@ def test_no_text_is_cut_and_none_hides_another(make_records: Make, changes: Reco
 def test_names_may_be_of_any_script(make_records: Make) -> None:
     run, stages, rounds = make_records(rounds=(1,))
     run["data"]["clients"] |= {"医院 $1_a$": 9}
-    assert "医院 $1_a$" in draw_run(run, stages=stages, rounds=rounds)["partition"].svg
+    assert "医院 $1_a$" in of_json(draw_run)(run, stages=stages, rounds=rounds)["partition"].svg
 
 
 def test_text_stays_text_in_the_pages_font(make_records: Make) -> None:
@@ -153,12 +154,12 @@ def test_the_same_records_give_the_same_bytes_whatever_the_machines_settings(mak
 
 def test_figures_are_files_of_their_own_and_pixels(make_records: Make) -> None:
     run, stages, rounds = make_records()
-    drawings = draw_run(run, stages=stages, rounds=rounds)
+    drawings = of_json(draw_run)(run, stages=stages, rounds=rounds)
     assert {"recall-t2i", "recall-i2t", "loss", "participation", "partition", "resources-memory"} <= set(drawings)
     assert {"resources-flops", "resources-upload", "resources-download"} <= set(drawings)
     for drawing in drawings.values():
         assert ElementTree.fromstring(document(drawing.svg)).tag == "{http://www.w3.org/2000/svg}svg"
-    figure = partition_figure(run)
+    figure = of_json(partition_figure)(run)
     pixels = Image.open(io.BytesIO(png(figure))).convert("RGB")
     assert pixels.size == tuple(round(2 * side) for side in figure.bbox.size)
     colours = {colour for _, colour in pixels.getcolors(maxcolors=1 << 20) or ()}

@@ -21,6 +21,7 @@ Record = dict[str, Any]
 Records = tuple[Record, list[Record], list[Record]]
 Make = Callable[..., Records]
 VOID = {"meta", "img", "br", "link", "input", "hr"}
+from tests.records import of_json
 
 
 class Page(HTMLParser):
@@ -59,7 +60,7 @@ class Page(HTMLParser):
 
 def test_the_page_needs_nothing_else(make_records: Make, make_retrieval: Callable[[], list[Record]]) -> None:
     run, stages, rounds = make_records()
-    html = render(run, stages, rounds, retrieval=make_retrieval())
+    html = of_json(render)(run, stages, rounds, retrieval=make_retrieval())
     page = Page(html)
     assert page.open == []
     assert page.references
@@ -71,7 +72,7 @@ def test_the_page_needs_nothing_else(make_records: Make, make_retrieval: Callabl
 
 def test_the_page_says_what_the_records_say(make_records: Make, make_retrieval: Callable[[], list[Record]]) -> None:
     run, stages, rounds = make_records()
-    page = Page(render(run, stages, rounds, retrieval=make_retrieval()))
+    page = Page(of_json(render)(run, stages, rounds, retrieval=make_retrieval()))
     assert run["run_id"] in page.text
     assert run["parent"]["run_id"] in page.text
     assert "complete" in page.text
@@ -101,7 +102,7 @@ def test_the_page_says_what_the_records_say(make_records: Make, make_retrieval: 
 )
 def test_runs_of_other_shapes(make_records: Make, changes: Record) -> None:
     run, stages, rounds = make_records(**changes)
-    page = Page(render(run, stages, rounds))
+    page = Page(of_json(render)(run, stages, rounds))
     assert page.open == []
     assert "nan" not in page.text.lower().replace("finance", "")
     assert "Retrieval" not in page.text
@@ -109,21 +110,21 @@ def test_runs_of_other_shapes(make_records: Make, changes: Record) -> None:
 
 def test_a_run_that_goes_on_or_failed(make_records: Make) -> None:
     run, stages, rounds = make_records()
-    assert "3 of 6 stages, 6 rounds" in Page(render(run, stages[:3], rounds[:6])).text
+    assert "3 of 6 stages, 6 rounds" in Page(of_json(render)(run, stages[:3], rounds[:6])).text
     begun = {**run, "stages": run["stages"][:3]}  # a run notes its stages' keys while it goes on
-    assert render(begun, stages[:3], rounds[:6]) == render(run, stages[:3], rounds[:6])
-    assert "No round is committed yet." in Page(render(run, [], [])).text
-    page = Page(render(run, stages[:3], rounds[:6], failure="1 update <and> 2 needed"))
+    assert of_json(render)(begun, stages[:3], rounds[:6]) == of_json(render)(run, stages[:3], rounds[:6])
+    assert "No round is committed yet." in Page(of_json(render)(run, [], [])).text
+    page = Page(of_json(render)(run, stages[:3], rounds[:6], failure="1 update <and> 2 needed"))
     assert "1 update <and> 2 needed" in page.text
 
 
 def test_evaluations_that_failed_are_listed_with_the_failures(make_records: Make) -> None:
     run, stages, rounds = make_records(rounds=(3,), failures=False)
-    assert "Failures" not in Page(render(run, stages, rounds)).text
+    assert "Failures" not in Page(of_json(render)(run, stages, rounds)).text
     rounds[0]["failed"] = {"client-002": "lost"}
     rounds[1]["failed_evaluations"] = {"client-001": "out of memory"}
     rounds[2]["failed_evaluations"] = {}
-    lines = Page(render(run, stages, rounds)).text.partition("Failures")[2].partition("Lineage")[0].split("\n")
+    lines = Page(of_json(render)(run, stages, rounds)).text.partition("Failures")[2].partition("Lineage")[0].split("\n")
     assert [line for line in lines if line.strip()][1:] == [
         "1client-002traininglost",
         "2client-001evaluationout of memory",
@@ -132,21 +133,21 @@ def test_evaluations_that_failed_are_listed_with_the_failures(make_records: Make
 
 def test_residuals_that_were_lost_are_told(make_records: Make) -> None:
     run, stages, rounds = make_records(rounds=(3,), failures=False)
-    assert "rounded off" not in Page(render(run, stages, rounds)).text
+    assert "rounded off" not in Page(of_json(render)(run, stages, rounds)).text
     rounds[1]["lost_residuals"] = ["client-001"]
-    assert "lost what its last one rounded off (client-001 in round 2)" in Page(render(run, stages, rounds)).text
+    assert "lost what its last one rounded off (client-001 in round 2)" in Page(of_json(render)(run, stages, rounds)).text
 
 
 def test_wide_tables_scroll_in_their_own_frame(make_records: Make) -> None:
     run, stages, rounds = make_records()
-    assert Page(render(run, stages, rounds)).scrolling == [True, True, True]
+    assert Page(of_json(render)(run, stages, rounds)).scrolling == [True, True, True]
 
 
 def test_retrieved_images_keep_their_shape(make_records: Make) -> None:
     run, stages, rounds = make_records(rounds=(1,))
     shapes = {(640, 480): "1.33", (480, 640): "0.75", (20, 20): "1", (900, 90): "2.5"}
     results = [{"image": Image.new("RGB", size), "score": 0.5, "relevant": False, "caption": "c"} for size in shapes]
-    html = render(run, stages, rounds, retrieval=[{"query": "q", "results": results}])
+    html = of_json(render)(run, stages, rounds, retrieval=[{"query": "q", "results": results}])
     assert re.findall(r"--shape:([\d.]+)\"", html) == list(shapes.values())
     assert "object-fit: contain" in html
     for (width, height), data in zip(shapes, re.findall(r"base64,([^\"]+)", html), strict=True):
@@ -162,9 +163,9 @@ def test_values_that_are_missing(make_records: Make) -> None:
         rounds[3]["clients"][next(iter(rounds[3]["clients"]))]["loss"] = value
         stages[0]["ledger"]["measured"] = {"bytes_up": value}
         stages[1]["ledger"] = {}
-        page = Page(render({**run, "predicted": [], "end_to_end": {}, "parent": None}, stages, rounds))
+        page = Page(of_json(render)({**run, "predicted": [], "end_to_end": {}, "parent": None}, stages, rounds))
         assert page.open == []
-    gap = next(panel for panel in panels_of(rounds) if panel.key == "loss").series[0]
+    gap = next(panel for panel in of_json(panels_of)(rounds) if panel.key == "loss").series[0]
     assert [number for number, value in gap.points if value is None] == [2]
 
 
@@ -172,7 +173,7 @@ def test_text_of_others_is_escaped(make_records: Make) -> None:
     run, stages, rounds = make_records(rounds=(1,), num_clients=2)
     rounds[0]["failed"] = {"client-000": "<script>alert(1)</script>"}
     rounds[0]["metrics"]["<b>odd</b>"] = 1.0
-    found = render({**run, "name": "<i>x</i>"}, stages, rounds, retrieval=[{"query": "<u>", "results": []}])
+    found = of_json(render)({**run, "name": "<i>x</i>"}, stages, rounds, retrieval=[{"query": "<u>", "results": []}])
     assert "<script>" not in found
     assert "<b>odd" not in found
     assert "<i>x" not in found
@@ -187,33 +188,33 @@ def test_images_may_be_png_or_missing(make_records: Make, make_retrieval: Callab
     results[0]["png_base64"] = base64.b64encode(raw.getvalue()).decode()
     results[1] = {"score": 0.1, "relevant": False, "caption": None}
     results[2] = {"png_base64": "AAAA", "score": 0.1, "relevant": False}
-    page = Page(render(run, stages, rounds, retrieval=[{"query": "q", "results": results}]))
+    page = Page(of_json(render)(run, stages, rounds, retrieval=[{"query": "q", "results": results}]))
     assert page.counts["img"] == 1
     assert page.text.count("no image") == 2
 
 
 def test_the_same_records_give_the_same_page(make_records: Make) -> None:
     run, stages, rounds = make_records()
-    page = render(run, stages, rounds)
-    assert page == render(run, stages[::-1], rounds[::-1])
-    assert page == render(run, stages, rounds, drawings=draw_run(run, stages=stages, rounds=rounds))
+    page = of_json(render)(run, stages, rounds)
+    assert page == of_json(render)(run, stages[::-1], rounds[::-1])
+    assert page == of_json(render)(run, stages, rounds, drawings=of_json(draw_run)(run, stages=stages, rounds=rounds))
 
 
 def test_panels_gather_what_belongs_together(make_records: Make) -> None:
     _, _, rounds = make_records(rounds=(2,), objective="supervised")
-    panels = {panel.key: panel for panel in panels_of(rounds)}
+    panels = {panel.key: panel for panel in of_json(panels_of)(rounds)}
     assert list(panels) == ["classification", "loss"]
     names = [(series.label, series.held_out) for series in panels["classification"].series]
     assert ("F1", False) in names
     assert ("F1", True) in names
     _, _, rounds = make_records(rounds=(2,))
-    assert [panel.key for panel in panels_of(rounds)] == ["recall-t2i", "recall-i2t", "zero-shot", "loss"]
-    assert [series.label for series in panels_of(rounds)[0].series] == ["R@1", "R@5", "R@10", "R@50"]
+    assert [panel.key for panel in of_json(panels_of)(rounds)] == ["recall-t2i", "recall-i2t", "zero-shot", "loss"]
+    assert [series.label for series in of_json(panels_of)(rounds)[0].series] == ["R@1", "R@5", "R@10", "R@50"]
 
 
 def test_stages_lie_along_the_rounds(make_records: Make) -> None:
     run, stages, rounds = make_records(rounds=(0, 2, 0, 3))
-    spans = [(stage.number, stage.first, stage.last, stage.rounds) for stage in stages_of(run, stages, rounds)]
+    spans = [(stage.number, stage.first, stage.last, stage.rounds) for stage in of_json(stages_of)(run, stages, rounds)]
     assert spans == [(1, 1, 0, 0), (2, 1, 2, 2), (3, 3, 2, 0), (4, 3, 5, 3)]
-    assert [stage.number for stage in stages_of(run, stages[:3], rounds[:4])] == [1, 2, 3, 4]
-    assert [stage.number for stage in stages_of(run, stages[:2], rounds[:2])] == [1, 2]
+    assert [stage.number for stage in of_json(stages_of)(run, stages[:3], rounds[:4])] == [1, 2, 3, 4]
+    assert [stage.number for stage in of_json(stages_of)(run, stages[:2], rounds[:2])] == [1, 2]
