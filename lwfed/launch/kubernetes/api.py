@@ -25,8 +25,6 @@ T = TypeVar("T")
 
 PATIENCE_S = 120.0
 """Seconds of trying again while the API does not answer: as long as an upgrade of a control plane takes."""
-FIRST_PAUSE_S = 0.5
-LONGEST_PAUSE_S = 10.0
 ANSWER_S = (5.0, 30.0)
 """Seconds to connect, and to wait for an answer."""
 CONNECTIONS = 32
@@ -146,7 +144,7 @@ class Cluster:
         patience_s: float = PATIENCE_S,
     ) -> T | None:
         """Asks until there is an answer, or patience is over."""
-        patience = Patience(bound_s=patience_s, first_s=FIRST_PAUSE_S, longest_s=LONGEST_PAUSE_S)
+        patience = Patience(bound_s=patience_s)
         while True:
             try:
                 return read(self._call(method, path, query=query, body=body, timeout=timeout))

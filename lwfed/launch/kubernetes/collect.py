@@ -129,11 +129,11 @@ class Collector:
         for change in self._poll.look():
             yield from self._settle(self._facts(change))
         now = time.monotonic()
-        for uid, state in list(self._states.items()):
-            yield from self._settle((uid, fact) for fact in state.on_time(now=now))
-        if now - self._looked_at >= LOOK_S:
+        if now - self._looked_at >= LOOK_S:  # before anything is given up, so that it is known why
             self._looked_at = now
             yield from self._settle(self._look(now))
+        for uid, state in list(self._states.items()):
+            yield from self._settle((uid, fact) for fact in state.on_time(now=now))
 
     def _facts(self, change: Change) -> list[tuple[str, Fact]]:
         """Returns what a change means, each fact with the identity of its Job."""

@@ -16,14 +16,12 @@ from typing import Literal
 
 import urllib3
 
-from lwfed.launch.kubernetes.api import FIRST_PAUSE_S, PATIENCE_S, Cluster, DeniedError, lines_of
+from lwfed.launch.kubernetes.api import PATIENCE_S, Cluster, DeniedError, lines_of
 from lwfed.launch.kubernetes.manifests import CONTAINER
 from lwfed.patience import Patience
 from lwfed.types.errors import LwfedError
 
 AT_A_TIME = 16
-HELD_S = 5.0
-"""Seconds after which a connection that breaks was a good one, though no line came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +113,7 @@ class Logs:
 
     def _follow(self, pod: str) -> None:
         """Reads each of a log's lines once, over broken connections."""
-        last, patience = "", Patience(bound_s=PATIENCE_S, first_s=FIRST_PAUSE_S, over=self._over)
+        last, patience = "", Patience(bound_s=PATIENCE_S, over=self._over)
         while not self._over.is_set():
             known, since, opened = last, ({"sinceTime": last} if last else {}), math.inf
             try:
@@ -135,7 +133,7 @@ class Logs:
             except DeniedError:
                 raise
             except LwfedError as error:
-                if time.monotonic() - opened > HELD_S:
+                if time.monotonic() - opened > patience.longest_s:  # a good connection, though no line came
                     patience.answered()
                 if not patience.wait(str(error)):
                     raise

@@ -12,16 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lwfed.launch.kubernetes.api import FIRST_PAUSE_S, LONGEST_PAUSE_S, PATIENCE_S, Cluster, DeniedError
+from lwfed.launch.kubernetes.api import PATIENCE_S, Cluster, DeniedError
 from lwfed.patience import Patience
 from lwfed.types.errors import UnreachableError
 
 EVERY_S = 1.0
 """Seconds between two looks."""
-SHARE = 0.1
+SHARE = 0.2
 """Most of a coordinator's time that looks take: with thousands of pods they are further apart."""
-SAY_AFTER_S = 5.0
-"""Seconds without an answer after which people hear of it."""
 
 Resource = Literal["jobs", "pods"]
 RESOURCES: tuple[Resource, ...] = ("jobs", "pods")
@@ -58,9 +56,9 @@ class Poll:
         self._cluster, self._selector = cluster, selector
         self._known: dict[Resource, dict[str, Mapping[str, Any]]] = {resource: {} for resource in RESOURCES}
         self._patience = Patience(
-            bound_s=PATIENCE_S if patience_s is None else patience_s, first_s=FIRST_PAUSE_S, longest_s=LONGEST_PAUSE_S,
-            say_after_s=SAY_AFTER_S, say=lambda trouble, left_s: warn(f"{trouble}; trying again for {left_s:.0f} s"),
-        )  # fmt: skip
+            bound_s=PATIENCE_S if patience_s is None else patience_s,
+            say=lambda trouble, left_s: warn(f"{trouble}; trying again for {left_s:.0f} s"),
+        )
         self._next_at = 0.0
 
     @property

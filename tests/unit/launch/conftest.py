@@ -11,7 +11,6 @@ import pytest
 from lwfed.launch.kubernetes import api as kubernetes_api
 from lwfed.launch.kubernetes import collect as kubernetes_collect
 from lwfed.launch.kubernetes import jobs as kubernetes_jobs
-from lwfed.launch.kubernetes import logs as kubernetes_logs
 from lwfed.launch.kubernetes import poll as kubernetes_poll
 from lwfed.launch.kubernetes import state as kubernetes_state
 from lwfed.launch.kubernetes.api import Cluster, connect
@@ -24,12 +23,10 @@ PODS_OWN = ("POD_NAME", "KFP_POD_NAME", "MLFLOW_RUN_ID", "LWFED_MLFLOW_PARENT_RU
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
-    """The server; this process is in no pod, even where the tests run in one, and asks again sooner than elsewhere."""
+    """The server; this process is in no pod, even where the tests run in one, and looks more often than elsewhere."""
     for name in PODS_OWN:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(kubernetes_api, "OWN_NAMESPACE", tmp_path / "in-no-pod")
-    for module in (kubernetes_api, kubernetes_logs, kubernetes_poll):
-        monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.1)
     monkeypatch.setattr(kubernetes_poll, "EVERY_S", 0.05)
     with serving() as found:
         monkeypatch.setenv("KUBECONFIG", str(found.kubeconfig(tmp_path / "kubeconfig")))
