@@ -103,12 +103,16 @@ class Finished:
         return self.bench.store
 
     @property
+    def record(self) -> RunRecord:
+        return RunRecord.of(self.run)
+
+    @property
     def digest(self) -> str:
         return str(self.summary["digest"])
 
     @property
     def plans(self) -> tuple[StagePlan, ...]:
-        return runs.plans_of(RunRecord.of(self.run))
+        return runs.plans_of(self.record)
 
     @property
     def keys(self) -> list[str]:

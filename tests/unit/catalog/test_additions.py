@@ -148,7 +148,7 @@ def test_a_source_is_read_and_its_settings_are_part_of_the_plan(tmp_path: Path) 
     assert (done.run["data"]["num_test"], done.run["data"]["classes"]) == (2, ["left", "right"])
     data = done.plans[0].data
     assert data.model_dump(mode="json")["brightness"] == 90
-    assert data.at(root=None, workers=0) == runs.spec_of(done.run).data
+    assert data.at(root=None, workers=0) == runs.spec_of(done.record).data
     kept = run_tiny(tmp_path / "b", TEN, "levers.prefix_cache=always")
     assert kept.plans[1].levers.views["text"] == 2, "both captions"
     darker = run_tiny(tmp_path / "a", TEN, "data.brightness=80")

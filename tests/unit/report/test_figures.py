@@ -95,7 +95,9 @@ def test_cells_say_who_took_part_and_the_spread_whose_losses(make_records: Make)
     assert sorted(cells.values()) == sorted([took, failed, everyone - took - failed]) and len(cells) == 3
     means = [statistics.fmean(client["loss"] for client in record["clients"].values()) for record in rounds]
     assert list(figure.axes[1].lines[-1].get_ydata()) == pytest.approx(means)
-    assert [bar.get_width() for bar in of_json(partition_figure)(run).axes[0].patches] == list(run["data"]["clients"].values())
+    assert [bar.get_width() for bar in of_json(partition_figure)(run).axes[0].patches] == list(
+        run["data"]["clients"].values()
+    )
 
 
 @pytest.mark.parametrize("changes", OTHER_SHAPES)

@@ -135,7 +135,9 @@ def test_residuals_that_were_lost_are_told(make_records: Make) -> None:
     run, stages, rounds = make_records(rounds=(3,), failures=False)
     assert "rounded off" not in Page(of_json(render)(run, stages, rounds)).text
     rounds[1]["lost_residuals"] = ["client-001"]
-    assert "lost what its last one rounded off (client-001 in round 2)" in Page(of_json(render)(run, stages, rounds)).text
+    assert (
+        "lost what its last one rounded off (client-001 in round 2)" in Page(of_json(render)(run, stages, rounds)).text
+    )
 
 
 def test_wide_tables_scroll_in_their_own_frame(make_records: Make) -> None:

@@ -29,26 +29,26 @@ def test_groups_stand_in_order_with_their_seeds(six: list[RunHistory]) -> None:
 
 def test_sums_are_those_of_a_client_in_every_round(six: list[RunHistory]) -> None:
     for run, stages, rounds in six:
-        curve = next(t for g in compare_runs(six).groups for t in g.runs if t.run_id == run["run_id"])
+        curve = next(t for g in compare_runs(six).groups for t in g.runs if t.run_id == run.run_id)
         last = curve.points[-1]
         up_and_down = [
-            statistics.fmean(client["bytes_up"] + client["bytes_down"] for client in record["clients"].values())
+            statistics.fmean(client.bytes_up + client.bytes_down for client in record.clients.values())
             for record in rounds
         ]
         assert last.moved_bytes == pytest.approx(sum(up_and_down), rel=1e-12)
         # what the ledger said, to the byte: each way, each round
-        costs = {cost["stage"]: cost for cost in run["predicted"]}
-        assert last.moved_bytes == sum(2 * costs[record["stage"]]["exchanged_bytes"] for record in rounds)
+        costs = {cost["stage"]: cost for cost in run.predicted}
+        assert last.moved_bytes == sum(2 * costs[record.stage]["exchanged_bytes"] for record in rounds)
         # 12 examples a client, one epoch: the FLOPs of 12 samples a round
-        each = {s["stage"]: s["ledger"]["measured"] for s in stages}
-        flops = sum(12 * (each[r["stage"]]["forward_flops"] + each[r["stage"]]["backward_flops"]) for r in rounds)
-        filled = {r["stage"] for r in rounds for c in r["clients"].values() if "filled" in c.get("prefix", {}).values()}
+        each = {s.stage: s.ledger.measured for s in stages}
+        flops = sum(12 * (each[r.stage]["forward_flops"] + each[r.stage]["backward_flops"]) for r in rounds)
+        filled = {r.stage for r in rounds for c in r.clients.values() if "filled" in c.prefix.values()}
         flops += sum(12 * costs[stage]["fill_flops"] for stage in filled)
         assert last.flops == pytest.approx(flops, rel=1e-12)
-        assert last.peak_bytes == max(s["ledger"]["measured"]["peak_tensor_bytes"] for s in stages)
-        assert [point.quality for point in curve.points] == [record["metrics"][METRIC] for record in rounds]
+        assert last.peak_bytes == max(s.ledger.measured["peak_tensor_bytes"] for s in stages)
+        assert [point.quality for point in curve.points] == [record.metrics[METRIC] for record in rounds]
         assert [point.round for point in curve.points] == [1, 2, 3, 4] and curve.complete
-        assert curve.digest == stages[-1]["digest"]
+        assert curve.digest == stages[-1].digest
 
 
 def test_what_a_client_spends_never_shrinks_and_frozen_blocks_count_once(six: list[RunHistory]) -> None:
@@ -64,9 +64,9 @@ def test_clients_that_join_late_do_not_fetch_for_one_that_is_always_there(make_h
     """Half of the clients take part in a round: some fetch the frozen blocks in the last round, and none twice."""
     cohorts = "federation.num_clients=4 federation.fraction_fit=0.5 levers.prefix_cache=always"
     ((run, stages, rounds),) = make_histories(f"layerwise:0 {cohorts} stages.rounds=[2,4]")
-    later = [client for record in rounds[3:] for client in record["clients"].values()]
-    assert any(c["bytes_down_frozen"] for c in later) and not all(c["bytes_down_frozen"] for c in later)
-    first, second = run["predicted"]
+    later = [client for record in rounds[3:] for client in record.clients.values()]
+    assert any(c.bytes_down_frozen for c in later) and not all(c.bytes_down_frozen for c in later)
+    first, second = run.predicted
     last = compare_runs([(run, stages, rounds)]).groups[0].last
     assert last.frozen_bytes == second["newly_frozen_bytes"] > 0 == first["newly_frozen_bytes"]
     assert measured_total(stages)["bytes_down_frozen"] == second["newly_frozen_bytes"]
@@ -94,7 +94,7 @@ def test_ratios_are_against_end_to_end(six: list[RunHistory]) -> None:
     assert layerwise["less"]["flops"] == whole["flops"] / layerwise["flops"] > 1
     assert progressive["less"]["flops"] > 1
     assert layerwise["quality_difference"] == layerwise["quality"]["mean"] - whole["quality"]["mean"]
-    alone = rows(compare_runs([histories for histories in six if histories[0]["strategy"] != "end_to_end"]))
+    alone = rows(compare_runs([histories for histories in six if histories[0].strategy != "end_to_end"]))
     assert [row["less"] for row in alone] == [None, None]
 
 
@@ -197,7 +197,7 @@ def test_metrics_that_no_run_has_are_named_with_those_it_has(six: list[RunHistor
     with pytest.raises(SpecError, match=r"no metric `test/nothing` -> known: .*test/t2i/R@1"):
         compare_runs(six, metric="test/nothing")
     run, stages, rounds = six[0]
-    bare = [{**r, "metrics": {"train/loss": r["metrics"]["train/loss"]}} for r in rounds]
+    bare = [r.changed(metrics={"train/loss": r.metrics["train/loss"]}) for r in rounds]
     with pytest.raises(SpecError, match="was never evaluated"):
         compare_runs([(run, stages, bare)])
     assert compare_runs([(run, stages, bare)], metric="train/loss").groups[0].label == "layerwise"

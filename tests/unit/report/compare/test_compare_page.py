@@ -67,14 +67,14 @@ def budgets(comparison: Comparison) -> list[Budget]:
 def test_the_page_needs_nothing_else_and_says_what_was_found(
     comparison: Comparison, budgets: list[Budget], six: list[RunHistory]
 ) -> None:
-    data = six[0][0]["data"]
+    data = six[0][0].data
     html = render_comparison(comparison, name="tiny", data=data, budgets=budgets, chance=0.125)
     page = Page(html)
     assert page.open == [] and not [at for at in page.references if not at.startswith("#")]
     assert not re.search(r"https?://|@import|url\((?!#)|<script", html)
     assert "nan" not in page.text.lower()
     for run, _, rounds in six:
-        assert run["run_id"] in page.text and rounds[-1]["digest"][:12] in page.text
+        assert run.run_id in page.text and rounds[-1].digest[:12] in page.text
     assert "n = 2 (seeds 0, 1)" in page.text and "12.5 %" in page.text
     assert "does not fit: its first round needs" in page.text and "fits whole" in page.text
     assert html == render_comparison(
@@ -87,7 +87,7 @@ def test_comparisons_of_other_shapes(make_histories: Make, wanted: list[str]) ->
     histories = make_histories(*wanted)
     for metric in (None, "test/loss", "train/loss"):
         found = compare_runs(histories, metric=metric)
-        assert Page(render_comparison(found, name="tiny", data=histories[0][0]["data"])).open == []
+        assert Page(render_comparison(found, name="tiny", data=histories[0][0].data)).open == []
         assert set(comparison_files(found)) == FILES
 
 
