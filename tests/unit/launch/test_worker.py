@@ -114,11 +114,12 @@ def test_a_client_sees_the_gpus_of_its_slot(tmp_path: Path) -> None:
 
 
 PROGRAM = """
-import sys, time
+import signal, sys, time
 from lwfed.launch.subprocess import Subprocess
 from lwfed.run.tasks import ClientTask
 from lwfed.round.workbench import Workbench
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 task = ClientTask.model_validate_json(sys.argv[1])
 launcher = Subprocess(open_store(task.store), parallel=1, devices=1, retries=0)
 list(launcher.clients("train-client", [task], deadline_s=600, emit=heard(lambda kind, values: print(kind, flush=True))))
