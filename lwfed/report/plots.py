@@ -150,7 +150,7 @@ def label_rounds(axes: Axes, stages: Sequence[Stage], *, last: int, names: bool 
         at_end = first > 0.75 * last
         axes.axvline(first - 0.5, color=COLOURS["soft"], lw=1, ls=(0, (2, 4)), zorder=1)
         text = f"{name} untrained ◆" if at_end else f"◆ {name} untrained"
-        _above(axes, first - 0.5, text, lift=19, ha="right" if at_end else "left", shift=5 if at_end else -5)
+        _above(axes, first - 0.5, text, lift=22, ha="right" if at_end else "left", shift=5 if at_end else -5)
 
 
 def round_ticks(last: int, *, count: int = 10) -> list[int]:
@@ -200,7 +200,7 @@ def legend_columns(labels: Sequence[str], *, width: float = 560) -> int:
     return max(1, min(len(labels), int(width / (50 + 7.2 * max(map(len, labels))))))
 
 
-def _above(axes: Axes, x: float, text: str, *, lift: float = 5, shift: float = 0, ha: str = "center") -> None:
+def _above(axes: Axes, x: float, text: str, *, lift: float = 8, shift: float = 0, ha: str = "center") -> None:
     axes.annotate(
         text, (x, 1), xycoords=axes.get_xaxis_transform(), xytext=(shift, lift), textcoords="offset points", ha=ha,
         annotation_clip=False,

@@ -20,7 +20,7 @@ try:
     main()
 except SystemExit as ended:
     assert not ended.code, ended.code
-assert not {{"torch", "timm", "transformers", "mlflow", "matplotlib", "pandas", "scipy"}} & sys.modules.keys()
+assert not {{"torch", "timm", "transformers", "mlflow", "matplotlib.pyplot", "pandas", "scipy"}} & sys.modules.keys()
 """
 FILES = {
     f"{name}.{kind}"

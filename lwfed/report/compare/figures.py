@@ -264,7 +264,7 @@ def _draw_quality(
             axes.plot(x(mean), quality.mean, "o", ms=15, mfc="none", mec=colour, mew=1.8, clip_on=False)
     axes.set_ylim(low, high)
     label_values(axes.yaxis, write)
-    axes.set_title(title, color=COLOURS["soft"], fontweight="normal", pad=20)
+    axes.set_title(title, color=COLOURS["soft"], fontweight="normal", pad=23)
 
 
 def _legend(figure: Any, comparison: Comparison) -> None:
