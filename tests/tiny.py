@@ -15,6 +15,7 @@ from lwfed.plan.stages import StagePlan
 from lwfed.round.train_client import train_client
 from lwfed.round.workbench import Workbench
 from lwfed.run import runs
+from lwfed.run.events import Event
 from lwfed.run.launcher import Launcher
 from lwfed.run.runs import Options
 from lwfed.run.stage import Stage
@@ -30,7 +31,7 @@ from lwfed.store.local import LocalStore
 from lwfed.store.manifest import Block, block_key
 from lwfed.store.protocol import Store
 from lwfed.types.records import RunRecord
-from tests.events import Listener, heard, ignore
+from tests.events import Listener, heard, ignore, plain
 
 VALUES: dict[str, Any] = {
     "name": "tiny",
@@ -93,18 +94,14 @@ def tiny_spec(root: Path | str, *overrides: str) -> RunSpec:
 class Finished:
     """A run that is over, and what it told while it went on."""
 
-    run: dict[str, Any]
+    run: RunRecord
     summary: dict[str, Any]
     bench: Workbench
-    events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
 
     @property
     def store(self) -> Store:
         return self.bench.store
-
-    @property
-    def record(self) -> RunRecord:
-        return RunRecord.of(self.run)
 
     @property
     def digest(self) -> str:
@@ -112,16 +109,16 @@ class Finished:
 
     @property
     def plans(self) -> tuple[StagePlan, ...]:
-        return runs.plans_of(self.record)
+        return runs.plans_of(self.run)
 
     @property
     def keys(self) -> list[str]:
         """Keys of the stages."""
-        return [item.key for item in runs.read_run(self.store, self.run["run_id"]).stages]
+        return [item.key for item in runs.read_run(self.store, self.run.run_id).stages]
 
     def told(self, kind: str) -> list[dict[str, Any]]:
         """Values of all events of a kind."""
-        return [values for name, values in self.events if name == kind]
+        return [plain(event)[1] for event in self.events if event.kind == kind]
 
     def checkpoint(self, stage: int, server_round: int | None = None) -> Checkpoint:
         """A round's manifest, or the stage's."""
@@ -148,16 +145,16 @@ def run_tiny(
     """Runs the tiny experiment to its end, or until `emit` raises."""
     store = store or LocalStore(root)
     run = prepared(tiny_spec(root, *overrides), store=store, options=options)
-    events: list[tuple[str, dict[str, Any]]] = []
+    events: list[Event] = []
 
-    def note(kind: str, values: dict[str, Any]) -> None:
-        events.append((kind, values))
+    def note(event: Event) -> None:
+        events.append(event)
         if emit is not None:
-            emit(kind, values)
+            emit(*plain(event))
 
     with closing(launcher(store)) as where:
-        summary = run_stages(run, launcher=where, store=store, emit=heard(note), cache=Path(root) / "cache")
-    return Finished(run=run.to_values(), summary=summary.to_values(), bench=Workbench(store), events=events)
+        summary = run_stages(run, launcher=where, store=store, emit=note, cache=Path(root) / "cache")
+    return Finished(run=run, summary=summary.to_values(), bench=Workbench(store), events=events)
 
 
 class Stopped(BaseException):

@@ -85,7 +85,7 @@ def _programs(folder: Path) -> Mapping[str, Callable[[], Start]]:
         "train-client": lambda: run_step("train-client", client_task(bench, stage, clients[0])),
         "aggregate-round": aggregate,
         "evaluate-round": evaluate,
-        "finish": lambda: run_step("finish", RunTask(run_id=finished.run["run_id"], **of_run)),
+        "finish": lambda: run_step("finish", RunTask(run_id=finished.run.run_id, **of_run)),
         "coordinator": lambda: run(
             "import lwfed.drive.tasks, lwfed.launch.kubernetes.launcher, lwfed.round.train_stage"
         ),

@@ -32,7 +32,7 @@ def test_rerun_on_the_cluster_starts_from_the_committed_stage(
         cache=None,
         last_stage=1,
     )
-    rerun = ["rerun", run["run_id"], "--stage", "2", "--store", uri, "--json"]
+    rerun = ["rerun", run.run_id, "--stage", "2", "--store", uri, "--json"]
     again = lwfed(*rerun)
     assert again.code == 10 and "kubernetes.image" in again.error  # the parent trained elsewhere
     ended = lwfed(*rerun, "-o", f"kubernetes.image={IMAGE}", "-o", "training.learning_rate=0.01", "--wait")

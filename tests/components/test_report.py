@@ -21,7 +21,7 @@ def test_the_model_stays_where_kubeflow_put_it_and_says_where_its_weights_are(
 ) -> None:
     root, folder = tmp_path / "root", tmp_path / place
     run = run_tiny(folder, *ONE_STAGE)
-    monkeypatch.setenv("LWFED_RUN_ID", run.run["run_id"])
+    monkeypatch.setenv("LWFED_RUN_ID", run.run.run_id)
     task = root / "lwfed-experiment" / "id" / "report"
     task.mkdir(parents=True)
     metrics, page, model = (
@@ -34,7 +34,7 @@ def test_the_model_stays_where_kubeflow_put_it_and_says_where_its_weights_are(
     )  # fmt: skip
     assert model.uri == str(task / "model") and Path(model.uri).is_relative_to(root)
     assert json.loads(Path(model.path).read_text(encoding="utf-8")) == model.metadata
-    assert model.metadata["digest"] == run.digest and model.metadata["run_id"] == run.run["run_id"]
+    assert model.metadata["digest"] == run.digest and model.metadata["run_id"] == run.run.run_id
     weights = Path(model.metadata["store_uri"].removeprefix("file://"))
     assert weights.is_relative_to(folder) and json.loads(weights.read_bytes())["digest"] == run.digest
     assert all(isinstance(value, str) for value in model.metadata.values()), "Kubeflow turns numbers into others"

@@ -109,7 +109,7 @@ class Experiment:
 
     def part(self, stage: int | None) -> Any:
         """Makes the trackers of a process, and tells them that it is at work."""
-        run = runs.read_run(self.bench.store, self.run["run_id"])
+        run = runs.read_run(self.bench.store, self.run.run_id)
         spec = TrackingSpec(uri="http://from-the-environment", experiment="lwfed")
         trackers, mlflow = make_trackers(run, spec, store=self.bench.store, warn=self.warnings.append, stage=stage)
         trackers.start(run)
@@ -131,7 +131,7 @@ class Experiment:
                 raise QuorumError("too few updates", remedy="fix the clients")
 
         task = StageTask(
-            store=self.bench.store.uri, run_id=self.run["run_id"], stage=stage, place=place_of(self.run, cache=None)
+            store=self.bench.store.uri, run_id=self.run.run_id, stage=stage, place=place_of(self.run, cache=None)
         )
         try:
             train_stage(task, launcher=InProcess(self.bench.store), store=self.bench.store, emit=heard(emit))
@@ -144,7 +144,7 @@ class Experiment:
         """The last process."""
         own = trackers is None
         trackers = trackers or self.part(NO_STAGE)[0]
-        run = runs.read_run(self.bench.store, self.run["run_id"])
+        run = runs.read_run(self.bench.store, self.run.run_id)
         summary = summarise(run, runs.history(self.bench.store, run)[0], wall_s=1.0, complete=True)
         task = RunTask(store=self.bench.store.uri, run_id=run.run_id, place=place_of(run, cache=None))
         InProcess(self.bench.store).server("finish", task, emit=heard(lambda kind, values: None))

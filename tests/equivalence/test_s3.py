@@ -74,4 +74,4 @@ def test_clients_that_are_forked_ask_by_connections_of_their_own(
         launcher=lambda store: Subprocess(store, parallel=2, devices=1, retries=0),
     )  # fmt: skip
     assert done.digest == finished.digest
-    assert not [kind for kind, _ in done.events if kind in ("warning", "client_log")]
+    assert not [event for event in done.events if event.kind in ("warning", "client_log")]

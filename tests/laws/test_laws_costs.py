@@ -66,7 +66,7 @@ def test_bytes_on_disk_are_the_ledgers(tmp_path: Path, strategy: str, up: str, d
     done = run_tiny(tmp_path, f"strategy={strategy}", *exchange, launcher=make)
     weights = launchers[0].weights
     assert len(weights) == 8
-    for stage, (key, cost) in enumerate(zip(done.keys, done.run["predicted"], strict=True), start=1):
+    for stage, (key, cost) in enumerate(zip(done.keys, done.run.predicted, strict=True), start=1):
         rounds = [record for record in done.told("round") if record["stage"] == stage]
         for record in rounds:
             for client, metrics in record["clients"].items():
@@ -93,7 +93,7 @@ def test_a_store_sees_the_ledgers_bytes(tmp_path: Path, codec: str) -> None:
     exchange = (f"exchange.upload={codec}", f"exchange.download={codec}")
     done = run_tiny(tmp_path / "store", "store.keep_rounds=0", "stages.rounds=[1,1]", *exchange)
     store = CountingStore(done.store)
-    key, cost, cache = done.keys[1], done.run["predicted"][1], tmp_path / "cache"
+    key, cost, cache = done.keys[1], done.run.predicted[1], tmp_path / "cache"
     for cached, frozen in ((None, cost["frozen_bytes"]), (cache, cost["frozen_bytes"]), (cache, 0)):
         for written in list(done.store.list(paths.updates(key, 1, "client-000") + "/")):
             done.store.delete(written)
@@ -135,8 +135,8 @@ def test_the_server_reads_each_update_once_and_writes_one_model(tmp_path: Path) 
 def test_parameters_are_the_modules(tmp_path: Path, strategy: str, objective: str) -> None:
     overrides = (f"strategy={strategy}", *([SUPERVISED] if objective == "supervised" else []))
     done = run_tiny(tmp_path, "stages.rounds=[0,1]", *overrides)
-    for plan, cost in zip(done.plans, done.run["predicted"], strict=True):
-        module = skeleton(plan.model, depth=plan.depth, num_classes=done.run["num_classes"])
+    for plan, cost in zip(done.plans, done.run.predicted, strict=True):
+        module = skeleton(plan.model, depth=plan.depth, num_classes=done.run.num_classes)
         specs = tensor_specs(module)
         assert cost["present_params"] == sum(p.numel() for p in module.parameters())
         trained = [module.get_submodule(unit) for unit in plan.trained]
@@ -251,7 +251,7 @@ def price(done: Finished, stage: int, *, tokens: int) -> StageCost:
     architectures = architectures_of(model, folder=None, count=count_architecture)
     lengths: dict[str, Any] = {m: item.tokens for m, item in architectures.items()} | {"text": tokens}
     costs = stage_costs(
-        done.plans, architectures=architectures, num_classes=done.run["num_classes"], tokens=lengths
+        done.plans, architectures=architectures, num_classes=done.run.num_classes, tokens=lengths
     )  # fmt: skip
     return costs[stage - 1]
 

@@ -243,7 +243,7 @@ def round_of(bench: Workbench, key: str, server_round: int) -> RoundContext:
 
 def test_a_client_that_was_absent_ends_in_the_model_that_the_others_have(int8: Finished, tmp_path: Path) -> None:
     """Round 3 of stage 1: by changes from round 1 on, as a snapshot, and after a round missed."""
-    key, cost = int8.keys[0], int8.run["predicted"][0]
+    key, cost = int8.keys[0], int8.run.predicted[0]
     bench = Workbench(int8.store)
     stage = bench.stage(key)
 
@@ -286,7 +286,7 @@ def test_cohorts_that_change_cost_what_the_ledger_says(tmp_path: Path) -> None:
         tmp_path, *INT8, "federation.num_clients=4", "federation.fraction_fit=0.5", "stages.rounds=[6,0]",
         "training.local_steps=1", "evaluation.every=99",
     )  # fmt: skip
-    cost, measured = done.run["predicted"][0], done.summary["stages"][0]["ledger"]["measured"]
+    cost, measured = done.run.predicted[0], done.summary["stages"][0]["ledger"]["measured"]
     fetched = [m["bytes_down"] for record in done.told("round") for m in record["clients"].values()]
     assert set(fetched) == {cost["snapshot_bytes"], cost["change_bytes"]} and fetched.count(cost["change_bytes"]) > 1
     assert measured["bytes_down"] == pytest.approx(cost["download_bytes"], rel=1e-12)

@@ -33,9 +33,8 @@ def test_a_finished_run_is_found_whatever_decides_no_number(finished: Finished) 
         root, "name=other", "launch={kind: subprocess, parallel: 2, device: cpu}", "data.workers=2",
         "federation.round_timeout_s=5", "store.keep_rounds=0", "tracking.uri=sqlite:///x.db",
     )  # fmt: skip
-    assert (
-        runs.find_finished(finished.store, draft(again, store=finished.store, options=Options()))
-        == (finished.run["run_id"])
+    assert runs.find_finished(finished.store, draft(again, store=finished.store, options=Options())) == (
+        finished.run.run_id
     )
     for override in ("seed=1", "strategy=progressive", "stages.rounds=[2,1]", "training.batch_size=6"):
         other = draft(tiny_spec(root, override), store=finished.store, options=Options())
@@ -66,7 +65,7 @@ def test_a_rerun_keeps_the_stages_before_it(tmp_path: Path) -> None:
         tmp_path, "training.learning_rate=1e-2", options=Options(run_id="again", parent=("first", 2))
     )  # fmt: skip
     assert again.keys[0] == first.keys[0] and again.keys[1] != first.keys[1]
-    assert again.run["parent"] == {"run_id": "first", "stage": 2}
+    assert again.run.parent == {"run_id": "first", "stage": 2}
     assert {v["stage"] for v in again.told("client_done")} == {2}
     assert again.digest != first.digest
     assert run_tiny(tmp_path, options=Options(run_id="third")).digest == first.digest, "the parent stands"

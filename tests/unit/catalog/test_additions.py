@@ -69,8 +69,8 @@ def run_example(folder: Path, *arguments: Path) -> str:
 
 def assert_ledger(done: Finished) -> None:
     """The ledger's parameters are the modules', its bytes what clients sent and fetched, its FLOPs a real step's."""
-    for plan, key, cost in zip(done.plans, done.keys, done.run["predicted"], strict=True):
-        module = skeleton(plan.model, depth=plan.depth, num_classes=done.run["num_classes"])
+    for plan, key, cost in zip(done.plans, done.keys, done.run.predicted, strict=True):
+        module = skeleton(plan.model, depth=plan.depth, num_classes=done.run.num_classes)
         assert cost["present_params"] == sum(p.numel() for p in module.parameters())
         trained = [module.get_submodule(unit) for unit in plan.trained]
         assert cost["trained_params"] == sum(p.numel() for unit in trained for p in unit.parameters())
@@ -115,7 +115,7 @@ def test_an_encoder_is_planned_counted_trained_and_exported(tmp_path: Path) -> N
         assert step["forward"] == pytest.approx(size * cost.forward_flops + loss, rel=0.02)
         assert step["backward"] == pytest.approx(size * cost.backward_flops + 2 * loss, rel=0.02)
         assert metrics["peak_tensor_bytes"] == pytest.approx(cost.peak_bytes, rel=0.10)
-    export_run(done.run["run_id"], tmp_path / "export", bench=done.bench, with_test_data=True)
+    export_run(done.run.run_id, tmp_path / "export", bench=done.bench, with_test_data=True)
     line = run_example(tmp_path / "export")
     assert float(line.split(": ")[1]) == pytest.approx(done.summary["metrics"]["test/t2i/R@1"], abs=1e-6)
     assert "MLPs over patches" in (tmp_path / "export/README.md").read_text()
@@ -123,7 +123,7 @@ def test_an_encoder_is_planned_counted_trained_and_exported(tmp_path: Path) -> N
 
 def test_an_encoder_starts_from_its_own_export(tmp_path: Path) -> None:
     done = run_tiny(tmp_path / "store", PATCHES, "stages.rounds=[1, 0]")
-    export_run(done.run["run_id"], tmp_path / "export", bench=done.bench)
+    export_run(done.run.run_id, tmp_path / "export", bench=done.bench)
     weights = f"model.encoders.image.weights={tmp_path / 'export/image'}"
     again = run_tiny(tmp_path / "again", PATCHES, weights, "stages.rounds=[1, 0]")
     start, end = (
@@ -144,11 +144,11 @@ def test_the_command_line_plans_an_encoder_without_formulas(tmp_path: Path) -> N
 
 def test_a_source_is_read_and_its_settings_are_part_of_the_plan(tmp_path: Path) -> None:
     done = run_tiny(tmp_path / "a", TEN)
-    assert done.run["data"]["clients"] == {"client-000": 4, "client-001": 4}
-    assert (done.run["data"]["num_test"], done.run["data"]["classes"]) == (2, ["left", "right"])
+    assert done.run.data.clients == {"client-000": 4, "client-001": 4}
+    assert (done.run.data.num_test, done.run.data.classes) == (2, ["left", "right"])
     data = done.plans[0].data
     assert data.model_dump(mode="json")["brightness"] == 90
-    assert data.at(root=None, workers=0) == runs.spec_of(done.record).data
+    assert data.at(root=None, workers=0) == runs.spec_of(done.run).data
     kept = run_tiny(tmp_path / "b", TEN, "levers.prefix_cache=always")
     assert kept.plans[1].levers.views["text"] == 2, "both captions"
     darker = run_tiny(tmp_path / "a", TEN, "data.brightness=80")
@@ -162,7 +162,7 @@ def test_a_fusion_with_parameters_is_a_unit_like_any_other(tmp_path: Path, strat
     done = run_tiny(tmp_path / "store", GATED, f"strategy={strategy}")
     assert all("fusion" in plan.trained and "prediction" in plan.rates for plan in done.plans)
     assert_ledger(done)
-    for stage, cost in enumerate(done.run["predicted"], start=1):
+    for stage, cost in enumerate(done.run.predicted, start=1):
         gate = 2 * (2 * 8) + 2
         assert cost["parts"]["fusion"]["params"] == cost["parts"]["fusion"]["exchanged_params"] == gate
         found = tensors_of(done.store, done.checkpoint(stage))
@@ -211,7 +211,7 @@ def test_with_one_stage_all_strategies_train_a_fusion_alike(tmp_path: Path) -> N
 
 def test_a_fusion_is_served_and_exported(tmp_path: Path) -> None:
     done = run_tiny(tmp_path / "store", GATED)
-    export_run(done.run["run_id"], tmp_path / "export", bench=done.bench)
+    export_run(done.run.run_id, tmp_path / "export", bench=done.bench)
     tensors = tensors_of(done.store, done.checkpoint(2))
     written = load_file(tmp_path / "export/heads/fusion.safetensors")
     assert written.keys() == {"gate.weight", "gate.bias"}

@@ -45,7 +45,7 @@ def test_exit_codes_are_told() -> None:
 
 
 def test_a_store_is_listed_and_shown(finished: Finished) -> None:
-    uri, run_id = finished.store.uri, finished.run["run_id"]
+    uri, run_id = finished.store.uri, finished.run.run_id
     rows = {row["run_id"]: row for row in call_json("list", "--store", uri)["runs"]}
     assert rows[run_id]["status"] == "finished" and rows[run_id]["digest"] == finished.digest
     assert (rows[run_id]["stages"], rows[run_id]["stages_done"]) == (2, 2)
@@ -59,7 +59,7 @@ def test_a_store_is_listed_and_shown(finished: Finished) -> None:
 
 def test_a_run_that_is_not_there_is_guessed(finished: Finished, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="did you mean"):
-        call("show", finished.run["run_id"][:-1], "--store", finished.store.uri)
+        call("show", finished.run.run_id[:-1], "--store", finished.store.uri)
     with pytest.raises(NotFoundError, match="there are no runs"):
         call("list", "--store", str(tmp_path / "empty"))
     assert not (tmp_path / "empty").exists(), "looking makes no folder"

@@ -37,5 +37,5 @@ def test_steps_beside_the_rounds(tmp_path: Path) -> None:
     prepare = PrepareTask(store=store, run_id="another", spec=values, place=place)
     assert not run_step("prepare", prepare).loaded & NEVER
     assert finished.store.has(paths.initial("another")), "it did draw what coordinators then need no torch for"
-    finish = RunTask(store=store, run_id=finished.run["run_id"], place=place)
+    finish = RunTask(store=store, run_id=finished.run.run_id, place=place)
     assert not run_step("finish", finish).loaded & (NEVER - {"matplotlib"}), "it draws"

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import io
+import json
 import re
+from collections.abc import Sequence
 
 import pytest
 from rich.console import Console
 
 from lwfed.cli.tables import rounds_table, stages_table
 from lwfed.drive.display import Display
+from lwfed.run.events import Checking, ClientDone, ClientLog, Event, Warning, read_event, values_of
+from lwfed.types.records import RoundRecord, StageSummary
 from tests.tiny import Finished
 
 
-def seen(finished: Finished, *, terminal: bool, extra: list[tuple[str, dict[str, object]]] | None = None) -> str:
+def seen(finished: Finished, *, terminal: bool, extra: Sequence[Event] = ()) -> str:
     out = io.StringIO()
     console = Console(file=out, width=160, force_terminal=terminal, color_system=None, legacy_windows=False)
     with Display(console, total_rounds=4) as display:
-        for kind, values in [*finished.events, *(extra or [])]:
-            display(kind, values)
+        for event in [*finished.events, *extra]:
+            display(event)
     return out.getvalue()
 
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_run_is_told_from_its_first_stage_to_its_last(finished: Finished, terminal: bool) -> None:
     text = seen(finished, terminal=terminal)
-    assert finished.run["run_id"] in text and "layerwise, 2 clients of 12 examples, 8 to test on (shapes)" in text
+    assert finished.run.run_id in text and "layerwise, 2 clients of 12 examples, 8 to test on (shapes)" in text
     for stage in (1, 2):
         assert re.search(rf"stage {stage}\b.*2 rounds.*key {finished.keys[stage - 1][:12]}", text)
         assert f"stage {stage} committed  {finished.checkpoint(stage).digest[:12]}" in text
@@ -39,12 +43,11 @@ def test_off_a_terminal_no_line_is_written_over(finished: Finished) -> None:
 
 
 def test_failures_and_warnings_are_told_as_they_are(finished: Finished) -> None:
-    extra: list[tuple[str, dict[str, object]]] = [
-        ("client_done", {"client": "client-001", "round": 3, "failed": "bad data: [x] is not a file", "metrics": None}),
-        ("client_log", {"client": "client-001", "line": "tried again: [red]killed[/]"}),
-        ("warning", {"message": "3 captions [cut]"}),
-        ("something_new", {"a": 1}),
-        ("checking", {"split": "train", "done": 4, "total": 4}),
+    extra: list[Event] = [
+        ClientDone(stage=1, round=3, client="client-001", failed="bad data: [x] is not a file"),
+        ClientLog(client="client-001", line="tried again: [red]killed[/]"),
+        Warning(message="3 captions [cut]"),
+        Checking(split="train", done=4, total=4),
     ]
     text = seen(finished, terminal=False, extra=extra)
     assert "client-001 failed in round 3: bad data: [x] is not a file" in text
@@ -56,10 +59,26 @@ def test_failures_and_warnings_are_told_as_they_are(finished: Finished) -> None:
 def test_tables_have_a_row_a_stage_and_a_round(finished: Finished) -> None:
     out = io.StringIO()
     console = Console(file=out, width=200, color_system=None)
-    console.print(stages_table(finished.summary["stages"], end_to_end=finished.run["end_to_end"]))
-    console.print(rounds_table(finished.told("round")))
+    stages = [StageSummary.of(stage) for stage in finished.summary["stages"]]
+    console.print(stages_table(stages, end_to_end=finished.run.end_to_end))
+    console.print(rounds_table([RoundRecord.of(values) for values in finished.told("round")]))
     text = out.getvalue()
     assert "end_to_end" in text and len(re.findall(r"2/2", text)) == 4
-    reused = [{**stage, "reused": True} for stage in finished.summary["stages"]]
-    console.print(stages_table(reused, end_to_end=finished.run["end_to_end"]))
+    reused = [stage.changed(reused=True) for stage in stages]
+    console.print(stages_table(reused, end_to_end=finished.run.end_to_end))
     assert out.getvalue().count("reused") == 2
+
+
+def test_an_event_that_nobody_handles_is_an_error() -> None:
+    class Unheard:
+        kind = "unheard"
+
+    with Display(Console(file=io.StringIO())) as display, pytest.raises(AssertionError):
+        display(Unheard())  # type: ignore[arg-type]  # what the type checker finds, too
+
+
+def test_events_travel_as_lines_and_come_back_equal(finished: Finished) -> None:
+    for event in finished.events:
+        assert read_event(event.kind, json.loads(json.dumps(values_of(event)))) == event
+    with pytest.raises(ValueError):
+        read_event("unheard", {})

@@ -93,7 +93,7 @@ def test_tasks_of_a_pipeline_load_no_torch(
     with pods(server, store):
         assert loaded("prepare") <= NEEDS
         run = runs.read_run(store, "r")
-        known = {"plan_digest": "", "data_version": runs.data_version_of(run), "code_version": run["code_version"]}
+        known = {"plan_digest": "", "data_version": runs.data_version_of(run), "code_version": run.code_version}
         digest = ""
         for stage in (1, 2):
             assert loaded("train_stage", stage=stage, input_digest=digest, **known) <= DRAWS

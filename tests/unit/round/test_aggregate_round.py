@@ -97,7 +97,7 @@ def test_clients_judge_on_what_they_held_out(tmp_path: Path) -> None:
     rounds = done.told("round")
     judged = [r["round"] for r in rounds if any(name.startswith("federated/") for name in r["metrics"])]
     assert judged == [2, 3]
-    assert done.run["data"]["clients"] == {"client-000": 7, "client-001": 7}, "5 of 12 are held out"
+    assert done.run.data.clients == {"client-000": 7, "client-001": 7}, "5 of 12 are held out"
     part = done.store.read_ref(paths.client_evaluation(done.keys[0], 3, "client-000"))
     assert part is not None and part["num_examples"] == 5
     assert rounds[-1]["metrics"]["federated/t2i/R@50"] == 1.0, "fewer candidates than 50"

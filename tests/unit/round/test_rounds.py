@@ -128,7 +128,7 @@ def test_records_say_what_happened(finished: Finished) -> None:
         assert stage["ledger"]["predicted"]["stage"] == number and not stage["reused"]
     summary = finished.summary
     assert summary["status"] == "finished" and summary["digest"] == finished.checkpoint(2).digest
-    assert summary == finished.store.read_ref(paths.summary(finished.run["run_id"]))
+    assert summary == finished.store.read_ref(paths.summary(finished.run.run_id))
     assert summary["metrics"] == finished.told("round")[-1]["metrics"]
     sent = sum(m["bytes_up"] for r in finished.told("round") for m in r["clients"].values()) / 2
     assert summary["ledger"]["measured"]["bytes_up"] == pytest.approx(sent), "of one client over all rounds"
@@ -141,7 +141,7 @@ def test_updates_are_dropped_once_they_are_aggregated(finished: Finished) -> Non
 
 
 def test_a_clients_cache_is_gone_when_the_run_is_over(finished: Finished) -> None:
-    assert not (Path(finished.store.uri) / "cache" / finished.run["run_id"]).exists()
+    assert not (Path(finished.store.uri) / "cache" / finished.run.run_id).exists()
 
 
 def test_while_it_runs_a_clients_cache_holds_the_frozen_blocks_and_nothing_else(tmp_path: Path) -> None:

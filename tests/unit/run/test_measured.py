@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from lwfed.run.measured import clients_in, frozen_bytes, in_every_round, measured_ledger
+from lwfed.types.records import RoundRecord
 
 NAMES = ("bytes_up", "bytes_down", "bytes_down_frozen")
 
 
-def rounds_of(*rounds: dict[str, int]) -> list[dict[str, Any]]:
+def rounds_of(*rounds: dict[str, int]) -> list[RoundRecord]:
     """RoundRecords, from the frozen bytes of each round's clients."""
-    return [{"clients": {c: dict.fromkeys(NAMES, nbytes) for c, nbytes in clients.items()}} for clients in rounds]
+    common = {"stage": 1, "digest": "", "metrics": {}}
+    client = {"num_examples": 1, "steps": 1, "loss": 1.0}
+    return [
+        RoundRecord.of(
+            {
+                **common,
+                "round": n,
+                "global_round": n,
+                "clients": {c: {**client, **dict.fromkeys(NAMES, nbytes)} for c, nbytes in clients.items()},
+            }
+        )
+        for n, clients in enumerate(rounds, start=1)
+    ]
 
 
 @pytest.mark.parametrize(

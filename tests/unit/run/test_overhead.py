@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lwfed.run.events import read_event
 from lwfed.run.overhead import Overhead
 from tests.events import heard
 
@@ -26,7 +27,7 @@ def play(*events: tuple[float, str, dict[str, Any]]) -> tuple[list[dict[str, flo
         if kind == "close":
             closed.append(overhead.close_round(values))
         else:
-            overhead.emit(kind, values)
+            overhead.emit(read_event(kind, {"stage": 1, "round": 1, **values} if kind == "client_done" else values))
     return closed, told
 
 

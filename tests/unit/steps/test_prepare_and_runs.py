@@ -26,15 +26,15 @@ def store(tmp_path: Path) -> LocalStore:
 def test_a_draft_writes_nothing(store: LocalStore) -> None:
     run = draft(tiny_spec(store.root), store=store, options=Options())
     assert not store.root.exists() or not list(store.list(""))
-    assert run["depths"] == DEPTHS and run["strategy"] == "layerwise" and len(run["predicted"]) == 2
+    assert run.depths == DEPTHS and run.strategy == "layerwise" and len(run.predicted) == 2
 
 
 def test_a_run_is_written_down_whole(store: LocalStore) -> None:
     spec = tiny_spec(store.root)
     run = prepared(spec, store=store, options=Options(run_id="mine"))
     assert runs.read_run(store, "mine") == run
-    assert run["data"]["clients"] == {"client-000": 12, "client-001": 12}
-    assert (run["data"]["num_train"], run["data"]["num_test"]) == (24, 8)
+    assert run.data.clients == {"client-000": 12, "client-001": 12}
+    assert (run.data.num_train, run.data.num_test) == (24, 8)
     assert runs.plans_of(run) == plan_stages(spec, depths=DEPTHS)
     read = runs.spec_of(run)
     assert read.training == spec.training and read.model == spec.model and read.federation == spec.federation
@@ -80,14 +80,14 @@ def test_cuts_that_do_not_fit_are_found_in_the_draft(store: LocalStore) -> None:
 
 def test_a_parent_must_be_there_and_have_the_stage(finished: Finished) -> None:
     store, spec = finished.store, tiny_spec(finished.store.uri)
-    parent = finished.run["run_id"]
+    parent = finished.run.run_id
     for stage in (0, 3):
         with pytest.raises(ResumeError, match=f"there is no stage {stage}"):
             draft(spec, store=store, options=Options(parent=(parent, stage)))
     with pytest.raises(NotFoundError, match=f"did you mean {parent}"):
         draft(spec, store=store, options=Options(parent=(parent[:-1], 2)))
     run = draft(spec, store=store, options=Options(parent=(parent, 2)))
-    assert run["stages"] == [{"stage": 1, "key": finished.keys[0]}]
+    assert [item.to_values() for item in run.stages] == [{"stage": 1, "key": finished.keys[0]}]
 
 
 def test_a_parent_whose_stage_is_not_committed_is_refused(store: LocalStore) -> None:
@@ -100,16 +100,16 @@ def test_a_parent_whose_stage_is_not_committed_is_refused(store: LocalStore) -> 
 def test_the_data_may_not_change_under_a_run(store: LocalStore) -> None:
     prepared(tiny_spec(store.root), store=store, options=Options(run_id="mine"))
     run = runs.read_run(store, "mine")
-    store.write_ref(paths.run("mine"), {**run, "data": {**run["data"], "version": "other"}})
+    store.write_ref(paths.run("mine"), run.changed(data=run.data.changed(version="other")).to_values())
     with pytest.raises(ResumeError, match="the data of run mine have changed"):
         draft(tiny_spec(store.root), store=store, options=Options(run_id="mine"))
-    store.write_ref(paths.run("mine"), {**run, "code_version": "other"})
+    store.write_ref(paths.run("mine"), run.changed(code_version="other").to_values())
     with pytest.raises(ResumeError, match="another version of the code"):
         draft(tiny_spec(store.root), store=store, options=Options(run_id="mine"))
 
 
 def test_history_is_what_is_committed(finished: Finished) -> None:
-    stages, rounds = runs.history(finished.store, runs.read_run(finished.store, finished.run["run_id"]))
+    stages, rounds = runs.history(finished.store, runs.read_run(finished.store, finished.run.run_id))
     assert stages == finished.told("stage") and rounds == finished.told("round")
 
 
@@ -142,4 +142,4 @@ def test_captions_that_are_cut_are_told(store: LocalStore) -> None:
 
 def test_a_spec_that_is_written_down_can_be_built_again(store: LocalStore) -> None:
     run = prepared(tiny_spec(store.root, "federation.num_clients=1"), store=store)
-    assert build_spec(run["spec"]).federation.num_clients == 1
+    assert build_spec(run.spec).federation.num_clients == 1

@@ -77,8 +77,8 @@ def silos(tmp_path: Path) -> RunSpec:
 def test_data_that_only_clients_see(silos: RunSpec, tmp_path: Path) -> None:
     far, near = LocalStore(tmp_path / "store"), LocalStore(tmp_path / "other")
     run, same = there(silos, far), here(silos, near)
-    assert run["data"] == same["data"]
-    assert run["data"]["clients"] == {"client-000": 6, "client-001": 7}
+    assert run.data == same.data
+    assert run.data.clients == {"client-000": 6, "client-001": 7}
     told = far.read_ref(paths.client_data("r", "client-001"))
     assert len(told["bad"]) == 1 and "000003.jpg" in next(iter(told["bad"].values()))
     for key in near.list("data/"):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,6 +14,7 @@ from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store
 from lwfed.tracking.jsonlines import JsonLines, read_events
+from lwfed.types.records import RunRecord
 from tests.tiny import Finished
 
 OFF = TrackingSpec(uri=None)
@@ -28,27 +27,27 @@ def store(finished: Finished, tmp_path: Path) -> Store:
     return open_store(str(tmp_path / "store"))
 
 
-def part(run: Mapping[str, Any], store: Store, stage: int | None) -> JsonLines:
+def part(run: RunRecord, store: Store, stage: int | None) -> JsonLines:
     """Makes the trackers of a process, and tells them that it is at work."""
     trackers, mlflow = make_trackers(run, OFF, store=store, warn=pytest.fail, stage=stage)
     assert mlflow is None
-    trackers.start(run)
+    trackers.start(run.to_values())
     return trackers
 
 
-def told(store: Store, run: Mapping[str, Any]) -> list[tuple[str, int | None]]:
+def told(store: Store, run: RunRecord) -> list[tuple[str, int | None]]:
     """Returns the events of a run's log: what, and which round or stage."""
     found = []
-    for event in read_events(bytes(store.get(paths.events(run["run_id"])))):
+    for event in read_events(bytes(store.get(paths.events(run.run_id)))):
         record = event["record"]
         found.append((event["event"], record.get("global_round", record.get("stage"))))
     return found
 
 
 def test_stages_whose_tasks_the_pipeline_left_out_are_told_by_the_next(finished: Finished, store: Store) -> None:
-    run = runs.read_run(store, finished.run["run_id"])
+    run = runs.read_run(store, finished.run.run_id)
     rounds = finished.told("round")
-    trackers = part({**run, "stages": run["stages"][:1]}, store, 2)  # stage 1 was known to the pipeline
+    trackers = part(run.changed(stages=run.stages[:1]), store, 2)  # stage 1 was known to the pipeline
     trackers.round(rounds[2])
     first = [("start", None), ("round", 1), ("round", 2), ("stage", 1), ("round", 3)]
     assert told(store, run) == first
@@ -59,10 +58,10 @@ def test_stages_whose_tasks_the_pipeline_left_out_are_told_by_the_next(finished:
     again = [*first, ("start", None), ("round", 4), ("stage", 2)]
     assert told(store, run) == again
     trackers = part(run, store, NO_STAGE)
-    assert not is_told(run["run_id"], store=store)
+    assert not is_told(run.run_id, store=store)
     trackers.finish(finished.summary)
     assert told(store, run) == [*again, ("start", None), ("finish", None)]
-    assert is_told(run["run_id"], store=store)
+    assert is_told(run.run_id, store=store)
 
 
 def test_a_process_knows_its_part_from_its_caller_and_its_runs_from_the_platform(

@@ -26,7 +26,7 @@ def make_histories(tmp_path_factory: pytest.TempPathFactory) -> Make:
                 head, *more = text.split()
                 strategy, _, seed = head.partition(":")
                 done = run_tiny(root, f"strategy={strategy}", f"seed={seed}", *more)
-                run = runs.read_run(LocalStore(root), done.run["run_id"])
+                run = runs.read_run(LocalStore(root), done.run.run_id)
                 made[text] = (run, *runs.history(LocalStore(root), run))
         return [made[text] for text in wanted]
 
