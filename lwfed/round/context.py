@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lwfed import environment, ranks
+from lwfed import environment
 from lwfed.plan.stages import StagePlan
 from lwfed.run.stage import Stage
 from lwfed.run.tasks import ClientTask, Place, RoundTask
@@ -113,12 +113,6 @@ class ClientContext(RoundContext):
     counted: CountingStore
     device: torch.device
 
-    def folder(self, name: str | None = None) -> Path | None:
-        """Returns a folder of the client's own that outlives its process; None where it keeps nothing.
-
-        Args:
-            name: Which folder; None: this rank's own for frozen blocks.
-        """
-        if self.place.cache is None:
-            return None
-        return Path(self.place.cache) / self.client / (str(ranks.rank()) if name is None else name)
+    def folder(self, name: str) -> Path | None:
+        """Returns a folder of the client's own that outlives its process; None if it keeps nothing."""
+        return None if self.place.cache is None else Path(self.place.cache) / self.client / name

@@ -21,8 +21,8 @@ from lwfed.types.errors import CheckpointError
 
 
 def frozen_cache(ctx: ClientContext) -> BlockCache:
-    """Returns the client's own folder for frozen blocks."""
-    return BlockCache(ctx.folder())
+    """Returns the client's own folder for frozen blocks; each rank has one."""
+    return BlockCache(ctx.folder(str(ranks.rank())))
 
 
 def model_cache(ctx: ClientContext) -> BlockCache:

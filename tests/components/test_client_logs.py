@@ -121,7 +121,9 @@ def test_logs_of_a_client_come_from_its_pods(training: str, lwfed: Command, clus
     assert ended.code == 19 and "there are pods of client-000, client-001" in ended.error
 
     store = open_store(STORE)
-    store.write_ref(paths.run(training), {"stages": [{"stage": 1, "key": "00" * 32}, {"stage": 2, "key": DIGEST}]})
+    data = {"source": "shapes", "version": "", "num_train": 1, "num_test": 1}
+    stages = [{"stage": 1, "key": "00" * 32}, {"stage": 2, "key": DIGEST}]
+    store.write_ref(paths.run(training), {"run_id": training, "spec": {}, "data": data, "stages": stages})
     assert lwfed("logs", training, "--client", "client-000", "--stage", "2").code == 0
     assert lwfed("logs", training, "--client", "client-000", "--stage", "1").code == 19
     cluster.pods = []

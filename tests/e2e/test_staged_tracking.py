@@ -112,7 +112,7 @@ class Experiment:
         run = runs.read_run(self.bench.store, self.run.run_id)
         spec = TrackingSpec(uri="http://from-the-environment", experiment="lwfed")
         trackers, mlflow = make_trackers(run, spec, store=self.bench.store, warn=self.warnings.append, stage=stage)
-        trackers.start(run)
+        trackers.start(run.to_values())
         return trackers, mlflow
 
     def prepare(self) -> None:

@@ -12,6 +12,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from pydantic import ValidationError
+
 from lwfed.launch.kubernetes import reasons
 from lwfed.launch.kubernetes.api import Cluster
 from lwfed.launch.kubernetes.jobs import Begun, Call, Jobs
@@ -230,10 +232,12 @@ class Collector:
                 self._warn(f"logs of pods are not shown here: {error}")
             case Line(pod, text):
                 event = reasons.log_event(text)
-                if event is None:
-                    self._emit(ClientLog(client=self._clients.get(pod, pod), line=text))
-                elif event[0] in PASSED_ON:
-                    self._emit(read_event(*event))
+                with suppress(ValidationError):  # of another version of lwfed: shown as it is
+                    if event is not None:
+                        if event[0] in PASSED_ON:
+                            self._emit(read_event(*event))
+                        return
+                self._emit(ClientLog(client=self._clients.get(pod, pod), line=text))
 
     def _warn(self, message: str) -> None:
         self._emit(Warning(message=message))

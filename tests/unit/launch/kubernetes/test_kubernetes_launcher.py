@@ -46,7 +46,12 @@ def test_a_round_of_clients_from_start_to_end(server: ApiServer, trial: Trial) -
     job = server.job()
     name = job["metadata"]["name"]
     one, other = started(server, job)
-    server.say(one, "reads its data", event("client_step", client="client-000", step=1, steps=2), event("report", x=1))
+    server.say(
+        one,
+        "reads its data",
+        event("client_step", client="client-000", step=1, steps=2, loss=0.5),
+        event("report", x=1),
+    )
     until(lambda: [kind for kind, _ in trial.told if kind == "client_step"], what="a step")
     server.end_pod(one)
     until(lambda: len(call.outcomes) == 1, what="the first outcome, before the second client has ended")
