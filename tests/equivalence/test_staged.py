@@ -79,7 +79,7 @@ def test_a_chain_of_tasks_ends_in_the_digest_of_a_run(
     named(monkeypatch, "again")  # all is committed: nothing is trained
     again, _ = chain(spec, store)
     assert again == digests
-    assert all(record["reused"] for record in runs.history(store, runs.read_run(store, "again"))[0])
+    assert all(record.reused for record in runs.history(store, runs.read_run(store, "again"))[0])
 
     named(monkeypatch, "skipping")  # the platform skips stage 1, whose strings are those of the run before
     common = {"spec": pack_spec(spec, store=store), "store": store.uri}
@@ -98,7 +98,7 @@ def test_a_chain_of_tasks_ends_in_the_digest_of_a_run(
     named(monkeypatch, "fresh")
     fresh, _ = chain(spec, store, fresh=True)
     records, _ = runs.history(store, runs.read_run(store, "fresh"))
-    assert fresh == digests and not any(record["reused"] for record in records)
+    assert fresh == digests and not any(record.reused for record in records)
 
 
 def test_strings_that_do_not_fit_the_run_are_refused(
