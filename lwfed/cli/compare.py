@@ -177,7 +177,10 @@ def _obtain(specs: Sequence[RunSpec], *, store: Store, console: Console) -> list
         console.rule(f"run {number} of {len(wanted)}: {what}", align="left", style="dim")
         try:
             summary = training.train(
-                item, store=store, console=console, go_on=f"the same command; {len(ids)} of {len(wanted)} runs are done"
+                item,
+                store=store,
+                console=console,
+                resume_with=f"the same command; {len(ids)} of {len(wanted)} runs are done",
             )
         except LwfedError:
             console.print(f"run {number} of {len(wanted)} ({what}) failed; {len(ids)} runs are done", highlight=False)

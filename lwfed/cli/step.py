@@ -11,13 +11,13 @@ import typer
 from lwfed import environment
 from lwfed.launch.step_process import (
     STEPS,
-    end_with,
-    end_without_coordinator,
+    exit_with_parent,
+    exit_without_coordinator,
     read_task,
+    reporting_failure,
     run_task,
     task_of,
     task_of_job,
-    telling_of_failure,
 )
 from lwfed.run.tasks import ClientTask, InspectTask
 from lwfed.types.errors import SpecError
@@ -37,18 +37,18 @@ def step(
     """Run one step, as a client's process or a pod does."""
     if name not in STEPS:
         raise SpecError(f"there is no step `{name}`", remedy=f"name one of {', '.join(STEPS)}")
-    with telling_of_failure(as_json):
+    with reporting_failure(as_json):
         if task is not None:
             values = read_task(task)
         elif store is not None and job is not None:
             values, beat = task_of_job(store, job, index=environment.job_index())
             if beat is not None:
-                end_without_coordinator(store, beat, as_json=as_json)
+                exit_without_coordinator(store, beat, as_json=as_json)
         else:
             raise SpecError("a step needs its task", remedy="give --task FILE, or --store URI and --job NAME")
         known = task_of(name, values)
         if isinstance(known, ClientTask | InspectTask) and known.parent_pid is not None:
-            end_with(known.parent_pid)
+            exit_with_parent(known.parent_pid)
         result = run_task(name, known, as_json=as_json)
     if result and not as_json:
         typer.echo(json.dumps(result))
