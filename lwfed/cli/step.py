@@ -1,4 +1,4 @@
-"""`lwfed step`: one step with its task from a file or a Job's list; what a pod runs."""
+"""`lwfed step`: runs one step, with its task from a file or from a Job's task list; the command of every pod."""
 
 from __future__ import annotations
 
@@ -28,11 +28,13 @@ def step(
     task: Annotated[
         Path | None, typer.Option("--task", metavar="FILE", help="The task, as JSON; - reads standard input.")
     ] = None,
-    store: Annotated[str | None, typer.Option("--store", metavar="URI", help="The store that holds the Job.")] = None,
-    job: Annotated[
-        str | None, typer.Option("--job", metavar="NAME", help="The Job; the pod's index picks the task of its list.")
+    store: Annotated[
+        str | None, typer.Option("--store", metavar="URI", help="The store with the Job's task list.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print progress as one JSON object a line.")] = False,
+    job: Annotated[
+        str | None, typer.Option("--job", metavar="NAME", help="The Job; the pod's index selects a task from its list.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print progress as one JSON object per line.")] = False,
 ) -> None:
     """Run one step, as a client's process or a pod does."""
     if name not in STEPS:
@@ -45,7 +47,7 @@ def step(
             if beat is not None:
                 exit_without_coordinator(store, beat, as_json=as_json)
         else:
-            raise SpecError("a step needs its task", remedy="give --task FILE, or --store URI and --job NAME")
+            raise SpecError("a step needs a task", remedy="pass --task FILE, or --store URI and --job NAME")
         known = task_of(name, values)
         if isinstance(known, ClientTask | InspectTask) and known.parent_pid is not None:
             exit_with_parent(known.parent_pid)
