@@ -10,29 +10,29 @@ from pathlib import Path
 from lwfed.types.errors import SpecError
 
 QUIET: Mapping[str, str] = {
-    # nothing phones home
+    # no telemetry
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "true",  # MLflow reads "true", the Hugging Face hub any of 1, true, yes, on
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    # memory of new gradients comes in large pages: clearing small ones takes longer than AdamW's step
+    # allocate gradients in huge pages: clearing small pages takes longer than AdamW's step
     "THP_MEM_ALLOC_ENABLE": "1",
-    # a GPU computes the same sums each time
+    # deterministic sums on a GPU
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-    # nothing draws over our own progress, or warns about what is not the user's doing
+    # no progress bars of libraries, and no warnings that users cannot act on
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "GIT_PYTHON_REFRESH": "quiet",
     "TOKENIZERS_PARALLELISM": "false",
     "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false",
-    # without a network nothing waits for one
+    # short timeouts, for machines without a network
     "HF_HUB_ETAG_TIMEOUT": "5",
     "HF_HUB_DOWNLOAD_TIMEOUT": "15",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }
-"""What `quiet` sets where the user set nothing."""
+"""Variables that `quiet` sets unless the user has set them."""
 
 _ADOPTED = "MLFLOW_RUN_ID"
 _GPUS = "CUDA_VISIBLE_DEVICES"
@@ -41,13 +41,13 @@ _PIPELINE_RUN = "KFP_RUN_ID"
 
 
 def quiet() -> None:
-    """Switches telemetry, noise and long waits of libraries off; what the user has set stands."""
+    """Switches off libraries' telemetry, noise and long waits; keeps the user's own settings."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
 
 
 def mlflow_adopted_run_id() -> str | None:
-    """The MLflow run that the platform opened for this process (`MLFLOW_RUN_ID`); we log into it and never end it."""
+    """The MLflow run that the platform opened for this process (`MLFLOW_RUN_ID`); not to be ended."""
     return _text(_ADOPTED)
 
 
@@ -62,32 +62,32 @@ def mlflow_uri() -> str | None:
 
 
 def child_environment(**extra: str) -> dict[str, str]:
-    """Returns the environment for a process we start: ours without the adopted MLflow run, which is for us alone."""
+    """Returns the environment of a child process: this process's own without its adopted MLflow run."""
     inherited = {name: value for name, value in os.environ.items() if name != _ADOPTED}
     return {**inherited, **extra}
 
 
 def become(variables: Mapping[str, str]) -> None:
-    """Sets variables of this process: a fork gets here what another child would find in its environment."""
+    """Sets variables of this process, for a fork that needs another environment."""
     os.environ.update(variables)
 
 
 def named_gpus() -> tuple[str, ...] | None:
-    """The GPUs that this process may use, by number or UUID (`CUDA_VISIBLE_DEVICES`); None: it may use all."""
+    """The GPUs that this process may use, by number or UUID (`CUDA_VISIBLE_DEVICES`); None: all."""
     text = _text(_GPUS)
     return None if text is None else tuple(name.strip() for name in text.split(","))
 
 
 def only_gpus(names: Sequence[str]) -> dict[str, str]:
-    """Returns the variables by which a child uses these GPUs alone, and all that are there where none is named."""
+    """Returns the variables that limit a child to these GPUs; no limit if none is named."""
     return {_GPUS: ",".join(names)} if names else {}
 
 
 @contextmanager
 def leaving_cuda_alone() -> Iterator[None]:
-    """While the body runs, torch asks the driver's management library for GPUs: CUDA itself would not survive a fork.
+    """While the body runs, torch finds GPUs by NVML, since CUDA itself does not survive a fork.
 
-    What the user has set stands (`PYTORCH_NVML_BASED_CUDA_CHECK`).
+    Keeps the user's own setting of `PYTORCH_NVML_BASED_CUDA_CHECK`.
     """
     name = "PYTORCH_NVML_BASED_CUDA_CHECK"
     before = os.environ.get(name)
@@ -100,12 +100,12 @@ def leaving_cuda_alone() -> Iterator[None]:
 
 
 def debug() -> bool:
-    """Whether `LWFED_DEBUG` asks for tracebacks in place of one-line errors."""
+    """Whether to show tracebacks and not just one-line errors (`LWFED_DEBUG`)."""
     return (_text("LWFED_DEBUG") or "0").lower() not in ("0", "false", "no", "off")
 
 
 def cache_folder() -> Path:
-    """The folder for what can be made again: `LWFED_CACHE`, else `lwfed` below `XDG_CACHE_HOME` or `~/.cache`."""
+    """The folder for reproducible files: `LWFED_CACHE`, else `lwfed` below `XDG_CACHE_HOME` or `~/.cache`."""
     own = _text("LWFED_CACHE")
     if own:
         return Path(own).expanduser()
@@ -117,13 +117,13 @@ def _text(name: str) -> str | None:
 
 
 def rank() -> int:
-    """Number of this process among those of one client (`RANK`, set by torchrun), from 0."""
+    """The rank of this process among those of its client (`RANK`, set by torchrun), from 0."""
     return int(_text("RANK") or 0)
 
 
 @contextmanager
 def ranks(*, use_gpu: bool) -> Iterator[None]:
-    """Joins the other processes of a client where torchrun started several (`WORLD_SIZE`); alone, does nothing."""
+    """Joins the other processes of a client if torchrun started several (`WORLD_SIZE`); else does nothing."""
     if int(_text("WORLD_SIZE") or 1) == 1:
         yield
         return
@@ -142,12 +142,12 @@ def ranks(*, use_gpu: bool) -> Iterator[None]:
 
 
 def job_index() -> int:
-    """Number of this pod in its Indexed Job (`JOB_COMPLETION_INDEX`), from 0."""
+    """The index of this pod in its Indexed Job (`JOB_COMPLETION_INDEX`), from 0."""
     return int(_text("JOB_COMPLETION_INDEX") or 0)
 
 
 def run_id() -> str | None:
-    """The run's name, where it is given to a process (`LWFED_RUN_ID`)."""
+    """The run's id, if the environment sets it (`LWFED_RUN_ID`)."""
     return _text("LWFED_RUN_ID")
 
 
@@ -156,25 +156,25 @@ def kfp_run_id() -> str | None:
     return _text(_PIPELINE_RUN)
 
 
-def go_on() -> str:
-    """Says how a run that was broken off goes on: as a retry of its pipeline run, or as the same run once more."""
+def resume_hint() -> str:
+    """Returns how to resume a run: by a retry of its pipeline run, or by starting the same run again."""
     pipeline_run = kfp_run_id()
     how = f"lwfed retry {pipeline_run[:8]}" if pipeline_run else "start the run again with the same --run-id"
     return f"{how}: nothing committed is lost"
 
 
 def pod_name() -> str | None:
-    """The pod that this process runs in, where it is told (`KFP_POD_NAME`, `POD_NAME`)."""
+    """The pod of this process, if the environment names it (`KFP_POD_NAME`, `POD_NAME`)."""
     return _text("KFP_POD_NAME") or _text("POD_NAME")
 
 
 def own_name() -> str:
-    """Names this process to others: its pod, else its host."""
+    """The name of this process to others: its pod, else its host."""
     return pod_name() or _text("HOSTNAME") or "this machine"
 
 
 def for_pods(run_id: str) -> dict[str, str]:
-    """Returns what pods we start must know: the run, its pipeline run, its MLflow run as a parent, never to adopt."""
+    """Returns variables for a run's pods: the run, its pipeline run, and its MLflow run as a parent (not to adopt)."""
     known = {
         "LWFED_RUN_ID": run_id,
         _PIPELINE_RUN: kfp_run_id(),
@@ -184,32 +184,32 @@ def for_pods(run_id: str) -> dict[str, str]:
 
 
 def kubeconfig() -> str | None:
-    """The file, or files with colons between them, that say how to reach a cluster (`KUBECONFIG`)."""
+    """The configuration file of the cluster, or several separated by colons (`KUBECONFIG`)."""
     return _text("KUBECONFIG")
 
 
 def kfp_endpoint() -> str | None:
-    """The address of Kubeflow Pipelines (`KF_PIPELINES_ENDPOINT`), as its own client reads it."""
+    """The URL of Kubeflow Pipelines (`KF_PIPELINES_ENDPOINT`), as its own client reads it."""
     return _text("KF_PIPELINES_ENDPOINT")
 
 
 def kfp_ui() -> str | None:
-    """The address of its web pages, where that is another (`KF_PIPELINES_UI_ENDPOINT`)."""
+    """The URL of its web pages, if different (`KF_PIPELINES_UI_ENDPOINT`)."""
     return _text("KF_PIPELINES_UI_ENDPOINT")
 
 
 def kfp_token_file() -> str | None:
-    """The file with a pod's own token for Kubeflow Pipelines (`KF_PIPELINES_SA_TOKEN_PATH`)."""
+    """The file with this pod's token for Kubeflow Pipelines (`KF_PIPELINES_SA_TOKEN_PATH`)."""
     return _text("KF_PIPELINES_SA_TOKEN_PATH")
 
 
 def named(name: str) -> str | None:
-    """A variable that the user names, such as the one that holds a token."""
+    """A variable that the user names, such as one with a token."""
     return _text(name)
 
 
 def s3_patience_s() -> float:
-    """Seconds that a request to an S3 server is tried again while the server is gone (`LWFED_S3_PATIENCE_S`)."""
+    """Seconds of retries while an S3 server is down (`LWFED_S3_PATIENCE_S`)."""
     text = _text("LWFED_S3_PATIENCE_S") or "120"
     try:
         seconds = float(text)
@@ -217,24 +217,24 @@ def s3_patience_s() -> float:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
         raise SpecError(
-            f"LWFED_S3_PATIENCE_S={text} is no number of seconds", remedy="set it to 0 or more; 120 is the default"
+            f"LWFED_S3_PATIENCE_S={text} is not a number of seconds", remedy="set it to 0 or more; 120 is the default"
         )
     return seconds
 
 
 def s3_secret_folder() -> Path | None:
-    """The folder of a mounted secret with the keys of an S3 server, one a file (`LWFED_S3_SECRET_DIR`)."""
+    """The folder of a mounted secret with an S3 server's keys, one per file (`LWFED_S3_SECRET_DIR`)."""
     folder = _text("LWFED_S3_SECRET_DIR")
     return None if folder is None else Path(folder).expanduser()
 
 
 def s3_endpoint() -> str | None:
-    """The address of an S3 server that is not AWS's (`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`)."""
+    """The URL of an S3 server other than AWS (`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`)."""
     return _text("AWS_ENDPOINT_URL_S3") or _text("AWS_ENDPOINT_URL")
 
 
 def aws_variables() -> tuple[tuple[str, str], ...]:
-    """All that botocore reads from the environment (`AWS_*`): a client is made again where it changes."""
+    """The variables that botocore reads (`AWS_*`); a change of them needs a new client."""
     return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
 
 
@@ -249,5 +249,5 @@ def minio_admin() -> tuple[str | None, str | None]:
 
 
 def ca_bundle() -> str | None:
-    """The file of the authority that signed a server's certificate (`AWS_CA_BUNDLE`)."""
+    """The certificate file of the authority that signed a server's certificate (`AWS_CA_BUNDLE`)."""
     return _text("AWS_CA_BUNDLE")

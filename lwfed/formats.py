@@ -1,6 +1,6 @@
-"""Numbers and metrics as people read them: three significant digits, and SI prefixes (powers of 1000) for units.
+"""Formats numbers and metrics for readers: three significant digits, and SI prefixes (powers of 1000) for units.
 
-Every function takes what a record may hold; a value that is missing or not finite is written as `–`. A metric's name is
+Every function accepts any value of a record; a missing or non-finite value becomes `–`. A metric's name is
 `SIDE/TASK/MEASURE`, such as `test/t2i/R@1`; a side is `train`, `test` (the server's test data) or `federated` (the
 clients' held-out shares).
 """
@@ -15,13 +15,13 @@ from typing import Any, TypeGuard
 MISSING = "–"
 PREFIXES = ("", "k", "M", "G", "T", "P")
 HEADLINES = ("test/t2i/R@1", "test/i2t/R@1", "test/i2a/R@1", "test/a2i/R@1", "test/accuracy", "test/f1", "test/loss")
-"""What a reader looks at first, of those that a run has."""
+"""The most important metrics, of which a run has some."""
 INITIALS = {"i": "image", "t": "text", "a": "audio"}
 """Modalities by their letter in the names of retrieval tasks."""
 
 
 def finite(value: Any) -> TypeGuard[float]:
-    """Whether a value is a number that can be logged, written and drawn."""
+    """Whether a value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -36,7 +36,7 @@ def flops_text(value: Any) -> str:
 
 
 def amount_text(value: Any) -> str:
-    """Returns a large count, of parameters for example, as `47.6 M`."""
+    """Returns a large count, such as of parameters, as `47.6 M`."""
     return _with_prefix(value, unit="").strip()
 
 
@@ -56,7 +56,7 @@ def number_text(value: Any) -> str:
 
 
 def percent_text(value: Any) -> str:
-    """Returns a share as per cent: 0.1234 as `12.3 %`."""
+    """Returns a share in per cent: 0.1234 as `12.3 %`."""
     return f"{100 * value:.1f} %" if finite(value) else MISSING
 
 
@@ -78,13 +78,13 @@ def seconds_text(value: Any) -> str:
 
 
 def trimmed(text: str) -> str:
-    """Returns a number's text without zeros at the end of its fraction, as axes label it: `2.00 MB` as `2 MB`."""
+    """Returns a number's text without trailing zeros, for axis labels: `2.00 MB` as `2 MB`."""
     number, space, unit = text.partition(" ")
     return (number.rstrip("0").rstrip(".") if "." in number and "e" not in number else number) + space + unit
 
 
 def is_share(metric: str) -> bool:
-    """Whether a metric lies between 0 and 1, and people read it in per cent."""
+    """Whether a metric is a share between 0 and 1, to be shown in per cent."""
     return not metric.endswith("loss")
 
 
@@ -105,7 +105,7 @@ def score_text(metric: str, value: float | None) -> str:
 
 
 def natural_order(names: Iterable[str]) -> list[str]:
-    """Returns names sorted with their numbers as numbers: R@5 before R@10."""
+    """Returns names sorted with numbers in numeric order: R@5 before R@10."""
     return sorted(names, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
 
 
@@ -125,5 +125,5 @@ def _with_prefix(value: Any, *, unit: str) -> str:
 
 
 def _digits(value: float) -> str:
-    """Returns three significant digits, zeros at the end included."""
+    """Returns three significant digits, including trailing zeros."""
     return f"{value:#.3g}".rstrip(".")

@@ -90,7 +90,7 @@ class RoundContext:
         key = paths.round_checkpoint(self.key, server_round)
         checkpoint = read_checkpoint(self.store, key)
         if checkpoint is None:
-            raise CheckpointError(f"{key} is not committed", remedy=environment.go_on())
+            raise CheckpointError(f"{key} is not committed", remedy=environment.resume_hint())
         odd = sorted(set(checkpoint.blocks) ^ set(self.plan.present))
         if odd:
             raise CheckpointError(f"the checkpoint and the plan differ in {odd[0]}", remedy="train again with --fresh")

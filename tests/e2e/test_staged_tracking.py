@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from lwfed import environment
-from lwfed.drive.trackers import NO_STAGE, make_trackers, tell_finish
+from lwfed.drive.trackers import NO_STAGE, make_trackers, record_finish
 from lwfed.launch.in_process import InProcess
 from lwfed.round.train_stage import train_stage
 from lwfed.round.workbench import Workbench
@@ -148,7 +148,7 @@ class Experiment:
         summary = summarise(run, runs.history(self.bench.store, run)[0], wall_s=1.0, complete=True)
         task = RunTask(store=self.bench.store.uri, run_id=run.run_id, place=place_of(run, cache=None))
         InProcess(self.bench.store).server("finish", task, emit=heard(lambda kind, values: None))
-        tell_finish(run, summary, store=self.bench.store, tracker=trackers)
+        record_finish(run, summary, store=self.bench.store, tracker=trackers)
         if own:
             trackers.close()
 

@@ -15,7 +15,7 @@ from lwfed.run.tasks import PoolTask
 from lwfed.spec.load import build_spec
 from lwfed.spec.run import RunSpec
 from lwfed.steps.prepare import draft, prepare
-from lwfed.steps.prepare_there import prepare_there
+from lwfed.steps.prepare_remote import prepare_remote
 from lwfed.store import paths
 from lwfed.store.local import LocalStore
 from lwfed.store.protocol import Store
@@ -44,7 +44,7 @@ class Elsewhere(InProcess):
 
 def there(spec: RunSpec, store: LocalStore, *, broken: str | None = None) -> dict[str, Any]:
     launcher = Elsewhere(store, broken=broken)
-    return prepare_there(spec, options=Options(run_id="r"), launcher=launcher, store=store, emit=ignore)
+    return prepare_remote(spec, options=Options(run_id="r"), launcher=launcher, store=store, emit=ignore)
 
 
 def here(spec: RunSpec, store: LocalStore) -> dict[str, Any]:

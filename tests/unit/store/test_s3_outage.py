@@ -300,7 +300,7 @@ def test_a_server_with_a_certificate_of_its_own(tmp_path: Path, monkeypatch: pyt
         (secret / "ca.crt").write_bytes((folder / "public.crt").read_bytes())
         monkeypatch.setenv("LWFED_S3_SECRET_DIR", str(secret))
         store = S3Store("s3://bucket/x", part_bytes=PART)
-        store.connection.ask(lambda client: client.create_bucket(Bucket="bucket"), about="to make a bucket")
+        store.connection.request(lambda client: client.create_bucket(Bucket="bucket"), about="to make a bucket")
         content = secrets.token_bytes(11 * MIB)
         store.put("big", [content])
         assert store.get("big") == content and store.write_ref("r", 1, if_absent=True)
