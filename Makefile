@@ -27,7 +27,7 @@ endif
 .PHONY: help setup run test quick-test bench lint format types contracts docs k8s-golden mlflow constraints clean broken
 
 help: ## show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: $(DONE) ## make the environment in .venv
 
