@@ -1,6 +1,6 @@
 """One round on one screen: sample, train, accept, aggregate, step, commit.
 
-FedAvg (McMahan et al. 2017, arXiv 1602.05629, Algorithm 1) with a quorum, and with any server optimiser in place of the
+FedAvg (McMahan et al. 2017, arXiv 1602.05629, Algorithm 1) with a quorum, and with any server optimiser instead of the
 plain mean (Reddi et al. 2021, arXiv 2003.00295, Algorithm 1). Two processes share a round: the coordinator, which does
 not load torch, runs `run_round`; the server's machine runs `aggregate`. Either can be killed at any point and started
 again: the accepted set never changes once committed, and committed work is never repeated.

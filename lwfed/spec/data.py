@@ -28,8 +28,8 @@ class DataSpec(Section):
     source: Annotated[str, Choice("sources")] = Field("shapes", description="shapes is built in and needs no download")
     root: str | None = Field(
         None,
-        description=f"{ROOTS}; a local partition needs {{client}} in it, which stands for each client's id, and for "
-        "`server` for the test data",
+        description=f"{ROOTS}; in a local partition, {{client}} stands for each client's id, and for `server` for the "
+        "test data",
     )
     workers: int = Field(2, ge=0, description="processes that decode and augment; 0: the training process itself")
     on_bad_example: Literal["fail", "skip"] = Field(
