@@ -19,7 +19,7 @@ DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-"""Safetensors name of a type -> torch's."""
+"""Safetensors name of a type -> torch's type."""
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -42,12 +42,12 @@ def norm(a: Mapping[str, Tensor]) -> float:
 
 
 def select(a: Mapping[str, Tensor], *, units: Collection[str]) -> dict[str, Tensor]:
-    """Returns the tensors of some units."""
+    """Returns the tensors of the given units."""
     return {name: tensor for name, tensor in a.items() if unit_of(name) in units}
 
 
 def by_unit(a: Mapping[str, T]) -> dict[str, dict[str, T]]:
-    """Groups tensors, or what is known of them, by their unit."""
+    """Groups tensors, or anything keyed by their names, by unit."""
     units: dict[str, dict[str, T]] = {}
     for name in sorted(a):
         units.setdefault(unit_of(name), {})[name] = a[name]
@@ -60,7 +60,7 @@ def spec_of(tensor: Tensor, *, buffer: bool = False) -> TensorSpec:
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
-    """Views a tensor's items as bytes, row by row, without a copy where it is contiguous and on the CPU."""
+    """Views a tensor's items as bytes, row by row, without a copy if it is contiguous and on the CPU."""
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return flat.numpy().data.cast("B")
 
@@ -73,11 +73,11 @@ def digest_raw(data: memoryview | bytes | bytearray, *, spec: TensorSpec) -> str
 
 
 def digest(tensor: Tensor) -> str:
-    """Returns the digest of a tensor: of its type, shape and values, wherever it lies."""
+    """Returns the digest of a tensor's type, shape and values, which does not depend on its device."""
     return digest_raw(raw_bytes(tensor), spec=spec_of(tensor))
 
 
 def _same_names(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
     if a.keys() != b.keys():
         odd = sorted(a.keys() ^ b.keys())
-        raise ValueError(f"the two sides name different tensors, {odd[0]} among them; select the same units first")
+        raise ValueError(f"the two sides have different tensors, such as {odd[0]}; select the same units first")

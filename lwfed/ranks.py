@@ -1,4 +1,4 @@
-"""Ranks of one client: sums and gathers over its devices, with gradients; alone, they do nothing.
+"""The ranks of one client: sums and gathers over its devices, with gradients; no-ops with a single rank.
 
 The convention is that each rank holds a share of the loss and the loss is the sum of the shares. So the gradient of the
 loss is the sum over ranks of the gradients that each rank computes, and the backward pass of a sum is a sum.
@@ -20,17 +20,17 @@ T = TypeVar("T")
 
 
 def size() -> int:
-    """Number of ranks; 1 where nothing is distributed."""
+    """Returns the number of ranks; 1 if nothing is distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this rank, from 0."""
+    """Returns the number of this rank, counted from 0."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def agree(yes: bool) -> bool:
-    """Returns the first rank's answer to all, where each might see something else."""
+    """Returns the first rank's answer on all ranks, for questions that each might answer differently."""
     if size() == 1:
         return yes
     answer = [yes]
@@ -39,9 +39,9 @@ def agree(yes: bool) -> bool:
 
 
 def each(work: Callable[[], T]) -> list[T]:
-    """Does a piece of work on every rank and gives all their results, in the ranks' order.
+    """Runs a function on every rank and returns all results, in the ranks' order.
 
-    Work that fails on some ranks ends on all alike, with the error of the first that failed: none waits for another.
+    If it fails on some ranks, all ranks raise the error of the first that failed, so that none waits for another.
     """
     if size() == 1:
         return [work()]
@@ -51,16 +51,16 @@ def each(work: Callable[[], T]) -> list[T]:
     try:
         result = work()
     except Exception as error:
-        own, failure = error, _told(error)
-    heard: list[Any] = [None] * size()
-    dist.all_gather_object(heard, (result, failure))
+        own, failure = error, _describe(error)
+    gathered: list[Any] = [None] * size()
+    dist.all_gather_object(gathered, (result, failure))
     try:
-        for number, (_, told) in enumerate(heard):
-            if told is not None:
-                raise own if own is not None and number == rank() else _error_of(*told)
+        for number, (_, reported) in enumerate(gathered):
+            if reported is not None:
+                raise own if own is not None and number == rank() else _error_of(*reported)
     finally:
-        own = None  # else it would hold this frame, and the frame it
-    return [found for found, _ in heard]
+        own = None  # breaks the reference cycle between the error and this frame
+    return [found for found, _ in gathered]
 
 
 def total(tensor: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def total(tensor: Tensor) -> Tensor:
 
 
 def total_(tensors: Sequence[Tensor]) -> None:
-    """Sums tensors of one type and device over the ranks, in place and in one message; no gradient."""
+    """Sums tensors of one type and device over the ranks, in place and in one message, without gradients."""
     if size() == 1 or not tensors:
         return
     flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
@@ -80,13 +80,13 @@ def total_(tensors: Sequence[Tensor]) -> None:
 
 
 def gather(tensor: Num[Tensor, " B *rest"]) -> tuple[Num[Tensor, " N *rest"], int]:
-    """Gathers rows from all ranks, which may hold different numbers of them.
+    """Gathers rows from all ranks, which may hold different numbers of rows.
 
     Args:
         tensor: This rank's rows.
 
     Returns:
-        The rows of all ranks in their order, with gradients, and the number of the first that is this rank's.
+        The rows of all ranks in their order, with gradients, and the index of this rank's first row.
     """
     if size() == 1:
         return tensor, 0
@@ -95,7 +95,7 @@ def gather(tensor: Num[Tensor, " B *rest"]) -> tuple[Num[Tensor, " N *rest"], in
 
 
 def row_counts(tensor: Tensor) -> list[int]:
-    """Number of rows each rank holds."""
+    """Returns the number of rows that each rank holds."""
     if size() == 1:
         return [tensor.shape[0]]
     mine = torch.tensor([tensor.shape[0]], device=tensor.device)
@@ -104,8 +104,8 @@ def row_counts(tensor: Tensor) -> list[int]:
     return [int(count) for count in counts]
 
 
-def _told(error: Exception) -> tuple[int, int | None, str]:
-    """Returns what other ranks are told of an error: exit code, system's error number, message."""
+def _describe(error: Exception) -> tuple[int, int | None, str]:
+    """Describes an error for the other ranks: exit code, the system's error number, message."""
     if isinstance(error, LwfedError):
         return error.exit_code, None, str(error)
     if isinstance(error, OSError) and error.errno is not None:

@@ -1,8 +1,8 @@
-"""The catalog: what a spec may choose by name, each choice described in a file of its own that needs no torch.
+"""The catalog: everything a spec can choose by name, each choice described in its own file without torch.
 
-A folder is a kind of choice, and a file in it a choice, found by its name: nothing lists them. The code that does the
-work lies under the same name in `lwfed.models`, `lwfed.data`, `lwfed.federated` or `lwfed.launch`. What a description
-says decides no number by itself: it reaches a stage through the stage's plan.
+A folder is a kind of choice, and each file in it is a choice, found by its name; there is no list of them. The
+implementation has the same name in `lwfed.models`, `lwfed.data`, `lwfed.federated` or `lwfed.launch`. A description
+affects results only through a stage's plan.
 """
 
 from __future__ import annotations
@@ -30,6 +30,6 @@ def describe(kind: str, name: str) -> ModuleType:
 
 
 def settings_of(kind: str) -> Any:
-    """Returns the type of the settings of any of a kind's choices, which tell themselves apart by their key `kind`."""
+    """Returns the union of the settings types of a kind's choices, with their key `kind` as discriminator."""
     types = tuple(describe(kind, name).Settings for name in names(kind))
     return types[0] if len(types) == 1 else Annotated[Union[types], Field(discriminator="kind")]  # noqa: UP007

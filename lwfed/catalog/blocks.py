@@ -1,10 +1,10 @@
-"""A transformer as formulas: FLOPs, and what autograd keeps, per sample of T tokens.
+"""Formulas for a transformer: FLOPs, and the items that autograd saves, per sample of T tokens.
 
 D is the width, F the feed-forward width, H the number of heads. The formulas describe
-`scaled_dot_product_attention` as PyTorch runs it on a CPU. The flash kernel keeps its inputs, its output and H T sums,
+`scaled_dot_product_attention` as PyTorch runs it on a CPU. The flash kernel saves its inputs, its output and H T sums,
 and recomputes the scores in the backward pass (5 products for the forward pass's 2). With dropout on the scores the
-plain products run instead (4 products) and keep three maps of H T^2: softmax, noise, and their product. Fused kernels
-of GPUs take dropout and need no such maps: there the prediction is expected to lie above what is used.
+plain products run instead (4 products) and save three maps of H T^2: softmax, noise, and their product. Fused kernels
+on GPUs support dropout and need no such maps, so there the prediction is expected to exceed the actual use.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class BlockShape:
         width: D.
         feed_forward: F.
         heads: H.
-        post_norm: LayerNorm comes after the residual sum (DistilBERT), not before the sublayer (ViT, AST).
-        dropouts: Number of dropouts with a rate above 0 outside the attention; each keeps its noise, T D.
-        attention_dropout: The attention scores have a dropout with a rate above 0.
-        masked: Attention takes a mask of the tokens.
+        post_norm: Whether LayerNorm comes after the residual sum (DistilBERT), not before the sublayer (ViT, AST).
+        dropouts: Number of dropouts with a rate above 0 outside the attention; each saves its noise, T D.
+        attention_dropout: Whether the attention scores have a dropout with a rate above 0.
+        masked: Whether attention takes a mask of the tokens.
     """
 
     width: int
@@ -44,15 +44,15 @@ def block(shape: BlockShape, *, tensors: Mapping[str, TensorSpec]) -> Unit:
 
     FLOPs: the forward pass is four D x D products and two D x F products per token, and two T x D products per token in
     the attention; the backward pass is twice the former (gradients of input and weight). At the cut, post-norm
-    skips the gradient of the input of q, k, v; pre-norm does not, for its first LayerNorm's weights lie before it.
+    skips the gradient of the input of q, k, v; pre-norm does not, because its first LayerNorm's weights come before it.
 
     Saved items. In fp32 always: the inputs of both LayerNorms (2 T D), their means and deviations (4 T). In the
     computation's type: the inputs of q, k, v (T D, shared), q, k, v (3 T D), the attention's output (T D), the
     feed-forward's input (T D), its inner map before and after GELU (2 T F), the dropouts' noise. In post-norm the
     block's input is the input of q, k, v, in pre-norm that of the first LayerNorm: both count 8 T D + 2 T F.
 
-    Computed again: all in post-norm, whose last LayerNorm keeps its input; in pre-norm the feed-forward's second
-    product is left out, for nothing after it is kept.
+    Recomputed: everything in post-norm, whose last LayerNorm saves its input; in pre-norm everything except the
+    feed-forward's second product, because nothing after it is saved.
 
     Args:
         shape: The block's sizes.
@@ -84,13 +84,13 @@ def block(shape: BlockShape, *, tensors: Mapping[str, TensorSpec]) -> Unit:
 
 
 def row_cost(shape: BlockShape) -> UnitCost:
-    """Returns the cost of a block for its first token alone: keys and values of all tokens, all else of one.
+    """Returns the cost of a block for its first token alone: keys and values of all tokens, everything else of one.
 
-    FLOPs: k and v are two D x D products per token; q and the output projection two, and the feed-forward two D x F,
-    for the one; attention is two products of 1 x T x D.
+    FLOPs: k and v are two D x D products per token; for the one token, q and the output projection are two, and the
+    feed-forward two D x F products; attention is two products of 1 x T x D.
 
-    Saved items: of T tokens the input of k and v, k and v (3 T D), in pre-norm the first LayerNorm's input and
-    statistics too (T D + 2 T); of the one token what the whole block keeps of each.
+    Saved items: for all T tokens the input of k and v, k and v (3 T D), in pre-norm the first LayerNorm's input and
+    statistics too (T D + 2 T); for the one token, what the whole block saves per token.
 
     Args:
         shape: The block's sizes.
@@ -119,14 +119,14 @@ def row_cost(shape: BlockShape) -> UnitCost:
 def absorbed_cost(shape: BlockShape) -> UnitCost:
     """Returns the cost of a block for its first token alone, with the projections of keys and values absorbed.
 
-    FLOPs: all products with weights are of one token; scores and mixture are two products of H x T x D. At the cut
-    the gradients of the tokens fall away in both: the first LayerNorm's weights are reached without them.
+    FLOPs: all products with weights are for one token; scores and mixture are two products of H x T x D. At the cut
+    neither needs the gradients of the tokens: the first LayerNorm's weights get theirs without them.
 
     Saved items. In fp32: the tokens (T D), the attention's weights (H T), with dropout its noise and sums too; in
-    pre-norm also the tokens' deviations (T), and of each head the query taken through the keys and the mixture before
-    the LayerNorm's weights (2 H D). In the computation's type, of the one token: q, the mixture of tokens of each head
-    (H D), the heads' outputs, in pre-norm the normalised token. For the gradient of the tokens alone: the query, and
-    what was multiplied by deviations and noise.
+    pre-norm also the tokens' deviations (T), and per head the query multiplied by the keys' weights and the mixture
+    before the LayerNorm's weights (2 H D). In the computation's type, for the one token: q, each head's mixture of
+    tokens (H D), the heads' outputs, in pre-norm the normalised token. Only for the gradient of the tokens: the query,
+    and the factors of deviations and noise.
 
     Args:
         shape: The block's sizes.
@@ -157,10 +157,10 @@ def absorbed_cost(shape: BlockShape) -> UnitCost:
 
 
 def _after_attention(shape: BlockShape) -> tuple[Count, Count]:
-    """What the one token keeps after the attention, in the computation's type and in fp32.
+    """Returns the items saved for the one token after the attention, in the computation's type and in fp32.
 
-    The feed-forward's input, its inner map before and after GELU and the dropouts' noise; the inputs of the norms
-    after the attention, two in post-norm and one in pre-norm, and their statistics.
+    These are the feed-forward's input, its inner map before and after GELU and the dropouts' noise; and the inputs and
+    statistics of the norms after the attention, two in post-norm and one in pre-norm.
     """
     d, norms = shape.width, 2 if shape.post_norm else 1
     return Count(constant=d + 2 * shape.feed_forward + shape.dropouts * d), Count(constant=norms * (d + 2))
@@ -169,7 +169,7 @@ def _after_attention(shape: BlockShape) -> tuple[Count, Count]:
 def transformer(
     name: str, *, depth: int, tokens: int, stem: Unit, block_unit: Unit, width: int, final_norm: bool
 ) -> Architecture:
-    """Puts an encoder together; reading the feature keeps the last state, T D, for its gradient is one row of it."""
+    """Assembles an encoder. Reading the feature saves the last state, T D, because its gradient is one row of it."""
     units = {"stem": stem} | {f"blocks.{i}": block_unit for i in range(depth)}
     pooled = Count(linear=width)
     if final_norm:
@@ -183,7 +183,7 @@ def transformer(
 
 
 def patches_cost(patches: int, *, fan_in: int, width: int, pixels: int) -> UnitCost:
-    """Returns the cost of a convolution that makes patches; its input is the batch, which is not counted."""
+    """Returns the cost of a patch convolution; its input is the batch, which is not counted."""
     flops = Count(constant=2 * patches * fan_in * width)
     return UnitCost(forward=flops, backward=flops, copies=Count(constant=pixels), weight_copies=fan_in * width)
 
@@ -195,6 +195,6 @@ def linear(name: str, fan_in: int, fan_out: int, *, bias: bool = True) -> dict[s
 
 
 def norm(name: str, width: int) -> dict[str, TensorSpec]:
-    """Returns the tensors of a LayerNorm; with an empty name, of one that is a unit by itself."""
+    """Returns the tensors of a LayerNorm; an empty name means that it is a unit by itself."""
     prefix = f"{name}." if name else ""
     return {f"{prefix}weight": TensorSpec((width,)), f"{prefix}bias": TensorSpec((width,))}

@@ -1,8 +1,8 @@
-"""What a unit of a model costs: counts that grow with the number of tokens, and the tensors it is made of.
+"""The costs of a model's units: counts that grow with the number of tokens, and the units' tensors.
 
 1 multiply-add is 2 FLOPs; only matrix products, convolutions and attention are counted, as
-`torch.utils.flop_counter.FlopCounterMode` does. "Saved" is what autograd keeps for the backward pass: unique storages
-without parameters, buffers and the raw batch.
+`torch.utils.flop_counter.FlopCounterMode` does. "Saved" items are those that autograd keeps for the backward pass:
+unique storages without parameters, buffers and the raw batch.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class UnitCost:
-    """What a unit costs, per sample.
+    """The costs of a unit, per sample.
 
     Attributes:
         forward: FLOPs of the forward pass.
         backward: FLOPs of the backward pass of a trained unit whose input needs a gradient too.
-        input_gradient: Part of `backward` that falls away where the input needs none: at the cut.
-        saved: Items kept for the backward pass in the type of the computation (fp32, or bf16).
-        saved_fp32: Items kept in fp32 whatever the computation's type: residual stream, statistics.
-        input_saved: Part of `saved_fp32` that is kept for the gradient of the input alone: it too falls away there.
-        input: Items of its input, which is all that a pass keeps that computes the unit again; fp32. Blocks only.
-        recomputed: FLOPs of computing it again, up to the last thing that the backward pass needs. Blocks only.
-        copies: Items kept only when the type is not fp32: copies of an input that fp32 would share.
-        fixed_bytes: Bytes kept once, whatever the batch: BatchNorm's statistics.
-        weight_copies: Weights that a mixed-precision pass keeps a copy of, whatever the batch.
+        input_gradient: Part of `backward` that is not needed at the cut, because the input needs no gradient there.
+        saved: Items saved for the backward pass in the computation's type (fp32 or bf16).
+        saved_fp32: Items saved in fp32 whatever the computation's type: residual stream, statistics.
+        input_saved: Part of `saved_fp32` that is saved only for the input's gradient, and so not at the cut.
+        input: Items of its input, in fp32: all that is saved if the unit is recomputed. Blocks only.
+        recomputed: FLOPs of recomputing it, up to the last value that the backward pass needs. Blocks only.
+        copies: Items saved only if the type is not fp32: copies of an input that fp32 would share.
+        fixed_bytes: Bytes saved once, whatever the batch: BatchNorm's statistics.
+        weight_copies: Number of weights that a mixed-precision pass copies, whatever the batch.
     """
 
     forward: Count = Count()
@@ -62,23 +62,23 @@ class UnitCost:
     weight_copies: int = 0
 
     def backward_flops(self, tokens: int, *, at_cut: bool) -> int:
-        """FLOPs of the backward pass, per sample."""
+        """Returns the FLOPs of the backward pass, per sample."""
         return self.backward.at(tokens) - (self.input_gradient.at(tokens) if at_cut else 0)
 
     def saved_bytes(self, tokens: int, *, item_bytes: int = 4, at_cut: bool = False) -> int:
-        """Bytes kept for the backward pass, per sample.
+        """Returns the bytes saved for the backward pass, per sample.
 
         Args:
             tokens: T.
             item_bytes: 4 for fp32, 2 for bf16 (mixed precision).
-            at_cut: The input needs no gradient.
+            at_cut: Whether the input needs no gradient.
         """
         copies = self.copies.at(tokens) if item_bytes < 4 else 0
         in_fp32 = self.saved_fp32.at(tokens) - (self.input_saved.at(tokens) if at_cut else 0)
         return item_bytes * (self.saved.at(tokens) + copies) + 4 * in_fp32
 
     def fixed(self, *, item_bytes: int = 4) -> int:
-        """Bytes kept for the backward pass once, whatever the batch."""
+        """Returns the bytes saved for the backward pass once, whatever the batch."""
         return self.fixed_bytes + (item_bytes * self.weight_copies if item_bytes < 4 else 0)
 
 
@@ -87,10 +87,10 @@ class Unit:
     """A unit: its tensors and its cost.
 
     Attributes:
-        tensors: Tensor name after the unit's own name -> type and shape.
-        cost: What it costs.
-        variants: `row`, `absorbed` -> what it costs where its modality's last block is computed that way: a block as
-            the last one, and what follows it. Where none is given, nothing changes.
+        tensors: Tensor name without the unit's name -> type and shape.
+        cost: Its cost.
+        variants: `row`, `absorbed` -> its cost if its modality's last block is computed that way, for the last block
+            and the units after it. A variant that is missing costs the same as `cost`.
     """
 
     tensors: Mapping[str, TensorSpec]
@@ -98,12 +98,12 @@ class Unit:
     variants: Mapping[str, UnitCost] = field(default_factory=dict)
 
     def cost_as(self, how: str) -> UnitCost:
-        """Returns what it costs where the last block is computed as `full`, `row` or `absorbed`."""
+        """Returns its cost if the last block is computed as `full`, `row` or `absorbed`."""
         return self.variants.get(how, self.cost)
 
     @property
     def num_params(self) -> int:
-        """Number of parameters, buffers left out."""
+        """Number of parameters, without buffers."""
         return sum(spec.numel for spec in self.tensors.values() if not spec.buffer)
 
     @property
@@ -121,13 +121,13 @@ class Architecture:
     """An encoder without its weights.
 
     Attributes:
-        name: What it is, in a word.
+        name: A short name.
         depth: Number of blocks.
         width: D.
-        tokens: T: fixed by the input's size, or the most that a text may have.
-        units: Unit name after the modality (`stem`, `blocks.0` ..., `norm`) -> unit.
-        pooled: Items that reading the feature off the last state keeps, per sample.
-        pooled_row: The same where the last state is one token.
+        tokens: T: fixed by the input's size, or a text's maximum.
+        units: Unit name without the modality (`stem`, `blocks.0` ..., `norm`) -> unit.
+        pooled: Items saved by reading the feature from the last state, per sample.
+        pooled_row: The same if the last state is one token.
     """
 
     name: str
@@ -159,7 +159,7 @@ class Architecture:
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Architecture:
-        """Reads what `to_values` wrote, or what `lwfed.models.inspect` counted."""
+        """Reads values written by `to_values`, or counted by `lwfed.models.inspect`."""
         return cls(
             name=values["name"],
             depth=values["depth"],

@@ -1,4 +1,4 @@
-"""What the rest of lwfed must know of an encoder family before torch is loaded."""
+"""Descriptions of encoder families: what the rest of lwfed must know about a family without loading torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lwfed.catalog import describe
 from lwfed.catalog.costs import Architecture
 
 TOKENS = -1
-"""In an input's shape: the number of tokens, which a batch chooses, up to the encoder's `max_tokens`."""
+"""In an input's shape: the number of tokens, which depends on the batch, up to the encoder's `max_tokens`."""
 
 
 class EncoderSettings(Protocol):
@@ -30,7 +30,7 @@ class EncoderSettings(Protocol):
 
     @property
     def max_tokens(self) -> int:
-        """Most tokens of a text."""
+        """Largest number of tokens of a text."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -38,10 +38,10 @@ class EncoderSettings(Protocol):
 
 
 class Input(NamedTuple):
-    """A tensor that an encoder takes.
+    """An input tensor of an encoder.
 
     Attributes:
-        shape: Sizes for one example, without the batch's.
+        shape: Shape for one example, without the batch dimension.
         dtype: torch's name of its type.
     """
 
@@ -54,13 +54,13 @@ class Usage:
     """How an exported encoder is used without lwfed.
 
     Attributes:
-        what: Which model of which library it is.
+        what: The model and its library.
         how: The calls that load it, as Markdown.
-        feature: What of its output is the feature.
+        feature: The part of its output that is the feature.
         needs: Packages besides torch and safetensors.
         code: Python that defines `encode_<modality>s(items)`, with `%(width)d` for D. It may use `here` (the export's
             folder), `device` and `projection(name, width)`.
-        imports: Lines that the code needs.
+        imports: Import lines that the code needs.
     """
 
     what: str
@@ -72,9 +72,9 @@ class Usage:
 
 
 def without_arch(encoder: EncoderSettings) -> None:
-    """Checks the settings of a family that is described by `config` and `weights` alone."""
+    """Checks that `arch` is not set, for a family that only `config` and `weights` describe."""
     if encoder.arch:
-        raise ValueError(f"`arch` is not for {encoder.family}, which is described by `config` or `weights`")
+        raise ValueError(f"`arch` is not for {encoder.family}, which `config` or `weights` describe")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,16 +82,16 @@ class EncoderDescription:
     """An encoder family.
 
     Attributes:
-        modality: What it encodes: `image`, `text` or `audio`.
-        final_norm: Whether a norm follows its last block: a unit of its own, trained in every stage.
-        feature_token: Whether its feature is its first token, so that the last block may be computed for that alone.
-        inputs: An example's input, or name -> input, from the architecture's settings: those of `Family.config` and
-            `Family.input_settings`.
+        modality: The modality that it encodes: `image`, `text` or `audio`.
+        final_norm: Whether a norm follows its last block: a separate unit, trained in every stage.
+        feature_token: Whether its feature is its first token, so that the last block can be computed for it alone.
+        inputs: Returns an example's input, or name -> input, from the architecture's settings: those of
+            `Family.config` and `Family.input_settings`.
         usage: How an export of it is used.
-        check: Raises ValueError where the spec's settings do not fit the family.
-        architecture: Its tensors and costs as formulas; None for a spec that the formulas do not cover to the last
-            key. A family without formulas is counted on PyTorch's meta device, for which `lwfed plan` loads torch.
-        hub: Hub id of known weights -> their config, where it differs from the library's defaults.
+        check: Raises ValueError if the spec's settings do not fit the family.
+        architecture: Returns its tensors and costs by formulas, or None for a spec with a key that they do not cover.
+            A family without formulas is counted on PyTorch's meta device, for which `lwfed plan` loads torch.
+        hub: Hub id of known weights -> their config, if it differs from the library's defaults.
     """
 
     modality: str

@@ -1,4 +1,4 @@
-"""What the rest of lwfed must know of a fusion before torch is loaded."""
+"""Descriptions of fusions: what the rest of lwfed must know about a fusion without loading torch."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class FusionDescription:
 
     Attributes:
         width: Number of modalities M and width P of a projection -> width of the fused vector.
-        what: What becomes of the projections, in words that follow them.
-        usage: Python that makes `fused` [B, F] of `projected`, a list of tensors [B, P] in the order of the modalities'
-            names. It may use `load_file`, `here` (an export's folder, with the parameters in
+        what: What happens to the projections, as the rest of a sentence that starts with them.
+        usage: Python that computes `fused` [B, F] from `projected`, a list of tensors [B, P] in the order of the
+            modalities' names. It may use `load_file`, `here` (an export's folder, with the parameters in
             `heads/fusion.safetensors`) and `device`.
-        unit: The tensors and costs of a fusion with parameters, from the names of the modalities and P; None for one
-            without. With parameters the model has a unit `fusion`, which every stage trains and exchanges.
+        unit: Returns the tensors and costs of a fusion with parameters, from the modalities' names and P; None for a
+            fusion without. With parameters the model has a unit `fusion`, which every stage trains and exchanges.
     """
 
     width: Callable[[int, int], int]

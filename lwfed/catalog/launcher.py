@@ -1,4 +1,4 @@
-"""What the rest of lwfed must know of a launcher before it is made."""
+"""Descriptions of launchers: what the rest of lwfed must know about a launcher before creating it."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 from lwfed.catalog import describe
 
 
-def nothing_more(spec: Any) -> None:
-    """Checks nothing: the launcher takes any spec."""
+def accept_any(spec: Any) -> None:
+    """Checks nothing: the launcher accepts any spec."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LauncherDescription:
-    """A place where a round's clients run.
+    """A launcher, which runs a round's clients.
 
     Attributes:
-        remote: Whether it is another machine: what this one sees of the data says nothing about it.
-        parallel: Whether it runs several clients at a time, and clients with several devices.
-        check: Raises ValueError where a whole spec (`lwfed.spec.run.RunSpec`) lacks what the launcher needs.
+        remote: Whether clients run on other machines, which may see other data than this one.
+        parallel: Whether it can run several clients at a time, and clients with several devices.
+        check: Raises ValueError if a complete spec (`lwfed.spec.run.RunSpec`) lacks what the launcher needs.
     """
 
     remote: bool
     parallel: bool
-    check: Callable[[Any], None] = nothing_more
+    check: Callable[[Any], None] = accept_any
 
 
 def launcher_kind(name: str) -> LauncherDescription:

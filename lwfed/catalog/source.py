@@ -1,4 +1,4 @@
-"""What the rest of lwfed must know of a source of data before any of it is read."""
+"""Descriptions of data sources: what the rest of lwfed must know about a source before reading data."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ class SourceDescription:
     """A source of data.
 
     Attributes:
-        modalities: What an example has: `image`, `text`, `audio`.
+        modalities: The modalities of an example: `image`, `text`, `audio`.
         labels: Whether examples have class labels.
-        captions: Captions of an example, each of which is an input of its own.
-        root: What `data.root` must hold, in words; None for data that are made on the spot.
-        num_classes: Classes of the data that the source is named after, for a plan made without them; None: not known.
+        captions: Number of captions per example, each a separate input.
+        root: The required contents of `data.root`, in words; None for data that are generated.
+        num_classes: Number of classes in the data set that gave the source its name, for a plan made without the data;
+            None if unknown.
         settings: The keys that the source adds to the spec's `data` section, with their defaults. They are part of
             the plan of runs that use the source.
     """
@@ -31,7 +32,7 @@ class SourceDescription:
 
     @property
     def built_in(self) -> bool:
-        """Whether the data are made on the spot: nothing of them can be missing or unreadable."""
+        """Whether the data are generated, so that none can be missing or unreadable."""
         return self.root is None
 
 

@@ -1,4 +1,4 @@
-"""The settings of an encoder in force: its library's defaults, the config stored with its weights, the spec's own."""
+"""An encoder's effective settings: its library's defaults, the config stored with its weights, the spec's overrides."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lwfed.catalog.encoder import EncoderSettings
 HARMLESS: frozenset[str] = frozenset(
     {"initializer_range", "layer_norm_eps", "pad_token_id", "eos_token_id", "bos_token_id"}
 )
-"""Overrides that no count depends on."""
+"""Overrides that do not affect any count."""
 
 
 def stored_config(weights: str | None, *, hub: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Returns what the weights' own config says: {} without weights or for a single file, None where it is not known.
+    """Returns the config stored with weights: {} without weights or for a single file, None if it is unknown.
 
     Args:
         weights: A folder with a config.json, a file, a hub id, or None.
@@ -44,17 +44,17 @@ def transformers_settings(
     hub: Mapping[str, Mapping[str, Any]],
     aliases: Mapping[str, str] | None = None,
 ) -> dict[str, Any] | None:
-    """Returns the settings in force of an encoder that transformers builds.
+    """Returns the effective settings of an encoder that transformers builds.
 
     Args:
         encoder: The encoder.
-        defaults: The library's defaults of all settings that a count depends on.
-        model_type: What the weights' config.json must name.
+        defaults: The library's defaults of all settings that affect a count.
+        model_type: The model type that the weights' config.json must have.
         hub: Hub id of known weights -> their config.
-        aliases: Other names that the library takes -> its own.
+        aliases: Other names that the library accepts -> its own.
 
     Returns:
-        A value for each default; None where the weights are another model or not known, or an override is unknown.
+        A value for each default; None if the weights are of another model or unknown, or an override is unknown.
     """
     stored = stored_config(encoder.weights, hub=hub)
     if stored is None or (stored and stored.get("model_type") != model_type):
@@ -65,11 +65,11 @@ def transformers_settings(
         return None
     found = {own.get(key, key): value for key, value in stored.items()} | overrides
     settings = {key: found.get(key, default) for key, default in defaults.items()}
-    return settings if alike(settings, defaults) else None
+    return settings if are_valid(settings, defaults) else None
 
 
-def alike(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
-    """Says whether all settings have their default's type, and sizes are above 0."""
+def are_valid(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
+    """Returns whether all settings have their default's type, and all sizes are above 0."""
 
     def good(value: Any, default: Any) -> bool:
         if isinstance(default, bool | str):

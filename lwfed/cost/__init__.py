@@ -1,1 +1,1 @@
-"""The ledger: parameters, bytes, FLOPs and memory of every stage, derived from the plan alone; no torch here."""
+"""The ledger: parameters, bytes, FLOPs and memory of every stage, derived from the plan alone, without torch."""

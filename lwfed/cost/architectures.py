@@ -1,7 +1,6 @@
-"""Architectures of a model's encoders: as the family's formulas, or counted once by whoever has torch and kept as JSON.
+"""Architectures of a model's encoders: from the family's formulas, or counted once with torch and cached as JSON.
 
-An encoder that a family's formulas do not cover to the last key of its config, or whose family has none, is counted by
-`lwfed.models.inspect`.
+`lwfed.models.inspect` counts an encoder whose family has no formulas, or whose config has a key that they do not cover.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from lwfed.spec.model import EncoderSpec, ModelSpec
 from lwfed.types.canonical import digest_of, readable
 
 FORMAT = 2
-"""Part of the key: raised when what is counted changes."""
+"""Part of the cache key; increased when the counts change."""
 
 
 def architectures_of(
@@ -29,9 +28,9 @@ def architectures_of(
 
     Args:
         model: The model.
-        folder: Where counted architectures are kept; None keeps nothing.
+        folder: Folder that caches counted architectures; None caches nothing.
         count: Counts an architecture that no formula describes: `lwfed.models.inspect.count`. Called only if needed,
-            so that it may import torch.
+            because it may import torch.
 
     Returns:
         Modality -> architecture.
@@ -44,8 +43,8 @@ def architectures_of(
 def architecture_of(
     encoder: EncoderSpec, *, folder: Path | None, count: Callable[[EncoderSpec], Mapping[str, Any]]
 ) -> Architecture:
-    """Describes one encoder: as formulas, from the cache, or counted now. See `architectures_of`."""
-    known = tabled(encoder)
+    """Describes one encoder: by formulas, from the cache, or by counting it now. See `architectures_of`."""
+    known = by_formulas(encoder)
     if known is not None:
         return known
     path = folder / f"{cache_key(encoder)}.json" if folder is not None else None
@@ -62,21 +61,21 @@ def architecture_of(
     return architecture
 
 
-def tabled(encoder: EncoderSpec) -> Architecture | None:
+def by_formulas(encoder: EncoderSpec) -> Architecture | None:
     """Describes an encoder by its family's formulas.
 
     Args:
-        encoder: The encoder; of `weights` in a local folder only the config.json is read.
+        encoder: The encoder; if its `weights` are a local folder, only the config.json is read.
 
     Returns:
-        Its architecture; None where the formulas do not cover it, or building it would raise an error.
+        Its architecture; None if the formulas do not cover it, or if building it would raise an error.
     """
     formulas = encoder_family(encoder.family).architecture
     return None if formulas is None else formulas(encoder)
 
 
 def cache_key(encoder: EncoderSpec) -> str:
-    """Returns the name under which an encoder's counts are kept: all that decides its architecture."""
+    """Returns the key of an encoder's cached counts: a digest of everything that decides its architecture."""
     return digest_of(
         {
             "format": FORMAT,
@@ -87,7 +86,7 @@ def cache_key(encoder: EncoderSpec) -> str:
 
 
 def _read(path: Path) -> Architecture | None:
-    """Reads a cached architecture; None where there is none, or one that is not whole: it is then counted again."""
+    """Reads a cached architecture; None if there is none or it is incomplete, so that it is counted again."""
     try:
         return Architecture.from_values(json.loads(path.read_bytes()))
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""What one unit of a model costs in a stage: its parameters and bytes, its two passes, what it keeps."""
+"""The costs of one unit of a model in a stage: parameters, bytes, FLOPs of both passes, and saved activations."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from lwfed.types.tensors import layout
 
 @dataclass(frozen=True, slots=True)
 class UnitBill:
-    """What one unit costs in a stage.
+    """The costs of one unit in a stage.
 
     Attributes:
         unit: Its name, such as `image.blocks.3`.
         part: `stem`, `blocks`, `norm`, `projection`, `fusion` or `prediction`.
-        trained: Whether it is trained, and so exchanged.
+        trained: Whether it is trained, and therefore exchanged.
         params: Number of parameters.
         nbytes: Bytes of its tensors in memory.
         file_bytes: Bytes of its safetensors file.
-        forward_flops: Per sample.
-        backward_flops: Per sample; 0 where it is frozen.
-        saved_bytes: Activations kept for the backward pass, per sample; 0 where it is frozen.
-        fixed_bytes: The same, once and not per sample.
-        fill_flops: Per example, once per stage: where its outputs are kept and were not before.
-        input_bytes: Of a block's input, per sample; 0 where it is frozen.
-        recomputed_flops: Of computing a block again, per sample; 0 where it is frozen.
+        forward_flops: FLOPs per sample.
+        backward_flops: FLOPs per sample; 0 if it is frozen.
+        saved_bytes: Activations saved for the backward pass, per sample; 0 if it is frozen.
+        fixed_bytes: Activations saved for the backward pass that do not depend on the batch size.
+        fill_flops: FLOPs per example, once per stage, if its outputs are cached and were not before.
+        input_bytes: Bytes of a block's input, per sample; 0 if it is frozen.
+        recomputed_flops: FLOPs of recomputing a block, per sample; 0 if it is frozen.
     """
 
     unit: str
@@ -53,18 +53,18 @@ def unit_bills(
     item_bytes: int,
     variants: Mapping[str, str],
 ) -> tuple[UnitBill, ...]:
-    """Bills units; in each modality the first trained one lies at the cut: its input needs no gradient.
+    """Returns the costs of units; each modality's first trained unit is at the cut, so its input needs no gradient.
 
     Args:
-        present: Their names, in the order data passes them.
-        trained: Those that are trained.
+        present: Names of the present units, from input to output.
+        trained: Names of the trained units.
         units: Every unit of the model.
-        tokens: Modality -> tokens to count with.
-        item_bytes: Of an activation.
-        variants: Unit -> how its last block is computed, where not in full.
+        tokens: Modality -> number of tokens to count with.
+        item_bytes: Bytes per item of an activation.
+        variants: Unit -> how the last block is computed, if not in full.
 
     Returns:
-        A bill for each.
+        One bill per unit.
     """
     bills = []
     reached: set[str] = set()
@@ -94,18 +94,18 @@ def unit_bills(
     return tuple(bills)
 
 
-def with_kept_outputs(bills: Iterable[UnitBill], *, views: Mapping[str, int], new: set[str]) -> tuple[UnitBill, ...]:
-    """Bills frozen units whose outputs are kept: they are neither loaded nor run, but once where newly frozen.
+def with_cached_outputs(bills: Iterable[UnitBill], *, views: Mapping[str, int], new: set[str]) -> tuple[UnitBill, ...]:
+    """Adjusts the bills of frozen units whose outputs are cached: not loaded, and run only once, when newly frozen.
 
     Args:
-        bills: As if nothing were kept.
-        views: Modality -> views of an example that are kept; others keep nothing.
-        new: Units that are newly frozen.
+        bills: Bills without caching.
+        views: Modality -> number of cached views per example; other modalities are not cached.
+        new: Newly frozen units.
     """
-    return tuple(_kept(bill, views=views, new=new) for bill in bills)
+    return tuple(_cached(bill, views=views, new=new) for bill in bills)
 
 
-def _kept(bill: UnitBill, *, views: Mapping[str, int], new: set[str]) -> UnitBill:
+def _cached(bill: UnitBill, *, views: Mapping[str, int], new: set[str]) -> UnitBill:
     count = 0 if bill.trained else views.get(bill.unit.partition(".")[0], 0)
     if not count:
         return bill

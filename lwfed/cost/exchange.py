@@ -1,7 +1,7 @@
-"""What travels: bytes of a round's exchange, from types and shapes alone, equal to the byte to what a store sees.
+"""The bytes of a round's exchange, from types and shapes alone, exactly as a store sees them.
 
-Up: a safetensors file a trained unit, encoded. Down: in a stage's first round, and after a round that a client missed,
-the model as it is (a snapshot); else the change that the server published.
+Up: one encoded safetensors file per trained unit. Down: in a stage's first round, and after a round that a client
+missed, the whole trained part (a snapshot); otherwise the change that the server published.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from lwfed.types.tensors import TensorSpec, layout
 
 
 def file_bytes(units: Iterable[Mapping[str, TensorSpec]], codec: Codec) -> int:
-    """Returns the bytes of some units' files when they travel by a codec, headers and buffers included.
+    """Returns the bytes of units' files as sent with a codec, headers and buffers included.
 
     Args:
-        units: For each unit, tensor name -> type and shape.
-        codec: How they travel.
+        units: Tensor name -> type and shape, for each unit.
+        codec: The codec they are sent with.
     """
     return sum(layout(encoded_specs(specs, codec)).nbytes for specs in units)
 
 
 def download_bytes(rounds: int, *, snapshot: int, change: int) -> int:
-    """Returns the bytes that a client which takes part in every round of a stage fetches of what is trained.
+    """Returns the bytes of trained units that a client fetches if it takes part in every round of a stage.
 
     Args:
-        rounds: Rounds of the stage.
-        snapshot: Bytes of the model's trained units as they are.
-        change: Bytes of a round's published change; those of the snapshot where downloads are not encoded.
+        rounds: Number of rounds of the stage.
+        snapshot: Bytes of the model's trained units, not encoded.
+        change: Bytes of a round's published change; equal to `snapshot` if downloads are not encoded.
     """
     return snapshot + (rounds - 1) * change if rounds else 0
 
 
 def mean_download_bytes(stage: StagePlan, *, snapshot: int, change: int) -> float:
-    """Returns the mean bytes a client and round of a stage, over the very cohorts that its seed draws."""
+    """Returns the mean bytes per client per round of a stage, over the cohorts that its seed samples."""
     if stage.rounds < 2 or snapshot == change:
         return float(snapshot)
     if stage.cohort.fraction_fit == 1:

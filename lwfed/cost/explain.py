@@ -1,4 +1,4 @@
-"""The ledger as a table: plain rows that the CLI and the report draw."""
+"""The ledger as a table: plain rows for the CLI and the report."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ def rows(
     disk_bytes: int | None = None,
     link_mbps: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Returns a row a stage, one of end-to-end training, and a total.
+    """Returns a row per stage, a row for end-to-end training, and a total.
 
     Args:
         stages: The stages.
         costs: Their costs.
-        end_to_end: The cost of training the model whole.
-        num_examples: Examples of a client, for the total.
+        end_to_end: The cost of end-to-end training.
+        num_examples: Number of a client's examples, for the total.
         device_bytes: A device's memory; None leaves the verdict out.
-        disk_bytes: A client's disk for outputs of frozen blocks; None leaves that verdict out.
-        link_mbps: Megabits a second of a client's link; None leaves times out.
+        disk_bytes: A client's disk space for outputs of frozen blocks; None leaves that verdict out.
+        link_mbps: A client's link in megabits per second; None leaves times out.
 
     Returns:
         Rows with the keys `stage` (a number, `end_to_end` or `total`), `rounds`, `present_params`, `trained_params`,
-        `exchanged_bytes` (up, each round; in the total over all rounds), `download_bytes` (down, likewise, without
-        frozen blocks), `frozen_bytes_down`, `exchange_factor` (times less than end to end, up), `forward_flops`,
-        `backward_flops` (a sample; in the total `flops` of a client's training), `flops_factor`, `activations_bytes`,
-        `peak_bytes`, `peak_factor`, and with a device `fits`, `largest_batch`, `verdict`;
-        of stages `fill_flops` and `cache_bytes` of a client, with a disk `cache_fits`, with a link `link_s`, the
+        `exchanged_bytes` (up, per round; in the total over all rounds), `download_bytes` (down, likewise, without
+        frozen blocks), `frozen_bytes_down`, `exchange_factor` (end to end / this stage, up), `forward_flops`,
+        `backward_flops` (per sample; in the total `flops` of a client's training), `flops_factor`,
+        `activations_bytes`, `peak_bytes`, `peak_factor`, and with a device `fits`, `largest_batch`, `verdict`;
+        for stages `fill_flops` and `cache_bytes` per client, with a disk `cache_fits`, with a link `link_s`, the
         seconds of a round's transfers.
     """
     table = [
         _row(cost, name=stage.stage, rounds=stage.rounds, end_to_end=end_to_end, device_bytes=device_bytes)
-        | _places(cost, num_examples=num_examples, disk_bytes=disk_bytes, link_mbps=link_mbps)
+        | _disk_and_link(cost, num_examples=num_examples, disk_bytes=disk_bytes, link_mbps=link_mbps)
         for stage, cost in zip(stages, costs, strict=True)
     ]
     own, whole = schedule_costs(stages, costs=costs, end_to_end=end_to_end, num_examples=num_examples)
     table.append(
         _row(end_to_end, name="end_to_end", rounds=own.rounds, end_to_end=end_to_end, device_bytes=device_bytes)
-        | _places(end_to_end, num_examples=num_examples, disk_bytes=disk_bytes, link_mbps=link_mbps)
+        | _disk_and_link(end_to_end, num_examples=num_examples, disk_bytes=disk_bytes, link_mbps=link_mbps)
     )
     table.append(
         {
@@ -93,8 +93,10 @@ def _row(
     return row
 
 
-def _places(cost: StageCost, *, num_examples: int, disk_bytes: int | None, link_mbps: float | None) -> dict[str, Any]:
-    """Returns what a client's disk and link have to take."""
+def _disk_and_link(
+    cost: StageCost, *, num_examples: int, disk_bytes: int | None, link_mbps: float | None
+) -> dict[str, Any]:
+    """Returns the demands on a client's disk and link."""
     cache = num_examples * cost.cache_bytes
     row: dict[str, Any] = {"fill_flops": num_examples * cost.fill_flops, "cache_bytes": cache}
     if disk_bytes is not None:
@@ -109,7 +111,7 @@ def parts(cost: StageCost) -> list[dict[str, Any]]:
 
     Returns:
         Rows with `part`, `params`, `exchanged_params`, `exchange_share`, `forward_flops`, `backward_flops`,
-        `flops_share`, `saved_bytes` (a sample), `activations_share`; shares in [0, 1].
+        `flops_share`, `saved_bytes` (per sample), `activations_share`; shares in [0, 1].
     """
     return [
         {

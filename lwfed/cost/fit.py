@@ -13,7 +13,7 @@ UNITS: dict[str, int] = {"": 1, "b": 1} | {
     for power, prefix in enumerate("kmgt", start=1)
     for suffix, base in (("", 1000), ("b", 1000), ("ib", 1024), ("i", 1024))
 }
-"""A size's unit in lower case -> bytes."""
+"""Unit of a size, in lower case -> bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +21,10 @@ class Fit:
     """A stage on a device.
 
     Attributes:
-        fits: The device holds the stage at its batch size.
-        device_bytes: Its memory.
-        peak_bytes: What the stage needs.
-        largest_batch: Most examples a forward pass that the device holds; 0 where not even two fit.
+        fits: Whether the device holds the stage at its batch size.
+        device_bytes: The device's memory.
+        peak_bytes: The stage's peak memory.
+        largest_batch: Largest number of examples per forward pass that fits; 0 if not even two fit.
     """
 
     fits: bool
@@ -34,16 +34,16 @@ class Fit:
 
     @property
     def verdict(self) -> str:
-        """Says it in words."""
+        """The result in words."""
         if self.fits:
-            return f"fits (up to {self.largest_batch} examples a batch)"
+            return f"fits (up to {self.largest_batch} examples per batch)"
         if self.largest_batch:
             return f"too large: lower training.batch_size to {self.largest_batch}, or accumulate gradients"
         return "does not fit at any batch size"
 
 
 def parse_size(text: str) -> int:
-    """Reads a size such as `8GiB`, `500MB`, `1.5 GB` or `1000000`.
+    """Parses a size such as `8GiB`, `500MB`, `1.5 GB` or `1000000`.
 
     Args:
         text: A number and a unit: B, kB, MB, GB, TB (powers of 1000) or KiB, MiB, GiB, TiB (of 1024).
@@ -52,7 +52,7 @@ def parse_size(text: str) -> int:
         Bytes.
 
     Raises:
-        SpecError: It is not a size above zero.
+        SpecError: The text is not a positive size.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-zA-Z]*)\s*", text)
     scale = UNITS.get(match[2].lower()) if match else None
@@ -63,7 +63,7 @@ def parse_size(text: str) -> int:
 
 
 def fit(cost: StageCost, *, device_bytes: int) -> Fit:
-    """Says whether a device can train a stage.
+    """Returns whether a device can train a stage, and with which batch size.
 
     Args:
         cost: The stage's cost.
@@ -84,6 +84,6 @@ def link_seconds(cost: StageCost, *, link_mbps: float) -> float:
 
     Args:
         cost: The stage's cost.
-        link_mbps: The link, megabits a second.
+        link_mbps: The link's speed in megabits per second.
     """
     return (cost.upload_bytes + cost.download_bytes) * 8 / (link_mbps * 1e6)

@@ -10,18 +10,18 @@ from lwfed.spec.model import ProjectionSpec, SupervisedSpec
 from lwfed.types.tensors import TensorSpec
 
 BATCH_NORM_BYTES = 2 * 4
-"""A feature's mean and deviation over the batch, kept in fp32 for the backward pass."""
+"""Bytes of a feature's mean and deviation over the batch, saved in fp32 for the backward pass."""
 
 
 def projection_head(spec: ProjectionSpec, *, architecture: Architecture) -> Unit:
     """Returns a modality's projection head: [Linear, Dropout, BatchNorm, ReLU] x (layers - 1), Linear, BatchNorm.
 
-    A hidden layer keeps, per sample, BatchNorm's input, ReLU's output (the next layer's input) and the dropout's noise
-    if it has any: up to three times its width. The last BatchNorm keeps its input.
+    A hidden layer saves, per sample, BatchNorm's input, ReLU's output (the next layer's input) and the dropout's noise
+    if it has any: up to three times its width. The last BatchNorm saves its input.
 
     Args:
         spec: The head's sizes.
-        architecture: The encoder below; its width is the head's input, and its last state is kept for the feature.
+        architecture: The encoder below; its width is the head's input, and its last state is saved for the feature.
     """
     tensors: dict[str, TensorSpec] = {}
     fan_in, products = architecture.width, 0
@@ -62,7 +62,7 @@ def _statistics(name: str, width: int) -> dict[str, TensorSpec]:
 def prediction_head(spec: SupervisedSpec, *, fan_in: int, num_classes: int) -> Unit:
     """Returns the prediction head: Linear over the fused projections, Dropout, ReLU, Linear.
 
-    It keeps its input, ReLU's output, and the dropout's noise if it has any.
+    It saves its input, ReLU's output, and the dropout's noise if it has any.
 
     Args:
         spec: The objective.

@@ -1,7 +1,7 @@
-"""The ledger: what a stage costs one client, from its plan alone.
+"""The ledger: the costs of a stage for one client, from the stage's plan alone.
 
-Parameters, files and FLOPs are exact. Peak memory is a sum, taken alike where it is measured: the weights of all that
-is present, gradients and AdamW's two moments of what is trained, and the activations that autograd keeps for one
+Parameters, files and FLOPs are exact. Peak memory is a sum, both predicted and measured: the weights of all present
+units, gradients and AdamW's two moments of the trained ones, and the activations that autograd saves for one
 (micro-)batch. Gradients and activations are never all alive at once. Kernels' workspaces, loss and data are left out.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from lwfed.catalog.costs import Architecture, Unit
 from lwfed.catalog.fusion import fusion_kind
-from lwfed.cost.bills import unit_bills, with_kept_outputs
+from lwfed.cost.bills import unit_bills, with_cached_outputs
 from lwfed.cost.exchange import file_bytes, mean_download_bytes
 from lwfed.cost.heads import prediction_head, projection_head
 from lwfed.cost.memory import checkpointed, gradients_bytes, optimizer_bytes
@@ -34,19 +34,19 @@ def stage_costs(
 
     Args:
         stages: The stages, in order.
-        architectures: Modality -> encoder, whole.
+        architectures: Modality -> the whole encoder.
         num_classes: C, for a supervised objective.
-        tokens: Modality -> tokens to count with; default: those of the architecture (the most that a text may have).
+        tokens: Modality -> number of tokens to count with; default: the architecture's (for texts, the maximum).
 
     Returns:
-        A cost for each stage.
+        One cost per stage.
 
     Raises:
         SpecError: A supervised objective without `num_classes`.
     """
     costs = []
     downloaded: set[str] = set()  # frozen blocks on the client's disk
-    applied: set[str] = set()  # frozen blocks that what is kept has passed
+    applied: set[str] = set()  # frozen blocks that the cached outputs have passed
     for stage in stages:
         keeps = {unit for unit in stage.frozen if unit.partition(".")[0] in stage.levers.views}
         new = {unit for unit in stage.frozen if unit not in (applied if unit in keeps else downloaded)}
@@ -76,7 +76,7 @@ def end_to_end_cost(
     num_classes: int | None = None,
     tokens: Mapping[str, int] | None = None,
 ) -> StageCost:
-    """Prices the same model trained whole, without levers, and sent as it is: what every factor is taken against.
+    """Prices end-to-end training of the same model, without levers or encoding: the reference of every factor.
 
     Its `stage` is 0.
     """
@@ -98,7 +98,7 @@ def end_to_end_cost(
 def last_blocks(stage: StagePlan) -> dict[str, str]:
     """Returns the units whose cost depends on how the last block is computed: unit -> `row` or `absorbed`.
 
-    In each modality the last block present, if it is not frozen, and what follows it.
+    These are, in each modality, the last present block, if it is not frozen, and the units after it.
     """
     found: dict[str, str] = {}
     for modality, how in stage.levers.last_block.items():
@@ -125,8 +125,8 @@ def model_units(
     if model.objective.kind == "supervised":
         if num_classes is None:
             raise SpecError(
-                "a supervised model cannot be priced before its number of classes is known",
-                remedy="give the number of classes of the data",
+                "a supervised model cannot be priced without the number of classes",
+                remedy="pass the number of classes of the data",
             )
         fusion, out = fusion_kind(model.objective.fusion), model.projection.out
         if fusion.unit is not None:
@@ -164,7 +164,7 @@ def _price(
         item_bytes=2 if training.precision == "bf16" else 4,
         variants=variants,
     )
-    bills = with_kept_outputs(bills, views=kept, new=new)
+    bills = with_cached_outputs(bills, views=kept, new=new)
     if training.activation_checkpointing:
         bills = checkpointed(bills)
     exchanged = [bill for bill in bills if bill.trained]
@@ -177,7 +177,7 @@ def _price(
     tensors = [spec for bill in exchanged for spec in units[bill.unit].tensors.values()]
     gradients = gradients_bytes(tensors, training=training)
     moments = optimizer_bytes(tensors, training=training)
-    anchor = 4 * trained_params if training.proximal_mu else 0  # where the client started, for FedProx
+    anchor = 4 * trained_params if training.proximal_mu else 0  # the starting weights, for FedProx
     weights = sum(bill.nbytes for bill in bills)
     sample = sum(bill.saved_bytes for bill in bills)
     activations = micro * sample + sum(bill.fixed_bytes for bill in bills)

@@ -1,4 +1,4 @@
-"""What each lever saves: a stage priced as planned, beside the same stage without that one lever."""
+"""The savings of each lever: a stage's cost as planned, compared with the same stage without that lever."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 
 from lwfed.catalog.costs import Architecture
 from lwfed.cost.ledger import stage_costs
-from lwfed.cost.schedule import samples_a_round
+from lwfed.cost.schedule import samples_per_round
 from lwfed.cost.stage_cost import StageCost
 from lwfed.plan.stages import StagePlan
 
 
 @dataclass(frozen=True, slots=True)
 class Saving:
-    """One lever of a stage.
+    """The savings of one lever in a stage.
 
     Attributes:
         stage: s.
         lever: Its key in the spec, such as `levers.prefix_cache`.
-        how: What is done, in words.
-        flops: Times less FLOPs of the stage's training with it, filling included; 1 where it saves none, below where
-            it costs some.
-        peak_bytes: Bytes of peak memory it saves; below 0 where it costs some.
-        exchanged_bytes: Bytes it saves a round, up and down together.
-        disk_bytes: Bytes it takes on the client's disk.
+        how: What it does, in words.
+        flops: FLOPs of the stage's training without it / with it, filling included; 1 if it saves none, below 1 if it
+            costs some.
+        peak_bytes: Bytes of peak memory that it saves; negative if it costs some.
+        exchanged_bytes: Bytes that it saves per round, up and down together.
+        disk_bytes: Bytes that it uses on the client's disk.
     """
 
     stage: int
@@ -49,13 +49,13 @@ def savings(
 
     Args:
         stages: The stages, in order.
-        architectures: Modality -> encoder, whole.
-        num_examples: Examples of a client.
+        architectures: Modality -> the whole encoder.
+        num_examples: Number of a client's examples.
         num_classes: C, for a supervised objective.
-        tokens: Modality -> tokens to count with.
+        tokens: Modality -> number of tokens to count with.
 
     Returns:
-        The levers of each stage that is trained, in the spec's order.
+        The savings in each stage that is trained, with levers in the spec's order.
     """
 
     def price(plans: Sequence[StagePlan]) -> list[StageCost]:
@@ -88,11 +88,11 @@ def _traffic(cost: StageCost) -> float:
 
 
 def _stage_flops(stage: StagePlan, cost: StageCost, *, num_examples: int) -> int:
-    samples = stage.rounds * samples_a_round(stage, num_examples=num_examples)
+    samples = stage.rounds * samples_per_round(stage, num_examples=num_examples)
     return samples * cost.flops + num_examples * cost.fill_flops
 
 
-def _kept(stage: StagePlan) -> str:
+def _cached(stage: StagePlan) -> str:
     words = {"text": "captions"}
     return ", ".join(f"{m} {n} {words.get(m, 'views')}" if n > 1 else m for m, n in stage.levers.views.items())
 
@@ -135,12 +135,12 @@ def _exchange(way: str, words: str) -> Lever:
 Lever = tuple[str, Callable[[StagePlan], str], Callable[[StagePlan], StagePlan]]
 
 LEVERS: tuple[Lever, ...] = (
-    _levers("views", _kept, lambda _: {}),
+    _levers("views", _cached, lambda _: {}),
     _levers("last_block", _last_block, lambda stage: dict.fromkeys(stage.levers.last_block, "full")),
     _training("step_in_backward", lambda _: "gradients freed at once", off=False),
     _training("moments", lambda value: f"AdamW's moments as {value}", off="fp32"),
-    _training("activation_checkpointing", lambda _: "activations computed again", off=False),
+    _training("activation_checkpointing", lambda _: "activations recomputed", off=False),
     _exchange("upload", "updates as {} changes"),
     _exchange("download", "models as {} changes"),
 )
-"""Key of the spec, what it does in a stage (empty: it is not used), and the stage without it."""
+"""Key in the spec, what it does in a stage (empty if it is not used), and the stage without it."""

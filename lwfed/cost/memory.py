@@ -1,7 +1,7 @@
-"""What training keeps beside the weights: gradients, AdamW's moments, activations, under the options that shrink them.
+"""Training memory besides the weights: gradients, AdamW's moments and activations, with the options that reduce them.
 
 The options are `training.step_in_backward` (one gradient at a time), `training.moments` (2 or about 1 byte each) and
-`training.activation_checkpointing` (a block's input, and the inside of one block at a time).
+`training.activation_checkpointing` (each block's input, and the inside of one block at a time).
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from lwfed.plan.stages import TrainingPlan
 from lwfed.types.tensors import TensorSpec
 
 SCALE_BLOCK = 256
-"""Values that share a scale in int8; a test compares it with the optimiser's own."""
+"""Number of values that share a scale in int8; a test compares it with the optimiser's."""
 SCALE_BYTES = 4
 
 
 def gradients_bytes(trained: Iterable[TensorSpec], *, training: TrainingPlan) -> int:
-    """Returns the bytes of the gradients that are alive at once: of all parameters, or of the largest.
+    """Returns the bytes of the gradients alive at once: those of all parameters, or of the largest one.
 
     Args:
         trained: Trained tensors; buffers have no gradient.
-        training: How a client trains.
+        training: Settings of local training.
     """
     sizes = [spec.nbytes for spec in trained if not spec.buffer]
     return max(sizes, default=0) if training.step_in_backward else sum(sizes)
 
 
 def optimizer_bytes(trained: Iterable[TensorSpec], *, training: TrainingPlan) -> int:
-    """Returns the bytes of AdamW's two moments; in int8 with a scale each for every block of a tensor's values.
+    """Returns the bytes of AdamW's two moments; in int8, each block of a tensor's values has a scale per moment.
 
     Args:
         trained: Trained tensors; buffers have no moments.
-        training: How a client trains.
+        training: Settings of local training.
     """
     counts = [spec.numel for spec in trained if not spec.buffer]
     if training.moments == "int8":
@@ -43,11 +43,11 @@ def optimizer_bytes(trained: Iterable[TensorSpec], *, training: TrainingPlan) ->
 
 
 def checkpointed(bills: Sequence[UnitBill]) -> tuple[UnitBill, ...]:
-    """Returns the bills of a pass in which trained blocks are computed again in the backward pass.
+    """Returns the bills for training that recomputes trained blocks in the backward pass.
 
-    Each keeps its input, and costs most of its forward pass once more. One at a time has all its activations; the
-    largest stands for it and keeps its bill of bytes. A last block for one token keeps little, and is not among them:
-    it is billed no input.
+    Each block saves its input, and repeats most of its forward pass. One block at a time has all its activations, so
+    the largest block's bytes stay. A last block computed for one token saves little and is not recomputed: its
+    `input_bytes` is 0.
     """
     blocks = [bill for bill in bills if bill.trained and bill.part == "blocks" and bill.input_bytes]
     largest = max(blocks, key=lambda bill: bill.saved_bytes - bill.input_bytes, default=None)

@@ -1,4 +1,4 @@
-"""The schedule's bill: the stages' costs over their rounds, beside as many rounds of end-to-end training."""
+"""The schedule's total costs: all stages over their rounds, and as many rounds of end-to-end training."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from lwfed.plan.stages import StagePlan
 
 @dataclass(frozen=True, slots=True)
 class ScheduleCost:
-    """What a whole schedule costs a client that takes part in every round.
+    """The costs of a whole schedule for a client that takes part in every round.
 
     Attributes:
         rounds: Number of rounds.
-        exchanged_params: Parameters sent, one way.
+        exchanged_params: Parameters sent in one direction.
         bytes_up: Bytes sent.
         bytes_down: Bytes received, without frozen units.
         bytes_down_frozen: Bytes of frozen units received, each once.
-        flops: FLOPs of training, and of filling what is kept of frozen blocks' outputs.
+        flops: FLOPs of training and of filling the cache of frozen blocks' outputs.
         peak_bytes: Largest of the stages' peaks.
     """
 
@@ -41,18 +41,18 @@ class ScheduleCost:
 def schedule_costs(
     stages: Sequence[StagePlan], *, costs: Sequence[StageCost], end_to_end: StageCost, num_examples: int
 ) -> tuple[ScheduleCost, ScheduleCost]:
-    """Adds the stages up.
+    """Sums the stages' costs.
 
     Args:
         stages: The stages.
         costs: Their costs, in the same order.
-        end_to_end: The cost of training the model whole.
-        num_examples: Examples of a client.
+        end_to_end: The cost of end-to-end training.
+        num_examples: Number of a client's examples.
 
     Returns:
-        The schedule's cost, and that of as many rounds end to end.
+        The schedule's cost, and the cost of as many rounds of end-to-end training.
     """
-    samples = [stage.rounds * samples_a_round(stage, num_examples=num_examples) for stage in stages]
+    samples = [stage.rounds * samples_per_round(stage, num_examples=num_examples) for stage in stages]
     trained = [(stage, cost) for stage, cost in zip(stages, costs, strict=True) if stage.rounds]
     own = ScheduleCost(
         rounds=sum(stage.rounds for stage in stages),
@@ -79,8 +79,8 @@ def schedule_costs(
     return own, whole
 
 
-def samples_a_round(stage: StagePlan, *, num_examples: int) -> int:
-    """Returns the training samples of a client's round: a last batch of one is dropped (BatchNorm needs two)."""
+def samples_per_round(stage: StagePlan, *, num_examples: int) -> int:
+    """Returns the training samples per client per round; a last batch of one is dropped (BatchNorm needs two)."""
     training = stage.training
     batch = min(training.batch_size, num_examples)
     if training.local_steps is not None:
@@ -89,5 +89,5 @@ def samples_a_round(stage: StagePlan, *, num_examples: int) -> int:
 
 
 def factor(reference: float, value: float) -> float:
-    """Returns how many times less `value` is than `reference`; infinite for 0."""
+    """Returns `reference` / `value`; infinite for a value of 0."""
     return reference / value if value else float("inf")

@@ -1,4 +1,4 @@
-"""What a stage costs one client, as a record: its totals, and the units' bills that they are made of."""
+"""The costs of a stage for one client, as a record: totals, and the units' bills that they sum."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from typing import Any
 from lwfed.cost.bills import UnitBill
 
 PARTS = ("stem", "blocks", "norm", "projection", "fusion", "prediction")
-"""Parts of a model, in the order data passes them."""
+"""Parts of a model, from input to output."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """What a stage costs one client; parameters and bytes are counts, FLOPs are a sample.
+    """The costs of a stage for one client; parameters and bytes are totals, FLOPs are per sample.
 
     Attributes:
         stage: s; 0 for the end-to-end reference.
         present_params: Parameters of the model.
         trained_params: Parameters that are trained.
-        exchanged_params: Parameters sent each way, each round: those trained.
-        exchanged_bytes: Bytes sent up each round: a safetensors file a trained unit, buffers and headers too.
-        upload_bytes: The same.
-        download_bytes: Bytes of trained units fetched, a client and round, the mean over the stage's cohorts.
-        snapshot_bytes: Those fetched in a stage's first round, and after a round missed.
-        change_bytes: Those fetched in any other round; `snapshot_bytes` where downloads are not encoded.
-        frozen_bytes: Bytes of the files of the frozen units.
-        newly_frozen_bytes: Those that no earlier trained stage had frozen: a client downloads them once.
-        forward_flops: A sample.
-        backward_flops: A sample.
-        tokens: Modality -> tokens counted with.
-        weights_bytes: Weights of all that is present; frozen blocks whose outputs are kept are not loaded.
-        gradients_bytes: Gradients of what is trained, as far as they are alive at once.
-        optimizer_bytes: AdamW's moments of what is trained.
-        activations_bytes: What autograd keeps for a micro-batch.
-        peak_bytes: Sum of the four, and with FedProx another copy of what is trained.
-        batch_size: Examples a step.
-        micro_batch_size: Examples a forward pass on one device.
+        exchanged_params: Parameters sent in each direction per round: the trained ones.
+        exchanged_bytes: Bytes sent up per round: one safetensors file per trained unit, buffers and headers included.
+        upload_bytes: Equal to `exchanged_bytes`.
+        download_bytes: Bytes of trained units fetched per client per round, the mean over the stage's cohorts.
+        snapshot_bytes: Bytes fetched in a stage's first round, and after a missed round.
+        change_bytes: Bytes fetched in any other round; equal to `snapshot_bytes` if downloads are not encoded.
+        frozen_bytes: Bytes of the frozen units' files.
+        newly_frozen_bytes: Bytes of those that no earlier trained stage had frozen; a client downloads them once.
+        forward_flops: FLOPs per sample.
+        backward_flops: FLOPs per sample.
+        tokens: Modality -> number of tokens counted with.
+        weights_bytes: Weights of all present units that are loaded; frozen blocks with cached outputs are not.
+        gradients_bytes: The trained parameters' gradients that are alive at once.
+        optimizer_bytes: AdamW's moments of the trained parameters.
+        activations_bytes: Activations that autograd saves for a micro-batch.
+        peak_bytes: Sum of these four, plus, with FedProx, another copy of the trained parameters.
+        batch_size: Examples per step.
+        micro_batch_size: Examples per forward pass on one device.
         sample_bytes: Part of `activations_bytes` that each example adds.
-        fill_flops: An example, once: frozen blocks whose outputs are kept.
-        cache_bytes: An example: those outputs on the client's disk, texts as long as they may be.
-        units: The bill of each unit, in the order data passes them.
+        fill_flops: FLOPs per example, once, of frozen blocks whose outputs are cached.
+        cache_bytes: Bytes per example of those outputs on the client's disk, with texts at their maximum length.
+        units: The bill of each unit, from input to output.
     """
 
     stage: int
@@ -75,7 +75,7 @@ class StageCost:
         return self.forward_flops + self.backward_flops
 
     def by_part(self) -> dict[str, dict[str, int]]:
-        """Explains the totals: part -> params, exchanged_params, forward_flops, backward_flops, saved_bytes."""
+        """Splits the totals: part -> params, exchanged_params, forward_flops, backward_flops, saved_bytes."""
         return {
             part: {
                 "params": sum(bill.params for bill in bills),
@@ -89,7 +89,7 @@ class StageCost:
         }
 
     def to_values(self) -> dict[str, Any]:
-        """Returns a JSON value: every count, and `parts` in place of the units."""
+        """Returns a JSON value: every count, and `parts` instead of the units."""
         values = asdict(self)
         del values["units"]
         return values | {"parts": self.by_part()}

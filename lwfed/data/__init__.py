@@ -1,1 +1,1 @@
-"""The data: where examples come from, how clients share them, and how they become batches."""
+"""The data: sources of examples, their partition among clients, and batches."""

@@ -1,7 +1,7 @@
-"""From samples to the log-mel spectrogram that AST expects, without torchaudio and on one thread.
+"""Log-mel spectrograms for AST, computed from samples without torchaudio and on one thread.
 
-Equal to transformers' ASTFeatureExtractor (which is Kaldi's fbank) but for rounding; frames are taken all at once,
-and no BLAS is called, so the numbers depend neither on the number of threads nor on whether torchaudio is installed.
+Equal to transformers' ASTFeatureExtractor (which is Kaldi's fbank) up to rounding. All frames are computed at once and
+without BLAS, so results depend neither on the number of threads nor on whether torchaudio is installed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lwfed.data.protocol import Waveform
 
-if TYPE_CHECKING:  # scipy takes more than a second to import, and data without sound never need it
+if TYPE_CHECKING:  # scipy takes more than a second to import, and only sounds need it
     from scipy.sparse import csr_array
 
 SAMPLE_RATE = 16_000
@@ -30,13 +30,13 @@ MEAN, STD = -4.2677393, 4.5689974
 
 
 def log_mel(samples: Waveform, *, rate: int, num_mel_bins: int, frames: int) -> npt.NDArray[np.float32]:
-    """Computes the log-mel spectrogram of a sound; what is short is padded with zeros, what is long is cut.
+    """Computes the log-mel spectrogram of a sound; short sounds are padded with zeros, long ones truncated.
 
     Args:
         samples: Mono samples [N].
-        rate: Samples per second; other rates than 16 kHz are resampled.
+        rate: Samples per second; rates other than 16 kHz are resampled.
         num_mel_bins: M.
-        frames: F, of 10 ms.
+        frames: F, each of 10 ms.
 
     Returns:
         [F, M], not yet normalised.
@@ -56,7 +56,7 @@ def log_mel(samples: Waveform, *, rate: int, num_mel_bins: int, frames: int) -> 
 
 
 def normalise_log_mel(spectrogram: Tensor) -> Tensor:
-    """Normalises log-mels as AST was trained on them: AudioSet's mean, and twice its standard deviation."""
+    """Normalises log-mels as in AST's training: by AudioSet's mean and twice its standard deviation."""
     return (spectrogram - MEAN) / (2 * STD)
 
 
@@ -81,7 +81,7 @@ def _filters(num_mel_bins: int) -> csr_array:
     from transformers.audio_utils import mel_filter_bank
 
     with warnings.catch_warnings():
-        # AST's own 128 bins are so fine that one is empty; transformers warns of it each time.
+        # AST's 128 bins are so narrow that one is empty; transformers warns about it each time.
         warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")
         filters = mel_filter_bank(
             num_frequency_bins=FFT // 2 + 1,
@@ -97,5 +97,5 @@ def _filters(num_mel_bins: int) -> csr_array:
 
 
 def to_tensor(spectrograms: list[npt.NDArray[np.float32]]) -> Tensor:
-    """Stacks spectrograms to a tensor [B, F, M]."""
+    """Stacks spectrograms into a tensor [B, F, M]."""
     return torch.from_numpy(np.stack(spectrograms))

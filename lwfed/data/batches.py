@@ -1,7 +1,7 @@
-"""Batches from examples: the same seeds give the same tensors, whatever number of processes reads them.
+"""Batches of examples: the same seeds give the same tensors, whatever the number of worker processes.
 
-Workers read, crop and compute spectrograms; captions are tokenized and numbers normalised in the training process, so
-that little travels between processes (bytes, not floats) and no tokenizer's threads are forked.
+Workers read, crop and compute spectrograms; the training process tokenizes captions and normalises values, so that
+little data pass between processes (bytes, not floats) and no tokenizer threads are forked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from lwfed.data import buckets
 from lwfed.data.audio import normalise_log_mel
 from lwfed.data.inputs import InputSettings
-from lwfed.data.kept_prefix import KeptPrefix
+from lwfed.data.prefix_cache import CachedPrefix
 from lwfed.data.protocol import Example, Source
 from lwfed.data.reading import Raw, Reader, Row, caption_index, read_all
 from lwfed.data.tokens import tokenize
@@ -35,9 +35,9 @@ class Batch:
 
     Attributes:
         inputs: Modality -> input: `image` float32 [B, 3, H, W], `text` {ids int64 [B, T], mask bool [B, T]},
-            `audio` float32 [B, F, M]; or what was kept of its frozen blocks, {tokens [B, T, D], perhaps mask [B, T]}.
-        labels: int64 [B]; None where an example has none.
-        ids: Names of the examples.
+            `audio` float32 [B, F, M]; or its frozen blocks' cached outputs, {tokens [B, T, D], optionally mask [B, T]}.
+        labels: int64 [B]; None if an example has none.
+        ids: The examples' names.
     """
 
     inputs: dict[str, Any]
@@ -46,11 +46,11 @@ class Batch:
 
 
 class Checked(NamedTuple):
-    """What reading every file once has shown.
+    """The result of reading every file once.
 
     Attributes:
-        good: The examples that can be read.
-        bad: Name of an example that cannot -> what is wrong with it.
+        good: The readable examples.
+        bad: Name of an unreadable example -> what is wrong with it.
     """
 
     good: tuple[Example, ...]
@@ -69,39 +69,41 @@ def train_batches(
     workers: int,
     num_batches: int | None = None,
     views: Mapping[str, int] | None = None,
-    kept: Mapping[str, KeptPrefix] | None = None,
+    cached: Mapping[str, CachedPrefix] | None = None,
     length_buckets: bool = False,
     pin: bool = False,
 ) -> Generator[Batch, None, None]:
     """Yields shuffled, augmented batches, epoch after epoch without end.
 
-    A batch has min(batch_size, len(examples)) examples; an epoch's last batch may be shorter, and is dropped when
-    one example is left (BatchNorm needs two). The order of an epoch is seeded by (seed, view), an example's crop and
+    A batch has min(batch_size, len(examples)) examples; an epoch's last batch may be shorter, and is dropped if it has
+    a single example (BatchNorm needs two). The order of an epoch is seeded by (seed, view), an example's crop and
     choice of caption by (seed, its id, view). With length buckets the first batch is the longest of the first epoch, or
-    of the part of it that is asked for; see `lwfed.data.buckets`.
+    of the part of it within `num_batches`; see `lwfed.data.buckets`.
 
     Args:
         source: Reads the files.
         examples: The client's examples; at least two.
-        settings: What the encoders want.
-        batch_size: B at most.
+        settings: The encoders' input settings.
+        batch_size: Largest B.
         seed: Hex text.
-        first_view: Number of the first epoch's view; later epochs count on.
+        first_view: Number of the first epoch's view; each later epoch adds one.
         augment: Whether images are cropped at random.
-        workers: Processes that read; 0 reads in this one.
-        num_batches: Stops after so many; name it where it is known, so that workers do not read ahead in vain.
-        views: Modality -> number of views that epochs cycle over; those left out have a new one each epoch.
-        kept: Modality -> outputs of its frozen blocks, which take the place of its inputs.
-        length_buckets: Whether a batch's captions are of similar length; see `lwfed.data.buckets`.
-        pin: Whether tensors lie in pinned memory, from which a GPU copies by itself.
+        workers: Number of processes that read; 0 reads in this process.
+        num_batches: Number of batches, if known, so that workers do not read ahead in vain; None for no end.
+        views: Modality -> number of views that epochs cycle through; other modalities have a new view each epoch.
+        cached: Modality -> outputs of its frozen blocks, which replace its inputs.
+        length_buckets: Whether a batch's captions have similar lengths; see `lwfed.data.buckets`.
+        pin: Whether tensors are in pinned memory, from which a GPU copies asynchronously.
 
     Raises:
         DataError: There are fewer than two examples, or a file cannot be read.
     """
     if len(examples) < 2:
-        raise DataError(f"{len(examples)} example(s) to train on: BatchNorm needs two", remedy="give the client more")
-    kept = kept or {}
-    read = tuple(modality for modality in settings.modalities if modality not in kept)
+        raise DataError(
+            f"{len(examples)} example(s) to train on: BatchNorm needs two", remedy="give the client more data"
+        )
+    cached = cached or {}
+    read = tuple(modality for modality in settings.modalities if modality not in cached)
     reader = Reader(source, tuple(examples), replace(settings, modalities=read), seed, augment, views or {})
     cuts = _cuts(len(examples), batch_size)
     by_length = length_buckets and "text" in settings.modalities
@@ -109,26 +111,26 @@ def train_batches(
         reader.examples, cuts=cuts, seed=seed, first_view=first_view, by_length=by_length, num_batches=num_batches
     )
     return _batches(
-        reader, islice(plan, num_batches), workers=workers if set(read) - {"text"} else 0, kept=kept, pin=pin
+        reader, islice(plan, num_batches), workers=workers if set(read) - {"text"} else 0, cached=cached, pin=pin
     )  # fmt: skip
 
 
 def epoch_length(num_examples: int, batch_size: int) -> int:
-    """Returns the number of batches of an epoch of `train_batches`."""
+    """Returns the number of batches per epoch of `train_batches`."""
     return len(_cuts(num_examples, batch_size))
 
 
 def eval_batches(
     source: Source, *, examples: Sequence[Example], settings: InputSettings, batch_size: int, workers: int
 ) -> Generator[Batch, None, None]:
-    """Yields every example once and in order, not augmented, with its first caption.
+    """Yields every example once and in order, without augmentation and with its first caption.
 
     Args:
         source: Reads the files.
-        examples: What to evaluate on.
-        settings: What the encoders want.
+        examples: The examples to evaluate on.
+        settings: The encoders' input settings.
         batch_size: B; the last batch may be shorter.
-        workers: Processes that read; 0 reads in this one.
+        workers: Number of processes that read; 0 reads in this process.
 
     Raises:
         DataError: A file cannot be read.
@@ -136,7 +138,7 @@ def eval_batches(
     reader = Reader(source, tuple(examples), settings, None, False)
     starts = range(0, len(examples), batch_size)
     plan = (tuple((n, 0) for n in range(len(examples))[start : start + batch_size]) for start in starts)
-    return _batches(reader, plan, workers=min(workers, len(starts)), kept={})
+    return _batches(reader, plan, workers=min(workers, len(starts)), cached={})
 
 
 def caption_batches(texts: Sequence[str], *, settings: InputSettings, batch_size: int) -> Iterator[dict[str, Tensor]]:
@@ -153,14 +155,14 @@ def check_examples(
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Checked:
-    """Reads every file once, and tells apart the examples that can be read.
+    """Reads every file once, to separate readable from unreadable examples.
 
     Args:
         source: Reads the files.
-        examples: Which to check.
+        examples: The examples to check.
         modalities: Which of `image` and `audio` to read.
-        workers: Threads that read.
-        progress: Called with (number done, number in all).
+        workers: Number of threads that read.
+        progress: Called with (number done, total number).
     """
     wanted = frozenset(modalities)
 
@@ -192,16 +194,16 @@ def _batches(
     plan: Iterator[tuple[Row, ...]],
     *,
     workers: int,
-    kept: Mapping[str, KeptPrefix],
+    cached: Mapping[str, CachedPrefix],
     pin: bool = False,
 ) -> Generator[Batch, None, None]:
     for raw in read_all(reader, plan, workers=workers):
-        yield _finish(reader, raw, kept, pin=pin)
+        yield _finish(reader, raw, cached, pin=pin)
 
 
-def _finish(reader: Reader, raw: Raw, kept: Mapping[str, KeptPrefix], *, pin: bool) -> Batch:
+def _finish(reader: Reader, raw: Raw, cached: Mapping[str, CachedPrefix], *, pin: bool) -> Batch:
     chosen = [reader.examples[n] for n, _ in raw.rows]
-    inputs: dict[str, Any] = {modality: prefix.gather(raw.rows, pin=pin) for modality, prefix in kept.items()}
+    inputs: dict[str, Any] = {modality: prefix.gather(raw.rows, pin=pin) for modality, prefix in cached.items()}
     if raw.pixels is not None:
         pixels = normalise_pixels(raw.pixels)
         inputs["image"] = pixels.pin_memory() if pin else pixels

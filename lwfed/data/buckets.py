@@ -1,8 +1,8 @@
-"""Length buckets: captions of similar length share a batch, so that less of it is padding.
+"""Length buckets: captions of similar length share a batch, which reduces padding.
 
-Only batches near one another in the epoch's shuffled order exchange examples, and the batches are then shuffled: an
-epoch holds the same examples, and its lengths neither rise nor fall. But what a client trains on first is the longest:
-memory that does not suffice is told in the first step, and what is measured there is the largest.
+Only batches close to each other in the epoch's shuffled order exchange examples, and then the batches are shuffled: an
+epoch has the same examples, and lengths do not follow a trend. But a client trains on the longest batch first, so that
+a lack of memory shows in the first step, and the first step's measurements are the largest.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 WINDOW = 16
-"""Batches that exchange examples."""
+"""Number of consecutive batches that exchange examples."""
 
 
 def by_length(
@@ -20,15 +20,15 @@ def by_length(
 ) -> list[list[int]]:
     """Sorts examples by length within windows of batches, and shuffles the batches.
 
-    A shorter last batch gets the shortest of its window.
+    A shorter last batch gets the shortest captions of its window.
 
     Args:
-        batches: An epoch's batches of examples, shuffled.
-        length: Length of an example's caption; equal ones stay in their order.
-        rng: Shuffles.
+        batches: An epoch's shuffled batches of examples.
+        length: Returns the length of an example's caption; captions of equal length keep their order.
+        rng: Shuffles the batches.
 
     Returns:
-        Batches of the same sizes and, together, of the same examples.
+        Batches of the same sizes with, in total, the same examples.
     """
     sorted_batches: list[list[int]] = []
     for start in range(0, len(batches), WINDOW):
@@ -41,12 +41,12 @@ def by_length(
 def longest_first(
     batches: Sequence[Sequence[int]], *, length: Callable[[int], int], among: int | None = None
 ) -> list[Sequence[int]]:
-    """Moves the batch with the longest caption to the front; of batches of several sizes one of the largest.
+    """Moves the batch with the longest caption to the front; if batch sizes differ, one of the largest batches.
 
     Args:
         batches: An epoch's batches of examples.
-        length: Length of an example's caption.
-        among: Only so many leading batches are trained on, and one of them is moved; None: all.
+        length: Returns the length of an example's caption.
+        among: Number of leading batches that are trained on and may be moved; None for all.
     """
     used = batches[:among]
     first = max(range(len(used)), key=lambda n: (len(used[n]), max(map(length, used[n]))))

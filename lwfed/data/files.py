@@ -1,4 +1,4 @@
-"""Reads one image or one sound from disk, whole or not at all: a damaged file is named, never half used."""
+"""Reading of one image or sound from disk; a damaged file raises an error with its name and is never partly used."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def read_image(path: Path) -> Image.Image:
         The decoded image, RGB.
 
     Raises:
-        DataError: The file is missing, truncated or no image.
+        DataError: The file is missing, truncated or not an image.
     """
     try:
         with warnings.catch_warnings(), Image.open(path) as image:
@@ -50,7 +50,7 @@ def read_sound(path: Path) -> tuple[Waveform, int]:
         Samples [N], the mean over channels, and samples per second.
 
     Raises:
-        DataError: The file is missing, truncated, empty or no sound.
+        DataError: The file is missing, truncated, empty or not a sound.
     """
     import soundfile
 
@@ -65,13 +65,13 @@ def read_sound(path: Path) -> tuple[Waveform, int]:
         raise DataError(f"the sound {path} is truncated: its last {missing} bytes are missing", remedy=_SKIP)
     mono = samples.mean(axis=1, dtype=np.float32)
     if not mono.size or not np.isfinite(mono).all():
-        what = "holds values that are not numbers" if mono.size else "is empty"
+        what = "has values that are not finite" if mono.size else "is empty"
         raise DataError(f"the sound {path} {what}", remedy=_SKIP)
     return mono, int(rate)
 
 
 def _missing_bytes(path: Path) -> int:
-    """Returns how many bytes a RIFF (wav) file lacks of the length its header promises; libsndfile does not say."""
+    """Returns the number of bytes missing from a RIFF (wav) file by its header, which libsndfile does not report."""
     with path.open("rb") as file:
         header = file.read(8)
     if len(header) < 8 or header[:4] != b"RIFF":

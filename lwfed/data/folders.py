@@ -1,4 +1,4 @@
-"""Data on disk: their folders, their splits, and a digest of what they are."""
+"""Data on disk: their folders, their splits, and a digest of their content."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from lwfed.types.errors import DataError
 
 
 def data_root(data: DataSpec) -> Path:
-    """Returns the root folder of data on disk. Raises DataError when it is not there."""
+    """Returns the root folder of data on disk. Raises DataError if it does not exist."""
     root = Path(data.root or "").expanduser()
     if not data.root or not root.is_dir():
         raise DataError(
             f"there is no folder {data.root} for the {data.source} data",
-            remedy="set data.root to the folder that holds them, or try `data.source: shapes`, which is built in",
+            remedy="set data.root to the data's folder, or try `data.source: shapes`, which is built in",
         )
     return root
 
 
 def require_folder(folder: Path, *, remedy: str) -> Path:
-    """Returns the folder back. Raises DataError when it is not there."""
+    """Returns the given folder. Raises DataError if it does not exist."""
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}", remedy=remedy)
     return folder
@@ -38,11 +38,11 @@ def of_split(split: str, *, train: tuple[Example, ...], test: tuple[Example, ...
 
 
 def listing_digest(kind: str, *, entries: Iterable[tuple[str, int | str]]) -> str:
-    """Digests a listing of names with sizes or digests, in sorted order, without reading large files.
+    """Returns the digest of a sorted listing of names with sizes or digests, without reading large files.
 
     Args:
         kind: Name of the source.
-        entries: (path below the root, bytes or digest) of each file.
+        entries: (path relative to the root, size in bytes or digest) of each file.
 
     Returns:
         64 hex digits.

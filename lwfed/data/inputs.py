@@ -1,4 +1,4 @@
-"""What the encoders want to be fed: one frozen value that decides every input tensor's shape and numbers."""
+"""Input settings: one frozen value that decides the shape and values of every encoder's input tensors."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class InputSettings:
     """How examples become tensors.
 
     Attributes:
-        modalities: Which inputs are made, sorted.
-        image_size: Pixels a side.
-        tokenizer: A folder or a hub id; None or `bytes`: the byte-level one, which needs no file.
-        max_tokens: Captions are cut at this many tokens.
-        vocab_size: Ids are below this; None where it is not known.
+        modalities: The modalities to read, sorted.
+        image_size: Pixels per side.
+        tokenizer: A folder or a hub id; None or `bytes`: the byte-level tokenizer, which needs no file.
+        max_tokens: Captions are truncated to this many tokens.
+        vocab_size: Upper bound of token ids (exclusive); None if unknown.
         num_mel_bins: Mel bins M of a spectrogram.
         frames: Frames F of a spectrogram, 10 ms each (AST's max_length).
     """
@@ -31,22 +31,22 @@ class InputSettings:
 
 
 def settings_for(inputs: Mapping[str, Mapping[str, Any]]) -> InputSettings:
-    """Joins what each encoder wants.
+    """Merges the input settings of several encoders.
 
     Args:
-        inputs: Modality -> what its encoder wants, as `lwfed.models.build.input_settings` says it:
-            `image_size` (a number, or two equal ones); `tokenizer`, `max_tokens` and perhaps `vocab_size`;
-            `num_mel_bins` and `max_length` (frames). What is left out keeps its default.
+        inputs: Modality -> its encoder's settings, as returned by `lwfed.models.build.input_settings`: `image_size` (a
+            number, or two equal ones); `tokenizer`, `max_tokens` and optionally `vocab_size`; `num_mel_bins` and
+            `max_length` (frames). Missing settings keep their defaults.
 
     Raises:
-        ValueError: A key is not known, or images are not square.
+        ValueError: A key is unknown, or images are not square.
     """
     values: dict[str, Any] = {"modalities": tuple(sorted(inputs))}
     for modality, wanted in inputs.items():
         for key, value in wanted.items():
             name = "frames" if key == "max_length" else key
             if name == "modalities" or name not in InputSettings.__dataclass_fields__:
-                raise ValueError(f"the {modality} encoder wants `{key}`, which the data do not know")
+                raise ValueError(f"the {modality} encoder has the unknown input setting `{key}`")
             if name == "image_size" and not isinstance(value, int):
                 if len(set(value)) != 1:
                     raise ValueError(f"images of {tuple(value)} pixels are not square: set img_size to one number")

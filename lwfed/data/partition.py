@@ -1,4 +1,4 @@
-"""How training examples are shared among clients: pure, seeded, and refused where a client would go without."""
+"""Partitions of training examples among clients: pure and seeded; a partition that leaves a client short is refused."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from lwfed.types.errors import DataError
 from lwfed.types.seeds import as_int, derive
 
 NUM_TRIES = 1000
-"""Times a Dirichlet partition is drawn again before it is given up."""
+"""Number of times that a Dirichlet partition is drawn before giving up."""
 
 
 def partition(examples: Sequence[Example], *, plan: PartitionSpec, num_clients: int, seed: str) -> dict[str, list[int]]:
-    """Shares examples among clients.
+    """Splits examples among clients.
 
     Args:
         examples: The training examples.
@@ -30,12 +30,12 @@ def partition(examples: Sequence[Example], *, plan: PartitionSpec, num_clients: 
         seed: Hex text.
 
     Returns:
-        Client id -> indices into `examples`, rising; disjoint and complete, but for `local`, where each client has
-        all examples of its own root.
+        Client id -> increasing indices into `examples`; disjoint and complete, except for `local`, where each client
+        has all examples of its own root.
 
     Raises:
-        DataError: A client would have fewer than `plan.min_size` examples, labels or fields are missing, or the groups
-            are not as many as the clients.
+        DataError: A client would have fewer than `plan.min_size` examples, labels or fields are missing, or the number
+            of groups is not the number of clients.
     """
     match plan.kind:
         case "iid":
@@ -59,15 +59,15 @@ def partition(examples: Sequence[Example], *, plan: PartitionSpec, num_clients: 
 
 
 def holdout(indices: Sequence[int], *, fraction: float, seed: str) -> tuple[list[int], list[int]]:
-    """Holds a share of a client's examples out of training, never so many that fewer than two are left to train on.
+    """Holds out a fraction of a client's examples, but always leaves at least two to train on.
 
     Args:
         indices: The client's examples.
-        fraction: Share held out, in [0, 1).
+        fraction: Fraction to hold out, in [0, 1).
         seed: Hex text; the client's own.
 
     Returns:
-        Indices to train on and indices held out; both rising.
+        Indices to train on and indices held out, both increasing.
     """
     wanted = max(round(fraction * len(indices)), 1) if fraction else 0
     count = max(min(wanted, len(indices) - 2), 0)
@@ -84,10 +84,10 @@ def describe(
     Args:
         examples: The training examples.
         shares: Client id -> indices.
-        classes: Names of the classes; empty where there are none.
+        classes: Names of the classes; empty if there are none.
 
     Returns:
-        For each client `client`, `num_examples` and `labels`: class -> number of examples, empty without classes.
+        One row per client: `client`, `num_examples` and `labels` (class -> number of examples; empty without classes).
     """
     rows = []
     for client, indices in shares.items():
@@ -98,20 +98,20 @@ def describe(
 
 
 def _iid(count: int, *, num_clients: int, seed: str) -> list[list[int]]:
-    """Cuts a seeded shuffle into contiguous shards whose sizes differ by one at most."""
+    """Splits a seeded shuffle into contiguous shards whose sizes differ by at most one."""
     order = np.random.default_rng(as_int(derive(seed, "iid"))).permutation(count)
     return [shard.tolist() for shard in np.array_split(order, num_clients)]
 
 
 def _dirichlet(examples: Sequence[Example], *, plan: PartitionSpec, num_clients: int, seed: str) -> list[list[int]]:
-    """Shares each class by proportions from a Dirichlet(alpha) (Hsu et al. 2019), again until all have `min_size`."""
+    """Splits each class by proportions from a Dirichlet(alpha) (Hsu et al. 2019), redrawn until all have `min_size`."""
     alpha = plan.alpha
     if alpha is None:
         raise DataError("a dirichlet partition needs alpha", remedy="set federation.partition.alpha, for example 0.5")
     unlabelled = next((example for example in examples if example.label is None), None)
     if unlabelled is not None:
         raise DataError(
-            f"a dirichlet partition needs class labels, and {unlabelled.id} has none",
+            f"a dirichlet partition needs class labels, but {unlabelled.id} has none",
             remedy="use federation.partition.kind: iid or by_group",
         )
     if plan.min_size * num_clients > len(examples):
@@ -140,7 +140,7 @@ def _dirichlet(examples: Sequence[Example], *, plan: PartitionSpec, num_clients:
 
 
 def _proportions(alpha: float, num_clients: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Draws from a Dirichlet; a draw that underflows at a tiny alpha gives all to one client, which is its limit."""
+    """Draws from a Dirichlet; if a tiny alpha underflows, one client gets everything, which is the limit."""
     shares = rng.dirichlet(np.full(num_clients, alpha))
     if np.isfinite(shares).all() and shares.sum() > 0:
         return shares
@@ -148,13 +148,13 @@ def _proportions(alpha: float, num_clients: int, rng: np.random.Generator) -> np
 
 
 def _by_group(examples: Sequence[Example], *, plan: PartitionSpec, num_clients: int) -> list[list[int]]:
-    """Returns each group a client, in the groups' sorted order."""
+    """Assigns one group to each client, in the groups' sorted order."""
     groups: dict[str, list[int]] = {}
     for n, example in enumerate(examples):
         groups.setdefault(_group_of(example, plan=plan), []).append(n)
     if len(groups) != num_clients:
         raise DataError(
-            f"the data have {len(groups)} groups and there are {num_clients} clients; groups: {_some(sorted(groups))}",
+            f"the data have {len(groups)} groups, but there are {num_clients} clients; groups: {_some(sorted(groups))}",
             remedy=f"set federation.num_clients to {len(groups)}",
         )
     return [groups[name] for name in sorted(groups)]
@@ -167,7 +167,7 @@ def _group_of(example: Example, *, plan: PartitionSpec) -> str:
             found = re.search(plan.pattern, stem)
         except re.error as error:
             raise DataError(
-                f"the pattern {plan.pattern!r} is no regular expression: {error}",
+                f"the pattern {plan.pattern!r} is not a regular expression: {error}",
                 remedy="fix federation.partition.pattern",
             ) from None
         if found is None or found["group"] is None:

@@ -1,4 +1,4 @@
-"""What a source of examples promises: to list them at once, and to read pixels and samples when asked."""
+"""The interface of data sources: they list their examples at once, and read pixels and samples on demand."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Example:
 
     Attributes:
         id: Its name in the source; unique over both splits.
-        label: Index into the source's classes; None where the data have none.
-        captions: Captions of the image; empty where the data have none.
-        fields: What else is known, such as `stem` or `site`.
+        label: Index into the source's classes; None if the data have none.
+        captions: Captions of the image; empty if the data have none.
+        fields: Further properties, such as `stem` or `site`.
     """
 
     id: str
@@ -34,28 +34,28 @@ class Example:
 
 
 class Source(Protocol):
-    """Where examples come from."""
+    """A source of examples."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes; empty where the data have none."""
+        """Names of the classes; empty if the data have none."""
 
     def examples(self, split: str) -> Sequence[Example]:
         """Returns the examples of `train` or `test`, always in the same order."""
 
     def version(self) -> str:
-        """Returns a digest of what the data are, wherever they lie."""
+        """Returns a digest of the data's content, wherever they are stored."""
 
     def image(self, example: Example) -> Image.Image:
-        """Reads the example's image (RGB). Raises DataError that names the file."""
+        """Reads the example's image (RGB). Raises DataError, with the file's name, if it cannot."""
 
     def waveform(self, example: Example) -> tuple[Waveform, int]:
-        """Reads the example's sound: samples [N] and samples per second. Raises DataError that names the file."""
+        """Reads the example's sound: samples [N] and samples per second. Raises DataError, with the file's name."""
 
 
 @runtime_checkable
-class Opening(Protocol):
-    """What the module of a source offers."""
+class SourceModule(Protocol):
+    """The interface of a source's module."""
 
     def open_data(self, data: DataSpec) -> Source:
-        """Opens the data. Raises DataError that names what is missing, before any work is done."""
+        """Opens the data. Raises DataError, with the name of what is missing, before any work is done."""

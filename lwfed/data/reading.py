@@ -1,6 +1,6 @@
-"""From rows to raw batches: files are read, cropped and turned into spectrograms, in worker processes where asked for.
+"""Reading of raw batches: files are read, cropped and turned into spectrograms, optionally in worker processes.
 
-An example's view is drawn from the seed, its name and the view's number, so that every process draws the same.
+An example's view is drawn from the seed, its name and the view's number, so that every process draws the same view.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Row = tuple[int, int]
 
 
 class Raw(NamedTuple):
-    """A batch as workers hand it over."""
+    """A batch, as workers return it."""
 
     rows: tuple[Row, ...]
     pixels: Tensor | None
@@ -38,15 +38,15 @@ class Raw(NamedTuple):
 
 @dataclass(frozen=True)
 class Reader:
-    """A data set whose items are whole batches; a bad file is returned and not raised, to keep its message whole.
+    """A data set whose items are whole batches; errors are returned, not raised, so that their messages survive.
 
     Attributes:
         source: Reads the files.
-        examples: The examples that rows count.
-        settings: What the encoders want; only its modalities are read.
-        seed: Draws captions and crops; None takes first captions and whole images.
+        examples: The examples that rows index.
+        settings: The encoders' input settings; only its modalities are read.
+        seed: Seed of captions and crops; None uses first captions and whole images.
         augment: Whether images are cropped at random.
-        views: Modality -> number of views that are cycled over; those left out have one a view number.
+        views: Modality -> number of views to cycle through; other modalities have a new view for each view number.
     """
 
     source: Source
@@ -90,13 +90,13 @@ class Reader:
 
 
 def caption_index(example: Example, view: int, *, seed: str | None) -> int:
-    """Says which of an example's captions a view has: a drawn one, or without a seed the first.
+    """Returns the index of a view's caption: a random one, or without a seed the first.
 
     Raises:
-        DataError: It has none.
+        DataError: The example has no captions.
     """
     if not example.captions:
-        raise DataError(f"{example.id} has no caption", remedy="give it one, or leave the text encoder out")
+        raise DataError(f"{example.id} has no caption", remedy="add a caption, or leave out the text encoder")
     if seed is None:
         return 0
     return int(np.random.default_rng(as_int(derive(seed, example.id, view, "caption"))).integers(len(example.captions)))
@@ -106,9 +106,9 @@ def read_all(reader: Reader, plan: Iterator[tuple[Row, ...]], *, workers: int) -
     """Yields raw batches in order.
 
     Args:
-        reader: Reads them.
-        plan: The rows of each.
-        workers: Processes that read; 0 reads in this one.
+        reader: Reads the batches.
+        plan: The rows of each batch.
+        workers: Number of processes that read; 0 reads in this process.
 
     Raises:
         DataError: A file cannot be read.
@@ -122,25 +122,25 @@ def read_all(reader: Reader, plan: Iterator[tuple[Row, ...]], *, workers: int) -
 
 def _in_workers(reader: Reader, plan: Iterator[tuple[Row, ...]], workers: int) -> Iterator[Raw | DataError]:
     loader: DataLoader[Any] = DataLoader(
-        reader,  # type: ignore[arg-type]  # a mapping from rows to batches is all that is asked of it
+        reader,  # type: ignore[arg-type]  # the loader only needs a mapping from rows to batches
         sampler=plan,
         batch_size=None,
         num_workers=workers,
-        collate_fn=_as_it_is,
-        generator=torch.Generator(),  # else the loader would draw from torch's default generator
+        collate_fn=_identity,
+        generator=torch.Generator(),  # otherwise the loader would draw from torch's default generator
         multiprocessing_context="fork",
     )
     with warnings.catch_warnings():
-        # Python warns of a fork beside threads; the workers only decode, on one thread, and never call the model.
+        # Python warns about forking with threads; the workers only decode, on one thread, and never call the model.
         warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
         iterator = iter(loader)
     yield from iterator
 
 
-def _as_it_is(raw: Any) -> Any:
+def _identity(raw: Any) -> Any:
     return raw
 
 
 def _num_cpus() -> int:
-    """Returns the number of CPUs this process may use; more workers than that only wait for one another."""
+    """Returns the number of CPUs that this process may use; more workers would only wait for each other."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""From captions to token ids: the tokenizer that is named, or bytes, which need no file."""
+"""Tokenizing of captions with the spec's tokenizer, or as bytes, which need no file."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from lwfed.data.inputs import InputSettings
 from lwfed.types.errors import DataError, SpecError, UnreachableError
 
 BYTES = "bytes"
-"""Names the byte-level tokenizer: ids are ByT5's, below 259."""
+"""Name of the byte-level tokenizer; ids are ByT5's, below 259."""
 _FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
 _TIMEOUT_S = 5.0
 _NAME_ONE = f"name a local folder in model.encoders.text.tokenizer, or set it to `{BYTES}`"
 
 
 def tokenize(texts: Sequence[str], *, settings: InputSettings) -> dict[str, Tensor]:
-    """Tokenizes texts, cut at `max_tokens` and padded to the longest.
+    """Tokenizes texts, truncated to `max_tokens` and padded to the longest.
 
     Args:
         texts: B texts.
         settings: Tokenizer and lengths.
 
     Returns:
-        `ids` int64 [B, T] and `mask` bool [B, T], true where there is a token.
+        `ids` int64 [B, T] and `mask` bool [B, T], true for tokens and false for padding.
 
     Raises:
-        DataError, UnreachableError: The tokenizer is not to be had; see `open_tokenizer`.
-        SpecError: It knows more tokens than the encoder.
+        DataError, UnreachableError: The tokenizer is not available; see `open_tokenizer`.
+        SpecError: The tokenizer has more tokens than the encoder.
     """
     tokenizer = _checked(settings)
     rows = tokenizer(list(texts), truncation=True, max_length=settings.max_tokens)["input_ids"]
@@ -47,7 +47,7 @@ def tokenize(texts: Sequence[str], *, settings: InputSettings) -> dict[str, Tens
 
 
 def truncated_share(texts: Sequence[str], *, settings: InputSettings) -> float:
-    """Returns the share of texts, in [0, 1], that are longer than `max_tokens` and so are cut."""
+    """Returns the fraction of texts, in [0, 1], that are longer than `max_tokens` and therefore truncated."""
     if not texts:
         return 0.0
     tokenizer = _checked(settings)
@@ -57,17 +57,17 @@ def truncated_share(texts: Sequence[str], *, settings: InputSettings) -> float:
 
 @lru_cache(maxsize=4)
 def open_tokenizer(name: str | None) -> Any:
-    """Opens a tokenizer; a hub is asked only when neither disk nor cache has it, and only if it answers at once.
+    """Opens a tokenizer; queries the hub only if the tokenizer is neither on disk nor cached, and only if it is fast.
 
     Args:
-        name: A folder, a file of weights beside a tokenizer, or a hub id; None or `bytes`: the byte-level one.
+        name: A folder, a weights file next to a tokenizer, or a hub id; None or `bytes`: the byte-level tokenizer.
 
     Returns:
         A transformers tokenizer.
 
     Raises:
-        DataError: There is no such folder, its files are damaged, or the hub does not know it.
-        UnreachableError: It is not on this machine, and the hub does not answer.
+        DataError: There is no such folder, its files are damaged, or the hub does not have it.
+        UnreachableError: The tokenizer is not on this machine, and the hub does not answer.
     """
     if name is None or name == BYTES:
         from transformers import ByT5Tokenizer
@@ -79,8 +79,8 @@ def open_tokenizer(name: str | None) -> Any:
     if path.is_dir():
         if not any((path / file).is_file() for file in _FILES):
             raise DataError(
-                f"the folder {path} holds no tokenizer ({_FILES[0]} or {_FILES[2]})",
-                remedy=f"put it there, name one in model.encoders.text.tokenizer, or set that to `{BYTES}`",
+                f"the folder {path} has no tokenizer ({_FILES[0]} or {_FILES[2]})",
+                remedy=f"add it, name another in model.encoders.text.tokenizer, or set that to `{BYTES}`",
             )
         return _from_pretrained(str(path), local=True)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
@@ -88,7 +88,7 @@ def open_tokenizer(name: str | None) -> Any:
     try:
         return _from_pretrained(name, local=True)
     except DataError:
-        _ask_hub(name)
+        _probe_hub(name)
         return _from_pretrained(name, local=False)
 
 
@@ -97,7 +97,7 @@ def _checked(settings: InputSettings) -> Any:
     known = len(tokenizer)
     if known > (settings.vocab_size or math.inf):
         raise SpecError(
-            f"the tokenizer knows {known} tokens and the text encoder {settings.vocab_size}",
+            f"the tokenizer has {known} tokens, but the text encoder has {settings.vocab_size}",
             remedy=f"set model.encoders.text.config.vocab_size to {known} or more",
         )
     return tokenizer
@@ -116,8 +116,8 @@ def _from_pretrained(name: str, *, local: bool) -> Any:
         ) from None
 
 
-def _ask_hub(name: str) -> None:
-    """Asks the hub once, briefly, whether it has the repository: its own client would try for half a minute."""
+def _probe_hub(name: str) -> None:
+    """Checks once, with a short timeout, that the hub has the repository; its own client retries for half a minute."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 

@@ -1,4 +1,4 @@
-"""From an image to the square that ViT expects; crops are drawn from a seed that is handed in."""
+"""Image transforms to the square that ViT expects, with crops from a given random generator."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def training_pixels(image: Image.Image, *, size: int, rng: np.random.Generator, 
 
     Args:
         image: An RGB image.
-        size: Pixels a side.
+        size: Pixels per side.
         rng: Draws the crop.
-        augment: Whether to crop; without it the view is the evaluation's.
+        augment: Whether to crop; otherwise the view is that of evaluation.
 
     Returns:
         Pixels [3, size, size].
@@ -45,17 +45,17 @@ def crop_box(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Box:
-    """Draws a crop of random area and shape (Szegedy et al. 2015, section 6; by the law of RandomResizedCrop).
+    """Draws a crop of random area and shape (Szegedy et al. 2015, section 6), distributed like RandomResizedCrop's.
 
     Args:
-        width: Of the image, pixels.
-        height: Of the image, pixels.
+        width: The image's width in pixels.
+        height: The image's height in pixels.
         rng: Draws the crop.
-        scale: Least and most share of the image's area.
-        ratio: Least and most width over height.
+        scale: Smallest and largest fraction of the image's area.
+        ratio: Smallest and largest ratio of width to height.
 
     Returns:
-        The crop; after ten tries that do not fit, the largest centred one of a permitted shape.
+        The crop; after ten draws that do not fit, the largest centred crop with a permitted ratio.
     """
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
@@ -71,5 +71,5 @@ def crop_box(
 
 
 def normalise_pixels(pixels: Tensor) -> Tensor:
-    """Turns bytes [B, 3, H, W] into floats with mean .5 and standard deviation .5, that is in [-1, 1]."""
+    """Converts bytes [B, 3, H, W] to floats in [-1, 1], by a mean of 0.5 and a standard deviation of 0.5."""
     return pixels.float().div_(255).sub_(0.5).div_(0.5)

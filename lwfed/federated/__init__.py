@@ -1,1 +1,1 @@
-"""The federated algorithms: one client's update, the streamed aggregate, the server's optimiser; no IO here."""
+"""The federated algorithms, without IO: client updates, streamed aggregation, server optimisers."""

@@ -1,9 +1,9 @@
-"""Aggregators: how the updates of a round become one, a tensor at a time; they wrap one another.
+"""Aggregators: they combine a round's updates into one, a tensor at a time, and can wrap one another.
 
-An aggregator takes state and gives state back: `init`, `add` for each client in sorted order, `finish`. So it streams:
-memory does not grow with the number of clients, and the result does not depend on who came first. A rule that must know
-all updates before it begins (their norms, their distances) learns that in `survey`. One that changes updates, such as
-clipping, wraps the one that averages them, as the factories of TensorFlow Federated do.
+An aggregator takes a state and returns a state: `init`, `add` for each client in sorted order, `finish`. So it streams:
+memory does not grow with the number of clients, and the result does not depend on arrival order. A rule that must know
+all updates before it begins (their norms, their distances) computes that in `survey`. An aggregator that changes
+updates, such as clipping, wraps the one that averages them, as the factories of TensorFlow Federated do.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from lwfed.types.tensors import TensorSpec
 
 @dataclass(frozen=True)
 class Update:
-    """What one client sent in a round.
+    """One client's update in a round.
 
     Attributes:
-        client: Its id.
-        weight: w_n, divided by the greatest common factor of the round's.
-        tensor: Name -> what it sent, decoded: theta_n, or delta_n where `GlobalModel.sent_as_change` says so.
+        client: The client's id.
+        weight: w_n, divided by the greatest common factor of the round's weights.
+        tensor: Returns the tensor of a name as sent, decoded: theta_n, or delta_n if `GlobalModel.sent_as_change`.
     """
 
     client: str
@@ -39,12 +39,12 @@ class Update:
 
 @dataclass(frozen=True)
 class GlobalModel:
-    """The model that a round's clients started from, and the form in which they send theirs.
+    """The model that a round's clients started from, and the encoding of their updates.
 
     Attributes:
         specs: Trained tensor -> its type and shape.
-        codec: How clients send their updates.
-        start: Name -> theta, on the CPU.
+        codec: The codec of the clients' updates.
+        start: Returns the theta of a name, on the CPU.
     """
 
     specs: Mapping[str, TensorSpec]
@@ -53,29 +53,29 @@ class GlobalModel:
 
     @cached_property
     def parameters(self) -> tuple[str, ...]:
-        """Names of what has a change: floating tensors that are no buffers; sorted."""
+        """Sorted names of the floating tensors that are not buffers; only these have a change delta_n."""
         floating = {name for name, spec in self.specs.items() if DTYPES[spec.dtype].is_floating_point}
         return tuple(sorted(name for name in floating if not self.specs[name].buffer))
 
     def sent_as_change(self, name: str) -> bool:
-        """Whether clients send delta_n of a tensor, and not theta_n."""
+        """Returns whether clients send delta_n of a tensor instead of theta_n."""
         return is_encoded(self.specs[name], self.codec)
 
     def change(self, name: str, sent: Tensor) -> Tensor:
-        """Returns delta_n of what a client sent of a parameter, as a new tensor in float64."""
+        """Returns delta_n for a parameter's tensor as sent by a client, as a new tensor in float64."""
         change = sent.double()
         return change.clone() if self.sent_as_change(name) else change - self.start(name).double()
 
-    def moved(self, name: str, change: Tensor) -> Tensor:
-        """Returns what a client with such a change (float64) would have sent, in float64."""
+    def as_sent(self, name: str, change: Tensor) -> Tensor:
+        """Returns the tensor that a client with the given change (float64) would have sent, in float64."""
         return change if self.sent_as_change(name) else change.add_(self.start(name))
 
     def value(self, name: str, aggregate: Tensor) -> Tensor:
-        """Returns the tensor that an aggregate of what clients sent makes, rounded once to its type.
+        """Returns the new global tensor for an aggregate of sent tensors, rounded once to its type.
 
         Args:
             name: The tensor.
-            aggregate: As `Aggregator.finish` returns it; it is changed.
+            aggregate: The result of `Aggregator.finish`; changed in place.
         """
         if self.sent_as_change(name):
             aggregate = aggregate.add_(self.start(name))
@@ -84,21 +84,21 @@ class GlobalModel:
 
 @runtime_checkable
 class Aggregator(Protocol):
-    """A way to make one update of many. `State` is its own affair; what is handed in is used up."""
+    """Combines many updates into one. The state's type is up to the implementation, which may change it in place."""
 
     @property
     def needs_all(self) -> bool:
-        """Whether `survey` must see all updates before any is added."""
+        """Whether `survey` must see all updates before the first is added."""
 
     def survey(self, updates: Sequence[Update]) -> Aggregator:
-        """Returns the aggregator with what it has to know of all updates before it begins.
+        """Returns the aggregator with what it must know about all updates before it begins.
 
         Args:
-            updates: In sorted client order; a tensor is read each time it is asked for.
+            updates: In sorted client order; each access reads the tensor again.
         """
 
     def init(self, name: str) -> Any:
-        """Returns the state of a tensor before any client."""
+        """Returns the state of a tensor before the first client."""
 
     def add(self, state: Any, update: Update, *, name: str) -> Any:
         """Returns the state with one more client's tensor."""
@@ -107,7 +107,7 @@ class Aggregator(Protocol):
         """Returns the aggregate: float64, or integers of the clients' type."""
 
     def metrics(self) -> dict[str, float]:
-        """Returns what is worth a round's record."""
+        """Returns the metrics for the round's record."""
 
 
 def fold(
@@ -117,12 +117,12 @@ def fold(
     names: Iterable[str],
     states: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Adds updates, in the order in which they come, to the states of some tensors.
+    """Adds updates, in the given order, to the states of tensors.
 
     Args:
-        aggregator: How.
+        aggregator: The aggregator.
         updates: In sorted client order.
-        names: Which tensors.
+        names: The tensors.
         states: Their states so far; None before the first update.
     """
     done = dict(states) if states is not None else {name: aggregator.init(name) for name in names}
@@ -133,11 +133,11 @@ def fold(
 
 
 def make_aggregator(wrappers: Sequence[Section], *, model: GlobalModel) -> Aggregator:
-    """Builds a round's aggregator: the weighted mean, and around it what a plan names.
+    """Builds a round's aggregator: the weighted mean, inside the wrappers that a plan names.
 
     Args:
-        wrappers: Their settings, in the order in which an update passes them.
-        model: What the clients started from.
+        wrappers: The wrappers' settings, outermost first.
+        model: The model that the clients started from.
     """
     from lwfed.federated.aggregators.weighted_mean import WeightedMean
 

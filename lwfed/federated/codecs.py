@@ -1,9 +1,10 @@
-"""Codecs: a tensor in fewer bits, rounded by chance so that on average nothing is added or lost.
+"""Codecs: they send a tensor in fewer bits, with unbiased stochastic rounding.
 
-`int8` is QSGD's quantiser with 127 levels each way and the largest magnitude in place of the norm (Alistarh et al.
-2017, arXiv 1610.02132, section 3.1), a row at a time. `bf16` keeps the upper half of an fp32's bits and rounds by what
-is in the lower. Either way E decode(encode(x)) = x, up to the rounding of fp32 arithmetic (2^-17 of a step), and no
-item is further off than one step: a row's scale, or the distance between the two bf16 numbers around x.
+`int8` is QSGD's quantiser with 127 levels in each direction and the largest magnitude instead of the norm (Alistarh et
+al. 2017, arXiv 1610.02132, section 3.1), a row at a time. `bf16` keeps the upper half of an fp32's bits; the lower half
+is the probability of rounding away from zero. In both, E decode(encode(x)) = x, up to the rounding of fp32 arithmetic
+(2^-17 of a step), and no item is off by more than one step: a row's scale, or the distance between the two bf16 numbers
+around x.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from lwfed.types.seeds import as_int
 
 LEVELS = 127
 LARGEST = 2.0**127
-"""Magnitudes from here on are refused with the infinite ones: rounded up they could become infinite."""
+"""Magnitudes from here on are refused like infinite ones, because rounding up could make them infinite."""
 CHUNK = 1 << 20
-"""Items worked on at a time, so that memory stays small; part of which random number meets which item."""
+"""Items encoded at a time, to bound memory. Changing it changes which random number rounds which item."""
 
 
 def generator_of(seed: str) -> torch.Generator:
-    """Makes the generator of a seed (hex text)."""
+    """Returns a generator for a seed (hex text)."""
     return torch.Generator().manual_seed(as_int(seed))
 
 
@@ -36,10 +37,10 @@ def encode(name: str, tensor: Tensor, *, codec: Codec, generator: torch.Generato
         name: Its name.
         tensor: fp32, of any shape, on the CPU.
         codec: `bf16` or `int8`.
-        generator: Decides which way each item is rounded.
+        generator: Decides in which direction each item is rounded.
 
     Returns:
-        The tensors it travels as, of the names, types and shapes that `lwfed.types.encoded.encoded` gives.
+        The tensors to send, with the names, types and shapes that `lwfed.types.encoded.encoded` returns.
 
     Raises:
         DivergedError: An item is NaN, infinite or not below 2^127.
@@ -66,10 +67,10 @@ def decode(name: str, sent: Mapping[str, Tensor]) -> Tensor:
 
     Args:
         name: Its name.
-        sent: What `encode` gave, among others.
+        sent: The tensors that `encode` returned, possibly among others.
 
     Returns:
-        An fp32 tensor of the shape that was encoded.
+        An fp32 tensor with the original shape.
 
     Raises:
         CheckpointError: Its scales are missing or too few.
@@ -88,13 +89,13 @@ def _rows(tensor: Tensor) -> Tensor:
 
 
 def _chunks(rows: Tensor) -> list[tuple[int, int]]:
-    """Cuts rows into runs of about `CHUNK` items."""
+    """Splits rows into ranges of about `CHUNK` items."""
     step = max(1, CHUNK // max(1, rows.shape[1]))
     return [(start, min(start + step, rows.shape[0])) for start in range(0, rows.shape[0], step)]
 
 
 def _scales(largest: Tensor) -> Tensor:
-    """Returns the least fp32 scale of which `LEVELS` steps reach a row's largest magnitude; 0 for a row of zeros."""
+    """Returns the smallest fp32 scales with `LEVELS` * scale >= each row's largest magnitude; 0 for a row of zeros."""
     scale = (largest.double() / LEVELS).float()
     short = scale.double() * LEVELS < largest.double()  # exact: 24 and 7 bits
     return torch.where(short, torch.nextafter(scale, torch.full_like(scale, torch.inf)), scale)
@@ -103,13 +104,13 @@ def _scales(largest: Tensor) -> Tensor:
 def _to_levels(steps: Tensor, generator: torch.Generator) -> Tensor:
     """Rounds to a neighbouring integer, away from zero with the fraction's probability."""
     whole = steps.trunc()
-    fraction = steps - whole  # exact, and of the sign of the item
+    fraction = steps - whole  # exact, with the item's sign
     up = torch.rand(steps.shape, generator=generator) < fraction.abs()
     return whole.add_(up * fraction.sign()).to(torch.int8)
 
 
 def _to_bf16(rows: Tensor, generator: torch.Generator) -> Tensor:
-    """Adds to the bits that go a random number of as many; a carry rounds away from zero."""
+    """Adds a random 16-bit number to the 16 bits that are dropped; a carry rounds away from zero."""
     bits = rows.contiguous().view(torch.int32)
     chance = torch.randint(0, 1 << 16, rows.shape, dtype=torch.int32, generator=generator)
     return ((bits + chance) >> 16).to(torch.int16).view(torch.bfloat16)

@@ -1,8 +1,8 @@
-"""The exchange: changes travel encoded, and what an encoding rounds off is kept and added to the next one.
+"""The exchange: changes are sent encoded, and the rounding error of each is added to the next one.
 
-Error feedback on both ways (Seide et al. 2014; Karimireddy et al. 2019, arXiv 1901.09847, Algorithm 1, with the update
-in place of the gradient; both ways at once: Tang et al. 2019, arXiv 1905.05957, Algorithm 1). Parameters are sent as
-changes; buffers and integers as their values. fp32 is the identity: everything is sent as its value.
+Error feedback in both directions (Seide et al. 2014; Karimireddy et al. 2019, arXiv 1901.09847, Algorithm 1, with the
+update instead of the gradient; both directions at once: Tang et al. 2019, arXiv 1905.05957, Algorithm 1). Parameters
+are sent as changes; buffers and integers as values. fp32 is the identity: everything is sent as a value.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ def upload(
     trained: Mapping[str, Tensor],
     *,
     start: Mapping[str, Tensor],
-    kept: Mapping[str, Tensor],
+    residual: Mapping[str, Tensor],
     specs: Mapping[str, TensorSpec],
     codec: Codec,
     seed: str,
 ) -> tuple[Tensors, Tensors]:
-    """Returns what a client sends and what it keeps back.
+    """Returns the tensors that a client sends, and its new residual.
 
     Args:
         trained: theta_n after training.
-        start: theta that the round started from, of the same names or more.
-        kept: What it kept back last time; a name that is missing counts as zero.
+        start: theta at the start of the round; may have more names.
+        residual: The residual of the last upload; a missing name counts as zero.
         specs: Name -> type and shape.
-        codec: How changes are sent; fp32 is the identity: values travel, and nothing is kept back.
-        seed: Of the rounding.
+        codec: Encodes changes; fp32 is the identity: values are sent, and there is no residual.
+        seed: Seed of the rounding.
 
     Returns:
-        The tensors sent, and what was rounded off each change: (theta_n - theta + kept) - decoded, in fp32.
+        The tensors sent, and the rounding error of each change: (theta_n - theta + residual) - decoded, in fp32.
 
     Raises:
         DivergedError: A change is NaN or infinite.
@@ -52,35 +52,35 @@ def upload(
         if not is_encoded(specs[name], codec):
             sent[name] = value
             continue
-        meant = value - start[name]
-        if name in kept:
-            meant.add_(kept[name])
-        parts = encode(name, meant, codec=codec, generator=generator_of(derive(seed, name)))
+        change = value - start[name]
+        if name in residual:
+            change.add_(residual[name])
+        parts = encode(name, change, codec=codec, generator=generator_of(derive(seed, name)))
         sent |= parts
-        left[name] = meant.sub_(decode(name, parts))
+        left[name] = change.sub_(decode(name, parts))
     return sent, left
 
 
 def received(name: str, sent: Mapping[str, Tensor], *, spec: TensorSpec, codec: Codec) -> Tensor:
-    """Returns what arrives of a tensor: its value, or the change that an encoding decodes to.
+    """Returns a tensor as received: its value, or the decoded change.
 
     Args:
         name: The tensor.
-        sent: What travelled, among others.
-        spec: Its type and shape before it was sent.
-        codec: How it was sent; fp32 is the identity.
+        sent: The tensors sent, possibly with those of other names.
+        spec: Its type and shape before encoding.
+        codec: The codec it was sent with; fp32 is the identity.
     """
     return decode(name, sent) if is_encoded(spec, codec) else sent[name]
 
 
 @dataclass(frozen=True)
 class Published:
-    """What the server sends of one tensor.
+    """The server's published change of one tensor.
 
     Attributes:
-        sent: The tensors that travel.
-        value: The global model's tensor that every client makes of them.
-        left: What was rounded off so far, in fp32, to be added next time; None where nothing is encoded.
+        sent: The tensors sent.
+        value: The global model's tensor that every client computes from them.
+        left: The accumulated rounding error, in fp32, to be added next time; None if the tensor is not encoded.
     """
 
     sent: Tensors
@@ -93,7 +93,7 @@ def publish(
     target: Tensor,
     *,
     start: Callable[[str], Tensor],
-    kept: Tensor | None,
+    residual: Tensor | None,
     spec: TensorSpec,
     codec: Codec,
     seed: str,
@@ -102,12 +102,12 @@ def publish(
 
     Args:
         name: The tensor.
-        target: What the round's aggregation made of it.
-        start: Name -> the global model's tensor of the round before.
-        kept: What was rounded off so far; None for nothing.
+        target: Its value after the round's aggregation.
+        start: Returns the tensor of a name in the previous round's global model.
+        residual: The accumulated rounding error, or None.
         spec: The tensor's type and shape.
-        codec: How it is sent; fp32 is the identity.
-        seed: Of the rounding.
+        codec: Encodes the change; fp32 is the identity.
+        seed: Seed of the rounding.
 
     Raises:
         DivergedError: The change is NaN or infinite.
@@ -115,8 +115,8 @@ def publish(
     if not is_encoded(spec, codec):
         return Published(sent={name: target}, value=target, left=None)
     before, aim = start(name), target.double()
-    if kept is not None:
-        aim = aim + kept
+    if residual is not None:
+        aim = aim + residual
     parts = encode(name, (aim - before).float(), codec=codec, generator=generator_of(derive(seed, name)))
     value = before + decode(name, parts)
     return Published(sent=parts, value=value, left=(aim - value).float())
@@ -125,13 +125,13 @@ def publish(
 def add_changes(
     before: Mapping[str, Tensor], sent: Mapping[str, Tensor], *, specs: Mapping[str, TensorSpec], codec: Codec
 ) -> Tensors:
-    """Returns the global model that a published change makes of the one before it: the same bits wherever it is done.
+    """Adds a published change to the previous global model, with the same bits on every machine.
 
     Args:
-        before: The global model of the round before, on the CPU.
-        sent: What was published.
+        before: The previous round's global model, on the CPU.
+        sent: The published tensors.
         specs: Name -> type and shape of the model's tensors.
-        codec: How it was published.
+        codec: The codec that they were published with.
     """
     tensors = {name: received(name, sent, spec=spec, codec=codec) for name, spec in specs.items()}
     return {name: before[name] + t if is_encoded(specs[name], codec) else t for name, t in tensors.items()}
@@ -140,16 +140,16 @@ def add_changes(
 def check_update(
     client: str, *, found: Mapping[str, TensorSpec], specs: Mapping[str, TensorSpec], codec: Codec
 ) -> None:
-    """Refuses an update that does not hold exactly the tensors of the plan, of the types and shapes of its exchange.
+    """Checks that an update holds exactly the plan's tensors, with the types and shapes of its codec.
 
     Args:
-        client: Whose it is.
-        found: What it holds.
-        specs: What was to be trained.
-        codec: How it was to be sent.
+        client: The client that sent it.
+        found: The update's tensors.
+        specs: The tensors to be trained.
+        codec: The codec of the upload.
 
     Raises:
-        CheckpointError: A tensor is missing, is not expected, or is of another type or shape.
+        CheckpointError: A tensor is missing, unexpected, or has another type or shape.
     """
     expected = encoded_specs(specs, codec)
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())

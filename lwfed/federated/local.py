@@ -1,7 +1,7 @@
-"""Local training: what one client does with the global model in one round.
+"""Local training: one client's training of the global model in one round.
 
 FedAvg's client update (McMahan et al. 2017, Algorithm 1) with AdamW; with a proximal term it is FedProx's (Li et al.
-2020, arXiv 1812.06127, Algorithm 2). The optimiser starts afresh each round.
+2020, arXiv 1812.06127, Algorithm 2). The optimiser is new in each round.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from lwfed.types.seeds import as_int, derive
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """A part of a batch that fits the device at once.
+    """A part of a batch that fits on the device.
 
     Attributes:
-        value: What the loss takes.
-        share: Its part of the batch, in (0, 1].
-        rows: Its examples on this device.
-        name: How a person finds it again.
+        value: The loss function's argument.
+        share: Its fraction of the batch, in (0, 1].
+        rows: Number of its examples on this device.
+        name: A description that identifies it in error messages.
         tensors: The tensors in `value`.
     """
 
@@ -46,16 +46,16 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class LocalSettings:
-    """How a client trains.
+    """Settings of local training.
 
     Attributes:
-        steps: Optimiser steps.
+        steps: Number of optimiser steps.
         proximal_mu: FedProx's mu.
         clip_norm: Largest gradient norm, or None.
         autocast: Lower precision of the forward pass, or None.
-        seed: Of dropout, and of the rounding of moments.
-        moments: How AdamW's moments are kept: `fp32`, `bf16` or `int8`.
-        step_in_backward: Each parameter is stepped inside the backward pass; a step is then one micro-batch.
+        seed: Seed of dropout and of the rounding of moments.
+        moments: Format of AdamW's moments: `fp32`, `bf16` or `int8`.
+        step_in_backward: Step each parameter inside the backward pass; a step is then one micro-batch.
     """
 
     steps: int
@@ -69,15 +69,15 @@ class LocalSettings:
 
 @dataclass(frozen=True, slots=True)
 class LocalResult:
-    """What a client tells of its round.
+    """The result of local training.
 
     Attributes:
-        steps: Optimiser steps taken.
+        steps: Number of optimiser steps taken.
         loss: Mean loss over all steps.
-        loss_first: Loss of the first step, before any change.
-        wall_s: Seconds.
-        cost: FLOPs and bytes of the first step, where it was measured.
-        first_rows: Examples of the first step on this device.
+        loss_first: Loss of the first step, before any parameter changes.
+        wall_s: Wall-clock seconds.
+        cost: FLOPs and bytes of the first step, if measured.
+        first_rows: Number of examples of the first step on this device.
     """
 
     steps: int
@@ -102,32 +102,32 @@ def train(
 
     Args:
         groups: Trained parameters and the rates of each group.
-        loss: Micro-batch -> mean loss, a scalar. Over several ranks each gives its share of the mean.
-        batches: For each step its micro-batches.
-        settings: How.
-        device: Where the parameters lie.
-        on_step: Told the number of steps done and the last loss.
-        known: The model's tensors, to count the first step's FLOPs and bytes; None: nothing is counted.
+        loss: Micro-batch -> mean loss, a scalar. With several ranks, each returns its share of the mean.
+        batches: The micro-batches of each step.
+        settings: Settings of the training.
+        device: The parameters' device.
+        on_step: Called with the number of steps done and the last loss.
+        known: The model's tensors, for counting the first step's FLOPs and bytes; None counts nothing.
 
     Returns:
-        What happened.
+        The steps taken, their losses, and the cost.
 
     Raises:
-        DivergedError: A loss is NaN or infinite; the batch is named.
+        DivergedError: A loss is NaN or infinite; the message names the batch.
     """
     optimizer = make_optimizer(groups, moments=settings.moments, seed=settings.seed)
     losses = _Losses(on_step, device=device)
     first_rows = 0
     cost: StepCost | None = None
     started = time.monotonic()
-    following = updating(
+    stepping = updating(
         optimizer,
         in_backward=settings.step_in_backward,
         proximal_mu=settings.proximal_mu,
         clip_norm=settings.clip_norm,
     )
     forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-    with forked, following as updates:
+    with forked, stepping as updates:
         torch.manual_seed(as_int(derive(settings.seed, "rank", ranks.rank())))
         for step in range(settings.steps):
             micros = next(batches)
@@ -154,7 +154,7 @@ def train(
 
 
 class _Losses:
-    """Takes the losses of steps. A GPU's is read a step late, when it is there anyway, so that nobody waits for it."""
+    """Collects the losses of steps. On a GPU each is read one step late, so that reading it does not block."""
 
     def __init__(self, on_step: Callable[[int, float], None] | None, *, device: torch.device) -> None:
         self.values: list[float] = []
@@ -162,7 +162,7 @@ class _Losses:
         self._unread: tuple[Tensor, torch.cuda.Event, str] | None = None
 
     def add(self, value: Tensor, *, name: str) -> None:
-        """Takes a step's loss before the step is taken. Raises DivergedError where one is NaN or infinite."""
+        """Adds a step's loss, before the step itself. Raises DivergedError if a loss is NaN or infinite."""
         if not self._late:
             self._note(float(value), name)
             return
@@ -173,7 +173,7 @@ class _Losses:
         self._unread = copied, event, name
 
     def read(self) -> None:
-        """Reads what is not read yet."""
+        """Reads the loss that is not read yet, if any."""
         if self._unread is not None:
             copied, event, name = self._unread
             self._unread = None
@@ -199,7 +199,7 @@ def _gradients(
     *,
     cost: StepCost | None = None,
 ) -> Tensor:
-    """Adds up the gradients of a batch's parts; returns the batch's mean loss, a scalar."""
+    """Accumulates the gradients of a batch's parts. Returns the batch's mean loss, a scalar."""
     total = torch.zeros((), device=device)
     for micro in micros:
         with torch.autocast(device.type, dtype=settings.autocast, enabled=settings.autocast is not None):

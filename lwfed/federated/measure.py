@@ -1,4 +1,4 @@
-"""The measured side of the ledger: FLOPs and bytes of one real training step."""
+"""Measured costs for the ledger: FLOPs and bytes of one real training step."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ ATTENTION_ON_CPU = {
         lambda *shapes, **_: sdpa_backward_flop_count(*shapes[:4])
     ),
 }
-"""Attention's kernel on a CPU, which not every version of torch counts."""
+"""FLOP counts of the CPU's attention kernel, which not every version of torch has."""
 
 
 class Recomputed(TorchDispatchMode):
-    """Watches what a backward pass computes again, which no hook of autograd's sees: it alone records gradients there.
+    """Measures the activations that a backward pass recomputes, which autograd's hooks do not see.
 
-    What is still alive when the pass turns to gradients again is kept for it.
+    Within a backward pass, gradients are enabled only while activations are recomputed. Those still alive when the pass
+    returns to computing gradients are counted.
 
     Args:
         ignored: Addresses of storages that are not activations.
@@ -36,7 +37,7 @@ class Recomputed(TorchDispatchMode):
         self.ignored = ignored
         self.forward = True
         self._made: dict[StorageWeakRef, int] = {}
-        self._most = 0
+        self._peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
@@ -52,34 +53,34 @@ class Recomputed(TorchDispatchMode):
         return made
 
     def take(self) -> int:
-        """Ends a backward pass; returns the most that was kept at once."""
+        """Ends a backward pass. Returns the most bytes that were alive at once."""
         self._count()
-        most, self._most, self.forward = self._most, 0, True
-        return most
+        peak, self._peak, self.forward = self._peak, 0, True
+        return peak
 
     def _count(self) -> None:
         self._made = {storage: size for storage, size in self._made.items() if not storage.expired()}
-        self._most = max(self._most, sum(self._made.values()))
+        self._peak = max(self._peak, sum(self._made.values()))
 
 
 class _Untracked(nullcontext[None]):
-    """Stands in for the counter's tracker of modules: all is counted as one."""
+    """Replaces the counter's module tracker, so that everything is counted under one name."""
 
     parents = frozenset({"Global"})
 
 
 @dataclass(slots=True)
 class StepCost:
-    """What one training step cost; filled while the step runs.
+    """The cost of one training step; filled while the step runs.
 
     Attributes:
-        forward_flops: Of the whole batch; 1 multiply-add = 2 FLOPs.
-        backward_flops: Likewise.
-        activations_bytes: Unique storages that autograd kept for one backward pass, weights and inputs apart, and the
-            most that computing a block again added; the most of several passes.
+        forward_flops: FLOPs of the whole batch; 1 multiply-add = 2 FLOPs.
+        backward_flops: FLOPs of the whole batch.
+        activations_bytes: Unique storages that autograd saved for one backward pass, except weights and inputs, plus
+            the most that recomputing a block added; the maximum over passes.
         gradients_bytes: Bytes of all gradients.
         optimizer_bytes: Bytes of the optimiser's states.
-        device_peak_bytes: The device's own peak, where it counts.
+        device_peak_bytes: The device's own peak, if the device reports it.
     """
 
     forward_flops: int = 0
@@ -91,18 +92,18 @@ class StepCost:
     _counter: FlopCounterMode | None = field(default=None, repr=False)
     _seen: int = 0
     _saved: dict[int, int] = field(default_factory=dict, repr=False)
-    _again: Recomputed | None = field(default=None, repr=False)
+    _recomputed: Recomputed | None = field(default=None, repr=False)
 
     def forward_done(self) -> None:
-        """Books what was counted since the last call as forward."""
+        """Adds what was counted since the last call to the forward pass."""
         self.forward_flops += self._since()
-        if self._again is not None:
-            self._again.forward = False
+        if self._recomputed is not None:
+            self._recomputed.forward = False
 
     def backward_done(self) -> None:
-        """Books what was counted since the last call as backward, and what autograd kept for it."""
+        """Adds what was counted since the last call to the backward pass, with the bytes that autograd saved for it."""
         self.backward_flops += self._since()
-        again = 0 if self._again is None else self._again.take()
+        again = 0 if self._recomputed is None else self._recomputed.take()
         self.activations_bytes = max(self.activations_bytes, sum(self._saved.values()) + again)
         self._saved.clear()
 
@@ -116,20 +117,20 @@ class StepCost:
 
 @contextmanager
 def measuring(*, known: Iterable[Tensor], device: torch.device) -> Iterator[StepCost]:
-    """Counts the training step inside.
+    """Measures the training step in the body.
 
     Args:
         known: Tensors that are not activations: weights, buffers, inputs.
-        device: Where the step runs.
+        device: The device that the step runs on.
 
     Yields:
-        The cost, complete once the block is left.
+        The cost, complete when the body ends.
     """
     ignored = {tensor.untyped_storage().data_ptr() for tensor in known}
     counter = FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_CPU)
-    counter.mod_tracker = _Untracked()  # type: ignore[assignment]  # the tracker keeps what is computed again alive
+    counter.mod_tracker = _Untracked()  # type: ignore[assignment]  # the tracker would keep recomputed tensors alive
     again = Recomputed(ignored)
-    cost = StepCost(_counter=counter, _again=again)
+    cost = StepCost(_counter=counter, _recomputed=again)
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

@@ -1,7 +1,7 @@
-"""How AdamW's two moments are kept between steps: 4, 2 or about 1 byte each a parameter.
+"""Storage of AdamW's two moments between steps: 4, 2 or about 1 byte per moment per parameter.
 
-fp32 is torch's own. The others are read into fp32 for a step and rounded again without bias: at beta_2 = 0.999 a second
-moment moves by less than half a step of bf16 or int8, so that rounding to the nearest would freeze it.
+fp32 is torch's own. The other formats are read into fp32 for a step and then rounded without bias: at beta_2 = 0.999 a
+second moment changes by less than half a step of bf16 or int8, so rounding to nearest would freeze it.
 """
 
 from __future__ import annotations
@@ -15,48 +15,49 @@ from torch import Tensor
 from lwfed.federated.rounding import from_squares, split_bits, to_bf16, to_squares
 
 BLOCK = 256
-"""Values that share a scale in int8; `lwfed.cost.memory` counts with the same."""
+"""Number of values that share a scale in int8; `lwfed.cost.memory` uses the same number."""
 FIRST_LEVELS, SECOND_LEVELS = 127, 255
 
-Kept = dict[str, Tensor]
+MomentState = dict[str, Tensor]
 
 
 @runtime_checkable
 class Moments(Protocol):
-    """A way of keeping both moments of N parameters, which are read and written in slices of whole blocks."""
+    """A storage format for both moments of N parameters, read and written in slices of whole blocks."""
 
-    def empty(self, count: int, *, device: torch.device) -> Kept:
-        """Returns moments of zero."""
+    def empty(self, count: int, *, device: torch.device) -> MomentState:
+        """Returns zero moments."""
 
-    def read(self, kept: Kept, part: slice) -> tuple[Tensor, Tensor]:
-        """Returns both moments of some parameters in fp32, as new tensors."""
+    def read(self, state: MomentState, part: slice) -> tuple[Tensor, Tensor]:
+        """Returns both moments of the parameters in `part` in fp32, as new tensors."""
 
-    def write(self, kept: Kept, part: slice, first: Tensor, second: Tensor, *, bits: Tensor) -> None:
-        """Rounds both moments of some parameters; `bits` are 32 random ones for each."""
+    def write(self, state: MomentState, part: slice, first: Tensor, second: Tensor, *, bits: Tensor) -> None:
+        """Rounds and stores both moments of the parameters in `part`; `bits` has 32 random bits per parameter."""
 
 
 class Bf16Moments:
-    """Both as bf16: 4 bytes a parameter."""
+    """Both moments in bf16: 4 bytes per parameter."""
 
-    def empty(self, count: int, *, device: torch.device) -> Kept:
+    def empty(self, count: int, *, device: torch.device) -> MomentState:
         return {name: torch.zeros(count, dtype=torch.bfloat16, device=device) for name in ("first", "second")}
 
-    def read(self, kept: Kept, part: slice) -> tuple[Tensor, Tensor]:
-        return kept["first"][part].float(), kept["second"][part].float()
+    def read(self, state: MomentState, part: slice) -> tuple[Tensor, Tensor]:
+        return state["first"][part].float(), state["second"][part].float()
 
-    def write(self, kept: Kept, part: slice, first: Tensor, second: Tensor, *, bits: Tensor) -> None:
+    def write(self, state: MomentState, part: slice, first: Tensor, second: Tensor, *, bits: Tensor) -> None:
         low, high = split_bits(bits)
-        kept["first"][part] = to_bf16(first, chances=low)
-        kept["second"][part] = to_bf16(second, chances=high)
+        state["first"][part] = to_bf16(first, chances=low)
+        state["second"][part] = to_bf16(second, chances=high)
 
 
 class Int8Moments:
-    """Both as squares of 8-bit numbers with a scale a block: 2 bytes a parameter and 8 a block.
+    """Both moments as squares of 8-bit numbers with a scale per block: 2 bytes per parameter and 8 per block.
 
-    A second moment above 0 stays above 0: it would else divide by epsilon alone. Only there rounding has a bias, up.
+    A second moment above 0 stays above 0, since otherwise the step would divide by epsilon alone. Only there is
+    rounding biased, upwards.
     """
 
-    def empty(self, count: int, *, device: torch.device) -> Kept:
+    def empty(self, count: int, *, device: torch.device) -> MomentState:
         blocks = -(-count // BLOCK)
         return {
             "first": torch.zeros(count, dtype=torch.int8, device=device),
@@ -65,29 +66,29 @@ class Int8Moments:
             "second_scale": torch.zeros(blocks, 1, device=device),
         }
 
-    def read(self, kept: Kept, part: slice) -> tuple[Tensor, Tensor]:
-        count = kept["first"][part].numel()
+    def read(self, state: MomentState, part: slice) -> tuple[Tensor, Tensor]:
+        count = state["first"][part].numel()
         first, second = (
-            from_squares(_blocks(kept[name][part]), levels=levels, scale=kept[f"{name}_scale"][_scales(part)])
+            from_squares(_blocks(state[name][part]), levels=levels, scale=state[f"{name}_scale"][_scales(part)])
             for name, levels in (("first", FIRST_LEVELS), ("second", SECOND_LEVELS))
         )
         return first.view(-1)[:count], second.view(-1)[:count]
 
-    def write(self, kept: Kept, part: slice, first: Tensor, second: Tensor, *, bits: Tensor) -> None:
+    def write(self, state: MomentState, part: slice, first: Tensor, second: Tensor, *, bits: Tensor) -> None:
         count, scales = first.numel(), _scales(part)
         low, high = (_blocks(half) for half in split_bits(bits))
         signed, squares = _blocks(first), _blocks(second)
-        code, kept["first_scale"][scales] = to_squares(signed.abs(), levels=FIRST_LEVELS, chances=low)
-        kept["first"][part] = code.copysign_(signed).to(torch.int8).view(-1)[:count]
-        code, kept["second_scale"][scales] = to_squares(squares, levels=SECOND_LEVELS, chances=high)
-        kept["second"][part] = torch.maximum(code, squares > 0).to(torch.uint8).view(-1)[:count]
+        code, state["first_scale"][scales] = to_squares(signed.abs(), levels=FIRST_LEVELS, chances=low)
+        state["first"][part] = code.copysign_(signed).to(torch.int8).view(-1)[:count]
+        code, state["second_scale"][scales] = to_squares(squares, levels=SECOND_LEVELS, chances=high)
+        state["second"][part] = torch.maximum(code, squares > 0).to(torch.uint8).view(-1)[:count]
 
 
 MOMENTS: Mapping[str, Moments] = {"bf16": Bf16Moments(), "int8": Int8Moments()}
 
 
 def _blocks(values: Tensor) -> Tensor:
-    """Views values as blocks; the last is filled with zeros."""
+    """Views values as blocks, the last padded with zeros."""
     short = -values.numel() % BLOCK
     return (torch.nn.functional.pad(values, (0, short)) if short else values).view(-1, BLOCK)
 

@@ -1,7 +1,7 @@
-"""AdamW over the trained parameters in one pass, with its moments as fp32, bf16 or int8.
+"""AdamW over the trained parameters in one pass, with its moments in fp32, bf16 or int8.
 
-With fp32 moments it is torch's fused kernel: each number is read and written once, which no other order of the work can
-undercut. It steps the parameters that have a gradient, so it serves a step after the backward pass and inside it alike.
+With fp32 moments it is torch's fused kernel, which reads and writes each number once, the least possible. It steps the
+parameters that have a gradient, so it works both after the backward pass and inside it.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from lwfed.types.seeds import as_int, derive
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 PART = {"cpu": 1024 * BLOCK, "cuda": 1 << 24}
-"""Parameters that are worked on at a time: what a core's cache holds; on a GPU, enough to fill it."""
+"""Number of parameters updated at a time: on a CPU, what a core's cache holds; on a GPU, enough to occupy it."""
 
 
 def make_optimizer(groups: Sequence[tuple[Sequence[Parameter], Rates]], *, moments: str, seed: str) -> Optimizer:
-    """Returns a fresh AdamW.
+    """Returns a new AdamW.
 
     Args:
         groups: Parameters and the rates of each group.
         moments: `fp32`, `bf16` or `int8`.
-        seed: Of rounding; the same on all ranks, whose parameters must stay equal.
+        seed: Seed of the rounding; the same on all ranks, whose parameters must stay equal.
     """
     settings: list[dict[str, Any]] = [
         {"params": list(members), "lr": rates.learning_rate, "weight_decay": rates.weight_decay}
@@ -45,14 +45,14 @@ def make_optimizer(groups: Sequence[tuple[Sequence[Parameter], Rates]], *, momen
 
 
 class CompactAdamW(Optimizer):
-    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101, Algorithm 2) whose moments are kept rounded.
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101, Algorithm 2) with moments stored in fewer bits.
 
-    A step's arithmetic is fp32, and takes the moments before they are rounded.
+    A step's arithmetic is fp32 and uses the moments before they are rounded.
 
     Args:
         params: torch's parameter groups, with `lr` and `weight_decay`.
-        moments: How moments are kept.
-        seed: Of rounding.
+        moments: Storage format of the moments.
+        seed: Seed of the rounding.
     """
 
     def __init__(self, params: list[dict[str, Any]], *, moments: Moments, seed: str) -> None:
@@ -61,7 +61,7 @@ class CompactAdamW(Optimizer):
         self.seed = seed
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # none is called
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # nobody passes a closure
         """Steps each parameter that has a gradient."""
         number = 0
         for group in self.param_groups:
@@ -79,7 +79,7 @@ class CompactAdamW(Optimizer):
         state["step"] += 1
         step = int(state["step"])
         key = (as_int(derive(self.seed, "rounding", number, step)) & 0xFFFFFFFF) - (1 << 31)
-        weights, gradient = parameter.view(-1), parameter.grad.reshape(-1)  # type: ignore[union-attr]  # it is there
+        weights, gradient = parameter.view(-1), parameter.grad.reshape(-1)  # type: ignore[union-attr]  # not None here
         for part in _parts(weights.numel(), size=PART.get(weights.device.type, PART["cuda"])):
             first, second = self.moments.read(state, part)
             adamw_(
@@ -94,16 +94,16 @@ def adamw_(
     weights: Tensor, gradient: Tensor, *, first: Tensor, second: Tensor, step: int, learning_rate: float,
     weight_decay: float,
 ) -> None:  # fmt: skip
-    """Makes AdamW's step in place; both moments are changed too.
+    """Applies AdamW's step in place, to the weights and to both moments.
 
     Args:
         weights: N parameters.
-        gradient: Of them.
+        gradient: Their gradient.
         first: Running mean of gradients.
-        second: Running mean of their squares.
-        step: t, from 1.
-        learning_rate: Of this group.
-        weight_decay: Likewise.
+        second: Running mean of squared gradients.
+        step: t, counted from 1.
+        learning_rate: The group's learning rate.
+        weight_decay: The group's weight decay.
     """
     beta1, beta2 = BETAS
     first.lerp_(gradient, 1 - beta1)

@@ -1,7 +1,7 @@
-"""Stochastic rounding: a value becomes one of its two neighbours, with the chances that keep its mean.
+"""Stochastic rounding: a value becomes one of its two neighbours, with probabilities that preserve its mean.
 
-The chances come from a hash of (key, position), not from a generator: they are the same in whatever order tensors are
-rounded, on every rank and device, and cost a few integer passes.
+The random numbers come from a hash of (key, position), not from a generator: they do not depend on the order in which
+tensors are rounded, are the same on every rank and device, and cost a few integer passes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 CHANCES = 1 << 16
-"""Chances are multiples of one in so many."""
+"""Probabilities are multiples of 1 / CHANCES."""
 
 
 def random_bits(count: int, *, start: int, key: int, device: torch.device) -> Int[Tensor, " count"]:
@@ -20,16 +20,16 @@ def random_bits(count: int, *, start: int, key: int, device: torch.device) -> In
     The hash is lowbias32 (C. Wellons, hash-prospector), a bijection of the 32-bit numbers.
 
     Args:
-        count: How many.
+        count: Number of positions.
         start: The first position.
         key: 32 bits, as a number from -2^31 to 2^31 - 1.
-        device: Where to.
+        device: Device of the result.
     """
     bits = torch.arange(start, start + count, dtype=torch.int32, device=device).bitwise_xor_(key)
     shifted = torch.empty_like(bits)
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - (1 << 32)), (16, None)):
         torch.bitwise_right_shift(bits, shift, out=shifted)
-        bits.bitwise_xor_(shifted.bitwise_and_((1 << (32 - shift)) - 1))  # the sign's copies are masked away
+        bits.bitwise_xor_(shifted.bitwise_and_((1 << (32 - shift)) - 1))  # masks the copies of the sign bit
         if factor is not None:
             bits.mul_(factor)
     return bits
@@ -41,10 +41,10 @@ def split_bits(bits: Int[Tensor, " N"]) -> tuple[Int[Tensor, " N"], Int[Tensor, 
 
 
 def to_bf16(values: Float[Tensor, " N"], *, chances: Int[Tensor, " N"]) -> Tensor:
-    """Rounds fp32 values to bf16 without bias: the 16 bits that bf16 lacks are the chance to go away from zero.
+    """Rounds fp32 values to bf16 without bias: the 16 dropped bits are the probability of rounding away from zero.
 
     Args:
-        values: What to round.
+        values: The values to round.
         chances: Uniform in [0, 65536); overwritten.
     """
     return chances.add_(values.view(torch.int32)).bitwise_right_shift_(16).to(torch.int16).view(torch.bfloat16)
@@ -53,10 +53,10 @@ def to_bf16(values: Float[Tensor, " N"], *, chances: Int[Tensor, " N"]) -> Tenso
 def to_squares(
     values: Float[Tensor, "K Z"], *, levels: int, chances: Int[Tensor, "K Z"]
 ) -> tuple[Float[Tensor, "K Z"], Float[Tensor, "K 1"]]:
-    """Rounds values of at least 0 to squares of whole numbers c, without bias: value ~ (c / levels)^2 x block's scale.
+    """Rounds non-negative values to squares of integers c, without bias: value ~ (c / levels)^2 x the block's scale.
 
-    Squares are dense near zero: a block's values may differ by a factor of levels^2, where evenly spaced ones would
-    differ by `levels`. Blocks have scales of their own as in Dettmers et al. 2022, arXiv 2110.02861.
+    Squares are dense near zero: values in a block may differ by a factor of levels^2, instead of `levels` with evenly
+    spaced values. Each block has its own scale, as in Dettmers et al. 2022, arXiv 2110.02861.
 
     Args:
         values: K blocks of Z values.
@@ -67,10 +67,10 @@ def to_squares(
         c as floats, and each block's largest value.
     """
     scale = values.amax(dim=1, keepdim=True)
-    place = values / (scale + (scale == 0))  # in [0, 1]; by division, which cannot overflow
+    place = values / (scale + (scale == 0))  # in [0, 1]; a division cannot overflow
     place.mul_(levels * levels)
     code = place.sqrt().floor_().clamp_(max=levels)
-    place.addcmul_(code, code, value=-1)  # above the lower square, of 2 c + 1 up to the next
+    place.addcmul_(code, code, value=-1)  # the distance above the lower square; the next square is 2 c + 1 away
     threshold = (2 * code).add_(1).mul_(chances).mul_(1 / CHANCES)
     return code.add_(place > threshold).clamp_(max=levels), scale
 

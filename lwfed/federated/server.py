@@ -1,7 +1,7 @@
-"""Server optimisers: what becomes of the mean update, one tensor at a time.
+"""Server optimisers: they apply the mean update to the global model, one tensor at a time.
 
 FedAvgM: Hsu et al. 2019 (arXiv 1909.06335), section 4.2. FedAdam and FedYogi: Reddi et al. 2021 (arXiv 2003.00295),
-Algorithm 2. A step takes the round's pseudo-gradient delta = mean(theta_n) - theta. Buffers never come here.
+Algorithm 2. A step uses the round's pseudo-gradient delta = mean(theta_n) - theta. Buffers are not stepped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lwfed.spec.federation import ServerSpec
 
 State = dict[str, Tensor]
 Step = Callable[[Tensor, Tensor, Mapping[str, Tensor]], tuple[Tensor, State]]
-"""(theta, mean of clients' theta, state of the round before or empty) -> (new theta, new state)."""
+"""(theta, mean of clients' theta, previous round's state or empty) -> (new theta, new state)."""
 
 
 def server_step(spec: ServerSpec) -> Step:

@@ -1,7 +1,7 @@
-"""When parameters are stepped: all after the backward pass, or each inside it, as soon as its gradient is there.
+"""When parameters are stepped: all after the backward pass, or each inside it, as soon as its gradient is complete.
 
-Inside the backward pass only one gradient is alive at a time. Both ways give the same bits: a step reads nothing but
-its own parameter, and the backward pass reads no parameter whose gradient it has finished.
+Inside the backward pass only one gradient is alive at a time. Both ways give the same bits: a step reads only its own
+parameter, and the backward pass reads no parameter whose gradient it has finished.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from lwfed import ranks
 
 @runtime_checkable
 class Updates(Protocol):
-    """How parameters follow their gradients.
+    """Applies gradients to parameters.
 
     Attributes:
-        gradients_bytes: Most bytes of gradients that were alive at once in the last step.
+        gradients_bytes: Peak bytes of gradients alive at once in the last step.
     """
 
     gradients_bytes: int
 
     def step(self) -> None:
-        """Ends a step: what has a gradient is stepped, and no gradient is left."""
+        """Ends a step: steps every parameter that has a gradient, and frees all gradients."""
 
 
 class AfterBackward:
-    """Steps everything at once.
+    """Steps all parameters at once, after the backward pass.
 
     Args:
-        optimizer: Of these parameters.
-        parameters: The trained ones.
-        anchor: Parameter -> where FedProx's term pulls it; empty without one.
+        optimizer: The parameters' optimiser.
+        parameters: The trained parameters.
+        anchor: Parameter -> the value that FedProx's term pulls it to; empty without that term.
         proximal_mu: FedProx's mu.
         clip_norm: Largest norm of all gradients together, or None.
     """
@@ -63,7 +63,7 @@ class AfterBackward:
 
 
 class InBackward:
-    """Steps each parameter by a hook on it. Over several ranks each gradient is summed by itself, in the same order.
+    """Steps each parameter in a hook on its gradient. With several ranks, each gradient is summed on its own, in order.
 
     Args: see `AfterBackward`.
     """
@@ -75,23 +75,23 @@ class InBackward:
         self.optimizer, self.anchor, self.proximal_mu = optimizer, anchor, proximal_mu
         self.gradients_bytes = 0
         self._stepped: set[Parameter] = set()
-        self._most = 0
-        self.handles = [parameter.register_post_accumulate_grad_hook(self._arrived) for parameter in parameters]
+        self._peak = 0
+        self.handles = [parameter.register_post_accumulate_grad_hook(self._on_gradient) for parameter in parameters]
 
     def step(self) -> None:
-        self.gradients_bytes, self._most = self._most, 0
+        self.gradients_bytes, self._peak = self._peak, 0
         self._stepped.clear()
 
-    def _arrived(self, parameter: Tensor) -> None:
+    def _on_gradient(self, parameter: Tensor) -> None:
         assert isinstance(parameter, Parameter) and parameter.grad is not None
         if parameter in self._stepped:
-            raise ValueError("step_in_backward frees each gradient at once, and gradient_accumulation adds them up")
+            raise ValueError("step_in_backward frees each gradient at once, but gradient_accumulation must add them up")
         self._stepped.add(parameter)
-        self._most = max(self._most, nbytes([parameter.grad]))
+        self._peak = max(self._peak, nbytes([parameter.grad]))
         ranks.total_([parameter.grad])
         if parameter in self.anchor:
             _pull(parameter, self.anchor[parameter], proximal_mu=self.proximal_mu)
-        self.optimizer.step()  # the one parameter that has a gradient
+        self.optimizer.step()  # only this parameter has a gradient
         parameter.grad = None
 
 
@@ -99,16 +99,16 @@ class InBackward:
 def updating(
     optimizer: Optimizer, *, in_backward: bool, proximal_mu: float, clip_norm: float | None
 ) -> Iterator[Updates]:
-    """Has an optimiser's parameters follow their gradients inside.
+    """Steps an optimiser's parameters by the gradients that the body computes.
 
     Args:
-        optimizer: Over all trained parameters, fresh.
-        in_backward: Each parameter at once, and not all after the backward pass.
-        proximal_mu: FedProx's mu: every gradient gets mu (theta - theta_0) (Li et al. 2020, Algorithm 2).
+        optimizer: A new optimiser of all trained parameters.
+        in_backward: Step each parameter inside the backward pass, instead of all after it.
+        proximal_mu: FedProx's mu: mu (theta - theta_0) is added to every gradient (Li et al. 2020, Algorithm 2).
         clip_norm: Largest norm of a step's gradient, or None.
 
     Raises:
-        ValueError: `clip_norm` inside the backward pass, which never has all gradients.
+        ValueError: `clip_norm` is set inside the backward pass, which never has all gradients.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     anchor = {parameter: parameter.detach().clone() for parameter in parameters} if proximal_mu else {}
@@ -116,7 +116,7 @@ def updating(
         yield AfterBackward(optimizer, parameters, anchor=anchor, proximal_mu=proximal_mu, clip_norm=clip_norm)
         return
     if clip_norm is not None:
-        raise ValueError("step_in_backward never has all gradients, whose norm clip_norm needs: use one")
+        raise ValueError("clip_norm needs all gradients at once, and step_in_backward never has them: use one of them")
     updates = InBackward(optimizer, parameters, anchor=anchor, proximal_mu=proximal_mu)
     try:
         yield updates
@@ -126,12 +126,12 @@ def updating(
 
 
 def nbytes(tensors: Iterable[Tensor | None]) -> int:
-    """Returns the bytes of the tensors that are there."""
+    """Returns the bytes of all tensors that are not None."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
 
 
 def states_bytes(optimizer: Optimizer) -> int:
-    """Returns the bytes of what an optimiser keeps for its parameters, step numbers apart."""
+    """Returns the bytes of an optimiser's states, without step numbers."""
     values = [value for state in optimizer.state.values() for value in state.values()]
     return nbytes(value for value in values if isinstance(value, Tensor) and value.dim())
 

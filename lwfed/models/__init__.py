@@ -1,1 +1,1 @@
-"""Models: one encoder a modality behind one protocol, their heads, and how they are built, named and initialised."""
+"""Models: one encoder per modality behind one protocol, their heads, and how they are built, named and initialised."""

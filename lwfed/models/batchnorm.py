@@ -1,6 +1,6 @@
-"""BatchNorm whose statistics are those of the whole batch, over all ranks of a client.
+"""BatchNorm with the statistics of the whole batch, over all ranks of a client.
 
-Ioffe & Szegedy 2015, arXiv 1502.03167. torch's SyncBatchNorm does the same on GPUs and refuses a CPU.
+Ioffe & Szegedy 2015, arXiv 1502.03167. torch's SyncBatchNorm does the same on GPUs but does not support a CPU.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from lwfed import ranks
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """`nn.BatchNorm1d`, and over several ranks the same as one process would compute on the ranks' batches together."""
+    """`nn.BatchNorm1d`; with several ranks, computes what one process would on the ranks' batches together."""
 
     def forward(self, input: Float[Tensor, "B P"]) -> Float[Tensor, "B P"]:
         if not self.training or ranks.size() == 1:

@@ -1,4 +1,4 @@
-"""Building: a model without weights, its tensors' specs, their first values, and putting values in."""
+"""Building of models: a model without weights, its tensors' types and shapes, their initial values, and loading."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from lwfed.types.tensors import TensorSpec, unit_of
 
 
 def skeleton(model: ModelSpec, *, depth: Mapping[str, int], num_classes: int | None) -> Multimodal:
-    """Builds a model on the meta device: every name and shape, no weights.
+    """Builds a model on the meta device, with every name and shape but no weights.
 
     Args:
         model: The model.
         depth: Modality -> number of blocks present.
-        num_classes: C; needed by the supervised objective.
+        num_classes: C; required by the supervised objective.
 
     Returns:
-        The model; `load` gives it weights.
+        The model; `load` puts weights into it.
 
     Raises:
         SpecError: An architecture or an override is wrong.
@@ -39,12 +39,12 @@ def skeleton(model: ModelSpec, *, depth: Mapping[str, int], num_classes: int | N
 
 
 def encoder_depth(encoder: EncoderSpec) -> int:
-    """Returns the number of blocks of a whole encoder. Raises SpecError where the architecture is wrong."""
+    """Returns the number of blocks of a whole encoder. Raises SpecError if the architecture is wrong."""
     return family_of(encoder).whole_depth(encoder)
 
 
 def input_settings(encoder: EncoderSpec) -> dict[str, Any]:
-    """Says what an encoder's inputs must look like.
+    """Returns an encoder's requirements for its inputs.
 
     Returns:
         For images `image_size`; for texts `max_tokens`, `tokenizer` (None: bytes) and `vocab_size`; for sounds
@@ -54,7 +54,7 @@ def input_settings(encoder: EncoderSpec) -> dict[str, Any]:
 
 
 def tensor_specs(module: nn.Module) -> dict[str, TensorSpec]:
-    """Returns the specs of all stored tensors, sorted by canonical name."""
+    """Returns the types and shapes of all stored tensors, sorted by canonical name."""
     parameters = {name for name, _ in module.named_parameters()}
     state = module.state_dict()
     return {name: spec_of(state[name], buffer=name not in parameters) for name in sorted(state)}
@@ -63,15 +63,15 @@ def tensor_specs(module: nn.Module) -> dict[str, TensorSpec]:
 def initial_tensors(
     model: ModelSpec, *, units: Sequence[str], depth: Mapping[str, int], num_classes: int | None, seed: str
 ) -> dict[str, Tensor]:
-    """Returns the tensors that units start from: pretrained ones where the spec names weights, else seeded ones.
+    """Returns the initial tensors of units: pretrained if the spec names weights, else seeded.
 
-    A unit's tensors depend neither on the depth present nor on the other units asked for.
+    A unit's tensors depend neither on the depth nor on the other units requested.
 
     Args:
         model: The model.
-        units: Names of the units wanted.
+        units: Names of the units.
         depth: Modality -> number of blocks present, enough for the units.
-        num_classes: C; needed by the supervised objective.
+        num_classes: C; required by the supervised objective.
         seed: The run's seed.
 
     Returns:
@@ -79,8 +79,8 @@ def initial_tensors(
 
     Raises:
         SpecError: An architecture or an override is wrong.
-        DataError: Pretrained weights are missing, a pickle, or of another architecture.
-        UnreachableError: A hub id that is neither cached nor to be reached.
+        DataError: Pretrained weights are missing, are a pickle, or have another architecture.
+        UnreachableError: A hub id is not cached, and the hub cannot be reached.
     """
     module = skeleton(model, depth=depth, num_classes=num_classes)
     tensors: dict[str, Tensor] = {}
@@ -107,11 +107,11 @@ def initial_tensors(
 
 
 def load(module: Multimodal, tensors: Mapping[str, Tensor]) -> Multimodal:
-    """Puts tensors into a model without copying them: training the model changes them.
+    """Puts tensors into a model without copying them, so that training the model changes them.
 
     Args:
         module: The model, such as a skeleton.
-        tensors: Canonical name -> tensor, exactly the model's.
+        tensors: Canonical name -> tensor, with exactly the model's names.
 
     Returns:
         The same model.
@@ -124,35 +124,35 @@ def load(module: Multimodal, tensors: Mapping[str, Tensor]) -> Multimodal:
         if names:
             raise CheckpointError(
                 f"a checkpoint {what} {len(names)} tensor(s), such as {names[0]}",
-                remedy="it is of another stage or model: train the stage again",
+                remedy="it belongs to another stage or model: train the stage again",
             )
     for name, spec in specs.items():
         found = spec_of(tensors[name], buffer=spec.buffer)
         if found != spec:
             raise CheckpointError(
                 f"{name} is {found.dtype}{list(found.shape)} in a checkpoint, not {spec.dtype}{list(spec.shape)}",
-                remedy="it is of another model: train the stage again",
+                remedy="it belongs to another model: train the stage again",
             )
     module.load_state_dict(dict(tensors), strict=True, assign=True)
     left = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
     if left:
-        raise ValueError(f"{left[0]} is not stored in checkpoints: the architecture is not supported")
+        raise ValueError(f"checkpoints do not store {left[0]}: the architecture is not supported")
     return module
 
 
 def load_units(module: Multimodal, tensors: Mapping[str, Tensor], *, units: Sequence[str]) -> None:
-    """Puts the tensors of some units into a model, without copying them; the others stay as they are."""
+    """Puts the tensors of the given units into a model without copying them; other units do not change."""
     for unit in units:
         own = {name.removeprefix(f"{unit}."): tensor for name, tensor in tensors.items() if unit_of(name) == unit}
         module.get_submodule(unit).load_state_dict(own, strict=True, assign=True)
 
 
 def without_prefix(module: Multimodal, *, cut: Mapping[str, int]) -> Multimodal:
-    """Takes frozen stems and leading blocks out of a model whose inputs are their outputs; names stay.
+    """Removes frozen stems and leading blocks from a model whose inputs are their outputs; names do not change.
 
     Args:
         module: The model; changed in place.
-        cut: Modality -> number of leading blocks, for the modalities that lose them.
+        cut: Modality -> number of leading blocks to remove, for the modalities that lose any.
     """
     for modality, count in cut.items():
         encoder = module.encoder(modality)
@@ -163,11 +163,11 @@ def without_prefix(module: Multimodal, *, cut: Mapping[str, int]) -> Multimodal:
 
 
 def set_trained(module: Multimodal, *, trained: Sequence[str]) -> None:
-    """Sets which units are trained: only they have gradients, dropout and moving BatchNorm statistics.
+    """Sets which units are trained: only these have gradients, active dropout and changing BatchNorm statistics.
 
     Args:
         module: The model.
-        trained: Names of its units.
+        trained: Names of the trained units.
     """
     module.requires_grad_(False)
     module.eval()

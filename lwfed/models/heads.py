@@ -53,7 +53,7 @@ class ProjectionHead(nn.Module):
 
 
 class PredictionHead(nn.Module):
-    """Classifies fused projections: Linear, dropout, ReLU, Linear."""
+    """Classifies fused projections: linear, dropout, ReLU, linear."""
 
     def __init__(self, width: int, *, spec: SupervisedSpec, num_classes: int) -> None:
         super().__init__()

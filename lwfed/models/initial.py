@@ -1,7 +1,7 @@
-"""Seeded initialisation: a unit's first tensors depend on its seed and its own shapes alone.
+"""Seeded initialisation: a unit's initial tensors depend only on its seed and its own shapes.
 
-Encoders as ViT and BERT do it: truncated normal weights of standard deviation 0.02, norms one and zero, biases zero.
-Heads and fusions as torch's Linear does it: uniform within 1 / sqrt(fan in).
+Encoders are initialised like ViT and BERT: truncated normal weights of standard deviation 0.02, norms one and zero,
+biases zero. Heads and fusions are initialised like torch's Linear: uniform within 1 / sqrt(fan in).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ def initial_unit(unit: nn.Module, *, prefix: str, seed: str, std: float | None) 
     """Draws a unit's tensors.
 
     Args:
-        unit: The unit's module; only its shapes and kinds of layers count, so it may be on the meta device.
+        unit: The unit's module; only its shapes and layer types matter, so it may be on the meta device.
         prefix: The unit's name, put before its tensors' names.
-        seed: Of this unit.
+        seed: The unit's seed.
         std: Standard deviation of an encoder's weights; None for a head or a fusion.
 
     Returns:
@@ -44,7 +44,7 @@ def _fill(tensor: Tensor, *, owner: nn.Module, leaf: str, generator: torch.Gener
         if leaf in ("weight", "running_var"):
             tensor.fill_(1)
     elif "LayerScale" in kind:
-        tensor.fill_(owner.init_values)  # type: ignore[arg-type]  # a number of timm's
+        tensor.fill_(owner.init_values)  # type: ignore[arg-type]  # a number in timm
     elif std is None:
         fan_in = getattr(
             owner, "in_features", tensor.shape[-1] if tensor.ndim else 1

@@ -1,7 +1,7 @@
-"""Counting: tensors, FLOPs and saved activations of an encoder, measured on a model without weights.
+"""Counting of an encoder's tensors, FLOPs and saved activations on a model without weights.
 
-For encoders that no formula describes. Nothing is computed: the model lives on the meta device and runs
-under fake CPU tensors, so kernels are chosen as on a CPU and only shapes flow.
+For encoders that no formula describes. Nothing is computed: the model is built on the meta device and runs with fake
+CPU tensors, so that kernels are chosen as on a CPU but only shapes are propagated.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HOWS: tuple[LastBlock, ...] = ("row", "absorbed")
 
 
 class SavedBytes:
-    """What autograd keeps for the backward pass while `watch` is open: unique storages, each under its first label.
+    """Counts the bytes that autograd saves while `watch` is active: unique storages, each under its first label.
 
     Args:
         exclude: Tensors that are not counted: parameters, buffers, the batch.
@@ -41,7 +41,7 @@ class SavedBytes:
 
     @property
     def total(self) -> int:
-        """Bytes under all labels."""
+        """Total bytes of all labels."""
         return sum(self.nbytes.values())
 
     def add(self, tensor: Tensor) -> int:
@@ -59,7 +59,7 @@ class SavedBytes:
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Watches autograd."""
+        """Counts what autograd saves in the body."""
 
         def pack(tensor: Tensor) -> Tensor:
             self.add(tensor)
@@ -70,16 +70,16 @@ class SavedBytes:
 
 
 def count(encoder: EncoderSpec) -> dict[str, Any]:
-    """Counts an encoder, whole.
+    """Counts a whole encoder.
 
     Args:
         encoder: Any encoder that `lwfed.models.build` can build.
 
     Returns:
-        A JSON value that the ledger's `Architecture.from_values` reads: name, depth, width, tokens, and for each unit
-        its tensors and, as `[constant, linear, square]` in the number of tokens, a sample's forward, backward,
-        input-gradient and recomputed FLOPs, items of a block's input and saved items, of a block also as the last one,
-        computed for the feature's token alone. Inputs of a fixed size have only the constant.
+        A JSON value for the ledger's `Architecture.from_values`: name, depth, width, tokens, and for each unit its
+        tensors and its counts per sample, as `[constant, linear, square]` in the number of tokens: forward, backward,
+        input-gradient and recomputed FLOPs, items of a block's input, and saved items; for a block also these counts
+        as the last block, computed for the feature's token alone. Inputs of a fixed size have only the constant.
 
     Raises:
         SpecError: The architecture or an override is wrong.
@@ -136,13 +136,13 @@ def _cost(counts: dict[str, list[int]], weight_copies: int) -> dict[str, Any]:
 
 
 def _per_sample(module: Encoder, sample: Input | Mapping[str, Input], length: int) -> dict[str, dict[str, int]]:
-    """Counts each unit's costs per sample: what a third example adds to a batch of two."""
+    """Counts each unit's costs per sample, as the difference between batches of three and of two."""
     two, three = (_run(module, _inputs(sample, batch=batch, length=length)) for batch in (2, 3))
     return {unit: {what: three[unit][what] - two[unit][what] for what in two[unit]} for unit in two}
 
 
 def _run(module: Encoder, inputs: Any) -> dict[str, dict[str, int]]:
-    """Passes a batch through the units, one at a time."""
+    """Counts the units' costs for a batch, which passes through one unit at a time."""
     batch = list(inputs.values()) if isinstance(inputs, dict) else [inputs]
     saved = SavedBytes([*module.parameters(), *module.buffers(), *batch])
     costs = {"stem": _flops(lambda: module.embed(inputs).tokens, None)}
@@ -155,8 +155,8 @@ def _run(module: Encoder, inputs: Any) -> dict[str, dict[str, int]]:
         saved.label = "norm"
         feature = module.pool(state)
         saved.label = "pooled"
-        saved.add(feature)  # the projection head's first product keeps it
-    firsts = _first_alike(module)
+        saved.add(feature)  # the projection head's first product saves it
+    firsts = _first_equal(module)
     for i, first in enumerate(firsts):
         costs[f"blocks.{i}"] = _block_flops(module, state, i) if first == i else dict(costs[f"blocks.{first}"])
     if isinstance(getattr(module, "norm", None), nn.Module):
@@ -173,14 +173,14 @@ def _run(module: Encoder, inputs: Any) -> dict[str, dict[str, int]]:
     return costs
 
 
-def _first_alike(module: Encoder) -> list[int]:
-    """Returns for each block the first one that is written alike, layers and rates, and so costs the same."""
+def _first_equal(module: Encoder) -> list[int]:
+    """Returns for each block the index of the first block with equal layers and rates, and so equal costs."""
     firsts: dict[str, int] = {}
     return [firsts.setdefault(repr(block), i) for i, block in enumerate(module.blocks)]
 
 
 def _last_block(module: Encoder, state: State, index: int, how: LastBlock) -> dict[str, dict[str, int]]:
-    """Counts a block as the last one, and the pooling after it, with and without a gradient of its input."""
+    """Counts a block as the last one, and the pooling after it, with and without a gradient of the input."""
     kept: list[dict[str, int]] = []
 
     def run(tokens: Tensor) -> Tensor:
@@ -219,7 +219,7 @@ def _block_flops(module: Encoder, state: State, index: int) -> dict[str, int]:
 
 
 def _flops(run: Any, tokens: Tensor | None) -> dict[str, int]:
-    """Counts FLOPs of both passes, with and without a gradient of the input."""
+    """Counts the FLOPs of both passes, with and without a gradient of the input."""
     counts = []
     for needs_gradient in (True, False) if tokens is not None else (False,):
         arguments = () if tokens is None else (tokens.detach().clone().requires_grad_(needs_gradient),)
@@ -233,7 +233,7 @@ def _flops(run: Any, tokens: Tensor | None) -> dict[str, int]:
 
 
 def _lengths(sample: Input | Mapping[str, Input], *, longest: int) -> list[int]:
-    """Chooses numbers of tokens to count with: three where the input's length may vary, else any one."""
+    """Chooses the numbers of tokens to count with: three if the input's length varies, else any one."""
     inputs = [sample] if isinstance(sample, Input) else list(sample.values())
     if not any(TOKENS in given.shape for given in inputs):
         return [1]
@@ -248,7 +248,7 @@ def _inputs(sample: Input | Mapping[str, Input], *, batch: int, length: int) -> 
 
 
 def _fit(values: Sequence[int], lengths: Sequence[int]) -> list[int]:
-    """Finds the square polynomial through counts at three neighbouring lengths; a constant through one."""
+    """Fits a quadratic polynomial to counts at three consecutive lengths, or a constant to a single count."""
     if len(values) == 1:
         return [values[0], 0, 0]
     first, second = values[1] - values[0], values[2] - values[1]

@@ -1,6 +1,7 @@
-"""The whole model: an encoder and a projection head per modality; for supervision a fusion and a prediction head.
+"""The whole model: an encoder and a projection head per modality; if supervised, a fusion and a prediction head.
 
-Its `state_dict` names are the canonical names of tensors: `image.blocks.3.attn.qkv.weight`, `text.projection...`.
+The names in its `state_dict` are the canonical names of tensors: `image.blocks.3.attn.qkv.weight`,
+`text.projection...`.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from lwfed.spec.model import ModelSpec
 
 
 class Multimodal(nn.Module):
-    """Encoders by modality, as far as their blocks are present.
+    """The encoders of all modalities, with the blocks present at a stage, and the heads.
 
     Args:
-        model: The spec.
+        model: The model's spec.
         encoders: Modality -> encoder, without a projection head.
-        num_classes: C of the supervised objective; of no account otherwise.
+        num_classes: C of the supervised objective; ignored otherwise.
     """
 
     def __init__(self, model: ModelSpec, *, encoders: Mapping[str, Encoder], num_classes: int | None) -> None:
@@ -46,7 +47,7 @@ class Multimodal(nn.Module):
         return cast(Encoder, self.get_submodule(modality))
 
     def prefix(self, modality: str, inputs: Any, *, cut: int) -> State:
-        """Passes inputs through the stem and the first `cut` blocks, which are frozen: no gradients are kept."""
+        """Passes inputs through the stem and the first `cut` blocks, which are frozen, without gradients."""
         with torch.no_grad():
             encoder = self.encoder(modality)
             return encoder.advance(encoder.embed(inputs), start=0, stop=cut)
@@ -54,7 +55,7 @@ class Multimodal(nn.Module):
     def suffix(
         self, modality: str, state: State, *, cut: int, last_block: Mapping[str, LastBlock] | None = None
     ) -> Float[Tensor, "B P"]:
-        """Passes the prefix's tokens through the blocks from `cut` on, the pooling and the projection head."""
+        """Passes the prefix's outputs through the blocks from `cut` on, the pooling and the projection head."""
         encoder = self.encoder(modality)
         how = (last_block or {}).get(modality, "full")
         return cast(ProjectionHead, encoder.projection)(encoder.feature(state, start=cut, how=how))
@@ -65,11 +66,11 @@ class Multimodal(nn.Module):
         """Embeds inputs.
 
         Args:
-            modality: Which encoder.
-            inputs: What it takes: an image batch, token ids and mask, or log-mel frames; or `tokens` [B, T, D] and
-                perhaps `mask` [B, T], the outputs of its frozen blocks.
-            cut: Number of frozen leading blocks, run without gradients; 0 keeps the stem's gradients too.
-            last_block: Modality -> how its last block is computed, where that is not frozen; None: all whole.
+            modality: The modality.
+            inputs: The encoder's inputs: an image batch, token ids and mask, or log-mel frames; or the outputs of its
+                frozen blocks: `tokens` [B, T, D] and optionally `mask` [B, T].
+            cut: Number of frozen leading blocks, run without gradients; with 0 the stem has gradients too.
+            last_block: Modality -> how its last block is computed, if it is not frozen; None computes all in full.
 
         Returns:
             The projections, not normalised.

@@ -1,4 +1,4 @@
-"""Pretrained weights under canonical names, unit by unit, as blocks are appended."""
+"""Pretrained weights under canonical names, read per unit as blocks are appended."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def pretrained_tensors(encoder: EncoderSpec, *, modality: str, units: Collection
 
     Args:
         encoder: The encoder; it names `weights`.
-        modality: Its name in the model.
-        units: Which of its units, such as `image.stem` and `image.blocks.3`.
+        modality: The encoder's name in the model.
+        units: The units to read, such as `image.stem` and `image.blocks.3`.
 
     Returns:
         Canonical name -> tensor, fp32.
 
     Raises:
-        DataError: The weights are missing, unreadable, a pickle, or of another architecture.
-        UnreachableError: A hub id that is neither cached nor to be reached.
+        DataError: The weights are missing, unreadable, a pickle, or have another architecture.
+        UnreachableError: A hub id is not cached, and the hub cannot be reached.
     """
     if encoder.weights is None:
         raise ValueError("the encoder names no weights")
@@ -43,15 +43,15 @@ def pretrained_tensors(encoder: EncoderSpec, *, modality: str, units: Collection
 
 
 def require_complete(tensors: dict[str, Tensor], *, shapes: dict[str, tuple[int, ...]], weights: str | None) -> None:
-    """Checks pretrained tensors against the encoder's own.
+    """Checks pretrained tensors against the encoder's tensors.
 
     Args:
-        tensors: What was read.
-        shapes: What the encoder has: canonical name -> shape.
-        weights: Where they come from, for the message.
+        tensors: The tensors read.
+        shapes: The encoder's tensors: canonical name -> shape.
+        weights: Name of the weights, for the message.
 
     Raises:
-        DataError: A tensor is missing or of another shape.
+        DataError: A tensor is missing or has another shape.
     """
     for name, shape in sorted(shapes.items()):
         if name not in tensors:
@@ -66,14 +66,14 @@ def require_complete(tensors: dict[str, Tensor], *, shapes: dict[str, tuple[int,
 
 
 def resolved(encoder: EncoderSpec) -> EncoderSpec:
-    """Writes the architecture of the named weights into `config`, so that no file is needed to build the encoder.
+    """Writes the weights' architecture into `config`, so that building the encoder needs no file.
 
     Returns:
-        The same architecture without `weights`; `tokenizer` is the one in force.
+        The same architecture without `weights`, and with the effective `tokenizer`.
 
     Raises:
         DataError: The weights' config.json is missing or of another kind.
-        UnreachableError: A hub id that is neither cached nor to be reached.
+        UnreachableError: A hub id is not cached, and the hub cannot be reached.
     """
     if encoder.weights is None:
         return encoder

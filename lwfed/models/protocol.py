@@ -1,7 +1,7 @@
-"""What encoders and fusions are to the rest of lwfed.
+"""The interfaces of encoders and fusions.
 
-An encoder is a stem, a row of blocks that can be cut anywhere, and a pooled feature; a fusion joins the projections of
-several modalities.
+An encoder is a stem, a sequence of blocks that can be cut anywhere, and a pooled feature; a fusion joins the
+projections of several modalities.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from lwfed.models.recompute import through
 from lwfed.spec.model import EncoderSpec
 
 LastBlock = Literal["full", "row", "absorbed"]
-"""How the last block present is computed: whole, or for the feature's token alone; see `feature_row`."""
+"""How the last present block is computed: in full, or for the feature's token alone; see `feature_row`."""
 
 
 class State(NamedTuple):
-    """What flows from block to block.
+    """The state between blocks.
 
     Attributes:
         tokens: B examples of T tokens of width D.
-        mask: Which tokens are real; None where all are.
+        mask: Which tokens are real; None if all are.
     """
 
     tokens: Float[Tensor, "B T D"]
@@ -35,11 +35,11 @@ class Encoder(nn.Module):
     """Base of the encoders: F_m = pool after blocks after embed.
 
     Attributes:
-        stem: From the input to the first tokens.
-        blocks: The blocks that are present, in their order.
-        width: D, of the tokens and of the feature.
+        stem: Maps the input to the first tokens.
+        blocks: The present blocks, in order.
+        width: D, the width of the tokens and of the feature.
         init_std: Standard deviation of seeded weights.
-        recomputed: Whether trained blocks are computed again in the backward pass.
+        recomputed: Whether trained blocks are recomputed in the backward pass.
     """
 
     recomputed = False
@@ -52,7 +52,7 @@ class Encoder(nn.Module):
         self.init_std = init_std
 
     def embed(self, inputs: Any) -> State:
-        """Turns a batch of inputs into tokens: the stem alone."""
+        """Maps a batch of inputs to tokens, with the stem alone."""
         raise NotImplementedError
 
     def advance(self, state: State, *, start: int, stop: int) -> State:
@@ -60,20 +60,20 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def through(self, run: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
-        """Passes inputs through a block as `recomputed` says; every block is run whole by way of this."""
-        return through(run, *inputs, again=self.recomputed)
+        """Runs a block in full, with recomputation if `recomputed` is set; every full block runs through this."""
+        return through(run, *inputs, recompute=self.recomputed)
 
     def advance_row(self, state: State, *, index: int, how: LastBlock) -> State:
-        """Passes the feature's token alone through the block `index`, which is the last.
+        """Passes the feature's token alone through the last block.
 
         Args:
             state: All tokens before the block.
-            index: Which block.
-            how: `row` projects keys and values of all tokens, `absorbed` none, where the block allows it.
+            index: Index of the last block.
+            how: `row` projects keys and values of all tokens, `absorbed` of none, if the block supports it.
 
         Returns:
-            A state that `pool` takes: of one token, or of all where the feature is no token or the block is of an
-            unknown kind.
+            A state for `pool`: with one token, or with all if the feature is not a token or the block's type is
+            unknown.
         """
         return self.advance(state, start=index, stop=index + 1)
 
@@ -82,7 +82,7 @@ class Encoder(nn.Module):
 
         Args:
             state: Tokens before the block `start`.
-            start: The first block; the number of blocks where none is left.
+            start: The first block to run; the number of blocks if none is left.
             how: How the last block is computed.
         """
         last = len(self.blocks) - 1
@@ -91,17 +91,17 @@ class Encoder(nn.Module):
         return self.pool(self.advance_row(self.advance(state, start=start, stop=last), index=last, how=how))
 
     def pool(self, state: State) -> Float[Tensor, "B D"]:
-        """Returns the feature of each example: the CLS token after the final norm, where there is one."""
+        """Returns the feature of each example: the CLS token, after the final norm if there is one."""
         raise NotImplementedError
 
 
 class Prefixes(NamedTuple):
-    """Where an encoder's units are in its library's model: prefixes of its tensors' names.
+    """Prefixes of tensor names by which the library's model names an encoder's units.
 
     Attributes:
-        stem: Of the stem; empty where all that is no block and no norm is the stem.
-        blocks: Of a block's number.
-        norm: Of the final norm; None where there is none.
+        stem: Prefix of the stem; empty if everything except blocks and norm is the stem.
+        blocks: Prefix before a block's number.
+        norm: Prefix of the final norm; None if there is none.
     """
 
     stem: str
@@ -110,10 +110,10 @@ class Prefixes(NamedTuple):
 
 
 class Fusion(nn.Module):
-    """Base of the fusions: projections of every modality become one vector.
+    """Base of the fusions: it joins the projections of all modalities into one vector.
 
     Attributes:
-        width: F, of the fused vector.
+        width: F, the width of the fused vector.
     """
 
     def __init__(self, *, width: int) -> None:
@@ -126,16 +126,16 @@ class Fusion(nn.Module):
 
 
 @runtime_checkable
-class Fusing(Protocol):
-    """What the module of a fusion offers."""
+class FusionModule(Protocol):
+    """The interface of a fusion's module."""
 
     def build(self, modalities: Sequence[str], *, width: int) -> Fusion:
-        """Builds the fusion of some modalities' projections of width P on the default device."""
+        """Builds the fusion of the modalities' projections of width P on the default device."""
 
 
 @runtime_checkable
 class Family(Protocol):
-    """What the module of an encoder family offers."""
+    """The interface of an encoder family's module."""
 
     PREFIXES: Prefixes
 
@@ -150,22 +150,22 @@ class Family(Protocol):
         """Returns the number of blocks of the whole encoder."""
 
     def input_settings(self, encoder: EncoderSpec) -> dict[str, Any]:
-        """Says what the inputs must look like."""
+        """Returns the encoder's requirements for its inputs."""
 
     def config(self, encoder: EncoderSpec) -> dict[str, Any]:
-        """Returns `encoder.config` completed with what the named weights say of the architecture."""
+        """Returns `encoder.config`, completed with the architecture settings stored with the weights."""
 
     def library_config(self, encoder: EncoderSpec, *, depth: int) -> dict[str, Any]:
-        """Returns the `config.json` with which the library builds the encoder with `depth` blocks."""
+        """Returns the `config.json` from which the library builds the encoder with `depth` blocks."""
 
     def adapt(self, encoder: EncoderSpec, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Brings a checkpoint's tensors to the names and shapes of the library's model of this encoder."""
+        """Converts a checkpoint's tensors to the names and shapes of the library's model of this encoder."""
 
 
 def require_depth(depth: int | None, *, whole: int) -> int:
-    """Returns the number of blocks to build, None meaning all of them."""
+    """Returns the number of blocks to build; None builds all."""
     if depth is None:
         return whole
     if not 0 <= depth <= whole:
-        raise ValueError(f"an encoder of {whole} blocks has no first {depth}")
+        raise ValueError(f"cannot build {depth} blocks of an encoder that has {whole}")
     return depth

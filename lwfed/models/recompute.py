@@ -1,8 +1,8 @@
-"""Activation checkpointing: a trained block keeps its input alone and is computed again in the backward pass.
+"""Activation checkpointing: a trained block saves only its input and is recomputed in the backward pass.
 
-Chen et al. 2016, arXiv 1604.06174. The function is the same to the bit: dropout is drawn again from the same state of
-the generator, and in the same precision. It works as `torch.utils.checkpoint` does without re-entry, which is not used
-because it loads PyTorch's compiler: 150 MB, more than it saves a small model.
+Chen et al. 2016, arXiv 1604.06174. The results are bit-equal: dropout is drawn again from the same generator state, and
+in the same precision. It works like `torch.utils.checkpoint` with `use_reentrant=False`, which is not used here because
+it loads PyTorch's compiler: 150 MB, more than it would save for a small model.
 """
 
 from __future__ import annotations
@@ -18,77 +18,77 @@ from torch.autograd.graph import saved_tensors_hooks
 from lwfed.types.errors import SpecError
 
 
-def through(run: Callable[..., Tensor], *inputs: Tensor | None, again: bool) -> Tensor:
-    """Passes inputs through a block, or a part of one.
+def through(run: Callable[..., Tensor], *inputs: Tensor | None, recompute: bool) -> Tensor:
+    """Runs a block, or a part of one.
 
     Args:
         run: The block.
-        inputs: What it takes.
-        again: Whether the backward pass computes it again. Without gradients, as in a frozen prefix, nothing is kept
+        inputs: Its inputs.
+        recompute: Whether the backward pass recomputes it. Without gradients, as in a frozen prefix, nothing is saved
             in any case.
 
     Returns:
-        What the block gives.
+        The block's output.
     """
-    if not again or not torch.is_grad_enabled():
+    if not recompute or not torch.is_grad_enabled():
         return run(*inputs)
-    return _kept_by_input(run, inputs)
+    return _recomputing(run, inputs)
 
 
-def set_recomputed(module: nn.Module, again: bool) -> None:
-    """Sets whether the blocks of a model's encoders are computed again in the backward pass.
+def set_recomputed(module: nn.Module, recompute: bool) -> None:
+    """Sets whether the blocks of a model's encoders are recomputed in the backward pass.
 
     Args:
-        module: A model of encoders; see `protocol.Encoder.recomputed`.
-        again: Whether.
+        module: A model with encoders; see `protocol.Encoder.recomputed`.
+        recompute: Whether to recompute them.
 
     Raises:
-        SpecError: A block has running statistics, which a second pass would move twice.
+        SpecError: A block has running statistics, which a second pass would update twice.
     """
     encoder: Any
     for encoder in module.children():
         blocks = getattr(encoder, "blocks", None)
         if not isinstance(blocks, nn.ModuleList):
             continue
-        if again and any(name.endswith("running_mean") for name, _ in blocks.named_buffers()):
+        if recompute and any(name.endswith("running_mean") for name, _ in blocks.named_buffers()):
             raise SpecError(
-                "blocks with BatchNorm cannot be computed twice: their running statistics would move twice",
+                "blocks with BatchNorm cannot be recomputed: their running statistics would be updated twice",
                 remedy="set training.activation_checkpointing=false",
             )
-        encoder.recomputed = again
+        encoder.recomputed = recompute
 
 
-def _kept_by_input(run: Callable[..., Tensor], inputs: tuple[Tensor | None, ...]) -> Tensor:
-    """Runs a block; of what autograd would keep, it keeps only the place. The first that is asked for brings all."""
+def _recomputing(run: Callable[..., Tensor], inputs: tuple[Tensor | None, ...]) -> Tensor:
+    """Runs a block so that autograd saves indices instead of tensors; the first access recomputes all tensors."""
     device = next(value.device for value in inputs if value is not None)
-    surroundings = _surroundings(device)
-    source: Any = _Keep.apply(torch.empty(0, requires_grad=True), *inputs).grad_fn
-    places = 0
+    context = _context_of(device)
+    source: Any = _SaveInputs.apply(torch.empty(0, requires_grad=True), *inputs).grad_fn
+    num_saved = 0
     found: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> int:
-        nonlocal places
-        places += 1
-        return places - 1
+        nonlocal num_saved
+        num_saved += 1
+        return num_saved - 1
 
-    def unpack(place: int) -> Tensor:
-        if place not in found:
-            _again(run, source.saved_tensors, surroundings, count=places, found=found)
-        return found.pop(place)
+    def unpack(index: int) -> Tensor:
+        if index not in found:
+            _recompute(run, source.saved_tensors, context, count=num_saved, found=found)
+        return found.pop(index)
 
     with saved_tensors_hooks(pack, unpack):
         return run(*inputs)
 
 
-def _again(
+def _recompute(
     run: Callable[..., Tensor],
     inputs: tuple[Tensor | None, ...],
-    surroundings: Callable[[], AbstractContextManager[None]],
+    context: Callable[[], AbstractContextManager[None]],
     *,
     count: int,
     found: dict[int, Tensor],
 ) -> None:
-    """Computes a block again, up to the last of `count` tensors that autograd keeps of it."""
+    """Recomputes a block, up to the last of the `count` tensors that autograd needs."""
     seen = 0
 
     def pack(tensor: Tensor) -> Tensor:
@@ -100,16 +100,16 @@ def _again(
         return found[seen - 1]
 
     detached = [None if value is None else value.detach().requires_grad_(value.requires_grad) for value in inputs]
-    with suppress(_EnoughError), torch.enable_grad(), surroundings(), saved_tensors_hooks(pack, lambda tensor: tensor):
+    with suppress(_EnoughError), torch.enable_grad(), context(), saved_tensors_hooks(pack, lambda tensor: tensor):
         run(*detached)
 
 
 class _EnoughError(Exception):
-    """Ends a second pass early."""
+    """Ends the recomputation early."""
 
 
-class _Keep(torch.autograd.Function):
-    """Has autograd keep tensors, so that they are counted and freed as whatever else it keeps."""
+class _SaveInputs(torch.autograd.Function):
+    """Makes autograd save tensors, so that they are counted and freed like everything else it saves."""
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, *inputs: Tensor | None) -> Tensor:
@@ -118,17 +118,17 @@ class _Keep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        raise AssertionError("nothing depends on it")
+        raise AssertionError("no output depends on it")
 
 
-def _surroundings(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
-    """Notes the random generators' states and the precision; returns what comes back to them for a while."""
+def _context_of(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
+    """Records the random generators' states and the precision; returns a context manager that restores them."""
     state = torch.get_rng_state()
     gpu_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     enabled, dtype = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
 
     @contextmanager
-    def back() -> Iterator[None]:
+    def restored() -> Iterator[None]:
         forked = torch.random.fork_rng([device] if gpu_state is not None else [])
         with forked, torch.autocast(device.type, dtype=dtype, enabled=enabled):
             torch.set_rng_state(state)
@@ -136,4 +136,4 @@ def _surroundings(device: torch.device) -> Callable[[], AbstractContextManager[N
                 torch.cuda.set_rng_state(gpu_state, device)
             yield
 
-    return back
+    return restored

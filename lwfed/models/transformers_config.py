@@ -1,4 +1,4 @@
-"""Configurations of transformers' models: the folder's config.json, the spec's overrides above it, nothing unknown."""
+"""Configurations of transformers' models: the weights' config.json, overridden by the spec, without unknown keys."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from lwfed.spec.model import EncoderSpec
 from lwfed.types.errors import DataError, SpecError
 
 WITHOUT_EFFECT = {"sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout", "tie_word_embeddings"}
-"""Keys that say nothing of an encoder here; taken from a config.json, refused in a spec."""
+"""Keys that have no effect on an encoder here; ignored in a config.json, refused in a spec."""
 
 
 def values(encoder: EncoderSpec, kind: Any) -> dict[str, Any]:
-    """Returns the architecture's settings: those of the weights' folder, and the spec's above them.
+    """Returns the architecture's settings: those in the weights' folder, overridden by the spec's.
 
     Args:
         encoder: The encoder.
         kind: Its configuration class.
 
     Returns:
-        Key -> value, in the class's own keys.
+        Key -> value, with the class's own keys.
 
     Raises:
         SpecError: An override is unknown.
-        DataError: The folder holds another kind of model.
+        DataError: The folder has another type of model.
     """
     known = set(kind.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__) - WITHOUT_EFFECT
     found = read_config(encoder.weights)
@@ -49,16 +49,16 @@ def values(encoder: EncoderSpec, kind: Any) -> dict[str, Any]:
 
 
 def make(encoder: EncoderSpec, kind: Any, **extra: Any) -> Any:
-    """Makes the configuration, with torch's scaled dot product attention.
+    """Creates the configuration, with torch's scaled dot product attention.
 
     Args:
         encoder: The encoder.
         kind: Its configuration class.
-        **extra: Settings above all others.
+        **extra: Settings that override all others.
 
     Raises:
-        SpecError: A value is of a wrong type or unknown.
-        DataError: The folder holds another kind of model.
+        SpecError: A value has a wrong type or is unknown.
+        DataError: The folder has another type of model.
     """
     from huggingface_hub.errors import StrictDataclassError
 
@@ -71,7 +71,7 @@ def make(encoder: EncoderSpec, kind: Any, **extra: Any) -> Any:
 
 
 def build_model(encoder: EncoderSpec, kind: Any, config: Any) -> Any:
-    """Builds transformers' model of a configuration on the default device; SpecError where the sizes do not fit."""
+    """Builds transformers' model for a configuration on the default device. Raises SpecError if sizes do not fit."""
     try:
         return kind(config)
     except (TypeError, ValueError, KeyError, AssertionError, RuntimeError, ZeroDivisionError) as error:
@@ -80,19 +80,19 @@ def build_model(encoder: EncoderSpec, kind: Any, config: Any) -> Any:
 
 
 def adapt(encoder: EncoderSpec, kind: Any, config: Any, tensors: Any) -> dict[str, Any]:
-    """Brings a checkpoint's tensors to the in-memory names of transformers' model, through its own conversions.
+    """Converts a checkpoint's tensors to the in-memory names of transformers' model, by its own conversions.
 
     Args:
         encoder: The encoder, for messages.
         kind: The model class.
         config: Its configuration.
-        tensors: Name in the file -> tensor; heads of other tasks may be among them.
+        tensors: Name in the file -> tensor; may include heads of other tasks.
 
     Returns:
-        Name in the model -> tensor, fp32, all that the model has.
+        Name in the model -> tensor, fp32, for all of the model's tensors.
 
     Raises:
-        DataError: Tensors are missing or of another shape.
+        DataError: Tensors are missing or have another shape.
     """
     import torch
     from transformers.utils import logging

@@ -1,4 +1,4 @@
-"""Files of pretrained weights: a folder, a .safetensors file or a hub id becomes local files, never a pickle."""
+"""Files of pretrained weights: resolves a folder, a .safetensors file or a hub id to local files, never a pickle."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROBE_TIMEOUT_S = 5.0
 
 
 def is_hub_id(weights: str) -> bool:
-    """Says whether `weights` names a model of the hub and not a local path."""
+    """Returns whether `weights` names a model on the hub instead of a local path."""
     local = Path(weights).expanduser()
     path_like = weights.startswith((".", "~", "/")) or local.suffix in (".safetensors", *PICKLES)
     return not local.exists() and not path_like and HUB_ID.fullmatch(weights) is not None
@@ -34,10 +34,10 @@ def tensor_files(weights: str) -> tuple[Path, ...]:
         weights: A folder, a file or a hub id.
 
     Returns:
-        Local files; of a hub id those of its cached or downloaded copy.
+        Local files; for a hub id, those of its cached or downloaded copy.
 
     Raises:
-        DataError: There is no such folder or file, or it holds no safetensors.
+        DataError: There is no such folder or file, or it has no safetensors file.
         UnreachableError: The hub does not answer and the model is not in its cache.
     """
     if is_hub_id(weights):
@@ -57,12 +57,12 @@ def tensor_files(weights: str) -> tuple[Path, ...]:
             raise DataError(f"{path} lacks {missing[0]}, which its index names", remedy="copy the whole folder")
         return files
     if any(file.suffix in PICKLES for file in path.iterdir()):
-        raise DataError(f"the folder {path} has weights only in a format that can run code", remedy=_CONVERT)
+        raise DataError(f"the folder {path} only has weights in a format that can run code", remedy=_CONVERT)
     raise DataError(f"the folder {path} has no model.safetensors", remedy="name the folder that holds it")
 
 
 def read_tensors(weights: str) -> dict[str, Tensor]:
-    """Reads all tensors. Raises what `tensor_files` does, and DataError for a damaged file."""
+    """Reads all tensors. Raises the errors of `tensor_files`, and DataError if a file is damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -76,10 +76,10 @@ def read_tensors(weights: str) -> dict[str, Tensor]:
 
 
 def read_config(weights: str | None) -> dict[str, Any]:
-    """Reads the config.json beside the weights; {} for a single file, or where no weights are named.
+    """Reads the config.json of the weights; {} for a single file, or if no weights are named.
 
     Raises:
-        DataError: The folder has none, or it is not JSON.
+        DataError: The folder has no config.json, or it is not JSON.
         UnreachableError: The hub does not answer and the model is not in its cache.
     """
     if weights is None:
@@ -98,7 +98,7 @@ def read_config(weights: str | None) -> dict[str, Any]:
 
 
 def tokenizer_of(encoder: EncoderSpec) -> str | None:
-    """Names the tokenizer in force: the spec's, else that of the weights; None: bytes, which needs no file."""
+    """Returns the effective tokenizer: the spec's, else that of the weights; None for bytes, which need no file."""
     weights = encoder.weights
     if encoder.tokenizer or weights is None:
         return encoder.tokenizer
@@ -108,10 +108,10 @@ def tokenizer_of(encoder: EncoderSpec) -> str | None:
 
 
 def weights_version(encoder: EncoderSpec) -> str:
-    """Says which weights these are by content and not by place.
+    """Identifies weights by their content, not their location.
 
     Returns:
-        A digest of the files' names and sha256 (config.json included); the id itself for a hub id; "" without weights.
+        A digest of the files' names and sha256 (config.json included); for a hub id, the id itself; "" without weights.
 
     Raises:
         DataError: There is no such folder or file.
@@ -127,11 +127,11 @@ def weights_version(encoder: EncoderSpec) -> str:
 
 
 def hub_file(repo: str, name: str) -> Path:
-    """Returns a local copy of a file of the hub: the cached one, else a download.
+    """Returns a local copy of a file on the hub: the cached copy, else a download.
 
     Raises:
         DataError: The hub has no such model or file.
-        UnreachableError: It is not cached, and the hub does not answer within seconds.
+        UnreachableError: The file is not cached, and the hub does not answer within seconds.
     """
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
@@ -147,9 +147,9 @@ def hub_file(repo: str, name: str) -> Path:
     )
     if constants.HF_HUB_OFFLINE:
         raise offline
-    try:  # the hub's own client tries for half a minute where there is no network: ask once before
+    try:  # without a network the hub's own client retries for half a minute, so probe once first
         get_session().head(constants.ENDPOINT, timeout=PROBE_TIMEOUT_S)
-    except Exception:  # which errors it has depends on the hub library's HTTP client
+    except Exception:  # the type of the error depends on the hub library's HTTP client
         raise offline from None
     try:
         return Path(hf_hub_download(repo, name, etag_timeout=PROBE_TIMEOUT_S))
@@ -157,7 +157,7 @@ def hub_file(repo: str, name: str) -> Path:
         raise offline from None
     except (EntryNotFoundError, HfHubHTTPError) as error:
         line = str(error).strip().splitlines()[0]
-        raise DataError(f"the model hub gives no {name} of `{repo}`: {line}", remedy="check the id") from None
+        raise DataError(f"the model hub has no {name} for `{repo}`: {line}", remedy="check the id") from None
     except OSError:
         raise offline from None
 
@@ -181,7 +181,7 @@ def _json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{path} is not JSON: {error}", remedy="copy or download it again") from None
     if not isinstance(value, dict):
-        raise DataError(f"{path} holds no mapping", remedy="copy or download it again")
+        raise DataError(f"{path} is not a JSON object", remedy="copy or download it again")
     return value
 
 

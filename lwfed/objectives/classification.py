@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def confusion(logits: Float[Tensor, "B C"], labels: Int64[Tensor, " B"]) -> Int64[Tensor, "C C"]:
-    """Counts (true class, predicted class) pairs; matrices of several batches add up."""
+    """Counts (true class, predicted class) pairs; matrices of several batches can be added."""
     classes = logits.shape[1]
     pairs = labels * classes + logits.argmax(1)
     return torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
@@ -17,8 +17,8 @@ def confusion(logits: Float[Tensor, "B C"], labels: Int64[Tensor, " B"]) -> Int6
 def metrics(matrix: Int64[Tensor, "C C"]) -> dict[str, float]:
     """Computes accuracy, and precision, recall and F1 averaged over classes (macro).
 
-    Classes that occur neither as labels nor as predictions are left out of the average; where a class is never
-    predicted its precision is 0, and where it is never a label its recall is 0.
+    Classes that occur neither as labels nor as predictions are left out of the average; if a class is never predicted
+    its precision is 0, and if it is never a label its recall is 0.
 
     Args:
         matrix: Counts, true class by predicted class.

@@ -14,18 +14,19 @@ from lwfed import ranks
 
 
 def info_nce(a: Float[Tensor, "B P"], b: Float[Tensor, "B P"], *, temperature: float) -> Float[Tensor, ""]:
-    """Symmetric InfoNCE of two modalities (van den Oord et al. 2018, arXiv 1807.03748; CLIP, arXiv 2103.00020, Fig. 3).
+    """Returns the symmetric InfoNCE loss of two modalities.
 
-    Row i of `a` belongs to row i of `b`; all other rows, of every rank, are its negatives.
+    Van den Oord et al. 2018, arXiv 1807.03748; CLIP, arXiv 2103.00020, Fig. 3. Row i of `a` matches row i of `b`; all
+    other rows, of every rank, are its negatives.
 
     Args:
         a: Projections of one modality; normalised here, in fp32.
-        b: Projections of the other.
+        b: Projections of the other modality.
         temperature: T, by which cosine similarities are divided.
 
     Returns:
         This rank's share of the mean loss. The mean loss is the sum of the shares over ranks, and its gradient the sum
-        of the gradients over ranks; a lone process holds all of it.
+        of the gradients over ranks; with one rank the share is the whole mean.
     """
     with torch.autocast(a.device.type, enabled=False):
         a, b = F.normalize(a.float(), dim=-1), F.normalize(b.float(), dim=-1)
@@ -38,7 +39,7 @@ def info_nce(a: Float[Tensor, "B P"], b: Float[Tensor, "B P"], *, temperature: f
 
 
 def contrastive_loss(projections: Mapping[str, Float[Tensor, "B P"]], *, temperature: float) -> Float[Tensor, ""]:
-    """Mean of `info_nce` over all pairs of modalities.
+    """Returns the mean of `info_nce` over all pairs of modalities.
 
     Args:
         projections: Modality -> projections of the same examples.

@@ -1,7 +1,7 @@
 """Retrieval metrics: Recall@k between modalities, zero-shot accuracy, and the best matches of a query.
 
-Scores are cosine similarities. They are computed for some queries at a time, so that memory does not grow with
-queries x items. A tie counts against the model: one that maps everything to one point finds nothing.
+Scores are cosine similarities, computed for a few queries at a time so that memory does not grow with queries x items.
+A tie counts against the model, so a model that maps everything to one point has a recall of 0.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from torch.nn import functional as F
 KS = (1, 5, 10, 50)
 SCORES_AT_A_TIME = 4_000_000
 TIE = 1e-6
-"""Scores no further apart than this are a tie: equal vectors score so differently, by where they lie in a matrix."""
+"""Scores that differ by at most this are a tie: the scores of equal vectors vary with their position in a matrix."""
 
 
 def relevance(query_owner: Int64[Tensor, " Q"], item_owner: Int64[Tensor, " I"]) -> Int64[Tensor, "Q R"]:
-    """Says which items are right for each query: those of the same owner.
+    """Returns the relevant items of each query: those with the same owner.
 
-    Image to text, COCO protocol: the owner of a caption is its image, so an image has up to five right captions;
-    text to image the other way round.
+    Image to text, COCO protocol: the owner of a caption is its image, so an image has up to five relevant captions;
+    for text to image, each caption has one relevant image.
 
     Args:
         query_owner: Owner of each query.
         item_owner: Owner of each item.
 
     Returns:
-        Indices of the right items in increasing order, filled up with -1.
+        Indices of the relevant items in increasing order, padded with -1.
     """
     order = torch.argsort(item_owner, stable=True)
     owners = item_owner[order]
@@ -48,30 +48,30 @@ def recall_at(
     relevant: Int64[Tensor, "Q R"],
     ks: Sequence[int] = KS,
 ) -> dict[int, float]:
-    """Recall@k: the share of queries with any right item among the k best.
+    """Returns Recall@k: the fraction of queries with a relevant item among the k best.
 
     Args:
-        query_embeddings: Of the queries; normalised here.
-        item_embeddings: Of the items; normalised here.
-        relevant: Indices of the right items of each query, filled up with -1; at least one each.
-        ks: Depths.
+        query_embeddings: The queries' embeddings; normalised here.
+        item_embeddings: The items' embeddings; normalised here.
+        relevant: Indices of each query's relevant items, padded with -1; at least one per query.
+        ks: The values of k.
 
     Returns:
         k -> recall in [0, 1].
     """
-    places = best_places(query_embeddings, item_embeddings, relevant=relevant)
+    places = best_ranks(query_embeddings, item_embeddings, relevant=relevant)
     return {k: float((places < k).double().mean()) for k in ks}
 
 
-def best_places(
+def best_ranks(
     query_embeddings: Float[Tensor, "Q P"], item_embeddings: Float[Tensor, "I P"], *, relevant: Int64[Tensor, "Q R"]
 ) -> Int64[Tensor, " Q"]:
-    """Place, from 0, of each query's best right item: the number of wrong items that do not score below it.
+    """Returns the rank, from 0, of each query's best relevant item: the number of other items not scored below it.
 
     Args:
-        query_embeddings: Of the queries; normalised here.
-        item_embeddings: Of the items; normalised here.
-        relevant: Indices of the right items of each query, filled up with -1; at least one each.
+        query_embeddings: The queries' embeddings; normalised here.
+        item_embeddings: The items' embeddings; normalised here.
+        relevant: Indices of each query's relevant items, padded with -1; at least one per query.
     """
     places = []
     for rows, scores in _scores(query_embeddings, item_embeddings):
@@ -79,7 +79,7 @@ def best_places(
         known = right >= 0
         own = scores.gather(1, right.clamp(min=0)).masked_fill(~known, -torch.inf)
         limit = own.amax(1, keepdim=True) - TIE
-        below = (scores < limit).sum(1)  # NaN is never below: it counts as ahead
+        below = (scores < limit).sum(1)  # NaN is never below, so it counts as ahead
         right_not_below = (known & ~(own < limit)).sum(1)
         places.append(scores.shape[1] - below - right_not_below)
     return torch.cat(places)
@@ -88,7 +88,7 @@ def best_places(
 def top_k(
     query_embeddings: Float[Tensor, "Q P"], item_embeddings: Float[Tensor, "I P"], *, k: int
 ) -> tuple[Float[Tensor, "Q K"], Int64[Tensor, "Q K"]]:
-    """The k best items of each query: cosine similarities and indices, best first."""
+    """Returns the k best items of each query: cosine similarities and indices, best first."""
     best = []
     for _, scores in _scores(query_embeddings, item_embeddings):
         best.append(scores.topk(min(k, scores.shape[1]), dim=1))
@@ -100,11 +100,11 @@ def zero_shot_accuracy(
     class_embeddings: Float[Tensor, "C K P"],
     labels: Int64[Tensor, " N"],
 ) -> float:
-    """Share of images nearest to their own class's prompts (CLIP, arXiv 2103.00020, section 3.1).
+    """Returns the fraction of images nearest to their own class's prompts (CLIP, arXiv 2103.00020, section 3.1).
 
     Args:
-        image_embeddings: Of the images; normalised here.
-        class_embeddings: Of K prompts a class; normalised here, averaged and normalised again.
+        image_embeddings: The images' embeddings; normalised here.
+        class_embeddings: Embeddings of K prompts per class; normalised here, averaged and normalised again.
         labels: True classes.
 
     Returns:
@@ -115,7 +115,7 @@ def zero_shot_accuracy(
 
 
 def _scores(queries: Float[Tensor, "Q P"], items: Float[Tensor, "I P"]) -> Iterator[tuple[slice, Float[Tensor, "q I"]]]:
-    """Yields rows of queries and their scores against all items."""
+    """Yields ranges of queries and their scores against all items."""
     queries, items = F.normalize(queries.float(), dim=-1), F.normalize(items.float(), dim=-1)
     step = max(1, SCORES_AT_A_TIME // max(1, items.shape[0]))
     for start in range(0, queries.shape[0], step):

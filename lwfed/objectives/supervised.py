@@ -11,14 +11,14 @@ from lwfed import ranks
 
 
 def cross_entropy(logits: Float[Tensor, "B C"], labels: Int64[Tensor, " B"]) -> Float[Tensor, ""]:
-    """Mean cross-entropy over the examples of all ranks.
+    """Returns the mean cross-entropy over the examples of all ranks.
 
     Args:
-        logits: Of the classes.
+        logits: The classes' logits.
         labels: True classes, in [0, C).
 
     Returns:
-        This rank's share of the mean: the shares, and their gradients, sum over ranks to the mean's.
+        This rank's share of the mean: over ranks, the shares sum to the mean and their gradients to its gradient.
     """
     with torch.autocast(logits.device.type, enabled=False):
         return F.cross_entropy(logits.float(), labels, reduction="sum") / sum(ranks.row_counts(labels))

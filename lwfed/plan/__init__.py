@@ -1,1 +1,1 @@
-"""What will happen: pure functions from a spec to stages, names, cohorts and keys; no torch here."""
+"""The plan: pure functions from a spec to stages, names, cohorts and keys, without torch."""

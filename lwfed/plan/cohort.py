@@ -9,7 +9,7 @@ from lwfed.types.seeds import derive
 
 
 def client_ids(num_clients: int) -> tuple[str, ...]:
-    """Names the clients: `client-000`, `client-001` ..."""
+    """Returns the clients' ids: `client-000`, `client-001` ..."""
     width = max(3, len(str(num_clients - 1)))
     return tuple(f"client-{n:0{width}d}" for n in range(num_clients))
 
@@ -17,14 +17,14 @@ def client_ids(num_clients: int) -> tuple[str, ...]:
 def sample(
     seed: str, *, clients: Sequence[str], fraction_fit: float, min_fit_clients: int, min_available_clients: int = 1
 ) -> tuple[str, ...]:
-    """Samples a cohort: the clients with the smallest hashes of (seed, id), so that no order or library matters.
+    """Samples a cohort: the clients with the smallest hashes of (seed, id), whatever their order or the library.
 
     Args:
         seed: The round's seed.
         clients: Ids of the available clients.
-        fraction_fit: Share of the clients to take.
-        min_fit_clients: Fewest to take.
-        min_available_clients: Fewest that must be available.
+        fraction_fit: Fraction of the clients to sample.
+        min_fit_clients: Smallest number to sample.
+        min_available_clients: Smallest number that must be available.
 
     Returns:
         `max(int(len(clients) * fraction_fit), min_fit_clients)` ids, sorted.

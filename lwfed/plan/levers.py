@@ -1,4 +1,4 @@
-"""Which levers a stage uses: decided here, from the spec alone, so that they are part of what a result depends on."""
+"""The levers that a stage uses, decided from the spec alone, since results depend on them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from lwfed.spec.base import Section
 from lwfed.spec.run import RunSpec
 
 AUGMENTED = frozenset({"image"})
-"""Modalities whose inputs differ from epoch to epoch when data are augmented."""
+"""Modalities whose inputs change from epoch to epoch if data are augmented."""
 
 
 class LeversPlan(Section):
     """The levers of a stage.
 
     Attributes:
-        last_block: Modality -> how its last block present is computed.
-        views: Modality -> inputs of an example whose frozen prefix's outputs are kept: views of an image, captions of
-            a text; modalities whose prefix is not kept are left out.
+        last_block: Modality -> how its last present block is computed.
+        views: Modality -> number of inputs per example whose frozen prefix's outputs are cached: views of an image,
+            captions of a text. Modalities whose prefix is not cached are left out.
     """
 
     last_block: dict[str, Literal["full", "row", "absorbed"]]
@@ -30,19 +30,19 @@ class LeversPlan(Section):
 def plan_levers(spec: RunSpec, *, cut: Mapping[str, int], rounds: int) -> LeversPlan:
     """Decides a stage's levers.
 
-    A prefix's outputs are kept where `levers.prefix_cache` is always, or where it is auto and an example's prefix
-    would be computed more often than it has views: over `rounds` x `local_epochs` x `fraction_fit` epochs. Where the
-    spec says steps in place of epochs, auto keeps nothing.
+    A prefix's outputs are cached if `levers.prefix_cache` is always, or if it is auto and an example's prefix would be
+    computed more often than it has views, over `rounds` x `local_epochs` x `fraction_fit` epochs. If the spec has steps
+    instead of epochs, auto caches nothing.
 
     Args:
         spec: The experiment.
-        cut: Modality -> number of frozen leading blocks; 0 where nothing is frozen.
-        rounds: Rounds of the stage.
+        cut: Modality -> number of frozen leading blocks; 0 if nothing is frozen.
+        rounds: Number of rounds of the stage.
     """
     wanted = spec.levers.last_block
     best: Literal["full", "row", "absorbed"] = "absorbed" if wanted == "auto" else wanted
     views = {modality: views_of(spec, modality) for modality, count in cut.items() if count}
-    steps_alone = spec.training.local_steps is not None  # how many epochs they are, only the data say
+    steps_alone = spec.training.local_steps is not None  # the number of epochs depends on the data
     epochs = 0 if steps_alone else rounds * spec.training.local_epochs * spec.federation.fraction_fit
     kept = {
         modality: count
@@ -59,7 +59,7 @@ def plan_levers(spec: RunSpec, *, cut: Mapping[str, int], rounds: int) -> Levers
 
 
 def views_of(spec: RunSpec, modality: str) -> int:
-    """Returns how many inputs of an example there are to keep; 0: each epoch has its own."""
+    """Returns the number of inputs per example that can be cached; 0 if each epoch has its own."""
     if modality == "text":
         return data_source(spec.data.source).captions
     return spec.levers.views if modality in AUGMENTED and spec.data.augment else 1

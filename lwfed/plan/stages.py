@@ -1,7 +1,7 @@
-"""The plan: for each stage everything that decides its result, complete and readable, and nothing else.
+"""The plan: for each stage, everything that decides its result, complete and readable, and nothing else.
 
-What only decides where or how fast the work is done (launcher, store, loader workers, tracking, deadlines) is left
-out, so that equal work has equal keys wherever it runs.
+Settings that only decide where or how fast the work is done (launcher, store, loader workers, tracking, deadlines) are
+left out, so that equal work has equal keys wherever it runs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ REFERENCE_BATCH = 256
 
 
 class DataPlan(Section):
-    """The data a stage is trained on, by content and not by place; with the keys that the source adds."""
+    """The data that a stage is trained on, by content and not by location, with the keys that the source adds."""
 
     model_config = ConfigDict(extra="allow")  # the source's own keys
 
@@ -38,13 +38,13 @@ class DataPlan(Section):
     length_buckets: bool
 
     def at(self, *, root: str | None, workers: int) -> DataSpec:
-        """Returns the data as they lie at a place."""
+        """Returns the data spec for a machine's data folder and workers."""
         chosen = {key: value for key, value in self.model_dump().items() if value is not None}
         return DataSpec.model_validate({**chosen, "root": root, "workers": workers})
 
 
 class CohortPlan(Section):
-    """Who takes part in a stage."""
+    """The clients that take part in a stage."""
 
     num_clients: int
     partition: PartitionSpec
@@ -70,7 +70,7 @@ class TrainingPlan(Section):
 
 
 class Rates(Section):
-    """The optimiser's settings of a module group, in force."""
+    """The optimiser's effective settings for a module group."""
 
     learning_rate: float
     weight_decay: float
@@ -83,17 +83,17 @@ class StagePlan(Section):
         stage: s, counted from 1.
         num_stages: S.
         first_round: Global number of the stage's first round, counted from 1.
-        rounds: Rounds of this stage; 0 appends the blocks untrained.
+        rounds: Number of rounds; 0 appends the blocks untrained.
         depth: Modality -> number of blocks present.
         present: Units of the model.
-        trained: Units trained and exchanged; sorted by the model's order.
-        appended: Units this stage adds.
+        trained: Units trained and exchanged, in the model's order.
+        appended: Units that this stage adds.
         cut: Modality -> number of frozen leading blocks.
-        rates: Module group -> learning rate and weight decay in force.
-        model: The model; an encoder's `blocks_per_stage` is the number this stage appends.
+        rates: Module group -> effective learning rate and weight decay.
+        model: The model; an encoder's `blocks_per_stage` is the number that this stage appends.
         training: Local training.
-        aggregators: What each update passes before the weighted mean is taken.
-        levers: What makes it cheap.
+        aggregators: Wrappers that each update passes before the weighted mean.
+        levers: The levers that reduce its costs.
         devices: Devices per client.
         seed: The run's seed, as text.
     """
@@ -123,24 +123,24 @@ class StagePlan(Section):
 
     @property
     def frozen(self) -> tuple[str, ...]:
-        """Units that are present and not trained."""
+        """Units that are present but not trained."""
         trained = set(self.trained)
         return tuple(unit for unit in self.present if unit not in trained)
 
     def round_seed(self, server_round: int, *names: str | int) -> str:
-        """Derives a seed for something in a round of this stage."""
+        """Derives a seed for one use within a round of this stage."""
         return derive(self.seed, "stage", self.stage, "round", server_round, *names)
 
 
 def plan_stages(spec: RunSpec, *, depths: Mapping[str, int]) -> tuple[StagePlan, ...]:
-    """Turns a spec into its stages.
+    """Plans the stages of a spec.
 
     Args:
         spec: The experiment.
         depths: Modality -> number of blocks of its whole encoder.
 
     Returns:
-        A plan for each stage; end_to_end has one.
+        One plan per stage; end_to_end has a single stage.
 
     Raises:
         SpecError: The stage cuts do not fit the encoders.
@@ -202,7 +202,7 @@ def _plan_stage(
 
 
 def _model_at(model: ModelSpec, *, stage: int, depth: Mapping[str, int], only_stage: bool) -> ModelSpec:
-    """Returns the model without the blocks that other stages append, which decide nothing here."""
+    """Returns the model without the blocks that other stages append, which do not affect this stage."""
     encoders = {
         m: encoder.model_copy(update={"blocks_per_stage": depth[m] if only_stage else encoder.blocks_at(stage)})
         for m, encoder in model.encoders.items()
@@ -222,12 +222,12 @@ def _rates(spec: RunSpec, group: str, stage: int) -> Rates:
 
 
 def stage_key(stage: StagePlan, *, input_digest: str, code_version: str, data_version: str) -> str:
-    """Returns the address of a stage's work: equal inputs have equal keys, so nothing is done twice.
+    """Returns the address of a stage's work: equal inputs have equal keys, so no work is repeated.
 
     Args:
-        stage: The stage's plan, which holds the seed.
-        input_digest: Digest of the checkpoint it starts from; empty at the first stage.
-        code_version: Digest of the code that decides numbers.
+        stage: The stage's plan, which includes the seed.
+        input_digest: Digest of the checkpoint that it starts from; empty for the first stage.
+        code_version: Digest of the code that affects results.
         data_version: Digest of the data and of pretrained weights.
 
     Returns:
@@ -238,5 +238,5 @@ def stage_key(stage: StagePlan, *, input_digest: str, code_version: str, data_ve
 
 
 def key_of_values(plan: Mapping[str, Any], *, input_digest: str, code_version: str, data_version: str) -> str:
-    """Returns the key of a stage whose plan is at hand as it is written down; see `stage_key`."""
+    """Returns the key of a stage from its plan as stored JSON values; see `stage_key`."""
     return digest_of({"input": input_digest, "plan": plan, "code": code_version, "data": data_version})

@@ -1,6 +1,6 @@
-"""The strategies: one pure function of (strategy, stage) that says what is present and what is trained.
+"""The strategies: one pure function of (strategy, stage) that decides which units are present and which are trained.
 
-LW-FedMML and Prog-FedMML: arXiv 2407.15426, Fig. 3 and 4. Nothing else in the code knows a strategy's name.
+LW-FedMML and Prog-FedMML: arXiv 2407.15426, Fig. 3 and 4. Training itself does not depend on a strategy's name.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from lwfed.spec.model import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What one stage works on.
+    """The units of one stage.
 
     Attributes:
         present: Units of the model at this stage.
         trained: Units that are trained and exchanged.
-        appended: Units that this stage adds to those of the stage before.
-        cut: Modality -> number of leading blocks that are frozen; 0 where the stem is trained. The outputs of that
-            prefix may be cached.
+        appended: Units that this stage adds to those of the previous stage.
+        cut: Modality -> number of frozen leading blocks; 0 if the stem is trained. The outputs of that prefix may be
+            cached.
     """
 
     present: tuple[str, ...]
@@ -31,18 +31,18 @@ class Selection:
 
 
 def stage_rounds(strategy: str, rounds: Sequence[int]) -> tuple[int, ...]:
-    """Returns the rounds of each stage a strategy runs: end_to_end has one stage of all rounds."""
+    """Returns the number of rounds of each stage; end_to_end has one stage with all rounds."""
     return (sum(rounds),) if strategy == "end_to_end" else tuple(rounds)
 
 
 def select(strategy: str, stage: int, *, model: ModelSpec, depths: Sequence[Mapping[str, int]]) -> Selection:
-    """Says what is present and what is trained at a stage.
+    """Selects the units that are present and those that are trained at a stage.
 
     Args:
         strategy: `layerwise`, `progressive` or `end_to_end`.
         stage: s, counted from 1.
         model: The model.
-        depths: For each stage of the schedule, modality -> number of blocks present.
+        depths: Modality -> number of blocks present, for each stage of the schedule.
 
     Returns:
         The selection.

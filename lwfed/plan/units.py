@@ -1,7 +1,7 @@
-"""Units: the pieces of a model that are trained or frozen, exchanged and stored as a whole.
+"""Units: the parts of a model that are trained or frozen, exchanged and stored as a whole.
 
 A unit's name is the prefix of its tensors' names: `image.stem`, `image.blocks.3`, `image.norm`, `image.projection`,
-`text.stem` ..., `fusion` where that has parameters, `prediction`.
+`text.stem` ..., `fusion` if it has parameters, `prediction`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def depths_by_stage(spec: RunSpec, depths: Mapping[str, int]) -> list[dict[str, 
         depths: Modality -> number of blocks of its whole encoder.
 
     Returns:
-        For each of the spec's stages, modality -> number of blocks.
+        Modality -> number of blocks, for each of the spec's stages.
 
     Raises:
-        SpecError: The blocks appended over the stages are not those of the encoder.
+        SpecError: The blocks appended over all stages do not sum to the encoder's depth.
     """
     present = dict.fromkeys(spec.model.modalities, 0)
     stages = []
@@ -45,7 +45,7 @@ def depths_by_stage(spec: RunSpec, depths: Mapping[str, int]) -> list[dict[str, 
 
 
 def units_of(model: ModelSpec, depth: Mapping[str, int]) -> tuple[str, ...]:
-    """Names the units of a model in the order data passes them; `depth` is the number of blocks of each modality."""
+    """Returns the units of a model, from input to output; `depth` is the number of blocks of each modality."""
     units: list[str] = []
     for modality, encoder in model.encoders.items():
         units += [f"{modality}.stem", *(f"{modality}.blocks.{i}" for i in range(depth[modality]))]
@@ -58,9 +58,9 @@ def units_of(model: ModelSpec, depth: Mapping[str, int]) -> tuple[str, ...]:
 
 
 def group_of(unit: str) -> str:
-    """Returns the module group whose learning rate a unit takes: a modality, `projection` or `prediction`.
+    """Returns the module group whose learning rate a unit uses: a modality, `projection` or `prediction`.
 
-    A fusion is of the group of the prediction head that it feeds.
+    A fusion belongs to the group of the prediction head that it feeds.
     """
     parts = unit.split(".")
     if parts[0] == "fusion":

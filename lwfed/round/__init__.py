@@ -1,1 +1,1 @@
-"""The round engine: a stage's rounds, each client's part of them, and their aggregation."""
+"""The round engine: a stage's rounds, each client's part in them, and their aggregation."""

@@ -1,4 +1,4 @@
-"""Who takes part in a round, and which of their updates count."""
+"""The clients that take part in a round, and which of their updates are accepted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from lwfed import environment
 from lwfed.plan.cohort import client_ids, sample
 from lwfed.round.context import RoundContext
-from lwfed.round.counted import counted_before
+from lwfed.round.last_accepted import last_accepted
 from lwfed.run.events import ClientDone, Emit
 from lwfed.run.launcher import Launcher
 from lwfed.store import paths
@@ -25,7 +25,7 @@ class Trained:
 
     Attributes:
         failed: Client -> why it has no update.
-        wall_s: Seconds it took.
+        wall_s: Seconds that training took.
     """
 
     failed: Mapping[str, str]
@@ -33,7 +33,7 @@ class Trained:
 
 
 def sample_cohort(ctx: RoundContext) -> tuple[str, ...]:
-    """Draws the clients of a round by its seed."""
+    """Samples a round's clients with the round's seed."""
     cohort = ctx.plan.cohort
     return sample(
         ctx.seed("cohort"),
@@ -45,19 +45,19 @@ def sample_cohort(ctx: RoundContext) -> tuple[str, ...]:
 
 
 def read_accepted(ctx: RoundContext) -> Accepted | None:
-    """Reads which updates of a round count; None before that is committed."""
+    """Reads a round's accepted set, or None if it is not committed yet."""
     values = ctx.store.read_ref(paths.accepted(ctx.key, ctx.server_round))
     return None if values is None else Accepted.of(values)
 
 
 def train(ctx: RoundContext, cohort: Sequence[str], *, launcher: Launcher, emit: Emit, deadline_s: float) -> Trained:
-    """Has the cohort train, until all are in or the deadline passes. Whose update is committed already rests.
+    """Trains the cohort until all clients have ended or the deadline passes. Skips clients with a committed update.
 
     Args:
         ctx: The round.
         cohort: Its clients.
-        launcher: Where they run.
-        emit: Receives `ClientDone` for each that ends.
+        launcher: Runs the clients.
+        emit: Receives `ClientDone` as each client ends.
         deadline_s: Seconds from now.
     """
     _begin(ctx, cohort, deadline_s=deadline_s)
@@ -82,7 +82,7 @@ def train(ctx: RoundContext, cohort: Sequence[str], *, launcher: Launcher, emit:
 
 
 def accept(ctx: RoundContext, cohort: Sequence[str], trained: Trained) -> Accepted:
-    """Commits which updates count: all that are there.
+    """Commits the accepted set: every update that is in the store.
 
     Args:
         ctx: The round.
@@ -90,7 +90,7 @@ def accept(ctx: RoundContext, cohort: Sequence[str], trained: Trained) -> Accept
         trained: How their training ended.
 
     Raises:
-        QuorumError: There are too few.
+        QuorumError: There are too few updates.
     """
     updates = {client: ctx.store.read_ref(paths.update(ctx.key, ctx.server_round, client)) for client in cohort}
     clients = {
@@ -103,7 +103,7 @@ def accept(ctx: RoundContext, cohort: Sequence[str], trained: Trained) -> Accept
         raise QuorumError(
             f"round {ctx.server_round} of stage {ctx.plan.stage} has {len(clients)} of {len(cohort)} updates and needs "
             f"{quorum} ({grouped(trained.failed)})",
-            remedy=f"fix what ended them; then {environment.resume_hint()}",
+            remedy=f"fix what made them fail; then {environment.resume_hint()}",
         )
     accepted = Accepted(clients=clients, failed=dict(trained.failed), cohort=list(cohort), wall_s=trained.wall_s)
     ctx.store.write_ref(paths.accepted(ctx.key, ctx.server_round), accepted.to_values(), if_absent=True)
@@ -111,7 +111,7 @@ def accept(ctx: RoundContext, cohort: Sequence[str], trained: Trained) -> Accept
 
 
 def grouped(failed: Mapping[str, str]) -> str:
-    """Says why clients failed: each reason once with its clients; remedies stand in the lines above."""
+    """Describes why clients failed: each reason once, with its clients; the log lines above have the remedies."""
     clients: dict[str, list[str]] = {}
     for client, reason in sorted(failed.items()):
         clients.setdefault(reason.partition(" -> ")[0], []).append(client)
@@ -119,9 +119,9 @@ def grouped(failed: Mapping[str, str]) -> str:
 
 
 def _begin(ctx: RoundContext, cohort: Sequence[str], *, deadline_s: float) -> None:
-    """Writes down what the round is, for clients and for people."""
+    """Writes the round's description (`round.json`), for clients and for people."""
     before = ctx.store.read_ref(paths.round_checkpoint(ctx.key, ctx.server_round - 1)) or {}
     task: dict[str, Any] = {"cohort": list(cohort), "deadline_s": deadline_s, "input": before.get("digest")}
     if not is_lossless(ctx.plan.exchange.upload):
-        task["counted"] = counted_before(ctx)
+        task["counted"] = last_accepted(ctx)
     ctx.store.write_ref(paths.round_task(ctx.key, ctx.server_round), task, if_absent=True)

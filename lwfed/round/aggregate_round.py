@@ -32,15 +32,15 @@ def aggregate_round(task: RoundTask, *, bench: Workbench, running: RunningFold |
     """Aggregates a round's accepted updates and commits the new global model with its metrics.
 
     Args:
-        task: Which round; its accepted set must be committed.
-        bench: The process's bench.
-        running: The updates that were folded while they came in; they are read where it holds others.
+        task: The round; its accepted set must be committed.
+        bench: The process's workbench.
+        running: Updates folded as they arrived; if they are not the accepted set, the updates are read from the store.
 
     Returns:
         The new checkpoint's digest.
 
     Raises:
-        CheckpointError: An update is missing, corrupted, or has other tensors than the plan.
+        CheckpointError: An update is missing or corrupted, or its tensors are not those of the plan.
     """
     ctx = bench.round(task)
     done = ctx.result()
@@ -53,7 +53,7 @@ def aggregate_round(task: RoundTask, *, bench: Workbench, running: RunningFold |
         )
     clients, plan = accepted.clients, ctx.plan
     started = time.monotonic()
-    with deterministic(threads=1):  # a thread for each unit in work; no sum over a tensor's items, so no bit changes
+    with deterministic(threads=1):  # one thread per unit in work; no sum runs over a tensor's items, so no bit changes
         model = global_model(ctx, bench=bench)
         digests = {client: item.digest for client, item in clients.items()}
         made = aggregate(
@@ -65,7 +65,7 @@ def aggregate_round(task: RoundTask, *, bench: Workbench, running: RunningFold |
         )
         aggregated = time.monotonic()
         tensors: Mapping[str, Tensor] = made.tensors
-        holds = bench.holds_model and not plan.exchange.lossy  # else clients read changes
+        holds = bench.holds_model and not plan.exchange.lossy  # otherwise clients read changes
         if holds or is_due(plan, ctx.server_round):
             device = pick_device(ctx.place.device)
             tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
@@ -83,11 +83,11 @@ def aggregate_round(task: RoundTask, *, bench: Workbench, running: RunningFold |
 
 
 def global_model(ctx: RoundContext, *, bench: Workbench) -> GlobalModel:
-    """Returns the model that a round's clients started from; a tensor is read when it is asked for."""
+    """Returns the model that a round's clients started from; each tensor is read on demand."""
     before, trained = ctx.start(), set(ctx.plan.trained)
     specs = {n: spec for n, spec in tensor_specs(bench.skeleton(ctx.key)).items() if unit_of(n) in trained}
 
-    @lru_cache(maxsize=THREADS)  # one for each unit in work
+    @lru_cache(maxsize=THREADS)  # one per unit in work
     def start(name: str) -> Tensor:
         block = before.blocks[unit_of(name)]
         return read_tensor(ctx.store, block_key(block), block, name)
@@ -96,5 +96,5 @@ def global_model(ctx: RoundContext, *, bench: Workbench) -> GlobalModel:
 
 
 def is_due(plan: StagePlan, server_round: int) -> bool:
-    """Whether a round's result is evaluated on the test data."""
+    """Returns whether a round's result is due for evaluation on the test data."""
     return server_round == plan.rounds or server_round % plan.evaluation.every == 0

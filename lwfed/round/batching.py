@@ -1,4 +1,4 @@
-"""Batches moved to a device, ahead of their use, and cut into parts: for ranks, and for gradient accumulation."""
+"""Batches copied to a device ahead of their use, and split into parts for ranks and for gradient accumulation."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from lwfed.store.ahead import prefetch
 
 
 def read_ahead(batches: Iterator[list[Batch]], *, device: torch.device) -> Generator[list[Batch], None, None]:
-    """Yields batches, cut into parts, on a device; the next is read and copied while one is in work.
+    """Yields batches, split into parts, on a device; the next batch is read and copied while one is in use.
 
-    A GPU's copies run beside its kernels, on a stream of their own. Besides the batch in work, one is ready at most and
-    one is being read.
+    On a GPU, copies run on a stream of their own, in parallel with its kernels. Besides the batch in use, at most one
+    is ready and one is being read.
 
     Args:
-        batches: The parts of each, on the CPU; in pinned memory they are copied without a wait.
-        device: Where to.
+        batches: The parts of each batch, on the CPU; parts in pinned memory are copied asynchronously.
+        device: The device to copy to.
     """
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def following() -> tuple[list[Batch], torch.cuda.Event | None] | None:
+    def next_parts() -> tuple[list[Batch], torch.cuda.Event | None] | None:
         parts = next(batches, None)
         if parts is None or stream is None:
             return None if parts is None else ([to_device(one, device) for one in parts], None)
-        torch.cuda.set_device(stream.device)  # this thread's; else it is the first
+        torch.cuda.set_device(stream.device)  # sets it for this thread; the default is the first device
         with torch.cuda.stream(stream):
             return [to_device(one, device) for one in parts], stream.record_event()
 
-    with closing(prefetch(repeat(following))) as found:
+    with closing(prefetch(repeat(next_parts))) as found:
         for item in found:
             if item is None:
                 return
@@ -49,13 +49,13 @@ def read_ahead(batches: Iterator[list[Batch]], *, device: torch.device) -> Gener
 
 
 def _used_on(tensor: Tensor, *, stream: torch.cuda.Stream) -> Tensor:
-    """Tells the allocator that a tensor made on another stream is used on this one."""
+    """Informs the allocator that a tensor made on another stream is used on this one."""
     tensor.record_stream(stream)
     return tensor
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Copies a batch to a device; without a copy where it is there."""
+    """Copies a batch to a device; a no-op if it is already there."""
     return _map(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
@@ -69,14 +69,14 @@ def part(batch: Batch, index: int, count: int) -> Batch:
 
 
 def move(value: Any, device: torch.device) -> Any:
-    """Copies an encoder's input to a device: a tensor, or a dictionary of them."""
+    """Copies an encoder's input to a device: a tensor or a dictionary of tensors."""
     if isinstance(value, dict):
         return {name: tensor.to(device, non_blocking=True) for name, tensor in value.items()}
     return value.to(device, non_blocking=True)
 
 
 def tensors_of(batch: Batch) -> tuple[Tensor, ...]:
-    """Returns the tensors of a batch that are raw inputs; outputs of frozen blocks count as activations."""
+    """Returns the raw input tensors of a batch; cached outputs of frozen blocks count as activations."""
     found: list[Tensor] = [] if batch.labels is None else [batch.labels]
     for value in batch.inputs.values():
         found += [t for k, t in value.items() if k != "tokens"] if isinstance(value, dict) else [value]

@@ -1,4 +1,4 @@
-"""A client's batches of one round, cut into what its device and its ranks take at a time."""
+"""A client's batches of one round, split into micro-batches and among the client's ranks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import islice
 
 from lwfed import ranks
 from lwfed.data.batches import Batch, epoch_length, train_batches
-from lwfed.data.kept_prefix import KeptPrefix
+from lwfed.data.prefix_cache import CachedPrefix
 from lwfed.data.protocol import Example
 from lwfed.federated.local import MicroBatch
 from lwfed.round.batching import part, read_ahead, tensors_of
@@ -22,21 +22,23 @@ class ClientBatches:
     """A round's batches.
 
     Attributes:
-        num_steps: How many.
-        steps: For each step the parts of its batch, on the device.
+        num_steps: Number of steps.
+        steps: The parts of each step's batch, on the device.
     """
 
     num_steps: int
     steps: Generator[list[MicroBatch], None, None]
 
 
-def micro_batches(ctx: ClientContext, examples: Sequence[Example], *, kept: Mapping[str, KeptPrefix]) -> ClientBatches:
-    """Draws a client's batches of a round; the next ones are read while one is in work.
+def micro_batches(
+    ctx: ClientContext, examples: Sequence[Example], *, cached: Mapping[str, CachedPrefix]
+) -> ClientBatches:
+    """Draws a client's batches of a round; the next batch is read while one is in use.
 
     Args:
         ctx: The client's part of the round.
-        examples: Those that it trains on.
-        kept: Modality -> outputs of its frozen blocks, which are read in place of its inputs.
+        examples: The examples that the client trains on.
+        cached: Modality -> cached outputs of its frozen blocks, read instead of its inputs.
     """
     plan, training = ctx.plan, ctx.plan.training
     per_epoch = epoch_length(len(examples), training.batch_size)
@@ -52,7 +54,7 @@ def micro_batches(ctx: ClientContext, examples: Sequence[Example], *, kept: Mapp
         workers=ctx.place.workers,
         num_batches=num_steps,
         views=plan.levers.views,
-        kept=kept,
+        cached=cached,
         length_buckets=plan.data.length_buckets,
         pin=ctx.device.type == "cuda",
     )
@@ -60,7 +62,7 @@ def micro_batches(ctx: ClientContext, examples: Sequence[Example], *, kept: Mapp
 
 
 def _parts(ctx: ClientContext, batches: Generator[Batch, None, None]) -> Generator[list[MicroBatch], None, None]:
-    """Yields for each step the parts of its batch, on the device."""
+    """Yields the parts of each step's batch, on the device."""
     wholes: deque[tuple[tuple[str, ...], list[int]]] = deque()
 
     def cut() -> Iterator[list[Batch]]:

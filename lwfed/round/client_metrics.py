@@ -1,4 +1,4 @@
-"""What a client's update reports of its training, and the check that what it trained is finite."""
+"""The metrics that a client's update reports, and the check that the trained tensors are finite."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from lwfed.types.errors import DivergedError
 def client_metrics(
     result: LocalResult, module: torch.nn.Module, model: Downloaded, *, num_examples: int, proximal_mu: float
 ) -> dict[str, Any]:
-    """Returns a client's metrics of a round: the ClientRecord, less what its upload adds.
+    """Returns a client's metrics of a round: the ClientRecord without the upload's entries.
 
     Args:
-        result: What training reports.
+        result: The result of local training.
         module: The trained module.
-        model: What it was loaded from.
+        model: The model that it was loaded from.
         num_examples: w_n.
-        proximal_mu: FedProx's mu; above 0 training also held where it started from.
+        proximal_mu: FedProx's mu; above 0, training also held the starting weights in memory.
     """
     metrics: dict[str, Any] = {
         "num_examples": num_examples,
@@ -54,9 +54,9 @@ def client_metrics(
 
 
 def refuse_non_finite(tensors: Mapping[str, Tensor], *, client: str) -> None:
-    """Refuses an update that is not a number. Raises DivergedError with the tensor's name."""
+    """Raises DivergedError, with the tensor's name, if any trained tensor is not finite."""
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or bool(tensor.sum().isfinite()):  # one pass, and no copy
+        if not tensor.is_floating_point() or bool(tensor.sum().isfinite()):  # one pass, no copy
             continue
         if not bool(torch.isfinite(tensor).all()):
             raise DivergedError(

@@ -1,4 +1,4 @@
-"""What every part of a round knows: which stage and round, where things lie, and the store."""
+"""The context that every part of a round shares: its stage and number, the store, and this machine's paths."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class RoundContext:
     """A round of a stage.
 
     Attributes:
-        stage: The stage, as it is written in the store.
+        stage: The stage, as recorded in the store.
         server_round: r, counted from 1 within the stage; 0 is the model it starts from.
-        store: Where the run is.
-        place: Where things lie on this machine.
-        run_id: The run that asks for the round; None: nobody to name.
+        store: The store that holds the run.
+        place: Paths and device on this machine.
+        run_id: The run that the round belongs to, or None if unknown.
     """
 
     stage: Stage
@@ -43,7 +43,7 @@ class RoundContext:
 
     @property
     def plan(self) -> StagePlan:
-        """What decides the stage's result."""
+        """Everything that decides the stage's result."""
         return self.stage.plan
 
     @property
@@ -53,7 +53,7 @@ class RoundContext:
 
     @property
     def task(self) -> RoundTask:
-        """The server's work on this round."""
+        """The server's task for this round."""
         return RoundTask(
             store=self.store.uri,
             run_id=self.run_id,
@@ -63,27 +63,27 @@ class RoundContext:
         )
 
     def client_tasks(self, clients: Sequence[str]) -> list[ClientTask]:
-        """Returns the work of some clients on this round."""
+        """Returns the given clients' tasks for this round."""
         return [ClientTask(**self.task.model_dump(), client=client) for client in clients]
 
     def seed(self, *names: str | int) -> str:
-        """Derives a seed for something in this round."""
+        """Derives a seed for one use within this round."""
         return self.plan.round_seed(self.server_round, *names)
 
     def result(self) -> Checkpoint | None:
-        """Reads the round's committed result; None before the commit."""
+        """Reads the round's committed result, or None before the commit."""
         return read_checkpoint(self.store, paths.round_checkpoint(self.key, self.server_round))
 
     def start(self) -> Checkpoint:
         """Reads the model that the round starts from.
 
         Raises:
-            CheckpointError: The round before is not committed, or its model is another plan's.
+            CheckpointError: The previous round is not committed, or its model belongs to another plan.
         """
         return self._committed(self.server_round - 1)
 
     def outcome(self) -> Checkpoint:
-        """Reads the round's result. Raises CheckpointError where it is not committed, or is another plan's."""
+        """Reads the round's result. Raises CheckpointError if it is not committed or belongs to another plan."""
         return self._committed(self.server_round)
 
     def _committed(self, server_round: int) -> Checkpoint:
@@ -103,9 +103,9 @@ class ClientContext(RoundContext):
 
     Attributes:
         client: Its id.
-        bench: The process's bench.
-        counted: The store, counting the bytes of tensors that the client reads and writes.
-        device: Where it computes.
+        bench: The process's workbench.
+        counted: The store, wrapped to count the tensor bytes that the client reads and writes.
+        device: The device it computes on.
     """
 
     client: str
@@ -114,5 +114,5 @@ class ClientContext(RoundContext):
     device: torch.device
 
     def folder(self, name: str) -> Path | None:
-        """Returns a folder of the client's own that outlives its process; None if it keeps nothing."""
+        """Returns a folder of the client's own that outlives its process, or None if the client has no cache."""
         return None if self.place.cache is None else Path(self.place.cache) / self.client / name

@@ -1,4 +1,4 @@
-"""A client's download: frozen blocks once, and of what is trained the published change, or the model as it is."""
+"""A client's download: frozen blocks once, and trained blocks each round, as a published change or in full."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from lwfed.types.errors import CheckpointError
 
 
 def frozen_cache(ctx: ClientContext) -> BlockCache:
-    """Returns the client's own folder for frozen blocks; each rank has one."""
+    """Returns the client's own cache of frozen blocks; each rank has one."""
     return BlockCache(ctx.folder(str(ranks.rank())))
 
 
 def model_cache(ctx: ClientContext) -> BlockCache:
-    """Returns the client's own folder for the model that a round starts from; it keeps nothing without an encoding."""
+    """Returns the client's own cache of the model that a round starts from; empty unless the exchange is encoded."""
     return BlockCache(ctx.folder(f"model-{ranks.rank()}") if ctx.plan.exchange.lossy else None)
 
 
 @dataclass(frozen=True)
 class Downloaded:
-    """A global model, as a client has fetched it.
+    """A global model, as fetched by a client.
 
     Attributes:
         tensors: The tensors of the stage's model, on the client's device.
-        traffic: `bytes_down`, and `bytes_down_frozen`: the bytes it fetched.
+        traffic: `bytes_down` and `bytes_down_frozen`: the bytes that the client fetched.
     """
 
     tensors: dict[str, Tensor]
@@ -46,20 +46,20 @@ class Downloaded:
 def fetch_model(
     ctx: ClientContext, checkpoint: Checkpoint, *, to_train: bool = True, without: Sequence[str] = ()
 ) -> Downloaded:
-    """Fetches a global model: trained blocks in each round, frozen ones only where the client has not got them.
+    """Fetches a global model: trained blocks in each round, frozen ones only if the client does not have them.
 
     Args:
-        ctx: The client's part of a round. What it has counted so far was frozen blocks.
+        ctx: The client's part of a round. All bytes it has counted so far were frozen blocks.
         checkpoint: The manifest of the model that the round starts from, or of its result.
-        to_train: It is the model that the round starts from.
-        without: Modalities whose frozen blocks are not needed: their outputs are kept.
+        to_train: Whether it is the model that the round starts from.
+        without: Modalities whose frozen blocks are not needed because their outputs are cached.
 
     Raises:
         CheckpointError: A block is missing or corrupted.
     """
     plan = ctx.plan
     needed = [unit for unit in plan.frozen if unit.partition(".")[0] not in without]
-    spare = plan.frozen if plan.evaluation.federated_every else ()  # needed whole, every few rounds
+    spare = plan.frozen if plan.evaluation.federated_every else ()  # evaluation needs all of them every few rounds
     frozen = ctx.bench.frozen(
         checkpoint, needed, store=ctx.counted, cache=frozen_cache(ctx), device=ctx.device, spare=spare
     )
@@ -72,9 +72,9 @@ def fetch_model(
 def _fetch_trained(ctx: ClientContext, checkpoint: Checkpoint, *, to_train: bool) -> dict[str, Tensor]:
     """Fetches the trained units.
 
-    A unit whose state of the round before lies in the client's folder needs the published change alone; any other is
-    fetched whole. Both are the same bits, which their digests prove. A process that trains several clients has them at
-    hand. The folder keeps the model that a round starts from.
+    If a unit's previous state is in the client's folder, only the published change is fetched; otherwise the whole unit
+    is. Both give the same bits, which their digests prove. A process that trains several clients has the units in
+    memory. The folder keeps the model that a round starts from.
     """
     cache, codec, server_round = model_cache(ctx), ctx.plan.exchange.download, ctx.server_round - to_train
     before = None
@@ -93,7 +93,7 @@ def _fetch_trained(ctx: ClientContext, checkpoint: Checkpoint, *, to_train: bool
         tensors = add_changes(base, sent, specs={name: specs[name] for name in block.tensors}, codec=codec)
         if describe(tensors) != block:
             raise CheckpointError(
-                f"the change that round {server_round} published does not lead to its model in {unit}",
+                f"the change that round {server_round} published does not reproduce its model in {unit}",
                 remedy="remove the client's cache, and train again with --fresh if that does not help",
             )
         if to_train:

@@ -27,8 +27,8 @@ class Embedded:
     """Normalised embeddings of some examples.
 
     Attributes:
-        of: Modality -> Float [N, P]; text has a row a caption.
-        owner: Int64 [rows of text]: which example a caption belongs to.
+        of: Modality -> Float [N, P]; text has one row per caption.
+        owner: Int64 [rows of text]: the example that each caption belongs to.
         loss: Mean loss over batches.
     """
 
@@ -49,22 +49,22 @@ def evaluate(
     device: torch.device,
     prefix: str = "test",
 ) -> dict[str, float]:
-    """Judges a model.
+    """Evaluates a model.
 
     Args:
         module: The model; it is left in eval mode.
-        source: Where the examples are read.
-        examples: Which.
-        inputs: How the model wants them.
-        model: Its objective decides the metrics.
+        source: The source that the examples are read from.
+        examples: The examples to evaluate on.
+        inputs: The model's input settings.
+        model: The model's spec; its objective decides the metrics.
         evaluation: Batch size, zero-shot classes and prompts.
-        workers: Processes that decode.
-        device: Where the model lies.
+        workers: Number of processes that decode.
+        device: The model's device.
         prefix: First part of the metrics' names.
 
     Returns:
-        Recall both ways of each pair of modalities (and zero-shot accuracy), or accuracy, precision, recall and F1;
-        fractions in [0, 1].
+        Recall in both directions for each pair of modalities (and zero-shot accuracy), or accuracy, precision, recall
+        and F1; fractions in [0, 1].
     """
     module.eval()
     batches = eval_batches(
@@ -94,7 +94,7 @@ def embed(
     evaluation: EvaluationSpec,
     device: torch.device,
 ) -> Embedded:
-    """Embeds examples in every modality; all captions of an example, where it has several."""
+    """Embeds examples in every modality; if an example has several captions, all of them are embedded."""
     rows: dict[str, list[Tensor]] = {m: [] for m in model.modalities}
     losses: list[tuple[float, int]] = []
     for batch in batches:
@@ -121,7 +121,7 @@ def embed(
 def embed_texts(
     module: Multimodal, texts: Sequence[str], *, inputs: InputSettings, batch_size: int, device: torch.device
 ) -> Tensor:
-    """Embeds texts: Float [number of texts, P], normalised, on the CPU."""
+    """Returns the embeddings of texts: Float [number of texts, P], normalised, on the CPU."""
     rows = []
     for tokens in caption_batches(texts, settings=inputs, batch_size=batch_size):
         projected = module.project("text", {name: tensor.to(device) for name, tensor in tokens.items()})
@@ -141,7 +141,7 @@ def _retrieval(embedded: Embedded, *, model: ModelSpec) -> dict[str, float]:
 
 
 def owners(embedded: Embedded, modality: str) -> Tensor:
-    """Returns for each row of a modality the example it belongs to."""
+    """Returns the example that each row of a modality belongs to."""
     return embedded.owner if modality == "text" else torch.arange(len(embedded.of[modality]))
 
 

@@ -1,4 +1,4 @@
-"""A client evaluates a round's result on the share of its examples that it does not train on."""
+"""A client's evaluation of a round's result on its held-out examples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lwfed.round.download import fetch_model
 from lwfed.round.evaluate import evaluate
 from lwfed.round.runtime import deterministic
 from lwfed.round.workbench import Workbench
-from lwfed.run.client_folder import tend_folder
+from lwfed.run.client_folder import maintain_folder
 from lwfed.run.tasks import ClientTask
 from lwfed.store import paths
 
@@ -19,11 +19,11 @@ def evaluate_client(task: ClientTask, *, bench: Workbench) -> dict[str, Any]:
     """Evaluates a round's checkpoint on a client's held-out share and commits the metrics.
 
     Args:
-        task: Which client and round.
-        bench: The process's bench.
+        task: The client and the round.
+        bench: The process's workbench.
 
     Returns:
-        The committed value: client, num_examples (0 where nothing is held out), metrics.
+        The committed value: client, num_examples (0 if nothing is held out), metrics.
 
     Raises:
         CheckpointError: The round's checkpoint is missing or corrupted.
@@ -32,7 +32,7 @@ def evaluate_client(task: ClientTask, *, bench: Workbench) -> dict[str, Any]:
     done = bench.store.read_ref(ref)
     if done is not None:
         return done
-    tend_folder(task, store=bench.store)
+    maintain_folder(task, store=bench.store)
     ctx = bench.client(task)
     _, held_out = bench.share(ctx.stage, ctx.place, ctx.client)
     metrics: dict[str, float] = {}
@@ -58,5 +58,5 @@ def _evaluate(ctx: ClientContext, examples: list[Any]) -> dict[str, float]:
         device=ctx.device,
         prefix="federated",
     )
-    module.to("meta")  # the bench keeps it, and not its weights
+    module.to("meta")  # the workbench keeps the module, but not its weights
     return metrics

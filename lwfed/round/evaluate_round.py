@@ -1,4 +1,4 @@
-"""Evaluating a round's result on the server's test data."""
+"""Evaluation of a round's result on the server's test data."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from lwfed.store.checkpoint import Checkpoint
 
 
 def evaluate_round(task: RoundTask, *, bench: Workbench) -> dict[str, float]:
-    """Evaluates a committed round that was not evaluated, such as round 0 of a last stage that trains nothing.
+    """Evaluates a committed round that has no metrics yet, such as round 0 of a last stage that trains nothing.
 
     Args:
-        task: Which round.
-        bench: The process's bench.
+        task: The round.
+        bench: The process's workbench.
 
     Returns:
-        Its metrics, which are written beside it.
+        Its metrics, which are also written next to the round.
 
     Raises:
         CheckpointError: The round is not committed.
@@ -46,7 +46,7 @@ def evaluate_round(task: RoundTask, *, bench: Workbench) -> dict[str, float]:
 def evaluate_checkpoint(
     ctx: RoundContext, checkpoint: Checkpoint, *, trained: Mapping[str, Tensor], bench: Workbench
 ) -> dict[str, float]:
-    """Evaluates a checkpoint on the test data, using the tensors that are at hand already."""
+    """Evaluates a checkpoint on the test data, reusing the trained tensors already in memory."""
     plan, device = ctx.plan, pick_device(ctx.place.device)
     missing = [unit for unit in plan.present if not any(name in trained for name in checkpoint.blocks[unit].tensors)]
     frozen = bench.frozen(checkpoint, missing, store=ctx.store, cache=BlockCache(None), device=device)

@@ -1,4 +1,4 @@
-"""The blocks that a run's stages start from: drawn where a run is prepared, so that its coordinator loads no torch."""
+"""The initial blocks of a run's stages, drawn when the run is prepared so that the coordinator need not load torch."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from lwfed.types.records import RunRecord
 
 
 def draw(run: RunRecord, plan: StagePlan, *, units: Sequence[str], store: Store) -> dict[str, Block]:
-    """Writes the blocks of units that a stage appends: pretrained ones where the spec names weights, else seeded ones.
+    """Writes the blocks of units that a stage appends: pretrained if the spec names weights, else seeded.
 
     Args:
         run: The run.
         plan: The stage's plan.
-        units: Which of its units.
-        store: Where to.
+        units: The units to write.
+        store: The store to write to.
 
     Returns:
         Unit -> its block.
 
     Raises:
-        DataError: Pretrained weights are missing, a pickle, or of another architecture.
+        DataError: Pretrained weights are missing, are a pickle, or have another architecture.
     """
     tensors = initial_tensors(
         runs.spec_of(run).model, units=units, depth=plan.depth, num_classes=run.num_classes, seed=plan.seed
@@ -37,7 +37,7 @@ def draw(run: RunRecord, plan: StagePlan, *, units: Sequence[str], store: Store)
 
 
 def draw_all(run: RunRecord, *, store: Store) -> None:
-    """Writes the blocks that any of a run's stages appends, and which they are, unless that is done."""
+    """Writes the blocks that a run's stages append, and a ref that lists them, unless the ref exists already."""
     ref = paths.initial(run.run_id)
     if store.has(ref):
         return

@@ -1,4 +1,4 @@
-"""What a client minimises, and over which parameters: the objective's loss of a batch, and each group's rates."""
+"""A client's training objective: the loss of a batch, and the parameter groups with their learning rates."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def batch_loss(
     cut: Mapping[str, int],
     last_block: Mapping[str, LastBlock] | None = None,
 ) -> Tensor:
-    """Returns the mean loss of a batch; over several ranks, this rank's share of it.
+    """Returns the mean loss of a batch; with several ranks, this rank's share of it.
 
-    Instance discrimination takes the mean over pairs of modalities, supervised learning classifies the fusion.
+    Instance discrimination averages over pairs of modalities; supervised learning classifies the fused feature.
 
     Args:
         module: The model.
         batch: Inputs and labels on the module's device.
-        model: Which objective.
-        cut: Modality -> frozen leading blocks, which run without gradients.
-        last_block: Modality -> how its last block is computed; None: all whole.
+        model: The model's spec, which names the objective.
+        cut: Modality -> number of frozen leading blocks, which run without gradients.
+        last_block: Modality -> how its last block is computed; None computes every row.
 
     Returns:
         A scalar.

@@ -1,7 +1,7 @@
-"""The outputs of a client's frozen blocks, made once per stage: found on its disk, else computed and kept there.
+"""The cached outputs of a client's frozen blocks: read from its disk, or computed once per stage and written there.
 
-From one stage to the next only the newly frozen blocks are applied to what is kept. Blocks whose outputs are kept are
-neither fetched nor loaded. Where they cannot be kept, they are computed in each step, and the update says why.
+At the next stage only the newly frozen blocks run, on the cached outputs of the earlier ones. Blocks whose outputs are
+cached are neither fetched nor loaded. If outputs cannot be cached, each step computes them, and the update says why.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lwfed import ranks
-from lwfed.data.kept_prefix import Inputs, KeptPrefix, find_kept, keep
+from lwfed.data.prefix_cache import CachedPrefix, Inputs, find_cached, write_cache
 from lwfed.data.protocol import Example
 from lwfed.models.build import load_units, skeleton
 from lwfed.models.protocol import State
@@ -35,27 +35,27 @@ from lwfed.types.canonical import digest_of
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM})
 FILL_TOKENS = 16_384
-"""Tokens that pass a block at a time while a cache is filled; a constant, since sums depend on the batch's shape."""
+"""Tokens per batch while a cache is filled; a constant, because sums depend on the batch's shape."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prefixes:
-    """What a client's training finds of its frozen blocks.
+    """The cached outputs that a client trains on.
 
     Attributes:
-        kept: Modality -> outputs, for those that are kept.
-        states: Modality -> `kept`, `filled`, or `recomputed: ` and why; part of the update's metrics.
-        fill_s: Seconds that filling took.
-        nbytes: Bytes on the disk.
+        cached: Modality -> cached outputs, for the modalities that have them.
+        states: Modality -> `kept`, `filled`, or `recomputed: ` and the reason; part of the update's metrics.
+        fill_s: Seconds spent filling caches.
+        nbytes: Bytes on disk.
     """
 
-    kept: Mapping[str, KeptPrefix] = field(default_factory=dict)
+    cached: Mapping[str, CachedPrefix] = field(default_factory=dict)
     states: Mapping[str, str] = field(default_factory=dict)
     fill_s: float = 0.0
     nbytes: int = 0
 
     def metrics(self) -> dict[str, Any]:
-        """Returns what goes into the update's metrics."""
+        """Returns the entries for the update's metrics."""
         if not self.states:
             return {}
         return {"prefix": dict(self.states), "prefix_fill_s": self.fill_s, "prefix_cache_bytes": self.nbytes}
@@ -63,10 +63,10 @@ class Prefixes:
 
 @contextmanager
 def prefix_folder(ctx: ClientContext) -> Iterator[Path]:
-    """Opens the folder in which a client's frozen outputs are kept: its own, else one for this round alone.
+    """Opens the folder for a client's cached outputs: its own, or else a temporary one for this round.
 
-    A client without a folder computes them again in each round: the same numbers, since the batches are the same. Its
-    ranks are on one machine and share the first one's folder.
+    A client without a folder computes them again in each round, with the same numbers because the batches are the same.
+    A client's ranks run on one machine and share the first rank's folder.
     """
     own = ctx.folder("prefix")
     if own is not None:
@@ -77,15 +77,15 @@ def prefix_folder(ctx: ClientContext) -> Iterator[Path]:
 
 
 def prefixes_of(ctx: ClientContext, checkpoint: Checkpoint, *, examples: Sequence[Example], folder: Path) -> Prefixes:
-    """Returns the outputs of the frozen blocks of those modalities whose plan keeps them, computed where need be.
+    """Returns the frozen blocks' outputs for the modalities whose plan caches them, computing those not cached yet.
 
-    The ranks of a client share the work, and end alike: what fails on one is raised on all, or reported as no room.
+    A client's ranks share the work and end the same way: if one rank fails, all raise the error or report no room.
 
     Args:
         ctx: The client's part of the round.
         checkpoint: The global model, for the frozen blocks' digests.
-        examples: Those that the client trains on.
-        folder: Where they are kept; see `prefix_folder`.
+        examples: The examples that the client trains on.
+        folder: The cache's folder; see `prefix_folder`.
 
     Raises:
         DataError: A file cannot be read.
@@ -96,7 +96,7 @@ def prefixes_of(ctx: ClientContext, checkpoint: Checkpoint, *, examples: Sequenc
     if not views:
         return Prefixes()
     started = time.monotonic()
-    kept, states = dict[str, KeptPrefix](), dict[str, str]()
+    cached, states = dict[str, CachedPrefix](), dict[str, str]()
     for modality, count in views.items():
         function = _function(ctx, modality)
         inputs = Inputs(
@@ -104,27 +104,27 @@ def prefixes_of(ctx: ClientContext, checkpoint: Checkpoint, *, examples: Sequenc
         )
         chain = tuple(checkpoint.blocks[unit].digest for unit in frozen_units(plan, modality))
         code = code_version(frozenset({plan.model.encoders[modality].family, plan.data.source}))
-        found = _agreed(find_kept(folder, inputs, chain=chain, code=code))
+        found = _agreed(find_cached(folder, inputs, chain=chain, code=code))
         if found is not None and found.chain == chain:
-            kept[modality], states[modality] = found, "kept"
+            cached[modality], states[modality] = found, "kept"
             continue
         if not ranks.agree(_has_room(folder, inputs, width=bench.skeleton(ctx.key).encoder(modality).width)):
             states[modality] = f"recomputed: there is no room for it in {folder}"
             continue
         try:
             with closing(_outputs(ctx, checkpoint, inputs, found)) as outputs:
-                kept[modality] = keep(folder, inputs, outputs, chain=chain, code=code)
+                cached[modality] = write_cache(folder, inputs, outputs, chain=chain, code=code)
             states[modality] = "filled"
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
-            states[modality] = f"recomputed: it cannot be kept in {folder}: {error.strerror or error}"
-    nbytes = sum(prefix.nbytes for prefix in kept.values())
-    return Prefixes(kept=kept, states=states, fill_s=time.monotonic() - started, nbytes=nbytes)
+            states[modality] = f"recomputed: it cannot be written to {folder}: {error.strerror or error}"
+    nbytes = sum(prefix.nbytes for prefix in cached.values())
+    return Prefixes(cached=cached, states=states, fill_s=time.monotonic() - started, nbytes=nbytes)
 
 
 def _function(ctx: ClientContext, modality: str) -> str:
-    """Returns the digest of what decides outputs besides weights and inputs."""
+    """Returns the digest of everything besides weights and inputs that decides the outputs."""
     encoder = ctx.plan.model.encoders[modality].model_dump(mode="json", exclude={"blocks_per_stage"})
     autocast = autocast_type(ctx.plan.training.precision, ctx.device)
     return digest_of(
@@ -132,14 +132,14 @@ def _function(ctx: ClientContext, modality: str) -> str:
     )
 
 
-def _agreed(found: KeptPrefix | None) -> KeptPrefix | None:
-    """Returns what was found, where all ranks found the same: they begin alike, or not at all."""
+def _agreed(found: CachedPrefix | None) -> CachedPrefix | None:
+    """Returns what was found if all ranks found the same, else None, so that all ranks start from the same outputs."""
     seen = ranks.each(lambda: found.chain if found is not None else None)
     return found if all(chain == seen[0] for chain in seen) else None
 
 
 def _has_room(folder: Path, inputs: Inputs, *, width: int) -> bool:
-    """Whether the disk has room for what is kept, before hours are spent on it; texts may take less."""
+    """Returns whether the disk has room for the outputs, before hours go into computing them; texts may need less."""
     place = folder
     while not place.exists():
         place = place.parent
@@ -147,15 +147,15 @@ def _has_room(folder: Path, inputs: Inputs, *, width: int) -> bool:
 
 
 def frozen_units(plan: StagePlan, modality: str) -> tuple[str, ...]:
-    """Names the units of a modality's frozen prefix, in the order data pass them; none where nothing is frozen."""
+    """Returns the units of a modality's frozen prefix, from input to output; empty if nothing is frozen."""
     count = plan.cut[modality]
     return (f"{modality}.stem", *(f"{modality}.blocks.{i}" for i in range(count))) if count else ()
 
 
 def _outputs(
-    ctx: ClientContext, checkpoint: Checkpoint, inputs: Inputs, before: KeptPrefix | None
+    ctx: ClientContext, checkpoint: Checkpoint, inputs: Inputs, before: CachedPrefix | None
 ) -> Generator[tuple[Tensor, Tensor | None], None, None]:
-    """Yields this rank's batches of the frozen blocks' outputs, from the inputs or what was kept of fewer blocks."""
+    """Yields this rank's batches of frozen blocks' outputs, from the inputs or from cached outputs of fewer blocks."""
     plan, device, modality = ctx.plan, ctx.device, inputs.modality
     units = frozen_units(plan, modality)
     done = len(before.chain) if before is not None else 0
@@ -181,7 +181,7 @@ def _outputs(
 
 
 def _tokens_of(inputs: Inputs) -> int:
-    """Returns about how many tokens an input has."""
+    """Returns the approximate number of tokens per input."""
     settings = inputs.settings
     about = {"text": settings.max_tokens, "image": (settings.image_size // 16) ** 2, "audio": settings.frames}
     return max(1, about[inputs.modality])

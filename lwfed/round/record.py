@@ -1,4 +1,4 @@
-"""The record of a finished round: what came of it, what it cost, and what went wrong on the way."""
+"""The record of a finished round: its metrics, its costs, and what went wrong."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from lwfed.types.records import Accepted, RoundRecord
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """What clients found on the examples that they hold out.
+    """The clients' evaluation on their held-out examples.
 
     Attributes:
-        metrics: Their pooled metrics; empty where none were due.
-        failed: Client -> why it gave none.
-        wall_s: Seconds it took; None where none were due.
+        metrics: Their pooled metrics; empty if no evaluation was due.
+        failed: Client -> why it reported none.
+        wall_s: Seconds that evaluation took; None if none was due.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -35,12 +35,12 @@ class Evaluated:
 
 
 def evaluate_on_clients(ctx: RoundContext, *, launcher: Launcher, emit: Emit, deadline_s: float) -> Evaluated:
-    """Has all clients evaluate a round's result where that is due.
+    """Evaluates a round's result on all clients, if that is due.
 
     Args:
-        ctx: The round; it is committed.
-        launcher: Where they run.
-        emit: Receives a warning for each that could not.
+        ctx: The committed round.
+        launcher: Runs the clients.
+        emit: Receives a warning for each client that failed to evaluate.
         deadline_s: Seconds from now.
     """
     every, last = ctx.plan.evaluation.federated_every, ctx.plan.rounds
@@ -63,7 +63,7 @@ def evaluate_on_clients(ctx: RoundContext, *, launcher: Launcher, emit: Emit, de
 
 
 def read_record(ctx: RoundContext) -> RoundRecord | None:
-    """Reads the record of a round; None before the round is over."""
+    """Reads a round's record, or None if the round is not over."""
     values = ctx.store.read_ref(paths.round_record(ctx.key, ctx.server_round))
     return None if values is None else RoundRecord.of(values)
 
@@ -71,14 +71,14 @@ def read_record(ctx: RoundContext) -> RoundRecord | None:
 def commit_record(
     ctx: RoundContext, accepted: Accepted, evaluated: Evaluated, *, overhead: Overhead, wall_s: float
 ) -> RoundRecord:
-    """Writes a round's record, warns of what it shows, and removes the updates, which nobody needs any longer.
+    """Writes a round's record, emits its warnings, and removes the updates, which are no longer needed.
 
     Args:
         ctx: The round.
-        accepted: Which updates counted.
-        evaluated: What clients found.
-        overhead: Knows the gap before this round's clients; passes the record and the warnings on.
-        wall_s: Seconds of the round.
+        accepted: The accepted updates.
+        evaluated: The clients' evaluation.
+        overhead: Has the gap before this round's clients; passes the record and the warnings on.
+        wall_s: Wall-clock seconds of the round.
 
     Returns:
         The RoundRecord.
@@ -131,23 +131,25 @@ def _round_record(
 
 
 def _warnings(record: RoundRecord) -> list[str]:
-    """Says what a user should know of a round that went well."""
+    """Returns warnings about a round that succeeded."""
     found = []
     unkept = unkept_in(record.clients)
     if unkept:
         client, why = min(unkept.items())
-        found.append(f"{len(unkept)} client(s) keep nothing from round to round; {client}: {why}")
+        found.append(f"{len(unkept)} client(s) keep nothing between rounds; {client}: {why}")
     if record.recomputed_prefixes:
         client, why = min(record.recomputed_prefixes.items())
-        found.append(f"frozen blocks of {len(record.recomputed_prefixes)} client(s) run in each step; {client}: {why}")
+        found.append(
+            f"frozen blocks of {len(record.recomputed_prefixes)} client(s) run again in each step; {client}: {why}"
+        )
     if record.lost_residuals:
         lost = ", ".join(record.lost_residuals)
-        found.append(f"{lost} lost what the last upload rounded off: equal runs may differ")
+        found.append(f"{lost} lost the rounding error of the last upload: equal runs may differ")
     return found
 
 
 def _drop_updates(ctx: RoundContext) -> None:
-    """Removes the tensors of updates that are aggregated; who took part stays written down."""
+    """Removes the tensors of aggregated updates; the record of who took part stays."""
     for key in list(ctx.store.list(f"{paths.round_folder(ctx.key, ctx.server_round)}/updates/")):
         if key.endswith(".safetensors"):
             ctx.store.delete(key)

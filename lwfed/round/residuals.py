@@ -1,8 +1,8 @@
-"""Residuals: what a client's upload rounded off, kept in its own folder until a later upload takes it in.
+"""Residuals: the rounding error of a client's upload, kept in its own folder and added to its next upload.
 
-One is written for each update, under the update's digest, and never overwritten. It counts only if that update was
-accepted: the coordinator writes into a round's `round.json`, which every client may read, which update of each client
-counted last. So a residual of an update that came too late is never used, and the one before it still is.
+Each update has one residual, stored under the update's digest and never overwritten. A residual counts only if its
+update was accepted: a round's `round.json`, which every client can read, names each client's last accepted update. So
+the residual of an update that arrived too late is never used, and the one before it still is.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lwfed.types.encoded import is_lossless
 from lwfed.types.errors import CheckpointError, DiskFullError, UnreachableError
 
 State = Literal["fresh", "used", "lost"]
-"""What became of the residual before: there was none to count, it was taken in, or it is not there."""
+"""State of the previous residual: there was none, it was added to the upload, or it is missing."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Residuals:
     """A client's residuals at the start of a round.
 
     Attributes:
-        store: The client's own folder; None where it has none, or nothing is rounded off.
+        store: The client's own folder; None if it has none, or if the codec is lossless.
         stage_key: The stage.
         server_round: The round.
-        last: Round and digest of the client's last update that counted; None: there is none in this stage.
-        blocks: Unit -> block of the residual that belongs to it; None where there is none or it is lost.
+        last: Round and digest of the client's last accepted update; None if there is none in this stage.
+        blocks: Unit -> block of that update's residual; None if there is none or it is lost.
     """
 
     store: LocalStore | None
@@ -48,13 +48,13 @@ class Residuals:
 
     @property
     def state(self) -> State:
-        """What is known before any of it is read."""
+        """The residual's state, as far as known before it is read."""
         if self.last is None:
             return "fresh"
         return "lost" if self.blocks is None else "used"
 
     def read(self, unit: str) -> dict[str, Tensor] | None:
-        """Reads a unit's residual; empty where none counts, None where it is lost."""
+        """Reads a unit's residual; empty if there is none, None if it is lost."""
         if self.last is None:
             return {}
         if self.store is None or self.blocks is None or unit not in self.blocks:
@@ -66,7 +66,7 @@ class Residuals:
             return None
 
     def write(self, tensors: Mapping[str, Tensor]) -> Block | None:
-        """Keeps a unit's residual of this round; returns None where there is no room for it."""
+        """Writes a unit's residual of this round. Returns None if there is no room for it."""
         if self.store is None:
             return None
         try:
@@ -75,11 +75,11 @@ class Residuals:
             return None
 
     def commit(self, blocks: Mapping[str, Block | None], *, digest: str) -> bool:
-        """Writes down which blocks are the residual of an update; returns whether all are kept.
+        """Records which blocks are an update's residual. Returns whether all of them were written.
 
         Args:
             blocks: Unit -> what `write` returned.
-            digest: The update's.
+            digest: The update's digest.
         """
         kept = {unit: block.to_values() for unit, block in blocks.items() if block is not None}
         if self.store is None or len(kept) < len(blocks):
@@ -91,7 +91,7 @@ class Residuals:
         return True
 
     def prune(self, stages_before: Iterator[str]) -> None:
-        """Removes what can no longer count: rounds of this stage but the last counted and this one; earlier stages."""
+        """Removes residuals that can no longer count: earlier stages, and all rounds but this and the last accepted."""
         if self.store is None:
             return
         wanted = {f"{self.server_round:03d}", f"{self.last['round']:03d}" if self.last else ""}
@@ -105,17 +105,17 @@ class Residuals:
 
 
 def open_residuals(ctx: ClientContext) -> Residuals:
-    """Looks for the residual of a client's last update that counted.
+    """Finds the residual of a client's last accepted update.
 
     Args:
         ctx: The client's part of the round.
 
     Raises:
-        CheckpointError: The round is not begun.
+        CheckpointError: The round has not started.
     """
     last = None
     lossless = is_lossless(ctx.plan.exchange.upload)
-    if ctx.server_round > 1 and not lossless:  # each stage starts afresh
+    if ctx.server_round > 1 and not lossless:  # each stage starts without residuals
         ref = paths.round_task(ctx.key, ctx.server_round)
         task = ctx.store.read_ref(ref)
         if task is None or "counted" not in task:

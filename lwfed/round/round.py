@@ -1,9 +1,9 @@
 """One round on one screen: sample, train, accept, aggregate, step, commit.
 
-FedAvg (McMahan et al. 2017, arXiv 1602.05629, Algorithm 1) with a quorum, and with any server optimiser in place of the
-plain mean (Reddi et al. 2021, arXiv 2003.00295, Algorithm 1). Two processes share a round: the coordinator, which loads
-no torch, runs `run_round`; the server's machine runs `aggregate`. Each can be killed at any point and started again: an
-accepted set is not changed, and what is committed is not done twice.
+FedAvg (McMahan et al. 2017, arXiv 1602.05629, Algorithm 1) with a quorum, and with any server optimiser instead of the
+plain mean (Reddi et al. 2021, arXiv 2003.00295, Algorithm 1). Two processes share a round: the coordinator, which does
+not load torch, runs `run_round`; the server's machine runs `aggregate`. Either can be killed at any point and started
+again: the accepted set never changes once committed, and committed work is never repeated.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 
 
 def run_round(ctx: RoundContext, *, launcher: Launcher, overhead: Overhead, deadline_s: float) -> RoundRecord:
-    """Runs a round, or what is left of it.
+    """Runs a round, or whatever part of it is not committed yet.
 
     Args:
         ctx: The round.
-        launcher: Where clients and the server's step run.
-        overhead: Passes events on, and measures the gap between rounds.
-        deadline_s: Seconds for the cohort to train.
+        launcher: Runs the clients and the server's step.
+        overhead: Passes events on and measures the gap between rounds.
+        deadline_s: Seconds that the cohort has for training.
 
     Returns:
         The RoundRecord.
 
     Raises:
-        QuorumError: Too few updates came in.
+        QuorumError: Too few updates arrived.
         CheckpointError: An object is missing or corrupted.
     """
     emit = overhead.emit
@@ -54,7 +54,7 @@ def run_round(ctx: RoundContext, *, launcher: Launcher, overhead: Overhead, dead
         trained = train(ctx, cohort, launcher=launcher, emit=emit, deadline_s=deadline_s)
         accepted = accept(ctx, cohort, trained)
     emit(Aggregating(stage=ctx.plan.stage, round=ctx.server_round, clients=len(accepted.clients)))
-    launcher.server("aggregate-round", ctx.task, emit=emit)  # there: `aggregate`, below
+    launcher.server("aggregate-round", ctx.task, emit=emit)  # runs `aggregate`, below
     evaluated = evaluate_on_clients(ctx, launcher=launcher, emit=emit, deadline_s=deadline_s)
     return commit_record(ctx, accepted, evaluated, overhead=overhead, wall_s=time.monotonic() - started)
 
@@ -67,21 +67,21 @@ def aggregate(
     model: GlobalModel,
     folded: Mapping[str, Any] | None = None,
 ) -> Aggregated:
-    """Makes the new global model. A few units are in work at a time, and of each one tensor.
+    """Computes the new global model, a few units at a time and one tensor at a time within each unit.
 
     Args:
         ctx: The round.
-        aggregator: Makes one update of many.
-        updates: The accepted ones, in sorted client order.
-        model: What the clients started from.
-        folded: The aggregator's states, where the updates have been added while they came in.
+        aggregator: Combines the updates into one.
+        updates: The accepted updates, in sorted client order.
+        model: The model that the clients started from.
+        folded: The aggregator's states, if the updates were added as they arrived.
 
     Returns:
-        The new checkpoint, whose blocks are written, its trained tensors, and the aggregator's metrics.
+        The new checkpoint, with its blocks already written, its trained tensors, and the aggregator's metrics.
 
     Raises:
         CheckpointError: A tensor is missing or corrupted.
-        DivergedError: A change that is to be published is not finite.
+        DivergedError: A change to be published is not finite.
     """
     from lwfed.federated.aggregator import fold
     from lwfed.round.server import Aggregated, read_states, step_and_publish, write_unit

@@ -1,4 +1,4 @@
-"""How a step computes: device, threads, deterministic kernels, precision; set for its time and put back."""
+"""How a step computes: device, threads, deterministic kernels and precision, restored when the step ends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lwfed.types.errors import OutOfMemoryError, SpecError
 
 
 def pick_device(name: str) -> torch.device:
-    """Returns the device that a task names. Raises SpecError where it is not there."""
+    """Returns the device that a task names. Raises SpecError if the machine does not have it."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
@@ -24,7 +24,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
-    """Returns the type of mixed precision: `auto` is bf16 on a GPU that has it, and fp32 on a CPU."""
+    """Returns the mixed-precision type; `auto` is bf16 on a GPU that supports it, otherwise fp32 (None)."""
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     return torch.bfloat16 if precision == "bf16" else None
@@ -32,13 +32,13 @@ def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
 
 @contextmanager
 def deterministic(*, threads: int | None = None) -> Iterator[None]:
-    """Runs with deterministic kernels and a fixed number of CPU threads, which a digest depends on.
+    """Runs the body with deterministic kernels and a fixed number of CPU threads; digests depend on both.
 
     Args:
-        threads: Number of threads; None leaves it.
+        threads: Number of threads; None leaves it unchanged.
 
     Raises:
-        OutOfMemoryError: The device or the host had too little memory.
+        OutOfMemoryError: The device or the host ran out of memory.
     """
     before, was_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     settings: Any = torch.utils.deterministic
@@ -47,7 +47,7 @@ def deterministic(*, threads: int | None = None) -> Iterator[None]:
         if threads is not None:
             torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True)
-        settings.fill_uninitialized_memory = False  # a pass over each new tensor, to find faults
+        settings.fill_uninitialized_memory = False  # a debugging aid that costs a pass over each new tensor
         with memory_errors():
             yield
     finally:
@@ -58,13 +58,13 @@ def deterministic(*, threads: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Turns any lack of memory into an OutOfMemoryError with a remedy."""
+    """Converts torch's and Python's out-of-memory errors into an OutOfMemoryError with a remedy."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         if isinstance(error, OutOfMemoryError):
             raise
         raise OutOfMemoryError(
-            f"out of memory: {str(error).splitlines()[0] if str(error) else 'the host has no more'}",
+            f"out of memory: {str(error).splitlines()[0] if str(error) else 'the host has none left'}",
             remedy="lower training.batch_size or raise gradient_accumulation; see `lwfed plan --device-memory`",
         ) from error

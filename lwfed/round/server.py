@@ -1,4 +1,4 @@
-"""The server's step on one tensor, and the blocks that a new global model is written in."""
+"""The server's step on one tensor, and the blocks that store the new global model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lwfed.store.checkpoint import Checkpoint
 from lwfed.store.manifest import Block, block_key
 
 ROUNDED = "rounded"
-"""Slot of the server's state that holds what its published changes rounded off."""
+"""Slot of the server's state that holds the rounding error of its published changes."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class NewTensor:
 
     Attributes:
         value: theta.
-        sent: What clients are sent of it.
+        sent: The tensors that clients receive for it.
         state: Slot -> the server's state.
-        encoded: Whether what is sent is a change.
+        encoded: Whether clients receive an encoded change.
     """
 
     value: Tensor
@@ -39,7 +39,7 @@ class NewTensor:
 
 @dataclass(frozen=True)
 class NewUnit:
-    """A unit of the new global model: its block, the published change's, the server's state's, and its tensors."""
+    """A unit of the new global model: blocks of its values, its published change and its server state; its tensors."""
 
     block: Block
     change: Block | None
@@ -49,12 +49,12 @@ class NewUnit:
 
 @dataclass(frozen=True)
 class Aggregated:
-    """A new global model that is written and not yet committed.
+    """A new global model that is written but not committed yet.
 
     Attributes:
         checkpoint: Its manifest.
-        tensors: What was trained of it, on the CPU.
-        metrics: What the aggregator reports.
+        tensors: Its trained tensors, on the CPU.
+        metrics: The aggregator's metrics.
     """
 
     checkpoint: Checkpoint
@@ -63,7 +63,7 @@ class Aggregated:
 
     @classmethod
     def of(cls, before: Checkpoint, units: Mapping[str, NewUnit], *, metrics: dict[str, float]) -> Self:
-        """Puts new units in the place of those before."""
+        """Replaces units of the previous checkpoint with new ones."""
         checkpoint = Checkpoint(
             blocks={**before.blocks, **{unit: new.block for unit, new in units.items()}},
             server={unit: new.server for unit, new in units.items() if new.server is not None},
@@ -74,7 +74,7 @@ class Aggregated:
 
 
 def read_states(ctx: RoundContext, before: Checkpoint, unit: str) -> dict[str, dict[str, Tensor]]:
-    """Reads the server's state of a unit after the round before: tensor -> slot -> state; empty at a stage's start."""
+    """Reads a unit's server state after the previous round: tensor -> slot -> state; empty at a stage's start."""
     block = before.server.get(unit)
     states: dict[str, dict[str, Tensor]] = {}
     for name, tensor in read_block(ctx.store, block_key(block), block).items() if block is not None else ():
@@ -86,14 +86,14 @@ def read_states(ctx: RoundContext, before: Checkpoint, unit: str) -> dict[str, d
 def step_and_publish(
     ctx: RoundContext, name: str, mean: Tensor, *, model: GlobalModel, state: Mapping[str, Tensor]
 ) -> NewTensor:
-    """Steps from the mean of the updates to the new tensor, and encodes what clients are sent of it.
+    """Applies the server's step to the aggregated tensor and encodes the change that clients receive.
 
     Args:
         ctx: The round.
         name: The tensor.
-        mean: What the aggregator made of it.
-        model: What the clients started from.
-        state: The server's state of the round before.
+        mean: Its aggregated value.
+        model: The model that the clients started from.
+        state: The server's state after the previous round.
     """
     plan, slots = ctx.plan, dict(state)
     rounded = slots.pop(ROUNDED, None)
@@ -104,7 +104,7 @@ def step_and_publish(
         name,
         theta,
         start=model.start,
-        kept=rounded,
+        residual=rounded,
         spec=model.specs[name],
         codec=plan.exchange.download,
         seed=ctx.seed("download"),
@@ -115,7 +115,7 @@ def step_and_publish(
 
 
 def write_unit(ctx: RoundContext, new: Mapping[str, NewTensor]) -> NewUnit:
-    """Writes a unit's tensors, the change that is published of them, and the server's state."""
+    """Writes a unit's tensors, their published change, and the server's state."""
     tensors = {name: item.value for name, item in new.items()}
     sent = {part: tensor for item in new.values() for part, tensor in item.sent.items()}
     states = {f"{name}:{slot}": tensor for name, item in new.items() for slot, tensor in item.state.items()}

@@ -1,4 +1,4 @@
-"""Who has which examples: those that can be read, split among clients, with what each holds out."""
+"""The split of the readable examples among clients, and the part that each client holds out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def root_for(root: str | None, who: str) -> str | None:
 
 
 def readable_examples(source: Source, split: str, *, modalities: Sequence[str], store: Store) -> list[Example]:
-    """Returns the examples of a split, without those that were found unreadable when the run was prepared."""
+    """Returns the examples of a split, except those that preparing the run found unreadable."""
     known = store.read_ref(paths.checked_data(source.version(), modalities, split))
     bad = known["bad"] if known else {}
     return [example for example in source.examples(split) if example.id not in bad]
@@ -44,7 +44,7 @@ def split_share(
     """Returns a client's examples: those it trains on and those it holds out.
 
     Raises:
-        DataError: It has too few to train on.
+        DataError: The client has too few to train on.
     """
     train, held_out = holdout_of(
         client, shares[client], fraction=plan.evaluation.holdout_fraction, seed=plan.seed, devices=plan.devices
@@ -55,15 +55,15 @@ def split_share(
 def holdout_of(
     client: str, share: Sequence[int], *, fraction: float, seed: str, devices: int
 ) -> tuple[list[int], list[int]]:
-    """Splits a client's share, as indices, into what it trains on and what it holds out.
+    """Splits the indices of a client's share into those it trains on and those it holds out.
 
     Raises:
-        DataError: It has too few to train on.
+        DataError: The client has too few to train on.
     """
     train, held_out = holdout(share, fraction=fraction, seed=derive(seed, "holdout", client))
     if len(train) < 2 * devices:
         raise DataError(
-            f"{client} has {len(train)} example(s) to train on; BatchNorm and negatives need two a device",
+            f"{client} has {len(train)} example(s) to train on; BatchNorm and negatives need two per device",
             remedy="lower federation.num_clients or evaluation.holdout_fraction, or raise partition.min_size",
         )
     return train, held_out

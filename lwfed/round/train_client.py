@@ -1,4 +1,4 @@
-"""One client's part of a round: fetch what changed, train on its own examples, commit the update.
+"""One client's part of a round: fetch the global model, train on its own examples, commit the update.
 
 The client's half of FedAvg (McMahan et al. 2017, Algorithm 1, `ClientUpdate`); the training itself is
 `lwfed.federated.local.train`.
@@ -27,26 +27,26 @@ from lwfed.round.prefix import prefix_folder, prefixes_of
 from lwfed.round.runtime import autocast_type, deterministic
 from lwfed.round.upload import Start, remember_start, send
 from lwfed.round.workbench import Workbench
-from lwfed.run.client_folder import tend_folder
+from lwfed.run.client_folder import maintain_folder
 from lwfed.run.tasks import ClientTask
 from lwfed.store import paths
 from lwfed.types.tensors import TensorSpec
 
 OnStep = Callable[[int, int, float], None]
-"""Called with (steps done, steps in all, last loss)."""
+"""Called with (steps done, total steps, last loss)."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a client's training made, not committed yet.
+    """The result of a client's training, not committed yet.
 
     Attributes:
         ctx: The client's part of the round.
-        specs: What was trained, by name.
-        tensors: Its values, on the device.
-        start: What training started from.
+        specs: Types and shapes of the trained tensors, by name.
+        tensors: The trained tensors, on the device.
+        start: The values that training started from.
         num_examples: w_n.
-        metrics: What the update reports.
+        metrics: The update's metrics.
     """
 
     ctx: ClientContext
@@ -58,18 +58,18 @@ class Trained:
 
 
 def train_client(task: ClientTask, *, bench: Workbench, on_step: OnStep | None = None) -> dict[str, Any]:
-    """Trains a client for one round and commits its update. A client whose update is committed already does nothing.
+    """Trains a client for one round and commits its update. Does nothing if the update is already committed.
 
     Args:
-        task: Which client and round.
-        bench: The process's bench.
+        task: The client and the round.
+        bench: The process's workbench.
         on_step: Called after each step.
 
     Returns:
         The committed update: client, num_examples, digest, blocks, metrics.
 
     Raises:
-        DataError: The client's data are missing or too few.
+        DataError: The client has no data or too few examples.
         DivergedError: A loss or a weight is NaN or infinite.
         CheckpointError: The global model is missing or corrupted.
     """
@@ -81,27 +81,27 @@ def train_client(task: ClientTask, *, bench: Workbench, on_step: OnStep | None =
 
 
 def train_locally(task: ClientTask, *, bench: Workbench, on_step: OnStep | None = None) -> Trained | None:
-    """Trains a client for one round; `commit` makes an update of it.
+    """Trains a client for one round; `commit` then writes the update.
 
-    Returns None where the update is committed already. Takes and raises what `train_client` does.
+    Returns None if the update is already committed. Arguments and errors are those of `train_client`.
     """
     done = bench.store.has(paths.update(task.stage_key, task.server_round, task.client))
     if ranks.agree(done):
         return None
-    unkept = tend_folder(task, store=bench.store)
+    unkept = maintain_folder(task, store=bench.store)
     ctx = bench.client(task)
     plan, training = ctx.plan, ctx.plan.training
     with deterministic(threads=training.threads), prefix_folder(ctx) as folder:
         examples, _ = bench.share(ctx.stage, ctx.place, ctx.client)
         checkpoint = ctx.start()
         prefixes = prefixes_of(ctx, checkpoint, examples=examples, folder=folder)
-        model = fetch_model(ctx, checkpoint, without=tuple(prefixes.kept))
-        module = load(bench.skeleton(ctx.key, *([tuple(prefixes.kept)] if prefixes.kept else [])), model.tensors)
+        model = fetch_model(ctx, checkpoint, without=tuple(prefixes.cached))
+        module = load(bench.skeleton(ctx.key, *([tuple(prefixes.cached)] if prefixes.cached else [])), model.tensors)
         specs = tensor_specs(module)
         start = remember_start(ctx, model.tensors, specs=specs)
         set_trained(module, trained=plan.trained)
         set_recomputed(module, training.activation_checkpointing)
-        batches = micro_batches(ctx, examples, kept=prefixes.kept)
+        batches = micro_batches(ctx, examples, cached=prefixes.cached)
         with closing(batches.steps):
             result = train(
                 parameter_groups(module, plan),
@@ -122,7 +122,7 @@ def train_locally(task: ClientTask, *, bench: Workbench, on_step: OnStep | None 
             )
         trained = select({name: t.detach() for name, t in module.state_dict().items()}, units=plan.trained)
         metrics = client_metrics(result, module, model, num_examples=len(examples), proximal_mu=training.proximal_mu)
-        module.to("meta")  # the bench keeps it, and not its weights
+        module.to("meta")  # the workbench keeps the module, but not its weights
     return Trained(
         ctx=ctx,
         specs={name: specs[name] for name in trained},
@@ -135,12 +135,12 @@ def train_locally(task: ClientTask, *, bench: Workbench, on_step: OnStep | None 
 
 @dataclass(frozen=True)
 class Committed:
-    """An update that is committed.
+    """A committed update.
 
     Attributes:
-        update: As it is written.
-        sent: The tensors as they were sent, on the CPU; None where they were not asked for, or where another process
-            committed the client's update first.
+        update: The update, as stored.
+        sent: The tensors as sent, on the CPU; None if `keep` was not set, or if another process committed the client's
+            update first.
     """
 
     update: dict[str, Any]
@@ -148,14 +148,14 @@ class Committed:
 
 
 def commit(trained: Trained, *, keep: bool = False) -> Committed:
-    """Commits an update: its tensors first, then the update itself. It may run beside the next client's training.
+    """Commits an update: its tensors first, then the update itself. May run while the next client trains.
 
     Args:
-        trained: What training made.
-        keep: Whether to return what was sent.
+        trained: The result of training.
+        keep: Whether to return the tensors that were sent.
 
     Returns:
-        The committed update; of several ranks the first commits, and the others return an empty one.
+        The committed update. With several ranks, the first one commits and the others return an empty update.
 
     Raises:
         DivergedError: A weight is NaN or infinite.

@@ -1,6 +1,6 @@
 """The coordinator of one stage: its first model, its rounds, its commit.
 
-It holds no state of its own. Killed at any point and started again, it goes on from the last commit.
+It holds no state of its own: killed at any point and started again, it continues from the last commit.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ def train_stage(task: StageTask, *, launcher: Launcher, store: Store, emit: Emit
     """Runs a stage to its end.
 
     Args:
-        task: Which run and stage.
-        launcher: Where clients run.
-        store: Where the run is.
+        task: The run and the stage.
+        launcher: Runs the clients.
+        store: The store that holds the run.
         emit: Receives the stage's events.
 
     Returns:
-        The StageRecord; `reused` where the work was done before.
+        The StageRecord; `reused` is set if the stage was already committed.
 
     Raises:
         QuorumError: A round has too few updates.
-        CheckpointError: The stage before is not committed, or an object is corrupted.
+        CheckpointError: The previous stage is not committed, or an object is corrupted.
     """
     run = runs.read_run(store, task.run_id)
     spec = runs.spec_of(run)
@@ -76,7 +76,7 @@ def train_stage(task: StageTask, *, launcher: Launcher, store: Store, emit: Emit
 
 
 def _stage_of(run: RunRecord, number: int, *, store: Store) -> Stage:
-    """Returns a stage of a run. Raises CheckpointError where the stage before is not committed."""
+    """Returns a stage of a run. Raises CheckpointError if the previous stage is not committed."""
     plan = runs.plans_of(run)[number - 1]
     digest = runs.input_digest_of(store, run, number)
     return Stage(
@@ -89,7 +89,7 @@ def _stage_of(run: RunRecord, number: int, *, store: Store) -> Stage:
 
 
 def _begin(stage: Stage, run: RunRecord, *, store: Store) -> None:
-    """Writes the plan, and as round 0 the input checkpoint with the appended blocks."""
+    """Writes the plan, and the input checkpoint with the appended blocks as round 0."""
     plan = stage.plan
     written = {
         "key": stage.key,
@@ -121,7 +121,7 @@ def _begin(stage: Stage, run: RunRecord, *, store: Store) -> None:
 
 
 def _appended(run: RunRecord, plan: StagePlan, *, units: Sequence[str], store: Store) -> dict[str, Block]:
-    """Returns the first blocks of units: those that were drawn with the run, where they are there, else drawn now."""
+    """Returns the initial blocks of units: those drawn when the run was prepared if still stored, else drawn now."""
     known = store.read_ref(paths.initial(run.run_id)) or {}
     drawn = {unit: Block.from_values(known[unit]) for unit in units if unit in known}
     drawn = {unit: block for unit, block in drawn.items() if store.size(block_key(block)) == block.nbytes}

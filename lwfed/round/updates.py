@@ -1,6 +1,6 @@
-"""A round's updates in sorted client order: read from the store, or folded while they still come in.
+"""A round's updates in sorted client order: read from the store, or folded as they arrive.
 
-Either way an aggregator gets the same tensors in the same order, so both ways have the same bits.
+Either way the aggregator receives the same tensors in the same order, so the results are bit-equal.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from lwfed.types.records import AcceptedUpdate
 from lwfed.types.tensors import unit_of
 
 MAX_BYTES = 1 << 30
-"""Of the sums in float64 that are held while clients train; larger models are added up from the store."""
+"""Largest size of the float64 sums held while clients train; larger models are summed from the store."""
 
 
 def read_updates(
     ctx: RoundContext, accepted: Mapping[str, AcceptedUpdate], *, model: GlobalModel
 ) -> tuple[Update, ...]:
-    """Returns the accepted updates in sorted client order; a tensor is read from the store when it is asked for.
+    """Returns the accepted updates in sorted client order; each tensor is read from the store on demand.
 
     Args:
         ctx: The round.
-        accepted: Client -> its update that counts.
-        model: What the clients started from.
+        accepted: Client -> its accepted update.
+        model: The model that the clients started from.
 
     Raises:
-        CheckpointError: An update is missing, is another than was accepted, or does not hold what the plan names.
+        CheckpointError: An update is missing, is not the accepted one, or does not hold the plan's tensors.
     """
     weights = normalise_weights({client: item.num_examples for client, item in accepted.items()})
     members = by_unit(model.specs)
@@ -73,16 +73,16 @@ def _reader(
 
 
 class RunningFold:
-    """A round's updates, folded while clients still train.
+    """A round's updates, folded while other clients still train.
 
-    For a process that trains the clients itself: it has every update in memory once, and need not read it again.
+    For a process that trains the clients itself: it already has every update in memory and need not read it again.
 
     Args:
         stage_key: The stage.
         server_round: The round.
-        aggregator: One that does not need all updates first.
-        model: What the clients started from.
-        num_examples: The clients that are expected, with their weights.
+        aggregator: An aggregator that does not need all updates first.
+        model: The model that the clients started from.
+        num_examples: The expected clients, with their weights.
     """
 
     def __init__(
@@ -102,11 +102,11 @@ class RunningFold:
         self._states: dict[str, Any] | None = None
 
     def add(self, client: str, sent: Mapping[str, Tensor], *, digest: str) -> None:
-        """Adds what a client sent; one that is not the next in order ends the folding.
+        """Adds a client's update. A client that is not the next in order ends the folding.
 
         Args:
             client: Its id.
-            sent: What its update holds, on the CPU.
+            sent: The tensors of its update, on the CPU.
             digest: The update's digest.
         """
         if self._expected[len(self._digests) :][:1] != [client]:
@@ -122,14 +122,14 @@ class RunningFold:
         self._digests[client] = digest
 
     def take(self, stage_key: str, server_round: int, *, accepted: Mapping[str, str]) -> dict[str, Any] | None:
-        """Returns the states of a round's tensors, if all who were expected and nobody else is accepted; once.
+        """Returns the states of a round's tensors if exactly the expected clients were accepted, else None; only once.
 
-        The weights were made for all of them: a sum over fewer is another's, whatever its digests.
+        The weights were normalised over all expected clients, so a sum over fewer of them would be wrong.
 
         Args:
             stage_key: The stage.
             server_round: The round.
-            accepted: Client -> digest of its update.
+            accepted: Client -> digest of its accepted update.
         """
         states, self._states = self._states, None
         whole = list(self._digests) == self._expected and self._digests == accepted
@@ -145,15 +145,15 @@ def begin_fold(
     aggregator: Aggregator,
     model: GlobalModel,
 ) -> RunningFold | None:
-    """Begins to fold a round, if every client's weight is known, the aggregator can begin, and its sums are small.
+    """Starts folding a round; None unless all weights are known, the aggregator can start, and its sums are small.
 
     Args:
         stage_key: The stage.
         server_round: The round.
-        clients: Who takes part.
-        known: Client -> number of its examples, as far as it is known.
-        aggregator: How updates become one.
-        model: What the clients started from.
+        clients: The round's clients.
+        known: Client -> number of its examples, for clients whose number is known.
+        aggregator: Combines the updates into one.
+        model: The model that the clients started from.
     """
     if not clients or aggregator.needs_all or any(client not in known for client in clients):
         return None

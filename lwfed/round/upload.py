@@ -1,4 +1,4 @@
-"""A client's upload: what it trained, as its plan's codec sends it; a few units at a time."""
+"""A client's upload: its trained tensors, encoded by the plan's codec, a few units at a time."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from lwfed.types.encoded import is_encoded, is_lossless
 from lwfed.types.tensors import TensorSpec
 
 Start = Callable[[str], Mapping[str, Tensor]]
-"""Unit -> those of its parameters that travel as changes, as the round found them."""
+"""Unit -> those of its parameters that are sent as changes, with their values at the start of the round."""
 
 
 def remember_start(ctx: ClientContext, tensors: Mapping[str, Tensor], *, specs: Mapping[str, TensorSpec]) -> Start:
-    """Remembers what changes are taken from, since training works in place.
+    """Remembers the values that changes are computed from, since training overwrites them in place.
 
-    It is read again from the client's own folder when it is needed; without one, a copy is held on the host.
+    They are read again from the client's own folder when needed; without a folder, a copy stays in host memory.
 
     Args:
         ctx: The client's part of the round.
-        tensors: The model's tensors, before any training.
+        tensors: The model's tensors, before training.
         specs: Their types and shapes.
     """
     codec = ctx.plan.exchange.upload
-    if is_lossless(codec) or ranks.rank():  # one rank speaks for all
+    if is_lossless(codec) or ranks.rank():  # only the first rank uploads
         return lambda unit: {}
     checkpoint, cache = ctx.start(), model_cache(ctx)
     copies: dict[str, dict[str, Tensor]] = {}
@@ -53,10 +53,10 @@ class Sent:
     """An update whose tensors are written.
 
     Attributes:
-        blocks: What it holds, by unit.
+        blocks: Its blocks, by unit.
         digest: Its digest.
-        tensors: The tensors as they were sent, on the CPU; none unless they were asked for.
-        metrics: `residual` (fresh, used or lost) and `residual_kept`, where changes are encoded.
+        tensors: The tensors as sent, on the CPU; empty unless `keep` was set.
+        metrics: `residual` (fresh, used or lost) and `residual_kept`, if changes are encoded.
     """
 
     blocks: dict[str, Block]
@@ -68,18 +68,18 @@ class Sent:
 def send(
     ctx: ClientContext, trained: Mapping[str, Tensor], *, start: Start, specs: Mapping[str, TensorSpec], keep: bool
 ) -> Sent:
-    """Writes an update's tensors, and keeps what was rounded off; the update itself is not committed yet.
+    """Writes an update's tensors and keeps their rounding error; does not commit the update itself.
 
     Args:
         ctx: The client's part of the round.
-        trained: What was trained.
-        start: What training started from.
-        specs: Types and shapes of what was trained.
-        keep: Whether to return what was sent.
+        trained: The trained tensors.
+        start: The values that training started from.
+        specs: Types and shapes of the trained tensors.
+        keep: Whether to return the tensors that were sent.
 
     Raises:
         DivergedError: A change is not finite.
-        CheckpointError: The round is not begun.
+        CheckpointError: The round has not started.
     """
     folder = paths.updates(ctx.key, ctx.server_round, ctx.client)
     units, codec, seed = by_unit(trained), ctx.plan.exchange.upload, ctx.seed(ctx.client, "upload")
@@ -87,7 +87,7 @@ def send(
 
     def write(unit: str) -> tuple[dict[str, Tensor], Block, Block | None, bool]:
         before = residuals.read(unit)
-        sent, left = upload(units[unit], start=start(unit), kept=before or {}, specs=specs, codec=codec, seed=seed)
+        sent, left = upload(units[unit], start=start(unit), residual=before or {}, specs=specs, codec=codec, seed=seed)
         return sent if keep else {}, write_block(ctx.counted, sent, key=folder), residuals.write(left), before is None
 
     done = dict(zip(units, parallel_map(write, units), strict=True))
@@ -104,12 +104,12 @@ def send(
 
 
 def digest_of_blocks(blocks: Mapping[str, Block]) -> str:
-    """Returns an update's digest: of every tensor as it was sent."""
+    """Returns an update's digest, which covers every tensor as sent."""
     return digest_of({name: digest for block in blocks.values() for name, (digest, _) in block.tensors.items()})
 
 
 def _stages_before(ctx: ClientContext, residuals: Residuals) -> Iterator[str]:
-    """Yields the keys of a run's other stages, which are over when this one is in work; none where nothing is kept."""
+    """Yields the keys of a run's other stages, which are over by now; none if no residuals are kept."""
     if residuals.store is None or ctx.run_id is None or ctx.server_round > 1:
         return
     run = ctx.store.read_ref(paths.run(ctx.run_id)) or {"stages": []}

@@ -1,6 +1,6 @@
-"""What one process keeps at hand between steps: the store, the data it opened, skeletons and weights.
+"""What one process keeps in memory between steps: the store, opened data, model skeletons and weights.
 
-Everything here can be had again from the store; a fresh process starts with an empty bench and ends in the same digest.
+All of it can be read again from the store: a new process starts with an empty workbench and gets the same digest.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Workbench:
 
     Args:
         store: The store.
-        holds_model: What is trained stays in memory between clients too: for a process that trains several in turn.
+        holds_model: Keep the trained tensors in memory between clients too, for a process that trains several in turn.
     """
 
     def __init__(self, store: Store, *, holds_model: bool = False) -> None:
@@ -51,16 +51,16 @@ class Workbench:
         self.skeleton = lru_cache(maxsize=2)(self._skeleton)
         self._shares = lru_cache(maxsize=1)(self._share)
         self._inputs = lru_cache(maxsize=1)(lambda key: inputs_of(self.stage(key).plan.model))
-        self._kept: dict[str, dict[str, Tensor]] = {}
+        self._frozen: dict[str, dict[str, Tensor]] = {}
         self._model: dict[str, dict[str, Tensor]] = {}
 
     @staticmethod
     def at(uri: str) -> Workbench:
-        """Opens the bench of a store's URI."""
+        """Returns a workbench for the store at a URI."""
         return Workbench(open_store(uri))
 
     def round(self, task: RoundTask) -> RoundContext:
-        """Returns what is known of the round of a task. Raises CheckpointError where its stage is not begun."""
+        """Returns the context of a task's round. Raises CheckpointError if its stage has not started."""
         return RoundContext(
             stage=self.stage(task.stage_key),
             server_round=task.server_round,
@@ -70,7 +70,7 @@ class Workbench:
         )
 
     def client(self, task: ClientTask) -> ClientContext:
-        """Returns what is known of a client's part of a round. Raises as `round` does, and SpecError without device."""
+        """Returns the context of a client task. Raises as `round` does, and SpecError if the device is missing."""
         return ClientContext(
             **vars(self.round(task)),
             client=task.client,
@@ -86,14 +86,14 @@ class Workbench:
         decides = {name: values.get(name) for name in ("input_digest", "code_version", "data_version")}
         if key_of_values(values.get("plan"), **decides) != key:
             raise CheckpointError(
-                f"the plan of stage {key[:12]} is not what its key says: {paths.stage_plan(key)} is damaged",
+                f"the plan of stage {key[:12]} does not match its key: {paths.stage_plan(key)} is damaged",
                 remedy="remove the stage's folder and run it again, or train again with --fresh",
             )
         try:
             plan = StagePlan.model_validate(values["plan"])
         except ValidationError:
             raise CheckpointError(
-                f"the plan of stage {key[:12]} is of another version of lwfed",
+                f"the plan of stage {key[:12]} was written by another version of lwfed",
                 remedy="use that version, or train again",
             ) from None
         return Stage(
@@ -105,11 +105,11 @@ class Workbench:
         )
 
     def data(self, stage: Stage, place: Place, who: str = SERVER) -> Source:
-        """Opens the data of a stage at a place: a client's, or the server's test data."""
+        """Opens a stage's data on this machine: a client's data, or the server's test data."""
         return self.source(stage.plan.data, root_for(place.root, who), place.workers)
 
     def examples(self, stage: Stage, place: Place, split: str, who: str = SERVER) -> list[Example]:
-        """Returns the examples of a split that can be read."""
+        """Returns the readable examples of a split."""
         source = self.data(stage, place, who)
         return readable_examples(source, split, modalities=stage.plan.model.modalities, store=self.store)
 
@@ -117,7 +117,7 @@ class Workbench:
         """Returns a client's examples: those it trains on and those it holds out.
 
         Raises:
-            DataError: It has too few to train on.
+            DataError: The client has too few to train on.
         """
         examples, shares = self._shares(stage.key, place.model_copy(update={"root": root_for(place.root, client)}))
         return split_share(client, examples=examples, shares=shares, plan=stage.plan)
@@ -128,13 +128,13 @@ class Workbench:
         return examples, shares_at(stage.plan, examples)
 
     def _skeleton(self, key: str, without: tuple[str, ...] = ()) -> Multimodal:
-        """Builds a stage's model without weights, and without the frozen blocks of some modalities."""
+        """Builds a stage's model without weights and without the frozen blocks of the modalities in `without`."""
         plan = self.stage(key).plan
         whole = skeleton(plan.model, depth=plan.depth, num_classes=self.stage(key).num_classes)
         return without_prefix(whole, cut={modality: plan.cut[modality] for modality in without})
 
     def inputs(self, stage: Stage) -> InputSettings:
-        """Says how a stage's model wants its inputs."""
+        """Returns the input settings of a stage's model."""
         return self._inputs(stage.key)
 
     def frozen(
@@ -147,43 +147,43 @@ class Workbench:
         device: torch.device,
         spare: Sequence[str] = (),
     ) -> dict[str, Tensor]:
-        """Returns the tensors of frozen units, which nobody changes and all clients of this process share.
+        """Returns the tensors of frozen units, which are read-only and shared by all clients of this process.
 
-        Other blocks are removed from the client's folder, but for units to `spare`.
+        Removes all other blocks from the client's folder, except those of the units in `spare`.
         """
         blocks = [checkpoint.blocks[unit] for unit in units]
         cache.keep_only([*blocks, *(checkpoint.blocks[unit] for unit in spare)])
         wanted = {f"{block.digest}@{device}": block for block in blocks}
-        self._kept = {name: tensors for name, tensors in self._kept.items() if name in wanted}
+        self._frozen = {name: tensors for name, tensors in self._frozen.items() if name in wanted}
         for name, block in wanted.items():
-            if name in self._kept:
+            if name in self._frozen:
                 cache.hold(store, block)
-            elif block.digest in self._model:  # it was trained until now
+            elif block.digest in self._model:  # trained until the previous stage
                 cache.hold(store, block)
-                self._kept[name] = {k: t.to(device) for k, t in self._model[block.digest].items()}
+                self._frozen[name] = {k: t.to(device) for k, t in self._model[block.digest].items()}
             else:
-                self._kept[name] = {k: t.to(device) for k, t in cache.read(store, block).items()}
-        return {name: tensor for tensors in self._kept.values() for name, tensor in tensors.items()}
+                self._frozen[name] = {k: t.to(device) for k, t in cache.read(store, block).items()}
+        return {name: tensor for tensors in self._frozen.values() for name, tensor in tensors.items()}
 
     def hold(self, checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> None:
-        """Keeps what is trained of a global model, for the clients of the next round; nobody may change it."""
+        """Keeps the trained tensors of a global model for the next round's clients, which must not change them."""
         units = {unit: block for unit, block in checkpoint.blocks.items() if tensors.keys() >= block.tensors.keys()}
         self._model = {block.digest: {name: tensors[name] for name in block.tensors} for block in units.values()}
 
     def forget_model(self) -> None:
-        """Keeps nothing of the global model any longer."""
+        """Drops the global model's trained tensors."""
         self._model = {}
 
     def copy_of(
         self, checkpoint: Checkpoint, units: Sequence[str], *, store: CountingStore, device: torch.device
     ) -> dict[str, Tensor]:
-        """Returns copies of trained units, which a client may change; they are read once a round.
+        """Returns copies of trained units, which the client may change; the units are read once per round.
 
         Args:
             checkpoint: The global model.
-            units: Which units.
-            store: Counts them as read, as a process of the client's own would.
-            device: Where to.
+            units: The units to copy.
+            store: Counts the units as read, as if the client had a process of its own.
+            device: The device to copy to.
         """
         blocks = [checkpoint.blocks[unit] for unit in units]
         model = self._model
@@ -203,5 +203,5 @@ def _open(data: DataPlan, root: str | None, workers: int) -> Source:
 
 
 def inputs_of(model: ModelSpec) -> InputSettings:
-    """Says how a model wants its inputs."""
+    """Returns a model's input settings."""
     return settings_for({modality: input_settings(encoder) for modality, encoder in model.encoders.items()})

@@ -1,1 +1,1 @@
-"""What a run is: its records and events, the tasks of its steps, and where they may be sent."""
+"""Runs: their records and events, the tasks of their steps, and the interface of launchers."""

@@ -1,7 +1,7 @@
-"""A run's folder where its clients keep things between rounds: marked as in use, and old runs' folders removed.
+"""The folder in which a run's clients keep files between rounds: marking it as in use, and removing old runs' folders.
 
-On a volume, runs' folders lie side by side, and nobody tells a client that a run is over. So a client that begins a
-round marks its own run's folder and removes those that bear an old mark. Nothing else on the volume is touched.
+Runs' folders are next to each other on a volume, and a client is not notified when a run ends. So a client that begins
+a round marks its own run's folder and removes folders whose mark is old. It touches nothing else on the volume.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from lwfed.store.protocol import Store
 from lwfed.types.errors import LwfedError
 
 MARK = ".lwfed-run.json"
-"""In a run's folder: which run, and its coordinator's last beat. Its age is how long the folder is unused."""
+"""File in a run's folder with the run's id and its coordinator's last beat; its age is the folder's time unused."""
 UNUSED_S = 14 * 24 * 3600.0
-"""Seconds after which an unused folder goes; long, since a run that is taken up again may need its residuals."""
+"""Seconds after which an unused folder is removed; long, because a resumed run may need its residuals."""
 
 
-def tend_folder(task: ClientTask, *, store: Store) -> str | None:
-    """Marks the folder of a task's run, and removes other runs' folders beside it that are long unused.
+def maintain_folder(task: ClientTask, *, store: Store) -> str | None:
+    """Marks the folder of a task's run, and removes other runs' folders next to it that have long been unused.
 
-    The folder of a run that goes on stays, even if the clients of this volume were not drawn for so long: its
-    coordinator's beat in the store has changed since its mark.
+    The folder of an active run stays even if no client on this volume was sampled for that long: its coordinator's beat
+    in the store has changed since the folder was marked.
 
     Args:
-        task: Which client and run, and where the folder is; without one nothing is done.
-        store: Holds the beats. A run with another store goes by its mark alone.
+        task: The client, the run and the folder; does nothing if there is no folder.
+        store: Holds the beats. For a run in another store, only the mark's age counts.
 
     Returns:
-        Why the client cannot write to its part of the folder; None where it can, or has none.
+        Why the client cannot write to its part of the folder; None if it can, or if there is no folder.
     """
     if task.place.cache is None or ranks.rank():
         return None
@@ -49,24 +49,24 @@ def tend_folder(task: ClientTask, *, store: Store) -> str | None:
     for mark in own.parent.glob(f"*/{MARK}"):
         with suppress(OSError):  # another client may remove it at the same time
             unused_s = time.time() - mark.stat().st_mtime
-            if mark.parent != own and unused_s > UNUSED_S and not _goes_on(mark, store):
+            if mark.parent != own and unused_s > UNUSED_S and not _is_active(mark, store):
                 _remove(mark)
-    return _why_not_written(own / task.client)
+    return _write_problem(own / task.client)
 
 
-def _why_not_written(folder: Path) -> str | None:
-    """Says why a folder cannot be written: who we are, and whose it is."""
+def _write_problem(folder: Path) -> str | None:
+    """Returns why a folder cannot be written, naming the current user and the folder's owner; None if it can."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        return f"{folder} cannot be written: {error.strerror or error}{_whose(folder, error)}"
+        return f"{folder} cannot be written: {error.strerror or error}{_ownership(folder, error)}"
     return None
 
 
-def _whose(folder: Path, error: OSError) -> str:
-    """Says of the nearest folder that is there whose it is, where that is what forbids writing."""
+def _ownership(folder: Path, error: OSError) -> str:
+    """Describes the owner of the nearest existing folder, if permissions are what prevents writing."""
     if error.errno not in (errno.EACCES, errno.EPERM):
         return ""
     there = next((path for path in (folder, *folder.parents) if _stat(path) is not None), Path("/"))
@@ -75,7 +75,7 @@ def _whose(folder: Path, error: OSError) -> str:
     return (
         f" for user {os.geteuid()} of groups {groups}; {there} belongs to user {found.st_uid} and group "
         f"{found.st_gid}, mode {found.st_mode & 0o7777:04o} -> let that user write there: kubernetes.fs_group does so "
-        f"on disks of a claim, not on host_path and NFS"
+        f"on a claim's disk, not on host_path or NFS"
     )
 
 
@@ -85,11 +85,14 @@ def _stat(path: Path) -> os.stat_result | None:
     return None
 
 
-def _goes_on(mark: Path, store: Store) -> bool:
-    """Whether a run has beaten since its mark, which is then renewed; yes, too, where the store does not tell."""
+def _is_active(mark: Path, store: Store) -> bool:
+    """Returns whether a run's beat has changed since its mark, and then renews the mark.
+
+    Also returns True if the store cannot be read.
+    """
     try:
-        told = json.loads(mark.read_text(encoding="utf-8"))
-        run_id, noted = told["run_id"], told["beat"]
+        values = json.loads(mark.read_text(encoding="utf-8"))
+        run_id, noted = values["run_id"], values["beat"]
     except (OSError, ValueError, KeyError, TypeError):
         run_id = noted = None
     try:
@@ -111,7 +114,7 @@ def _write_mark(mark: Path, *, run_id: str | None, beat: dict[str, Any] | None) 
 
 
 def _remove(mark: Path) -> None:
-    """Removes a run's folder, the mark last: what a killed process leaves is found again."""
+    """Removes a run's folder, its mark last, so that a folder left by a killed process is found again."""
     for path in mark.parent.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

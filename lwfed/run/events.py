@@ -1,6 +1,6 @@
-"""Events: what happens while a run goes on, one record for each kind, for whoever shows or counts it.
+"""Events: records of what happens during a run, one class per kind, for display and tracking.
 
-They decide nothing. Between processes an event travels as a line of JSON, under its `kind`.
+They do not affect results. Between processes an event travels as a line of JSON that names its `kind`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from lwfed.types.section import Section
 
 
 class RunStarted(Section):
-    """A run is prepared, and its work begins or goes on."""
+    """A run is prepared, and its work starts or resumes."""
 
     kind: Literal["run"] = "run"
     record: RunRecord
 
 
 class Checking(Section):
-    """Files of a split are read once, to find those that cannot be read."""
+    """The files of a split are being checked for unreadable ones."""
 
     kind: Literal["checking"] = "checking"
     split: str
@@ -31,14 +31,14 @@ class Checking(Section):
 
 
 class Warning(Section):
-    """Something that a user should know, and that ends nothing."""
+    """Something that the user should know but that does not stop the run."""
 
     kind: Literal["warning"] = "warning"
     message: str
 
 
 class StageStarted(Section):
-    """A stage begins; `reused` where its work is committed already."""
+    """A stage starts; `reused` is set if it is already committed."""
 
     kind: Literal["stage_started"] = "stage_started"
     stage: int
@@ -48,7 +48,7 @@ class StageStarted(Section):
 
 
 class RoundStarted(Section):
-    """A round begins, with these clients."""
+    """A round starts, with these clients."""
 
     kind: Literal["round_started"] = "round_started"
     stage: int
@@ -57,13 +57,13 @@ class RoundStarted(Section):
 
 
 class ClientStarted(Section):
-    """A client's task runs.
+    """A client's task has started.
 
     Attributes:
         client: Its id.
         step: `train-client`, `evaluate-client` or `inspect-client`.
-        attempt: Which try this is, from 1.
-        gpus: The machine's GPUs that it may use.
+        attempt: Number of this attempt, counted from 1.
+        gpus: The machine's GPUs that the task may use.
         pod: The pod that it runs in.
         node: The pod's node.
     """
@@ -78,7 +78,7 @@ class ClientStarted(Section):
 
 
 class ClientStep(Section):
-    """A client has taken a training step."""
+    """A client has completed a training step."""
 
     kind: Literal["client_step"] = "client_step"
     client: str
@@ -104,7 +104,7 @@ class ClientLog(Section):
 
 
 class ClientDone(Section):
-    """A client's training is over: with what it reports, or with why it failed."""
+    """A client's training has ended, with its metrics or with the reason why it failed."""
 
     kind: Literal["client_done"] = "client_done"
     stage: int
@@ -115,7 +115,7 @@ class ClientDone(Section):
 
 
 class Aggregating(Section):
-    """The updates of so many clients are aggregated, and the result is evaluated."""
+    """The updates of `clients` clients are being aggregated, and the result evaluated."""
 
     kind: Literal["aggregating"] = "aggregating"
     stage: int
@@ -124,7 +124,7 @@ class Aggregating(Section):
 
 
 class OverheadMeasured(Section):
-    """Seconds between two rounds' training, and what of them was no work."""
+    """Seconds between two rounds' training (`between_rounds`), and the part of them that was overhead (`seconds`)."""
 
     kind: Literal["overhead"] = "overhead"
     seconds: float
@@ -153,7 +153,7 @@ class Summarised(Section):
 
 
 class RunEnding(Section):
-    """A run's end is recorded, with its status and a reason where it failed."""
+    """A run's end is being recorded, with its status and, if it failed, the reason."""
 
     kind: Literal["ending"] = "ending"
     run_id: str
@@ -179,10 +179,10 @@ Event = (
     | Summarised
     | RunEnding
 )
-"""Anything that happens while a run goes on."""
+"""Anything that happens during a run."""
 
 Emit = Callable[[Event], None]
-"""Receives events from whoever works."""
+"""Receives events."""
 
 _ADAPTER: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
 
@@ -196,6 +196,6 @@ def read_event(kind: str, values: Mapping[str, Any]) -> Event:
     """Reads an event from JSON values.
 
     Raises:
-        pydantic.ValidationError: There is no such kind, or its values are of another form.
+        pydantic.ValidationError: There is no such kind, or its values do not fit the kind.
     """
     return _ADAPTER.validate_python({**values, "kind": kind})

@@ -1,7 +1,7 @@
-"""A coordinator's sign of life: pods that work for it end by themselves when it is gone for good.
+"""The coordinator's heartbeat: its pods end by themselves when it is gone for good.
 
-Where a pipeline is terminated, nobody tells the pods. A beat is a number in the store; a pod watches that it changes,
-by its own clock, so that no two clocks need to agree.
+Terminating a pipeline does not stop the pods. A beat is a number in the store; a pod watches that it changes, by its
+own clock, so that no two clocks need to agree.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from lwfed.types.errors import LwfedError
 
 @contextmanager
 def beating(store: Store, run_id: str, *, every_s: float, by: str) -> Iterator[None]:
-    """Shows signs of life while the body runs; a store that does not answer is tried again.
+    """Writes beats while the body runs; if the store does not answer, the next beat tries again.
 
     Args:
-        store: Where to.
-        run_id: The run that is worked on.
+        store: The store to write to.
+        run_id: The coordinator's run.
         every_s: Seconds between beats.
-        by: Names the coordinator, such as its pod.
+        by: Name of the coordinator, such as its pod.
     """
     over = threading.Event()
     key = paths.heartbeat(run_id)
@@ -57,18 +57,18 @@ def watch(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Watches a coordinator until it is gone; to be run in a thread.
+    """Watches a coordinator until it is gone; meant to run in a thread.
 
-    Time in which the store does not answer does not count: nobody could have seen a beat then.
+    Time in which the store does not answer is not counted, because no beat could have been seen.
 
     Args:
-        store: Where its beats are.
-        run_id: The run that is worked on.
-        every_s: Seconds between looks.
-        timeout_s: Silence after which it is taken for gone.
-        on_gone: Called then, once.
-        sleep: Waits for seconds.
-        clock: Gives seconds.
+        store: The store that holds the beats.
+        run_id: The coordinator's run.
+        every_s: Seconds between reads.
+        timeout_s: Seconds without a new beat after which the coordinator is considered gone.
+        on_gone: Called once, when the coordinator is gone.
+        sleep: Sleeps for a number of seconds.
+        clock: Returns seconds.
     """
     last, silent_s, looked = None, 0.0, clock()
     while silent_s < timeout_s:

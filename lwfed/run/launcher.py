@@ -1,4 +1,4 @@
-"""What a coordinator needs of the place where a round's work runs; `lwfed.launch` has the places."""
+"""The launcher interface: how a coordinator runs a round's tasks; `lwfed.launch` has the implementations."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Outcome:
 
 
 class Launcher(Protocol):
-    """A place where tasks run.
+    """Runs tasks.
 
     Attributes:
-        remote: Whether it is another machine: what this process sees of the data says nothing about it.
+        remote: Whether tasks run on other machines, which may see other data than this process does.
     """
 
     remote: bool
@@ -38,24 +38,24 @@ class Launcher(Protocol):
         """Runs `train-client`, `evaluate-client` or `inspect-client` for many clients.
 
         Args:
-            step: Which.
-            tasks: One per client.
-            deadline_s: Seconds from now after which what is not done is given up.
+            step: The step's name.
+            tasks: One task per client.
+            deadline_s: Seconds from now after which unfinished tasks are abandoned.
             emit: Receives progress: `ClientStarted`, `ClientStep`, `ClientLog`, `ClientWaiting`.
 
         Yields:
-            An outcome per task, as they end.
+            One outcome per task, as the tasks end.
 
         Raises:
-            LwfedError: What would end every other client too, such as a full disk or a corrupted checkpoint
-                (`lwfed.types.errors.SHARED_CODES`).
+            LwfedError: A failure that would affect every other client too, such as a full disk or a corrupted
+                checkpoint (`lwfed.types.errors.SHARED_CODES`).
         """
         ...
 
     def server(self, step: str, task: ServerTask, *, emit: Emit) -> None:
-        """Runs `prepare`, `aggregate-round`, `evaluate-round` or `finish`; raises what it raises."""
+        """Runs `prepare`, `aggregate-round`, `evaluate-round` or `finish`, and raises the step's errors."""
         ...
 
     def close(self) -> None:
-        """Closes threads and connections; what runs goes on."""
+        """Closes threads and connections; running tasks continue."""
         ...

@@ -1,7 +1,8 @@
-"""What clients measured, summed up for one that takes part in every round.
+"""Clients' measurements, summarised as the costs of a client that takes part in every round.
 
-A client fetches a frozen block, and fills what it keeps of it, when it first takes part; one that joins late does so in
-a later round than others, and no client does so in each. What a round costs is shown by those who were there before.
+A client fetches frozen blocks, and fills its cache of their outputs, when it first takes part; a client that joins late
+does so in a later round, and no client does so in every round. So the costs of a later round are those of clients that
+took part before.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from lwfed.types.records import ClientRecord, RoundRecord, RunRecord, client_val
 def in_every_round(
     rounds: Sequence[RoundRecord], value: Callable[[ClientRecord], float], *, earlier: Collection[str] = ()
 ) -> list[float]:
-    """Returns what a client that takes part in every round of a stage spends in each, from what all clients spent.
+    """Estimates the cost per round of a client that takes part in every round of a stage, from all clients' costs.
 
     Args:
         rounds: The stage's RoundRecords, in order.
-        value: A client's metrics -> what it spent in that round.
-        earlier: Clients that took part in the stage before. Others may have to make up for more than one stage; they
-            count only where there is nobody else.
+        value: Returns a client's cost in a round from its metrics.
+        earlier: Clients that took part in the previous stage. Others may have to catch up on more than one stage; they
+            count only if there are no such clients.
 
     Returns:
-        For the first round the mean over clients of what the first round of each cost it, whenever that was; for a
-        later one that of all rounds of clients that took part before, or 0 where none came twice.
+        For the first round, the mean over clients of the cost of each one's first round, whichever round that was; for
+        each later round, the mean over all rounds of clients that took part before, or 0 if no client came twice.
     """
     firsts: dict[str, float] = {}
     later: list[float] = []
@@ -47,12 +48,12 @@ def frozen_bytes(metrics: ClientRecord) -> float:
 
 
 def clients_in(rounds: Sequence[RoundRecord]) -> set[str]:
-    """Names the clients that took part in some rounds."""
+    """Returns the clients that took part in any of the rounds."""
     return {client for record in rounds for client in record.clients}
 
 
 def clients_before(run: RunRecord, stage: int, *, store: Store) -> set[str]:
-    """Names the clients that took part in the last trained stage before one; none before the first."""
+    """Returns the clients of the last trained stage before `stage`; empty if there is none."""
     for item in reversed(run.stages):
         rounds = runs.rounds_of(store, item.key) if item.stage < stage else []
         if rounds:
@@ -61,15 +62,15 @@ def clients_before(run: RunRecord, stage: int, *, store: Store) -> set[str]:
 
 
 def measured_ledger(rounds: Sequence[RoundRecord], *, earlier: Collection[str] = ()) -> dict[str, float]:
-    """Sums up what clients measured over a stage's rounds.
+    """Summarises clients' measurements over a stage's rounds.
 
     Args:
-        rounds: Its RoundRecords, in order.
-        earlier: Clients that took part in the stage before.
+        rounds: The stage's RoundRecords, in order.
+        earlier: Clients that took part in the previous stage.
 
     Returns:
-        Mean bytes per client per round each way, frozen blocks being those of a client that takes part in every round;
-        FLOPs per sample and the largest peak of a measured step.
+        Mean bytes per client per round in each direction, with frozen blocks as for a client that takes part in every
+        round; FLOPs per sample; and the largest peak of a measured step.
     """
     clients = {(n, client): metrics for n, record in enumerate(rounds) for client, metrics in record.clients.items()}
     ledger: dict[str, float] = {}
@@ -92,7 +93,7 @@ def measured_ledger(rounds: Sequence[RoundRecord], *, earlier: Collection[str] =
 
 
 def pooled(parts: Mapping[str, tuple[int, Mapping[str, float]]]) -> dict[str, float]:
-    """Averages clients' metrics, weighted by their examples. An average of recalls is not the recall of the pool.
+    """Averages clients' metrics, weighted by their examples. An average of recalls is not the pooled data's recall.
 
     Args:
         parts: Client -> (number of examples, metrics).
@@ -111,7 +112,7 @@ def pooled(parts: Mapping[str, tuple[int, Mapping[str, float]]]) -> dict[str, fl
 
 
 def recomputed_in(clients: Mapping[str, ClientRecord]) -> dict[str, str]:
-    """Returns the clients whose frozen blocks' outputs could not be kept, and why."""
+    """Returns the clients whose frozen blocks' outputs could not be cached, and why."""
     found = {}
     for client, metrics in clients.items():
         why = [state for state in metrics.prefix.values() if state.startswith("recomputed")]

@@ -1,4 +1,4 @@
-"""What orchestration costs: the time between a round's last update and the start of the next round's clients."""
+"""Orchestration overhead: the time between a round's last update and the start of the next round's clients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Overhead:
     """Listens to a stage's events and measures the gaps between its rounds.
 
     Args:
-        emit: Gets every event, unchanged; and `OverheadMeasured` when a round's clients start.
+        emit: Receives every event, unchanged, and `OverheadMeasured` when a round's clients start.
         clock: Returns seconds.
     """
 
@@ -39,11 +39,11 @@ class Overhead:
         """Ends a round.
 
         Args:
-            walls: Seconds of its parts; `aggregate`, `evaluate` and `evaluate_clients` are work, not overhead.
+            walls: Seconds of the round's parts; `aggregate`, `evaluate` and `evaluate_clients` are work, not overhead.
 
         Returns:
-            `between_rounds` and `overhead`: seconds of the gap before this round's clients, and what of it was no
-            work; empty for a stage's first round, and for one that did not wait for clients.
+            `between_rounds` and `overhead`: seconds of the gap before this round's clients, and the part of it that was
+            not work; empty for a stage's first round, and for a round that did not wait for clients.
         """
         measured, self._measured = self._measured, {}
         self._waiting_since, self._last_update = self._last_update, None

@@ -1,4 +1,4 @@
-"""Weights of superseded rounds are removed, but never those that something else may still need."""
+"""Removal of superseded rounds' weights, except those that another checkpoint still needs."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from lwfed.types.errors import CheckpointError
 
 
 def prune_rounds(stage: Stage, *, store: Store, keep_rounds: int, server_round: int) -> None:
-    """Removes the blocks of the round that a commit supersedes; at a stage's last round, of all before it.
+    """Removes the blocks of the round that a commit supersedes or, at a stage's last round, of all rounds before it.
 
-    Round 0 is kept: its seeded blocks are those of any run with that seed, and what it takes over is the result of the
-    stage before.
+    Round 0 is kept: its seeded blocks are shared by all runs with the same seed, and its other blocks are the previous
+    stage's result.
 
     Args:
         stage: The stage.
         store: Its store.
-        keep_rounds: Rounds in work whose weights stay; 0 keeps all.
+        keep_rounds: Number of latest rounds whose weights stay while the stage runs; 0 keeps all.
         server_round: The round that was committed.
     """
     if not keep_rounds:
@@ -41,7 +41,7 @@ def prune_rounds(stage: Stage, *, store: Store, keep_rounds: int, server_round: 
 
 
 def _refs_of_others(store: Store, *, mine: str) -> Iterator[str]:
-    """Yields what other stages commit: the result of a finished one, all rounds of one that is in work."""
+    """Yields the checkpoints of other stages: result and round 0 of a finished one, all rounds of one still running."""
     refs: dict[str, list[str]] = {}
     for ref in store.list("stages/"):
         key = ref.split("/")[1]
@@ -54,7 +54,7 @@ def _refs_of_others(store: Store, *, mine: str) -> Iterator[str]:
 
 
 def _blocks(store: Store, refs: Sequence[str] | Iterator[str]) -> set[str]:
-    """Names the blocks of checkpoints; one that is missing or damaged names none, and ends no other run."""
+    """Returns the keys of checkpoints' blocks; a missing or damaged checkpoint adds none and raises no error."""
     found: set[str] = set()
     for ref in refs:
         with suppress(CheckpointError):

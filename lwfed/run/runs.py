@@ -1,4 +1,4 @@
-"""Runs: small records that say which stages, by key, make up an experiment."""
+"""Runs: small records that list an experiment's stages by key."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from lwfed.types.records import RoundRecord, RunRecord, StageKey, StageRecord
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a run is asked for.
+    """Options of a run.
 
     Attributes:
         run_id: Its id; None for a new one.
-        fresh: Train again, even where equal work is committed.
+        fresh: Train again, even if equal work is committed.
         parent: The run it starts from, and the first stage it trains itself.
     """
 
@@ -32,13 +32,13 @@ class Options:
 
 
 def find_run(store: Store, run_id: str) -> RunRecord | None:
-    """Reads a run; None where there is none."""
+    """Reads a run, or None if there is none."""
     values = store.read_ref(paths.run(run_id))
     return None if values is None else RunRecord.of(values)
 
 
 def read_run(store: Store, run_id: str) -> RunRecord:
-    """Reads a run. Raises NotFoundError with the nearest known id."""
+    """Reads a run. Raises NotFoundError, with the nearest known id, if there is none."""
     run = find_run(store, run_id)
     if run is None:
         known = list(run_ids(store))
@@ -61,7 +61,7 @@ def spec_of(run: RunRecord) -> RunSpec:
 
 
 def plans_of(run: RunRecord) -> tuple[StagePlan, ...]:
-    """Returns the plans of all stages of a run; encoders are described whole there, without naming weights."""
+    """Returns the plans of all stages of a run, with complete encoder settings in place of names of weights."""
     spec = spec_of(run).model_copy(update={"model": ModelSpec.model_validate(run.model)})
     return plan_stages(spec, depths=run.depths)
 
@@ -72,17 +72,17 @@ def key_of(run: RunRecord, plan: StagePlan, *, input_digest: str) -> str:
 
 
 def data_version_of(run: RunRecord) -> str:
-    """Returns the version of a run's data as keys have it; `--fresh` runs have one of their own."""
+    """Returns the data version that enters a run's stage keys; each `--fresh` run has its own."""
     return f"{run.data.version}:{run.salt}" if run.salt else run.data.version
 
 
 def stage_key_of(run: RunRecord, stage: int) -> str | None:
-    """Returns the key a run noted for a stage, or None."""
+    """Returns the key that a run recorded for a stage, or None."""
     return next((item.key for item in run.stages if item.stage == stage), None)
 
 
 def note_stage(store: Store, run: RunRecord, stage: int, key: str) -> RunRecord:
-    """Writes down which key a stage of a run has; returns the run with it."""
+    """Records a stage's key in a run. Returns the changed run."""
     others = [item for item in run.stages if item.stage != stage]
     stages = sorted([*others, StageKey(stage=stage, key=key)], key=lambda item: item.stage)
     noted = run.changed(stages=stages)
@@ -91,15 +91,15 @@ def note_stage(store: Store, run: RunRecord, stage: int, key: str) -> RunRecord:
 
 
 def note_committed(store: Store, run: RunRecord, *, before: int) -> RunRecord:
-    """Writes down the keys of committed stages before one that the run did not train itself.
+    """Records the keys of committed stages before `before` that the run did not train itself.
 
     Args:
-        store: Where the run is.
+        store: The store that holds the run.
         run: The run.
-        before: The stage whose predecessors are looked for.
+        before: The stage whose predecessors are recorded.
 
     Returns:
-        The run with them.
+        The changed run.
     """
     for plan in plans_of(run)[: before - 1]:
         if stage_key_of(run, plan.stage) is None:
@@ -111,10 +111,10 @@ def note_committed(store: Store, run: RunRecord, *, before: int) -> RunRecord:
 
 
 def input_digest_of(store: Store, run: RunRecord, stage: int) -> str:
-    """Returns the digest of the checkpoint a stage starts from; empty at the first.
+    """Returns the digest of the checkpoint that a stage starts from; empty for the first stage.
 
     Raises:
-        CheckpointError: The stage before is not committed.
+        CheckpointError: The previous stage is not committed.
     """
     if stage == 1:
         return ""
@@ -129,7 +129,7 @@ def input_digest_of(store: Store, run: RunRecord, stage: int) -> str:
 
 
 def find_finished(store: Store, run: RunRecord) -> str | None:
-    """Looks whether a run's stages are all committed already. Returns the id of the run that made the last, or None."""
+    """Returns the id of the run that committed the last stage if all stages are committed, else None."""
     digest, maker = "", None
     for plan in plans_of(run):
         key = key_of(run, plan, input_digest=digest)

@@ -1,4 +1,4 @@
-"""A spec on its way to other machines: with its places whole, and as one string, long ones by way of the store."""
+"""Specs sent to other machines: with absolute paths, as one string, or through the store if long."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from lwfed.types.canonical import canonical, digest_of
 from lwfed.types.errors import NotFoundError, SpecError
 
 LONGEST = 32 * 1024
-"""Bytes of a spec that travels as text: a pod takes 128 KiB of arguments in all."""
+"""Largest spec, in bytes, that is passed as text: a pod accepts 128 KiB of arguments in total."""
 MARK = "sha256:"
 
 
 def pack_spec(spec: RunSpec, *, store: Store | None) -> str:
-    """Returns a spec as one string; the same for equal specs.
+    """Returns a spec as one string; equal specs give equal strings.
 
     Args:
         spec: The experiment.
-        store: Where a long one is written; None only looks, and writes nothing.
+        store: The store that a long spec is written to; None writes nothing.
 
     Returns:
-        Canonical JSON, or `sha256:` and the digest of what the store holds.
+        Canonical JSON, or `sha256:` and the digest under which the store holds the spec.
     """
     values = to_values(spec)
     text = canonical(values)
@@ -38,11 +38,11 @@ def pack_spec(spec: RunSpec, *, store: Store | None) -> str:
 
 
 def unpack_spec(text: str, *, store: Store) -> RunSpec:
-    """Returns the spec of a string that `pack_spec` made.
+    """Returns the spec from a string made by `pack_spec`.
 
     Raises:
-        NotFoundError: The store does not hold it.
-        SpecError: It is no spec, or the store holds another one.
+        NotFoundError: The store does not hold the spec.
+        SpecError: The text is not a spec, or the stored spec does not match its digest.
     """
     if text.startswith(MARK):
         digest = text.removeprefix(MARK)
@@ -52,7 +52,7 @@ def unpack_spec(text: str, *, store: Store) -> RunSpec:
                 f"the store {store.uri} has no spec {digest[:12]}", remedy="submit the experiment again"
             )
         if digest_of(values) != digest:
-            raise SpecError(f"the spec {digest[:12]} of the store is damaged", remedy="submit the experiment again")
+            raise SpecError(f"the spec {digest[:12]} in the store is damaged", remedy="submit the experiment again")
         return build_spec(values)
     try:
         return build_spec(json.loads(text))
@@ -62,8 +62,8 @@ def unpack_spec(text: str, *, store: Store) -> RunSpec:
         raise SpecError(f"the spec is not JSON: {error}", remedy="pass what `lwfed compile` writes") from None
 
 
-def placed(spec: RunSpec, *, store: Store) -> RunSpec:
-    """Writes places out whole, so that a run can be gone on with from any folder."""
+def with_absolute_paths(spec: RunSpec, *, store: Store) -> RunSpec:
+    """Returns a spec with absolute paths, so that its run can be resumed from any folder."""
     root = None if spec.data.root is None else str(Path(spec.data.root).expanduser().absolute())
     return spec.model_copy(
         update={

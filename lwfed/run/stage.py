@@ -1,4 +1,4 @@
-"""A stage as it is written down in the store."""
+"""A stage, as recorded in the store."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from lwfed.plan.stages import StagePlan
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage as it is written down in the store.
+    """A stage, as recorded in the store.
 
     Attributes:
         key: Its address.
-        plan: What decides its result.
-        input_digest: Digest of the checkpoint it starts from; empty at the first.
-        num_classes: C, or None without labels.
+        plan: Everything that decides its result.
+        input_digest: Digest of the checkpoint that it starts from; empty for the first stage.
+        num_classes: C, or None if the data have no labels.
         data_version: Version of the data and of pretrained weights.
     """
 

@@ -1,4 +1,4 @@
-"""Tasks: the small JSON values that steps take; the same on a laptop, in a subprocess and in a pod."""
+"""Tasks: the small JSON inputs of steps, the same on a laptop, in a subprocess and in a pod."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Device = Literal["auto", "cpu", "cuda"]
 
 
 class Place(Section):
-    """What a machine adds to a plan: where things lie on it. Nothing here decides a number.
+    """Settings of one machine: paths, workers and device. Nothing here affects a result.
 
     Attributes:
         root: Folder of the data, or None for built-in data.
-        workers: Processes that decode and augment.
-        device: Where to compute.
-        cache: Folder in which a client keeps frozen blocks between rounds, and what an encoded exchange needs; or None.
+        workers: Number of processes that decode and augment.
+        device: The device to compute on.
+        cache: Folder in which clients keep frozen blocks, and files for an encoded exchange, between rounds; or None.
     """
 
     root: str | None = None
@@ -39,11 +39,11 @@ class RunTask(Section):
 
 
 class PrepareTask(RunTask):
-    """What prepares a run where its data are.
+    """Preparing a run on the machine that has its data.
 
     Attributes:
-        spec: The experiment, complete.
-        fresh: Train again, even where equal work is committed.
+        spec: The complete experiment.
+        fresh: Train again, even if equal work is committed.
         parent: The run it starts from, and the first stage it trains itself.
     """
 
@@ -53,11 +53,11 @@ class PrepareTask(RunTask):
 
 
 class InspectTask(RunTask):
-    """A client's look at its own data, where nobody else can see them.
+    """A client's inspection of its own data, which no other machine can see.
 
     Attributes:
         client: Its id.
-        spec: The experiment, complete.
+        spec: The complete experiment.
     """
 
     client: str
@@ -80,10 +80,10 @@ class RoundTask(Section):
 
     Attributes:
         store: URI of the store.
-        run_id: The run that asks for it; None: nobody to name.
+        run_id: The run that the work belongs to, or None if unknown.
         stage_key: The stage.
         server_round: r, counted from 1.
-        place: Where things lie.
+        place: Settings of this machine.
     """
 
     store: str
@@ -98,7 +98,7 @@ class ClientTask(RoundTask):
 
     Attributes:
         client: Its id.
-        parent_pid: The process that asked for it: with its end the work ends too; None: nobody to watch.
+        parent_pid: The process that started the work; the work ends when that process ends. None: no such process.
     """
 
     client: str
@@ -106,6 +106,6 @@ class ClientTask(RoundTask):
 
 
 ServerTask = RunTask | RoundTask
-"""What the server's pool works on."""
+"""Tasks of the server's pool."""
 PoolTask = ClientTask | InspectTask
-"""What a client works on."""
+"""Tasks of a client."""

@@ -1,8 +1,8 @@
 """The code's version: a digest of the sources that decide numbers, and of the libraries that compute them.
 
-What the sources mean counts, not how they read: comments, docstrings and layout may change. Which folders decide is all
-that is said here. What decides no number lives outside them, and a folder of alternatives counts by those that a run
-chose, so that a new encoder or data source leaves the keys of every other run as they were.
+Comments, docstrings and layout do not count. Only the folders listed here count; code that does not affect a result
+lives outside them. In a folder of alternatives only those that a run uses count, so that a new encoder or data source
+does not change the keys of other runs.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from lwfed.spec.run import RunSpec
 from lwfed.types.canonical import digest_of
 
 DECIDING = ("types", "params.py", "ranks.py", "plan", "models", "objectives", "federated", "data", "round")
-"""Folders and modules of lwfed whose code decides a checkpoint or a metric."""
+"""Folders and modules of lwfed whose code affects a checkpoint or a metric."""
 ALTERNATIVES = ("models/encoders", "models/fusions", "data/sources", "federated/aggregators")
-"""Folders of which a run uses only the modules that it names."""
+"""Folders in which a run uses only the modules that its spec names."""
 LIBRARIES = ("torch", "torchvision", "timm", "transformers", "tokenizers", "numpy", "scipy", "pillow", "soundfile")
 
 
@@ -34,16 +34,16 @@ def chosen_by(spec: RunSpec) -> frozenset[str]:
 
 @lru_cache(maxsize=8)
 def code_version(chosen: frozenset[str]) -> str:
-    """Returns the version as 64 hex digits. A stage made by other code is never mistaken for this code's.
+    """Returns the version as 64 hex digits, so that a stage made by other code is never reused.
 
     Args:
-        chosen: Names of the alternatives in use, as `chosen_by` returns them.
+        chosen: Names of the alternatives in use, as returned by `chosen_by`.
     """
     return version_of(resources.files("lwfed"), chosen=chosen)
 
 
 def version_of(package: Traversable, *, chosen: frozenset[str]) -> str:
-    """Returns the version of an lwfed package that lies in a folder."""
+    """Returns the version of an lwfed package in a folder."""
     sources = {
         path: hashlib.sha256(outline(file.read_text(encoding="utf-8")).encode()).hexdigest()
         for path, file in deciding_files(package)
@@ -53,13 +53,13 @@ def version_of(package: Traversable, *, chosen: frozenset[str]) -> str:
 
 
 def deciding_files(package: Traversable) -> Iterator[tuple[str, Traversable]]:
-    """Yields every source file that can decide a number, with its path in the package."""
+    """Yields every source file that can affect a result, with its path in the package."""
     for name in DECIDING:
         yield from _sources(package / name, name)
 
 
 def outline(source: str) -> str:
-    """Returns what a source file says without its comments, docstrings and layout; the same under any Python."""
+    """Returns a source file's syntax tree as text, without comments, docstrings and layout; equal for any Python."""
     return repr(_outline(ast.parse(source)))
 
 
@@ -72,7 +72,7 @@ def _sources(entry: Traversable, path: str) -> Iterator[tuple[str, Traversable]]
 
 
 def _outline(node: object) -> object:
-    """Turns a syntax tree into nested tuples. Empty fields are left out: a newer Python's grammar only adds such."""
+    """Converts a syntax tree to nested tuples, without empty fields: newer Pythons add only fields that are empty."""
     if isinstance(node, list):
         return tuple(_outline(item) for item in _without_docstrings(node))
     if not isinstance(node, ast.AST):
@@ -82,7 +82,7 @@ def _outline(node: object) -> object:
 
 
 def _without_docstrings(body: Iterable[object]) -> Iterator[object]:
-    """Leaves out strings that stand as statements: the docstrings of modules, classes, functions and constants."""
+    """Skips strings that are statements: the docstrings of modules, classes, functions and constants."""
     for node in body:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             continue

@@ -1,1 +1,1 @@
-"""What the user asks for: a frozen, complete value read from YAML, a preset and dotted overrides."""
+"""The spec: one complete, frozen description of an experiment, from YAML, a preset and dotted overrides."""

@@ -1,4 +1,4 @@
-"""What sections of a spec are made of: closed records, and keys whose value is a name from the catalog."""
+"""Building blocks of a spec's sections: records without unknown keys, and keys whose value is a name in the catalog."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ __all__ = ["Choice", "Section"]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Marks a key whose value is one of the catalog's names, as they are when a spec is read.
+    """Marks a key whose value is a name in the catalog; the names are looked up when a spec is read.
 
     Attributes:
-        kind: A folder of `lwfed.catalog`.
+        kind: Name of a folder in `lwfed.catalog`.
     """
 
     kind: str
 
     def check(self, name: str) -> str:
-        """Returns the name. Raises an error that lists the known ones, with the nearest one if there is any."""
+        """Returns the name. Raises an error with the known names, and the nearest of them, if it is unknown."""
         known = names(self.kind)
         if name in known:
             return name

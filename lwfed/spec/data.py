@@ -1,4 +1,4 @@
-"""The data: where examples come from, how clients share them, and how they are read."""
+"""The data section: the source of the examples, how clients share them, and how they are read."""
 
 from __future__ import annotations
 
@@ -15,34 +15,35 @@ from lwfed.catalog.source import data_source
 from lwfed.spec.base import Choice, Section
 
 CLIENT_MARK = "{client}"
-"""In `root`: replaced by a client's id, or by `server`, so that each has a folder of its own."""
+"""Placeholder in `root` for a client's id, or `server`, so that each has its own folder."""
 ROOTS = "; ".join(f"{name}: {root}" for name in names("sources") if (root := data_source(name).root))
-"""What each source's folder holds."""
+"""Contents of each source's folder."""
 
 
 class DataSpec(Section):
-    """Which data, and how to read them."""
+    """The data, and how to read them."""
 
-    model_config = ConfigDict(extra="allow")  # for the sources' own keys: any other is refused by `_known_keys`
+    model_config = ConfigDict(extra="allow")  # for the sources' own keys; `_known_keys` refuses any other
 
-    source: Annotated[str, Choice("sources")] = Field("shapes", description="shapes is built in: no download")
+    source: Annotated[str, Choice("sources")] = Field("shapes", description="shapes is built in and needs no download")
     root: str | None = Field(
         None,
-        description=f"{ROOTS}; a local partition puts {{client}} into it, which is each client's id, and `server` for "
-        "the test data",
+        description=f"{ROOTS}; in a local partition, {{client}} stands for each client's id, and for `server` for the "
+        "test data",
     )
-    workers: int = Field(2, ge=0, description="processes that decode and augment; 0: in the training process")
+    workers: int = Field(2, ge=0, description="processes that decode and augment; 0: the training process itself")
     on_bad_example: Literal["fail", "skip"] = Field(
-        "fail", description="an unreadable image or sound stops the run, or is skipped and counted"
+        "fail", description="fail: an unreadable image or sound stops the run; skip: it is left out and counted"
     )
     augment: bool = Field(True, description="random resized crops of training images")
     length_buckets: bool = Field(
-        False, description="captions of similar length share a batch, the longest first: less padding, other companions"
+        False,
+        description="put captions of similar length into one batch, the longest first; less padding, other batches",
     )
 
     @classmethod
     def fields(cls) -> dict[str, FieldInfo]:
-        """Returns all keys with their meaning: the common ones, and those that sources add."""
+        """Returns all keys with their descriptions: the common ones, and those that sources add."""
         found = dict(cls.model_fields)
         for name in names("sources"):
             found |= data_source(name).settings.fields()
@@ -86,7 +87,7 @@ class DataSpec(Section):
 
 
 class PartitionSpec(Section):
-    """How training examples are shared among clients."""
+    """How training examples are split among clients."""
 
     kind: Literal["iid", "dirichlet", "by_group", "local"] = Field(
         "iid", description="local: each client trains on all of its own data.root"
@@ -95,7 +96,7 @@ class PartitionSpec(Section):
         None, gt=0, validation_alias=AliasChoices("alpha", "beta"), description="dirichlet: concentration"
     )
     pattern: str | None = Field(
-        None, description="by_group: regular expression on the file stem with a group named `group`"
+        None, description="by_group: regular expression for the file stem, with a group named `group`"
     )
     field: str | None = Field(None, description="by_group: a field of the data, such as label or site")
     min_size: int = Field(2, ge=1, description="fewest examples a client may have")

@@ -1,4 +1,4 @@
-"""The federation: clients, rounds, quorum, the server's optimiser, what is exchanged and where clients run."""
+"""The federation: clients, rounds, quorum, server optimiser, exchange, and where clients run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ServerSpec(Section):
     """The server's optimiser (Reddi et al. 2021; Hsu et al. 2019)."""
 
     kind: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = Field(
-        "fedavg", description="what is done with the mean of the updates"
+        "fedavg", description="how the server applies the mean of the updates"
     )
     eta: float | None = Field(
         None, gt=0, description="server learning rate; null: 1 for fedavg and fedavgm, 1e-2 for fedadam and fedyogi"
@@ -34,30 +34,34 @@ class ServerSpec(Section):
 
     @property
     def is_identity(self) -> bool:
-        """Whether the mean of the updates is the new model."""
+        """Whether the new model is simply the mean of the updates."""
         return self.kind == "fedavg" and self.rate == 1
 
     @property
     def rate(self) -> float:
-        """The server learning rate in force."""
+        """The effective server learning rate."""
         if self.eta is not None:
             return self.eta
         return 1.0 if self.kind in ("fedavg", "fedavgm") else 1e-2
 
 
 class FederationSpec(Section):
-    """Who takes part."""
+    """The clients that take part, and the server's part in a round."""
 
     num_clients: int = Field(10, ge=1, description="clients that share the training examples")
     partition: PartitionSpec = PartitionSpec()
     fraction_fit: float = Field(
-        1.0, gt=0, le=1, validation_alias=AliasChoices("fraction_fit", "fraction_train"), description="share of clients"
+        1.0,
+        gt=0,
+        le=1,
+        validation_alias=AliasChoices("fraction_fit", "fraction_train"),
+        description="fraction of clients per round",
     )
     min_fit_clients: int = Field(
         2,
         ge=1,
         validation_alias=AliasChoices("min_fit_clients", "min_train_nodes"),
-        description="the quorum; a single client is enough where there is no second",
+        description="the quorum; if there is only one client, one is enough",
     )
     min_available_clients: int = Field(
         2,
@@ -67,7 +71,7 @@ class FederationSpec(Section):
     )
     round_timeout_s: float = Field(3600, gt=0, description="deadline of a round, seconds")
     aggregators: tuple[AggregatorSpec, ...] = Field(
-        (), description="what each update passes, in this order, before the weighted mean is taken"
+        (), description="wrappers that each update passes, in this order, before the weighted mean"
     )
     server: ServerSpec = ServerSpec()
 
@@ -85,36 +89,36 @@ class FederationSpec(Section):
 
     @property
     def quorum(self) -> int:
-        """Fewest updates a round needs: `min_fit_clients`, or all clients where there are fewer."""
+        """Fewest updates that a round needs: `min_fit_clients`, or all clients if there are fewer."""
         return min(self.min_fit_clients, self.num_clients)
 
 
 class ExchangeSpec(Section):
-    """How tensors travel."""
+    """How tensors are sent."""
 
     upload: Literal["fp32", "bf16", "int8"] = Field(
-        "fp32", description="from a client to the server; bf16 and int8 are changes, with what was rounded off kept"
+        "fp32", description="from a client to the server; bf16 and int8 send changes, and keep the rounding error"
     )
     download: Literal["fp32", "bf16", "int8"] = Field(
-        "fp32", description="from the server to a client; bf16 and int8 are a round's change, which all decode alike"
+        "fp32", description="from the server to a client; bf16 and int8 send a round's change, the same to all clients"
     )
 
     @property
     def lossy(self) -> bool:
-        """Whether anything is rounded off on the way, in either direction."""
+        """Whether tensors are rounded in either direction."""
         return not (is_lossless(self.upload) and is_lossless(self.download))
 
 
 class LaunchSpec(Section):
-    """Where a round's clients run. Not part of what a digest depends on, but for `devices` above one."""
+    """Where a round's clients run. Does not affect digests, except for `devices` above one."""
 
     kind: Annotated[str, Choice("launchers")] = Field(
-        "in_process", description="subprocess: clients in processes of this machine; kubernetes: a pod per client"
+        "in_process", description="subprocess: clients in processes on this machine; kubernetes: a pod per client"
     )
     parallel: int = Field(1, ge=1, description="clients at a time, spread over this machine's GPUs (subprocess)")
-    devices: int = Field(1, ge=1, description="devices a client; above 1 through torchrun (subprocess, kubernetes)")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
-    retries: int = Field(1, ge=0, description="tries again for a client that died (subprocess)")
+    devices: int = Field(1, ge=1, description="devices per client; above 1 with torchrun (subprocess, kubernetes)")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
+    retries: int = Field(1, ge=0, description="retries for a client that died (subprocess)")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -124,18 +128,20 @@ class LaunchSpec(Section):
 
 
 class StoreSpec(Section):
-    """Where checkpoints live."""
+    """Where checkpoints are stored."""
 
     uri: str = Field("./lwfed-runs", description="a folder, or s3://bucket/prefix")
     keep_rounds: int = Field(
-        2, ge=0, description="rounds of a stage in work whose weights are kept; 0: all. Stage results always are"
+        2, ge=0, description="latest rounds of a running stage whose weights are kept; 0: all. Stage results always are"
     )
 
 
 class TrackingSpec(Section):
-    """Where metrics go besides the JSON lines of the store."""
+    """Where metrics go, besides the JSON lines in the store."""
 
     uri: str | None = Field("sqlite:///mlflow.db", description="an MLflow tracking store; null switches MLflow off")
-    ui: str | None = Field(None, description="where people open MLflow, if it has another address for them; null: uri")
-    experiment: str = Field("lwfed", description="the MLflow experiment that runs are put in")
-    register_as: str | None = Field(None, description="registered model's name; null: the experiment's and the run's")
+    ui: str | None = Field(None, description="MLflow's address for people, if it differs; null: uri")
+    experiment: str = Field("lwfed", description="the MLflow experiment of the runs")
+    register_as: str | None = Field(
+        None, description="name of the registered model; null: the experiment's and the run's names"
+    )

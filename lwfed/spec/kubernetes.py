@@ -1,6 +1,6 @@
 """Where pods run: namespace, image, and the pools of clients that share a pod template.
 
-Nothing here decides a number: none of it is part of a stage's plan.
+None of it affects results, and none of it is part of a stage's plan.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class VolumeSpec(Section):
     """A volume of a pool's pods; exactly one of claim, host_path, config_map, secret and empty_dir."""
 
     name: str = Field(pattern=LABEL, max_length=40, description="its name in the pod")
-    mount_path: str = Field(pattern="^/", description="where pods see it")
+    mount_path: str = Field(pattern="^/", description="its path in the pods")
     claim: str | None = Field(None, description="a PersistentVolumeClaim")
-    host_path: str | None = Field(None, description="a folder of the node, such as a silo's own disk")
+    host_path: str | None = Field(None, description="a folder on the node, such as a silo's own disk")
     config_map: str | None = Field(None, description="a ConfigMap")
     secret: str | None = Field(None, description="a Secret")
-    empty_dir: str | None = Field(None, description='an empty folder that ends with the pod: its size, or ""')
+    empty_dir: str | None = Field(None, description='an empty folder that is removed with the pod: its size, or ""')
     sub_path: str | None = Field(None, description="a folder within the volume")
-    read_only: bool = Field(True, description="whether pods may only read it")
+    read_only: bool = Field(True, description="whether pods can only read it")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -47,24 +47,24 @@ class PoolSpec(Section):
 
     name: str = Field(pattern=LABEL, max_length=20, description="its name in Jobs and labels")
     clients: tuple[str, ...] = Field(
-        (), description="ids or patterns such as client-00*; empty: all that no other pool names"
+        (), description="ids or patterns such as client-00*; empty: all clients that no other pool names"
     )
-    gpus: int = Field(0, ge=0, description="GPUs a pod; above 1 the client trains through torchrun")
-    gpu_resource: str = Field("nvidia.com/gpu", description="the GPUs' name on the nodes")
-    cpu: str | None = Field(None, description="CPUs asked for; null: those of the stage task, else 1")
-    memory: str | None = Field(None, description="memory asked for; null: that of the stage task")
-    cpu_limit: str | None = Field(None, description="most CPUs; null: no limit")
-    memory_limit: str | None = Field(None, description="most memory; null: what is asked for")
-    ephemeral_storage: str | None = Field(None, description="disk of the node asked for")
+    gpus: int = Field(0, ge=0, description="GPUs per pod; above 1 the client trains with torchrun")
+    gpu_resource: str = Field("nvidia.com/gpu", description="the GPUs' resource name on the nodes")
+    cpu: str | None = Field(None, description="requested CPUs; null: those of the stage task, else 1")
+    memory: str | None = Field(None, description="requested memory; null: that of the stage task")
+    cpu_limit: str | None = Field(None, description="limit of CPUs; null: none")
+    memory_limit: str | None = Field(None, description="limit of memory; null: the request")
+    ephemeral_storage: str | None = Field(None, description="requested disk space on the node")
     shm: str | None = Field(None, description="size of /dev/shm; null: 1Gi with GPUs, else the node's default")
-    node_selector: dict[str, str] = Field({}, description="labels of the nodes pods may run on")
-    tolerations: tuple[dict[str, Any], ...] = Field((), description="taints pods tolerate, as Kubernetes writes them")
-    affinity: dict[str, Any] | None = Field(None, description="affinity, as Kubernetes writes it")
+    node_selector: dict[str, str] = Field({}, description="labels of the nodes that pods may run on")
+    tolerations: tuple[dict[str, Any], ...] = Field((), description="taints that pods tolerate, in Kubernetes' format")
+    affinity: dict[str, Any] | None = Field(None, description="affinity, in Kubernetes' format")
     volumes: tuple[VolumeSpec, ...] = Field((), description="volumes of its pods")
     data_root: str | None = Field(None, description="data.root in its pods; null: the spec's")
     cache: str | None = Field(
         None,
-        description="a folder on a volume where clients keep what they need in the next round, below it a folder a run",
+        description="a folder on a volume for files that clients need in the next round; it gets one folder per run",
     )
     secret: str | None = Field(None, description="Secret with its store credentials; null: kubernetes.secret")
     env: dict[str, str] = Field({}, description="environment of its pods, besides kubernetes.env")
@@ -79,7 +79,7 @@ class PoolSpec(Section):
         for key in ("cpu", "memory", "cpu_limit", "memory_limit", "ephemeral_storage", "shm"):
             value = getattr(self, key)
             if value is not None and not QUANTITY.fullmatch(value):
-                raise ValueError(f"`{key}` {value} is no quantity: write 500m, 4, 8Gi ...")
+                raise ValueError(f"`{key}` {value} is not a quantity: write 500m, 4, 8Gi ...")
         return self
 
     @model_validator(mode="after")
@@ -88,7 +88,7 @@ class PoolSpec(Section):
         nearest = max(above, key=lambda volume: len(volume.mount_path), default=None)
         if nearest is not None and nearest.read_only and nearest.empty_dir is None:
             raise ValueError(
-                f"`cache` {self.cache} lies on the volume `{nearest.name}`, which is only read: set `read_only: false`"
+                f"`cache` {self.cache} is on the volume `{nearest.name}`, which is read-only: set `read_only: false`"
             )
         return self
 
@@ -100,41 +100,41 @@ def _holds(folder: str, path: str) -> bool:
 class CoordinatorSpec(Section):
     """The pod of a stage's coordinator: a small one on a CPU."""
 
-    cpu: str = Field("500m", description="CPUs asked for")
-    memory: str = Field("2Gi", description="memory asked for, and its limit")
-    node_selector: dict[str, str] = Field({}, description="labels of the nodes it may run on")
-    tolerations: tuple[dict[str, Any], ...] = Field((), description="taints it tolerates")
+    cpu: str = Field("500m", description="requested CPUs")
+    memory: str = Field("2Gi", description="requested memory, and its limit")
+    node_selector: dict[str, str] = Field({}, description="labels of the nodes that it may run on")
+    tolerations: tuple[dict[str, Any], ...] = Field((), description="taints that it tolerates")
 
 
 class KubernetesSpec(Section):
-    """Pods and Jobs. Not part of what a digest depends on."""
+    """Pods and Jobs. Does not affect digests."""
 
-    namespace: str = Field("kubeflow", pattern=LABEL, max_length=63, description="where Jobs are made")
-    image: str = Field("", description="the image of all pods, best by digest: REPOSITORY@sha256:...")
+    namespace: str = Field("kubeflow", pattern=LABEL, max_length=63, description="namespace of the Jobs")
+    image: str = Field("", description="the image of all pods, preferably by digest: REPOSITORY@sha256:...")
     image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = Field("IfNotPresent", description="when to pull")
-    image_pull_secrets: tuple[str, ...] = Field((), description="Secrets to pull with")
-    service_account: str | None = Field(None, description="of client and server pods; they need no rights")
+    image_pull_secrets: tuple[str, ...] = Field((), description="Secrets for pulling images")
+    service_account: str | None = Field(None, description="of client and server pods; it needs no permissions")
     secret: str | None = Field(
-        None, description="Secret that becomes environment of every pod: AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL_S3 ..."
+        None, description="Secret with environment variables for every pod: AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL_S3 ..."
     )
     env: dict[str, str] = Field({}, description="environment of every pod")
-    queue: str | None = Field(None, description="Kueue's LocalQueue for Jobs")
+    queue: str | None = Field(None, description="Kueue LocalQueue of the Jobs")
     priority_class: str | None = Field(None, description="PriorityClass of client and server pods")
     run_as_user: int | None = Field(
-        None, ge=0, description="numeric user of pods; null: the image's. 0 gives up runAsNonRoot"
+        None, ge=0, description="numeric user of pods; null: the image's. 0 disables runAsNonRoot"
     )
     fs_group: int | None = Field(
         65532,
         ge=1,
         description="group that may write to the disks of `claim` volumes with `read_only: false` (fsGroup); null: the "
-        "cluster's own, as on OpenShift",
+        "cluster's default, as on OpenShift",
     )
-    retries: int = Field(2, ge=0, description="tries again for a client within a Job (backoffLimitPerIndex)")
-    attempts: int = Field(2, ge=1, description="Jobs for the same work, where one is lost or fails as a whole")
+    retries: int = Field(2, ge=0, description="retries for a client within a Job (backoffLimitPerIndex)")
+    attempts: int = Field(2, ge=1, description="Jobs for the same work, if one is lost or fails as a whole")
     job_ttl_s: int = Field(3600, ge=0, description="seconds after which finished Jobs are removed")
-    pending_timeout_s: float = Field(600, gt=0, description="seconds after which a pod that cannot start is given up")
-    heartbeat_s: float = Field(15, gt=0, description="seconds between signs of life of the coordinator")
-    heartbeat_timeout_s: float = Field(120, gt=0, description="silence after which client pods end by themselves")
+    pending_timeout_s: float = Field(600, gt=0, description="seconds to wait for a pod that cannot start")
+    heartbeat_s: float = Field(15, gt=0, description="seconds between the coordinator's heartbeats")
+    heartbeat_timeout_s: float = Field(120, gt=0, description="seconds without heartbeat until client pods stop")
     coordinator: CoordinatorSpec = CoordinatorSpec()
     server: PoolSpec = PoolSpec(name="server")
     pools: tuple[PoolSpec, ...] = Field((PoolSpec(name="clients"),), min_length=1, description="pools of clients")
@@ -144,20 +144,20 @@ class KubernetesSpec(Section):
         names = [pool.name for pool in (*self.pools, self.server)]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"two of `kubernetes.pools` and `kubernetes.server` are named {name}")
+                raise ValueError(f"two of `kubernetes.pools` and `kubernetes.server` have the name {name}")
         if self.server.clients:
             raise ValueError("`kubernetes.server.clients`: the server's pool has no clients")
         if sum(not pool.clients for pool in self.pools) > 1:
-            raise ValueError("only one of `kubernetes.pools` may leave `clients` out: the one for all others")
+            raise ValueError("only one of `kubernetes.pools` may leave out `clients`: the one for all other clients")
         if self.heartbeat_timeout_s < 2 * self.heartbeat_s:
-            raise ValueError("`kubernetes.heartbeat_timeout_s` is less than two beats: raise it")
+            raise ValueError("`kubernetes.heartbeat_timeout_s` is less than two heartbeats: raise it")
         return self
 
     def pool_of(self, client: str) -> PoolSpec:
-        """Returns the pool of a client: the first that names it, else the one that names none.
+        """Returns the pool of a client: the first that names it, else the one without `clients`.
 
         Raises:
-            SpecError: No pool takes it.
+            SpecError: No pool matches the client.
         """
         for pool in self.pools:
             if any(fnmatchcase(client, pattern) for pattern in pool.clients):
@@ -166,11 +166,11 @@ class KubernetesSpec(Section):
             if not pool.clients:
                 return pool
         raise SpecError(
-            f"no pool of `kubernetes.pools` takes {client}", remedy="name it in one, or add a pool without `clients`"
+            f"no pool in `kubernetes.pools` matches {client}", remedy="name it in one, or add a pool without `clients`"
         )
 
     def by_pool(self, clients: Iterable[str]) -> list[tuple[PoolSpec, list[str]]]:
-        """Groups clients by pool, both in their order. Raises SpecError as `pool_of` does."""
+        """Groups clients by pool, keeping the order of both. Raises SpecError as `pool_of` does."""
         names: dict[str, list[str]] = {}
         for client in clients:
             names.setdefault(self.pool_of(client).name, []).append(client)

@@ -1,4 +1,4 @@
-"""Levers: what makes a stage cheap without changing what is learned."""
+"""Levers: options that make a stage cheaper without changing what it learns."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from lwfed.spec.base import Section
 
 
 class LeversSpec(Section):
-    """Which levers may be used; `lwfed plan` shows those that are, and what each saves."""
+    """The levers that may be used; `lwfed plan` shows those in use and what each saves."""
 
     last_block: Literal["auto", "full", "row", "absorbed"] = Field(
         "auto",
-        description="the last block present, where the feature is one token: row computes it for that token alone, "
-        "absorbed takes K and V into its query, auto is the cheapest, full leaves it as it is",
+        description="the last present block, if the feature is one token: row computes it for that token alone, "
+        "absorbed also absorbs K and V into its query, auto is the cheapest, full computes all tokens",
     )
     prefix_cache: Literal["auto", "always", "never"] = Field(
-        "auto", description="clients keep the outputs of frozen blocks; auto: where that pays over the stage's rounds"
+        "auto", description="clients cache the outputs of frozen blocks; auto: if that pays over the stage's rounds"
     )
     views: int = Field(
         4,
         ge=0,
-        description="augmented views of an image that are kept and cycled over; 0: each epoch crops again, and frozen "
-        "blocks of images are computed again too",
+        description="augmented views of an image that are cached and cycled through; 0: each epoch crops again, and "
+        "frozen blocks of images run again too",
     )

@@ -1,4 +1,4 @@
-"""Reads a spec: defaults, then a preset or a YAML file, then dotted overrides; mistakes are named with a remedy."""
+"""Loading of specs: defaults, then a preset or a YAML file, then dotted overrides; errors name the key and a remedy."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ ALIASES = {
     "min_available_nodes": "min_available_clients",
     "beta": "alpha",
 }
-"""Other tools' names of keys, in overrides of a spec that may hold ours already."""
+"""Other tools' names of keys -> lwfed's, for overrides of a spec that may already have lwfed's key."""
 DEFAULT_PRESET = "shapes-layerwise"
 
 _VARIANT = re.compile(r"contrastive|supervised|int|float|tuple\[.*\]")
-"""Parts of an error's location that are no keys, but say which of several types was tried."""
+"""Parts of an error's location that are not keys but name the type, of several, that was tried."""
 
 
 class _Yaml(yaml.SafeLoader):
-    """YAML in which 1e-4 is a number, as in YAML 1.2 and as people write it, and a key stands once."""
+    """YAML in which 1e-4 is a number, as in YAML 1.2 and as people write it, and in which no key repeats."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuses a key that stands twice, of which PyYAML takes the last in silence."""
+        """Refuses duplicate keys, of which PyYAML silently takes the last."""
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         twice = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
         if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key `{twice}` stands twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"the key `{twice}` appears twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -48,7 +48,7 @@ _Yaml.add_implicit_resolver(
 
 
 def preset_names() -> list[str]:
-    """Names of the presets that ship with lwfed."""
+    """Returns the names of the presets that ship with lwfed."""
     folder = resources.files("lwfed.spec") / "presets"
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
@@ -58,7 +58,7 @@ def load_spec(source: str | None = None, *, overrides: Sequence[str] = ()) -> Ru
 
     Args:
         source: A YAML file or a preset's name; None for the built-in default.
-        overrides: Texts such as `training.batch_size=64`; values are YAML.
+        overrides: Overrides such as `training.batch_size=64`; values are YAML.
 
     Returns:
         The complete spec.
@@ -76,7 +76,7 @@ def build_spec(values: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> R
     for text in overrides:
         key, value = _parse_override(text)
         path = key.split(".")
-        if path[:2] == ["model", "encoders"] and len(path) > 2:  # a part of an encoder is changed, the rest stands
+        if path[:2] == ["model", "encoders"] and len(path) > 2:  # changes part of an encoder and keeps the rest
             model = tree.setdefault("model", {})
             if isinstance(model, dict):
                 model.setdefault("encoders", ModelSpec().model_dump(mode="json")["encoders"])
@@ -111,7 +111,7 @@ def _read(source: str) -> Mapping[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise SpecError(f"{source} holds no mapping of keys", remedy="write keys such as `name: my-run`")
+        raise SpecError(f"{source} is not a mapping of keys", remedy="write keys such as `name: my-run`")
     return values
 
 
@@ -137,7 +137,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise SpecError(f"{path} is not text in UTF-8", remedy="name a YAML file") from None
+        raise SpecError(f"{path} is not UTF-8 text", remedy="name a YAML file") from None
     except OSError as error:
         raise SpecError(f"{path} cannot be read: {error.strerror}", remedy="name a YAML file") from None
 
@@ -153,7 +153,7 @@ def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
 
 
 def _explain(error: ValidationError) -> tuple[str]:
-    # a value that fits none of several types has an error for each
+    # a value that fits none of several types has one error per type
     return ("; ".join(dict.fromkeys(_explain_one(item) for item in error.errors(include_url=False))),)
 
 

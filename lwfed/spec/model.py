@@ -1,4 +1,4 @@
-"""The model: one encoder a modality, their projection heads, and the objective that joins them."""
+"""The model section: one encoder per modality, their projection heads, and the objective that joins them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lwfed.catalog.encoder import encoder_family
 from lwfed.spec.base import Choice, Section
 
 FAMILIES = "; ".join(f"{name}: {encoder_family(name).usage.what}" for name in names("encoders"))
-"""What each family is."""
+"""Description of each family."""
 
 
 class EncoderSpec(Section):
@@ -19,16 +19,17 @@ class EncoderSpec(Section):
 
     family: Annotated[str, Choice("encoders")] = Field(description=FAMILIES)
     arch: str | None = Field(
-        None, description="the library's architecture, such as vit_tiny_patch16_224; for families that have several"
+        None, description="name of the library's architecture, such as vit_tiny_patch16_224; for families with several"
     )
     weights: str | None = Field(None, description="pretrained weights: a folder, a file or a hub id; null: seeded")
     tokenizer: str | None = Field(
-        None, description="text: a folder or a hub id; null: that of `weights`, else bytes (no file needed)"
+        None, description="text: a folder or a hub id; null: the one in `weights`, else bytes (no file needed)"
     )
-    max_tokens: int = Field(40, ge=2, description="text: captions are cut at this many tokens")
-    blocks_per_stage: int | tuple[int, ...] = Field(1, description="blocks appended at each stage, or one for all")
+    max_tokens: int = Field(40, ge=2, description="text: captions are truncated to this many tokens")
+    blocks_per_stage: int | tuple[int, ...] = Field(1, description="blocks appended per stage: one number, or a list")
     config: dict[str, Any] = Field(
-        default_factory=dict, description="overrides of the architecture: timm.create_model's or transformers' names"
+        default_factory=dict,
+        description="overrides of the architecture, with timm.create_model's or transformers' names",
     )
 
     @model_validator(mode="after")
@@ -37,14 +38,14 @@ class EncoderSpec(Section):
         return self
 
     def blocks_at(self, stage: int) -> int:
-        """Number of blocks appended at a stage (counted from 1)."""
+        """Returns the number of blocks appended at a stage (counted from 1)."""
         if isinstance(self.blocks_per_stage, int):
             return self.blocks_per_stage
         return self.blocks_per_stage[stage - 1]
 
 
 class ProjectionSpec(Section):
-    """The projection head of each modality: hidden layers with BatchNorm, and a last one without affine."""
+    """The projection head of each modality: hidden layers with BatchNorm, and an output BatchNorm without affine."""
 
     hidden: int = Field(4096, ge=1, description="width of the hidden layers")
     out: int = Field(256, ge=1, description="width P of the embedding")
@@ -72,7 +73,7 @@ ObjectiveSpec = Annotated[ContrastiveSpec | SupervisedSpec, Field(discriminator=
 
 
 class ModelSpec(Section):
-    """All of the model."""
+    """The whole model."""
 
     encoders: dict[str, EncoderSpec] = Field(
         default_factory=lambda: {

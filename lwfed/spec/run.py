@@ -23,13 +23,13 @@ class StagesSpec(Section):
     """The schedule."""
 
     rounds: tuple[int, ...] = Field(
-        (15, 15, 15, 15, 15, 15), min_length=1, description="rounds of each stage; 0: its blocks are appended untrained"
+        (15, 15, 15, 15, 15, 15), min_length=1, description="rounds of each stage; 0: append its blocks untrained"
     )
 
     @model_validator(mode="after")
     def _something_to_do(self) -> Self:
         if any(count < 0 for count in self.rounds):
-            raise ValueError("`stages.rounds` holds a negative number")
+            raise ValueError("`stages.rounds` has a negative number")
         if not any(self.rounds):
             raise ValueError("`stages.rounds` are all 0: nothing would be trained")
         return self
@@ -41,7 +41,7 @@ class StagesSpec(Section):
 
 
 class RunSpec(Section):
-    """All of an experiment."""
+    """A complete experiment."""
 
     name: str = Field(
         "experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60, description="runs are named after it"
@@ -70,7 +70,7 @@ class RunSpec(Section):
             if isinstance(per_stage, tuple) and len(per_stage) != count:
                 raise ValueError(f"`{where}` has {len(per_stage)} entries for {count} stages")
             if any(encoder.blocks_at(s) < 0 for s in range(1, count + 1)) or encoder.blocks_at(1) < 1:
-                raise ValueError(f"`{where}`: the first stage needs at least one block, and no stage a negative number")
+                raise ValueError(f"`{where}`: the first stage needs at least one block, and no number may be negative")
         groups = (*self.model.modalities, "projection", "prediction")
         for where, table in (
             ("learning_rates", self.training.learning_rates),
@@ -88,11 +88,11 @@ class RunSpec(Section):
         if self.federation.partition.kind == "local" and self.federation.num_clients > 1:
             if "{client}" not in (self.data.root or ""):
                 raise ValueError(
-                    "a local partition needs a folder for each client and one for the server's test data: "
+                    "a local partition needs a folder per client and one for the server's test data: "
                     "put {client} into `data.root`, for example /data/{client}"
                 )
         elif "{client}" in (self.data.root or ""):
-            raise ValueError("`data.root` names {client}: set `federation.partition.kind` to local")
+            raise ValueError("`data.root` has {client}: set `federation.partition.kind` to local")
         launcher_kind(self.launch.kind).check(self)
         if self.model.objective.kind == "supervised" and not data.labels:
             raise ValueError(f"the {self.data.source} data have no class labels: use the contrastive objective")

@@ -1,4 +1,4 @@
-"""Local training on a client, and how the result is judged."""
+"""Local training on a client, and evaluation of the model."""
 
 from __future__ import annotations
 
@@ -12,51 +12,51 @@ Rate = float | tuple[float, ...]
 
 
 class TrainingSpec(Section):
-    """What a client does in one round."""
+    """A client's training in one round."""
 
-    local_epochs: int = Field(3, ge=1, description="passes over the client's data in a round")
-    local_steps: int | None = Field(None, ge=1, description="optimiser steps in a round, in place of local_epochs")
-    batch_size: int = Field(32, ge=2, description="examples a step; at most those of the client")
-    gradient_accumulation: int = Field(1, ge=1, description="micro-batches a step; a step still sees batch_size")
+    local_epochs: int = Field(3, ge=1, description="passes over the client's data per round")
+    local_steps: int | None = Field(None, ge=1, description="optimiser steps per round, instead of local_epochs")
+    batch_size: int = Field(32, ge=2, description="examples per step; at most all of the client's")
+    gradient_accumulation: int = Field(1, ge=1, description="micro-batches per step; a step still sees batch_size")
     learning_rate: float = Field(1.0e-4, gt=0, description="base rate; scaled by batch_size / 256")
     learning_rates: dict[str, Rate] = Field(
         default_factory=dict,
         description="base rate per module group (a modality, projection, prediction with fusion), or one per stage",
     )
     weight_decay: float = Field(0.0, ge=0, description="AdamW's")
-    weight_decays: dict[str, float] = Field(default_factory=dict, description="weight decay of a module group")
+    weight_decays: dict[str, float] = Field(default_factory=dict, description="weight decay per module group")
     clip_norm: float | None = Field(None, gt=0, description="largest norm of a step's gradient; null: no clipping")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device has it")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 if the device supports it")
     proximal_mu: float = Field(0.0, ge=0, description="FedProx: weight of the distance to the global model")
-    threads: int = Field(1, ge=1, description="CPU threads a client; part of what a digest depends on")
-    moments: Literal["fp32", "bf16", "int8"] = Field("fp32", description="how AdamW's two moments are kept")
+    threads: int = Field(1, ge=1, description="CPU threads per client; affects digests")
+    moments: Literal["fp32", "bf16", "int8"] = Field("fp32", description="format of AdamW's two moments")
     step_in_backward: bool = Field(
-        False, description="update each parameter as its gradient is there, which is freed at once"
+        False, description="update each parameter as soon as its gradient is complete, and free the gradient at once"
     )
     activation_checkpointing: bool = Field(
-        False, description="compute the trained blocks' activations again in the backward pass in place of keeping them"
+        False, description="recompute the trained blocks' activations in the backward pass instead of saving them"
     )
 
     @model_validator(mode="after")
     def _step_in_backward_fits(self) -> Self:
         if self.step_in_backward and self.gradient_accumulation > 1:
             raise ValueError(
-                "`step_in_backward` frees each gradient at once, and `gradient_accumulation` adds them up: use one"
+                "`step_in_backward` frees each gradient at once, but `gradient_accumulation` adds them up: use one"
             )
         if self.step_in_backward and self.clip_norm is not None:
-            raise ValueError("`step_in_backward` never has all gradients, whose norm `clip_norm` needs: use one")
+            raise ValueError("`step_in_backward` never has all gradients, but `clip_norm` needs their norm: use one")
         return self
 
 
 class EvaluationSpec(Section):
-    """When and on what the model is judged."""
+    """When the model is evaluated, and on which data."""
 
-    every: int = Field(1, ge=1, description="centralised evaluation every k rounds, and after each stage's last")
+    every: int = Field(1, ge=1, description="centralised evaluation every k rounds, and after each stage's last round")
     federated_every: int = Field(0, ge=0, description="evaluation on clients' held-out shares every k rounds; 0: never")
-    holdout_fraction: float = Field(0.0, ge=0, lt=1, description="share of a client's examples held out of training")
+    holdout_fraction: float = Field(0.0, ge=0, lt=1, description="fraction of a client's examples held out of training")
     batch_size: int = Field(64, ge=1, description="examples at a time")
-    classes: tuple[str, ...] = Field((), description="zero-shot: class names; empty: those of the data, if any")
-    prompts: tuple[str, ...] = Field(("a photo of a {c}",), description="zero-shot: templates, {c} is the class")
+    classes: tuple[str, ...] = Field((), description="zero-shot: class names; empty: the data's, if any")
+    prompts: tuple[str, ...] = Field(("a photo of a {c}",), description="zero-shot: templates; {c} is the class")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -17,7 +17,7 @@ from lwfed.round.shares import shares_at, split_share
 from lwfed.run import runs
 from lwfed.run.events import Emit, Warning
 from lwfed.run.runs import Options
-from lwfed.run.specs import placed
+from lwfed.run.specs import with_absolute_paths
 from lwfed.run.version import chosen_by, code_version
 from lwfed.spec.load import to_values
 from lwfed.spec.model import EncoderSpec, ModelSpec
@@ -45,7 +45,7 @@ def draft(
     root: str | None = None,
     found: Mapping[str, Any] | None = None,
 ) -> RunRecord:
-    """Drafts a run without writing or checking anything large; needs no torch for tabulated architectures.
+    """Drafts a run without writing or checking anything large; needs no torch if formulas describe the encoders.
 
     Args:
         spec: The experiment.
@@ -66,7 +66,7 @@ def draft(
     architectures = architectures_of(spec.model, folder=cache, count=count_architecture)
     depths = {modality: item.depth for modality, item in architectures.items()}
     plans = plan_stages(spec, depths=depths)
-    spec = placed(spec, store=store)
+    spec = with_absolute_paths(spec, store=store)
     source = server_source(spec_at(spec, root=root))
     _refuse_classes(spec, source)
     num_classes = len(source.classes) if spec.model.objective.kind == "supervised" else None

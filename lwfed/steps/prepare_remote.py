@@ -7,7 +7,7 @@ from lwfed.run import runs
 from lwfed.run.events import Emit
 from lwfed.run.launcher import Launcher
 from lwfed.run.runs import Options
-from lwfed.run.specs import placed
+from lwfed.run.specs import with_absolute_paths
 from lwfed.run.tasks import InspectTask, Place, PrepareTask
 from lwfed.spec.data import CLIENT_MARK
 from lwfed.spec.load import to_values
@@ -25,7 +25,7 @@ def prepare_remote(spec: RunSpec, *, options: Options, launcher: Launcher, store
         LwfedError: Any error of `prepare_run` there.
     """
     run_id = options.run_id or ""
-    values = to_values(placed(spec, store=store))
+    values = to_values(with_absolute_paths(spec, store=store))
     place = Place(workers=spec.data.workers, device=spec.launch.device)
     if CLIENT_MARK in (spec.data.root or ""):
         tasks = [

@@ -1,1 +1,1 @@
-"""Words that every part of lwfed uses; no torch here."""
+"""Basic types that every part of lwfed uses, without torch."""

@@ -1,4 +1,4 @@
-"""Canonical JSON, and the digests that are taken over it."""
+"""Canonical JSON, and digests of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def canonical(value: Any) -> bytes:
-    """Encodes a JSON value in one way only: sorted keys, no spaces, no NaN."""
+    """Encodes a JSON value in its canonical form: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
@@ -18,5 +18,5 @@ def digest_of(value: Any) -> str:
 
 
 def readable(value: Any) -> bytes:
-    """Encodes a JSON value for people: indented, sorted, with a last newline."""
+    """Encodes a JSON value for people: indented, with sorted keys and a final newline."""
     return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()

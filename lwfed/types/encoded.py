@@ -1,7 +1,7 @@
-"""What a tensor becomes when it is encoded to travel: names, types and shapes, known without its values.
+"""The tensors that a tensor is sent as: names, types and shapes per codec, known without its values.
 
-`bf16` halves the items. `int8` has one fp32 scale a row beside them, under the tensor's name and `:scale`. Buffers,
-and what is not fp32, travel as they are.
+`bf16` halves the size of items. `int8` adds one fp32 scale per row, under the tensor's name and `:scale`. Buffers, and
+tensors that are not fp32, are sent unchanged.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from lwfed.types.tensors import TensorSpec
 
 Codec = Literal["fp32", "bf16", "int8"]
 SCALE = ":scale"
-"""Put after a tensor's name: the scales of its rows."""
+"""Suffix of the name of a tensor's row scales."""
 
 
 def is_lossless(codec: Codec) -> bool:
-    """Whether tensors travel as they are. Nothing is rounded off then, so nothing has to be remembered."""
+    """Returns whether a codec sends tensors unchanged, so that there is no rounding error to keep."""
     return codec == "fp32"
 
 
 def is_encoded(spec: TensorSpec, codec: Codec) -> bool:
-    """Whether a tensor of such a type travels as an encoded change, and not as its value."""
+    """Returns whether a tensor of this type is sent as an encoded change instead of its value."""
     return not is_lossless(codec) and spec.dtype == "F32" and not spec.buffer
 
 
 def num_rows(shape: tuple[int, ...]) -> int:
-    """Returns the number of rows that have a scale each: a matrix's or a convolution's outputs, a table's entries.
+    """Returns the number of rows, each with its own scale: a matrix's or a convolution's outputs, a table's entries.
 
-    They are counted along the first size that is not 1, if another such size follows it; else the tensor is one row. An
-    empty tensor has none.
+    Rows are counted along the first size that is not 1, if another such size follows; otherwise the tensor is one row.
+    An empty tensor has no rows.
     """
     sizes = [size for size in shape if size != 1]
     if 0 in sizes:
@@ -39,7 +39,7 @@ def num_rows(shape: tuple[int, ...]) -> int:
 
 
 def encoded(name: str, spec: TensorSpec, codec: Codec) -> dict[str, TensorSpec]:
-    """Returns the tensors that one tensor travels as: name -> type and shape."""
+    """Returns the tensors that one tensor is sent as: name -> type and shape."""
     if not is_encoded(spec, codec):
         return {name: TensorSpec(shape=spec.shape, dtype=spec.dtype)}
     if codec == "bf16":
@@ -51,5 +51,5 @@ def encoded(name: str, spec: TensorSpec, codec: Codec) -> dict[str, TensorSpec]:
 
 
 def encoded_specs(specs: Mapping[str, TensorSpec], codec: Codec) -> dict[str, TensorSpec]:
-    """Returns the tensors that several travel as; see `encoded`."""
+    """Returns the tensors that several tensors are sent as; see `encoded`."""
     return {key: item for name, spec in specs.items() for key, item in encoded(name, spec, codec).items()}

@@ -1,4 +1,4 @@
-"""Errors with a problem, a remedy and a numbered exit code: the one table that CLI, pods and docs share."""
+"""Errors with a problem, a remedy and a numbered exit code: one table for the CLI, pods and docs."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ class DivergedError(LwfedError, ArithmeticError):
 
 
 class ResumeError(LwfedError, ValueError):
-    """A run is resumed with another spec than it was started with."""
+    """A run is resumed with a different spec than it was started with."""
 
     exit_code = 15
     name = "resumed run differs"
 
 
 class DiskFullError(LwfedError, OSError):
-    """No space is left where lwfed writes."""
+    """There is no space left on a disk that lwfed writes to."""
 
     exit_code = 16
     name = "no space left"
@@ -84,21 +84,21 @@ class OutOfMemoryError(LwfedError, MemoryError):
 
 
 class NotFoundError(LwfedError, LookupError):
-    """A run, a stage or a preset of that name is not known."""
+    """There is no run, stage or preset of that name."""
 
     exit_code = 19
     name = "not found"
 
 
 class CoordinatorGoneError(LwfedError):
-    """The coordinator that asked for the work shows no sign of life."""
+    """The coordinator's heartbeat has stopped."""
 
     exit_code = 20
     name = "coordinator gone"
 
 
 class NotStartedError(LwfedError):
-    """Nothing of a pipeline's run starts: no image, no room, a quota."""
+    """No pod of a pipeline's run starts: the image, capacity or quota is missing."""
 
     exit_code = 21
     name = "nothing started in time"
@@ -119,23 +119,23 @@ EXIT_CODES: dict[int, str] = {
 """Exit code -> meaning. `lwfed --help` and the README print this table."""
 
 FINAL_CODES: frozenset[int] = frozenset({SpecError.exit_code, DataError.exit_code, DivergedError.exit_code})
-"""Exit codes after which trying the same work again cannot help."""
+"""Exit codes after which retrying the same work cannot help."""
 
 
 SHARED_CODES: frozenset[int] = frozenset(
     {SpecError.exit_code, CheckpointError.exit_code, DiskFullError.exit_code, UnreachableError.exit_code}
 )
-"""Exit codes of a client whose cause is not the client's own: they end the stage, whatever the quorum."""
+"""Exit codes of a client whose cause is not specific to the client: they end the stage, whatever the quorum."""
 
 
 def error_of(code: int, message: str) -> LwfedError:
-    """Makes the error that ended another process with an exit code of ours."""
+    """Rebuilds the error of another lwfed process from its exit code and message."""
     problem, _, remedy = message.partition(" -> ")
     return next((kind for kind in KINDS if kind.exit_code == code), LwfedError)(problem, remedy=remedy)
 
 
 def exit_name(code: int) -> str:
-    """Names an exit code of a process: one of ours, a signal's, or plain."""
+    """Returns the meaning of a process's exit code: lwfed's own, a signal, or the number."""
     if code in EXIT_CODES:
         return EXIT_CODES[code]
     if code < 0 or code > 128:

@@ -1,7 +1,7 @@
-"""Records: what is written down of a run, a stage, a round and a client's part of it; stored as readable JSON.
+"""Records of runs, stages, rounds and clients, stored as readable JSON.
 
-A record that another version of lwfed wrote may lack what is optional here and may have more: it can be read all the
-same, and what it has more is kept.
+A record written by another version of lwfed can still be read if it lacks optional fields or has additional ones;
+additional fields are kept.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Record(BaseModel):
 
     @classmethod
     def of(cls, values: Any) -> Self:
-        """Reads JSON values. Raises CheckpointError where they are of another form."""
+        """Validates JSON values. Raises CheckpointError if they do not fit the record."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -35,11 +35,11 @@ class Record(BaseModel):
             ) from None
 
     def to_values(self) -> dict[str, Any]:
-        """Returns JSON values: what was given, and nothing that was left out."""
+        """Returns JSON values of the fields that were set, without defaults."""
         return self.model_dump(mode="json", exclude_unset=True)
 
     def changed(self, **values: Any) -> Self:
-        """Returns the record with other values."""
+        """Returns a copy of the record with the given values."""
         return self.model_copy(update=values)
 
 
@@ -47,9 +47,9 @@ class StepFlops(Record):
     """FLOPs of a client's first step.
 
     Attributes:
-        forward: Of its forward pass.
-        backward: Of its backward pass.
-        batch: Examples of the step.
+        forward: FLOPs of its forward pass.
+        backward: FLOPs of its backward pass.
+        batch: Number of its examples.
     """
 
     forward: float
@@ -58,30 +58,30 @@ class StepFlops(Record):
 
 
 class ClientRecord(Record):
-    """What a client's update reports of a round.
+    """A client's metrics of a round, as reported with its update.
 
     Attributes:
         num_examples: w_n.
-        steps: Optimiser steps.
-        loss: Mean over them.
-        loss_first: Of the first, before any change.
+        steps: Number of optimiser steps.
+        loss: Mean loss over all steps.
+        loss_first: Loss of the first step, before any parameter changes.
         wall_s: Seconds of training.
         bytes_up: Bytes of tensors sent.
-        bytes_down: Bytes received of what is trained.
-        bytes_down_frozen: Bytes received of frozen blocks.
-        peak_rss_bytes: The process's largest resident memory.
-        step_flops: FLOPs of the first step; None where it was not measured.
-        peak_tensor_bytes: Weights, gradients, optimiser and activations of the first step.
-        activations_bytes: Of the first step.
-        gradients_bytes: Of the first step.
-        optimizer_bytes: Of the first step.
-        device_peak_bytes: A GPU's largest memory in the first step.
-        prefix: Modality -> what became of its frozen blocks' outputs: `kept`, `filled`, `recomputed: ` and why.
-        prefix_fill_s: Seconds that filling them took.
-        prefix_cache_bytes: Bytes that they take.
-        residual: What became of what the last upload rounded off: `fresh`, `used` or `lost`.
-        residual_kept: Whether what this upload rounded off is kept.
-        unkept: Why the client keeps nothing from round to round.
+        bytes_down: Bytes of trained tensors received.
+        bytes_down_frozen: Bytes of frozen blocks received.
+        peak_rss_bytes: The process's peak resident memory.
+        step_flops: FLOPs of the first step; None if not measured.
+        peak_tensor_bytes: Weights, gradients, optimiser states and activations of the first step.
+        activations_bytes: Bytes of activations in the first step.
+        gradients_bytes: Bytes of gradients in the first step.
+        optimizer_bytes: Bytes of optimiser states in the first step.
+        device_peak_bytes: A GPU's peak memory in the first step.
+        prefix: Modality -> state of its cached frozen outputs: `kept`, `filled`, or `recomputed: ` and the reason.
+        prefix_fill_s: Seconds spent filling the cache.
+        prefix_cache_bytes: Bytes of the cache.
+        residual: State of the last upload's residual: `fresh`, `used` or `lost`.
+        residual_kept: Whether this upload's residual was kept.
+        unkept: Why the client keeps nothing between rounds.
     """
 
     num_examples: int
@@ -113,16 +113,16 @@ class RoundRecord(Record):
     Attributes:
         stage: s.
         round: r, counted from 1 within the stage.
-        global_round: Counted from 1 within the run.
-        digest: Of its result.
-        metrics: Name -> value: `train/loss`, `test/...` where it was evaluated, `federated/...`, `aggregate/...`.
-        cohort: Who was sampled.
-        clients: Who was accepted, and what each reports.
+        global_round: Number of the round within the run, counted from 1.
+        digest: Digest of its result.
+        metrics: Name -> value: `train/loss`, `test/...` if it was evaluated, `federated/...`, `aggregate/...`.
+        cohort: The sampled clients.
+        clients: The accepted clients, with their metrics.
         failed: Client -> why it has no update.
         wall_s: Part -> seconds: `round`, `train`, `aggregate`, `evaluate`, `between_rounds`, `overhead` ...
         failed_evaluations: Client -> why it could not evaluate.
-        recomputed_prefixes: Client -> why its frozen blocks' outputs could not be kept.
-        lost_residuals: Clients that lost what their last upload rounded off.
+        recomputed_prefixes: Client -> why its frozen blocks' outputs could not be cached.
+        lost_residuals: Clients that lost their last upload's residual.
     """
 
     stage: int
@@ -140,11 +140,11 @@ class RoundRecord(Record):
 
 
 class Ledger(Record):
-    """Costs of a stage, side by side.
+    """A stage's predicted and measured costs.
 
     Attributes:
-        predicted: Of one client, as `lwfed.cost` derives them; None where the run has no prediction.
-        measured: What clients measured: bytes per client per round, FLOPs per sample, peak memory.
+        predicted: One client's costs, as `lwfed.cost` derives them; None if the run has no prediction.
+        measured: Costs measured by clients: bytes per client per round, FLOPs per sample, peak memory.
     """
 
     predicted: dict[str, Any] | None = None
@@ -157,14 +157,14 @@ class StageRecord(Record):
     Attributes:
         stage: s.
         key: Its address.
-        digest: Of its result.
-        input_digest: Of the checkpoint it started from; empty at the first.
-        plan_digest: Of its plan.
-        rounds: How many.
-        metrics: Of its last round.
-        ledger: What it cost.
-        wall_s: Seconds.
-        reused: Whether the work had been done before, by this run or another.
+        digest: Digest of its result.
+        input_digest: Digest of the checkpoint it started from; empty for the first stage.
+        plan_digest: Digest of its plan.
+        rounds: Number of rounds.
+        metrics: Metrics of its last round.
+        ledger: Its costs.
+        wall_s: Wall-clock seconds.
+        reused: Whether it was already committed, by this run or another.
     """
 
     stage: int
@@ -197,12 +197,12 @@ class DataRecord(Record):
     """The data of a run.
 
     Attributes:
-        source: Where they come from.
-        version: Digest of what they are, wherever they lie, and of pretrained weights.
-        num_train: Training examples of all clients.
-        num_test: Examples that the server evaluates on.
+        source: Name of the source.
+        version: Digest of the data's content, wherever it is stored, and of pretrained weights.
+        num_train: Number of all clients' training examples.
+        num_test: Number of examples that the server evaluates on.
         clients: Client -> number of examples it trains on.
-        classes: Names of the classes; empty without labels.
+        classes: Names of the classes; empty if there are no labels.
     """
 
     source: str
@@ -219,19 +219,19 @@ class RunRecord(Record):
     Attributes:
         run_id: Its id.
         name: Its spec's name.
-        created: When, as ISO 8601 with an offset.
-        spec: The experiment, complete.
+        created: Time of creation, as ISO 8601 with an offset.
+        spec: The complete experiment.
         strategy: `layerwise`, `progressive` or `end_to_end`.
-        stages: The stages that it has begun or taken over.
-        parent: The run it starts from; None: from nothing.
-        salt: Makes its keys its own; empty unless it is `--fresh`.
+        stages: The stages that it has started or taken over.
+        parent: The run it starts from, or None.
+        salt: Makes its keys unique; empty unless it is `--fresh`.
         depths: Modality -> number of blocks of its whole encoder.
-        model: The model, with encoders described whole.
-        num_classes: C; None without labels.
+        model: The model, with complete encoder settings.
+        num_classes: C; None if there are no labels.
         data: Its data.
-        code_version: Digest of the code that decides numbers.
-        predicted: Costs of each stage.
-        end_to_end: Costs of end-to-end training of the same model.
+        code_version: Digest of the code that affects results.
+        predicted: Predicted costs of each stage.
+        end_to_end: Predicted costs of end-to-end training of the same model.
     """
 
     run_id: str
@@ -252,7 +252,7 @@ class RunRecord(Record):
 
     @property
     def stage_numbers(self) -> list[int]:
-        """Numbers of all stages: those it foresees, and those it has noted keys of so far."""
+        """Numbers of all stages: those with predicted costs, and those with recorded keys."""
         return sorted({*(int(cost["stage"]) for cost in self.predicted), *(item.stage for item in self.stages)})
 
 
@@ -269,16 +269,16 @@ class StageSummary(Record):
 
 
 class RunSummary(Record):
-    """How a run ended; the last line of `lwfed run --json`.
+    """A run's result; the last line of `lwfed run --json`.
 
     Attributes:
         run_id: The run.
-        status: `finished`, or `partial` where stages are left.
-        digest: Of its result.
-        metrics: Of its last evaluated round.
-        ledger: `predicted` and `measured`, of the whole run.
+        status: `finished`, or `partial` if stages remain.
+        digest: Digest of its result.
+        metrics: Metrics of its last evaluated round.
+        ledger: `predicted` and `measured` costs of the whole run.
         stages: Its stages.
-        wall_s: Seconds.
+        wall_s: Wall-clock seconds.
     """
 
     run_id: str
@@ -291,7 +291,7 @@ class RunSummary(Record):
 
 
 class AcceptedUpdate(Record):
-    """An update that counts: its digest, w_n, and what the client reports."""
+    """An accepted update: its digest, w_n, and the client's metrics."""
 
     digest: str
     num_examples: int
@@ -299,12 +299,12 @@ class AcceptedUpdate(Record):
 
 
 class Accepted(Record):
-    """Which updates of a round count; committed before they are aggregated.
+    """A round's accepted set; committed before aggregation.
 
     Attributes:
         clients: Client -> its update.
-        failed: Client -> why it has none.
-        cohort: Who was sampled.
+        failed: Client -> why it has no update.
+        cohort: The sampled clients.
         wall_s: Seconds of training.
     """
 
@@ -315,5 +315,5 @@ class Accepted(Record):
 
 
 def client_values(clients: Mapping[Any, ClientRecord], name: str) -> list[Any]:
-    """Returns one value of each client that has it, in the order of the clients."""
+    """Returns the values of one field over all clients that have it, in the clients' order."""
     return [value for client in clients.values() if (value := getattr(client, name)) is not None]

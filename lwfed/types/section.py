@@ -1,4 +1,4 @@
-"""The record that every section of a spec, a plan and a task is: frozen, and closed to unknown keys."""
+"""The base class of every section of a spec, a plan or a task: frozen, and without unknown keys."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ class Section(BaseModel):
 
     @classmethod
     def fields(cls) -> dict[str, FieldInfo]:
-        """Returns its keys with their meaning."""
+        """Returns the section's keys with their descriptions."""
         return dict(cls.model_fields)

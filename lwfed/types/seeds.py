@@ -1,4 +1,4 @@
-"""Seeds are hex text derived from names: no global generator, and the same name gives the same numbers anywhere."""
+"""Seeds: hex text derived from names, without a global generator; the same name gives the same numbers everywhere."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ def derive(seed: str | int, *names: str | int) -> str:
 
 
 def as_int(seed: str) -> int:
-    """Returns the seed as an integer in [0, 2^63), for generators that want one."""
+    """Returns the seed as an integer in [0, 2^63), for generators that need one."""
     return int(seed[:16], 16) >> 1

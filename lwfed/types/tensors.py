@@ -1,4 +1,4 @@
-"""What a tensor is without its values, and how a safetensors file lays tensors out: both exact, neither needs torch."""
+"""Types and shapes of tensors, and the exact layout of a safetensors file; both without torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 ITEM_BYTES: dict[str, int] = {
     "F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
-"""Bytes an item, by the safetensors name of the type."""
+"""Bytes per item, by the type's safetensors name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class TensorSpec:
     Attributes:
         shape: Sizes, outermost first; `()` for a scalar.
         dtype: The safetensors name of the type (`F32`, `I64` ...).
-        buffer: Whether it is a buffer (BatchNorm statistics) and not a parameter.
+        buffer: Whether it is a buffer (BatchNorm statistics) instead of a parameter.
     """
 
     shape: tuple[int, ...]
@@ -34,13 +34,13 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the items alone."""
+        """Bytes of the items, without a header."""
         return self.numel * ITEM_BYTES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A safetensors file before its data: the header's bytes and where each tensor lies.
+    """The layout of a safetensors file: the header's bytes and each tensor's position.
 
     Attributes:
         header: Length prefix and JSON, padded to 8 bytes.
@@ -54,7 +54,7 @@ class Layout:
 
 
 def layout(specs: Mapping[str, TensorSpec]) -> Layout:
-    """Lays tensors out in one file, wide types first and then by name, as the safetensors format wants them aligned.
+    """Lays tensors out in one file, wide types first and then by name, as the safetensors format's alignment requires.
 
     Args:
         specs: Tensor name -> type and shape.
@@ -87,7 +87,7 @@ def layout(specs: Mapping[str, TensorSpec]) -> Layout:
 def unit_of(name: str) -> str:
     """Returns the unit a tensor belongs to: `image.blocks.3`, `text.stem`, `text.projection`, `prediction` ...
 
-    A unit is what is trained or frozen, exchanged and stored as a whole.
+    A unit is a part of the model that is trained or frozen, exchanged and stored as a whole.
     """
     parts = name.split(".")
     if parts[0] in ("prediction", "fusion"):

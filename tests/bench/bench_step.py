@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from lwfed import environment
-from lwfed.cost.architectures import tabled
+from lwfed.cost.architectures import by_formulas
 from lwfed.cost.ledger import end_to_end_cost, stage_costs
 from lwfed.cost.stage_cost import StageCost
 from lwfed.data.batches import Batch
@@ -76,7 +76,7 @@ def make(preset: str, overrides: tuple[str, ...], *, batch: int, device: torch.d
     precision = "bf16" if device.type == "cuda" else "fp32"
     general = [f"training.batch_size={batch}", f"training.precision={precision}"]
     spec = load_spec(preset, overrides=[*general, *overrides])
-    architectures = {m: found for m, encoder in spec.model.encoders.items() if (found := tabled(encoder))}
+    architectures = {m: found for m, encoder in spec.model.encoders.items() if (found := by_formulas(encoder))}
     stages = plan_stages(spec, depths={m: found.depth for m, found in architectures.items()})
     plan = stages[-1]
     if spec.strategy == "end_to_end":

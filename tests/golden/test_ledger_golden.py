@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lwfed.cost.architectures import tabled
+from lwfed.cost.architectures import by_formulas
 from lwfed.cost.ledger import end_to_end_cost, stage_costs
 from lwfed.cost.schedule import ScheduleCost, factor, schedule_costs
 from lwfed.cost.stage_cost import StageCost
@@ -42,7 +42,7 @@ def bill(
             "levers": {"prefix_cache": "never", "last_block": last_block},
         }
     )
-    architectures = {m: architecture for m, e in spec.model.encoders.items() if (architecture := tabled(e))}
+    architectures = {m: architecture for m, e in spec.model.encoders.items() if (architecture := by_formulas(e))}
     stages = plan_stages(spec, depths={m: a.depth for m, a in architectures.items()})
     costs = stage_costs(stages, architectures=architectures, num_classes=13)
     whole = end_to_end_cost(stages, architectures=architectures, num_classes=13)

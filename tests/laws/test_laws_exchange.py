@@ -18,7 +18,7 @@ from lwfed.launch.in_process import InProcess
 from lwfed.launch.subprocess import Subprocess
 from lwfed.models.build import tensor_specs
 from lwfed.round.context import RoundContext
-from lwfed.round.counted import counted_before
+from lwfed.round.last_accepted import last_accepted
 from lwfed.round.residuals import open_residuals
 from lwfed.round.server import ROUNDED
 from lwfed.round.train_client import fetch_model, train_client
@@ -81,7 +81,7 @@ def test_what_was_sent_and_what_is_kept_is_what_was_meant(codec: Codec, grid: bo
     for number in range(10):
         trained = values(number, grid=grid)
         before = kept
-        sent, kept = upload(trained, start=zero, kept=kept, specs=SPECS, codec=codec, seed=derive("ab", number))
+        sent, kept = upload(trained, start=zero, residual=kept, specs=SPECS, codec=codec, seed=derive("ab", number))
         assert torch.equal(sent["mean"], trained["mean"]) and set(kept) == {"w", "b"}, "buffers travel as values"
         for name in ("w", "b"):
             decoded = decode(name, sent)
@@ -111,7 +111,7 @@ def test_on_average_a_real_update_arrives_as_it_is(tmp_path: Path, codec: Codec)
     trials, total, step = 300, torch.zeros(specs[name].shape).double(), 0.0
     for number in range(trials):
         sent, left = upload(
-            {name: after[name]}, start=before, kept={}, specs=specs, codec=codec, seed=derive(1, number)
+            {name: after[name]}, start=before, residual={}, specs=specs, codec=codec, seed=derive(1, number)
         )
         total += decode(name, sent)
         step = max(step, 2 * float(left[name].abs().max()))
@@ -131,7 +131,7 @@ def test_the_servers_changes_and_what_it_keeps_are_what_aggregation_made(codec: 
             "w",
             before + change,
             start={"w": before}.__getitem__,
-            kept=kept,
+            residual=kept,
             spec=SPECS["w"],
             codec=codec,
             seed=derive(3, number),
@@ -367,7 +367,7 @@ def test_the_residual_of_an_update_that_was_not_accepted_does_not_count(tmp_path
     assert lost.digest == absent.digest != whole.digest
     last = lost.told("round")[-1]["clients"][LATE]
     assert last["residual"] == "used"
-    counted = counted_before(round_of(Workbench(lost.store), lost.keys[0], 4))
+    counted = last_accepted(round_of(Workbench(lost.store), lost.keys[0], 4))
     assert {client: item["round"] for client, item in counted.items()} == {FIRST: 3, "client-001": 3, LATE: 3}
     told = lost.store.read_ref(paths.round_task(lost.keys[0], 3))
     assert told is not None and told["counted"][LATE]["round"] == 1
@@ -398,7 +398,7 @@ def test_without_a_folder_nothing_is_kept_and_that_is_told(tmp_path: Path) -> No
     first = updates[FIRST]["metrics"]
     assert (first["residual"], first["residual_kept"]) == ("fresh", False)
     commit(bench, stage)
-    counted = counted_before(round_of(bench, stage.key, 2))
+    counted = last_accepted(round_of(bench, stage.key, 2))
     assert counted[FIRST] == {"round": 1, "digest": updates[FIRST]["digest"]}
     bench.store.write_ref(paths.round_task(stage.key, 2), {"counted": counted})
     second = train_client(client_task(bench, stage, FIRST, server_round=2), bench=bench)["metrics"]

@@ -16,8 +16,8 @@ from torch import Tensor
 from lwfed.catalog.sources.shapes import ShapesSize
 from lwfed.data.batches import train_batches
 from lwfed.data.inputs import InputSettings
-from lwfed.data.kept_prefix import INDEX, Inputs, KeptPrefix, find_kept, keep
 from lwfed.data.opening import open_source
+from lwfed.data.prefix_cache import INDEX, CachedPrefix, Inputs, find_cached, write_cache
 from lwfed.data.protocol import Example
 from lwfed.launch.in_process import InProcess
 from lwfed.launch.subprocess import Subprocess
@@ -82,7 +82,7 @@ def test_what_is_kept_is_what_would_be_computed(modality: str, module: Multimoda
     """Bit for bit, for the same batches."""
     inputs = inputs_of(modality)
     states = [module.prefix(modality, raw, cut=1) for raw in raw_batches(modality, inputs)]
-    kept = keep(tmp_path, inputs, ((state.tokens, state.mask) for state in states), chain=CHAIN, code=CODE)
+    kept = write_cache(tmp_path, inputs, ((state.tokens, state.mask) for state in states), chain=CHAIN, code=CODE)
     assert len(inputs) == sum(len(state.tokens) for state in states)
     start = 0
     for state in states:
@@ -102,7 +102,7 @@ def test_projections_of_what_is_kept_are_those_of_the_inputs(modality: str, modu
     inputs = inputs_of(modality)
     batches = raw_batches(modality, inputs)
     states = [module.prefix(modality, raw, cut=1) for raw in batches]
-    kept = keep(tmp_path, inputs, ((state.tokens, state.mask) for state in states), chain=CHAIN, code=CODE)
+    kept = write_cache(tmp_path, inputs, ((state.tokens, state.mask) for state in states), chain=CHAIN, code=CODE)
     numbers = list(range(BATCH))
     ours = module.project(modality, kept.at(numbers), cut=1)
     theirs = module.project(modality, batches[0], cut=1)
@@ -117,7 +117,7 @@ def test_newly_frozen_blocks_applied_to_what_is_kept_are_all_blocks_at_once(modu
         inputs = inputs_of(modality)
         encoder = module.encoder(modality)
         states = [module.prefix(modality, raw, cut=1) for raw in raw_batches(modality, inputs)]
-        first = keep(tmp_path, inputs, ((s.tokens, s.mask) for s in states), chain=CHAIN, code=CODE)
+        first = write_cache(tmp_path, inputs, ((s.tokens, s.mask) for s in states), chain=CHAIN, code=CODE)
         found = first.at(range(BATCH))
         later = encoder.advance(states[0]._replace(tokens=found["tokens"], mask=found.get("mask")), start=1, stop=2)
         whole = module.prefix(modality, raw_batches(modality, inputs)[0], cut=2)
@@ -140,7 +140,7 @@ def test_rows_of_a_batch_find_their_view_and_their_caption(tmp_path: Path) -> No
         "seed": SEED, "first_view": 4, "augment": True, "workers": 0, "num_batches": 3,
     }  # fmt: skip
     raw = list(train_batches(SOURCE, views={"image": 3}, **common))
-    ours = list(train_batches(SOURCE, views={"image": 3}, kept=made, **common))
+    ours = list(train_batches(SOURCE, views={"image": 3}, cached=made, **common))
     for one, other in zip(raw, ours, strict=True):
         assert one.ids == other.ids
         assert torch.equal(one.inputs["image"].flatten(1), other.inputs["image"]["tokens"].flatten(1))
@@ -150,24 +150,24 @@ def test_rows_of_a_batch_find_their_view_and_their_caption(tmp_path: Path) -> No
     assert views[0] == views[1]
 
 
-def _kept_inputs(inputs: Inputs, folder: Path) -> KeptPrefix:
+def _kept_inputs(inputs: Inputs, folder: Path) -> CachedPrefix:
     """Keeps the raw pixels themselves, as tokens: what comes back shows which input a row got."""
     raw = ((pixels.flatten(1)[:, None, :], None) for pixels in inputs.batches(SOURCE, batch_size=BATCH, workers=0))
-    return keep(folder, inputs, raw, chain=CHAIN, code=CODE)
+    return write_cache(folder, inputs, raw, chain=CHAIN, code=CODE)
 
 
 def test_other_blocks_examples_seeds_views_or_code_are_not_taken_for_these(tmp_path: Path) -> None:
     inputs = inputs_of("image", views=2, augment=True)
     _kept_inputs(inputs, tmp_path)
-    assert find_kept(tmp_path, inputs, chain=CHAIN, code=CODE) is not None
-    part = find_kept(tmp_path, inputs, chain=(*CHAIN, "next"), code=CODE)
+    assert find_cached(tmp_path, inputs, chain=CHAIN, code=CODE) is not None
+    part = find_cached(tmp_path, inputs, chain=(*CHAIN, "next"), code=CODE)
     assert part is not None and part.chain == CHAIN, "a leading part is a start"
-    assert find_kept(tmp_path, inputs, chain=("stem", "other"), code=CODE) is None
-    assert find_kept(tmp_path, inputs, chain=CHAIN, code="newer") is None
+    assert find_cached(tmp_path, inputs, chain=("stem", "other"), code=CODE) is None
+    assert find_cached(tmp_path, inputs, chain=CHAIN, code="newer") is None
     fewer = replace(inputs, examples=inputs.examples[1:])
     renamed = replace(inputs, examples=(Example("x", None, ("a",)), *inputs.examples[1:]))
     for other in (fewer, renamed, replace(inputs, seed="0"), replace(inputs, views=1), replace(inputs, augment=False)):
-        assert find_kept(tmp_path, other, chain=CHAIN, code=CODE) is None
+        assert find_cached(tmp_path, other, chain=CHAIN, code=CODE) is None
 
 
 def test_what_is_damaged_or_half_written_is_not_used(tmp_path: Path) -> None:
@@ -176,16 +176,16 @@ def test_what_is_damaged_or_half_written_is_not_used(tmp_path: Path) -> None:
     (place,) = tmp_path.iterdir()
     index = json.loads((place / INDEX).read_text())
     (place / INDEX).write_text(json.dumps(index | {"lengths": index["lengths"][:-1]}))
-    assert find_kept(tmp_path, inputs, chain=CHAIN, code=CODE) is None
+    assert find_cached(tmp_path, inputs, chain=CHAIN, code=CODE) is None
     (place / INDEX).write_text("{")
-    assert find_kept(tmp_path, inputs, chain=CHAIN, code=CODE) is None and not place.exists()
+    assert find_cached(tmp_path, inputs, chain=CHAIN, code=CODE) is None and not place.exists()
 
     def breaks() -> Any:
         yield torch.zeros(2, 1, 3), None
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        keep(tmp_path, inputs, breaks(), chain=CHAIN, code=CODE)
+        write_cache(tmp_path, inputs, breaks(), chain=CHAIN, code=CODE)
     assert not list(tmp_path.iterdir())
 
 
@@ -221,10 +221,10 @@ def test_no_room_is_told_and_costs_no_round(tmp_path: Path, monkeypatch: pytest.
     def full(*_: Any, **__: Any) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("lwfed.round.prefix.keep", full)
+    monkeypatch.setattr("lwfed.round.prefix.write_cache", full)
     done = run_tiny(tmp_path, KEEP)
     told = prefix_told(done, 2)
-    assert all("recomputed: it cannot be kept in" in m["prefix"]["image"] for m in told)
+    assert all(m["prefix"]["image"].startswith("recomputed: ") for m in told)
     assert all("No space left on device" in m["prefix"]["text"] for m in told)
     records = [record for record in done.told("round") if record["stage"] == 2]
     assert all(sorted(record["recomputed_prefixes"]) == ["client-000", "client-001"] for record in records)

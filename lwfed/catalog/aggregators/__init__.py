@@ -1,1 +1,1 @@
-"""Aggregators that may wrap the weighted mean."""
+"""Aggregators that can wrap the weighted mean."""

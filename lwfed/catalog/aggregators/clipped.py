@@ -1,4 +1,4 @@
-"""Clipping: no client moves the model further than a bound."""
+"""Clipping: a bound on how far each client can move the model."""
 
 from __future__ import annotations
 
@@ -14,5 +14,6 @@ class Settings(Section):
 
     kind: Literal["clipped"] = "clipped"
     max_norm: float = Field(
-        gt=0, description="largest norm of a client's change, over all parameters that it trained; a longer one shrinks"
+        gt=0,
+        description="largest norm of a client's change over all its trained parameters; a larger one is scaled down",
     )

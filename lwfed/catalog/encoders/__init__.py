@@ -1,1 +1,1 @@
-"""Encoder families; each has a `DESCRIPTION`, and its module under the same name in `lwfed.models.encoders`."""
+"""Encoder families; each has a `DESCRIPTION`, and its module has the same name in `lwfed.models.encoders`."""

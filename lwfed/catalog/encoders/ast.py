@@ -1,4 +1,4 @@
-"""AST (transformers): how it is chosen, counted and used; see `lwfed.models.encoders.ast`."""
+"""AST (transformers): its settings, formulas and usage; see `lwfed.models.encoders.ast`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HUB: dict[str, dict[str, Any]] = {
     "MIT/ast-finetuned-audioset-10-10-0.4593": {"model_type": MODEL_TYPE},
     "bookbot/distil-ast-audioset": {"model_type": MODEL_TYPE, "num_hidden_layers": 6},
 }
-"""Hub ids of pretrained weights -> their config, where it differs from the defaults."""
+"""Hub ids of pretrained weights -> their config, if it differs from the defaults."""
 
 
 def inputs(settings: Mapping[str, Any]) -> Input:
@@ -43,7 +43,7 @@ def inputs(settings: Mapping[str, Any]) -> Input:
 
 
 def architecture(encoder: EncoderSettings) -> Architecture | None:
-    """Returns it as formulas; see `EncoderDescription.architecture`."""
+    """Returns the architecture by formulas; see `EncoderDescription.architecture`."""
     c = transformers_settings(encoder, DEFAULTS, model_type=MODEL_TYPE, hub=HUB)
     if c is None or c["hidden_act"] != "gelu" or c["hidden_size"] % c["num_attention_heads"]:
         return None

@@ -1,4 +1,4 @@
-"""DistilBERT (transformers): how it is chosen, counted and used; see `lwfed.models.encoders.distilbert`."""
+"""DistilBERT (transformers): its settings, formulas and usage; see `lwfed.models.encoders.distilbert`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEFAULTS: dict[str, Any] = {
 """transformers' defaults (Sanh et al. 2019)."""
 
 ALIASES: dict[str, str] = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"}
-"""Other names that transformers takes for these settings."""
+"""Other names that transformers accepts for these settings."""
 
 HUB: dict[str, dict[str, Any]] = {
     "distilbert-base-uncased": {"model_type": "distilbert"},
@@ -33,7 +33,7 @@ HUB: dict[str, dict[str, Any]] = {
     "distilbert-base-cased": {"model_type": "distilbert", "vocab_size": 28996},
     "distilbert/distilbert-base-cased": {"model_type": "distilbert", "vocab_size": 28996},
 }
-"""Hub ids of pretrained weights -> their config, where it differs from the defaults."""
+"""Hub ids of pretrained weights -> their config, if it differs from the defaults."""
 
 
 def inputs(settings: Mapping[str, Any]) -> Mapping[str, Input]:
@@ -42,7 +42,7 @@ def inputs(settings: Mapping[str, Any]) -> Mapping[str, Input]:
 
 
 def architecture(encoder: EncoderSettings) -> Architecture | None:
-    """Returns it as formulas; see `EncoderDescription.architecture`."""
+    """Returns the architecture by formulas; see `EncoderDescription.architecture`."""
     c = transformers_settings(encoder, DEFAULTS, model_type="distilbert", hub=HUB, aliases=ALIASES)
     if c is None or c["activation"] != "gelu" or c["dim"] % c["n_heads"]:
         return None

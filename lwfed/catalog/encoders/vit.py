@@ -1,4 +1,4 @@
-"""ViT (timm): how it is chosen, counted and used; see `lwfed.models.encoders.vit`."""
+"""ViT (timm): its settings, formulas and usage; see `lwfed.models.encoders.vit`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from lwfed.catalog.blocks import BlockShape, block, linear, norm, patches_cost, transformer
 from lwfed.catalog.costs import Architecture, Unit
 from lwfed.catalog.encoder import EncoderDescription, EncoderSettings, Input, Usage
-from lwfed.catalog.stored import alike, stored_config
+from lwfed.catalog.stored import are_valid, stored_config
 from lwfed.types.tensors import TensorSpec
 
 SIZES: dict[str, dict[str, int]] = {
@@ -33,7 +33,7 @@ NAMES: frozenset[str] = frozenset(
 
 
 def check(encoder: EncoderSettings) -> None:
-    """Raises ValueError where no architecture is named."""
+    """Raises ValueError if `arch` is missing."""
     if not encoder.arch:
         raise ValueError("a vit needs `arch`, for example vit_tiny_patch16_224")
 
@@ -45,7 +45,7 @@ def inputs(settings: Mapping[str, Any]) -> Input:
 
 
 def architecture(encoder: EncoderSettings) -> Architecture | None:
-    """Returns a plain ViT with a class token as formulas; see `EncoderDescription.architecture`."""
+    """Returns the architecture of a plain ViT with a class token; see `EncoderDescription.architecture`."""
     arch = encoder.arch or ""
     match = re.fullmatch(r"vit_([a-z]+)_patch(\d+)_(\d+)", arch)
     stored = stored_config(encoder.weights, hub={})
@@ -70,7 +70,7 @@ def architecture(encoder: EncoderSettings) -> Architecture | None:
     if set(found) - set(defaults) or c["num_classes"] != 0 or c["global_pool"] != "token":
         return None
     image, patch = _pair(c.pop("img_size")), _pair(c.pop("patch_size"))
-    if image is None or patch is None or not alike(c, {key: defaults[key] for key in c if key != "num_classes"}):
+    if image is None or patch is None or not are_valid(c, {key: defaults[key] for key in c if key != "num_classes"}):
         return None
     patches = (image[0] // patch[0]) * (image[1] // patch[1])
     if not patches or image[0] != image[1] or c["embed_dim"] % c["num_heads"]:
@@ -102,7 +102,7 @@ def architecture(encoder: EncoderSettings) -> Architecture | None:
 
 
 def _pair(value: Any) -> tuple[int, int] | None:
-    """Reads a size given once or as (height, width)."""
+    """Reads a size given as one number or as (height, width)."""
     pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, list | tuple) else ()
     return (pair[0], pair[1]) if len(pair) == 2 and all(isinstance(size, int) and size > 0 for size in pair) else None
 

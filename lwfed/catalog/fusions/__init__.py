@@ -1,1 +1,1 @@
-"""Fusions; each has a `DESCRIPTION`, and its module under the same name in `lwfed.models.fusions`."""
+"""Fusions; each has a `DESCRIPTION`, and its module has the same name in `lwfed.models.fusions`."""

@@ -1,1 +1,1 @@
-"""Launchers; each has a `DESCRIPTION`, and its module under the same name in `lwfed.launch`."""
+"""Launchers; each has a `DESCRIPTION`, and its module has the same name in `lwfed.launch`."""

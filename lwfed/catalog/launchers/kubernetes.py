@@ -1,4 +1,4 @@
-"""Clients as pods of a cluster."""
+"""Clients in pods on a cluster."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from lwfed.catalog.launcher import LauncherDescription
 
 
 def check(spec: Any) -> None:
-    """Raises ValueError where pods have no image, or a pool's GPUs are not the devices of its clients."""
+    """Raises ValueError if pods have no image, or if a pool's number of GPUs is not its clients' number of devices."""
     if not spec.kubernetes.image:
-        raise ValueError("`launch.kind` is kubernetes: name the image of the pods in `kubernetes.image`")
+        raise ValueError("`launch.kind` is kubernetes: set the pods' image in `kubernetes.image`")
     for pool in spec.kubernetes.pools:
         if max(pool.gpus, 1) != spec.launch.devices:
             raise ValueError(
                 f"`kubernetes.pools` {pool.name} has {pool.gpus} GPUs and `launch.devices` is "
-                f"{spec.launch.devices}: set launch.devices={max(pool.gpus, 1)}, which a digest depends on"
+                f"{spec.launch.devices}: set launch.devices={max(pool.gpus, 1)}, which affects digests"
             )
 
 

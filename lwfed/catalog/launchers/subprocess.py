@@ -1,4 +1,4 @@
-"""Clients as processes of this machine."""
+"""Clients in processes on this machine."""
 
 from lwfed.catalog.launcher import LauncherDescription
 

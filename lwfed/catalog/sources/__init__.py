@@ -1,1 +1,1 @@
-"""Sources of data; each has a `DESCRIPTION`, and its module under the same name in `lwfed.data.sources`."""
+"""Data sources; each has a `DESCRIPTION`, and its module has the same name in `lwfed.data.sources`."""

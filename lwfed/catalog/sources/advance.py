@@ -9,10 +9,10 @@ from lwfed.types.section import Section
 
 
 class Settings(Section):
-    """What the source adds to the spec's `data`."""
+    """The keys that the source adds to the spec's `data`."""
 
     test_fraction: float = Field(
-        0.2, gt=0, lt=1, description="advance without train/ test/ folders: share held out, by seed"
+        0.2, gt=0, lt=1, description="advance without train/ and test/ folders: fraction held out for testing, by seed"
     )
 
 

@@ -9,16 +9,16 @@ from lwfed.types.section import Section
 
 
 class ShapesSize(Section):
-    """How many built-in scenes to draw, and how large."""
+    """Number and size of the built-in scenes."""
 
-    train: int = Field(960, ge=4, description="scenes to train on")
-    test: int = Field(200, ge=4, description="scenes to test on")
-    image_size: int = Field(32, ge=16, description="pixels a side")
-    seed: int = Field(0, description="seed of the scenes, apart from the run's seed")
+    train: int = Field(960, ge=4, description="scenes for training")
+    test: int = Field(200, ge=4, description="scenes for testing")
+    image_size: int = Field(32, ge=16, description="pixels per side")
+    seed: int = Field(0, description="seed of the scenes, independent of the run's seed")
 
 
 class Settings(Section):
-    """What the source adds to the spec's `data`."""
+    """The keys that the source adds to the spec's `data`."""
 
     shapes: ShapesSize = ShapesSize()
 

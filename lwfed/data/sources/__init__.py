@@ -1,1 +1,1 @@
-"""Sources of data: one file each, found by the name of its file."""
+"""Data sources: one file per source, found by its name."""

@@ -1,4 +1,4 @@
-"""Images and sounds of places in ADVANCE's layout: a folder a class on both sides, paired by file stem."""
+"""Images and sounds of places in ADVANCE's layout: a folder per class on both sides, paired by file stem."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lwfed.types.errors import DataError
 from lwfed.types.seeds import derive
 
 SUFFIXES = {"vision": (".jpg", ".jpeg", ".png"), "sound": (".wav", ".flac", ".ogg")}
-"""Side -> endings of its files; others are left alone."""
+"""Side -> suffixes of its files; other files are ignored."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Advance:
         return of_split(split, train=self.train, test=self.test)
 
     def version(self) -> str:
-        """Returns the digest of the files' names and sizes, and of which are for testing."""
+        """Returns the digest of the files' names, sizes and splits."""
         return self.digest
 
     def image(self, example: Example) -> Image.Image:
@@ -57,16 +57,16 @@ def open_advance(root: Path, *, test_fraction: float, missing_ok: bool = False) 
     """Opens pairs of images and sounds.
 
     Args:
-        root: Holds vision/<class>/*.jpg and sound/<class>/*.wav, or train/ and test/ that hold them.
-        test_fraction: Without train/ and test/: share of each class held out, always the same examples.
-        missing_ok: Leave a file without its partner to `check_examples`, which names and counts it.
+        root: A folder with vision/<class>/*.jpg and sound/<class>/*.wav, or with these in train/ and test/.
+        test_fraction: Without train/ and test/: fraction of each class held out, always the same examples.
+        missing_ok: Accept a file without its partner; `check_examples` then reports and counts it.
 
     Raises:
         DataError: A folder is missing or empty, or a file has no partner.
     """
     names = [name for name in ("train", "test") if (root / name).is_dir()]
     if len(names) == 1:
-        raise DataError(f"{root} has {names[0]}/ alone", remedy="give it both train/ and test/, or neither")
+        raise DataError(f"{root} has only {names[0]}/", remedy="create both train/ and test/, or neither")
     pairs = {name: _pairs(root / name, missing_ok=missing_ok) for name in names or [""]}
     train = pairs["train" if names else ""]
     classes = tuple(sorted(train))
@@ -90,7 +90,7 @@ def open_advance(root: Path, *, test_fraction: float, missing_ok: bool = False) 
                 entries.append((f"{split}:{identity}", " ".join(_size(path) for path in pair)))
     for split, examples in splits.items():
         if not examples:
-            raise DataError(f"{root} has no examples for {split}", remedy="give a class two pairs or more")
+            raise DataError(f"{root} has no examples for {split}", remedy="add at least two pairs to a class")
     return Advance(
         train=tuple(splits["train"]),
         test=tuple(splits["test"]),
@@ -101,14 +101,14 @@ def open_advance(root: Path, *, test_fraction: float, missing_ok: bool = False) 
 
 
 def _pairs(folder: Path, *, missing_ok: bool) -> dict[str, dict[str, tuple[Path, Path]]]:
-    """Returns class -> stem -> (image, sound) of a folder that holds vision/ and sound/."""
+    """Returns class -> stem -> (image, sound) of a folder with vision/ and sound/."""
     sides = {side: _files(folder / side, side) for side in SUFFIXES}
     other = {"vision": "sound", "sound": "vision"}
     for side, classes in sides.items():
         for name in sorted(set(classes) - set(sides[other[side]])):
             raise DataError(
                 f"the class {name} is in {folder / side} but not in {folder / other[side]}",
-                remedy="give each class a folder of the same name in vision/ and sound/",
+                remedy="create a folder of the same name for each class in vision/ and sound/",
             )
     pairs: dict[str, dict[str, tuple[Path, Path]]] = {}
     for name in sorted(sides["vision"]):
@@ -143,18 +143,18 @@ def _files(folder: Path, side: str) -> dict[str, dict[str, Path]]:
             if file.suffix.lower() not in SUFFIXES[side] or file.name.startswith("."):
                 continue
             if file.stem in files:
-                raise DataError(f"{file} and {files[file.stem].name} have one stem", remedy="rename one of the pair")
+                raise DataError(f"{file} and {files[file.stem].name} have the same stem", remedy="rename one of them")
             files[file.stem] = file
         if not files:
             endings = ", ".join(SUFFIXES[side])
-            raise DataError(f"the class folder {path} holds no {endings}", remedy="fill it, or remove it on both sides")
+            raise DataError(f"the class folder {path} has no {endings}", remedy="fill it, or remove it on both sides")
     if not classes:
-        raise DataError(f"{folder} holds no class folders", remedy="put the files in a folder for each class")
+        raise DataError(f"{folder} has no class folders", remedy="put the files into one folder per class")
     return classes
 
 
 def _hold_out(train: Mapping[str, Mapping[str, object]], *, fraction: float) -> set[tuple[str, str]]:
-    """Chooses the test share of each class, by the smallest hashes: no order and no run's seed matters."""
+    """Chooses each class's test examples by the smallest hashes, whatever the order of files and the run's seed."""
     held_out: set[tuple[str, str]] = set()
     for name, stems in train.items():
         count = min(max(round(fraction * len(stems)), 1), len(stems) - 1)

@@ -1,4 +1,4 @@
-"""Captioned images in COCO's layout: folders of images, and one json of captions for each."""
+"""Captioned images in COCO's layout: folders of images, with one json of captions per folder."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Coco:
         return read_image(self.root / example.id)
 
     def waveform(self, example: Example) -> tuple[Waveform, int]:
-        """Refuses: there are no sounds."""
+        """Raises DataError, because there are no sounds."""
         raise DataError(f"the coco data have no sound for {example.id}", remedy="use the image and text encoders")
 
 
@@ -58,8 +58,8 @@ def open_coco(root: Path, *, missing_ok: bool = False) -> Coco:
     """Opens captioned images.
 
     Args:
-        root: Holds train2017/, val2017/ and annotations/captions_{train,val}2017.json.
-        missing_ok: Leave images that are not on disk to `check_examples`, which names and counts them.
+        root: A folder with train2017/, val2017/ and annotations/captions_{train,val}2017.json.
+        missing_ok: Accept images that are not on disk; `check_examples` then reports and counts them.
 
     Raises:
         DataError: A folder or json is missing or damaged, or a caption has no image.
@@ -108,9 +108,9 @@ def _parse(path: Path, content: bytes) -> tuple[dict[int, str], dict[int, list[t
     except ValueError as error:
         raise DataError(f"{path} is not JSON: {error}", remedy="download it again") from None
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is no captions json: {type(error).__name__} at {error}", remedy=remedy) from None
+        raise DataError(f"{path} is not a captions json: {type(error).__name__} at {error}", remedy=remedy) from None
     if not captions:
-        raise DataError(f"{path} holds no captions", remedy=remedy)
+        raise DataError(f"{path} has no captions", remedy=remedy)
     orphan = next((image_id for image_id in sorted(captions) if image_id not in names), None)
     if orphan is not None:
         text = captions[orphan][0][1]

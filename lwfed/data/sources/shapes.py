@@ -1,4 +1,4 @@
-"""Scenes of two coloured shapes, drawn, told and sounded by procedure: learnable data that need no download."""
+"""Generated scenes of two coloured shapes, as images, captions and sounds: learnable data without a download."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lwfed.types.errors import DataError
 from lwfed.types.seeds import as_int, derive
 
 KINDS = ("circle", "square", "triangle", "cross", "ring")
-"""Kinds of shapes; the class of a scene is the kind of its first shape (the upper or the left one)."""
+"""Kinds of shapes; the class of a scene is the kind of its first shape, the upper or the left one."""
 COLOURS = {
     "red": (225, 45, 45),
     "green": (45, 190, 70),
@@ -30,9 +30,9 @@ COLOURS = {
 SIZES = {"small": 4.0, "large": 7.0}
 """Name -> half the width, in 32nds of the image's side."""
 RELATIONS = {"above": "below", "left of": "right of"}
-"""Where the first shape is of the second -> where the second is of the first."""
+"""Position of the first shape relative to the second -> position of the second relative to the first."""
 NUM_MEANINGS = (len(KINDS) * len(COLOURS) * len(SIZES)) ** 2 * len(RELATIONS)
-"""Number of scenes that differ in words: 7,200."""
+"""Number of scenes with different captions: 7,200."""
 SAMPLE_RATE = 16_000
 _PITCHES = (220.0, 330.0, 494.0, 740.0, 1100.0)
 _DRAWING = 1
@@ -49,7 +49,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What a scene means: the first shape is above or left of the second."""
+    """The meaning of a scene: the first shape is above or left of the second."""
 
     first: Shape
     relation: str
@@ -58,7 +58,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Shapes:
-    """The built-in source; what was drawn once is kept."""
+    """The built-in source; images stay in memory once drawn."""
 
     size: ShapesSize
     scenes: dict[str, Scene] = field(repr=False)
@@ -72,7 +72,7 @@ class Shapes:
         return of_split(split, train=self.train, test=self.test)
 
     def version(self) -> str:
-        """Digests what the scenes depend on."""
+        """Returns the digest of everything that the scenes depend on."""
         return digest_of({"source": "shapes", "drawing": _DRAWING, **self.size.model_dump(mode="json")})
 
     def image(self, example: Example) -> Image.Image:
@@ -84,7 +84,7 @@ class Shapes:
         return Image.fromarray(pixels)
 
     def waveform(self, example: Example) -> tuple[Waveform, int]:
-        """Sounds the scene."""
+        """Synthesises the scene's sound."""
         return sound(self.scenes[example.id], seed=self._seed("sound", example)), SAMPLE_RATE
 
     def _seed(self, what: str, example: Example) -> str:
@@ -92,22 +92,22 @@ class Shapes:
 
 
 def open_data(data: DataSpec) -> Shapes:
-    """Makes the built-in source that a spec asks for; see `open_shapes`."""
+    """Opens the built-in source that a spec configures; see `open_shapes`."""
     return open_shapes(data.own["shapes"])
 
 
 def open_shapes(size: ShapesSize) -> Shapes:
-    """Makes the built-in source: no two test scenes mean the same, and no training scene means what a test scene does.
+    """Opens the built-in source. Test scenes differ in meaning from each other and from all training scenes.
 
     Args:
         size: Number and size of the scenes, and their seed.
 
     Raises:
-        DataError: More test scenes are wanted than can differ.
+        DataError: There are not enough different scenes for `size.test`.
     """
     if size.test > NUM_MEANINGS // 2:
         raise DataError(
-            f"data.shapes.test is {size.test}, but only {NUM_MEANINGS // 2} test scenes can differ in words",
+            f"data.shapes.test is {size.test}, but only {NUM_MEANINGS // 2} test scenes can have different captions",
             remedy=f"set data.shapes.test to {NUM_MEANINGS // 2} or less",
         )
     order = np.random.default_rng(as_int(derive(size.seed, "shapes", "meanings"))).permutation(NUM_MEANINGS)
@@ -126,7 +126,7 @@ def scene_of(number: int) -> Scene:
 
 
 def captions_of(scene: Scene) -> tuple[str, ...]:
-    """Tells a scene in five wordings of one meaning; no other scene has any, and none is longer than 63 bytes."""
+    """Describes a scene in five wordings of the same meaning, at most 63 bytes long; no other scene has any of them."""
     first, second = _words(scene.first), _words(scene.second)
     there, back = scene.relation, RELATIONS[scene.relation]
     return (
@@ -139,11 +139,11 @@ def captions_of(scene: Scene) -> tuple[str, ...]:
 
 
 def draw(scene: Scene, *, size: int, seed: str) -> npt.NDArray[np.uint8]:
-    """Draws a scene: places, brightness and noise are the seed's.
+    """Draws a scene, with random positions, brightness and noise.
 
     Args:
-        scene: What to draw.
-        size: Pixels a side.
+        scene: The scene to draw.
+        size: Pixels per side.
         seed: Hex text.
 
     Returns:
@@ -161,11 +161,11 @@ def draw(scene: Scene, *, size: int, seed: str) -> npt.NDArray[np.uint8]:
 
 
 def sound(scene: Scene, *, seed: str) -> Waveform:
-    """Sounds a scene as two tones: pitch tells kind, overtone colour, loudness size, the pause between them relation.
+    """Synthesises a scene as two tones: pitch encodes kind, overtone colour, loudness size, and the pause relation.
 
     Args:
-        scene: What to sound.
-        seed: Hex text; moves pitch and phase a little and adds noise.
+        scene: The scene.
+        seed: Hex text; varies pitch and phase a little and adds noise.
 
     Returns:
         0.72 s of samples at 16 kHz.
@@ -189,7 +189,7 @@ def _tone(shape: Shape, *, detune: float, phase: float) -> npt.NDArray[np.float6
 
 
 def _cover(shape: Shape, *, x: float, y: float, size: int) -> npt.NDArray[np.float64]:
-    """Returns the share of each pixel that a shape covers, from the distance to its edge; [size, size] in [0, 1]."""
+    """Returns the fraction of each pixel that a shape covers, by the distance to its edge; [size, size] in [0, 1]."""
     half = SIZES[shape.size]
     grid = (np.arange(size) + 0.5) * 32 / size
     dx, dy = np.abs(grid - x)[None, :], (grid - y)[:, None]

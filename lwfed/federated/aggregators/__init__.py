@@ -1,1 +1,1 @@
-"""Aggregators: the weighted mean, and one file for each that wraps another, found by the name of its file."""
+"""Aggregators: the weighted mean, and one file per wrapper, found by its file name."""

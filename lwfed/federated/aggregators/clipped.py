@@ -1,8 +1,8 @@
-"""Clipping: a change longer than a bound is scaled down to it, so that no client moves the model further.
+"""Norm clipping: a change whose norm exceeds a bound is scaled down to it, which limits each client's influence.
 
-The bound on a client's influence that robust and private aggregation begin with (McMahan et al. 2018, arXiv
-1710.06963, Algorithm 1, flat clipping; Sun et al. 2019, arXiv 1911.07963, section 4). The norm is taken over all
-trained parameters at once. Buffers and integers are no part of it and pass unchanged.
+Robust and private aggregation both start with this bound (McMahan et al. 2018, arXiv 1710.06963, Algorithm 1, flat
+clipping; Sun et al. 2019, arXiv 1911.07963, section 4). The norm is taken over all trained parameters together. Buffers
+and integers are excluded and pass unchanged.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from lwfed.federated.aggregator import Aggregator, GlobalModel, Update
 
 
 def wrap(inner: Aggregator, *, settings: Settings, model: GlobalModel) -> Aggregator:
-    """Puts clipping around an aggregator."""
+    """Wraps an aggregator in clipping."""
     return Clipped(inner=inner, max_norm=settings.max_norm, model=model)
 
 
 @dataclass(frozen=True)
 class Clipped:
-    """Hands clipped updates on.
+    """Clips updates and passes them to another aggregator.
 
     Attributes:
-        inner: What aggregates them.
+        inner: The aggregator of the clipped updates.
         max_norm: The bound.
-        model: What the clients started from.
-        norms: Client -> norm of its change; known once the updates have been surveyed.
+        model: The model that the clients started from.
+        norms: Client -> norm of its change; known after `survey`.
     """
 
     inner: Aggregator
@@ -42,24 +42,24 @@ class Clipped:
     needs_all = True
 
     def survey(self, updates: Sequence[Update]) -> Clipped:
-        """Measures every update's norm, one tensor in memory at a time."""
+        """Computes every update's norm, with one tensor in memory at a time."""
         known = replace(self, norms={update.client: self._norm(update) for update in updates})
         return replace(known, inner=self.inner.survey([known._clip(update) for update in updates]))
 
     def init(self, name: str) -> Any:
-        """As the inner aggregator."""
+        """Returns the inner aggregator's initial state."""
         return self.inner.init(name)
 
     def add(self, state: Any, update: Update, *, name: str) -> Any:
-        """Adds theta + min(1, C / ||delta_n||) delta_n in place of theta + delta_n."""
+        """Adds theta + min(1, C / ||delta_n||) delta_n instead of theta + delta_n."""
         return self.inner.add(state, self._clip(update), name=name)
 
     def finish(self, state: Any, *, name: str) -> Tensor:
-        """As the inner aggregator."""
+        """Returns the inner aggregator's result."""
         return self.inner.finish(state, name=name)
 
     def metrics(self) -> dict[str, float]:
-        """Returns the share of clients that were clipped, and the largest norm that came in."""
+        """Returns the fraction of clients that were clipped, and the largest norm before clipping."""
         clipped = sum(norm > self.max_norm for norm in self.norms.values())
         mine = {"aggregate/clipped": clipped / len(self.norms), "aggregate/largest_norm": max(self.norms.values())}
         return {**self.inner.metrics(), **mine}
@@ -78,6 +78,6 @@ class Clipped:
             sent = update.tensor(name)
             if name not in parameters:
                 return sent
-            return self.model.moved(name, self.model.change(name, sent).mul_(scale))
+            return self.model.as_sent(name, self.model.change(name, sent).mul_(scale))
 
         return replace(update, tensor=tensor)

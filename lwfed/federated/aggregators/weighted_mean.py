@@ -14,7 +14,7 @@ from lwfed.federated.aggregator import Update
 
 
 class Sum(NamedTuple):
-    """What has been added up of one tensor.
+    """The running sum of one tensor.
 
     Attributes:
         total: sum_n w_n x_n in float64, or the maximum of integers; None before the first client.
@@ -27,16 +27,16 @@ class Sum(NamedTuple):
 
 @dataclass(frozen=True)
 class WeightedMean:
-    """Averages floating tensors in float64, parameters and BatchNorm statistics alike; of integers the largest wins."""
+    """Averages floating tensors, BatchNorm statistics included, in float64; takes the maximum of integers."""
 
     needs_all = False
 
     def survey(self, updates: Sequence[Update]) -> WeightedMean:
-        """Needs to know nothing in advance."""
+        """Returns the aggregator unchanged: it needs to know nothing in advance."""
         return self
 
     def init(self, name: str) -> Sum:
-        """Begins a sum."""
+        """Returns an empty sum."""
         return Sum()
 
     def add(self, state: Sum, update: Update, *, name: str) -> Sum:
@@ -44,7 +44,7 @@ class WeightedMean:
         tensor, weight = update.tensor(name), state.weight + update.weight
         if not tensor.is_floating_point():
             return Sum(tensor if state.total is None else torch.maximum(state.total, tensor), weight)
-        if state.total is None:  # not zero plus the first, which would turn -0 into 0
+        if state.total is None:  # not zero plus the first tensor, which would turn -0 into 0
             return Sum(tensor.to(torch.float64, copy=True).mul_(update.weight), weight)
         return Sum(state.total.add_(tensor, alpha=update.weight), weight)
 
@@ -59,12 +59,12 @@ class WeightedMean:
         return state.total.div_(state.weight) if state.total.is_floating_point() else state.total
 
     def metrics(self) -> dict[str, float]:
-        """Has nothing to report."""
+        """Returns no metrics."""
         return {}
 
 
 def normalise_weights(num_examples: Mapping[str, int]) -> dict[str, int]:
-    """Divides clients' weights by their greatest common factor, so that a common factor changes no bit.
+    """Divides clients' weights by their greatest common factor, so that a common factor does not change the result.
 
     Raises:
         ValueError: A client has no examples.

@@ -1,1 +1,1 @@
-"""Encoders: one file each, found by the name of its file."""
+"""Encoders: one file per family, found by its name."""

@@ -1,6 +1,6 @@
-"""AST, the audio spectrogram transformer (transformers), behind the encoder protocol; its feature is the CLS token.
+"""AST, the audio spectrogram transformer (transformers), as an encoder; its feature is the CLS token.
 
-Gong et al. 2021, arXiv 2104.01778; the paper takes the CLS token alone, not its mean with the distillation token.
+Gong et al. 2021, arXiv 2104.01778; the paper uses the CLS token alone, not its mean with the distillation token.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def build(encoder: EncoderSpec, *, depth: int | None) -> Encoder:
     settings.num_hidden_layers = depth
     if min(settings.max_length, settings.num_mel_bins) < settings.patch_size:
         raise SpecError(
-            f"`max_length` {settings.max_length} x `num_mel_bins` {settings.num_mel_bins} of an ast hold no patch",
+            f"`max_length` {settings.max_length} x `num_mel_bins` {settings.num_mel_bins} is smaller than a patch",
             remedy=f"make both at least `config.patch_size`, {settings.patch_size}",
         )
     return Ast(transformers_config.build_model(encoder, ASTModel, settings), depth=depth)
@@ -85,7 +85,7 @@ def input_settings(encoder: EncoderSpec) -> dict[str, Any]:
 
 
 def config(encoder: EncoderSpec) -> dict[str, Any]:
-    """Returns the settings of ASTConfig: those of the weights' folder, and the spec's above them."""
+    """Returns the settings of ASTConfig: those in the weights' folder, overridden by the spec's."""
     return transformers_config.values(encoder, ASTConfig)
 
 
@@ -97,7 +97,7 @@ def library_config(encoder: EncoderSpec, *, depth: int) -> dict[str, Any]:
 
 
 def adapt(encoder: EncoderSpec, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Maps a checkpoint's names through transformers; heads of other tasks are dropped."""
+    """Converts a checkpoint's names with transformers, and drops heads of other tasks."""
     return transformers_config.adapt(encoder, ASTModel, _config(encoder), tensors)
 
 

@@ -1,4 +1,4 @@
-"""DistilBERT (transformers) behind the encoder protocol; its feature is the first token.
+"""DistilBERT (transformers) as an encoder; its feature is the first token.
 
 Sanh et al. 2019, arXiv 1910.01108.
 """
@@ -28,7 +28,7 @@ class DistilBert(Encoder):
 
     def __init__(self, model: Any, *, depth: int) -> None:
         stem, config = model.embeddings, model.config
-        del stem.position_ids  # not stored, and without values on the meta device: positions are passed instead
+        del stem.position_ids  # not stored, and without values on the meta device; `embed` passes positions instead
         blocks = nn.ModuleList(model.transformer.layer[:depth])
         super().__init__(stem, blocks=blocks, width=config.dim, init_std=config.initializer_range)
 
@@ -82,7 +82,7 @@ def whole_depth(encoder: EncoderSpec) -> int:
 
 
 def input_settings(encoder: EncoderSpec) -> dict[str, Any]:
-    """Returns `max_tokens`, `tokenizer` (None: bytes) and `vocab_size`, above which no token id may be."""
+    """Returns `max_tokens`, `tokenizer` (None: bytes) and `vocab_size`, which token ids must be below."""
     return {
         "max_tokens": encoder.max_tokens,
         "tokenizer": tokenizer_of(encoder),
@@ -91,7 +91,7 @@ def input_settings(encoder: EncoderSpec) -> dict[str, Any]:
 
 
 def config(encoder: EncoderSpec) -> dict[str, Any]:
-    """Returns the settings of DistilBertConfig: those of the weights' folder, and the spec's above them."""
+    """Returns the settings of DistilBertConfig: those in the weights' folder, overridden by the spec's."""
     return transformers_config.values(encoder, DistilBertConfig)
 
 
@@ -103,7 +103,7 @@ def library_config(encoder: EncoderSpec, *, depth: int) -> dict[str, Any]:
 
 
 def adapt(encoder: EncoderSpec, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Maps a checkpoint's names through transformers; heads of other tasks are dropped."""
+    """Converts a checkpoint's names with transformers, and drops heads of other tasks."""
     return transformers_config.adapt(encoder, DistilBertModel, _config(encoder), tensors)
 
 

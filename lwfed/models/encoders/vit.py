@@ -1,4 +1,4 @@
-"""ViT (timm) behind the encoder protocol; its feature is the CLS token, as in the paper.
+"""ViT (timm) as an encoder; its feature is the CLS token, as in the paper.
 
 Dosovitskiy et al. 2021, arXiv 2010.11929.
 """
@@ -25,11 +25,11 @@ PREFIXES = Prefixes(stem="", blocks="blocks.", norm="norm.")
 INIT_STD = 0.02
 MEAN_STD = 0.5
 FIXED = {"num_classes": 0, "global_pool": "token"}
-"""What an encoder is built with whatever the spec says: no classifier, and the CLS token as the feature."""
+"""Settings of every encoder, whatever the spec: no classifier, and the CLS token as the feature."""
 
 
 class ViT(Encoder):
-    """A timm ViT: its stem is the library's model without blocks, norm and head, so that its names are timm's own."""
+    """A timm ViT: its stem is the library's model without blocks, norm and head, so that its names are timm's."""
 
     def __init__(self, model: Any, *, depth: int) -> None:
         blocks = nn.ModuleList(model.blocks[:depth])
@@ -64,7 +64,7 @@ class ViT(Encoder):
 def _attention_row(
     block: Block, first: Float[Tensor, "B 1 D"], tokens: Float[Tensor, "B T D"], *, how: LastBlock
 ) -> Float[Tensor, "B 1 D"]:
-    """The attention of timm's block for its first token; norms of each key (`qk_norm`) leave nothing to absorb."""
+    """Computes the attention of timm's block for its first token; with norms of each key (`qk_norm`), as `row`."""
     attention: Any = block.attn
     rate = attention.attn_drop.p if attention.training else 0.0
     projections = of_fused(attention.qkv)
@@ -107,12 +107,12 @@ def whole_depth(encoder: EncoderSpec) -> int:
 
 
 def input_settings(encoder: EncoderSpec) -> dict[str, Any]:
-    """Returns `image_size`, pixels a side."""
+    """Returns `image_size`, pixels per side."""
     return {"image_size": _image_size(encoder)}
 
 
 def config(encoder: EncoderSpec) -> dict[str, Any]:
-    """Returns timm's model arguments: those of the weights' folder, and the spec's above them."""
+    """Returns timm's model arguments: those in the weights' folder, overridden by the spec's."""
     found = read_config(encoder.weights)
     known: dict[str, Any] = {}
     if found:
@@ -120,8 +120,8 @@ def config(encoder: EncoderSpec) -> dict[str, Any]:
         name = str(found.get("architecture", "")).split(".")[0]
         if not name:
             raise DataError(
-                f"the config.json of {encoder.weights} is not timm's: it names no `architecture`",
-                remedy="take weights in timm's format, such as timm's save_for_hf writes",
+                f"the config.json of {encoder.weights} is not timm's: it has no `architecture`",
+                remedy="use weights in timm's format, as written by timm's save_for_hf",
             )
         if encoder.arch and name != encoder.arch.split(".")[0]:
             raise SpecError(
@@ -151,7 +151,7 @@ def library_config(encoder: EncoderSpec, *, depth: int) -> dict[str, Any]:
             "fixed_input_size": True,
             "interpolation": "bilinear",
             "crop_pct": 1.0,
-            "crop_mode": "squash",  # timm's own transform is then that of evaluation
+            "crop_mode": "squash",  # timm's own transform is then the one used in evaluation
             "mean": [MEAN_STD] * 3,
             "std": [MEAN_STD] * 3,
             "first_conv": "patch_embed.proj",
@@ -161,7 +161,7 @@ def library_config(encoder: EncoderSpec, *, depth: int) -> dict[str, Any]:
 
 
 def adapt(encoder: EncoderSpec, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Maps older names and resizes position embeddings and patches, all through timm; drops the classifier."""
+    """Converts older names and resizes position embeddings and patches with timm, and drops the classifier."""
     with device("meta"):
         model = _library(encoder)
     names = set(model.state_dict())
@@ -189,11 +189,11 @@ def _library(encoder: EncoderSpec) -> Any:
     except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError, KeyError) as error:
         raise SpecError(
             f"timm cannot build {arch} with `config` {dict(encoder.config)}: {error}",
-            remedy="see timm.models.vision_transformer.VisionTransformer for the names",
+            remedy="see timm.models.vision_transformer.VisionTransformer for the arguments",
         ) from None
     if not isinstance(model, VisionTransformer) or not list(model.norm.parameters()):
         raise SpecError(
             f"{arch} is not a plain ViT with a class token and a final norm",
-            remedy="use one such as vit_tiny_patch16_224",
+            remedy="use an architecture such as vit_tiny_patch16_224",
         )
     return model

@@ -1,1 +1,1 @@
-"""Fusions: one file each, found by the name of its file."""
+"""Fusions: one file per fusion, found by its name."""

@@ -12,12 +12,12 @@ from lwfed.models.protocol import Fusion
 
 
 class Concat(Fusion):
-    """Sets projections side by side, in the order of the modalities' names."""
+    """Concatenates projections in the order of the modalities' names."""
 
     def forward(self, projections: Mapping[str, Float[Tensor, "B P"]]) -> Float[Tensor, "B MP"]:
         return torch.cat([projections[modality] for modality in sorted(projections)], dim=-1)
 
 
 def build(modalities: Sequence[str], *, width: int) -> Concat:
-    """Builds it; see `protocol.Fusing`."""
+    """Builds the fusion; see `protocol.FusionModule`."""
     return Concat(width=len(modalities) * width)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from lwfed.cost.schedule import samples_a_round
+from lwfed.cost.schedule import samples_per_round
 from lwfed.formats import HEADLINES, finite
 from lwfed.plan.stages import StagePlan
 from lwfed.report.compare.records import Comparison, Group, Mean, Memory, Point, RunCurve, spread
@@ -185,7 +185,7 @@ def _flops_per_sample(clients: Sequence[ClientRecord], cost: Mapping[str, Any]) 
 
 
 def _samples(plan: StagePlan, client: ClientRecord) -> int:
-    return samples_a_round(plan, num_examples=client.num_examples)
+    return samples_per_round(plan, num_examples=client.num_examples)
 
 
 def _group(label: str, curves: Sequence[RunCurve]) -> Group:

@@ -12,7 +12,7 @@ from lwfed.catalog.encoder import encoder_family
 from lwfed.catalog.fusion import fusion_kind
 from lwfed.catalog.launcher import launcher_kind
 from lwfed.catalog.source import data_source
-from lwfed.data.protocol import Opening
+from lwfed.data.protocol import SourceModule
 from lwfed.models.build import skeleton, tensor_specs
 from lwfed.models.families import family_of
 from lwfed.models.protocol import Encoder, Family
@@ -54,7 +54,7 @@ def test_a_fusion_builds_what_its_description_says(name: str) -> None:
 
 @pytest.mark.parametrize("name", names("sources"))
 def test_a_source_and_its_description_have_one_name(name: str) -> None:
-    assert isinstance(import_module(f"lwfed.data.sources.{name}"), Opening)
+    assert isinstance(import_module(f"lwfed.data.sources.{name}"), SourceModule)
     assert data_source(name).modalities <= {"image", "text", "audio"}
 
 

@@ -1,4 +1,4 @@
-"""Laws: a tabled architecture has the tensors of the module it stands for; what is not understood is not tabled."""
+"""Laws: an architecture by formulas has the tensors of its module; a config that is not understood has no formulas."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from lwfed.catalog.costs import Architecture
 from lwfed.catalog.encoders.vit import NAMES
-from lwfed.cost.architectures import tabled
+from lwfed.cost.architectures import by_formulas
 from lwfed.models.build import skeleton, tensor_specs
 from lwfed.models.inspect import count
 from lwfed.spec.model import EncoderSpec, ModelSpec
@@ -52,7 +52,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
 
 
 def known(values: dict[str, Any]) -> Architecture:
-    architecture = tabled(EncoderSpec.model_validate(values))
+    architecture = by_formulas(EncoderSpec.model_validate(values))
     assert architecture is not None
     return architecture
 
@@ -160,7 +160,7 @@ def test_counted_texts_scale_with_their_length() -> None:
     ],
 )
 def test_what_is_not_understood_is_not_tabled(values: dict[str, Any]) -> None:
-    assert tabled(EncoderSpec.model_validate(values)) is None
+    assert by_formulas(EncoderSpec.model_validate(values)) is None
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_what_is_not_understood_is_not_tabled(values: dict[str, Any]) -> None:
 )
 def test_what_is_not_tabled_is_counted(values: dict[str, Any]) -> None:
     encoder = EncoderSpec.model_validate(values)
-    assert tabled(encoder) is None
+    assert by_formulas(encoder) is None
     counted = Architecture.from_values(count(encoder))
     near = known(values | {"config": {k: v for k, v in values["config"].items() if k not in UNTABLED}})
     tokens = counted.tokens
@@ -195,9 +195,9 @@ def test_weights_in_a_folder_tell_their_architecture(tmp_path: Path) -> None:
     assert from_folder == known({"family": "distilbert", "config": SMALL_BERT})
     deeper = known({"family": "distilbert", "weights": str(tmp_path), "config": {"n_layers": 3}})
     assert deeper.depth == 3
-    assert tabled(EncoderSpec(family="ast", weights=str(tmp_path))) is None
+    assert by_formulas(EncoderSpec(family="ast", weights=str(tmp_path))) is None
     (tmp_path / "config.json").write_text("{")
-    assert tabled(EncoderSpec(family="distilbert", weights=str(tmp_path))) is None
+    assert by_formulas(EncoderSpec(family="distilbert", weights=str(tmp_path))) is None
 
 
 def test_timm_weights_in_a_folder_tell_their_size(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_timm_weights_in_a_folder_tell_their_size(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     architecture = known({"family": "vit", "arch": "vit_tiny_patch16_224", "weights": str(tmp_path)})
     assert (architecture.depth, architecture.tokens) == (3, 17)
-    assert tabled(EncoderSpec(family="vit", arch="vit_small_patch16_224", weights=str(tmp_path))) is None
+    assert by_formulas(EncoderSpec(family="vit", arch="vit_small_patch16_224", weights=str(tmp_path))) is None
 
 
 def test_known_hub_ids_are_tabled() -> None:
@@ -217,7 +217,7 @@ def test_known_hub_ids_are_tabled() -> None:
     assert known({"family": "distilbert", "weights": "distilbert-base-cased"}).units["stem"].tensors[
         "word_embeddings.weight"
     ].shape == (28996, 768)
-    assert tabled(EncoderSpec(family="ast", weights="distilbert-base-cased")) is None
+    assert by_formulas(EncoderSpec(family="ast", weights="distilbert-base-cased")) is None
 
 
 def test_an_architecture_survives_json() -> None:

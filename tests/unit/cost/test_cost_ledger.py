@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 
 from lwfed.catalog.costs import Architecture
-from lwfed.cost.architectures import tabled
+from lwfed.cost.architectures import by_formulas
 from lwfed.cost.ledger import end_to_end_cost, last_blocks, stage_costs
 from lwfed.cost.stage_cost import StageCost
 from lwfed.models.build import initial_tensors, load, set_trained, skeleton, tensor_specs
@@ -76,7 +76,7 @@ def spec_of(strategy: str, *, supervised: bool, last_block: str = "full", **trai
 
 
 def plan_and_price(spec: RunSpec) -> tuple[tuple[StagePlan, ...], dict[str, Architecture], list[StageCost]]:
-    architectures = {m: architecture for m, e in spec.model.encoders.items() if (architecture := tabled(e))}
+    architectures = {m: architecture for m, e in spec.model.encoders.items() if (architecture := by_formulas(e))}
     stages = plan_stages(spec, depths={m: architecture.depth for m, architecture in architectures.items()})
     return stages, architectures, stage_costs(stages, architectures=architectures, num_classes=NUM_CLASSES)
 

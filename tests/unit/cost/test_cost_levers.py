@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lwfed.cost.architectures import tabled
+from lwfed.cost.architectures import by_formulas
 from lwfed.cost.explain import rows
 from lwfed.cost.fit import link_seconds
 from lwfed.cost.ledger import end_to_end_cost, stage_costs
@@ -19,7 +19,7 @@ EXAMPLES = 100
 
 def planned(**values: Any) -> tuple[tuple[StagePlan, ...], dict[str, Any]]:
     spec = RunSpec.model_validate(values)
-    found = {m: architecture for m, e in spec.model.encoders.items() if (architecture := tabled(e))}
+    found = {m: architecture for m, e in spec.model.encoders.items() if (architecture := by_formulas(e))}
     return plan_stages(spec, depths={m: a.depth for m, a in found.items()}), found
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from lwfed.cost.architectures import architecture_of, architectures_of, cache_key, tabled
+from lwfed.cost.architectures import architecture_of, architectures_of, by_formulas, cache_key
 from lwfed.cost.explain import parts, rows
 from lwfed.cost.fit import fit, parse_size
 from lwfed.cost.ledger import end_to_end_cost, stage_costs
-from lwfed.cost.schedule import samples_a_round, schedule_costs
+from lwfed.cost.schedule import samples_per_round, schedule_costs
 from lwfed.cost.stage_cost import StageCost
 from lwfed.plan.stages import StagePlan, plan_stages
 from lwfed.spec.model import EncoderSpec
@@ -26,7 +26,7 @@ def bill(
 ) -> tuple[tuple[StagePlan, ...], list[StageCost], StageCost]:
     levers = {"prefix_cache": "never", "last_block": last_block}
     spec = RunSpec.model_validate({"strategy": strategy, "training": training, "levers": levers})
-    architectures = {m: architecture for m, e in spec.model.encoders.items() if (architecture := tabled(e))}
+    architectures = {m: architecture for m, e in spec.model.encoders.items() if (architecture := by_formulas(e))}
     stages = plan_stages(spec, depths={m: a.depth for m, a in architectures.items()})
     costs = stage_costs(stages, architectures=architectures)
     return stages, costs, end_to_end_cost(stages, architectures=architectures)
@@ -75,8 +75,8 @@ def test_verdicts() -> None:
 
 def test_samples_of_a_round() -> None:
     stage = bill(batch_size=32, local_epochs=3)[0][0]
-    assert [samples_a_round(stage, num_examples=n) for n in (64, 65, 66, 20)] == [192, 192, 198, 60]
-    assert samples_a_round(bill(batch_size=32, local_steps=4)[0][0], num_examples=100) == 128
+    assert [samples_per_round(stage, num_examples=n) for n in (64, 65, 66, 20)] == [192, 192, 198, 60]
+    assert samples_per_round(bill(batch_size=32, local_steps=4)[0][0], num_examples=100) == 128
 
 
 def test_the_schedule_adds_the_stages_up() -> None:
@@ -124,7 +124,7 @@ class Counter:
 
     def __call__(self, encoder: EncoderSpec) -> Mapping[str, Any]:
         self.calls += 1
-        known = tabled(EncoderSpec(family="vit", arch="vit_tiny_patch16_224", config={"depth": 2}))
+        known = by_formulas(EncoderSpec(family="vit", arch="vit_tiny_patch16_224", config={"depth": 2}))
         assert known is not None
         return known.to_values()
 

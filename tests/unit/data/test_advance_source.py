@@ -66,7 +66,7 @@ def test_the_held_out_share_is_always_the_same(tmp_path: Path) -> None:
 
 def test_split_folders_are_taken_as_they_are(tmp_path: Path) -> None:
     write_advance(tmp_path / "train", per_class=3)
-    with pytest.raises(DataError, match=r"has train/ alone -> give it both"):
+    with pytest.raises(DataError, match=r"only train/ -> .*both"):
         open_advance(tmp_path, test_fraction=0.2)
     write_advance(tmp_path / "test", per_class=1)
     source = open_advance(tmp_path, test_fraction=0.2)
@@ -89,19 +89,19 @@ def test_what_has_no_partner_is_named(tmp_path: Path) -> None:
     assert len(checked.good) == 9
     assert list(checked.bad) == ["beach/site3_a"]
     shutil.rmtree(tmp_path / "sound" / "beach")
-    with pytest.raises(DataError, match=r"the class beach is in .*vision but not in .*sound -> give each class"):
+    with pytest.raises(DataError, match=r"the class beach is in .*vision but not in .*sound -> .*vision/ and sound/"):
         open_advance(tmp_path, test_fraction=0.2)
 
 
 def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
     write_advance(tmp_path)
     (tmp_path / "vision" / "city").mkdir()
-    with pytest.raises(DataError, match=r"class folder .*vision/city holds no .jpg, .jpeg, .png -> fill it"):
+    with pytest.raises(DataError, match=r"class folder .*vision/city .*no .jpg, .jpeg, .png -> fill it"):
         open_advance(tmp_path, test_fraction=0.2)
     shutil.rmtree(tmp_path / "sound")
     shutil.rmtree(tmp_path / "vision")
     (tmp_path / "vision").mkdir()
-    with pytest.raises(DataError, match="vision holds no class folders"):
+    with pytest.raises(DataError, match=r"vision .*no class folders"):
         open_advance(tmp_path, test_fraction=0.2)
     (tmp_path / "vision").rmdir()
     with pytest.raises(DataError, match=r"there is no folder .*vision -> data.root needs vision/<class>"):
@@ -111,7 +111,7 @@ def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
 def test_two_files_of_one_stem_are_named(tmp_path: Path) -> None:
     write_advance(tmp_path)
     Image.new("RGB", (4, 4)).save(tmp_path / "vision" / "beach" / "site0_a.png")
-    with pytest.raises(DataError, match=r"site0_a.png and site0_a.jpg have one stem"):
+    with pytest.raises(DataError, match=r"site0_a.png and site0_a.jpg have .*stem"):
         open_advance(tmp_path, test_fraction=0.2)
 
 
@@ -141,7 +141,6 @@ def test_sounds_without_samples_or_with_nan_are_named(tmp_path: Path) -> None:
     soundfile.write(broken, np.array([[0.0], [np.nan]]), 8_000, subtype="FLOAT")
     source = open_advance(tmp_path, test_fraction=0.5)
     bad = check_examples(source, examples=(*source.train, *source.test), modalities=("audio",)).bad
-    assert bad == {
-        "beach/site0_a": f"the sound {empty} is empty",
-        "beach/site1_a": f"the sound {broken} holds values that are not numbers",
-    }
+    assert set(bad) == {"beach/site0_a", "beach/site1_a"}
+    assert str(empty) in bad["beach/site0_a"] and "empty" in bad["beach/site0_a"]
+    assert str(broken) in bad["beach/site1_a"] and "not finite" in bad["beach/site1_a"]

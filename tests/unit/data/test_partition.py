@@ -84,7 +84,7 @@ def test_a_dirichlet_that_cannot_be_met_ends_with_an_error() -> None:
 
 def test_dirichlet_needs_labels() -> None:
     plan = PartitionSpec(kind="dirichlet", alpha=1)
-    with pytest.raises(DataError, match=r"needs class labels, and x has none -> use .*iid or by_group"):
+    with pytest.raises(DataError, match=r"needs class labels, .*x has none -> use .*iid or by_group"):
         partition([Example(id="x", label=None)] * 9, plan=plan, num_clients=2, seed="1")
 
 
@@ -102,13 +102,13 @@ def test_clients_without_data_are_named() -> None:
 
 def test_groups_that_do_not_fit_are_named() -> None:
     by_field = PartitionSpec(kind="by_group", field="site")
-    with pytest.raises(DataError, match=r"2 groups and there are 3 clients; groups: north, south -> set .* to 2"):
+    with pytest.raises(DataError, match=r"2 groups.* 3 clients; groups: north, south -> set .* to 2"):
         partition(EXAMPLES, plan=by_field, num_clients=3, seed="1")
     with pytest.raises(DataError, match=r"e0 has no field speaker -> .* one of: label, site, stem"):
         partition(EXAMPLES, plan=PartitionSpec(kind="by_group", field="speaker"), num_clients=3, seed="1")
     with pytest.raises(DataError, match=r"finds no group in a_0 -> fix"):
         partition(EXAMPLES, plan=PartitionSpec(kind="by_group", pattern="(?P<group>z+)"), num_clients=3, seed="1")
-    with pytest.raises(DataError, match=r"is no regular expression: .* -> fix"):
+    with pytest.raises(DataError, match=r"not a regular expression: .* -> fix"):
         partition(EXAMPLES, plan=PartitionSpec(kind="by_group", pattern="(?P<group>z+"), num_clients=3, seed="1")
 
 

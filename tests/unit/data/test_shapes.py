@@ -73,7 +73,7 @@ def test_drawing_is_quick() -> None:
 
 
 def test_too_many_test_scenes_are_refused() -> None:
-    with pytest.raises(DataError, match=r"only 3600 test scenes can differ .* set data.shapes.test to 3600"):
+    with pytest.raises(DataError, match=r"only 3600 test scenes .* set data.shapes.test to 3600"):
         open_shapes(ShapesSize(test=3601))
     with pytest.raises(ValueError, match="no split 'val'"):
         open_shapes(ShapesSize(train=4, test=4)).examples("val")

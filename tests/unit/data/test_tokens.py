@@ -57,12 +57,12 @@ def test_caption_batches_hold_every_text_once() -> None:
 
 
 def test_more_tokens_than_the_encoder_knows_is_refused() -> None:
-    with pytest.raises(SpecError, match=r"knows 259 tokens and the text encoder 64 -> set .*vocab_size to 259 or more"):
+    with pytest.raises(SpecError, match=r"259 tokens.* text encoder .*64 -> set .*vocab_size to 259 or more"):
         tokenize(["a"], settings=InputSettings(modalities=("text",), vocab_size=64))
 
 
 def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds no tokenizer .* -> put it there"):
+    with pytest.raises(DataError, match=r"no tokenizer .* -> .*model.encoders.text.tokenizer"):
         open_tokenizer(str(tmp_path))
     with pytest.raises(DataError, match=r"there is no folder .*nowhere for the tokenizer -> fix"):
         open_tokenizer(str(tmp_path / "nowhere"))
@@ -90,7 +90,7 @@ def test_settings_join_what_the_encoders_want() -> None:
     assert settings == InputSettings(
         modalities=("audio", "image", "text"), image_size=32, max_tokens=64, num_mel_bins=32, frames=72
     )
-    with pytest.raises(ValueError, match="image encoder wants `colour`"):
+    with pytest.raises(ValueError, match=r"image encoder .*`colour`"):
         settings_for({"image": {"colour": 1}})
     with pytest.raises(ValueError, match="are not square"):
         settings_for({"image": {"image_size": (32, 64)}})

@@ -33,9 +33,9 @@ def test_there_and_back(family: str, canonical: str, library: str) -> None:
 
 
 def test_foreign_names_are_refused() -> None:
-    with pytest.raises(ValueError, match="no name"):
+    with pytest.raises(ValueError, match="no tensor"):
         to_library("projection.out.weight", prefixes=prefixes("vit"))
-    with pytest.raises(ValueError, match="no name"):
+    with pytest.raises(ValueError, match="no tensor"):
         to_library("norm.weight", prefixes=prefixes("distilbert"))
-    with pytest.raises(ValueError, match="no name"):
+    with pytest.raises(ValueError, match="no tensor"):
         to_canonical("classifier.weight", prefixes=prefixes("ast"))

@@ -91,9 +91,9 @@ def test_frozen_blocks_run_once() -> None:
 
     tokens = torch.ones(3, requires_grad=True)
     with torch.no_grad():
-        through(run, tokens, again=True)
+        through(run, tokens, recompute=True)
     assert calls == [False]
-    through(run, tokens, again=True).sum().backward()
+    through(run, tokens, recompute=True).sum().backward()
     assert calls == [False, True, True]
     expected = torch.ones(3, requires_grad=True)
     expected.exp().sin().sum().backward()

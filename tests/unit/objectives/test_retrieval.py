@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lwfed.objectives import retrieval
-from lwfed.objectives.retrieval import best_places, recall_at, relevance, top_k, zero_shot_accuracy
+from lwfed.objectives.retrieval import best_ranks, recall_at, relevance, top_k, zero_shot_accuracy
 
 
 def _embeddings(rows: int, *, seed: int) -> torch.Tensor:
@@ -58,11 +58,11 @@ def test_a_collapsed_or_broken_model_finds_nothing() -> None:
 
 def test_right_items_do_not_stand_in_each_others_way() -> None:
     query, items = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.1], [1.0, 0.1], [1.0, 0.0], [0.0, 1.0]])
-    assert best_places(query, items, relevant=torch.tensor([[0, 1]])).tolist() == [1]
-    assert best_places(query, items, relevant=torch.tensor([[2, -1]])).tolist() == [0]
+    assert best_ranks(query, items, relevant=torch.tensor([[0, 1]])).tolist() == [1]
+    assert best_ranks(query, items, relevant=torch.tensor([[2, -1]])).tolist() == [0]
     twice = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-    assert best_places(query, twice, relevant=torch.tensor([[0, 1]])).tolist() == [0]
-    assert best_places(query, twice, relevant=torch.tensor([[0]])).tolist() == [1]
+    assert best_ranks(query, twice, relevant=torch.tensor([[0, 1]])).tolist() == [0]
+    assert best_ranks(query, twice, relevant=torch.tensor([[0]])).tolist() == [1]
 
 
 def test_random_embeddings_score_about_chance() -> None:

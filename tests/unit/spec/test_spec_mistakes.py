@@ -36,7 +36,7 @@ MISTAKES = [
         "3 entries for 2 stages",
     ),
     ("model.encoders.text.blocks_per_stage=[0,2]", "model.encoders.text.blocks_per_stage", "at least one block"),
-    ("model.encoders.text.blocks_per_stage=[3,-1]", "model.encoders.text.blocks_per_stage", "no stage a negative"),
+    ("model.encoders.text.blocks_per_stage=[3,-1]", "model.encoders.text.blocks_per_stage", "negative"),
     ("model.encoders.image.arch=null", "`arch`", "for example vit_tiny_patch16_224"),
     ("model.encoders.text.arch=distilbert", "`arch` is not for distilbert", "`config` or `weights`"),
     ("model.encoders.text.family=vit", "model.encoders.text", "needs `arch`"),
@@ -100,9 +100,9 @@ def test_coco_has_no_labels() -> None:
     ("content", "problem"),
     [
         (b"a: [1\nb: 2", "is not YAML"),
-        (b"- 1\n", "holds no mapping of keys"),
-        (b"\xff\xfe\x00a", "is not text in UTF-8"),
-        (b"just words", "holds no mapping of keys"),
+        (b"- 1\n", "mapping of keys"),
+        (b"\xff\xfe\x00a", "UTF-8"),
+        (b"just words", "mapping of keys"),
     ],
 )
 def test_a_file_that_is_no_spec_is_named(tmp_path: Path, content: bytes, problem: str) -> None:
@@ -122,5 +122,5 @@ def test_a_preset_that_is_not_there_is_guessed() -> None:
 
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "twice.yaml").write_text("training:\n  batch_size: 8\n  batch_size: 16\n")
-    with pytest.raises(SpecError, match="`batch_size` stands twice"):
+    with pytest.raises(SpecError, match=r"`batch_size` .*twice"):
         load_spec(str(tmp_path / "twice.yaml"))

@@ -1,4 +1,4 @@
-"""Which update of each client counted last: the coordinator writes it down, and clients' residuals go by it."""
+"""Each client's last accepted update: the coordinator records it, and clients choose their residuals by it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lwfed.round.context import RoundContext
 from lwfed.store import paths
 
 
-def counted_before(ctx: RoundContext) -> dict[str, dict[str, Any]]:
+def last_accepted(ctx: RoundContext) -> dict[str, dict[str, Any]]:
     """Returns the round and digest of each client's last accepted update in earlier rounds of the stage."""
     last = ctx.server_round - 1
     if not last:

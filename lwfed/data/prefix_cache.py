@@ -1,8 +1,8 @@
-"""Outputs of frozen blocks, kept on a client's own disk: computed once a stage, read in place of the inputs after that.
+"""The prefix cache: outputs of frozen blocks on a client's own disk, computed once per stage and read like inputs.
 
-A file holds the tokens of every input that training may ask for: each view of an image, each caption, each sound;
-texts without their padding. It is named by all that decides it, the digests of the frozen blocks among them, is written
-whole or not at all, and is never sent anywhere.
+A file has the tokens of every input that training may need: each view of an image, each caption, each sound; texts
+without their padding. Its name is a digest of everything that decides it, including the frozen blocks' digests. It is
+written atomically and never sent anywhere.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ TOKENS, INDEX = "tokens.f32", "index.json"
 
 @dataclass(frozen=True)
 class Inputs:
-    """What one modality's frozen blocks are fed, in the order in which it is kept.
+    """The inputs of one modality's frozen blocks, in the cache's order.
 
     Attributes:
         modality: `image`, `text` or `audio`.
         examples: The client's examples.
-        settings: What the encoder wants.
-        seed: Draws captions and crops.
+        settings: The encoder's input settings.
+        seed: Seed of captions and crops.
         augment: Whether images are cropped.
-        views: Views of an example; 1 where all are equal. A text has one input a caption, whatever the views.
-        function: Digest of what else decides the outputs: the encoder, the precision, the device, the data's version.
+        views: Number of views per example; 1 if all are equal. A text has one input per caption, whatever the views.
+        function: Digest of everything else that decides the outputs: encoder, precision, device, version of the data.
     """
 
     modality: str
@@ -64,7 +64,7 @@ class Inputs:
         return self._starts[-1]
 
     def number(self, row: Row) -> int:
-        """Says which input a row of a batch has."""
+        """Returns the number of a batch row's input."""
         n, view = row
         if self.modality == "text":
             return self._starts[n] + caption_index(self.examples[n], view, seed=self.seed)
@@ -72,18 +72,18 @@ class Inputs:
 
     @property
     def digest(self) -> str:
-        """Of all that decides the inputs, but for the files themselves."""
+        """Digest of everything that decides the inputs, except the files themselves."""
         names = [[example.id, list(example.captions)] for example in self.examples]
         settings = asdict(self.settings) | {"modalities": [self.modality]}
         decides = {"examples": names, "settings": settings, "seed": self.seed, "augment": self.augment}
         return digest_of({**decides, "views": self.views, "modality": self.modality, "function": self.function})
 
     def batch_starts(self, batch_size: int) -> range:
-        """Returns the numbers of the inputs with which this rank's batches start; see `keep`."""
+        """Returns the number of the first input in each of this rank's batches; see `write_cache`."""
         return range(ranks.rank() * batch_size, len(self), ranks.size() * batch_size)
 
     def batches(self, source: Source, *, batch_size: int, workers: int) -> Iterator[Any]:
-        """Yields this rank's batches of inputs in order, as the encoder takes them.
+        """Yields this rank's batches of encoder inputs, in order.
 
         Raises:
             DataError: A file cannot be read.
@@ -104,12 +104,12 @@ class Inputs:
                 yield normalise_log_mel(raw.spectrograms)
 
 
-class KeptPrefix:
-    """A modality's kept outputs, memory-mapped.
+class CachedPrefix:
+    """A modality's cached outputs, memory-mapped.
 
     Args:
-        folder: Where they are.
-        inputs: Of what.
+        folder: The cache entry's folder.
+        inputs: The inputs that the outputs were computed from.
     """
 
     def __init__(self, folder: Path, inputs: Inputs) -> None:
@@ -123,11 +123,11 @@ class KeptPrefix:
         self._tokens = np.memmap(folder / TOKENS, dtype=np.float32, mode="r", shape=shape)
 
     def gather(self, rows: Sequence[Row], *, pin: bool = False) -> dict[str, Tensor]:
-        """Returns the tokens of a batch's rows: `tokens` float32 [B, T, D]; of texts `mask` bool [B, T] too."""
+        """Returns the tokens of a batch's rows: `tokens` float32 [B, T, D]; for texts also `mask` bool [B, T]."""
         return self.at([self.inputs.number(row) for row in rows], pin=pin)
 
     def at(self, numbers: Sequence[int], *, pin: bool = False) -> dict[str, Tensor]:
-        """Returns the tokens of inputs by their numbers, texts padded with zeros to the longest; as `gather`."""
+        """Returns the tokens of inputs by their numbers, like `gather`; texts are padded with zeros to the longest."""
         lengths = self._lengths[list(numbers)]
         shape = (len(numbers), int(lengths.max(initial=0)), self._tokens.shape[1])
         tokens = torch.empty(shape, pin_memory=pin)
@@ -141,22 +141,22 @@ class KeptPrefix:
         return {"tokens": tokens, "mask": torch.from_numpy(np.arange(tokens.shape[1]) < lengths[:, None])}
 
 
-def find_kept(folder: Path, inputs: Inputs, *, chain: Sequence[str], code: str) -> KeptPrefix | None:
-    """Finds what is kept of the longest leading part of a chain of frozen blocks.
+def find_cached(folder: Path, inputs: Inputs, *, chain: Sequence[str], code: str) -> CachedPrefix | None:
+    """Finds the cached outputs of the longest leading part of a chain of frozen blocks.
 
     Args:
-        folder: A client's own.
-        inputs: Of what.
-        chain: Digests of the stem and the frozen blocks, in the order data pass them.
-        code: Version of the code that computes them.
+        folder: The client's own folder.
+        inputs: The inputs of the frozen blocks.
+        chain: Digests of the stem and the frozen blocks, from input to output.
+        code: Version of the code that computes the outputs.
 
     Returns:
-        It, its `chain` being that part; None where nothing fits, or is damaged.
+        The outputs, whose `chain` is that part; None if there are none, or if they are damaged.
     """
     for count in range(len(chain), 0, -1):
-        place = folder / kept_name(inputs, chain=chain[:count], code=code)
+        place = folder / cache_name(inputs, chain=chain[:count], code=code)
         try:
-            found = KeptPrefix(place, inputs)
+            found = CachedPrefix(place, inputs)
             if len(found._lengths) == len(inputs):
                 return found
         except FileNotFoundError:
@@ -166,53 +166,53 @@ def find_kept(folder: Path, inputs: Inputs, *, chain: Sequence[str], code: str) 
     return None
 
 
-def keep(
+def write_cache(
     folder: Path, inputs: Inputs, outputs: Iterable[tuple[Tensor, Tensor | None]], *, chain: Sequence[str], code: str
-) -> KeptPrefix:
-    """Writes outputs down as they come, and drops what was kept of the same inputs before.
+) -> CachedPrefix:
+    """Writes outputs to the cache as they arrive, and removes the modality's other entries.
 
-    Several ranks share the work: of the batches in the inputs' order, rank r of R brings those numbered r, r + R, ...
-    They go in step, a batch each, and all write to one file, which is the file that one rank would write.
+    Several ranks share the work: of the batches in the inputs' order, rank r of R writes those numbered r, r + R, ...
+    They take turns of one batch each and write to one file, which equals the file that a single rank would write.
 
     Args:
-        folder: A client's own, the same on all ranks; it is made.
-        inputs: Of what.
-        outputs: Batches of tokens [B, T, D] and, of texts, the mask [B, T] of those to keep: this rank's.
-        chain: Digests of the blocks that made them.
+        folder: The client's own folder, the same on all ranks; created if missing.
+        inputs: The inputs of the frozen blocks.
+        outputs: This rank's batches of tokens [B, T, D] and, for texts, the mask [B, T] of the tokens to store.
+        chain: Digests of the blocks that computed the outputs.
         code: Version of the code.
 
     Raises:
-        OSError: There is no room for it; nothing is left behind. What fails on one rank is raised on all.
+        OSError: There is no room for the outputs; no partial file is left. If one rank fails, all raise the error.
     """
-    place = folder / kept_name(inputs, chain=chain, code=code)
+    place = folder / cache_name(inputs, chain=chain, code=code)
     writing = folder / ranks.each(lambda: f".writing-{os.getpid()}-{place.name}")[0]
     try:
-        ranks.each(lambda: _begin(writing) if ranks.rank() == 0 else None)
+        ranks.each(lambda: _make_folder(writing) if ranks.rank() == 0 else None)
         lengths, width = _write(writing / TOKENS, outputs)
         values_of = {"chain": list(chain), "lengths": lengths, "width": width, "modality": inputs.modality}
         ranks.each(lambda: _commit(writing, place, values_of) if ranks.rank() == 0 else None)
     finally:
         if ranks.rank() == 0:
             shutil.rmtree(writing, ignore_errors=True)
-    return KeptPrefix(place, inputs)
+    return CachedPrefix(place, inputs)
 
 
-def _begin(writing: Path) -> None:
-    for stale in writing.parent.glob(".writing-*"):  # of a process that was killed: a client has one at a time
+def _make_folder(writing: Path) -> None:
+    for stale in writing.parent.glob(".writing-*"):  # left by a killed process; a client has only one at a time
         shutil.rmtree(stale, ignore_errors=True)
     writing.mkdir(parents=True)
     (writing / TOKENS).touch()
 
 
 def _write(path: Path, outputs: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[list[int], int]:
-    """Writes this rank's batches between the others'; returns the lengths of all inputs, and the tokens' width."""
+    """Writes this rank's batches in turn with the other ranks. Returns the lengths of all inputs, and D."""
     mine = iter(outputs)
     lengths: list[int] = []
     ready: Tensor | None = None
     width = start = total = 0
 
     def turn() -> tuple[list[int], int]:
-        """Writes the batch of the turn before, now that it is known where it starts; then brings the next."""
+        """Writes the previous turn's batch, whose position is now known, and gets the next batch."""
         nonlocal ready
         if ready is not None:
             with path.open("r+b") as file:
@@ -233,7 +233,7 @@ def _write(path: Path, outputs: Iterable[tuple[Tensor, Tensor | None]]) -> tuple
 
 
 def _packed(batch: tuple[Tensor, Tensor | None] | None) -> tuple[Tensor | None, list[int]]:
-    """Returns a batch's tokens [N, D], float32 and without padding, and how many each input has."""
+    """Returns a batch's tokens [N, D], float32 and without padding, and the number of tokens of each input."""
     if batch is None:
         return None, []
     tokens, mask = batch
@@ -252,7 +252,7 @@ def _commit(writing: Path, place: Path, index: Mapping[str, Any]) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def kept_name(inputs: Inputs, *, chain: Sequence[str], code: str) -> str:
-    """Names the folder of what is kept, by all that decides it."""
+def cache_name(inputs: Inputs, *, chain: Sequence[str], code: str) -> str:
+    """Returns the name of a cache entry: a digest of everything that decides its outputs."""
     digest = digest_of({"inputs": inputs.digest, "chain": list(chain), "code": code, "type": "float32"})
     return f"{inputs.modality}-{digest[:32]}"
