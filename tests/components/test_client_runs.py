@@ -9,7 +9,7 @@ import pytest
 from pipelines.client.connection import Access
 from pipelines.client.errors import RefusedError
 from pipelines.client.runs import open_run
-from pipelines.commands.retry import ask_retry
+from pipelines.commands.retry import request_retry
 from tests.components.cluster_server import Objects, pod
 from tests.components.conftest import Command
 from tests.components.kfp_server import State
@@ -51,7 +51,7 @@ def test_what_kubeflow_says_of_a_retry_is_passed_on(kfp: State) -> None:
     run, found = open_run(Access(endpoint=kfp.endpoint), kfp.play("cached"))
     assert found.state == "SUCCEEDED"  # so the command itself would not ask
     with pytest.raises(RefusedError, match=r"\(409\): .*Workflow must be Failed/Error to retry") as refused:
-        ask_retry(run)
+        request_retry(run)
     assert "submit the experiment again" in str(refused.value)
 
 
