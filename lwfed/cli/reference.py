@@ -33,7 +33,8 @@ def spec_reference() -> str:
         "A spec is a YAML file. Every key has a default, so a spec can be as short as three lines. `-o KEY=VALUE` "
         "changes one key from the command line; the value is YAML: "
         "`-o training.batch_size=64 -o stages.rounds='[2, 2, 2]'`. lwfed rejects unknown keys and suggests the nearest "
-        "known one. A run stores its complete spec, including the defaults; `lwfed show RUN` prints it.",
+        "known one. A run stores its complete spec, including the "
+        "defaults; `lwfed show RUN` prints it.",
         "",
     ]
     described: dict[type[Section], str] = {}
