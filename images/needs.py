@@ -3,8 +3,8 @@
 usage: needs.py PYPROJECT CONSTRAINTS FOLDER [EXTRA...]
 
 It makes four files from pyproject.toml and the constraints: `torch.txt` with its `torch-constraints.txt` (PyTorch and
-its dependencies), `requirements.txt` with its `constraints.txt` (all dependencies, and those of the extras). A change of
-a linter's settings, or of the version of a test tool, leaves them as they are.
+its dependencies), `requirements.txt` with its `constraints.txt` (all dependencies, and those of the extras). A change
+of a linter's settings, or of the version of a test tool, leaves them as they are.
 """
 
 from __future__ import annotations
