@@ -1,4 +1,4 @@
-"""The only place that reads or writes environment variables."""
+"""All reading and writing of environment variables."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from pathlib import Path
 from lwfed.types.errors import SpecError
 
 QUIET: Mapping[str, str] = {
-    # nothing phones home
+    # no telemetry
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "true",  # MLflow reads "true", the Hugging Face hub any of 1, true, yes, on
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    # memory of new gradients comes in large pages: clearing small ones takes longer than AdamW's step
+    # large pages for new gradients: clearing small pages takes longer than AdamW's step
     "THP_MEM_ALLOC_ENABLE": "1",
-    # a GPU computes the same sums each time
+    # deterministic sums on a GPU
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-    # nothing draws over our own progress, or warns about what is not the user's doing
+    # no output over our own progress display, and no warnings that the user cannot act on
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "GIT_PYTHON_REFRESH": "quiet",
     "TOKENIZERS_PARALLELISM": "false",
     "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false",
-    # without a network nothing waits for one
+    # short waits without a network
     "HF_HUB_ETAG_TIMEOUT": "5",
     "HF_HUB_DOWNLOAD_TIMEOUT": "15",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }
-"""What `quiet` sets where the user set nothing."""
+"""Variables that `quiet` sets unless the user has."""
 
 _ADOPTED = "MLFLOW_RUN_ID"
 _GPUS = "CUDA_VISIBLE_DEVICES"
@@ -41,53 +41,53 @@ _PIPELINE_RUN = "KFP_RUN_ID"
 
 
 def quiet() -> None:
-    """Switches telemetry, noise and long waits of libraries off; what the user has set stands."""
+    """Switches off libraries' telemetry, noise and long waits, without overriding the user's variables."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
 
 
 def mlflow_adopted_run_id() -> str | None:
-    """The MLflow run that the platform opened for this process (`MLFLOW_RUN_ID`); we log into it and never end it."""
+    """Returns the MLflow run that the platform opened for this process (`MLFLOW_RUN_ID`); lwfed never ends it."""
     return _text(_ADOPTED)
 
 
 def mlflow_parent_run_id() -> str | None:
-    """The MLflow run of the whole experiment, made elsewhere (`LWFED_MLFLOW_PARENT_RUN_ID`)."""
+    """Returns the MLflow run of the whole experiment, created elsewhere (`LWFED_MLFLOW_PARENT_RUN_ID`)."""
     return _text(_PARENT)
 
 
 def mlflow_uri() -> str | None:
-    """The tracking store that the platform names (`MLFLOW_TRACKING_URI`)."""
+    """Returns the tracking store that the platform names (`MLFLOW_TRACKING_URI`)."""
     return _text("MLFLOW_TRACKING_URI")
 
 
 def child_environment(**extra: str) -> dict[str, str]:
-    """Returns the environment for a process we start: ours without the adopted MLflow run, which is for us alone."""
+    """Returns the environment for a child process: this one's, without the adopted MLflow run, plus `extra`."""
     inherited = {name: value for name, value in os.environ.items() if name != _ADOPTED}
     return {**inherited, **extra}
 
 
 def become(variables: Mapping[str, str]) -> None:
-    """Sets variables of this process: a fork gets here what another child would find in its environment."""
+    """Sets variables of this process, for a fork, which cannot get them from `child_environment`."""
     os.environ.update(variables)
 
 
 def named_gpus() -> tuple[str, ...] | None:
-    """The GPUs that this process may use, by number or UUID (`CUDA_VISIBLE_DEVICES`); None: it may use all."""
+    """Returns the GPUs that this process may use, by number or UUID (`CUDA_VISIBLE_DEVICES`); None for all."""
     text = _text(_GPUS)
     return None if text is None else tuple(name.strip() for name in text.split(","))
 
 
 def only_gpus(names: Sequence[str]) -> dict[str, str]:
-    """Returns the variables by which a child uses these GPUs alone, and all that are there where none is named."""
+    """Returns the variables that restrict a child to these GPUs; empty, for no restriction, if none is named."""
     return {_GPUS: ",".join(names)} if names else {}
 
 
 @contextmanager
 def leaving_cuda_alone() -> Iterator[None]:
-    """While the body runs, torch asks the driver's management library for GPUs: CUDA itself would not survive a fork.
+    """Makes torch look for GPUs with NVML while the body runs, because CUDA, once initialised, cannot be forked.
 
-    What the user has set stands (`PYTORCH_NVML_BASED_CUDA_CHECK`).
+    Does not override the user's `PYTORCH_NVML_BASED_CUDA_CHECK`.
     """
     name = "PYTORCH_NVML_BASED_CUDA_CHECK"
     before = os.environ.get(name)
@@ -100,12 +100,12 @@ def leaving_cuda_alone() -> Iterator[None]:
 
 
 def debug() -> bool:
-    """Whether `LWFED_DEBUG` asks for tracebacks in place of one-line errors."""
+    """Returns whether `LWFED_DEBUG` requests tracebacks instead of one-line errors."""
     return (_text("LWFED_DEBUG") or "0").lower() not in ("0", "false", "no", "off")
 
 
 def cache_folder() -> Path:
-    """The folder for what can be made again: `LWFED_CACHE`, else `lwfed` below `XDG_CACHE_HOME` or `~/.cache`."""
+    """Returns the cache folder: `LWFED_CACHE`, else `lwfed` in `XDG_CACHE_HOME` or `~/.cache`."""
     own = _text("LWFED_CACHE")
     if own:
         return Path(own).expanduser()
@@ -117,13 +117,13 @@ def _text(name: str) -> str | None:
 
 
 def rank() -> int:
-    """Number of this process among those of one client (`RANK`, set by torchrun), from 0."""
+    """Returns the number of this process among those of one client (`RANK`, set by torchrun), from 0."""
     return int(_text("RANK") or 0)
 
 
 @contextmanager
 def ranks(*, use_gpu: bool) -> Iterator[None]:
-    """Joins the other processes of a client where torchrun started several (`WORLD_SIZE`); alone, does nothing."""
+    """Joins the client's other processes if torchrun started several (`WORLD_SIZE`); otherwise does nothing."""
     if int(_text("WORLD_SIZE") or 1) == 1:
         yield
         return
@@ -142,39 +142,39 @@ def ranks(*, use_gpu: bool) -> Iterator[None]:
 
 
 def job_index() -> int:
-    """Number of this pod in its Indexed Job (`JOB_COMPLETION_INDEX`), from 0."""
+    """Returns the number of this pod in its Indexed Job (`JOB_COMPLETION_INDEX`), from 0."""
     return int(_text("JOB_COMPLETION_INDEX") or 0)
 
 
 def run_id() -> str | None:
-    """The run's name, where it is given to a process (`LWFED_RUN_ID`)."""
+    """Returns the run's id, if this process was given one (`LWFED_RUN_ID`)."""
     return _text("LWFED_RUN_ID")
 
 
 def kfp_run_id() -> str | None:
-    """The pipeline run that this process is a task of (`KFP_RUN_ID`)."""
+    """Returns the pipeline run that this process is a task of (`KFP_RUN_ID`)."""
     return _text(_PIPELINE_RUN)
 
 
 def go_on() -> str:
-    """Says how a run that was broken off goes on: as a retry of its pipeline run, or as the same run once more."""
+    """Returns a remedy that says how to resume an interrupted run: by a retry of its pipeline run, or by its id."""
     pipeline_run = kfp_run_id()
     how = f"lwfed retry {pipeline_run[:8]}" if pipeline_run else "start the run again with the same --run-id"
     return f"{how}: nothing committed is lost"
 
 
 def pod_name() -> str | None:
-    """The pod that this process runs in, where it is told (`KFP_POD_NAME`, `POD_NAME`)."""
+    """Returns the pod that this process runs in, if known (`KFP_POD_NAME`, `POD_NAME`)."""
     return _text("KFP_POD_NAME") or _text("POD_NAME")
 
 
 def own_name() -> str:
-    """Names this process to others: its pod, else its host."""
+    """Returns a name of this process for others: its pod, else its host."""
     return pod_name() or _text("HOSTNAME") or "this machine"
 
 
 def for_pods(run_id: str) -> dict[str, str]:
-    """Returns what pods we start must know: the run, its pipeline run, its MLflow run as a parent, never to adopt."""
+    """Returns variables for the pods of a run: the run, its pipeline run, and its MLflow run, only as a parent."""
     known = {
         "LWFED_RUN_ID": run_id,
         _PIPELINE_RUN: kfp_run_id(),
@@ -184,32 +184,32 @@ def for_pods(run_id: str) -> dict[str, str]:
 
 
 def kubeconfig() -> str | None:
-    """The file, or files with colons between them, that say how to reach a cluster (`KUBECONFIG`)."""
+    """Returns the file, or files separated by colons, that describe how to reach a cluster (`KUBECONFIG`)."""
     return _text("KUBECONFIG")
 
 
 def kfp_endpoint() -> str | None:
-    """The address of Kubeflow Pipelines (`KF_PIPELINES_ENDPOINT`), as its own client reads it."""
+    """Returns the address of Kubeflow Pipelines (`KF_PIPELINES_ENDPOINT`), like its own client."""
     return _text("KF_PIPELINES_ENDPOINT")
 
 
 def kfp_ui() -> str | None:
-    """The address of its web pages, where that is another (`KF_PIPELINES_UI_ENDPOINT`)."""
+    """Returns the address of Kubeflow Pipelines' web pages, if it differs (`KF_PIPELINES_UI_ENDPOINT`)."""
     return _text("KF_PIPELINES_UI_ENDPOINT")
 
 
 def kfp_token_file() -> str | None:
-    """The file with a pod's own token for Kubeflow Pipelines (`KF_PIPELINES_SA_TOKEN_PATH`)."""
+    """Returns the file with a pod's own token for Kubeflow Pipelines (`KF_PIPELINES_SA_TOKEN_PATH`)."""
     return _text("KF_PIPELINES_SA_TOKEN_PATH")
 
 
 def named(name: str) -> str | None:
-    """A variable that the user names, such as the one that holds a token."""
+    """Returns a variable that the user names, such as one with a token."""
     return _text(name)
 
 
 def s3_patience_s() -> float:
-    """Seconds that a request to an S3 server is tried again while the server is gone (`LWFED_S3_PATIENCE_S`)."""
+    """Returns the seconds for which requests to an unreachable S3 server are retried (`LWFED_S3_PATIENCE_S`)."""
     text = _text("LWFED_S3_PATIENCE_S") or "120"
     try:
         seconds = float(text)
@@ -217,37 +217,37 @@ def s3_patience_s() -> float:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
         raise SpecError(
-            f"LWFED_S3_PATIENCE_S={text} is no number of seconds", remedy="set it to 0 or more; 120 is the default"
+            f"LWFED_S3_PATIENCE_S={text} is not a number of seconds", remedy="set it to 0 or more; 120 is the default"
         )
     return seconds
 
 
 def s3_secret_folder() -> Path | None:
-    """The folder of a mounted secret with the keys of an S3 server, one a file (`LWFED_S3_SECRET_DIR`)."""
+    """Returns the folder of a mounted secret with an S3 server's keys, one per file (`LWFED_S3_SECRET_DIR`)."""
     folder = _text("LWFED_S3_SECRET_DIR")
     return None if folder is None else Path(folder).expanduser()
 
 
 def s3_endpoint() -> str | None:
-    """The address of an S3 server that is not AWS's (`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`)."""
+    """Returns the address of an S3 server other than AWS's (`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`)."""
     return _text("AWS_ENDPOINT_URL_S3") or _text("AWS_ENDPOINT_URL")
 
 
 def aws_variables() -> tuple[tuple[str, str], ...]:
-    """All that botocore reads from the environment (`AWS_*`): a client is made again where it changes."""
+    """Returns all variables that botocore reads (`AWS_*`), so that a client can be replaced when they change."""
     return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
 
 
 def s3_region() -> str | None:
-    """The region to sign requests for (`AWS_REGION`, `AWS_DEFAULT_REGION`)."""
+    """Returns the region to sign requests for (`AWS_REGION`, `AWS_DEFAULT_REGION`)."""
     return _text("AWS_REGION") or _text("AWS_DEFAULT_REGION")
 
 
 def minio_admin() -> tuple[str | None, str | None]:
-    """Name and password of MinIO's administrator (`MINIO_ROOT_USER`, `MINIO_ROOT_PASSWORD`)."""
+    """Returns the name and password of MinIO's administrator (`MINIO_ROOT_USER`, `MINIO_ROOT_PASSWORD`)."""
     return _text("MINIO_ROOT_USER"), _text("MINIO_ROOT_PASSWORD")
 
 
 def ca_bundle() -> str | None:
-    """The file of the authority that signed a server's certificate (`AWS_CA_BUNDLE`)."""
+    """Returns the file with the authority that signed a server's certificate (`AWS_CA_BUNDLE`)."""
     return _text("AWS_CA_BUNDLE")

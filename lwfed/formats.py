@@ -1,7 +1,7 @@
-"""Numbers and metrics as people read them: three significant digits, and SI prefixes (powers of 1000) for units.
+"""Formatting of numbers and metrics for people: three significant digits, and SI prefixes (powers of 1000) for units.
 
-Every function takes what a record may hold; a value that is missing or not finite is written as `–`. A metric's name is
-`SIDE/TASK/MEASURE`, such as `test/t2i/R@1`; a side is `train`, `test` (the server's test data) or `federated` (the
+Every function accepts any value in a record; a value that is missing or not finite becomes `–`. A metric's name is
+`SIDE/TASK/MEASURE`, such as `test/t2i/R@1`; the side is `train`, `test` (the server's test data) or `federated` (the
 clients' held-out shares).
 """
 
@@ -15,13 +15,13 @@ from typing import Any, TypeGuard
 MISSING = "–"
 PREFIXES = ("", "k", "M", "G", "T", "P")
 HEADLINES = ("test/t2i/R@1", "test/i2t/R@1", "test/i2a/R@1", "test/a2i/R@1", "test/accuracy", "test/f1", "test/loss")
-"""What a reader looks at first, of those that a run has."""
+"""The headline metrics, in order of preference; a run has some of them."""
 INITIALS = {"i": "image", "t": "text", "a": "audio"}
-"""Modalities by their letter in the names of retrieval tasks."""
+"""Letter in the names of retrieval tasks -> modality."""
 
 
 def finite(value: Any) -> TypeGuard[float]:
-    """Whether a value is a number that can be logged, written and drawn."""
+    """Returns whether a value is a finite number, which can be logged, written and drawn."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -36,7 +36,7 @@ def flops_text(value: Any) -> str:
 
 
 def amount_text(value: Any) -> str:
-    """Returns a large count, of parameters for example, as `47.6 M`."""
+    """Returns a large count, such as of parameters, as `47.6 M`."""
     return _with_prefix(value, unit="").strip()
 
 
@@ -46,7 +46,7 @@ def count_text(value: Any) -> str:
 
 
 def number_text(value: Any) -> str:
-    """Returns a number without a unit: `0.0123`, `1.00`, `123`, `12,346`; tiny ones as `1.2e-05`."""
+    """Returns a number without a unit: `0.0123`, `1.00`, `123`, `12,346`; tiny numbers as `1.2e-05`."""
     if not finite(value):
         return MISSING
     size = abs(value)
@@ -56,7 +56,7 @@ def number_text(value: Any) -> str:
 
 
 def percent_text(value: Any) -> str:
-    """Returns a share as per cent: 0.1234 as `12.3 %`."""
+    """Returns a fraction as a percentage: 0.1234 as `12.3 %`."""
     return f"{100 * value:.1f} %" if finite(value) else MISSING
 
 
@@ -78,13 +78,13 @@ def seconds_text(value: Any) -> str:
 
 
 def trimmed(text: str) -> str:
-    """Returns a number's text without zeros at the end of its fraction, as axes label it: `2.00 MB` as `2 MB`."""
+    """Returns a number's text without trailing zeros in its fraction, for axis labels: `2.00 MB` as `2 MB`."""
     number, space, unit = text.partition(" ")
     return (number.rstrip("0").rstrip(".") if "." in number and "e" not in number else number) + space + unit
 
 
 def is_share(metric: str) -> bool:
-    """Whether a metric lies between 0 and 1, and people read it in per cent."""
+    """Returns whether a metric is a fraction between 0 and 1, shown as a percentage."""
     return not metric.endswith("loss")
 
 
@@ -98,14 +98,14 @@ def metric_title(metric: str, *, short: bool = False) -> str:
 
 
 def score_text(metric: str, value: float | None) -> str:
-    """Returns a metric's value: losses with three decimals, shares in per cent."""
+    """Returns a metric's value: losses with three decimals, fractions as percentages."""
     if value is None:
         return MISSING
     return percent_text(value) if is_share(metric) else f"{value:.3f}"
 
 
 def natural_order(names: Iterable[str]) -> list[str]:
-    """Returns names sorted with their numbers as numbers: R@5 before R@10."""
+    """Returns names sorted with numbers compared as numbers: R@5 before R@10."""
     return sorted(names, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
 
 
@@ -125,5 +125,5 @@ def _with_prefix(value: Any, *, unit: str) -> str:
 
 
 def _digits(value: float) -> str:
-    """Returns three significant digits, zeros at the end included."""
+    """Returns three significant digits, trailing zeros included."""
     return f"{value:#.3g}".rstrip(".")

@@ -1,4 +1,4 @@
-"""Patience with a server that fails: try again with growing pauses until a bound of seconds, and say so once."""
+"""Retries for a failing server: growing pauses up to a total time, with one message per outage."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 GRAIN_S = 1e-3
-"""Seconds that are no more than the clock's grain: too few to wait for."""
+"""Resolution of the clock, in seconds; shorter times are not worth a wait."""
 
 
-def _nobody(trouble: str, left_s: float) -> None:
-    """Tells nobody."""
+def _ignore(trouble: str, left_s: float) -> None:
+    """Ignores the message."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Patience:
-    """How long to try again. Threads that ask the same server for parts of one thing may share one.
+    """The state of retries. Threads that request parts of one object from the same server can share one.
 
     Attributes:
-        bound_s: Seconds from the first failure, or the first since the last answer, to giving up; 0: one try is all.
-        first_s: Seconds from the first failure to the next try; each pause that follows is twice as long.
-        longest_s: Longest pause. Pauses are spread by 30 %, so that many clients do not return at the same moment.
-        say_after_s: Seconds of failure after which people hear of it, once per outage.
-        say: Takes the trouble and the seconds that are left.
-        over: Set: no further try; ends a pause at once.
-        clock: Seconds.
-        spread: Draws a number from 0 to 1.
+        bound_s: Seconds from the first failure since the last answer until giving up; 0 allows a single try.
+        first_s: Seconds from the first failure to the next try; each later pause is twice as long.
+        longest_s: Longest pause. Pauses vary by 30 %, so that many clients do not return at the same moment.
+        say_after_s: Seconds of failure after which `say` is called, once per outage.
+        say: Called with the problem and the seconds left.
+        over: If set, there is no further try, and a pause ends at once.
+        clock: Returns seconds.
+        spread: Returns a random number from 0 to 1.
     """
 
     bound_s: float
     first_s: float = 0.1
     longest_s: float = 5.0
     say_after_s: float = 10.0
-    say: Callable[[str, float], None] = _nobody
+    say: Callable[[str, float], None] = _ignore
     over: threading.Event = field(default_factory=threading.Event)
     clock: Callable[[], float] = time.monotonic
     spread: Callable[[], float] = random.random
@@ -45,18 +45,18 @@ class Patience:
 
     @property
     def failing_s(self) -> float:
-        """Seconds since the first failure without an answer after it; 0 where all is well."""
+        """Seconds since the first failure after the last answer; 0 if there was none."""
         return 0.0 if self._since is None else self.clock() - self._since
 
     def answered(self) -> None:
-        """Notes an answer: the next failure is the first again."""
+        """Records an answer, so that the next failure is a first one again."""
         self._since = None
 
     def failed(self, trouble: str) -> float | None:
-        """Notes a failure.
+        """Records a failure.
 
         Returns:
-            Seconds to pause before the next try; None: give up.
+            Seconds to pause before the next try; None to give up.
         """
         if self._since is None:
             self._since, self._pause_s, self._said = self.clock(), self.first_s, False
@@ -70,7 +70,7 @@ class Patience:
         return min(pause_s * (0.7 + 0.6 * self.spread()), left_s)
 
     def wait(self, trouble: str) -> bool:
-        """Notes a failure and pauses.
+        """Records a failure and pauses.
 
         Returns:
             Whether to try again.

@@ -101,7 +101,7 @@ def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "sound")
     shutil.rmtree(tmp_path / "vision")
     (tmp_path / "vision").mkdir()
-    with pytest.raises(DataError, match="vision .*no class folders"):
+    with pytest.raises(DataError, match=r"vision .*no class folders"):
         open_advance(tmp_path, test_fraction=0.2)
     (tmp_path / "vision").rmdir()
     with pytest.raises(DataError, match=r"there is no folder .*vision -> data.root needs vision/<class>"):

@@ -90,7 +90,7 @@ def test_settings_join_what_the_encoders_want() -> None:
     assert settings == InputSettings(
         modalities=("audio", "image", "text"), image_size=32, max_tokens=64, num_mel_bins=32, frames=72
     )
-    with pytest.raises(ValueError, match="image encoder .*`colour`"):
+    with pytest.raises(ValueError, match=r"image encoder .*`colour`"):
         settings_for({"image": {"colour": 1}})
     with pytest.raises(ValueError, match="are not square"):
         settings_for({"image": {"image_size": (32, 64)}})

@@ -14,7 +14,7 @@ from lwfed.steps.prepare import draft, prepare
 from lwfed.store import paths
 from lwfed.store.local import LocalStore
 from lwfed.types.errors import CheckpointError, DataError, NotFoundError, ResumeError, SpecError
-from tests.events import heard
+from tests.events import emit_to
 from tests.tiny import DEPTHS, Finished, prepared, tiny_spec
 
 
@@ -110,7 +110,7 @@ def test_the_data_may_not_change_under_a_run(store: LocalStore) -> None:
 
 def test_history_is_what_is_committed(finished: Finished) -> None:
     stages, rounds = runs.history(finished.store, runs.read_run(finished.store, finished.run.run_id))
-    assert stages == finished.told("stage") and rounds == finished.told("round")
+    assert stages == finished.reported("stage") and rounds == finished.reported("round")
 
 
 def test_an_unknown_run_is_guessed(finished: Finished) -> None:
@@ -135,7 +135,7 @@ def test_what_is_predicted_is_of_the_batch_that_clients_reach(store: LocalStore)
 def test_captions_that_are_cut_are_told(store: LocalStore) -> None:
     told: list[tuple[str, dict[str, object]]] = []
     run = draft(tiny_spec(store.root, "model.encoders.text.max_tokens=10"), store=store, options=Options())
-    prepare(run, store=store, emit=heard(lambda kind, values: told.append((kind, values))))
+    prepare(run, store=store, emit=emit_to(lambda kind, values: told.append((kind, values))))
     messages = [str(values["message"]) for kind, values in told if kind == "warning"]
     assert any("are cut at 10 tokens" in message and "max_tokens" in message for message in messages)
 

@@ -209,7 +209,7 @@ def test_an_answer_that_was_lost_is_known_by_its_writer(uri: str) -> None:
         ({"AWS_ACCESS_KEY_ID": "nobody"}, "does not know these credentials", "LWFED_S3_SECRET_DIR"),
         ({"AWS_ACCESS_KEY_ID": ""}, "no credentials", "AWS_ACCESS_KEY_ID"),
         ({"AWS_ENDPOINT_URL_S3": "nonsense"}, "cannot be asked", "http://HOST:PORT"),
-        ({"LWFED_S3_PATIENCE_S": "long"}, "no number of seconds", "120"),
+        ({"LWFED_S3_PATIENCE_S": "long"}, "not a number of seconds", "120"),
         ({"LWFED_S3_SECRET_DIR": "/nowhere"}, "no files accesskey", "mount"),
     ],
 )
