@@ -1,6 +1,6 @@
-# One environment in .venv, made when a target first needs it: by uv where there is one, else by venv and pip.
+# One environment in .venv, made when a target first needs it: by uv if it is installed, else by venv and pip.
 #   make run ARGS="--json"        more arguments for the command behind a target
-#   make PYTHON=python3.12 run    with another Python (3.11 or later)
+#   make PYTHON=python3.12 run    with another Python (3.11 to 3.13)
 #   make UV= run                  without uv
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13; do $$p --version >/dev/null 2>&1 && echo $$p && exit; done; echo python3)
@@ -27,11 +27,11 @@ endif
 .PHONY: help setup run test quick-test bench lint format types contracts docs k8s-golden mlflow constraints clean broken
 
 help: ## show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: $(DONE) ## make the environment in .venv
 
-# An environment that is broken or half-made (BEGUN stands) is made anew; DONE goes first and is written last.
+# A broken or unfinished environment (BEGUN exists) is made again; DONE is removed first and written last.
 $(DONE): pyproject.toml constraints.txt $(if $(wildcard $(BIN)/lwfed),,broken)
 	@$(PYTHON) $(RECENT) || { echo "error: $(PYTHON) is not Python 3.11 or later -> make PYTHON=python3.12 ..." >&2; exit 1; }
 	@if [ -e $(BEGUN) ] || ! $(BIN)/python $(RECENT); then \
@@ -45,10 +45,10 @@ $(DONE): pyproject.toml constraints.txt $(if $(wildcard $(BIN)/lwfed),,broken)
 run: $(DONE) ## train the built-in experiment, from its first stage to its report
 	$(BIN)/lwfed run $(ARGS)
 
-test: $(DONE) ## run all tests but the measurements
+test: $(DONE) ## run all tests except the measurements
 	$(BIN)/python -m pytest -m "not bench" -n $(JOBS) --dist loadfile $(ARGS)
 
-quick-test: $(DONE) ## run the tests that take a moment
+quick-test: $(DONE) ## run the tests that take no more than a few seconds
 	$(BIN)/python -m pytest -m "not bench and not slow" $(ARGS)
 
 bench: $(DONE) ## run the measurements
@@ -65,7 +65,7 @@ format: $(DONE) ## fix style and format
 types: $(DONE) ## check types
 	$(BIN)/mypy
 
-contracts: $(DONE) ## check who imports whom
+contracts: $(DONE) ## check the import rules
 	$(BIN)/lint-imports
 
 docs: $(DONE) ## write docs/spec.md and docs/cli.md again from the code
@@ -86,7 +86,7 @@ constraints: ## take the newest versions that pyproject.toml allows, and write t
 	if found.name not in ("lwfed", "pip")}), sep="\n")'; } > $(VENV)/constraints.txt
 	mv $(VENV)/constraints.txt constraints.txt && touch $(DONE)
 
-clean: ## remove what tools leave behind, and .venv; runs stay
+clean: ## remove .venv, caches and build outputs; runs stay
 	rm -f $(DONE)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist *.egg-info
 	find lwfed tests -name __pycache__ -type d -prune -exec rm -rf {} +

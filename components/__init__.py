@@ -1,1 +1,1 @@
-"""Kubeflow Pipelines components: each is a few lines around a step of lwfed."""
+"""Components for Kubeflow Pipelines; each is a few lines around one of lwfed's tasks."""

@@ -1,7 +1,7 @@
-"""A component as a pipeline needs it: with the image, the name and the passthroughs of that pipeline, and small.
+"""Builds a component for a pipeline: with its image, name and passthroughs, and as small as possible.
 
-The workflow object of a run repeats each task's source and interface up to eight times, so what only people read
-(docstrings, descriptions, line breaks) is left out of them here.
+The workflow object of a run repeats each task's source and interface up to eight times, so the build removes
+everything that only people read (docstrings, descriptions, line breaks).
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from kfp.dsl.base_component import BaseComponent
 
 
 def at(component: Any, image: str, *, name: str | None = None, passthroughs: Sequence[Any] = ()) -> BaseComponent:
-    """Builds a component again.
+    """Builds a component for a pipeline.
 
     Args:
         component: One of `components.*.component`.
-        image: The image its pod runs, with lwfed and kfp in it.
-        name: What tasks of it are called; None: as its function.
-        passthroughs: Which settings of a task are handed to it as a `dsl.TaskConfig`, in place of being its pod's own.
+        image: The image of its pod, with lwfed and kfp.
+        name: The name of its tasks; None: the function's name.
+        passthroughs: Settings of a task that it receives as a `dsl.TaskConfig` and that do not apply to its own pod.
 
     Returns:
-        The component; `component` itself stays as it is.
+        A new component; `component` itself stays unchanged.
     """
     built = dsl.component(
         component.python_func,
@@ -41,11 +41,11 @@ def at(component: Any, image: str, *, name: str | None = None, passthroughs: Seq
     interface.inputs = {key: replace(item, description=None) for key, item in (interface.inputs or {}).items()}
     interface.outputs = {key: replace(item, description=None) for key, item in (interface.outputs or {}).items()}
     *shell, source = interface.implementation.container.command
-    interface.implementation.container.command = [*shell, without_words(source)]
+    interface.implementation.container.command = [*shell, without_comments(source)]
     return built
 
 
-def without_words(source: str) -> str:
+def without_comments(source: str) -> str:
     """Returns a module's source without docstrings, comments and line breaks within statements."""
     tree = ast.parse(textwrap.dedent(source))
     for node in ast.walk(tree):

@@ -1,4 +1,4 @@
-"""README.md of each component, from its signature, docstrings and metadata: `python -m components.readme` writes it."""
+"""Generates each component's README.md from its signature, docstrings and metadata: `python -m components.readme`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WIDTH = 120
 
 
 def readme(name: str) -> str:
-    """Writes the page of a component."""
+    """Returns the README of a component."""
     module = importlib.import_module(f"components.{name}.component")
     component = getattr(module, name)
     interface = component.component_spec
@@ -35,7 +35,7 @@ def readme(name: str) -> str:
     passed = [passthrough.field.name for passthrough in interface.task_config_passthroughs or ()]
     if passed:
         lines += [
-            f"Handed on as `dsl.TaskConfig` from what is set on the task: {', '.join(passed)}.",
+            f"Settings of the task that it receives as `dsl.TaskConfig`: {', '.join(passed)}.",
             "",
         ]
     lines += ["## Use", "", "```python", *_use(name, interface.inputs), "```", "", "## Metadata", ""]
@@ -43,7 +43,7 @@ def readme(name: str) -> str:
 
 
 def main() -> None:
-    """Writes all pages beside their components."""
+    """Writes all READMEs next to their components."""
     for name in NAMES:
         (FOLDER / name / "README.md").write_text(readme(name), encoding="utf-8")
 
@@ -52,7 +52,7 @@ def _use(name: str, inputs: Mapping[str, Any]) -> list[str]:
     needed = [f"{key}={key}" for key, item in inputs.items() if not item.optional]
     call = f'task = at({name}, "REGISTRY/lwfed@sha256:...")('
     lines = [f"{call}{', '.join(needed)})"]
-    if len(lines[0]) > WIDTH:  # as ruff writes it
+    if len(lines[0]) > WIDTH:  # as ruff formats it
         lines = [call, *(f"    {item}," for item in needed), ")"]
     return [f"from components.{name} import {name}", "from components.building import at", "", *lines]
 

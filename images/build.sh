@@ -1,27 +1,27 @@
 #!/usr/bin/env bash
-# Builds lwfed's images with buildah, podman or docker, whichever is there, and prints their references and digests.
+# Builds lwfed's images with buildah, podman or docker, whichever is installed, and prints their references and digests.
 #
 # usage: images/build.sh [client|mlflow|all] [options] [-- arguments for the engine's build]     (default: client)
-#   --cuda             PyTorch as package indexes have it, with CUDA's libraries (7 GB in place of 2); tag REVISION-cuda
-#   --torch-index URL  where PyTorch for the CPU alone comes from, without --cuda (default: PyTorch's own index)
-#   --wheels DIR       install from the wheels in DIR, PyTorch too; no package index is asked (see images/README.md)
-#   --pip-conf FILE    a pip.conf for the build, such as one with a mirror and its password; it ends up in no layer
+#   --cuda             PyTorch from the package index, with CUDA's libraries (7 GB instead of 2); tag REVISION-cuda
+#   --torch-index URL  index of PyTorch for CPUs, without --cuda (default: PyTorch's own)
+#   --wheels DIR       install only from the wheels in DIR, PyTorch too, without a package index (see images/README.md)
+#   --pip-conf FILE    a pip.conf for the build, such as one with a mirror and its password; it gets into no layer
 #   --base IMAGE       base image (default: python:3.11-slim)
-#   --tag TAG          in place of the git revision, which has -dirty where the tree has changes
-#   --source URL       where the code is, for the label (default: git's remote, if it is on https)
+#   --tag TAG          the tag (default: the git revision, with -dirty if the tree has changes)
+#   --source URL       address of the code, for the label (default: git's remote, if it is on https)
 #   --push REPO        push to REPO/lwfed and REPO/lwfed-mlflow, such as registry.example.com/team
-#   --save DIR         write DIR/lwfed.tar and DIR/lwfed-mlflow.tar, to load on nodes that reach no registry
-#   --engine NAME      buildah, podman or docker (default: the first of them that works)
-#   --no-pull          use only images that are here already (buildah, podman)
-#   --dry-run          print the commands and references, and run nothing
+#   --save DIR         write DIR/lwfed.tar and DIR/lwfed-mlflow.tar, to load on nodes without a registry
+#   --engine NAME      buildah, podman or docker (default: the first that works)
+#   --no-pull          use only images that are already on this machine (buildah, podman)
+#   --dry-run          print the commands and references, and run none of them
 #
-# Each image gives one line: NAME:TAG DIGEST; after a push one more, for `kubernetes.image`: REPO/NAME@DIGEST.
-# The engine's own words go to standard error.
+# For each image it prints one line: NAME:TAG DIGEST; after a push one more, for `kubernetes.image`: REPO/NAME@DIGEST.
+# The engine's own output goes to standard error.
 set -euo pipefail
 here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-from_here() { (cd "$here" && realpath "$@" 2> /dev/null); }   # paths are the caller's
+from_here() { (cd "$here" && realpath "$@" 2> /dev/null); }   # paths are relative to the caller's folder
 die() { echo "error: $1 -> $2" >&2; exit 2; }
 usage() { sed -n '2,/^set -/s/^# \{0,1\}//p' images/build.sh; }
 
@@ -68,7 +68,7 @@ revision=$(git rev-parse --verify HEAD 2> /dev/null || echo unknown)
 [ -z "$(git status --porcelain 2> /dev/null)" ] || revision+=-dirty
 short=$(sed -E 's/^([0-9a-f]{12})[0-9a-f]*/\1/' <<< "$revision")
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml | head -1)
-if [ -z "$source" ]; then   # a remote's user and password stay out
+if [ -z "$source" ]; then   # without the remote's user and password
   source=$(git remote get-url origin 2> /dev/null | sed -nE 's,^https://([^/@]*@)?(.*)$,https://\2,p' || true)
 fi
 
@@ -90,7 +90,7 @@ build() {
   run "$engine" build "${options[@]}" "$@" ${extra[@]+"${extra[@]}"} .
 }
 
-digest() { # of an image here; a registry may give it another, see push
+digest() { # of a local image; in a registry it may be another, see push
   case $engine in
     buildah) buildah images --format '{{.Digest}}' "$1" | head -1;;
     podman) podman image inspect --format '{{.Digest}}' "$1";;

@@ -1,10 +1,10 @@
-"""Writes what an image has to install, so that its layers are made again only when that changes.
+"""Writes the requirements of an image, so that its layers are rebuilt only when the requirements change.
 
 usage: needs.py PYPROJECT CONSTRAINTS FOLDER [EXTRA...]
 
-From all of pyproject.toml and the constraints come four files: `torch.txt` with its `torch-constraints.txt` (PyTorch
-and what it brings), `requirements.txt` with its `constraints.txt` (all dependencies, and those of the extras).
-Editing a linter's settings, or the version of a test tool, leaves them as they are.
+It derives four files from pyproject.toml and the constraints: `torch.txt` with `torch-constraints.txt` (PyTorch and its
+dependencies), and `requirements.txt` with `constraints.txt` (all dependencies, including those of the extras). Changes
+of a linter's settings or of a test tool's version do not affect them.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ WITH_TORCH = re.compile(
     r"nvidia-.*|cuda-.*|triton|torch|torchvision|"
     r"filelock|fsspec|jinja2|markupsafe|mpmath|networkx|numpy|pillow|setuptools|sympy|typing-extensions"
 )
-"""PyTorch and all that it brings, by the names of their distributions."""
+"""PyTorch and its dependencies, by the names of their distributions."""
 
 
 def name_of(requirement: str) -> str:
-    """Gives the distribution's name, as package indexes compare it."""
+    """Returns the distribution's normalised name, as package indexes compare it."""
     found = re.match(r"[A-Za-z0-9._-]+", requirement)
     return re.sub(r"[-_.]+", "-", found.group()).lower() if found else ""
 
 
 def needs(project: Mapping[str, Any], constraints: Iterable[str], *, extras: Iterable[str]) -> dict[str, list[str]]:
-    """Gives the lines of each file by its name.
+    """Returns the lines of each file by its name.
 
     Args:
         project: The table `project` of pyproject.toml.
-        constraints: Lines `name==version`; comments and empty lines are left out.
-        extras: Optional dependencies that the image has.
+        constraints: Lines `name==version`; comments and empty lines are skipped.
+        extras: The image's optional dependencies.
     """
     wanted = [*project["dependencies"]]
     unwanted: set[str] = set()

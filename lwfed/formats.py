@@ -1,7 +1,7 @@
-"""Formatting of numbers and metrics for people: three significant digits, and SI prefixes (powers of 1000) for units.
+"""Formats numbers and metrics for readers: three significant digits, and SI prefixes (powers of 1000) for units.
 
-Every function accepts any value in a record; a value that is missing or not finite becomes `–`. A metric's name is
-`SIDE/TASK/MEASURE`, such as `test/t2i/R@1`; the side is `train`, `test` (the server's test data) or `federated` (the
+Every function accepts any value of a record; a missing or non-finite value becomes `–`. A metric's name is
+`SIDE/TASK/MEASURE`, such as `test/t2i/R@1`; a side is `train`, `test` (the server's test data) or `federated` (the
 clients' held-out shares).
 """
 
@@ -15,13 +15,13 @@ from typing import Any, TypeGuard
 MISSING = "–"
 PREFIXES = ("", "k", "M", "G", "T", "P")
 HEADLINES = ("test/t2i/R@1", "test/i2t/R@1", "test/i2a/R@1", "test/a2i/R@1", "test/accuracy", "test/f1", "test/loss")
-"""The headline metrics, in order of preference; a run has some of them."""
+"""The most important metrics, of which a run has some."""
 INITIALS = {"i": "image", "t": "text", "a": "audio"}
-"""Letter in the names of retrieval tasks -> modality."""
+"""Modalities by their letter in the names of retrieval tasks."""
 
 
 def finite(value: Any) -> TypeGuard[float]:
-    """Returns whether a value is a finite number, which can be logged, written and drawn."""
+    """Whether a value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -46,7 +46,7 @@ def count_text(value: Any) -> str:
 
 
 def number_text(value: Any) -> str:
-    """Returns a number without a unit: `0.0123`, `1.00`, `123`, `12,346`; tiny numbers as `1.2e-05`."""
+    """Returns a number without a unit: `0.0123`, `1.00`, `123`, `12,346`; tiny ones as `1.2e-05`."""
     if not finite(value):
         return MISSING
     size = abs(value)
@@ -56,7 +56,7 @@ def number_text(value: Any) -> str:
 
 
 def percent_text(value: Any) -> str:
-    """Returns a fraction as a percentage: 0.1234 as `12.3 %`."""
+    """Returns a share in per cent: 0.1234 as `12.3 %`."""
     return f"{100 * value:.1f} %" if finite(value) else MISSING
 
 
@@ -78,13 +78,13 @@ def seconds_text(value: Any) -> str:
 
 
 def trimmed(text: str) -> str:
-    """Returns a number's text without trailing zeros in its fraction, for axis labels: `2.00 MB` as `2 MB`."""
+    """Returns a number's text without trailing zeros, for axis labels: `2.00 MB` as `2 MB`."""
     number, space, unit = text.partition(" ")
     return (number.rstrip("0").rstrip(".") if "." in number and "e" not in number else number) + space + unit
 
 
 def is_share(metric: str) -> bool:
-    """Returns whether a metric is a fraction between 0 and 1, shown as a percentage."""
+    """Whether a metric is a share between 0 and 1, to be shown in per cent."""
     return not metric.endswith("loss")
 
 
@@ -98,14 +98,14 @@ def metric_title(metric: str, *, short: bool = False) -> str:
 
 
 def score_text(metric: str, value: float | None) -> str:
-    """Returns a metric's value: losses with three decimals, fractions as percentages."""
+    """Returns a metric's value: losses with three decimals, shares in per cent."""
     if value is None:
         return MISSING
     return percent_text(value) if is_share(metric) else f"{value:.3f}"
 
 
 def natural_order(names: Iterable[str]) -> list[str]:
-    """Returns names sorted with numbers compared as numbers: R@5 before R@10."""
+    """Returns names sorted with numbers in numeric order: R@5 before R@10."""
     return sorted(names, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
 
 
@@ -125,5 +125,5 @@ def _with_prefix(value: Any, *, unit: str) -> str:
 
 
 def _digits(value: float) -> str:
-    """Returns three significant digits, trailing zeros included."""
+    """Returns three significant digits, including trailing zeros."""
     return f"{value:#.3g}".rstrip(".")

@@ -1,5 +1,5 @@
-"""The pipeline of an experiment: built, compiled, submitted, followed, rerun."""
+"""The pipeline of an experiment: builds, compiles, submits, follows and reruns it."""
 
 PIPELINE = "lwfed-experiment"
-"""Its name is constant: Kubeflow Pipelines keep their cache by it."""
+"""The name is constant, since Kubeflow Pipelines' cache depends on it."""
 DESCRIPTION = "Federated multimodal learning, stage by stage (lwfed)"

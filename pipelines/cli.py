@@ -1,4 +1,4 @@
-"""What `lwfed` takes from here: the commands for Kubeflow Pipelines, and the rerun on a cluster."""
+"""The plugins of `lwfed`: the commands for Kubeflow Pipelines, and the rerun on a cluster."""
 
 from __future__ import annotations
 
@@ -20,4 +20,4 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     command.__name__.removesuffix("_command"): with_options(command)
     for command in (compile_command, submit, retry, cancel, logs, schedules)
 }
-"""The commands by their names."""
+"""Name -> command."""

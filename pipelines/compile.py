@@ -1,4 +1,4 @@
-"""The pipeline of an experiment as a file: the same bytes for the same experiment, and a word where they are many."""
+"""Compiles an experiment's pipeline to a file: the same bytes for the same experiment, and a warning if it is large."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pipelines.stages import Work
 from pipelines.tasks import Task, task_names
 
 OBJECT_LIMIT = 3 << 19
-"""Bytes of a Workflow object that etcd takes. Argo compresses one above 1 MiB; a run's retry writes it as it is."""
+"""Largest Workflow object in bytes that etcd accepts. Argo compresses one above 1 MiB, except in a run's retry."""
 COPIES = 23
-"""Times that a task's inputs and interface stand in the object at the run's end, escaped, at most: 20 in a real one of
-two stages; 14 to 21 were counted for compiled pipelines of one to six stages and specs of up to 26 kB."""
+"""Upper bound of the escaped copies of a task's inputs and interface in the object at the run's end: 20 in a real one
+of two stages; 14 to 21 were counted for compiled pipelines of one to six stages and specs of up to 26 kB."""
 TASK_BYTES = 2_500
-"""Bytes of a task's interface and pod, besides its spec."""
+"""Bytes of a task's interface and pod, without its spec."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,10 @@ class Compiled:
     Attributes:
         path: The file.
         spec: The experiment as the cluster runs it.
-        digest: Of what the file says; comments do not count.
+        digest: Digest of the file's contents without comments.
         tasks: Its tasks by name.
         file_bytes: The file's size.
-        object_bytes: What the Workflow object grows to, at most.
+        object_bytes: Upper bound of the Workflow object's size.
     """
 
     path: Path
@@ -47,29 +47,29 @@ class Compiled:
 
     @property
     def titles(self) -> list[str]:
-        """Its stages, for people."""
+        """Titles of its stages."""
         return [task.title for task in self.tasks.values() if task.stage is not None]
 
     @property
     def pods(self) -> int:
-        """Pods of the pipeline: two per task, and the drivers of the whole and of the exit handler's group."""
+        """Number of the pipeline's pods: two per task, and the drivers of the whole and of the exit handler's group."""
         return 2 * len(self.tasks) + 2
 
 
 def compile_pipeline(work: Work, path: Path, *, cache: bool = True) -> Compiled:
-    """Writes the pipeline of an experiment to a file; a spec too long for a parameter goes to the store.
+    """Writes the pipeline of an experiment to a file; a spec that is too long for a parameter goes to the store.
 
     Args:
-        work: What it trains.
+        work: The work to train.
         path: The file.
-        cache: Whether Kubeflow Pipelines may take tasks' results from their cache.
+        cache: Whether Kubeflow Pipelines may take tasks' results from its cache.
 
     Returns:
-        What was written.
+        The compiled pipeline.
 
     Raises:
         SpecError: The spec cannot run on a cluster, or the stages do not fit it.
-        UnreachableError: The store does not take the spec.
+        UnreachableError: The spec cannot be written to the store.
     """
     import yaml
     from kfp import compiler
@@ -97,15 +97,15 @@ def compile_pipeline(work: Work, path: Path, *, cache: bool = True) -> Compiled:
 
 
 def for_cluster(spec: RunSpec) -> RunSpec:
-    """Returns the spec as a cluster runs it: with pods for the clients, unless it names another launcher.
+    """Returns the spec for a cluster, whose clients run in pods unless it names another launcher.
 
     Raises:
-        SpecError: It has no image, or a store that pods do not share.
+        SpecError: The spec has no image, or a store that pods cannot share.
     """
     if not spec.kubernetes.image:
-        raise SpecError("no image is named for the pipeline's pods", remedy="set kubernetes.image, best by its digest")
+        raise SpecError("the pipeline's pods have no image", remedy="set kubernetes.image, best with a digest")
     if "://" not in spec.store.uri or spec.store.uri.startswith("file:"):
-        raise SpecError(f"pods do not share the folder {spec.store.uri}", remedy="set store.uri to s3://BUCKET/PREFIX")
+        raise SpecError(f"pods cannot share the folder {spec.store.uri}", remedy="set store.uri to s3://BUCKET/PREFIX")
     if "kind" in spec.launch.model_fields_set:
         return spec
     values: dict[str, Any] = to_values(spec)
@@ -114,12 +114,12 @@ def for_cluster(spec: RunSpec) -> RunSpec:
 
 
 def size_warning(compiled: Compiled) -> str | None:
-    """Returns a line for a pipeline whose run may outgrow what a cluster takes; None for one that stays below."""
+    """Returns a warning if a run's Workflow object may exceed etcd's limit, else None."""
     if compiled.object_bytes <= OBJECT_LIMIT:
         return None
     return (
         f"{len(compiled.titles)} stages repeat a long spec: the Workflow object may grow to "
-        f"{bytes_text(compiled.object_bytes)}, and etcd takes {bytes_text(OBJECT_LIMIT)}. Argo compresses it while it "
-        "runs, but lwfed retry may then fail -> shorten `kubernetes` in the spec, or train fewer stages at a time "
+        f"{bytes_text(compiled.object_bytes)}, and etcd accepts {bytes_text(OBJECT_LIMIT)}. Argo compresses it while "
+        "it runs, but lwfed retry may then fail -> shorten `kubernetes` in the spec, or train fewer stages at a time "
         "(--stages)"
     )

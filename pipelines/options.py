@@ -1,4 +1,4 @@
-"""Options that the commands for Kubeflow Pipelines share, and records of options that stand for their attributes."""
+"""Options that the commands for Kubeflow Pipelines share, and records whose attributes are options."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from pipelines.client.pace import USUAL
 KfpRun = Annotated[
     str,
     typer.Argument(
-        metavar="RUN", help="The pipeline run's id or its first 8 characters, lwfed's id of it, its name, or `latest`."
+        metavar="RUN", help="The pipeline run's id or its first 8 characters, its id in lwfed, its name, or `latest`."
     ),
 ]
-Stages = Annotated[str | None, typer.Option("--stages", metavar="A-B", help="Train these stages alone: 3-6, 3- or 3.")]
+Stages = Annotated[str | None, typer.Option("--stages", metavar="A-B", help="Train only these stages: 3-6, 3- or 3.")]
 StartFrom = Annotated[
-    str | None, typer.Option("--from", metavar="RUN:STAGE", help="Take the stages before STAGE from that run.")
+    str | None, typer.Option("--from", metavar="RUN:STAGE", help="Take the stages before STAGE from RUN.")
 ]
-Wait = Annotated[bool, typer.Option("--wait", help="Follow it to its end; the exit code is the run's own.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Follow the run to its end, with its exit code.")]
 StartTimeout = Annotated[
     float,
     typer.Option(
-        "--start-timeout", metavar="S", min=1, help="With --wait: give up after S seconds without a container at work."
+        "--start-timeout", metavar="S", min=1, help="With --wait: give up after S seconds without a running container."
     ),
 ]
 START_TIMEOUT_S = USUAL.start_timeout_s
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Lets a command take the attributes of records as options: of each parameter whose type is a dataclass.
+    """Expands a command's parameters whose types are dataclasses: each attribute becomes an option.
 
     Args:
-        command: A function for typer. Attributes of its records are annotated as its other parameters are.
+        command: A function for typer. Attributes of its records are annotated like its other parameters.
 
     Returns:
-        The function that typer takes, whose parameters are plain values.
+        The function for typer, whose parameters are plain values.
     """
     signature = inspect.signature(command, eval_str=True)
     own = signature.parameters.values()

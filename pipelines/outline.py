@@ -1,4 +1,4 @@
-"""What a pipeline says of stages before they run: their titles, and the digests of their plans."""
+"""Describes a pipeline's stages before they run: their titles, and the digests of their plans."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ BLOCKS = ".blocks."
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """A stage, as a pipeline has it.
+    """A stage of a pipeline.
 
     Attributes:
         stage: s, counted from 1.
-        title: For people, such as `stage 3: image 4-5, text 2`.
-        plan_digest: Digest of its plan; empty where only the cluster knows it.
+        title: Its title, such as `stage 3: image 4-5, text 2`.
+        plan_digest: Digest of its plan; empty if only the cluster knows it.
     """
 
     stage: int
@@ -36,8 +36,8 @@ class Outline:
 def outlines_of(spec: RunSpec) -> list[Outline]:
     """Describes all stages of a spec.
 
-    Pretrained weights are described by what their files say. So their plans' digests are left open, and where the
-    files are not here, the blocks too.
+    Plans with pretrained weights depend on the files' contents. Their digests are left empty, and the titles do not
+    name blocks if the files are not on this machine.
 
     Raises:
         SpecError: Stage cuts do not fit the encoders.
@@ -58,7 +58,7 @@ def outlines_of(spec: RunSpec) -> list[Outline]:
 
 
 def title_of(plan: StagePlan) -> str:
-    """Names a stage by the blocks it appends, counted from 0 as in the names of tensors."""
+    """Returns a stage's title, which names its appended blocks, counted from 0 as in the names of tensors."""
     blocks: dict[str, list[int]] = {}
     for unit in plan.appended:
         modality, sign, number = unit.partition(BLOCKS)
@@ -70,7 +70,7 @@ def title_of(plan: StagePlan) -> str:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """Writes 4, 5, 6, 9 as `4-6 9`."""
+    """Returns 4, 5, 6, 9 as `4-6 9`."""
     runs = groupby(enumerate(sorted(numbers)), key=lambda item: item[1] - item[0])
     spans = [[number for _, number in run] for _, run in runs]
     return " ".join(f"{span[0]}" if len(span) == 1 else f"{span[0]}-{span[-1]}" for span in spans)

@@ -1,8 +1,8 @@
-"""The pipeline of an experiment: one small coordinator task per stage, chained by the digests of checkpoints.
+"""Builds the pipeline of an experiment: one small coordinator task per stage, chained by digests of checkpoints.
 
-Rounds and clients are no tasks of the pipeline: the coordinator starts their pods as Jobs. Tasks get strings and
-integers that decide their result, so Kubeflow Pipelines' cache of them is sound; the run's id is not among them and
-comes to the pods as environment.
+Rounds and clients are not tasks of the pipeline: the coordinator starts their pods as Jobs. A task's inputs are the
+strings and integers that decide its result, so that Kubeflow Pipelines' cache is sound. The run's id is not an input;
+pods receive it in their environment.
 """
 
 from collections.abc import Mapping
@@ -32,20 +32,20 @@ SECRET_KEYS = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_ENDPOINT_URL_S3",
     "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN",
 )  # fmt: skip
-"""Keys of `kubernetes.secret` that reach the pipeline's pods. Those it lacks are left out: lwfed says then what is
-missing, where a pod that waits for them would leave the run going on for ever."""
+"""Keys of `kubernetes.secret` that the pipeline's pods receive. All are optional: lwfed reports a missing one, while a
+pod that waits for a required key would leave the run running forever."""
 
 
 def experiment_pipeline(work: Work, *, cache: bool = True, env: Mapping[str, str] | None = None) -> Any:
     """Builds the pipeline of an experiment, or of some of its stages.
 
     Args:
-        work: What it trains.
-        cache: Whether Kubeflow Pipelines may take tasks' results from their cache.
-        env: Further environment of its tasks.
+        work: The work to train.
+        cache: Whether Kubeflow Pipelines may take tasks' results from its cache.
+        env: Additional environment of its tasks.
 
     Returns:
-        What `kfp.compiler` compiles, and what runs under `kfp.local` when it is called.
+        A pipeline for `kfp.compiler`, which runs under `kfp.local` when called.
 
     Raises:
         SpecError: The stages do not fit the spec or the parent.
@@ -92,17 +92,17 @@ def experiment_pipeline(work: Work, *, cache: bool = True, env: Mapping[str, str
 
 
 def settings_are_for_clients(spec: RunSpec) -> bool:
-    """Whether what is set on a stage's task is meant for the clients' pods, and not for the coordinator's own.
+    """Whether the settings of a stage's task apply to the clients' pods, not to the coordinator's own.
 
-    Kubeflow Pipelines hand it to one of them. It is the coordinator's where `kubernetes.coordinator` says something,
-    or where all pools say what they need.
+    Kubeflow Pipelines can pass them to only one of these. They apply to the coordinator if `kubernetes.coordinator` is
+    set, or if all pools set their own resources.
     """
     pools = spec.kubernetes.pools
     return spec.kubernetes.coordinator == CoordinatorSpec() and not all(pool.cpu and pool.memory for pool in pools)
 
 
 def _set_pod(task: Any, *, spec: RunSpec, env: Mapping[str, str]) -> None:
-    """Sets the environment, the rights and the labels of a task's pod."""
+    """Sets the environment, the security context and the labels of a task's pod."""
     settings = spec.kubernetes
     kubernetes.use_field_path_as_env(task, env_name=RUN_ID_ENV, field_path=RUN_ID_LABEL)
     for name, value in sorted(env.items()):
@@ -122,7 +122,7 @@ def _set_pod(task: Any, *, spec: RunSpec, env: Mapping[str, str]) -> None:
 
 
 def _set_size_and_place(task: Any, own: CoordinatorSpec) -> None:
-    """Sets what a task's pod needs, and which nodes take it."""
+    """Sets the resources of a task's pod, and its nodes."""
     task.set_cpu_request(own.cpu).set_memory_request(own.memory).set_memory_limit(own.memory)
     for name, value in sorted(own.node_selector.items()):
         kubernetes.add_node_selector(task, name, value)

@@ -1,6 +1,6 @@
-"""A spec as a pipeline's parameter: what differs from the defaults, so that it stays small wherever it is repeated.
+"""Encodes a spec as a pipeline's parameter: only the values that differ from the defaults, to keep it small.
 
-Each task's copy of it is escaped several times over in the workflow object, which may not grow: see `compile.py`.
+The workflow object contains many escaped copies of it, and its size is limited: see `compile.py`.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from lwfed.types.canonical import canonical
 from lwfed.types.section import Section
 
 DISCRIMINATOR = "kind"
-"""The key that says which of several sections is meant; it is always written."""
+"""The key that selects one of several sections; it is always written."""
 
 
 def spec_text(spec: RunSpec, *, store: Store | None = None) -> str:
-    """Returns a spec as one string that `lwfed.run.specs.unpack_spec` reads; the same for equal specs.
+    """Returns a spec as one string for `lwfed.run.specs.unpack_spec`; the same for equal specs.
 
     Args:
         spec: The experiment.
-        store: Where one that is too long is written; None only looks, and writes nothing.
+        store: The store for a spec that is too long; None: writes nothing.
 
     Returns:
-        Canonical JSON, or `sha256:` and the digest of what the store holds.
+        Canonical JSON, or `sha256:` and the digest of the spec in the store.
     """
     values = without_defaults(spec)
     if to_values(build_spec(values)) != to_values(spec):
@@ -36,7 +36,7 @@ def spec_text(spec: RunSpec, *, store: Store | None = None) -> str:
 
 
 def without_defaults(section: Section) -> dict[str, Any]:
-    """Returns a section as plain values, without those that are defaults."""
+    """Returns a section as plain values, without defaults."""
     found: dict[str, Any] = {}
     for name, field in type(section).fields().items():
         value = getattr(section, name)

@@ -1,4 +1,4 @@
-"""The tasks of a compiled pipeline, read from its spec: names, titles and stages, in the order in which they run."""
+"""Reads the tasks of a compiled pipeline from its spec: names, titles and stages, in the order of execution."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Task:
     Attributes:
         name: Its name in the compiled pipeline.
         title: Its name for people.
-        stage: The stage it trains; None where it trains none.
+        stage: The stage that it trains; None if it trains none.
     """
 
     name: str
@@ -24,10 +24,10 @@ class Task:
 
 
 def task_names(pipeline: Mapping[str, Any]) -> dict[str, Task]:
-    """Reads the tasks of a compiled pipeline, in its order; groups such as the exit handler's are looked into.
+    """Returns the tasks of a compiled pipeline in order, including those in groups such as the exit handler's.
 
     Args:
-        pipeline: The pipeline's spec, as `kfp.compiler` writes it.
+        pipeline: The pipeline's spec, as written by `kfp.compiler`.
 
     Returns:
         Name -> task.
@@ -53,7 +53,7 @@ def task_names(pipeline: Mapping[str, Any]) -> dict[str, Task]:
 
 
 def texts_of(pipeline: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the texts that a compiled pipeline hands to its tasks: its parameters' defaults, and constants."""
+    """Returns the texts that a compiled pipeline passes to its tasks: defaults of parameters, and constants."""
     definitions = ((pipeline.get("root") or {}).get("inputDefinitions") or {}).get("parameters") or {}
     found = {key: value.get("defaultValue") for key, value in definitions.items()}
     parts = [pipeline.get("root") or {}, *(pipeline.get("components") or {}).values()]
@@ -72,7 +72,7 @@ def _parameters(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _in_order(tasks: Mapping[str, Any]) -> list[str]:
-    """Sorts tasks so that each comes after those it depends on; else by name, numbers as numbers."""
+    """Returns tasks sorted by dependency, then by name with numbers in numeric order."""
     left = sorted(tasks, key=lambda name: [int(part) if part.isdigit() else 0 for part in re.split(r"(\d+)", name)])
     done: list[str] = []
     while left:

@@ -3,7 +3,7 @@
 from kfp import dsl
 
 IMAGE = "lwfed"
-"""An image with lwfed and kfp; name your own through `components.building.at`."""
+"""An image with lwfed and kfp; set your own with `components.building.at`."""
 
 
 @dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
@@ -15,7 +15,7 @@ def evaluate(
     metrics: dsl.Output[dsl.Metrics],
     page: dsl.Output[dsl.HTML],
 ) -> None:
-    """Judges a stage's result on the server's test data, unless that is done.
+    """Evaluates a stage's result on the server's test data, unless that is done already.
 
     Args:
         spec: The experiment, as JSON, or `sha256:` and its digest in the store.
@@ -24,7 +24,7 @@ def evaluate(
         digest: Digest of its result.
 
     Returns:
-        metrics: What was measured.
+        metrics: The metrics.
         page: The report so far.
     """
     from pathlib import Path
@@ -33,5 +33,5 @@ def evaluate(
 
     done = tasks.evaluate(spec=spec, store=store, stage=stage, digest=digest)
     for name, value in done.metrics.items():
-        metrics.log_metric(name.replace("@", "_at_"), value)  # as MLflow spells it
+        metrics.log_metric(name.replace("@", "_at_"), value)  # as in MLflow
     Path(page.path).write_text(done.html, encoding="utf-8")

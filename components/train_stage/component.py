@@ -1,11 +1,11 @@
-"""A stage: the task is a small coordinator that runs the rounds and starts the clients' pods itself."""
+"""A stage: the task is a small coordinator that runs the rounds and starts the clients' pods."""
 
 from typing import NamedTuple
 
 from kfp import dsl
 
 IMAGE = "lwfed"
-"""An image with lwfed and kfp; name your own through `components.building.at`."""
+"""An image with lwfed and kfp; set your own with `components.building.at`."""
 PASSTHROUGHS = [
     dsl.TaskConfigField.RESOURCES,
     dsl.TaskConfigField.KUBERNETES_TOLERATIONS,
@@ -13,8 +13,8 @@ PASSTHROUGHS = [
     dsl.TaskConfigField.KUBERNETES_AFFINITY,
     dsl.TaskConfigPassthrough(field=dsl.TaskConfigField.ENV, apply_to_task=True),
 ]
-"""What is set on the task goes to the clients' pods, where their pool does not say, and not to the task's own; but for
-its environment."""
+"""Settings of the task that apply to the clients' pods whose pool does not set its own, and not to the task's own pod;
+its environment applies to both."""
 
 
 @dsl.component(
@@ -32,16 +32,16 @@ def train_stage(
     metrics: dsl.Output[dsl.Metrics],
     page: dsl.Output[dsl.HTML],
 ) -> NamedTuple("Outputs", [("digest", str)]):  # type: ignore[valid-type]  # kfp reads outputs there
-    """Runs all rounds of a stage, or what is left of them.
+    """Runs the rounds of a stage that are not committed yet.
 
     Args:
         spec: The experiment, as JSON, or `sha256:` and its digest in the store.
         store: The store's URI, such as `s3://bucket/prefix`.
         stage: The stage, counted from 1.
         plan_digest: Digest of the stage's plan; empty: not checked.
-        input_digest: Digest of the checkpoint it starts from; empty at the first stage.
-        data_version: As `prepare` gave it.
-        code_version: As `prepare` gave it.
+        input_digest: Digest of the checkpoint from which it starts; empty for the first stage.
+        data_version: As returned by `prepare`.
+        code_version: As returned by `prepare`.
         resources: Resources, tolerations, node selector and affinity of the task, for clients' pods.
 
     Returns:
@@ -65,6 +65,6 @@ def train_stage(
         resources=asdict(resources),
     )
     for name, value in done.metrics.items():
-        metrics.log_metric(name.replace("@", "_at_"), value)  # as MLflow spells it
+        metrics.log_metric(name.replace("@", "_at_"), value)  # as in MLflow
     Path(page.path).write_text(done.html, encoding="utf-8")
     return (done.digest,)

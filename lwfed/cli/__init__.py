@@ -1,1 +1,1 @@
-"""The command line: typer commands that parse, call a step and show; nothing is computed here."""
+"""The command line: typer commands that parse arguments, call steps and print results, but compute nothing."""

@@ -1,4 +1,4 @@
-"""`lwfed report` and `lwfed export`: what a run leaves for people and for other programs."""
+"""`lwfed report` and `lwfed export`: a run's report, and its model for other programs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def report(
     run_id: RunId,
     output: Annotated[
         str | None,
-        typer.Option("--output", "-O", metavar="FILE", help="Where to write it; default: beside the run."),
+        typer.Option("--output", "-O", metavar="FILE", help="The file to write; default: in the run's store."),
     ] = None,
     mlflow: Annotated[
-        bool, typer.Option("--mlflow", help="Tell MLflow what it has missed, from the run's log, too.")
+        bool, typer.Option("--mlflow", help="Also log records that MLflow lacks, from the run's log.")
     ] = False,
     store: StoreUri = DEFAULT_STORE,
     as_json: Json = False,
@@ -34,39 +34,41 @@ def report(
     from lwfed.steps.finish import write_report
 
     written = write_report(run, bench=Workbench(opened), output=None if output is None else Path(output))
-    told = replay_log(run, runs.spec_of(run).tracking, store=opened) if mlflow else None
+    status = replay_log(run, runs.spec_of(run).tracking, store=opened) if mlflow else None
     if as_json:
-        print_json({"run_id": run.run_id, "report": str(written), "mlflow": told})
+        print_json({"run_id": run.run_id, "report": str(written), "mlflow": status})
         return
     console = make_console()
     console.print(f"report  {written}", highlight=False, soft_wrap=True)
-    if told is not None:
-        trouble = f"; {told['down']}" if told["down"] else ""
-        line = f"mlflow  {told['delivered']} of {told['told']} records are there, run {told['run_id']}{trouble}"
+    if status is not None:
+        problem = f"; {status['down']}" if status["down"] else ""
+        line = f"mlflow  has {status['delivered']} of {status['told']} records, run {status['run_id']}{problem}"
         console.print(line, highlight=False, soft_wrap=True)
 
 
 def export(
     run_id: RunId,
     folder: Folder,
-    stage: Annotated[int | None, typer.Option("--stage", metavar="S", help="Which stage; default: the last.")] = None,
+    stage: Annotated[
+        int | None, typer.Option("--stage", metavar="S", help="The stage to export; default: the last.")
+    ] = None,
     with_test_data: Annotated[
-        bool, typer.Option("--with-test-data", help="Write the built-in test scenes too, to check the scores with.")
+        bool, typer.Option("--with-test-data", help="Also write the built-in test scenes, to check the scores.")
     ] = False,
     store: StoreUri = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
-    """Write plain timm and transformers weights with their configs, and the heads; usable without lwfed."""
+    """Export plain timm and transformers weights with their configs, and the heads; usable without lwfed."""
     opened = open_runs(store)
     run = pick_run(opened, run_id)
     from lwfed.export.export import export_run
     from lwfed.round.workbench import Workbench
 
-    told = export_run(run.run_id, folder, bench=Workbench(opened), stage=stage, with_test_data=with_test_data)
+    status = export_run(run.run_id, folder, bench=Workbench(opened), stage=stage, with_test_data=with_test_data)
     if as_json:
-        print_json(told)
+        print_json(status)
         return
     console = make_console()
-    console.print(f"exported run {run.run_id}, stage {told['stage']}, to {folder}", highlight=False, soft_wrap=True)
+    console.print(f"exported run {run.run_id}, stage {status['stage']}, to {folder}", highlight=False, soft_wrap=True)
     for path in sorted(path for path in folder.rglob("*") if path.is_file())[:30]:
         console.print(f"  {path.relative_to(folder)}", highlight=False)

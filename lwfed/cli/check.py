@@ -1,4 +1,4 @@
-"""`lwfed doctor`: whether this machine can run lwfed, and what it will run with."""
+"""`lwfed doctor`: whether this machine can run lwfed, and with which versions and devices."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ LIBRARIES = ("torch", "torchvision", "timm", "transformers", "safetensors", "mlf
 LOW_DISK_BYTES = 2_000_000_000
 
 Finding = tuple[str, str, str]
-"""(`ok`, `warn` or `fail`; what; remedy)."""
+"""(`ok`, `warn` or `fail`; what was found; remedy)."""
 
 
 def doctor(store: StoreUri = DEFAULT_STORE, as_json: Json = False) -> None:
     """Check this machine: Python, libraries, processors, memory, GPU, store, disk and MLflow."""
-    findings = list(_look(store))
+    findings = list(_findings(store))
     failed = any(level == "fail" for level, _, _ in findings)
     if as_json:
         print_json({"ok": not failed, "findings": [{"level": a, "what": b, "remedy": c} for a, b, c in findings]})
@@ -44,19 +44,19 @@ def doctor(store: StoreUri = DEFAULT_STORE, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _look(store: str) -> Iterator[Finding]:
+def _findings(store: str) -> Iterator[Finding]:
     yield "ok", f"lwfed {__version__}, Python {platform.python_version()} at {sys.executable}", ""
     for name in LIBRARIES:
         try:
             yield "ok", f"{name} {metadata.version(name)}", ""
         except metadata.PackageNotFoundError:
             yield "fail", f"{name} is not installed", "pip install lwfed again"
-    yield from _look_at_machine()
-    yield from _look_at_store(store)
-    yield from _look_at_mlflow()
+    yield from _machine_findings()
+    yield from _store_findings(store)
+    yield from _mlflow_findings()
 
 
-def _look_at_machine() -> Iterator[Finding]:
+def _machine_findings() -> Iterator[Finding]:
     import psutil
 
     memory = psutil.virtual_memory()
@@ -72,7 +72,7 @@ def _look_at_machine() -> Iterator[Finding]:
         yield "ok", "no GPU: clients train on the CPU in fp32", ""
 
 
-def _look_at_store(uri: str) -> Iterator[Finding]:
+def _store_findings(uri: str) -> Iterator[Finding]:
     folder = None if "://" in uri else Path(uri).expanduser().absolute()
     existed = folder is None or folder.exists()
     try:
@@ -81,7 +81,7 @@ def _look_at_store(uri: str) -> Iterator[Finding]:
         opened.write_ref("doctor.json", {"written": mark})
         good = opened.read_ref("doctor.json") == {"written": mark}
         opened.delete("doctor.json")
-        yield ("ok", f"store {opened.uri} can be written", "") if good else ("fail", f"store {uri} loses data", "")
+        yield ("ok", f"store {opened.uri} is writable", "") if good else ("fail", f"store {uri} loses data", "")
         if folder is not None:
             if not existed:
                 shutil.rmtree(folder)
@@ -92,14 +92,14 @@ def _look_at_store(uri: str) -> Iterator[Finding]:
         yield "fail", f"store {uri}: {error}", ""
 
 
-def _look_at_mlflow() -> Iterator[Finding]:
+def _mlflow_findings() -> Iterator[Finding]:
     from lwfed.spec.federation import TrackingSpec
     from lwfed.tracking.mlflow.target import absolute_uri, sqlite_path
 
     uri = environment.mlflow_uri() or TrackingSpec().uri or ""
     path = sqlite_path(absolute_uri(uri, folder=Path.cwd()))
     if path is not None:
-        exists = "exists" if path.exists() else "will be made"
+        exists = "exists" if path.exists() else "will be created"
         yield "ok", f"MLflow: {path} {exists}", ""
     else:
         yield "ok", f"MLflow: {uri}", ""

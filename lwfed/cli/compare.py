@@ -1,4 +1,4 @@
-"""`lwfed compare`: strategies side by side, trained where they are not committed yet, in one table and one page."""
+"""`lwfed compare`: trains the strategies that are not committed yet, and compares them in a table and a page."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ SUFFIX = re.compile(rf"-({'|'.join(STRATEGIES).replace('_', '-')})$")
 def compare(
     spec: Spec = None,
     strategies: Annotated[
-        str, typer.Option("--strategies", metavar="NAMES", help="Which strategies, separated by commas.")
+        str, typer.Option("--strategies", metavar="NAMES", help="The strategies to compare, separated by commas.")
     ] = ",".join(STRATEGIES),
     run: Annotated[
         list[str] | None,
-        typer.Option("--runs", metavar="RUN,RUN", help="Read these runs of --store, and train nothing."),
+        typer.Option("--runs", metavar="RUN,RUN", help="Compare these runs of --store, and train nothing."),
     ] = None,
     budget: Annotated[
         list[str] | None,
         typer.Option(
-            "--budget", metavar="QUANTITY=AMOUNT", help="What a client may spend: bytes=200MB, flops=3T or memory=1GiB."
+            "--budget", metavar="QUANTITY=AMOUNT", help="A client's budget: bytes=200MB, flops=3T or memory=1GiB."
         ),
     ] = None,
     override: Annotated[
@@ -54,33 +54,34 @@ def compare(
             "-o",
             "--override",
             metavar="KEY=VALUE",
-            help="Change a key; for one strategy: -o end_to_end:training.local_epochs=1.",
+            help="Change a key, for one strategy: -o end_to_end:training.local_epochs=1.",
         ),
     ] = None,
     seeds: Annotated[
         str | None, typer.Option("--seeds", metavar="0,1,2", help="One run per seed; default: the spec's seed.")
     ] = None,
     metric: Annotated[
-        str | None, typer.Option("--metric", metavar="NAME", help="Default: the objective's headline.")
+        str | None,
+        typer.Option("--metric", metavar="NAME", help="The metric to compare; default: the objective's headline."),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-O", metavar="DIR", help="Folder to write to; default: compare-NAME."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Compare what differs in data or model, too.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also compare runs that differ in data or model.")] = False,
     store: StoreUri = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
-    """Put strategies side by side: quality for rounds, bytes and FLOPs, and the memory of each stage.
+    """Compare strategies: quality against rounds, bytes and FLOPs, and the memory of each stage.
 
-    Trains what is not committed yet, a run for each strategy and seed, as `lwfed run` does. Writes one page,
+    Trains runs that are not committed yet, one per strategy and seed, as `lwfed run` does. Writes one page,
     compare.html, its figures as SVG and PNG, and the numbers as JSON.
     """
     console = make_console(stderr=as_json)
     budgets = [parse_budget(text) for text in budget or ()]
     if run:
         if spec is not None:
-            raise SpecError("a SPEC is trained and --runs are read", remedy="give one of them")
+            raise SpecError("SPEC and --runs exclude each other", remedy="pass only one of them")
         opened = open_runs(store)
         ids = [name for text in run for name in text.split(",") if name]
         records = [pick_run(opened, run_id) for run_id in ids]
@@ -92,7 +93,7 @@ def compare(
             if metric is not None and not plausible(metric, item):
                 raise SpecError(
                     f"no run of this spec will have the metric `{metric}`",
-                    remedy="name one such as test/t2i/R@1, test/accuracy, test/loss or train/loss",
+                    remedy="choose one such as test/t2i/R@1, test/accuracy, test/loss or train/loss",
                 )
         opened = open_store(specs[0].store.uri)
         records = [runs.read_run(opened, run_id) for run_id in _obtain(specs, store=opened, console=console)]
@@ -114,12 +115,12 @@ def wanted_specs(source: str | None, *, overrides: Sequence[str], strategies: st
     """Returns a spec per strategy and seed; they differ only in what `-o STRATEGY:KEY=VALUE` changes.
 
     Raises:
-        SpecError: A strategy or a seed is none, or a value does not fit.
+        SpecError: A strategy or a seed is invalid, or a value does not fit.
     """
     named = [name.strip().replace("-", "_") for name in strategies.split(",") if name.strip()]
     unknown = [name for name in named if name not in STRATEGIES]
     if unknown or not named:
-        raise SpecError(f"`{strategies}` names no strategies", remedy=f"choose from {', '.join(STRATEGIES)}")
+        raise SpecError(f"`{strategies}` is not a list of strategies", remedy=f"choose from {', '.join(STRATEGIES)}")
     own: dict[str, list[str]] = {name: [] for name in STRATEGIES}
     shared: list[str] = []
     for text in overrides:
@@ -129,7 +130,7 @@ def wanted_specs(source: str | None, *, overrides: Sequence[str], strategies: st
     try:
         numbers = [base.seed] if seeds is None else [int(text) for text in seeds.split(",")]
     except ValueError:
-        raise SpecError(f"`{seeds}` are no seeds", remedy="write --seeds 0,1,2") from None
+        raise SpecError(f"`{seeds}` is not a list of seeds", remedy="write --seeds 0,1,2") from None
     stem = SUFFIX.sub("", base.name)
     return [
         load_spec(
@@ -147,7 +148,7 @@ def wanted_specs(source: str | None, *, overrides: Sequence[str], strategies: st
 def write_files(
     comparison: Comparison, folder: Path, *, name: str, data: DataRecord, budgets: Sequence[Budget]
 ) -> Path:
-    """Writes page and figures to a folder. Returns the page's path."""
+    """Writes the page and figures to a folder. Returns the page's path."""
     from lwfed.report.compare.figures import comparison_files  # matplotlib
     from lwfed.report.compare.page import chance_of, render_comparison
 
@@ -164,10 +165,10 @@ def write_files(
 
 
 def _obtain(specs: Sequence[RunSpec], *, store: Store, console: Console) -> list[str]:
-    """Finds or trains a run for each spec. Returns their ids."""
+    """Finds or trains a run per spec. Returns their ids."""
     wanted = [training.look_up(spec, options=Options(), store=store) for spec in specs]
-    there = sum(item.done is not None for item in wanted)
-    console.print(f"{there} of {len(wanted)} runs are committed already", highlight=False)
+    done = sum(item.done is not None for item in wanted)
+    console.print(f"{done} of {len(wanted)} runs are committed already", highlight=False)
     ids = []
     for number, item in enumerate(wanted, start=1):
         if item.done is not None:
@@ -177,7 +178,10 @@ def _obtain(specs: Sequence[RunSpec], *, store: Store, console: Console) -> list
         console.rule(f"run {number} of {len(wanted)}: {what}", align="left", style="dim")
         try:
             summary = training.train(
-                item, store=store, console=console, go_on=f"the same command; {len(ids)} of {len(wanted)} runs are done"
+                item,
+                store=store,
+                console=console,
+                resume_with=f"the same command; {len(ids)} of {len(wanted)} runs are done",
             )
         except LwfedError:
             console.print(f"run {number} of {len(wanted)} ({what}) failed; {len(ids)} runs are done", highlight=False)
@@ -187,7 +191,7 @@ def _obtain(specs: Sequence[RunSpec], *, store: Store, console: Console) -> list
 
 
 def _show(comparison: Comparison, budgets: Sequence[Budget], *, console: Console) -> None:
-    table = make_table("What one client spends; in brackets, the factor saved against end to end")
+    table = make_table("Cost per client; in brackets, the reduction against end to end")
     heads = (
         "strategy",
         "seeds",

@@ -1,4 +1,4 @@
-"""`lwfed list` and `lwfed show`: what has run."""
+"""`lwfed list` and `lwfed show`: the runs of a store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lwfed.types.records import RunRecord
 
 
 def open_runs(uri: str) -> Store:
-    """Opens a store that must have runs. Raises NotFoundError where it has none."""
+    """Opens a store that must have runs. Raises NotFoundError if it has none."""
     store = open_store(uri)
     if next(iter(runs.run_ids(store)), None) is None:
         raise NotFoundError(f"there are no runs in {store.uri}", remedy="train one with `lwfed run`, or name --store")
@@ -27,7 +27,7 @@ def open_runs(uri: str) -> Store:
 
 
 def pick_run(store: Store, run_id: str) -> RunRecord:
-    """Reads a run; `latest` is the one that was started last. Raises NotFoundError."""
+    """Reads a run; `latest` is the most recently started one. Raises NotFoundError."""
     if run_id != "latest":
         return runs.read_run(store, run_id)
     return max((runs.read_run(store, known) for known in runs.run_ids(store)), key=lambda run: run.created)
@@ -58,7 +58,7 @@ def list_runs(store: StoreUri = DEFAULT_STORE, as_json: Json = False) -> None:
 
 
 def show(run_id: RunId, store: StoreUri = DEFAULT_STORE, as_json: Json = False) -> None:
-    """Show a run: its spec, its stages and rounds, and what they cost."""
+    """Show a run: its spec, its stages and rounds, and their costs."""
     opened = open_runs(store)
     run = pick_run(opened, run_id)
     stages, rounds = runs.history(opened, run)

@@ -16,9 +16,9 @@ HELP = """Federated multimodal learning, trained stage by stage: layer-wise, pro
 \b
 Start with:
   lwfed run                    the built-in experiment, no data or cluster needed
-  lwfed plan coco-layerwise    what an experiment will cost, before it runs
-  lwfed list                   what has run
-  lwfed submit SPEC            run it on a cluster with Kubeflow Pipelines
+  lwfed plan coco-layerwise    the predicted costs of an experiment
+  lwfed list                   the runs so far
+  lwfed submit SPEC            run an experiment on a cluster with Kubeflow Pipelines
 """
 
 EPILOG = "Exit codes: " + "; ".join(f"{code} {name}" for code, name in sorted(EXIT_CODES.items())) + "."
@@ -45,8 +45,8 @@ for plugin in sorted(metadata.entry_points(group="lwfed.commands"), key=lambda e
         app.command(command_name)(command)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"lwfed {__version__}")
         raise typer.Exit
 
@@ -59,5 +59,5 @@ def _root(
 
 
 def main() -> None:
-    """Runs the command line; every error ends in one line and a numbered exit code."""
+    """Runs the command line; every error ends it with one line and a numbered exit code."""
     run_to_exit(app)

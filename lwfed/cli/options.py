@@ -15,8 +15,8 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("-o", "--override", metavar="KEY=VALUE", help="Change a key: -o seed=1."),
 ]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Train again, even where equal work is committed.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line, and progress to stderr.")]
-StoreUri = Annotated[str, typer.Option("--store", metavar="URI", help="The store to look in.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Train again even if equal work is committed.")]
+Json = Annotated[bool, typer.Option("--json", help="Print a JSON object as the last line, and progress to stderr.")]
+StoreUri = Annotated[str, typer.Option("--store", metavar="URI", help="The store to read.")]
 DEFAULT_STORE = StoreSpec().uri
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write.")]

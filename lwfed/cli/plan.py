@@ -1,4 +1,4 @@
-"""`lwfed plan`, `lwfed partition` and `lwfed presets`: what will happen, before it does."""
+"""`lwfed plan`, `lwfed partition` and `lwfed presets`: predictions and previews of an experiment."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ def plan(
         typer.Option("--cache-disk", metavar="SIZE", help="A client's disk for outputs of frozen blocks, such as 2GB."),
     ] = None,
     link_mbps: Annotated[
-        float | None, typer.Option("--link-mbps", metavar="N", min=0, help="A client's link, megabits a second.")
+        float | None, typer.Option("--link-mbps", metavar="N", min=0, help="A client's link in megabits per second.")
     ] = None,
     num_examples: Annotated[
-        int | None, typer.Option("--examples", metavar="N", help="Examples of a client; default: those of the data.")
+        int | None, typer.Option("--examples", metavar="N", help="Examples per client; default: from the data.")
     ] = None,
     tokens: Annotated[
         int | None,
-        typer.Option("--tokens", metavar="T", help="Tokens of a caption; default: max_tokens."),
+        typer.Option("--tokens", metavar="T", help="Tokens per caption; default: max_tokens."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Predict what each stage costs one client: parameters, bytes, FLOPs and memory, beside end-to-end training.
+    """Predict each stage's costs per client (parameters, bytes, FLOPs, memory), compared to end-to-end training.
 
-    Needs no data and no GPU. Bytes are those of the files that are exchanged; memory is weights, gradients, AdamW's
-    moments and the activations kept for one batch. A second table says which levers each stage uses and what each of
-    them saves, the others being as they are.
+    Needs no data and no GPU. Bytes are those of the exchanged files; memory is weights, gradients, AdamW's moments and
+    the activations kept for one batch. A second table shows which levers each stage uses, and what each lever saves
+    while the others stay in use.
     """
     from lwfed.cost.architectures import architectures_of
     from lwfed.cost.explain import parts, rows
@@ -66,7 +66,7 @@ def plan(
         lengths["text"] = tokens
     costs = stage_costs(stages, architectures=architectures, num_classes=num_classes, tokens=lengths)
     whole = end_to_end_cost(stages, architectures=architectures, num_classes=num_classes, tokens=lengths)
-    examples = num_examples or _examples_of_a_client(values)
+    examples = num_examples or _examples_per_client(values)
     count = examples or values.training.batch_size
     table = rows(
         stages, costs=costs, end_to_end=whole, num_examples=count, device_bytes=device_bytes,
@@ -91,13 +91,13 @@ def plan(
     counted = ", ".join(f"{count} {m} tokens" for m, count in lengths.items())
     console.print(
         f"[bold]{values.name}[/]  {values.strategy}, batch {values.training.batch_size}, {counted}"
-        + (f", {examples} examples a client" if examples else ""),
+        + (f", {examples} examples per client" if examples else ""),
         highlight=False,
     )
     console.print(tables.plan_table(table))
     if any(not row.get("cache_fits", True) for row in table):
         console.print(
-            "Outputs of frozen blocks that find no room are computed in each step; fewer levers.views take less.",
+            "Outputs of frozen blocks that do not fit are computed in each step; fewer levers.views need less space.",
             highlight=False,
         )
     if levers:
@@ -105,14 +105,14 @@ def plan(
     heads = next((row for row in parts(costs[-1]) if row["part"] == "projection"), None)
     if heads is not None and heads["exchange_share"] > 0.5:
         console.print(
-            f"The projection heads are {heads['exchange_share']:.0%} of what the last stage exchanges; "
-            "model.projection.hidden makes them smaller.",
+            f"The projection heads are {heads['exchange_share']:.0%} of the bytes that the last stage exchanges; "
+            "a smaller model.projection.hidden makes them smaller.",
             highlight=False,
         )
 
 
 def partition(spec: Spec = None, override: Overrides = None, as_json: Json = False) -> None:
-    """Show how the training examples are shared among clients: sizes, and a histogram of the labels."""
+    """Show how the training examples are divided among clients: sizes, and a histogram of the labels."""
     from lwfed.data.partition import describe
     from lwfed.round.shares import readable_examples, shares_of
     from lwfed.steps.sources import server_source
@@ -120,7 +120,7 @@ def partition(spec: Spec = None, override: Overrides = None, as_json: Json = Fal
 
     values = load_spec(spec, overrides=override or [])
     if values.federation.partition.kind == "local" and values.federation.num_clients > 1:
-        raise SpecError("a local partition cuts nothing: each client has a folder of its own", remedy="see data.root")
+        raise SpecError("a local partition divides nothing: each client has its own folder", remedy="see data.root")
     source, store = server_source(values), open_store(values.store.uri)
     examples = readable_examples(source, "train", modalities=values.model.modalities, store=store)
     shares = shares_of(
@@ -129,24 +129,24 @@ def partition(spec: Spec = None, override: Overrides = None, as_json: Json = Fal
         num_clients=values.federation.num_clients,
         seed=str(values.seed),
     )
-    told = describe(examples, shares=shares, classes=source.classes)
+    clients = describe(examples, shares=shares, classes=source.classes)
     if as_json:
-        print_json({"partition": values.federation.partition.model_dump(mode="json"), "clients": told})
+        print_json({"partition": values.federation.partition.model_dump(mode="json"), "clients": clients})
         return
-    _draw_partition(told, kind=values.federation.partition.kind)
+    _draw_partition(clients, kind=values.federation.partition.kind)
 
 
-def _draw_partition(told: list[dict[str, Any]], *, kind: str) -> None:
+def _draw_partition(clients: list[dict[str, Any]], *, kind: str) -> None:
     console = make_console()
-    sizes = [item["num_examples"] for item in told]
-    labelled = any(item["labels"] for item in told)
+    sizes = [item["num_examples"] for item in clients]
+    labelled = any(item["labels"] for item in clients)
     table = make_table(f"{kind}: {sum(sizes)} examples, {len(sizes)} clients")
     table.add_column("client")
     table.add_column("examples", justify="right")
     table.add_column("")
     if labelled:
         table.add_column("labels")
-    for item in told:
+    for item in clients:
         bar = "█" * max(1, round(BAR * item["num_examples"] / max(sizes)))
         cells = [item["client"], str(item["num_examples"]), bar]
         if labelled:
@@ -186,7 +186,7 @@ def _num_classes(spec: RunSpec) -> int | None:
         return data_source(spec.data.source).num_classes
 
 
-def _examples_of_a_client(spec: RunSpec) -> int | None:
+def _examples_per_client(spec: RunSpec) -> int | None:
     from lwfed.data.opening import open_source
 
     try:

@@ -1,4 +1,4 @@
-"""The reference pages of the documentation, written from the spec's fields and the commands themselves: `make docs`."""
+"""Generates the reference pages of the documentation from the spec's fields and the commands: `make docs`."""
 
 from __future__ import annotations
 
@@ -25,24 +25,25 @@ GENERATED = "<!-- Written by `make docs` from the code; edit the code. -->"
 
 
 def spec_reference() -> str:
-    """Writes docs/spec.md: every key of a spec, with its type, default and meaning."""
+    """Returns docs/spec.md: every key of a spec, with its type, default and meaning."""
     lines = [
         GENERATED,
         "# The spec",
         "",
-        "A spec is a YAML file; every key has a default, so it may be three lines. `-o KEY=VALUE` changes one key from "
-        "the command line; the value is YAML: `-o training.batch_size=64 -o stages.rounds='[2, 2, 2]'`. "
-        "Unknown keys are refused, with the nearest known one. A run stores its spec complete with the defaults; "
-        "`lwfed show RUN` prints it.",
+        "A spec is a YAML file. Every key has a default, so a spec can be as short as three lines. `-o KEY=VALUE` "
+        "changes one key from the command line; the value is YAML: "
+        "`-o training.batch_size=64 -o stages.rounds='[2, 2, 2]'`. lwfed rejects unknown keys and suggests the nearest "
+        "known one. A run stores its complete spec, including the "
+        "defaults; `lwfed show RUN` prints it.",
         "",
     ]
-    told: dict[type[Section], str] = {}
+    described: dict[type[Section], str] = {}
     for path, kind in _sections(RunSpec, ""):
         lines += [f"## {f'`{path}`' if path else 'Top level'}", "", _first_line(kind), ""]
-        if kind in told:
-            lines += [f"Its keys are those of `{told[kind]}`.", ""]
+        if kind in described:
+            lines += [f"It has the same keys as `{described[kind]}`.", ""]
             continue
-        told[kind] = path
+        described[kind] = path
         lines += _table(
             ("key", "type", "default", "meaning"),
             [_row(name, field, path) for name, field in kind.fields().items()],
@@ -51,15 +52,15 @@ def spec_reference() -> str:
 
 
 def cli_reference() -> str:
-    """Writes docs/cli.md: every command with its arguments and options, and the exit codes."""
+    """Returns docs/cli.md: every command with its arguments and options, and the exit codes."""
     root: Any = typer.main.get_command(app)
     lines = [
         GENERATED,
         "# The command line",
         "",
-        "`lwfed --help` and `lwfed COMMAND --help` say the same. SPEC is a YAML file or a preset's name; without it"
-        " the built-in experiment is taken. With `--json` the last line of standard output is one JSON object, and "
-        "progress goes to standard error. `LWFED_DEBUG=1` shows the traceback behind an error.",
+        "`lwfed --help` and `lwfed COMMAND --help` say the same. SPEC is a YAML file or the name of a preset; without "
+        "it, commands use the built-in experiment. With `--json` the last line of standard output is one JSON object, "
+        "and progress goes to standard error. `LWFED_DEBUG=1` shows the traceback behind an error.",
         "",
     ]
     for name, command in _commands(root):
@@ -72,8 +73,8 @@ def cli_reference() -> str:
     lines += [
         "## Exit codes",
         "",
-        "An error is one line on standard error, `error: PROBLEM -> REMEDY`, and one of these codes. "
-        f"After {', '.join(map(str, sorted(FINAL_CODES)))} trying the same again cannot help, and lwfed does not.",
+        "An error prints one line on standard error, `error: PROBLEM -> REMEDY`, and returns one of these codes. "
+        f"lwfed does not retry after {', '.join(map(str, sorted(FINAL_CODES)))}, since the same error would follow.",
         "",
     ]
     lines += _table(("code", "meaning"), [(str(code), name) for code, name in sorted(EXIT_CODES.items())])
@@ -90,7 +91,7 @@ def main(folder: str = "docs") -> None:
 
 
 def _commands(group: Any, above: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the commands of a group, and those of groups within it under both names."""
+    """Yields the commands of a group, and those of its subgroups with both names."""
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
             yield from _commands(command, f"{above}{name} ")
@@ -99,7 +100,7 @@ def _commands(group: Any, above: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _sections(kind: type[Section], path: str) -> Iterator[tuple[str, type[Section]]]:
-    """Yields each section of a spec with its dotted path, outer ones first."""
+    """Yields each section of a spec with its dotted path, outer sections first."""
     yield path, kind
     for name, field in kind.fields().items():
         below = f"{path}.{name}" if path else name
@@ -154,7 +155,7 @@ def _type(annotation: Any) -> str:
 
 
 def _limit(constraint: Any) -> str:
-    """Writes one of pydantic's constraints in words."""
+    """Returns one of pydantic's constraints in words."""
     for kind, name, words in (
         (annotated_types.Ge, "ge", "at least"),
         (annotated_types.Gt, "gt", "above"),
@@ -168,7 +169,7 @@ def _limit(constraint: Any) -> str:
 
 def _default(field: FieldInfo) -> str:
     if field.is_required():
-        return "none: needed"
+        return "required"
     value = field.get_default(call_default_factory=True, validated_data={})
     if isinstance(value, BaseModel):
         return ""

@@ -34,15 +34,15 @@ def run(
     spec: Spec = None,
     override: Overrides = None,
     run_id: Annotated[
-        str | None, typer.Option("--run-id", metavar="ID", help="Name the run, or go on with the run of that name.")
+        str | None, typer.Option("--run-id", metavar="ID", help="The run's name; resumes an existing run of that name.")
     ] = None,
     fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
     """Train an experiment on this machine, from its first stage to its report.
 
-    Without SPEC it trains the built-in experiment on drawn shapes. What is committed is never done twice: a killed run
-    goes on with the same --run-id, and a second run of the same spec returns at once.
+    Without SPEC it trains the built-in experiment on drawn shapes. Committed work is never repeated: the same --run-id
+    resumes a killed run, and a second run of the same spec returns at once.
     """
     values = load_spec(spec, overrides=override or [])
     options = Options(run_id=_checked(run_id), fresh=fresh)
@@ -52,29 +52,30 @@ def run(
 def rerun(
     run_id: RunId,
     stage: Annotated[int, typer.Option("--stage", metavar="S", help="The first stage to train again.")],
-    only: Annotated[bool, typer.Option("--only", help="Stop after that stage.")] = False,
+    only: Annotated[bool, typer.Option("--only", help="Stop after this stage.")] = False,
     override: Overrides = None,
-    new_id: Annotated[str | None, typer.Option("--run-id", metavar="ID", help="Name the new run.")] = None,
+    new_id: Annotated[str | None, typer.Option("--run-id", metavar="ID", help="The new run's name.")] = None,
     fresh: Fresh = False,
     store: StoreUri = DEFAULT_STORE,
     endpoint: Annotated[
-        str | None, typer.Option("--endpoint", metavar="URL", help="Submit it to Kubeflow Pipelines there.")
+        str | None,
+        typer.Option("--endpoint", metavar="URL", help="Submit the rerun to Kubeflow Pipelines at this URL."),
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="With --endpoint: follow it to its end.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="With --endpoint: wait until the run ends.")] = False,
     namespace: Annotated[
         str | None, typer.Option("--namespace", metavar="NS", help="With --endpoint: your profile's namespace.")
     ] = None,
     token_file: Annotated[
-        Path | None, typer.Option("--token-file", metavar="FILE", help="With --endpoint: a file that holds a token.")
+        Path | None, typer.Option("--token-file", metavar="FILE", help="With --endpoint: a file with a token.")
     ] = None,
     cookies: Annotated[
-        str | None, typer.Option("--cookies", metavar="TEXT", help="With --endpoint: cookies of a session.")
+        str | None, typer.Option("--cookies", metavar="TEXT", help="With --endpoint: a session's cookies.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train a run again from one of its stages; the stages before it stay as they are.
+    """Train a run again from one of its stages; the earlier stages stay unchanged.
 
-    Makes a new run that names its parent. With --endpoint it trains on the cluster, else on this machine.
+    Creates a new run that refers to its parent. With --endpoint it trains on the cluster, else on this machine.
     """
     if endpoint is not None:
         _resubmit(
@@ -87,27 +88,27 @@ def rerun(
     changed = list(override or [])
     values = build_spec(parent.spec, overrides=[f"store.uri={opened.uri}", *changed])
     if not changed and not fresh:
-        fresh = True  # the same work again is what was asked for
+        fresh = True  # the user wants the same work again
     options = Options(run_id=_checked(new_id), fresh=fresh, parent=(parent.run_id, stage))
     _execute(values, options=options, as_json=as_json, last_stage=stage if only else None)
 
 
 def _resubmit(run_id: str, **options: Any) -> None:
-    """Hands a rerun on the cluster to the plugin that knows Kubeflow Pipelines."""
+    """Passes a rerun on the cluster to the plugin for Kubeflow Pipelines."""
     for plugin in metadata.entry_points(group="lwfed.reruns"):
         plugin.load()(run_id, **options)
         return
-    raise NotFoundError("Kubeflow Pipelines are not installed", remedy="pip install 'lwfed[kubeflow]'")
+    raise NotFoundError("support for Kubeflow Pipelines is not installed", remedy="pip install 'lwfed[kubeflow]'")
 
 
 def _execute(spec: RunSpec, *, options: Options, as_json: bool, last_stage: int | None = None) -> None:
     console = make_console(stderr=as_json)
     store = open_store(spec.store.uri)
-    wanted = training.look_up(spec, options=options, store=store, whole=last_stage is None)
-    if wanted.done is not None:
-        _show_finished(wanted.done, store=store, console=console, as_json=as_json)
+    request = training.look_up(spec, options=options, store=store, whole=last_stage is None)
+    if request.done is not None:
+        _show_finished(request.done, store=store, console=console, as_json=as_json)
         return
-    summary = training.train(wanted, store=store, console=console, last_stage=last_stage)
+    summary = training.train(request, store=store, console=console, last_stage=last_stage)
     console.print()
     console.print(tables.stages_table(summary.stages, end_to_end=summary.ledger["predicted"]["end_to_end"]))
     _closing_lines(summary, store=store, console=console, spec=spec)
@@ -133,23 +134,23 @@ def _closing_lines(summary: RunSummary, *, store: Store, console: Console, spec:
     shown = natural_order(name for name in summary.metrics if not name.startswith("train/"))
     scores = [metric_text(name, summary.metrics[name]) for name in shown]
     console.print("  ".join(scores), highlight=False, soft_wrap=True)
-    say = {"run": summary.run_id, "digest": summary.digest, "time": seconds_text(summary.wall_s)}
+    lines = {"run": summary.run_id, "digest": summary.digest, "time": seconds_text(summary.wall_s)}
     report = paths.report(summary.run_id)
     if store.has(report):
-        say["report"] = f"{store.uri}/{report}"
+        lines["report"] = f"{store.uri}/{report}"
     if spec.tracking.uri is not None:
-        say["mlflow"] = _how_to_see(spec.tracking.ui or environment.mlflow_uri() or spec.tracking.uri)
-    for name, value in say.items():
+        lines["mlflow"] = _how_to_see(spec.tracking.ui or environment.mlflow_uri() or spec.tracking.uri)
+    for name, value in lines.items():
         console.print(f"{name:>8}  {value}", highlight=False, soft_wrap=True)
 
 
 def _how_to_see(tracking_uri: str) -> str:
-    """Returns what shows runs: the page of a server that is there, else the command that starts one."""
+    """Returns how to see runs in MLflow: the server's page, or the command that starts a server."""
     is_server = tracking_uri.startswith(("http://", "https://"))
     return f"open {tracking_uri}" if is_server else f"mlflow ui --backend-store-uri {tracking_uri}"
 
 
 def _checked(run_id: str | None) -> str | None:
     if run_id is not None and not RUN_ID.fullmatch(run_id):
-        raise SpecError(f"`{run_id}` cannot name a run", remedy="use letters, digits, dots, dashes and underscores")
+        raise SpecError(f"`{run_id}` is not a valid run id", remedy="use letters, digits, dots, dashes and underscores")
     return run_id

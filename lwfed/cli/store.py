@@ -1,4 +1,4 @@
-"""`lwfed store`: a bucket is made ready, clients' credentials are cut to their own folders, a store is tried out."""
+"""`lwfed store`: sets up a bucket, limits clients' credentials to their own folders, and tests a store."""
 
 from __future__ import annotations
 
@@ -21,51 +21,60 @@ from lwfed.types.errors import LwfedError, SpecError, UnreachableError
 if TYPE_CHECKING:
     from lwfed.store.provision import Provisioned
 
-app = typer.Typer(
-    help="Make an S3 store ready, print its policies, try it out.", no_args_is_help=True, rich_markup_mode=None
-)
+app = typer.Typer(help="Set up an S3 store, print its policies, test it.", no_args_is_help=True, rich_markup_mode=None)
 
 Uri = Annotated[str, typer.Argument(metavar="URI", help="s3://bucket/prefix")]
-Namespace = Annotated[str, typer.Option("--namespace", metavar="NS", help="Of the Secrets.")]
+Namespace = Annotated[str, typer.Option("--namespace", metavar="NS", help="The Secrets' namespace.")]
 SECRET_NAME = "lwfed-store"
 
 
 @app.command("init")
 def init(
     uri: Uri,
-    clients: Annotated[int, typer.Option("--clients", metavar="N", min=0, help="client-000 ... of a federation.")] = 10,
+    clients: Annotated[
+        int, typer.Option("--clients", metavar="N", min=0, help="Number of clients: client-000 ...")
+    ] = 10,
     client: Annotated[
-        list[str] | None, typer.Option("--client", metavar="ID", help="One client in their place; may be repeated.")
+        list[str] | None,
+        typer.Option("--client", metavar="ID", help="A client's id, instead of --clients; may be repeated."),
     ] = None,
     admin_user: Annotated[
-        str | None, typer.Option("--admin-user", metavar="NAME", help="Default: MINIO_ROOT_USER.")
+        str | None,
+        typer.Option("--admin-user", metavar="NAME", help="MinIO's administrator; default: MINIO_ROOT_USER."),
     ] = None,
     admin_password: Annotated[
         str | None,
-        typer.Option("--admin-password", metavar="TEXT", help="Default: MINIO_ROOT_PASSWORD, which no one else sees."),
+        typer.Option(
+            "--admin-password", metavar="TEXT", help="Its password; default: MINIO_ROOT_PASSWORD, which stays hidden."
+        ),
     ] = None,
     endpoint: Annotated[
         str | None, typer.Option("--endpoint", metavar="URL", help="The server; default: AWS_ENDPOINT_URL_S3.")
     ] = None,
     pod_endpoint: Annotated[
-        str | None, typer.Option("--pod-endpoint", metavar="URL", help="The server as pods name it.")
+        str | None, typer.Option("--pod-endpoint", metavar="URL", help="The server's URL for pods.")
     ] = None,
     output: Annotated[
-        str, typer.Option("--output", "-O", metavar="DIR", help="A Secret a file, or - for standard output.")
+        str,
+        typer.Option("--output", "-O", metavar="DIR", help="Folder for one file per Secret, or - for standard output."),
     ] = "-",
     authority: Annotated[
         Path | None,
-        typer.Option("--ca", metavar="FILE", help="Who signed the server's certificate; goes into the Secrets."),
+        typer.Option(
+            "--ca", metavar="FILE", help="The authority of the server's certificate; included in the Secrets."
+        ),
     ] = None,
     namespace: Namespace = "kubeflow",
-    versioning: Annotated[bool, typer.Option("--versioning", help="Keep what is overwritten or deleted.")] = False,
-    rotate: Annotated[bool, typer.Option("--rotate", help="New secrets for users that exist, too.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the policies and touch nothing.")] = False,
+    versioning: Annotated[
+        bool, typer.Option("--versioning", help="Keep objects that are overwritten or deleted.")
+    ] = False,
+    rotate: Annotated[bool, typer.Option("--rotate", help="Give existing users new secrets, too.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the policies and change nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Make the bucket, and on MinIO a user for the server and one for each client; print their Secrets.
+    """Create the bucket, and on MinIO a user for the server and one per client; print their Secrets.
 
-    Doing it again changes nothing: secrets of users that exist stand, and are not printed again.
+    A second call changes nothing: existing users keep their secrets, which are not printed again.
     """
     ids = list(client or client_ids(clients))
     if dry_run:
@@ -78,7 +87,7 @@ def init(
     name, password = environment.minio_admin()
     address = endpoint or environment.s3_endpoint()
     if address is None:
-        raise SpecError("no server is named", remedy="give --endpoint http://HOST:PORT, or set AWS_ENDPOINT_URL_S3")
+        raise SpecError("no server is set", remedy="pass --endpoint http://HOST:PORT, or set AWS_ENDPOINT_URL_S3")
     admin = Access(
         access_key=admin_user or name,
         secret_key=admin_password or password,
@@ -105,7 +114,7 @@ def init(
         return
     if folder is None and manifests:
         sys.stdout.write(yaml.safe_dump_all(manifests.values(), sort_keys=False))
-    _tell(uri, done, folder)
+    _print_result(uri, done, folder)
 
 
 @app.command("policy")
@@ -114,20 +123,20 @@ def policy(
     uri: Annotated[str, typer.Option("--store", metavar="URI", help="The store.")] = "s3://lwfed",
     may_list: Annotated[
         bool,
-        typer.Option("--list/--no-list", help="Let it list keys; AWS tells who may not that missing is forbidden."),
+        typer.Option("--list/--no-list", help="Let it list keys; without, AWS answers 403 for missing objects."),
     ] = True,
 ) -> None:
-    """Print the policy of a client's credentials, for AWS, SeaweedFS or another server with IAM's policies."""
+    """Print the policy of a client's credentials, for AWS, SeaweedFS or another server with IAM policies."""
     print_json(server_policy(uri) if client == "server" else client_policy(uri, client, may_list=may_list))
 
 
 @app.command("check")
 def check(
     uri: Annotated[str, typer.Argument(metavar="URI", help="s3://bucket/prefix, or a folder.")],
-    megabytes: Annotated[int, typer.Option("--megabytes", metavar="N", min=1, help="Length of the object.")] = 64,
+    megabytes: Annotated[int, typer.Option("--megabytes", metavar="N", min=1, help="Size of the test object.")] = 64,
     as_json: Json = False,
 ) -> None:
-    """Write, read and remove some objects: does it work, do first writers win, how fast is it?"""
+    """Test a store with a few objects: does it work, does the first writer win, and how fast is it?"""
     from lwfed.store.opening import open_store
     from lwfed.store.trial import try_out
 
@@ -136,21 +145,21 @@ def check(
         print_json({"uri": uri, "good": found.good, **asdict(found)})
     else:
         table = make_table(f"store {uri}")
-        for column in ("", "found"):
+        for column in ("", "result"):
             table.add_column(column)
         wins = {True: "decided by the server", None: "decided by the file system"}
         for name, value in (
-            ("what is written comes back", "yes" if found.whole else "no"),
-            ("the first writer wins", wins.get(found.conditional, "looked up before: not safe from races")),
+            ("data come back as written", "yes" if found.whole else "no"),
+            ("the first writer wins", wins.get(found.conditional, "checked before writing: not safe from races")),
             ("logs", "yes" if found.logs else "no"),
-            ("a ref written and read", f"{1000 * found.latency_s:.1f} ms"),
+            ("write and read a ref", f"{1000 * found.latency_s:.1f} ms"),
             ("writing", f"{bytes_text(found.write_bytes_per_s)}/s"),
             ("reading", f"{bytes_text(found.read_bytes_per_s)}/s"),
         ):
             table.add_row(name, value)
         make_console().print(table)
     if not found.good:
-        raise UnreachableError(f"the store {uri} does not keep what it is given", remedy="use another server")
+        raise UnreachableError(f"the store {uri} does not keep its data", remedy="use another server")
 
 
 def _text_of(path: Path) -> str:
@@ -167,7 +176,7 @@ def _secret_name(who: str) -> str:
 def _secret(
     who: str, access_key: str, secret_key: str | None, shared: dict[str, str], *, namespace: str
 ) -> dict[str, Any]:
-    """Returns a Kubernetes Secret: as environment, or mounted as LWFED_S3_SECRET_DIR."""
+    """Returns a Kubernetes Secret, for use as environment or mounted at LWFED_S3_SECRET_DIR."""
     return {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -182,13 +191,13 @@ def _secret(
 
 
 def _known(folder: Path) -> dict[str, str]:
-    """Reads the secrets that were written to a folder before: client -> secret."""
+    """Reads the secrets that an earlier call wrote to a folder: client -> secret."""
     known = {}
     for path in sorted(folder.glob("*.yaml")) if folder.is_dir() else ():
         try:
             known[path.stem] = str(yaml.safe_load(path.read_text())["stringData"]["AWS_SECRET_ACCESS_KEY"])
         except (KeyError, TypeError, yaml.YAMLError):
-            raise SpecError(f"{path} holds no Secret of lwfed's", remedy="name another folder with --output") from None
+            raise SpecError(f"{path} is not a Secret of lwfed", remedy="name another folder with --output") from None
     return known
 
 
@@ -204,18 +213,18 @@ def _write(folder: Path, manifests: dict[str, dict[str, Any]]) -> None:
     except OSError as error:
         raise LwfedError(
             f"the secrets cannot be written to {folder}: {error.strerror}",
-            remedy="name another folder and do it again with --rotate: they are told once",
+            remedy="name another folder and repeat with --rotate: secrets are shown only once",
         ) from error
 
 
-def _tell(uri: str, done: Provisioned, folder: Path | None) -> None:
-    """Says on standard error what was done."""
+def _print_result(uri: str, done: Provisioned, folder: Path | None) -> None:
+    """Prints the result to standard error."""
     console = make_console(stderr=True)
     new = sum(user.made for user in done.users)
-    told = sum(user.secret_key is not None for user in done.users)
+    secrets = sum(user.secret_key is not None for user in done.users)
     console.print(
-        f"{uri}: bucket {'made' if done.bucket_made else 'was there'}, {new} users made, {len(done.users) - new} were "
-        f"there, {told} secrets {'printed' if folder is None else f'written to {folder}'}",
+        f"{uri}: bucket {'created' if done.bucket_made else 'exists'}, {new} users created, {len(done.users) - new} "
+        f"existed, {secrets} secrets {'printed' if folder is None else f'written to {folder}'}",
         highlight=False,
         soft_wrap=True,
     )

@@ -24,14 +24,14 @@ Record = Mapping[str, Any]
 
 
 def stages_table(stages: Sequence[StageRecord | StageSummary], *, end_to_end: Record) -> Table:
-    """Returns what each stage reached and cost, measured beside predicted.
+    """Returns a table of each stage's scores and costs, measured and predicted.
 
     Args:
-        stages: Of a summary.
-        end_to_end: The predicted cost of training the model whole.
+        stages: The stages of a summary.
+        end_to_end: The predicted cost of end-to-end training.
     """
     metrics = [name for name in HEADLINES if any(name in stage.metrics for stage in stages)][:2]
-    table = make_table("Stages; in brackets, what was predicted")
+    table = make_table("Stages; in brackets, the predictions")
     heads = ("up per round", "peak memory", "FLOP per sample", "time")
     for name in ("stage", "rounds", *(metric_title(metric, short=True) for metric in metrics), *heads):
         table.add_column(name, justify="right", no_wrap=True)
@@ -41,9 +41,9 @@ def stages_table(stages: Sequence[StageRecord | StageSummary], *, end_to_end: Re
             str(stage.stage),
             str(stage.rounds),
             *(score_text(metric, stage.metrics.get(metric)) for metric in metrics),
-            _beside(measured.get("bytes_up"), predicted.get("exchanged_bytes"), bytes_text),
-            _beside(measured.get("peak_tensor_bytes"), predicted.get("peak_bytes"), bytes_text),
-            _beside(_flops(measured), _flops(predicted), flops_text),
+            _with_prediction(measured.get("bytes_up"), predicted.get("exchanged_bytes"), bytes_text),
+            _with_prediction(measured.get("peak_tensor_bytes"), predicted.get("peak_bytes"), bytes_text),
+            _with_prediction(_flops(measured), _flops(predicted), flops_text),
             "reused" if stage.reused else seconds_text(stage.wall_s),
         )
     table.add_section()
@@ -51,18 +51,18 @@ def stages_table(stages: Sequence[StageRecord | StageSummary], *, end_to_end: Re
         "end_to_end",
         "",
         *("" for _ in metrics),
-        _beside(None, end_to_end["exchanged_bytes"], bytes_text),
-        _beside(None, end_to_end["peak_bytes"], bytes_text),
-        _beside(None, _flops(end_to_end), flops_text),
+        _with_prediction(None, end_to_end["exchanged_bytes"], bytes_text),
+        _with_prediction(None, end_to_end["peak_bytes"], bytes_text),
+        _with_prediction(None, _flops(end_to_end), flops_text),
         "",
         style="dim",
     )
     return table
 
 
-def _beside(measured: float | None, predicted: float | None, write: Callable[[float], str]) -> str:
-    told = f"({write(predicted)})" if predicted else ""
-    return f"{write(measured)} {told}" if measured else told
+def _with_prediction(measured: float | None, predicted: float | None, write: Callable[[float], str]) -> str:
+    expected = f"({write(predicted)})" if predicted else ""
+    return f"{write(measured)} {expected}" if measured else expected
 
 
 def _flops(ledger: Record) -> float | None:
@@ -70,8 +70,8 @@ def _flops(ledger: Record) -> float | None:
 
 
 def plan_table(rows: Sequence[Record]) -> Table:
-    """Returns the predicted cost: a row per stage, one of end_to_end, and the total over the schedule."""
-    table = make_table("What one client spends; in brackets, the factor saved against end to end")
+    """Returns a table of predicted costs: a row per stage, one for end_to_end, and the total over the schedule."""
+    table = make_table("Cost per client; in brackets, the reduction against end to end")
     with_device = any("verdict" in row for row in rows)
     heads = ("stage", "rounds", "present", "trained", "each way per round", "FLOP per sample", "peak memory")
     for name in heads:
@@ -96,16 +96,16 @@ def plan_table(rows: Sequence[Record]) -> Table:
 def _disk(row: Record) -> str:
     if not row.get("cache_bytes"):
         return ""
-    verdict = "" if "cache_fits" not in row else ", fits" if row["cache_fits"] else ", no room"
+    verdict = "" if "cache_fits" not in row else ", fits" if row["cache_fits"] else ", too large"
     return f"{bytes_text(row['cache_bytes'])}{verdict}"
 
 
 def levers_table(savings: Sequence[Any]) -> Table:
-    """Returns what each lever saves, with stages that use it alike in one row."""
-    table = make_table("Levers; what each saves while the others stay")
+    """Returns a table of each lever's savings, with one row for stages that use it in the same way."""
+    table = make_table("Levers; what each saves while the others stay in use")
     table.add_column("lever", no_wrap=True)
     table.add_column("stages", justify="right")
-    for name in ("FLOPs", "peak memory", "moved per round", "takes on disk"):
+    for name in ("FLOPs", "peak memory", "moved per round", "disk space"):
         table.add_column(name, justify="right")
     alike: dict[tuple[str, str], list[Any]] = {}
     for saving in savings:
@@ -128,7 +128,7 @@ def _numbers(stages: Sequence[int]) -> str:
 
 
 def _span(values: Sequence[float], write: Callable[[float], str], *, nothing: float = 0.0) -> str:
-    """Returns one text where all values are written alike, else the least and the most."""
+    """Returns one text if all values read the same, else the smallest and the largest."""
     if all(abs(value - nothing) < 5e-3 for value in values):
         return ""
     least, most = write(min(values)), write(max(values))
@@ -158,7 +158,7 @@ def _stage_cells(row: Record) -> list[str]:
 
 
 def _exchange(row: Record) -> str:
-    """Returns what is exchanged: one number where both directions are alike."""
+    """Returns the exchanged bytes: one number if both directions are equal."""
     up, down = bytes_text(row["exchanged_bytes"]), bytes_text(row["download_bytes"])
     return f"{up if up == down else f'{up} up, {down} down'} ({factor_text(row['exchange_factor'])})"
 
@@ -176,7 +176,7 @@ def _total_cells(row: Record) -> list[str]:
 
 
 def rounds_table(rounds: Sequence[RoundRecord]) -> Table:
-    """Returns a row per round."""
+    """Returns a table with one row per round."""
     metrics = [name for name in HEADLINES if any(name in item.metrics for item in rounds)][:4]
     table = make_table("Rounds")
     heads = ("stage", "round", "global", "clients", "failed", "train loss")

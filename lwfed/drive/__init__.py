@@ -1,1 +1,1 @@
-"""Drives a run: opens what it needs, runs its steps in order, shows progress and tells the trackers."""
+"""Drives a run: opens its resources, runs its steps in order, shows progress and records events."""

@@ -1,4 +1,4 @@
-"""Where people read: the terminal's width on a terminal, wide enough for tables elsewhere; JSON for programs."""
+"""Output: consoles as wide as the terminal, or wide enough for tables elsewhere; JSON for programs."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ WIDTH = 132
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """Makes a console."""
+    """Returns a console."""
     console = Console(stderr=stderr)
     return console if console.is_terminal else Console(stderr=stderr, width=WIDTH)
 
 
 def make_table(title: str | None = None) -> Table:
-    """Makes a table in the house's style."""
+    """Returns a table in lwfed's style."""
     return Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
 
 
 def print_json(value: Any) -> None:
-    """Prints one JSON object as a line of standard output."""
+    """Prints one JSON object as one line on standard output."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live line on a terminal, plain lines elsewhere."""
+"""Shows a run's progress: a live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from lwfed.types.records import RoundRecord, RunRecord, StageRecord
 
 
 class Display:
-    """Takes a run's events and shows them.
+    """Shows a run's events.
 
     Args:
-        console: Where to; live where it is a terminal.
-        total_rounds: Rounds of the whole run, for the time left.
+        console: The console; a terminal gets a live line.
+        total_rounds: Rounds of the whole run, to estimate the time left.
     """
 
     def __init__(self, console: Console, *, total_rounds: int = 0) -> None:
@@ -100,7 +100,7 @@ class Display:
             case RunEnding(run_id=run_id, status=status, reason=reason):
                 self._say(f"[bold]{run_id}[/] {status}{f': {escape(reason)}' if reason else ''}")
             case OverheadMeasured() | Summarised():
-                pass  # the round's line has the one, and whoever started the run prints the other
+                pass  # shown in the round's line, and printed by the command
             case _:
                 assert_never(event)
         if self._live:
@@ -114,8 +114,8 @@ class Display:
         sizes = list(run.data.clients.values())
         spread = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
         self._say(
-            f"[bold]{run.run_id}[/]  {run.strategy}, {len(sizes)} clients of {spread} examples, "
-            f"{run.data.num_test} to test on ({run.data.source})"
+            f"[bold]{run.run_id}[/]  {run.strategy}, {len(sizes)} clients with {spread} examples each, "
+            f"{run.data.num_test} test examples ({run.data.source})"
         )
         if run.parent:
             self._say(f"from stage {run.parent.stage - 1} of {run.parent.run_id}")
@@ -129,7 +129,7 @@ class Display:
     def _on_stage_started(self, event: StageStarted) -> None:
         self._stage = event
         if not event.reused:
-            rounds = f"{event.rounds} rounds" if event.rounds else "no rounds: blocks are appended untrained"
+            rounds = f"{event.rounds} rounds" if event.rounds else "no rounds: its blocks are appended untrained"
             self._say(f"[bold]stage {event.stage}[/]  {rounds}  key {event.key[:12]}")
 
     def _on_client_started(self, event: ClientStarted) -> None:

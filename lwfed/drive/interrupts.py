@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C end a run the same way: as an interrupt that no finaliser swallows."""
+"""Makes SIGTERM and Ctrl-C end a run the same way: by a KeyboardInterrupt that no finaliser swallows."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from types import FrameType
 
 RETRY_S = 0.01
-"""Seconds after which an interrupt that would be lost is raised again."""
+"""Seconds until an interrupt that would be lost is raised again."""
 
 
 @contextmanager
-def ending_on_terminate() -> Iterator[None]:
-    """Turns SIGTERM into an interrupt, so that clients end and the run's records say so; and sees that none is lost.
+def interrupting_on_sigterm() -> Iterator[None]:
+    """Turns SIGTERM into an interrupt, so that clients end and the run's end is recorded, and loses no interrupt.
 
-    Python swallows what is raised while an object is finalised: an interrupt that comes then is raised a moment later.
+    Python swallows exceptions in finalisers, so an interrupt that arrives there is raised a moment later.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:

@@ -1,6 +1,6 @@
-"""One driver for a run, whoever drives it: the laptop's command drives all of it, a pipeline's task some part.
+"""A session drives a run: all of it for a command on a laptop, a part of it for a pipeline's task.
 
-A session opens what that takes, shows and records what happens, records how it ends early, and lets go of everything.
+It opens the run's resources, shows and records events, records an early end, and closes everything.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rich.console import Console
 
 from lwfed import environment
 from lwfed.drive.display import Display
-from lwfed.drive.interrupts import ending_on_terminate
+from lwfed.drive.interrupts import interrupting_on_sigterm
 from lwfed.drive.trackers import NO_STAGE, make_trackers
 from lwfed.launch.launchers import make_launcher
 from lwfed.run import runs
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What a process that drives a run holds.
+    """The resources of a process that drives a run.
 
     Attributes:
         spec: The experiment.
         run_id: The run.
-        store: Where it is.
-        launcher: For what others compute.
-        display: Shows what happens.
-        records: The run's log, and MLflow's follower where there is one; empty before `track`.
+        store: The run's store.
+        launcher: Runs clients' and the server's steps.
+        display: Shows events.
+        records: The run's log and its follower for MLflow, if any; empty before `track`.
     """
 
     spec: RunSpec
@@ -52,7 +52,7 @@ class Session:
     records: list[tuple[JsonLines, MlflowFollower | None]] = field(default_factory=list)
 
     def emit(self, event: Event) -> None:
-        """Shows an event, and records the run's start, its rounds and its stages."""
+        """Shows an event; records the run's start, its rounds and its stages."""
         self.display(event)
         for log, _ in self.records:
             match event:
@@ -64,18 +64,18 @@ class Session:
                     log.stage(finished.to_values())
 
     def track(self, run: RunRecord, *, part: int | None) -> JsonLines:
-        """Opens the run's log. The next event is to be `RunStarted`.
+        """Opens the run's log. The next event must be `RunStarted`.
 
         Args:
             run: The run.
-            part: Which part of it this process has; see `make_trackers`.
+            part: The part of it that this process runs; see `make_trackers`.
         """
         made = make_trackers(run, self.spec.tracking, store=self.store, warn=self.display.warn, stage=part)
         self.records.append(made)
         return made[0]
 
     def mlflow(self) -> MlflowFollower | None:
-        """Closes the log, and returns MLflow's follower, which then knows what has become of the run there."""
+        """Closes the log and returns its follower for MLflow, whose status is final then."""
         for log, _ in self.records:
             log.close()
         return next((mlflow for _, mlflow in reversed(self.records) if mlflow is not None), None)
@@ -83,21 +83,21 @@ class Session:
 
 @contextmanager
 def driving(spec: RunSpec, *, run_id: str, store: Store, console: Console, whole: bool = False) -> Iterator[Session]:
-    """Opens what it takes to drive a run, records how it ends early, and closes it.
+    """Opens a run's session, records an early end, and closes it.
 
     Args:
         spec: The experiment.
         run_id: The run.
-        store: Where it is.
-        console: Where progress is shown.
-        whole: This process drives all of the run: its interrupt is the run's end, and records that MLflow lacks are
-            for somebody to add later. Else a platform decides what follows an interrupt.
+        store: The run's store.
+        console: Shows progress.
+        whole: Whether this process drives all of the run: then an interrupt ends the run, and a warning names the
+            command for records that MLflow lacks. Else the platform decides what follows an interrupt.
 
     Raises:
         UnreachableError: The cluster does not answer.
     """
     with (
-        ending_on_terminate(),
+        interrupting_on_sigterm(),
         Display(console, total_rounds=sum(spec.stages.rounds)) as display,
         closing(make_launcher(spec, store=store, run_id=run_id)) as launcher,
         beating(store, run_id, every_s=spec.kubernetes.heartbeat_s, by=environment.own_name())
@@ -109,7 +109,7 @@ def driving(spec: RunSpec, *, run_id: str, store: Store, console: Console, whole
             yield session
         except LwfedError as error:
             if not whole and not session.records:
-                _record_again(session)
+                _reopen_log(session)
             for log, _ in session.records:
                 log.fail(str(error))
             raise
@@ -120,12 +120,12 @@ def driving(spec: RunSpec, *, run_id: str, store: Store, console: Console, whole
         finally:
             mlflow = session.mlflow()
             if whole and mlflow is not None and not mlflow.status.complete:
-                display.warn(f"MLflow lacks records; lwfed report {run_id} --mlflow logs them")
+                display.warn(f"MLflow lacks some records; `lwfed report {run_id} --mlflow` adds them")
 
 
-def _record_again(session: Session) -> None:
-    """Opens the log of a run that an earlier task has prepared, for a task that failed before it read the run."""
-    with suppress(LwfedError):  # the store may be what failed
+def _reopen_log(session: Session) -> None:
+    """Opens the log of a run that an earlier task prepared, for a task that failed before it read the run."""
+    with suppress(LwfedError):  # the store itself may have failed
         run = runs.find_run(session.store, session.run_id)
         if run is not None:
             session.track(run, part=NO_STAGE).start(run.to_values())

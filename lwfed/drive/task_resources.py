@@ -1,4 +1,4 @@
-"""What a pipeline's task was given is given on: to the pods of clients, where their pools do not say."""
+"""Passes the resources of a pipeline's task on to the clients' pods, unless their pools set their own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lwfed.spec.run import RunSpec
 
 
 def with_resources(spec: RunSpec, resources: Mapping[str, Any] | None) -> RunSpec:
-    """Returns client pools what was set on the pipeline's task, where they say nothing themselves.
+    """Returns a spec whose client pools take unset settings from the pipeline's task.
 
     Args:
         spec: The experiment.
@@ -26,7 +26,7 @@ def with_resources(spec: RunSpec, resources: Mapping[str, Any] | None) -> RunSpe
     accelerators = {name: int(count) for name, count in limits.items() if "/" in name}
     pools = []
     for pool in spec.kubernetes.pools:
-        said = pool.model_fields_set
+        own = pool.model_fields_set
         found: dict[str, Any] = {
             "cpu": requests.get("cpu"),
             "memory": requests.get("memory"),
@@ -38,7 +38,7 @@ def with_resources(spec: RunSpec, resources: Mapping[str, Any] | None) -> RunSpe
             "tolerations": resources.get("tolerations") or None,
             "affinity": resources.get("affinity") or None,
         }
-        update = {key: value for key, value in found.items() if value is not None and key not in said}
+        update = {key: value for key, value in found.items() if value is not None and key not in own}
         pools.append(PoolSpec.model_validate({**pool.model_dump(exclude_unset=True), **update}))
     values = {**spec.kubernetes.model_dump(exclude_unset=True), "pools": pools}
     return spec.model_copy(update={"kubernetes": KubernetesSpec.model_validate(values)})

@@ -1,4 +1,4 @@
-"""What a task of a pipeline works with: its spec from the store, the run's name, and a page of what is committed."""
+"""The session of a pipeline's task: its spec from the store, the run's name, and a report of committed work."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from lwfed.types.records import RunRecord
 
 
 @contextmanager
-def working(spec: str, store: str, *, resources: Mapping[str, Any] | None = None) -> Iterator[Session]:
-    """Opens what a task needs, and closes it; shows progress as plain lines, which are the task's log.
+def task_session(spec: str, store: str, *, resources: Mapping[str, Any] | None = None) -> Iterator[Session]:
+    """Opens and closes a task's session; shows progress as plain lines, which are the task's log.
 
     Args:
-        spec: What `pack_spec` returned.
+        spec: The spec, as returned by `pack_spec`.
         store: The store's URI.
         resources: See `with_resources`.
 
@@ -38,11 +38,11 @@ def working(spec: str, store: str, *, resources: Mapping[str, Any] | None = None
 
 
 def run_id_of(spec: RunSpec) -> str:
-    """Names the run that this process works on.
+    """Returns the id of the run that this process works on.
 
     Returns:
-        `LWFED_RUN_ID`; else the spec's name with the first characters of the pipeline run's id (`KFP_RUN_ID`); else
-        with those of the spec's digest.
+        `LWFED_RUN_ID`; else the spec's name with the first characters of the pipeline run's id (`KFP_RUN_ID`) or, if
+        there is none, of the spec's digest.
     """
     named = environment.run_id()
     if named:
@@ -52,7 +52,7 @@ def run_id_of(spec: RunSpec) -> str:
 
 
 def page(session: Session, run: RunRecord) -> str:
-    """Returns the report of what is committed so far, with the address of the run in MLflow."""
+    """Returns a report of the work committed so far, with a link to the run in MLflow."""
     stages, rounds = runs.history(session.store, run)
     mlflow = session.mlflow()
     address = mlflow.address() if mlflow is not None else ""

@@ -1,7 +1,7 @@
-"""The tasks of a pipeline: what the bodies of its components call. Plain values in, plain values out.
+"""The tasks of a pipeline, which its components call: plain values in, plain values out.
 
-Each task is a process of its own, on any machine: what it needs of another is in the store, and the strings that chain
-tasks only say what must be found there. So a task that runs twice, or after its work is done, changes nothing.
+Each task is a process of its own on any machine. It reads other tasks' results from the store; the strings that chain
+tasks only name what it must find there. So a task that runs twice, or after its work is done, changes nothing.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lwfed.catalog.launcher import launcher_kind
-from lwfed.drive import walk
+from lwfed.drive import phases
 from lwfed.drive.console import make_console
 from lwfed.drive.display import Display
 from lwfed.drive.session import Session
-from lwfed.drive.task_session import page, run_id_of, working
+from lwfed.drive.task_session import page, run_id_of, task_session
 from lwfed.drive.trackers import NO_STAGE, make_trackers
 from lwfed.launch.launchers import end_run
 from lwfed.run import runs
@@ -34,7 +34,7 @@ from lwfed.types.records import RunRecord
 
 
 class Prepared(NamedTuple):
-    """What `prepare` returns: names, and what decides the first stage's result besides its plan."""
+    """The result of `prepare`: the run's id, and all that decides the first stage's result besides its plan."""
 
     run_id: str
     input_digest: str
@@ -43,7 +43,7 @@ class Prepared(NamedTuple):
 
 
 class StageDone(NamedTuple):
-    """What a stage returns: its checkpoint's digest, its last metrics, and a page for people."""
+    """The result of a stage: its checkpoint's digest, its last metrics, and a report."""
 
     digest: str
     metrics: dict[str, float]
@@ -51,14 +51,14 @@ class StageDone(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """What the final evaluation returns."""
+    """The result of the final evaluation."""
 
     metrics: dict[str, float]
     html: str
 
 
 class Reported(NamedTuple):
-    """What a finished run leaves: its report, its metrics, and what there is to know of its model."""
+    """The result of a finished run: its report, its metrics, and its model's metadata."""
 
     html: str
     metrics: dict[str, float]
@@ -69,20 +69,20 @@ def prepare(*, spec: str, store: str, parent: str = "", fresh: bool = False) -> 
     """Checks the data and plans the run.
 
     Args:
-        spec: What `pack_spec` returned.
+        spec: The spec, as returned by `pack_spec`.
         store: The store's URI.
-        parent: `RUN:STAGE` of a rerun: the run it starts from and the first stage it trains; empty for none.
-        fresh: Train again, even where equal work is committed.
+        parent: `RUN:STAGE` of a rerun: the parent run and the first stage to train; empty for none.
+        fresh: Train again even if equal work is committed.
 
     Returns:
-        Names and digests for the stages.
+        The names and digests that the stages need.
 
     Raises:
-        LwfedError: What `prepare_here` raises.
+        LwfedError: Any error of `prepare_run`.
     """
-    with working(spec, store) as session:
+    with task_session(spec, store) as session:
         taken = parse_parent(parent)
-        run = walk.prepare(session, options=Options(run_id=session.run_id, fresh=fresh, parent=taken))
+        run = phases.prepare(session, options=Options(run_id=session.run_id, fresh=fresh, parent=taken))
         session.track(run, part=NO_STAGE)
         session.emit(RunStarted(record=run))
         first = taken[1] if taken else 1
@@ -105,35 +105,35 @@ def train_stage(
     code_version: str,
     resources: Mapping[str, Any] | None = None,
 ) -> StageDone:
-    """Runs all rounds of a stage, or what is left of them.
+    """Runs the rounds of a stage that are not committed yet.
 
     Args:
-        spec: What `pack_spec` returned.
+        spec: The spec, as returned by `pack_spec`.
         store: The store's URI.
         stage: s, counted from 1.
-        plan_digest: Digest of the stage's plan as the pipeline was built with; empty: not known then.
-        input_digest: Digest of the checkpoint it starts from; empty at the first stage.
-        data_version: As `prepare` returned it.
-        code_version: As `prepare` returned it.
-        resources: What was set on this task of the pipeline, for client pods whose pool does not say.
+        plan_digest: Digest of the stage's plan when the pipeline was built; empty if unknown then.
+        input_digest: Digest of the checkpoint that it starts from; empty for the first stage.
+        data_version: As returned by `prepare`.
+        code_version: As returned by `prepare`.
+        resources: Settings of this pipeline task, for client pods whose pool does not set its own.
 
     Returns:
         The result.
 
     Raises:
         SpecError: The pipeline was built from another spec than the run's.
-        LwfedError: What `lwfed.round.train_stage` raises.
+        LwfedError: Any error of `lwfed.round.train_stage`.
     """
-    with working(spec, store, resources=resources) as session:
+    with task_session(spec, store, resources=resources) as session:
         run = _run_at(session, stage)
-        told = {"the plan": plan_digest or None, "the data": data_version, "the code": code_version}
+        expected = {"the plan": plan_digest or None, "the data": data_version, "the code": code_version}
         found = {
             "the plan": digest_of(runs.plans_of(run)[stage - 1].model_dump(mode="json")),
             "the data": runs.data_version_of(run),
             "the code": run.code_version,
             "the input": runs.input_digest_of(session.store, run, stage),
         }
-        for what, value in {**told, "the input": input_digest}.items():
+        for what, value in {**expected, "the input": input_digest}.items():
             if value is not None and value != found[what]:
                 raise SpecError(
                     f"{what} of stage {stage} is {value[:12] or 'none'} for the pipeline and "
@@ -142,18 +142,18 @@ def train_stage(
                 )
         session.track(run, part=stage)
         session.emit(RunStarted(record=run))
-        record = walk.train_one(session, run, stage)
+        record = phases.train_one(session, run, stage)
         return StageDone(digest=record.digest, metrics=dict(record.metrics), html=page(session, run))
 
 
 def evaluate(*, spec: str, store: str, stage: int, digest: str) -> Evaluated:
-    """Evaluates a stage's result on the server's test data, unless that is done.
+    """Evaluates a stage's result on the server's test data, unless that is done already.
 
     Args:
-        spec: What `pack_spec` returned.
+        spec: The spec, as returned by `pack_spec`.
         store: The store's URI.
         stage: s, counted from 1.
-        digest: Of the stage's result.
+        digest: Digest of the stage's result.
 
     Returns:
         The metrics.
@@ -161,7 +161,7 @@ def evaluate(*, spec: str, store: str, stage: int, digest: str) -> Evaluated:
     Raises:
         CheckpointError: The stage is not committed with that digest.
     """
-    with working(spec, store) as session:
+    with task_session(spec, store) as session:
         run = _run_at(session, stage + 1)
         key = _committed_key(session, run, stage, digest)
         plan = runs.plans_of(run)[stage - 1]
@@ -180,22 +180,22 @@ def evaluate(*, spec: str, store: str, stage: int, digest: str) -> Evaluated:
 
 
 def report(*, spec: str, store: str, stage: int, digest: str) -> Reported:
-    """Writes the run's report and figures, and records that the run is over.
+    """Writes the run's report and figures, and records the run's end.
 
     Args:
-        spec: What `pack_spec` returned.
+        spec: The spec, as returned by `pack_spec`.
         store: The store's URI.
         stage: The last stage of the pipeline.
-        digest: Of its result.
+        digest: Digest of its result.
 
     Returns:
-        The report, and of the final model: the URI of its manifest in the store, its digest, the run and the stage it
-        comes from, and its name and version in MLflow, empty where it is not registered.
+        The report, and the final model's metadata: the URI of its manifest in the store, its digest, its run and
+        stage, and its name and version in MLflow, which are empty if it is not registered.
 
     Raises:
         CheckpointError: The stage is not committed with that digest.
     """
-    with working(spec, store) as session:
+    with task_session(spec, store) as session:
         run = _run_at(session, stage + 1)
         key = _committed_key(session, run, stage, digest)
         stages, _ = runs.history(session.store, run)
@@ -204,7 +204,7 @@ def report(*, spec: str, store: str, stage: int, digest: str) -> Reported:
         session.store.write_ref(paths.summary(run.run_id), summary.to_values())
         session.track(run, part=NO_STAGE)
         session.emit(RunStarted(record=run))
-        walk.finish(session, run, summary)
+        phases.finish(session, run, summary)
         session.emit(Summarised(record=summary))
         html = bytes(session.store.get(paths.report(run.run_id))).decode()
         mlflow = session.mlflow()
@@ -221,43 +221,43 @@ def report(*, spec: str, store: str, stage: int, digest: str) -> Reported:
 
 
 def cleanup(*, spec: str, store: str, state: str) -> None:
-    """Ends what a run leaves that did not finish: its Jobs, and its run in MLflow.
+    """Ends the Jobs and the MLflow run that an unfinished run left open.
 
-    Whether it finished is what its own log in the store says; see `ending_of`.
+    The run's own log in the store says whether it finished; see `ending_of`.
 
     Args:
-        spec: What `pack_spec` returned.
+        spec: The spec, as returned by `pack_spec`.
         store: The store's URI.
-        state: How the pipeline ended, as Kubeflow Pipelines say.
+        state: The pipeline's final state, as reported by Kubeflow Pipelines.
     """
     opened = open_store(store)
     values = unpack_spec(spec, store=opened)
     run_id = run_id_of(values)
     display = Display(make_console())
-    trouble: list[LwfedError] = []  # what goes wrong with one thing keeps nothing else from being ended
+    problems: list[LwfedError] = []  # a problem with one thing must not keep the others open
     run, events = None, []
     try:
         run, events = runs.find_run(opened, run_id), read_events(opened.read_log(paths.events(run_id)))
     except LwfedError as error:
-        trouble.append(error)
+        problems.append(error)
     ending = ending_of(events, state=state)
     display(RunEnding(run_id=run_id, status=ending.status, reason=ending.reason))
     if ending.status != "finished" and launcher_kind(values.launch.kind).remote:
         try:
             end_run(values, run_id=run_id)
         except LwfedError as error:
-            trouble.append(error)
+            problems.append(error)
     if ending.status != "finished" and run is not None:
         log, _ = make_trackers(run, values.tracking, store=opened, warn=display.warn, stage=NO_STAGE)
         log.start(run.to_values())
         log.fail(ending.reason, cancelled=ending.status == "cancelled", closing=True)
         log.close()
-    if trouble:
-        raise trouble[0]
+    if problems:
+        raise problems[0]
 
 
 def _run_at(session: Session, stage: int) -> RunRecord:
-    """Reads the run, with the stages before one noted: the pipeline may have skipped their tasks as done."""
+    """Reads the run and records the keys of the stages before `stage`, whose tasks the pipeline may have skipped."""
     run = runs.read_run(session.store, session.run_id)
     return runs.note_committed(session.store, run, before=stage)
 

@@ -1,4 +1,4 @@
-"""Where a run is recorded: in the log in its store always, and in MLflow, which follows the log if the spec says so."""
+"""Opens a run's trackers: always the log in its store, and a follower that copies it to MLflow if the spec says so."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lwfed.spec.federation import TrackingSpec
 from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.tracking.ending import end_of
-from lwfed.tracking.jsonlines import JsonLines, as_it_ended, read_events
+from lwfed.tracking.jsonlines import JsonLines, read_events, without_restarts
 from lwfed.tracking.mlflow.target import Target, absolute_uri
 from lwfed.tracking.protocol import Record, Tracker, event_of
 from lwfed.types.errors import SpecError
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
     from lwfed.tracking.mlflow.process import MlflowFollower
 
 NO_STAGE = 0
-"""The part of a process that works on a run and on none of its stages: it prepares, evaluates, reports."""
+"""The part of a process that works on a run but on none of its stages: it prepares, evaluates or reports."""
 
 
 def make_trackers(
     run: RunRecord, spec: TrackingSpec, *, store: Store, warn: Callable[[str], None], stage: int | None = None
 ) -> tuple[JsonLines, MlflowFollower | None]:
-    """Opens a run's log for this process. Its start also records what earlier processes could not.
+    """Opens a run's log for this process. The log's start also records what earlier processes could not.
 
     Args:
         run: The run.
-        spec: Where in MLflow; a uri of None switches it off.
-        store: Where the log is.
-        warn: Called with one line when MLflow does not answer.
-        stage: The part of the run that this process has: s for that stage, `NO_STAGE` for none, None for all of it.
-            A process with a part ends the run only when it says `finish`, or with `NO_STAGE` `fail`.
+        spec: The place in MLflow; a uri of None switches MLflow off.
+        store: The run's store, which has the log.
+        warn: Called with one line if MLflow does not answer.
+        stage: The part of the run that this process has: s for stage s, `NO_STAGE` for no stage, None for the whole
+            run. A process with a part ends the run only by `finish`, or with `NO_STAGE` also by `fail`.
 
     Returns:
-        The log, and what follows it to MLflow; None where MLflow is off.
+        The log, and its follower for MLflow; None if MLflow is off.
     """
     key = paths.events(run.run_id)
     old = store.read_log(key)
@@ -53,13 +53,13 @@ def make_trackers(
             log.warn(line)
 
         mlflow = MlflowFollower(target, on_warning=on_warning)
-    missed = _missed(run, as_it_ended(read_events(old)), store=store)
+    missed = _missed(run, without_restarts(read_events(old)), store=store)
     log = JsonLines(append=lambda data: store.append(key, data), read=lambda: old, follower=mlflow, missed=missed)
     return log, mlflow
 
 
 def target_of(spec: TrackingSpec, *, stage: int | None = None) -> Target | None:
-    """Returns where in MLflow a run is recorded; a platform's `MLFLOW_TRACKING_URI` takes precedence over the spec."""
+    """Returns the place of a run in MLflow; the platform's `MLFLOW_TRACKING_URI` takes precedence over the spec."""
     if spec.uri is None:
         return None
     return Target(
@@ -76,31 +76,31 @@ def target_of(spec: TrackingSpec, *, stage: int | None = None) -> Target | None:
 
 
 def replay_log(run: RunRecord, spec: TrackingSpec, *, store: Store) -> dict[str, Any]:
-    """Brings MLflow up to date with a run's log; what it has already is not logged twice. Imports MLflow.
+    """Brings MLflow up to date with a run's log; logs nothing twice. Imports MLflow.
 
     Raises:
         SpecError: MLflow is switched off in the spec.
     """
     target = target_of(spec)
     if target is None:
-        raise SpecError(f"MLflow is switched off in run {run.run_id}", remedy="set tracking.uri when it is started")
+        raise SpecError(f"MLflow is switched off in run {run.run_id}", remedy="set tracking.uri when you start a run")
     from lwfed.tracking.mlflow.delivery import replay_to_mlflow
 
     events = read_events(store.read_log(paths.events(run.run_id)))
-    status = replay_to_mlflow([_with_files_at_hand(event, run, store=store) for event in events], target=target)
+    status = replay_to_mlflow([_with_local_files(event, run, store=store) for event in events], target=target)
     return {"uri": target.uri, **status.values()}
 
 
-def tell_finish(run: RunRecord, summary: RunSummary, *, store: Store, tracker: Tracker) -> None:
-    """Records that a run is over, with what the step `finish` wrote.
+def record_finish(run: RunRecord, summary: RunSummary, *, store: Store, tracker: Tracker) -> None:
+    """Records a run's end, with the files that the step `finish` wrote.
 
     Args:
         run: The run.
         summary: Its summary.
-        store: Where it is.
-        tracker: Where it is recorded.
+        store: The run's store.
+        tracker: Receives the record.
     """
-    run = runs.read_run(store, run.run_id)  # its stages were noted while it went on
+    run = runs.read_run(store, run.run_id)  # with the stages recorded meanwhile
     spec = runs.spec_of(run)
     model = {
         "uri": uri_of(store.uri, run.stages[-1].key),
@@ -113,23 +113,23 @@ def tell_finish(run: RunRecord, summary: RunSummary, *, store: Store, tracker: T
 
 
 def uri_of(store: str, key: str) -> str:
-    """Returns the URI by which a stage's checkpoint is served: `<store URI>#<stage key>`."""
+    """Returns the URI from which a stage's checkpoint is served: `<store URI>#<stage key>`."""
     return f"{store}#{key}"
 
 
-def is_told(run_id: str, *, store: Store) -> bool:
-    """Whether a run's log records its finish: it was not killed between its last stage and its report."""
+def has_finish(run_id: str, *, store: Store) -> bool:
+    """Whether a run's log records its finish, so that it was not killed between its last stage and its report."""
     end = end_of(read_events(store.read_log(paths.events(run_id))))
     return end is not None and end["event"] == "finish"
 
 
-def _missed(run: RunRecord, told: Sequence[Record], *, store: Store) -> list[Record]:
-    """Returns the rounds and stages of earlier processes, in order: those of the log, and stages that none of them ran.
+def _missed(run: RunRecord, logged: Sequence[Record], *, store: Store) -> list[Record]:
+    """Returns the rounds and stages of earlier processes, in order, including stages that no process logged.
 
-    A pipeline that knows a stage's result already skips its task, and no process records it.
+    A pipeline skips the task of a stage whose result it already knows, so no process records that stage.
     """
     of_log: dict[int, list[Record]] = {}
-    for event in told:
+    for event in logged:
         if event["event"] in ("round", "stage"):
             of_log.setdefault(int(event["record"]["stage"]), []).append(event)
     for item in run.stages:
@@ -143,14 +143,14 @@ def _missed(run: RunRecord, told: Sequence[Record], *, store: Store) -> list[Rec
     return [event for stage in sorted(of_log) for event in of_log[stage]]
 
 
-def _with_files_at_hand(event: Record, run: RunRecord, *, store: Store) -> Record:
-    """Names the files of a run's end as they lie here: another machine may have recorded it."""
+def _with_local_files(event: Record, run: RunRecord, *, store: Store) -> Record:
+    """Returns an event with the paths of its files on this machine; another machine may have recorded it."""
     if event["event"] != "finish":
         return event
     return {**event, "artifacts": [str(path) for path in _files_of(run, store=store)]}
 
 
 def _files_of(run: RunRecord, *, store: Store) -> list[Path]:
-    """Returns the report and figures that a run has written, as files of this machine."""
+    """Returns the report and figures of a run as files on this machine."""
     keys = [paths.report(run.run_id), *store.list(paths.figure(run.run_id, ""))]
     return [store.fetch(key) for key in keys if store.has(key)]

@@ -1,4 +1,4 @@
-"""How every command trains on this machine: it looks first whether the work is committed, then drives the run."""
+"""Trains a run on this machine, for every command: first checks what is committed, then drives the run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 
 from lwfed import environment
 from lwfed.catalog.launcher import launcher_kind
-from lwfed.drive.trackers import is_told
+from lwfed.drive.trackers import has_finish
 from lwfed.run import runs
 from lwfed.run.runs import Options
 from lwfed.spec.run import RunSpec
@@ -19,14 +19,14 @@ from lwfed.types.records import RunRecord, RunSummary
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """A run that is asked for.
+class RunRequest:
+    """A request to train a run.
 
     Attributes:
         spec: The experiment.
-        options: How; they name the run.
-        drafted: The run as far as this machine knows it; None where only pods see the data.
-        done: The run that has done all of it already, or None.
+        options: Its options, with the run's id.
+        drafted: The drafted run; None if only pods see the data.
+        done: The id of a run that has already done all of it, or None.
     """
 
     spec: RunSpec
@@ -35,65 +35,70 @@ class Wanted:
     done: str | None
 
 
-def look_up(spec: RunSpec, *, options: Options, store: Store, whole: bool = True) -> Wanted:
-    """Names a run, and looks by its stages' keys whether it is committed already. Needs no torch.
+def look_up(spec: RunSpec, *, options: Options, store: Store, whole: bool = True) -> RunRequest:
+    """Names a run and checks by its stages' keys whether it is committed already. Needs no torch.
 
     Args:
         spec: The experiment.
-        options: How it is asked for.
-        store: Where it is, or will be.
-        whole: All stages are wanted; a part of a run is never taken for done.
+        options: Its options.
+        store: The run's store.
+        whole: Whether all stages are wanted; a part of a run never counts as done.
 
     Raises:
         SpecError: Stage cuts do not fit the encoders.
-        DataError: The data are not there.
+        DataError: The data are missing.
         ResumeError: The run exists with another plan.
     """
     from lwfed.steps.prepare import draft, new_run_id
 
     if launcher_kind(spec.launch.kind).remote:  # only the clients' machines see the data
         run_id = options.run_id or new_run_id(spec, now=datetime.now(UTC))
-        return Wanted(spec, replace(options, run_id=run_id), drafted=None, done=None)
+        return RunRequest(spec, replace(options, run_id=run_id), drafted=None, done=None)
     drafted = draft(spec, store=store, options=options, cache=environment.cache_folder())
     done = None
     if whole and not options.fresh and options.parent is None:
         found = runs.find_finished(store, drafted)
-        if found is not None and options.run_id in (None, found) and is_told(found, store=store):
+        if found is not None and options.run_id in (None, found) and has_finish(found, store=store):
             done = found
-    return Wanted(spec, replace(options, run_id=drafted.run_id), drafted=drafted, done=done)
+    return RunRequest(spec, replace(options, run_id=drafted.run_id), drafted=drafted, done=done)
 
 
 def train(
-    wanted: Wanted, *, store: Store, console: Console, go_on: str | None = None, last_stage: int | None = None
+    request: RunRequest,
+    *,
+    store: Store,
+    console: Console,
+    resume_with: str | None = None,
+    last_stage: int | None = None,
 ) -> RunSummary:
-    """Trains what is not committed of a run, shows how it goes, and records it.
+    """Trains what a run has not committed yet, shows progress, and records it.
 
     Args:
-        wanted: What `look_up` returned.
-        store: Where it is.
-        console: Where progress is shown.
-        go_on: The command that goes on with it after an interrupt; None: `lwfed run` with the run's id.
+        request: The request, as returned by `look_up`.
+        store: The run's store.
+        console: Shows progress.
+        resume_with: The command that continues after an interrupt; None: `lwfed run` with the run's id.
         last_stage: Stops after this stage.
 
     Returns:
         The run's summary.
 
     Raises:
-        LwfedError: What ended the run.
-        KeyboardInterrupt: On an interrupt or SIGTERM; what is committed stands.
+        LwfedError: The error that ended the run.
+        KeyboardInterrupt: On an interrupt or SIGTERM; committed work stays.
     """
     with console.status("loading torch and the models") if console.is_terminal else nullcontext():
-        from lwfed.drive import walk
+        from lwfed.drive import phases
         from lwfed.drive.session import driving
-    run_id = wanted.options.run_id or ""
-    with driving(wanted.spec, run_id=run_id, store=store, console=console, whole=True) as session:
-        run = walk.prepare(session, options=wanted.options, drafted=wanted.drafted)
+    run_id = request.options.run_id or ""
+    with driving(request.spec, run_id=run_id, store=store, console=console, whole=True) as session:
+        run = phases.prepare(session, options=request.options, drafted=request.drafted)
         session.track(run, part=None)
         try:
-            summary = walk.train_all(session, run, last_stage=last_stage)
-            walk.finish(session, run, summary)
+            summary = phases.train_all(session, run, last_stage=last_stage)
+            phases.finish(session, run, summary)
         except KeyboardInterrupt:
-            again = go_on or f"lwfed run ... --run-id {run_id}"
-            console.print(f"interrupted; go on with: {again}", highlight=False, soft_wrap=True)
+            again = resume_with or f"lwfed run ... --run-id {run_id}"
+            console.print(f"interrupted; continue with: {again}", highlight=False, soft_wrap=True)
             raise
     return summary

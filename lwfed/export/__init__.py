@@ -1,1 +1,1 @@
-"""A trained model without lwfed: as plain timm and transformers modules, and behind MLflow's model server."""
+"""Exports a trained model as plain timm and transformers modules, and serves it behind MLflow's model server."""

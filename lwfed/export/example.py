@@ -1,6 +1,6 @@
-"""The text that goes with an export: a README, and a Python example that needs only the public libraries.
+"""Writes an export's README and a Python example that needs only public libraries.
 
-How an encoder or a fusion is used, its description in the catalog says.
+The catalog's descriptions say how each encoder and fusion is used.
 """
 
 from __future__ import annotations
@@ -73,13 +73,13 @@ print(f"cosine similarity: {(normalize(a) * normalize(b)).sum():.6f}")
 
 
 def example(info: Mapping[str, Any]) -> str:
-    """Writes example.py: text-to-image Recall@1 over captioned images; for other models a class, or a similarity.
+    """Returns example.py, which computes text-to-image Recall@1 over captioned images, or a class or a similarity.
 
     Args:
-        info: What lwfed.json holds.
+        info: The contents of lwfed.json.
 
     Returns:
-        Python code that imports torch, safetensors and what the encoders need, but not lwfed.
+        Python code that imports torch, safetensors and the encoders' libraries, but not lwfed.
     """
     modalities, heads = info["modalities"], info["heads"]
     supervised = info["objective"]["kind"] == "supervised"
@@ -109,17 +109,17 @@ def example(info: Mapping[str, Any]) -> str:
 
 
 def retrieves(info: Mapping[str, Any]) -> bool:
-    """Whether the example computes Recall@1: the model embeds images and texts."""
+    """Whether the example computes Recall@1, since the model embeds images and texts."""
     return info["objective"]["kind"] == "contrastive" and {"image", "text"} <= set(info["modalities"])
 
 
 def readme(info: Mapping[str, Any], *, code: str, with_test_data: bool) -> str:
-    """Writes README.md.
+    """Returns README.md.
 
     Args:
-        info: What lwfed.json holds.
+        info: The contents of lwfed.json.
         code: The example.
-        with_test_data: Whether the test split lies beside it.
+        with_test_data: Whether the export includes the test split.
     """
     supervised = info["objective"]["kind"] == "supervised"
     usages = {m: encoder_family(family).usage for m, family in info["families"].items()}
@@ -136,11 +136,11 @@ def readme(info: Mapping[str, Any], *, code: str, with_test_data: bool) -> str:
         + ", ".join(f"{m} {count}" for m, count in info["blocks"].items())
         + f".\nCheckpoint: `{info['digest']}`.",
         "",
-        "| Place | What it is | How to load it |",
+        "| Path | Contents | How to load it |",
         "|---|---|---|",
         *(f"| `{m}/` | {usage.what} | {usage.how} |" for m, usage in usages.items()),
         "| `heads/` | the heads, one file each | `nn.Sequential(...).load_state_dict`, see the example |",
-        "| `lwfed.json` | where it comes from, its inputs, widths and metrics | JSON |",
+        "| `lwfed.json` | the model's origin, inputs, widths and metrics | JSON |",
         "",
         f"The encoders' features are: {features}. Their projection heads follow; {after}",
         "",
@@ -153,11 +153,9 @@ def readme(info: Mapping[str, Any], *, code: str, with_test_data: bool) -> str:
     if retrieves(info):
         reported = "prints the reported `test/t2i/R@1`."
         lines += [
-            "`python example.py CAPTIONS.json IMAGES_FOLDER` takes captions in COCO's format, such as "
+            "`python example.py CAPTIONS.json IMAGES_FOLDER` reads captions in COCO's format, such as "
             "`annotations/captions_val2017.json`, and the folder of their images. "
-            + (
-                f"Without them it takes `test/` and {reported}" if with_test_data else f"On the test data it {reported}"
-            ),
+            + (f"By default it reads `test/` and {reported}" if with_test_data else f"On the test data it {reported}"),
             "",
         ]
     return "\n".join(lines)
@@ -173,7 +171,7 @@ def _imports(usages: Iterable[Usage], *, json: bool, normalize: bool) -> str:
 
 
 def _merged(lines: Iterable[str]) -> set[str]:
-    """Joins the lines that import from one module."""
+    """Joins lines that import from the same module."""
     names: dict[str, set[str]] = {}
     for line in lines:
         module, _, wanted = line.partition(" import ")  # `import torch` is one module and imports from none
@@ -186,7 +184,7 @@ def _sorted(lines: Collection[str]) -> list[str]:
 
 
 def _projection(*, widths: Sequence[int], dropout: float) -> str:
-    """Writes a projection head's layers; the input's width is an argument, for the modalities share the others."""
+    """Returns a projection head's layers; the input's width is an argument, since modalities differ only in it."""
     inputs = ["width", *(str(width) for width in widths[1:])]
     lines = [
         f"nn.Linear({a}, {b}, bias=False), nn.Dropout({dropout:g}), nn.BatchNorm1d({b}), nn.ReLU(),"

@@ -1,4 +1,4 @@
-"""Export: a committed checkpoint as a folder of plain timm and transformers models, usable without lwfed."""
+"""Exports a committed checkpoint as a folder of plain timm and transformers models, usable without lwfed."""
 
 from __future__ import annotations
 
@@ -35,35 +35,35 @@ from lwfed.types.errors import CheckpointError, DiskFullError, NotFoundError, Sp
 from lwfed.types.records import RunRecord
 
 MARKER = "lwfed.json"
-"""Says that a folder is an export; written last."""
+"""The file that marks a folder as an export; written last."""
 ENTRIES = (MARKER, "example.py", "README.md", "heads", "image", "text", "audio", "test")
-"""All that an export writes."""
+"""All files and folders that an export may contain."""
 _WRITING = ".lwfed-export-"
 
 
 def export_run(
     run_id: str, folder: Path, *, bench: Workbench, stage: int | None = None, with_test_data: bool = False
 ) -> dict[str, Any]:
-    """Writes a run's model as a folder that needs no lwfed.
+    """Writes a run's model as a folder that is usable without lwfed.
 
-    `image/` is read by timm, `text/` and `audio/` by transformers, `heads/*.safetensors` by a plain `nn.Sequential`;
-    `example.py` (the same text is in README.md) loads all of it; `lwfed.json` says where it comes from.
+    timm reads `image/`, transformers reads `text/` and `audio/`, and a plain `nn.Sequential` reads
+    `heads/*.safetensors`. `example.py` (also in README.md) loads all of it; `lwfed.json` describes its origin.
 
     Args:
         run_id: The run.
-        folder: Where to; new, empty, or an earlier export, which is replaced when all is written.
-        bench: The process's bench.
-        stage: Which stage's result, counted from 1; None: the last committed one.
-        with_test_data: Write the test split of the built-in shapes to `test/` too, in COCO's captions format.
+        folder: The folder: new, empty, or an earlier export, which is replaced once everything is written.
+        bench: The process's workbench.
+        stage: The stage to export, counted from 1; None: the last committed one.
+        with_test_data: Also write the test split of the built-in shapes to `test/`, in COCO's captions format.
 
     Returns:
         `folder`, `run_id`, `stage`, `digest`, `metrics`, `modalities`, `nbytes` and `files` (relative paths, sorted).
 
     Raises:
-        NotFoundError: There is no such run or stage.
+        NotFoundError: The run or stage does not exist.
         CheckpointError: The stage is not committed, or an object is corrupted.
-        SpecError: The folder holds something else, or the data are not the built-in ones.
-        DataError: The tokenizer or the named weights are not there any more.
+        SpecError: The folder contains other files, or the data are not the built-in ones.
+        DataError: The tokenizer or the named weights no longer exist.
         DiskFullError, UnreachableError: The folder cannot be written.
     """
     run = runs.read_run(bench.store, run_id)
@@ -71,8 +71,8 @@ def export_run(
     found = bench.stage(key)
     if with_test_data and not data_source(found.plan.data.source).built_in:
         raise SpecError(
-            f"the test data of {run_id} are your own {found.plan.data.source} data and are not copied",
-            remedy="export without them, and give the example your captions and images",
+            f"the test data of {run_id} are your own {found.plan.data.source} data, which lwfed does not copy",
+            remedy="export without --with-test-data, and pass your captions and images to the example",
         )
     _refuse_other(folder)
     device = torch.device("cpu")
@@ -111,15 +111,15 @@ def committed_stage(run: RunRecord, *, bench: Workbench, stage: int | None) -> t
 
     Args:
         run: The run.
-        bench: The process's bench.
-        stage: Which, counted from 1; None: the last that is committed.
+        bench: The process's workbench.
+        stage: Its number, counted from 1; None: the last committed stage.
 
     Returns:
         Its number, its key and its checkpoint.
 
     Raises:
         NotFoundError: The run has no such stage.
-        CheckpointError: It is not committed; with None, no stage is.
+        CheckpointError: The stage, or with None every stage, is not committed.
     """
     total = len(runs.plans_of(run))
     if stage is not None and not 1 <= stage <= total:
@@ -137,7 +137,7 @@ def committed_stage(run: RunRecord, *, bench: Workbench, stage: int | None) -> t
 
 
 def sequential(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names a head's tensors as nn.Sequential does: Linear, Dropout, BatchNorm1d, ReLU a hidden layer, or plain layers.
+    """Renames a head's tensors as in nn.Sequential: Linear, Dropout, BatchNorm1d, ReLU per hidden layer, or layers.
 
     Args:
         state: `hidden.0.linear.weight` ... `out.norm.running_mean` of a projection head, or `hidden.weight` ...
@@ -237,7 +237,7 @@ def _write_encoders(folder: Path, model: ModelSpec, tensors: Mapping[str, Tensor
 
 
 def _write_tokenizer(folder: Path, inputs: InputSettings) -> None:
-    """Saves the tokenizer such that it cuts at `max_tokens` and pads on the right by itself."""
+    """Saves the tokenizer so that it truncates at `max_tokens` and pads on the right by itself."""
     open_tokenizer(inputs.tokenizer).save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -278,7 +278,7 @@ def _write_test_data(folder: Path, *, stage: Stage, bench: Workbench) -> None:
 
 
 def _refuse_other(folder: Path) -> None:
-    """Refuses a folder that holds anything but an earlier export."""
+    """Raises SpecError if a folder contains anything but an earlier export."""
     if folder.exists() and not folder.is_dir():
         raise SpecError(f"{folder} is a file", remedy="name a folder")
     if not folder.is_dir():
@@ -289,14 +289,14 @@ def _refuse_other(folder: Path) -> None:
     if odd or (names and not earlier):
         first = odd[0] if odd else min(names)
         raise SpecError(
-            f"the folder {folder} is not empty: it holds {first}, which is no part of an earlier export",
+            f"the folder {folder} is not empty: it contains {first}, which is not part of an earlier export",
             remedy="name another folder, or empty this one",
         )
 
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Returns a folder to write to, inside the right one, which may be a mount; its entries are moved up at the end."""
+    """Yields a folder to write to, inside the target, which may be a mount; at the end, moves its entries up."""
     created = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -318,11 +318,11 @@ def replacing(folder: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError(
-                f"no space is left for the export in {folder}", remedy="free some space, or name a folder elsewhere"
+                f"no space left for the export in {folder}", remedy="free some space, or name a folder elsewhere"
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM):
             raise UnreachableError(
-                f"cannot write the export to {folder}: {error.strerror}", remedy="name a folder that can be written"
+                f"cannot write the export to {folder}: {error.strerror}", remedy="name a writable folder"
             ) from error
         raise
 

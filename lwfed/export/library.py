@@ -1,4 +1,4 @@
-"""Export: canonical tensors as plain timm and transformers state dicts with their configs, usable without lwfed."""
+"""Converts canonical tensors to plain timm and transformers state dicts with their configs."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from lwfed.spec.model import EncoderSpec, ModelSpec
 def to_library(
     encoder: EncoderSpec, tensors: Mapping[str, Tensor], *, modality: str
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Returns one encoder under its library's names.
+    """Returns one encoder with its library's names.
 
     Args:
         encoder: The encoder.
-        tensors: Canonical name -> tensor; other modalities and heads may be among them.
+        tensors: Canonical name -> tensor; may include other modalities and heads.
         modality: The encoder's name in the model.
 
     Returns:
-        The state dict and the config.json: written side by side as `model.safetensors` and `config.json`,
-        `timm.create_model("local-dir:FOLDER", pretrained=True)` or `AutoModel.from_pretrained(FOLDER)` reads them.
-        The model has as many blocks as there are tensors for.
+        The contents of `model.safetensors` and `config.json`, which
+        `timm.create_model("local-dir:FOLDER", pretrained=True)` or `AutoModel.from_pretrained(FOLDER)` reads from one
+        folder. The model has as many blocks as `tensors` has.
     """
     family = family_of(encoder)
     state: dict[str, Tensor] = {}
@@ -42,14 +42,14 @@ def to_library(
 
 
 def heads(model: ModelSpec, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Returns the heads, and the fusion where it has parameters.
+    """Returns the heads, and the fusion if it has parameters.
 
     Args:
         model: The model.
         tensors: Canonical name -> tensor of the whole model.
 
     Returns:
-        Unit (`image.projection` ..., `fusion`, `prediction`) -> its state dict, and what a reader must know of them.
+        Unit (`image.projection` ..., `fusion`, `prediction`) -> its state dict, and a description for readers.
     """
     states: dict[str, dict[str, Tensor]] = {}
     for head in (*(f"{modality}.projection" for modality in model.modalities), "fusion", "prediction"):

@@ -1,4 +1,4 @@
-"""Serving: a committed checkpoint as an object that embeds or classifies, with evaluation's own preprocessing."""
+"""Serves a committed checkpoint: an object that embeds or classifies, with the preprocessing of the evaluation."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Predictor:
 
     Attributes:
         kind: `contrastive` or `supervised`.
-        modalities: What it takes, sorted.
-        classes: Names of the data's classes; empty where they have none.
-        digest: Of the checkpoint.
-        device: Where it computes.
+        modalities: Its inputs, sorted.
+        classes: Names of the data's classes; may be empty.
+        digest: The checkpoint's digest.
+        device: Its device.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class Predictor:
         return self._embed("image", images)
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:
-        """Embeds texts, cut at the encoder's `max_tokens`: [N, P], rows of length 1."""
+        """Embeds texts, truncated at the encoder's `max_tokens`: [N, P], rows of length 1."""
         return self._embed("text", texts)
 
     def embed_audios(self, audios: Sequence[tuple[Waveform, int]]) -> Floats:
-        """Embeds sounds, each mono samples and their rate per second: [N, P], rows of length 1."""
+        """Embeds sounds, each as mono samples and their rate per second: [N, P], rows of length 1."""
         return self._embed("audio", audios)
 
     def classify(
@@ -73,15 +73,15 @@ class Predictor:
         audios: Sequence[tuple[Waveform, int]] | None = None,
         texts: Sequence[str] | None = None,
     ) -> tuple[list[str], Floats]:
-        """Classifies examples, given by all of the model's modalities.
+        """Classifies examples, given in all of the model's modalities.
 
         Args:
             images: N images.
-            audios: N sounds, each mono samples and their rate per second.
+            audios: N sounds, each as mono samples and their rate per second.
             texts: N texts.
 
         Returns:
-            Names of the likeliest classes, and probabilities [N, C].
+            Names of the most probable classes, and probabilities [N, C].
 
         Raises:
             SpecError: The model is not supervised.
@@ -93,7 +93,7 @@ class Predictor:
         columns = {modality: given[modality] for modality in self.modalities}
         counts = {modality: None if items is None else len(items) for modality, items in columns.items()}
         if None in counts.values() or len(set(counts.values())) != 1:
-            raise DataError(f"examples are given as {counts}", remedy="give as many of each modality")
+            raise DataError(f"the counts of examples differ: {counts}", remedy="pass the same number for each modality")
         shares = []
         with torch.inference_mode():
             for start in range(0, next(n for n in counts.values() if n is not None), self._batch_size):
@@ -105,7 +105,7 @@ class Predictor:
 
     def _embed(self, modality: str, items: Sequence[Any]) -> Floats:
         if modality not in self.modalities:
-            raise SpecError(f"the model has no {modality} encoder", remedy=f"it takes {', '.join(self.modalities)}")
+            raise SpecError(f"the model has no {modality} encoder", remedy=f"use one of: {', '.join(self.modalities)}")
         rows = [torch.zeros(0, self._width)]
         with torch.inference_mode():
             for start in range(0, len(items), self._batch_size):
@@ -118,33 +118,33 @@ class Predictor:
 
 
 def load_predictor(uri: str, digest: str) -> Predictor:
-    """Loads a committed checkpoint to embed or classify with; what an MLflow model calls.
+    """Loads a committed checkpoint to embed or classify with; MLflow models call this function.
 
     Args:
         uri: `<store URI>#<stage key>`, see `lwfed.drive.trackers.uri_of`.
-        digest: The checkpoint's digest; the stage must hold it, and every tensor is checked as it is read.
+        digest: The checkpoint's digest, which must be the stage's; every tensor is checked as it is read.
 
     Returns:
-        The predictor, on a GPU where there is one.
+        The predictor, on a GPU if there is one.
 
     Raises:
         SpecError: The URI has no stage key.
-        CheckpointError: The stage is not there, is another, or an object is corrupted.
-        DataError: The tokenizer is not to be had.
+        CheckpointError: The stage is missing or has another digest, or an object is corrupted.
+        DataError: The tokenizer is not available.
     """
     place, sign, key = uri.rpartition("#")
     if not (sign and place and key):
-        raise SpecError(f"`{uri}` names no stage", remedy="give <store>#<stage key>")
+        raise SpecError(f"`{uri}` names no stage", remedy="write it as <store>#<stage key>")
     bench = Workbench.at(place)
     committed = bench.store.read_ref(paths.stage_checkpoint(key))
     if committed is None:
         raise CheckpointError(
-            f"the stage {key[:12]} is not committed in {place}", remedy="restore the store, or give its new place"
+            f"the stage {key[:12]} is not committed in {place}", remedy="restore the store, or use its new URI"
         )
     checkpoint = Checkpoint.from_values(committed)
     if checkpoint.digest != digest:
         raise CheckpointError(
-            f"the stage {key[:12]} holds the checkpoint {checkpoint.digest[:12]} and not {digest[:12]}",
+            f"the stage {key[:12]} has the checkpoint {checkpoint.digest[:12]}, not {digest[:12]}",
             remedy="register the model again",
         )
     stage, device = bench.stage(key), pick_device("auto")
@@ -155,13 +155,13 @@ def load_predictor(uri: str, digest: str) -> Predictor:
     classes = _classes(bench.store, key, made_by=str(committed.get("made_by", "")))
     if stage.num_classes is not None and len(classes) != stage.num_classes:
         raise CheckpointError(
-            f"no run in {place} tells the {stage.num_classes} classes of stage {key[:12]}", remedy="restore the run"
+            f"no run in {place} names the {stage.num_classes} classes of stage {key[:12]}", remedy="restore the run"
         )
     return Predictor(module, stage=stage, inputs=bench.inputs(stage), classes=classes, digest=digest)
 
 
 def _classes(store: Store, key: str, *, made_by: str) -> tuple[str, ...]:
-    """Returns the classes that a run with a stage has: the run that made it, or another."""
+    """Returns the classes of a run with the stage: the run that made it, or another."""
     for run_id in (made_by, *runs.run_ids(store)):
         run = runs.find_run(store, run_id) if run_id else None
         if run is not None and any(item.key == key for item in run.stages):
@@ -183,7 +183,7 @@ def _audios(audios: Sequence[tuple[Waveform, int]], inputs: InputSettings, devic
     for samples, _ in audios:
         if np.ndim(samples) != 1 or not np.size(samples):
             raise DataError(
-                f"a sound has the shape {np.shape(samples)}", remedy="give mono samples: the mean over its channels"
+                f"a sound has the shape {np.shape(samples)}", remedy="pass mono samples: the mean over its channels"
             )
     spectrograms = [
         log_mel(np.asarray(samples, np.float32), rate=rate, num_mel_bins=inputs.num_mel_bins, frames=inputs.frames)

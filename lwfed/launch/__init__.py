@@ -1,1 +1,1 @@
-"""Where a round's clients run."""
+"""Launchers: where a round's clients run."""

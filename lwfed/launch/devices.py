@@ -1,4 +1,4 @@
-"""Which GPUs of this machine a client gets: those of its slot, so that clients at work at once spread over all."""
+"""Assigns this machine's GPUs to slots, so that clients that run at the same time spread over all GPUs."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from lwfed.types.errors import SpecError
 
 
 def gpus_here(device: Device) -> tuple[str, ...]:
-    """Names the GPUs that clients of this process may use, without taking one.
+    """Returns the names of the GPUs that clients of this process may use, without initialising one.
 
     Args:
-        device: What the spec asks for; for `cpu` nobody is asked.
+        device: The spec's device; for `cpu` torch is not queried.
 
     Returns:
-        Numbers, or the names that this process was given itself; none without GPUs.
+        Numbers, or the names that this process's own environment lists; empty without GPUs.
     """
     return () if device == "cpu" else names_of(torch.cuda.device_count(), named=environment.named_gpus())
 
 
 def names_of(count: int, *, named: Sequence[str] | None) -> tuple[str, ...]:
-    """Names GPUs as a child must be told of them.
+    """Returns the names under which a child process must receive GPUs.
 
     Args:
-        count: How many this process sees.
-        named: The names it was given; None: it was given none and sees all. What stands behind a name that no GPU has
-            is not seen, so the first names count.
+        count: The number of GPUs that this process sees.
+        named: The names that its environment lists; None: it lists none, and the process sees all. A GPU listed after
+            an unknown name is not visible, so the first `count` names are the right ones.
     """
     return tuple(str(number) for number in range(count)) if named is None else tuple(named[:count])
 
 
 def gpus_of(slot: int, *, devices: int, gpus: Sequence[str]) -> tuple[str, ...]:
-    """Returns the GPUs of a slot: the next ones after those of the slot before, and from the first again.
+    """Returns the GPUs of a slot: the next ones after those of the slot before, wrapping around at the last.
 
     Args:
         slot: k, counted from 0.
-        devices: Devices a client, no more than there are GPUs.
-        gpus: All of them; none: nothing is said of GPUs.
+        devices: Devices per client, no more than there are GPUs.
+        gpus: All GPUs; if empty, the result is empty.
     """
     return tuple(gpus[(slot * devices + n) % len(gpus)] for n in range(devices)) if gpus else ()
 
 
 def check_devices(devices: int, *, gpus: Sequence[str]) -> None:
-    """Refuses a client of more devices than this machine has GPUs. Raises SpecError."""
+    """Raises SpecError if a client needs more devices than this machine has GPUs."""
     if gpus and devices > len(gpus):
         raise SpecError(
             f"`launch.devices` is {devices} and this process sees {len(gpus)} GPU(s): {', '.join(gpus)}",

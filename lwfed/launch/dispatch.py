@@ -1,4 +1,4 @@
-"""Steps by their names; a step's modules are imported when it runs, since they are most of what a pod's start takes."""
+"""Runs a step by its name. Its modules are imported only then, since imports are most of a pod's start-up time."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
 
 
 def run_step(step: str, task: PoolTask | ServerTask, *, emit: Emit, bench: Workbench | None = None) -> dict[str, Any]:
-    """Runs a step of a client or of the server in this process.
+    """Runs a client's or the server's step in this process.
 
     Args:
-        step: Which.
+        step: The step's name.
         task: Its task.
-        emit: Receives progress.
-        bench: The process's bench; None: none yet, and one is made where the step computes with tensors.
+        emit: Receives progress events.
+        bench: The process's workbench; None: there is none yet, and a step that computes with tensors makes one.
 
     Returns:
-        Its result as plain values.
+        The step's result as plain values.
     """
     store = open_store(task.store) if bench is None else bench.store
     match step, task:
         case "prepare", PrepareTask():
-            from lwfed.steps.prepare_run import prepare_here
+            from lwfed.steps.prepare_run import prepare_run
 
-            run = prepare_here(task, store=store, emit=emit, cache=cache_folder())
+            run = prepare_run(task, store=store, emit=emit, cache=cache_folder())
             return {"run_id": run.run_id}
         case "inspect-client", InspectTask():
             from lwfed.steps.inspect_client import inspect_client
@@ -41,7 +41,7 @@ def run_step(step: str, task: PoolTask | ServerTask, *, emit: Emit, bench: Workb
         case "train-client", ClientTask():
             from lwfed.round.train_client import train_client
 
-            update = train_client(task, bench=_bench(bench, store), on_step=step_teller(task.client, emit))
+            update = train_client(task, bench=_bench(bench, store), on_step=step_reporter(task.client, emit))
             return {"digest": update.get("digest", "")}
         case "evaluate-client", ClientTask():
             from lwfed.round.evaluate_client import evaluate_client
@@ -62,13 +62,13 @@ def run_step(step: str, task: PoolTask | ServerTask, *, emit: Emit, bench: Workb
     raise ValueError(f"`{step}` is no step with a {type(task).__name__}")
 
 
-def step_teller(client: str, emit: Emit) -> Callable[[int, int, float], None]:
-    """Returns a callback that tells of each training step of a client."""
+def step_reporter(client: str, emit: Emit) -> Callable[[int, int, float], None]:
+    """Returns a callback that emits an event for each training step of a client."""
 
-    def tell(step: int, steps: int, loss: float) -> None:
+    def report(step: int, steps: int, loss: float) -> None:
         emit(ClientStep(client=client, step=step, steps=steps, loss=loss))
 
-    return tell
+    return report
 
 
 def _bench(bench: Workbench | None, store: Store) -> Workbench:

@@ -1,4 +1,4 @@
-"""How a process of lwfed ends: one line on standard error, and a numbered exit code."""
+"""Turns every error into one line on standard error and a numbered exit code."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from collections.abc import Callable
 from lwfed import environment
 from lwfed.types.errors import DiskFullError, LwfedError
 
-INTERRUPTED = "interrupted -> what is committed stands; run it again to go on"
+INTERRUPTED = "interrupted -> committed work is kept; run the command again to continue"
 
 
 def run_to_exit(command: Callable[[], object]) -> None:
-    """Runs the work of this process; every error ends it with one line and one of `lwfed.types.errors.EXIT_CODES`."""
+    """Runs this process's work; any error ends it with one line and one of `lwfed.types.errors.EXIT_CODES`."""
     environment.quiet()
     try:
         command()
@@ -33,7 +33,7 @@ def run_to_exit(command: Callable[[], object]) -> None:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = f" for {error.filename}" if error.filename else ""
-            full = DiskFullError(f"no space is left{where}", remedy="free some space and run it again to go on")
+            full = DiskFullError(f"no space left{where}", remedy="free some space and run it again to continue")
             _end(str(full), full.exit_code)
         _unexpected(error)
     except Exception as error:
@@ -41,7 +41,7 @@ def run_to_exit(command: Callable[[], object]) -> None:
 
 
 def _unexpected(error: Exception) -> None:
-    _end(f"{type(error).__name__}: {error} -> this is a fault of lwfed; LWFED_DEBUG=1 shows where", 1)
+    _end(f"{type(error).__name__}: {error} -> this is a bug in lwfed; LWFED_DEBUG=1 shows the traceback", 1)
 
 
 def _end(message: str, code: int) -> None:

@@ -1,8 +1,8 @@
-"""Clients one after another in this process, with weights and data kept at hand.
+"""Runs clients one after another in this process, and keeps weights and data in memory between them.
 
-One client trains at a time. While it does, the update of the one before is hashed, written and added to the round's
-sums. So besides a client in training there are the global model, what another client has trained, and sums of up to
-`updates.MAX_BYTES`; on a GPU, of these the global model alone.
+One client trains at a time. Meanwhile the previous client's update is hashed, written and added to the round's sums.
+So besides the training client, memory holds the global model, another client's trained tensors, and sums of up to
+`updates.MAX_BYTES`; a GPU's memory holds only the global model of these.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from lwfed.catalog.launchers.in_process import DESCRIPTION
 from lwfed.environment import debug
 from lwfed.federated.aggregator import make_aggregator
-from lwfed.launch.dispatch import run_step, step_teller
+from lwfed.launch.dispatch import run_step, step_reporter
 from lwfed.round.aggregate_round import aggregate_round, global_model
 from lwfed.round.runtime import memory_errors
 from lwfed.round.train_client import Trained, commit, train_locally
@@ -32,7 +32,7 @@ from lwfed.store.protocol import Store
 from lwfed.types.errors import SHARED_CODES, LwfedError
 
 PATIENCE = 0.02
-"""Part of a client's time that the next one waits for its commit, so that a quick commit is reported at once."""
+"""Share of a client's training time to wait for its commit, so that a quick commit is reported at once."""
 
 
 def make(spec: RunSpec, *, store: Store, run_id: str) -> InProcess:
@@ -41,10 +41,10 @@ def make(spec: RunSpec, *, store: Store, run_id: str) -> InProcess:
 
 
 class InProcess:
-    """The launcher that needs nothing but this process.
+    """The launcher that runs everything in this process.
 
     Args:
-        store: Where the run is.
+        store: The run's store.
     """
 
     remote = DESCRIPTION.remote
@@ -83,7 +83,7 @@ class InProcess:
                 yield self._outcome(committing[0], committing[1].result, emit)[0]
 
     def server(self, step: str, task: ServerTask, *, emit: Emit) -> None:
-        """Runs the server's step here; a round is aggregated from what was folded while it trained."""
+        """Runs the server's step here; a round is aggregated from the sums folded while its clients trained."""
         if step == "aggregate-round" and isinstance(task, RoundTask):
             running, self._running = self._running, None
             aggregate_round(task, bench=self.bench, running=running)
@@ -96,7 +96,7 @@ class InProcess:
         self.bench.forget_model()
 
     def _begin_fold(self, tasks: Sequence[ClientTask]) -> RunningFold | None:
-        """Begins to fold a round whose clients' weights are known from an earlier one."""
+        """Starts to fold a round's updates if the clients' weights are known from an earlier round."""
         if not tasks:
             return None
         ctx = self.bench.round(tasks[0])
@@ -111,14 +111,14 @@ class InProcess:
         )
 
     def _train(self, task: PoolTask, *, pool: ThreadPoolExecutor, emit: Emit) -> Future[Any] | None:
-        """Trains a client; returns its update's commit, which goes on, unless that was soon over."""
+        """Trains a client; returns the commit of its update, which may still be running."""
         assert isinstance(task, ClientTask)
         started = time.monotonic()
-        trained = train_locally(task, bench=self.bench, on_step=step_teller(task.client, emit))
+        trained = train_locally(task, bench=self.bench, on_step=step_reporter(task.client, emit))
         if trained is None:
             return None
         here = replace(trained, tensors={name: tensor.cpu() for name, tensor in trained.tensors.items()})
-        del trained  # of a GPU's memory the next client has all
+        del trained  # leaves all of a GPU's memory to the next client
         committing = pool.submit(self._commit, here)
         wait([committing], timeout=PATIENCE * (time.monotonic() - started))
         return committing
@@ -132,7 +132,7 @@ class InProcess:
                 running.add(ctx.client, committed.sent, digest=committed.update["digest"])
 
     def _outcome(self, client: str, work: Callable[[], Any], emit: Emit) -> tuple[Outcome, Any]:
-        """Does a client's work; returns how it ended, and what it returned."""
+        """Does a client's work; returns its outcome and its result."""
         try:
             return Outcome(client), work()
         except LwfedError as error:

@@ -1,4 +1,4 @@
-"""Opens the launcher that a spec names; only those of this machine load torch."""
+"""Makes the launcher that a spec names; only the launchers of this machine load torch."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from lwfed.store.protocol import Store
 
 
 class Local(Protocol):
-    """What the module of a launcher offers."""
+    """The interface of a launcher's module."""
 
     def make(self, spec: RunSpec, *, store: Store, run_id: str) -> Launcher:
         """Makes the launcher; see `make_launcher`."""
 
 
 class Remote(Local, Protocol):
-    """What the module of a remote launcher offers: its work may outlive the process that started it."""
+    """The interface of a remote launcher's module; its work may outlive the process that started it."""
 
     def end_run(self, spec: RunSpec, *, run_id: str) -> None:
-        """Ends what a run left at work; see `end_run`."""
+        """Ends a run's work that is still running; see `end_run`."""
 
 
 def make_launcher(spec: RunSpec, *, store: Store, run_id: str) -> Launcher:
     """Makes the launcher of a spec.
 
     Args:
-        spec: Which kind, and what that needs.
-        store: Where the run is.
-        run_id: The run that is worked on; Jobs carry its name.
+        spec: Names the kind of launcher and has its settings.
+        store: The run's store.
+        run_id: The run; Jobs carry its name.
 
     Raises:
         UnreachableError: No Kubernetes cluster answers.
-        SpecError: A client wants more devices than this machine has GPUs.
+        SpecError: A client needs more devices than this machine has GPUs.
     """
     return cast(Local, _module(spec)).make(spec, store=store, run_id=run_id)
 
 
 def end_run(spec: RunSpec, *, run_id: str) -> None:
-    """Ends what a run with a remote launcher may have left at work, such as Jobs of a cluster.
+    """Ends work that a run with a remote launcher may have left running, such as Jobs of a cluster.
 
     Raises:
-        UnreachableError: The place does not answer, or does not let us.
+        UnreachableError: The cluster does not answer, or denies access.
     """
     cast(Remote, _module(spec)).end_run(spec, run_id=run_id)
 

@@ -1,4 +1,4 @@
-"""A step in a process of its own: reads its task, reports progress as JSON lines, and ends when nobody needs it."""
+"""A step in its own process: reads its task, reports progress as JSON lines, and exits when its coordinator is gone."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def task_of(name: str, values: dict[str, Any]) -> Task:
 
 
 def read_task(path: Path) -> dict[str, Any]:
-    """Reads a task's values from a file, or from standard input where it is `-`. Raises SpecError."""
+    """Reads a task's values from a file, or from standard input if the path is `-`. Raises SpecError."""
     try:
         content = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
         values = json.loads(content)
@@ -67,23 +67,23 @@ def read_task(path: Path) -> dict[str, Any]:
 
 
 def task_of_job(uri: str, job: str, *, index: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Returns a pod's task, and the heartbeat it must watch.
+    """Returns a pod's task and the heartbeat that it must watch.
 
     Args:
         uri: The store's URI.
         job: The Job's name.
-        index: The pod's number in it, from 0.
+        index: The pod's index in the Job, from 0.
 
     Raises:
         NotFoundError: The store has no such Job.
-        SpecError: The Job has no task of that number.
+        SpecError: The Job has no task with that index.
     """
     listed = open_store(uri).read_ref(paths.job(job))
     if listed is None:
-        raise NotFoundError(f"the store {uri} has no Job {job}", remedy="the coordinator writes it before it makes it")
+        raise NotFoundError(f"the store {uri} has no Job {job}", remedy="the coordinator writes it before the Job")
     tasks = listed["tasks"]
     if index >= len(tasks):
-        raise SpecError(f"the Job {job} has {len(tasks)} task(s), and no number {index}", remedy="delete that Job")
+        raise SpecError(f"the Job {job} has {len(tasks)} task(s), none with index {index}", remedy="delete that Job")
     return tasks[index], listed.get("heartbeat")
 
 
@@ -91,10 +91,10 @@ def run_task(name: str, task: Task, *, as_json: bool, bench: Workbench | None = 
     """Runs a step in this process.
 
     Args:
-        name: Which.
+        name: The step's name.
         task: Its task.
-        as_json: Reports progress on standard output.
-        bench: What this process has opened for earlier tasks.
+        as_json: Whether to report progress on standard output.
+        bench: The workbench that this process opened for earlier tasks.
 
     Returns:
         The step's result as plain values.
@@ -102,7 +102,7 @@ def run_task(name: str, task: Task, *, as_json: bool, bench: Workbench | None = 
 
     def emit(event: Event) -> None:
         if as_json and environment.rank() == 0:
-            tell(event.kind, values_of(event))
+            write_event(event.kind, values_of(event))
 
     with environment.ranks(use_gpu=task.place.device != "cpu"):
         if not isinstance(task, StageTask):
@@ -120,31 +120,31 @@ def run_task(name: str, task: Task, *, as_json: bool, bench: Workbench | None = 
         return {"digest": record.digest}
 
 
-def tell(kind: str, values: dict[str, Any]) -> None:
-    """Writes an event to standard output, as one JSON object on a line."""
+def write_event(kind: str, values: dict[str, Any]) -> None:
+    """Writes an event to standard output as one line of JSON."""
     sys.stdout.write(json.dumps({"event": kind, "values": values}) + "\n")
     sys.stdout.flush()
 
 
 @contextmanager
-def telling_of_failure(as_json: bool) -> Iterator[None]:
-    """Reports what ends the body as an event `failed`: torchrun hides the exit codes of its processes."""
+def reporting_failure(as_json: bool) -> Iterator[None]:
+    """Reports an error that ends the body as an event `failed`: torchrun hides the exit codes of its processes."""
     signal.signal(signal.SIGTERM, _terminated)  # a container's first process ignores what it does not handle
     try:
         yield
     except LwfedError as error:
         if as_json:
-            tell("failed", {"exit_code": error.exit_code, "message": str(error)})
+            write_event("failed", {"exit_code": error.exit_code, "message": str(error)})
         raise
 
 
 def _terminated(number: int, _frame: FrameType | None) -> None:
-    """Ends at once: what is not committed is trained again, and nothing half-written counts."""
+    """Exits at once: uncommitted work is trained again, and half-written objects do not count."""
     os._exit(128 + number)
 
 
-def end_with(parent: int) -> None:
-    """Ends this process soon after another, however that ends."""
+def exit_with_parent(parent: int) -> None:
+    """Ends this process soon after another one ends, for whatever reason."""
 
     def look() -> None:
         while True:
@@ -157,16 +157,16 @@ def end_with(parent: int) -> None:
     threading.Thread(target=look, daemon=True).start()
 
 
-def end_without_coordinator(uri: str, beat: dict[str, Any], *, as_json: bool) -> None:
-    """Ends this process when the coordinator shows no sign of life."""
+def exit_without_coordinator(uri: str, beat: dict[str, Any], *, as_json: bool) -> None:
+    """Ends this process when the coordinator's heartbeat stops."""
     error = CoordinatorGoneError(
-        f"no sign of life from the coordinator of {beat['run_id']} for {beat['timeout_s']:g} s",
-        remedy=environment.go_on(),
+        f"no heartbeat from the coordinator of {beat['run_id']} for {beat['timeout_s']:g} s",
+        remedy=environment.resume_hint(),
     )
 
     def gone() -> None:
         if as_json:
-            tell("failed", {"exit_code": error.exit_code, "message": str(error)})
+            write_event("failed", {"exit_code": error.exit_code, "message": str(error)})
         sys.stderr.write(f"error: {error}\n")
         sys.stderr.flush()
         os._exit(error.exit_code)

@@ -1,9 +1,9 @@
-"""Clients in processes of this machine, several at a time; through torchrun where a client has several devices.
+"""Runs clients in processes of this machine, several at a time; by torchrun if a client has several devices.
 
-Each slot has a process that works for one client after another (`launch.worker`), so that only its first client waits
-for torch to be imported and for the data to be opened, which slots do not share: half a GB each. A process is replaced
-when its client is late, dies or fails of what a second try may not meet. With several devices a client gets processes
-of its own from torchrun, which run `lwfed step`. All of them end when the coordinator ends, however it ends.
+Each slot has a process that serves one client after another (`launch.worker`), so that only its first client waits for
+torch to be imported and the data to be opened. Slots share neither: each takes half a GB. A process is replaced when
+its client is late, dies, or fails in a way that a second try may avoid. With several devices, each client gets its own
+processes from torchrun, which run `lwfed step`. All processes end when the coordinator ends, for whatever reason.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ from lwfed.store.protocol import Store
 from lwfed.types.errors import FINAL_CODES, SHARED_CODES, error_of, exit_name
 
 GRACE_S = 5.0
-"""Seconds between asking a process to end and ending it."""
+"""Seconds between SIGTERM and SIGKILL."""
 Lines = queue.SimpleQueue[tuple["_Process", str | None]]
-"""What processes write, line by line; None when one has ended."""
+"""Lines of the processes' output; None when a process has ended."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Process:
-    """A process and its group; a worker, where it has a standard input.
+    """A process and its group; it is a worker if it has a standard input.
 
     Attributes:
         popen: The process.
-        log: The file of its standard error.
-        ended: Set when it has ended, and nothing more comes from it.
+        log: The file with its standard error.
+        ended: Set when the process has ended and all its output has been read.
     """
 
     popen: subprocess.Popen[str]
@@ -65,9 +65,9 @@ class _Client:
     Attributes:
         task: Its task.
         slot: Its slot.
-        attempt: Which try this is, from 1.
-        log_start: Where its part of the process's log begins.
-        failure: The exit code and message that it reported.
+        attempt: The number of this try, from 1.
+        log_start: Offset in bytes of its part of the process's log.
+        failure: The exit code and message that the process reported.
     """
 
     task: PoolTask
@@ -89,11 +89,11 @@ class Subprocess:
     """The launcher of operating-system processes.
 
     Args:
-        store: Where the run is, for the server's part.
-        parallel: Clients at a time. Each has a slot, with its process and its GPUs.
+        store: The run's store, for the server's part.
+        parallel: Clients at a time. Each has a slot with its own process and GPUs.
         devices: Devices per client.
-        retries: Further tries for a client that died of something a second try may not meet.
-        gpus: Names of the GPUs that the slots share; none: processes see what this one sees.
+        retries: Further tries for a client that failed in a way that a second try may avoid.
+        gpus: Names of the GPUs that the slots share; if empty, processes see the GPUs that this one sees.
     """
 
     remote = DESCRIPTION.remote
@@ -155,31 +155,31 @@ class Subprocess:
     def _start(
         self, step: str, task: PoolTask, *, slot: int, attempt: int, running: dict[_Process, _Client], emit: Emit
     ) -> None:
-        """Has a client begin in a slot."""
+        """Starts a client in a slot."""
         gpus = gpus_of(slot, devices=self._devices, gpus=self._gpus)
         task = task.model_copy(update={"parent_pid": os.getpid()})
         if self._devices > 1 and step == "train-client":
-            process = self._joined(step, task, gpus=gpus)
+            process = self._torchrun(step, task, gpus=gpus)
         else:
             process = self._worker(slot, {"step": step, "task": task.model_dump(mode="json")}, gpus=gpus)
         running[process] = _Client(task, slot, attempt, log_start=process.log.stat().st_size)
         emit(ClientStarted(client=task.client, step=step, attempt=attempt, gpus=tuple(gpus)))
 
     def _worker(self, slot: int, request: dict[str, Any], *, gpus: Sequence[str]) -> _Process:
-        """Hands a request to a slot's worker, or to a new one where there is none or none any longer."""
+        """Sends a request to a slot's worker, or to a new one if there is none or it has ended."""
         process = self._workers.get(slot)
         if process is None or process.ended.is_set() or not _wrote(process, request):
             command = ["-m", worker.__name__, str(os.getpid())]
             process = self._workers[slot] = self._open(command, gpus=gpus, stdin=subprocess.PIPE)
-            _wrote(process, request)  # where it has ended already, its end says why
+            _wrote(process, request)  # if this one has ended already too, its log says why
         return process
 
-    def _joined(self, step: str, task: PoolTask, *, gpus: Sequence[str]) -> _Process:
+    def _torchrun(self, step: str, task: PoolTask, *, gpus: Sequence[str]) -> _Process:
         """Starts a client on several devices."""
         file = self._new_file(".json")
         file.write_text(task.model_dump_json(), encoding="utf-8")
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self._devices}"]
-        command = [*torchrun, "-m", "lwfed", "step", step, "--task", str(file), "--json"]
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self._devices}"]
+        command = [*launcher, "-m", "lwfed", "step", step, "--task", str(file), "--json"]
         return self._open(command, gpus=gpus, stdin=subprocess.DEVNULL)
 
     def _open(self, command: Sequence[str], *, gpus: Sequence[str], stdin: int) -> _Process:
@@ -202,7 +202,7 @@ class Subprocess:
 
 
 def _wrote(process: _Process, request: dict[str, Any]) -> bool:
-    """Whether a worker was there to be written to."""
+    """Writes a request to a worker; False if the worker has ended."""
     try:
         assert process.popen.stdin is not None
         process.popen.stdin.write(json.dumps(request) + "\n")
@@ -213,7 +213,7 @@ def _wrote(process: _Process, request: dict[str, Any]) -> bool:
 
 
 def _listen(process: _Process, lines: Lines) -> None:
-    """Passes a process's lines on, and then None: it has ended."""
+    """Puts a process's lines into the queue, and None when it has ended."""
     popen = process.popen
     assert popen.stdout is not None
     with popen.stdout as output:
@@ -228,7 +228,7 @@ def _listen(process: _Process, lines: Lines) -> None:
 
 
 def _is_over(client: _Client, line: str | None, emit: Emit) -> bool:
-    """Whether a client is over, by a line of its process; passes on what it reports."""
+    """Emits the event on a line of a client's process; returns whether the client has finished."""
     if line is None:
         return True
     try:
@@ -245,13 +245,13 @@ def _is_over(client: _Client, line: str | None, emit: Emit) -> bool:
 
 
 def _outcome(client: _Client, process: _Process | None) -> Outcome:
-    """Says how a client ended; `process` is its process, where that ended with it."""
+    """Returns how a client ended; `process` is its process if that ended too."""
     name = client.task.client
     if client.failure is not None:
         return Outcome(name, *client.failure)
     if process is None or (process.popen.returncode == 0 and process.popen.stdin is None):
         return Outcome(name)
-    code = process.popen.returncode or 1  # a worker that is well says `ready`
+    code = process.popen.returncode or 1  # a healthy worker writes `ready` and stays
     log = process.log.read_bytes()[client.log_start :].decode(errors="replace")
     lines = [line for line in log.splitlines() if line.strip()]
     named = [line for line in lines if line.startswith("error: ")]
@@ -260,7 +260,7 @@ def _outcome(client: _Client, process: _Process | None) -> Outcome:
 
 
 def _end(processes: Iterable[_Process]) -> None:
-    """Asks process groups to end, and ends those that do not."""
+    """Terminates process groups, and kills those that do not end."""
     processes = list(processes)
     for sign in (signal.SIGTERM, signal.SIGKILL):
         for process in processes:

@@ -1,1 +1,1 @@
-"""What a finished run looks like: its page and figures, and runs compared with one another."""
+"""Reports: a run's page and figures, and comparisons of runs."""

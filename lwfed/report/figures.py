@@ -1,4 +1,4 @@
-"""The figures of a run, drawn from its records: metrics, resources, participation and losses of clients, partition."""
+"""Draws a run's figures from its records: metrics, resources, participation and losses of clients, partition."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ from lwfed.report.series import Panel, Stage, panels_of, stages_of
 from lwfed.types.records import RoundRecord, RunRecord, StageRecord
 
 RESOURCES = {
-    "memory": ("Peak memory of a client", bytes_text),
+    "memory": ("Peak memory per client", bytes_text),
     "flops": ("FLOPs per training sample", flops_text),
     "up": ("Upload per client per round", bytes_text),
     "down": ("Download per client per round", bytes_text),
 }
-"""A quantity of the ledger: its title, and how it is written."""
+"""Quantity of the ledger -> its title and format."""
 FILES = {"up": "upload", "down": "download"}
-"""Names of figures that are not their quantities'."""
+"""Names of figures that differ from their quantities' names."""
 
 
 class Drawing(NamedTuple):
-    """A figure's title, and itself as an SVG element."""
+    """A figure: its title and its SVG element."""
 
     title: str
     svg: str
 
 
 def draw_run(run: RunRecord, *, stages: Sequence[StageRecord], rounds: Sequence[RoundRecord]) -> dict[str, Drawing]:
-    """Draws every figure that a run's records allow.
+    """Draws all figures that a run's records allow.
 
     Args:
         run: A RunRecord.
@@ -68,12 +68,12 @@ def draw_run(run: RunRecord, *, stages: Sequence[StageRecord], rounds: Sequence[
     if rounds:
         figure = participation_figure(run, stages=spans, rounds=rounds)
         drawn["participation"] = Drawing("Participation of clients", svg(figure))
-    return drawn | {"partition": Drawing("Training examples of each client", svg(partition_figure(run)))}
+    return drawn | {"partition": Drawing("Training examples per client", svg(partition_figure(run)))}
 
 
 @styled
 def metric_figure(panel: Panel, *, stages: Sequence[Stage]) -> Figure:
-    """Draws a panel's metrics over global rounds; dashed: over the clients' held-out shares."""
+    """Draws a panel's metrics over global rounds; averages over clients' held-out shares are dashed."""
     write = percent_text if panel.share else number_text
     figure = new_figure(560, 310, label=f"{panel.title} over global rounds")
     axes = figure.subplots()
@@ -101,7 +101,7 @@ def metric_figure(panel: Panel, *, stages: Sequence[Stage]) -> Figure:
 
 @styled
 def resource_figure(key: str, rows: Sequence[Row]) -> Figure | None:
-    """Draws a quantity of each stage, predicted beside measured, against end to end; None where nothing is known."""
+    """Draws a quantity per stage, predicted and measured, against end to end; None if nothing is known."""
     title, write = RESOURCES[key]
     *staged, last = rows
     whole = last["predicted"][key]
@@ -145,7 +145,7 @@ def resource_figure(key: str, rows: Sequence[Row]) -> Figure | None:
 
 @styled
 def participation_figure(run: RunRecord, *, stages: Sequence[Stage], rounds: Sequence[RoundRecord]) -> Figure:
-    """Draws who took part in which round and, below, the spread of the clients' losses, on one axis of rounds."""
+    """Draws which clients took part in which round and, below it, the spread of their losses."""
     clients = sorted({*run.data.clients, *(client for record in rounds for client in record.cohort)})
     tall = 16.0 if len(clients) <= 20 else max(4.0, 320 / len(clients))
     losses = _losses(rounds)
@@ -168,11 +168,11 @@ def participation_figure(run: RunRecord, *, stages: Sequence[Stage], rounds: Seq
 
 @styled
 def partition_figure(run: RunRecord) -> Figure:
-    """Draws how many examples each client has."""
+    """Draws the number of examples per client."""
     clients = dict(sorted(run.data.clients.items()))
     tall = 20.0 if len(clients) <= 24 else max(5.0, 480 / len(clients))
     every = math.ceil(14 / tall)
-    figure = new_figure(560, tall * len(clients) + 12, label="Number of examples of each client")
+    figure = new_figure(560, tall * len(clients) + 12, label="Number of examples per client")
     axes = figure.subplots()
     axes.barh(range(len(clients)), list(clients.values()), height=0.85, color=SERIES[2])
     for index, count in enumerate(clients.values()):
@@ -188,7 +188,7 @@ def partition_figure(run: RunRecord) -> Figure:
 
 
 def _cells(axes: Axes, clients: Sequence[str], rounds: Sequence[RoundRecord], *, every: int, narrow: bool) -> None:
-    """Draws a cell per client and round: it took part, failed, or was not sampled."""
+    """Draws one cell per client and round: took part, failed, or not sampled."""
     kinds = {"took part": SERIES[0], "not sampled": COLOURS["faint"], "failed": COLOURS["bad"]}
     cells: dict[str, list[tuple[int, int]]] = {kind: [] for kind in kinds}
     for record in rounds:
@@ -212,7 +212,7 @@ def _cells(axes: Axes, clients: Sequence[str], rounds: Sequence[RoundRecord], *,
 
 
 def _spread(axes: Axes, losses: Sequence[tuple[int, list[float]]]) -> None:
-    """Draws least, middle half, mean and largest of the clients' losses in each round."""
+    """Draws the minimum, middle half, mean and maximum of the clients' losses in each round."""
     numbers = [number for number, _ in losses]
     quarters = [
         statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3 for _, values in losses
@@ -230,7 +230,7 @@ def _spread(axes: Axes, losses: Sequence[tuple[int, list[float]]]) -> None:
 
 
 def _losses(rounds: Sequence[RoundRecord]) -> list[tuple[int, list[float]]]:
-    """Returns the known losses of the clients in each round that has any."""
+    """Returns the clients' known losses in each round that has any."""
     found = [
         (record.global_round, [client.loss for client in record.clients.values() if finite(client.loss)])
         for record in rounds

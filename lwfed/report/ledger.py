@@ -1,4 +1,4 @@
-"""What each stage of a run cost one client: predicted beside measured, against end-to-end training."""
+"""Each stage's costs per client, predicted and measured, compared to end-to-end training."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Row = dict[str, Any]
 
 
 def ledger_rows(run: RunRecord, stages: Sequence[StageRecord]) -> list[Row]:
-    """Returns a row per stage, and last one of end-to-end training.
+    """Returns one row per stage, and a last one for end-to-end training.
 
     Returns:
         Rows of stage, rounds, wall_s, reused, and the quantities `predicted` and `measured`: parameters present and
-        trained; bytes up, down and of frozen blocks; flops per training sample; peak memory. What is unknown is None.
+        trained; bytes up, down and of frozen blocks; flops per training sample; peak memory. Unknown values are None.
     """
     finished = {record.stage: record for record in stages}
     costs = {cost["stage"]: cost for cost in run.predicted}
@@ -31,10 +31,10 @@ def ledger_rows(run: RunRecord, stages: Sequence[StageRecord]) -> list[Row]:
 
 
 def totals(rows: Sequence[Row]) -> dict[str, tuple[float, float, float | None]]:
-    """Returns ours, end to end over as many rounds, and the factor between them, of traffic, flops and memory.
+    """Returns traffic, flops and memory as (the run's, end to end's over as many rounds, the factor between them).
 
-    Traffic is a client's, both ways, frozen blocks included; memory is the largest stage's; flops are those of one
-    training sample per round. Measured where it was measured, else predicted; end to end is predicted.
+    Traffic is one client's, both ways, including frozen blocks; memory is the largest stage's; flops are those of one
+    training sample per round. Values are measured if possible, else predicted; end to end is predicted.
     """
     *staged, whole = rows
     trained = [row for row in staged if row["rounds"]]
@@ -75,7 +75,7 @@ def _row(
 
 
 def _quantities(values: Mapping[str, Any]) -> Row:
-    """Returns a predicted cost's and a measurement's quantities by the same names."""
+    """Returns the quantities of a prediction or a measurement under common names."""
     flops = [values.get("forward_flops"), values.get("backward_flops")]
     return {
         "present": values.get("present_params"),

@@ -1,4 +1,4 @@
-"""One HTML file that says what a run did: self-contained, right on light and dark, drawn from the records alone."""
+"""Renders a run's report as one self-contained HTML file, for light and dark themes, from its records alone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 THUMBNAIL = 132
 """Pixels per side of a retrieved image."""
 MOST_FAILURES = 30
-"""Failures that the report lists; all are in the records."""
+"""The most failures in the report; the records have all of them."""
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
@@ -54,21 +54,21 @@ def render(
 
     Args:
         run: The RunRecord.
-        stages: StageRecords of the stages that are finished.
-        rounds: RoundRecords that are committed.
-        drawings: What `draw_run` returned for the same records; None: they are drawn here.
-        retrieval: Queries with what was retrieved: `{"query": text, "results": [{"image": PIL image or
+        stages: StageRecords of the finished stages.
+        rounds: RoundRecords of the committed rounds.
+        drawings: The figures of the same records, as returned by `draw_run`; None: draws them here.
+        retrieval: Queries with results: `{"query": text, "results": [{"image": PIL image or
             "png_base64": text, "score": cosine, "relevant": bool, "caption": text}]}`.
         failure: Why the run ended early.
-        links: Name -> address of what else there is to see.
+        links: Name -> URL of related pages.
 
     Returns:
-        An HTML document that needs nothing else.
+        A self-contained HTML document.
     """
     stages = sorted(stages, key=lambda record: record.stage)
     rounds = sorted(rounds, key=lambda record: record.global_round)
     if drawings is None:
-        from lwfed.report.figures import draw_run  # matplotlib, for whoever draws
+        from lwfed.report.figures import draw_run  # imports matplotlib
 
         drawings = draw_run(run, stages=stages, rounds=rounds)
     figures = {name: (drawing.title, Markup(drawing.svg)) for name, drawing in drawings.items()}
@@ -106,7 +106,7 @@ def render(
 def _status(
     run: RunRecord, stages: Sequence[StageRecord], rounds: Sequence[RoundRecord], failure: str | None
 ) -> tuple[str, str]:
-    """Returns how the run stands, in words and as a class of the style sheet."""
+    """Returns the run's status in words and as a class of the style sheet."""
     total = len(run.stage_numbers)
     if failure:
         return "failed", "bad"
@@ -118,7 +118,7 @@ def _status(
 def _tiles(
     run: RunRecord, stages: Sequence[StageRecord], rounds: Sequence[RoundRecord], *, rows: Sequence[Row]
 ) -> list[dict[str, str]]:
-    """Returns the figures that readers look for first: how good, how large, how much cheaper."""
+    """Returns the key figures: quality, size and savings."""
     tiles = []
     metrics, data = final_metrics(stages, rounds), run.data
     chances = {
@@ -160,7 +160,7 @@ def final_metrics(stages: Sequence[StageRecord], rounds: Sequence[RoundRecord]) 
 
 
 def _failures(rounds: Sequence[RoundRecord]) -> list[dict[str, Any]]:
-    """Returns which clients failed in which round, in training or in evaluation on their held-out shares."""
+    """Returns the clients that failed in each round, in training or in evaluation on their held-out shares."""
     return [
         {"round": record.global_round, "client": client, "work": work, "reason": reason}
         for record in rounds
@@ -179,7 +179,7 @@ def _query(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _picture(result: Mapping[str, Any]) -> Image.Image | None:
-    """Returns a result's image; None where there is none that can be read."""
+    """Returns a result's image; None if it is missing or unreadable."""
     image: Image.Image | None = result.get("image")
     if image is not None:
         return image

@@ -1,4 +1,4 @@
-"""HTML pages that need nothing else, and the one palette of pages and figures, light and dark."""
+"""Self-contained HTML pages, and the common palette of pages and figures for light and dark themes."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ PALETTE = {
     "c1": ("#2563c9", "#6ea3ff"), "c2": ("#d9730d", "#ffa657"), "c3": ("#0b8a6a", "#3ecfa5"),
     "c4": ("#b0309b", "#f08be0"), "c5": ("#6b5bd6", "#a79bff"), "c6": ("#7d6a2f", "#d3bd72"),
 }  # fmt: skip
-"""Name -> colour in the light and in the dark theme, no two light ones alike; `c1` ... are for series."""
+"""Name -> colours in the light and the dark theme; no two light ones are equal. `c1` ... are for series."""
 LIGHT, DARK = ("".join(f"--{name}:{pair[theme]};" for name, pair in PALETTE.items()) for theme in (0, 1))
 STYLE = (
     f":root{{color-scheme:light dark;{LIGHT}}}@media(prefers-color-scheme:dark){{:root{{{DARK}}}}}"
     ".figure *{stroke-linejoin:round}"
     ".figure text{paint-order:stroke;stroke:var(--card);stroke-width:3px}"
 )
-"""What figures need: the colours of both themes, and a halo that keeps text apart from lines below it."""
+"""Style for figures: the colours of both themes, and a halo that separates text from lines below it."""
 
 
 def page(template: str, **values: Any) -> str:
-    """Returns a template of this package, filled; `style` is provided.
+    """Renders a template of this package; provides `style`.
 
     Args:
         template: Its file name.
-        values: What it names; all of it, a missing value is an error.
+        values: All variables that it uses; a missing one is an error.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {name: getattr(formats, f"{name}_text") for name in FILTERS}

@@ -1,7 +1,7 @@
-"""The look of all figures: matplotlib's, with text kept as text and colours that follow the page's theme.
+"""Styles all figures: matplotlib's, with text as text and colours that follow the page's theme.
 
-Figures are drawn in the light theme. An SVG names the palette's colours as CSS variables, so one drawing is right on
-light and on dark; a PNG keeps the light ones. One unit of a figure is one CSS pixel.
+Figures are drawn in the light theme. An SVG refers to the palette's colours as CSS variables, so one drawing fits both
+themes; a PNG keeps the light colours. One unit of a figure is one CSS pixel.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ COLOURS = {name: light for name, (light, _) in PALETTE.items()}
 VARIABLES = {light: f"var(--{name})" for name, light in COLOURS.items()}
 SERIES = [COLOURS[f"c{number}"] for number in range(1, 7)]
 DOTS_PER_PIXEL = 2
-"""Of a PNG."""
+"""Resolution of a PNG."""
 PLAIN_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 DEFAULTS = {name: value for name, value in rcParamsDefault.items() if not name.startswith("backend")}
-"""matplotlib's own, so that no configuration of the machine changes a figure."""
+"""matplotlib's defaults, so that no configuration of the machine changes a figure."""
 LOOK = {
     "font.family": "DejaVu Sans", "font.size": 12, "text.color": COLOURS["soft"], "text.parse_math": False,
     "axes.labelcolor": COLOURS["soft"], "axes.edgecolor": COLOURS["soft"], "axes.linewidth": 1, "axes.axisbelow": True,
@@ -44,7 +44,7 @@ LOOK = {
     "legend.borderaxespad": 0.3, "legend.handlelength": 2.6, "legend.columnspacing": 1.5, "figure.dpi": 72,
     "figure.facecolor": "none", "svg.fonttype": "none", "path.simplify": False,
 }  # fmt: skip
-"""matplotlib's parameters, in force only while a figure is made or written: `@styled`."""
+"""matplotlib's parameters while a figure is made or written: see `@styled`."""
 styled = rc_context(DEFAULTS | LOOK)
 Write = Callable[[float], str]
 
@@ -55,9 +55,9 @@ def new_figure(width: float, height: float, *, label: str, pad: float = 3, gap: 
     Args:
         width: Pixels.
         height: Pixels.
-        label: What it shows, for people who cannot see it.
+        label: A description, for people who cannot see it.
         pad: Pixels around each plot.
-        gap: Between plots one below another, as a share of the height.
+        gap: Space between plots one below the other, as a share of the height.
     """
     layout = ConstrainedLayoutEngine(w_pad=pad / 72, h_pad=pad / 72, hspace=gap)
     figure = Figure(figsize=(width / 72, height / 72), layout=layout)
@@ -67,14 +67,14 @@ def new_figure(width: float, height: float, *, label: str, pad: float = 3, gap: 
 
 @styled
 def svg(figure: Figure) -> str:
-    """Returns a figure as an SVG element to be put into a page whose style has `pages.STYLE`; the same bytes each time.
+    """Returns a figure as an SVG element for a page with `pages.STYLE`; always the same bytes for the same figure.
 
-    Text stays text in the page's font. Ids are those that are referred to, derived from the figure's label and the
-    content they name.
+    Text stays text in the page's font. Only ids that are referred to remain; they are derived from the figure's label
+    and their content.
     """
     label, data = str(figure.get_label()), io.StringIO()
     with rc_context({"svg.hashsalt": label}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # to measure with: the page's font may well have it
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # for measuring only: the page's font may have it
         figure.savefig(data, format="svg", metadata=PLAIN_METADATA)
     root = ElementTree.fromstring(data.getvalue())
     referred = set(re.findall(r'href="#(\w+)|url\(#(\w+)\)', data.getvalue()))
@@ -96,7 +96,7 @@ def svg(figure: Figure) -> str:
 
 
 def document(element: str) -> str:
-    """Returns an SVG element as a file of its own."""
+    """Returns an SVG element as a standalone file."""
     style = f"<style>{STYLE}svg{{background:var(--card);font-family:system-ui,sans-serif}}</style>"
     head, _, rest = element.partition(">")
     return f'{head} xmlns="http://www.w3.org/2000/svg">{style}{rest}\n'
@@ -117,7 +117,7 @@ def label_values(axis: Any, write: Write, *, count: int = 5) -> None:
 
 
 def label_factors(axis: Any, write: Write, *, low: float, high: float, count: int = 6) -> None:
-    """Labels a logarithmic axis at 1, 2, 5 times powers of ten, or at fewer where those are too many."""
+    """Labels a logarithmic axis at 1, 2, 5 times powers of ten, or at fewer values if those are too many."""
     for factors in ((1, 2, 5), (1, 3), (1,)):
         marks = [mark for mark in LogLocator(subs=factors, numticks=99).tick_values(low, high) if low <= mark <= high]
         if len(marks) <= count:
@@ -128,9 +128,9 @@ def label_factors(axis: Any, write: Write, *, low: float, high: float, count: in
 
 
 def label_rounds(axes: Axes, stages: Sequence[Stage], *, last: int, names: bool = True) -> None:
-    """Makes the horizontal axis one of global rounds, with a band and a name for each stage.
+    """Sets up a horizontal axis of global rounds, with a band and a name per stage.
 
-    Stages without rounds are marked where their blocks were appended.
+    Marks stages without rounds at the round where their blocks were appended.
     """
     axes.set_xlim(0.5, last + 0.5)
     axes.set_xticks(round_ticks(last))
@@ -154,28 +154,28 @@ def label_rounds(axes: Axes, stages: Sequence[Stage], *, last: int, names: bool 
 
 
 def round_ticks(last: int, *, count: int = 10) -> list[int]:
-    """Returns about `count` whole numbers from 1 to `last`, 1 among them, evenly spaced but for the first step."""
+    """Returns about `count` integers from 1 to `last`, including 1, evenly spaced except for the first step."""
     steps = (factor * 10**power for power in range(9) for factor in (1, 2, 5))
     step = next(step for step in steps if last <= count * step)
     return [1, *range({1: 2, 2: 3}.get(step, step), last + 1, step)]
 
 
 def label_ends(axes: Axes, ends: Iterable[tuple[float, str, str]], *, height: float, gap: float = 15) -> None:
-    """Writes texts right of a plot at the heights of values, moved apart where they would overlap.
+    """Writes texts to the right of a plot at the heights of their values, moved apart if they overlap.
 
     Args:
         axes: The plot, with its limits set.
-        ends: Value, text and colour of each.
-        height: Of the plot, pixels, about.
-        gap: Between two texts, pixels.
+        ends: (value, text, colour) of each text.
+        height: Approximate height of the plot in pixels.
+        gap: Distance between two texts in pixels.
     """
     low, high = axes.get_ylim()
-    placed: list[tuple[float, str, str]] = []
+    spread: list[tuple[float, str, str]] = []
     for value, text, colour in sorted(ends):
         at = height * (value - low) / (high - low)
-        placed.append((max(at, placed[-1][0] + gap) if placed else at, text, colour))
+        spread.append((max(at, spread[-1][0] + gap) if spread else at, text, colour))
     limit = height
-    for at, text, colour in reversed(placed):
+    for at, text, colour in reversed(spread):
         limit = min(at, limit)
         axes.annotate(
             text, (1, limit / height), xycoords="axes fraction", xytext=(8, 0), textcoords="offset points",
@@ -185,18 +185,18 @@ def label_ends(axes: Axes, ends: Iterable[tuple[float, str, str]], *, height: fl
 
 
 def dots(count: int, *, marker: str = "o") -> dict[str, Any]:
-    """Returns matplotlib's keywords for the marks of a line through so many points."""
+    """Returns matplotlib's keywords for the markers of a line through `count` points."""
     return {"marker": marker, "ms": 6.5} if count <= 45 else {"marker": marker, "ms": 3, "mew": 0}
 
 
 def legend_below(figure: Any, handles: Sequence[Any], *, width: float = 560) -> None:
-    """Puts a legend below the plots of a figure, which is so wide: in one row, or in several."""
+    """Adds a legend below the plots of a figure of `width` pixels, in one or several rows."""
     columns = legend_columns([handle.get_label() for handle in handles], width=width)
     figure.legend(handles=handles, loc="outside lower left", ncols=columns)
 
 
 def legend_columns(labels: Sequence[str], *, width: float = 560) -> int:
-    """Returns how many labels stand side by side in a legend, judged by the longest."""
+    """Returns the number of columns of a legend, from the length of the longest label."""
     return max(1, min(len(labels), int(width / (50 + 7.2 * max(map(len, labels))))))
 
 
@@ -208,12 +208,12 @@ def _above(axes: Axes, x: float, text: str, *, lift: float = 8, shift: float = 0
 
 
 def _is_empty(element: ElementTree.Element) -> bool:
-    """Whether an element of matplotlib's SVG shows nothing: a background without a colour, or the text of a style."""
+    """Whether an element of matplotlib's SVG draws nothing: a background without a colour, or a style element."""
     return element.get("style") == "fill: none" or element.tag.endswith("}style")
 
 
 def _plain(value: str) -> str:
-    """Returns an attribute with two decimals at most, without a font's family, and with the theme's colours."""
+    """Returns an attribute with at most two decimals, without a font family, and with the theme's colours."""
     value = re.sub(r"-?\d+\.\d+", lambda number: f"{round(float(number[0]), 2) + 0.0:g}", value)
     value = re.sub(r"(; )?font-family: [^;]*", "", value).replace("\n", "")
     return re.sub("#[0-9a-f]{6}", lambda colour: VARIABLES.get(colour[0], colour[0]), value)

@@ -1,4 +1,4 @@
-"""The report's grid: some captions of the test data with the images a model finds for them."""
+"""The report's retrieval grid: some captions of the test data with the images that the model finds for them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lwfed.store.checkpoint import Checkpoint
 NUM_QUERIES = 8
 NUM_RESULTS = 5
 NUM_CANDIDATES = 1000
-"""Test examples that the grid searches; enough to look at."""
+"""The number of test examples that the grid searches."""
 
 
 def retrieval_grid(checkpoint: Checkpoint, *, stage: Stage, bench: Workbench, place: Place) -> list[dict[str, Any]]:
@@ -31,12 +31,12 @@ def retrieval_grid(checkpoint: Checkpoint, *, stage: Stage, bench: Workbench, pl
     Args:
         checkpoint: The model.
         stage: Its stage.
-        bench: The process's bench.
-        place: Where the data lie.
+        bench: The process's workbench.
+        place: The place of the data.
 
     Returns:
-        `{"query", "results": [{"image", "score", "relevant", "caption"}]}` for each query, results best first;
-        empty where the model has no images and texts.
+        `{"query", "results": [{"image", "score", "relevant", "caption"}]}` per query, best results first; empty if the
+        model does not embed images and texts.
     """
     model = stage.plan.model
     if model.objective.kind != "contrastive" or not {"image", "text"} <= set(model.modalities):

@@ -1,4 +1,4 @@
-"""A run's records over its global rounds: the stages along them, and the metrics that share a plot."""
+"""A run's records over its global rounds: its stages, and its metrics grouped by plot."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lwfed.types.records import RoundRecord, RunRecord, StageRecord
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stage's place among the global rounds; `last < first` where it has no rounds."""
+    """A stage's place among the global rounds; `last < first` if it has no rounds."""
 
     number: int
     first: int
@@ -30,7 +30,7 @@ class Series:
     Attributes:
         label: Its name in the panel.
         points: Global round and value; a value of None is a gap.
-        held_out: It is averaged over the clients' held-out shares.
+        held_out: Whether it is an average over the clients' held-out shares.
     """
 
     label: str
@@ -45,7 +45,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """Metrics that share a plot; `share`: they lie between 0 and 1."""
+    """Metrics that share a plot; `share`: whether they lie between 0 and 1."""
 
     key: str
     title: str
@@ -54,7 +54,7 @@ class Panel:
 
 
 def stages_of(run: RunRecord, stages: Sequence[StageRecord], rounds: Sequence[RoundRecord]) -> list[Stage]:
-    """Returns a run's stages along its global rounds, as far as they are recorded."""
+    """Returns a run's recorded stages along its global rounds."""
     finished = {record.stage: record.rounds for record in stages}
     result, first = [], 1
     for number in run.stage_numbers:
@@ -68,7 +68,7 @@ def stages_of(run: RunRecord, stages: Sequence[StageRecord], rounds: Sequence[Ro
 
 
 def panels_of(rounds: Sequence[RoundRecord]) -> list[Panel]:
-    """Returns a run's metrics by panel: recall in each direction, classification, loss, and what is left."""
+    """Returns a run's metrics by panel: recall in each direction, classification, loss, and others."""
     names = {name for record in rounds for name in record.metrics}
     sides = {"test": 0, "train": 1, "federated": 2}
     series: dict[tuple[str, str], list[Series]] = {}
@@ -104,6 +104,6 @@ def _place(name: str) -> tuple[str, str, str]:
 
 
 def _rank(key: str) -> tuple[int, str]:
-    """Returns a panel's place: the task first, text to image before image to text; then loss, then what is left."""
+    """Returns a panel's sort key: tasks first, text to image before image to text; then loss, then others."""
     starts = ("recall-t2", "recall-", "classification", "zero-shot", "loss")
     return next((rank for rank, start in enumerate(starts) if key.startswith(start)), len(starts)), key

@@ -103,7 +103,7 @@ def accept(ctx: RoundContext, cohort: Sequence[str], trained: Trained) -> Accept
         raise QuorumError(
             f"round {ctx.server_round} of stage {ctx.plan.stage} has {len(clients)} of {len(cohort)} updates and needs "
             f"{quorum} ({grouped(trained.failed)})",
-            remedy=f"fix what made them fail; then {environment.go_on()}",
+            remedy=f"fix what made them fail; then {environment.resume_hint()}",
         )
     accepted = Accepted(clients=clients, failed=dict(trained.failed), cohort=list(cohort), wall_s=trained.wall_s)
     ctx.store.write_ref(paths.accepted(ctx.key, ctx.server_round), accepted.to_values(), if_absent=True)

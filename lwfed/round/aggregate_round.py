@@ -49,7 +49,7 @@ def aggregate_round(task: RoundTask, *, bench: Workbench, running: RunningFold |
     accepted = read_accepted(ctx)
     if accepted is None:
         raise CheckpointError(
-            f"round {ctx.server_round} of stage {ctx.key[:12]} has no accepted set", remedy=environment.go_on()
+            f"round {ctx.server_round} of stage {ctx.key[:12]} has no accepted set", remedy=environment.resume_hint()
         )
     clients, plan = accepted.clients, ctx.plan
     started = time.monotonic()

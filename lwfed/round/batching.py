@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lwfed.data.batches import Batch
-from lwfed.store.ahead import ahead
+from lwfed.store.ahead import prefetch
 
 
 def read_ahead(batches: Iterator[list[Batch]], *, device: torch.device) -> Generator[list[Batch], None, None]:
@@ -35,7 +35,7 @@ def read_ahead(batches: Iterator[list[Batch]], *, device: torch.device) -> Gener
         with torch.cuda.stream(stream):
             return [to_device(one, device) for one in parts], stream.record_event()
 
-    with closing(ahead(repeat(next_parts))) as found:
+    with closing(prefetch(repeat(next_parts))) as found:
         for item in found:
             if item is None:
                 return

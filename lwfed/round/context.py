@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lwfed import environment, ranks
+from lwfed import environment
 from lwfed.plan.stages import StagePlan
 from lwfed.run.stage import Stage
 from lwfed.run.tasks import ClientTask, Place, RoundTask
@@ -90,7 +90,7 @@ class RoundContext:
         key = paths.round_checkpoint(self.key, server_round)
         checkpoint = read_checkpoint(self.store, key)
         if checkpoint is None:
-            raise CheckpointError(f"{key} is not committed", remedy=environment.go_on())
+            raise CheckpointError(f"{key} is not committed", remedy=environment.resume_hint())
         odd = sorted(set(checkpoint.blocks) ^ set(self.plan.present))
         if odd:
             raise CheckpointError(f"the checkpoint and the plan differ in {odd[0]}", remedy="train again with --fresh")
@@ -113,12 +113,6 @@ class ClientContext(RoundContext):
     counted: CountingStore
     device: torch.device
 
-    def folder(self, name: str | None = None) -> Path | None:
-        """Returns a folder of the client's own that outlives its process, or None if the client has no cache.
-
-        Args:
-            name: Name of the folder; None for this rank's folder of frozen blocks.
-        """
-        if self.place.cache is None:
-            return None
-        return Path(self.place.cache) / self.client / (str(ranks.rank()) if name is None else name)
+    def folder(self, name: str) -> Path | None:
+        """Returns a folder of the client's own that outlives its process, or None if the client has no cache."""
+        return None if self.place.cache is None else Path(self.place.cache) / self.client / name

@@ -12,7 +12,7 @@ from lwfed.federated.exchange import add_changes
 from lwfed.models.build import tensor_specs
 from lwfed.round.context import ClientContext
 from lwfed.store import paths
-from lwfed.store.ahead import together
+from lwfed.store.ahead import parallel_map
 from lwfed.store.blocks import describe, read_block
 from lwfed.store.cache import BlockCache
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
@@ -21,8 +21,8 @@ from lwfed.types.errors import CheckpointError
 
 
 def frozen_cache(ctx: ClientContext) -> BlockCache:
-    """Returns the client's own cache of frozen blocks."""
-    return BlockCache(ctx.folder())
+    """Returns the client's own cache of frozen blocks; each rank has one."""
+    return BlockCache(ctx.folder(str(ranks.rank())))
 
 
 def model_cache(ctx: ClientContext) -> BlockCache:
@@ -84,7 +84,7 @@ def _fetch_trained(ctx: ClientContext, checkpoint: Checkpoint, *, to_train: bool
 
     def fetch(unit: str) -> dict[str, Tensor]:
         block = checkpoint.blocks[unit]
-        base = cache.held(before.blocks[unit]) if before and not cache.has(block) else None
+        base = cache.read_cached(before.blocks[unit]) if before and not cache.has(block) else None
         if base is None or unit not in checkpoint.change:
             whole = to_train or cache.has(block)
             return cache.read(ctx.counted, block) if whole else read_block(ctx.counted, block_key(block), block)
@@ -100,9 +100,9 @@ def _fetch_trained(ctx: ClientContext, checkpoint: Checkpoint, *, to_train: bool
             cache.add(block, tensors)
         return tensors
 
-    if ctx.bench.holds_model and not before and cache.keeps_nothing:
+    if ctx.bench.holds_model and not before and cache.is_disabled:
         return ctx.bench.copy_of(checkpoint, ctx.plan.trained, store=ctx.counted, device=ctx.device)
-    fetched = together(fetch, ctx.plan.trained)
+    fetched = parallel_map(fetch, ctx.plan.trained)
     if to_train:
         cache.keep_only([checkpoint.blocks[unit] for unit in ctx.plan.trained])
     return {name: tensor.to(ctx.device) for members in fetched for name, tensor in members.items()}

@@ -89,7 +89,7 @@ def commit_record(
     result = ctx.result()
     if result is None:
         raise CheckpointError(
-            f"round {ctx.server_round} of stage {ctx.plan.stage} was not committed", remedy=environment.go_on()
+            f"round {ctx.server_round} of stage {ctx.plan.stage} was not committed", remedy=environment.resume_hint()
         )
     _drop_updates(ctx)
     record = _round_record(ctx, result, accepted, evaluated, wall_s=wall_s)

@@ -119,7 +119,7 @@ def open_residuals(ctx: ClientContext) -> Residuals:
         ref = paths.round_task(ctx.key, ctx.server_round)
         task = ctx.store.read_ref(ref)
         if task is None or "counted" not in task:
-            raise CheckpointError(f"{ref} is not committed", remedy=environment.go_on())
+            raise CheckpointError(f"{ref} is not committed", remedy=environment.resume_hint())
         last = task["counted"].get(ctx.client)
     path = ctx.folder("residuals")
     folder = None if path is None or lossless else LocalStore(path)

@@ -85,7 +85,7 @@ def aggregate(
     """
     from lwfed.federated.aggregator import fold
     from lwfed.round.server import Aggregated, read_states, step_and_publish, write_unit
-    from lwfed.store.ahead import together
+    from lwfed.store.ahead import parallel_map
 
     before = ctx.start()
     if folded is None:
@@ -100,5 +100,5 @@ def aggregate(
             new[name] = step_and_publish(ctx, name, mean, model=model, state=states.get(name, {}))
         return write_unit(ctx, new)
 
-    units = dict(zip(ctx.plan.trained, together(new_unit, ctx.plan.trained), strict=True))
+    units = dict(zip(ctx.plan.trained, parallel_map(new_unit, ctx.plan.trained), strict=True))
     return Aggregated.of(before, units, metrics=aggregator.metrics())

@@ -15,7 +15,7 @@ from lwfed.round.context import ClientContext
 from lwfed.round.download import model_cache
 from lwfed.round.residuals import Residuals, open_residuals
 from lwfed.store import paths
-from lwfed.store.ahead import together
+from lwfed.store.ahead import parallel_map
 from lwfed.store.blocks import write_block
 from lwfed.store.manifest import Block
 from lwfed.types.canonical import digest_of
@@ -90,7 +90,7 @@ def send(
         sent, left = upload(units[unit], start=start(unit), residual=before or {}, specs=specs, codec=codec, seed=seed)
         return sent if keep else {}, write_block(ctx.counted, sent, key=folder), residuals.write(left), before is None
 
-    done = dict(zip(units, together(write, units), strict=True))
+    done = dict(zip(units, parallel_map(write, units), strict=True))
     blocks = {unit: block for unit, (_, block, _, _) in done.items()}
     digest = digest_of_blocks(blocks)
     metrics: dict[str, Any] = {}

@@ -1,1 +1,1 @@
-"""What a pod or a process is told to do, and nothing else: JSON in, a digest out."""
+"""Steps: the units of work of a pod or process, with a JSON task in and a digest out."""

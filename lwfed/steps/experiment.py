@@ -1,4 +1,4 @@
-"""An experiment from its first stage to its report: the walk that a laptop takes in one process."""
+"""Runs an experiment's stages one after another in one process, and sums them up."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from lwfed.types.records import RunRecord, RunSummary, StageRecord, StageSummary
 
 
 def place_of(run: RunRecord, *, cache: Path | None) -> Place:
-    """Says where things lie for a run on this machine.
+    """Returns where a run's data and cache are on this machine.
 
     Args:
         run: The run.
-        cache: Folder in which clients keep frozen blocks; each run has its own below it.
+        cache: Folder for clients' frozen blocks; each run has a subfolder.
     """
     spec = runs.spec_of(run)
     return Place(
@@ -42,15 +42,15 @@ def run_stages(
     cache: Path | None,
     last_stage: int | None = None,
 ) -> RunSummary:
-    """Runs what is left of a run, stage after stage, and writes its summary.
+    """Runs the uncommitted part of a run, stage after stage, and writes its summary.
 
     Args:
         run: A prepared run.
-        launcher: Where clients run.
-        store: Where the run is.
+        launcher: Runs the clients.
+        store: The run's store.
         emit: Receives the run's events: `RunStarted` first, `Summarised` last.
         cache: Folder for clients' frozen blocks.
-        last_stage: Stops after this stage; None goes on to the last.
+        last_stage: Stops after this stage; None: runs all stages.
 
     Returns:
         The summary.
@@ -87,7 +87,7 @@ def run_stages(
 
 
 def summarise(run: RunRecord, records: Sequence[StageRecord], *, wall_s: float, complete: bool) -> RunSummary:
-    """Sums a run up; what `lwfed run --json` prints last."""
+    """Returns a run's summary, which `lwfed run --json` prints last."""
     return RunSummary(
         run_id=run.run_id,
         status="finished" if complete else "partial",
@@ -114,9 +114,9 @@ def summarise(run: RunRecord, records: Sequence[StageRecord], *, wall_s: float, 
 
 
 def measured_total(records: Sequence[StageRecord]) -> dict[str, float]:
-    """Adds up what a client that took part in every round sent and received, and its largest peak of memory.
+    """Returns the total traffic of a client that took part in every round, and its largest peak memory.
 
-    Frozen blocks count once where the client keeps them, as they do in the stages' own means; see `measured_ledger`.
+    Frozen blocks count once if the client caches them, as in the stages' own means; see `measured_ledger`.
     """
     total: dict[str, float] = {}
     for record in records:

@@ -1,4 +1,4 @@
-"""What a finished run leaves beside it: its report and its figures."""
+"""Writes a finished run's report and figures."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from lwfed.types.records import RunRecord
 
 
 def finish(task: RunTask, *, bench: Workbench) -> str:
-    """Writes a run's report and figures beside it.
+    """Writes a run's report and figures to its store.
 
     Args:
-        task: Which run, and where the test data lie for the report's pictures.
-        bench: The process's bench.
+        task: The run, and the place of the test data for the report's pictures.
+        bench: The process's workbench.
 
     Returns:
         The report's key.
 
     Raises:
-        NotFoundError: There is no such run.
+        NotFoundError: The run does not exist.
     """
     run = runs.read_run(bench.store, task.run_id)
     stages, rounds = runs.history(bench.store, run)
@@ -44,12 +44,12 @@ def finish(task: RunTask, *, bench: Workbench) -> str:
 
 
 def write_report(run: RunRecord, *, bench: Workbench, output: Path | None = None) -> Path:
-    """Writes a run's report from what is committed.
+    """Writes a run's report from its committed work.
 
     Args:
         run: The run.
-        bench: The process's bench.
-        output: The file; None: beside the run.
+        bench: The process's workbench.
+        output: The file; None: in the run's store.
 
     Returns:
         The file.
@@ -66,13 +66,13 @@ def write_report(run: RunRecord, *, bench: Workbench, output: Path | None = None
 def report_of(
     run: RunRecord, *, bench: Workbench, place: Place | None, drawings: Mapping[str, Drawing] | None = None
 ) -> bytes:
-    """Returns a run's report as one HTML page; with pictures where the test data are at hand."""
+    """Returns a run's report as one HTML page; with pictures if the test data are available."""
     stages, rounds = runs.history(bench.store, run)
     grid = []
     if stages and place is not None:
         key = stages[-1].key
         checkpoint = read_checkpoint(bench.store, paths.stage_checkpoint(key))
         if checkpoint is not None:
-            with suppress(DataError):  # a report is written where the data are not, too; without pictures
+            with suppress(DataError):  # without the data, the report has no pictures
                 grid = retrieval_grid(checkpoint, stage=bench.stage(key), bench=bench, place=place)
     return render(run, stages, rounds, drawings=drawings, retrieval=grid).encode()

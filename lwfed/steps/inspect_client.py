@@ -1,4 +1,4 @@
-"""A client looks at data that only it can see, and tells what a run needs to know of them: never an example."""
+"""A client inspects data that only it can see and reports their properties, but never an example."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from lwfed.store.protocol import Store
 
 
 def inspect_client(task: InspectTask, *, store: Store, emit: Emit) -> dict[str, Any]:
-    """Opens and checks a client's own data and commits what they are.
+    """Opens and checks a client's own data, and commits their description.
 
     Args:
-        task: Which client.
-        store: Where the run is.
-        emit: Told `checking` and `warning`.
+        task: The client and its spec.
+        store: The run's store.
+        emit: Receives `Checking` and `Warning`.
 
     Returns:
-        The committed value: client, version, num_train (examples it trains on), num_examples, bad (example -> why it
+        The committed value: client, version, num_train (training examples), num_examples, bad (example -> why it
         cannot be read).
 
     Raises:

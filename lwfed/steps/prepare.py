@@ -1,4 +1,4 @@
-"""Prepares a run: all that can be wrong is looked for before any work is done, and the bill is predicted."""
+"""Prepares a run: checks everything that can be wrong before any work starts, and predicts the costs."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from lwfed.types.errors import ResumeError, SpecError
 from lwfed.types.records import DataRecord, Parent, RunRecord
 from lwfed.types.seeds import derive
 
-LOOKED_AT = 2000
-"""Examples whose captions are looked at."""
-WORTH_A_WARNING = 0.01
-"""Share of cut captions that is told."""
+CAPTIONED_EXAMPLES = 2000
+"""The most examples whose captions are checked."""
+WARNING_SHARE = 0.01
+"""Share of truncated captions above which a warning is shown."""
 
 
 def draft(
@@ -45,22 +45,22 @@ def draft(
     root: str | None = None,
     found: Mapping[str, Any] | None = None,
 ) -> RunRecord:
-    """Draws a run up without writing or checking anything large; needs no torch if formulas describe the encoders.
+    """Drafts a run without writing or checking anything large; needs no torch if formulas describe the encoders.
 
     Args:
         spec: The experiment.
-        store: Where its parent is read.
-        options: How it is asked for.
+        store: The store with its parent run.
+        options: Its options.
         cache: Folder for counted architectures.
-        root: Where this machine has the data; None: where the spec says.
-        found: Client -> what it found of data that only it can see; see `inspect_client`.
+        root: The data's folder on this machine; None: the spec's.
+        found: Client -> its description of data that only it can see; see `inspect_client`.
 
     Returns:
-        A RunRecord; `data.clients` is filled by `prepare`.
+        A RunRecord; `prepare` fills in `data.clients`.
 
     Raises:
         SpecError: Stage cuts do not fit the encoders.
-        DataError: The data are not there.
+        DataError: The data are missing.
         ResumeError: The run exists with another plan.
     """
     architectures = architectures_of(spec.model, folder=cache, count=count_architecture)
@@ -115,18 +115,18 @@ def prepare(
     root: str | None = None,
     found: Mapping[str, Any] | None = None,
 ) -> RunRecord:
-    """Checks the data and the clients' shares, and writes the run down.
+    """Checks the data and the clients' shares, and writes the run to the store.
 
     Args:
-        run: What `draft` returned.
-        store: Where to.
+        run: The run, as returned by `draft`.
+        store: The store.
         emit: Receives `Checking` and `Warning`.
         cache: Folder for counted architectures.
-        root: Where this machine has the data; None: where the spec says.
-        found: Client -> what it found of data that only it can see.
+        root: The data's folder on this machine; None: the spec's.
+        found: Client -> its description of data that only it can see.
 
     Returns:
-        The run, complete.
+        The complete run.
 
     Raises:
         DataError: Files cannot be read, or a client has too few examples.
@@ -139,7 +139,7 @@ def prepare(
     num_test = len(usable(source, "test", spec=spec, store=store, emit=emit))
     tokens: dict[str, int] = {}
     if found:
-        for its in found.values():  # what a client may not write: its credentials are cut to its own prefix
+        for its in found.values():  # clients may not write it: their credentials only allow their own prefix
             store.write_ref(paths.checked_data(its["version"], spec.model.modalities, "train"), {"bad": its["bad"]})
         clients = {client: its["num_train"] for client, its in sorted(found.items())}
         num_train = sum(its["num_examples"] for its in found.values())
@@ -147,39 +147,39 @@ def prepare(
         train = training_examples(spec, source, store=store, emit=emit)
         clients = _client_sizes(runs.plans_of(run)[0], train)
         num_train = sum(len(examples) for examples in {id(e): e for e in train.values()}.values())
-        tokens = _look_at_captions(spec, next(iter(train.values())), emit=emit)
+        tokens = _check_captions(spec, next(iter(train.values())), emit=emit)
     architectures = architectures_of(spec.model, folder=cache, count=count_architecture)
     predicted = _predict(
-        [_as_seen(plan, most_examples=max(clients.values())) for plan in runs.plans_of(run)],
+        [_with_reached_batch(plan, most_examples=max(clients.values())) for plan in runs.plans_of(run)],
         architectures=architectures,
         num_classes=run.num_classes,
         tokens={modality: item.tokens for modality, item in architectures.items()} | tokens,
     )
     run = run.changed(data=run.data.changed(num_test=num_test, num_train=num_train, clients=clients), **predicted)
-    if not store.write_ref(paths.run(run.run_id), run.to_values(), if_absent=True):  # another process took the name
+    if not store.write_ref(paths.run(run.run_id), run.to_values(), if_absent=True):  # another process was first
         return _resumed(run, store=store) or run
     return run
 
 
 def new_run_id(spec: RunSpec, *, now: datetime) -> str:
-    """Names a run after its spec and the time."""
+    """Returns a run id made of the spec's name and the time."""
     return f"{spec.name}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def count_architecture(encoder: EncoderSpec) -> dict[str, Any]:
-    """Counts an encoder that is not in the ledger's table; imports torch."""
+    """Counts an encoder that the ledger's table lacks; imports torch."""
     from lwfed.models.inspect import count
 
     return count(encoder)
 
 
 def _with_stages_of(run: RunRecord, parent: tuple[str, int], *, store: Store) -> RunRecord:
-    """Returns the run with the stages of its parent before the first that it trains itself."""
+    """Returns the run with its parent's stages before the first stage that it trains itself."""
     parent_id, first = parent
     other = runs.read_run(store, parent_id)
     total = len(runs.plans_of(run))
     if not 1 <= first <= total:
-        raise ResumeError(f"there is no stage {first} in {parent_id}", remedy=f"name a stage from 1 to {total}")
+        raise ResumeError(f"{parent_id} has no stage {first}", remedy=f"name a stage from 1 to {total}")
     taken = [item for item in other.stages if item.stage < first]
     run = run.changed(stages=taken, parent=Parent(run_id=parent_id, stage=first))
     runs.input_digest_of(store, run, first)
@@ -187,14 +187,14 @@ def _with_stages_of(run: RunRecord, parent: tuple[str, int], *, store: Store) ->
 
 
 def _refuse_other(run: RunRecord, *, store: Store) -> None:
-    """Refuses to resume a run whose plan is another."""
+    """Raises ResumeError if a run of this id exists with another plan."""
     existing = runs.find_run(store, run.run_id)
     if existing is None:
         return
     if existing.salt != run.salt and run.salt:
-        raise ResumeError(f"the run {run.run_id} exists already", remedy="leave --fresh out, or give another --run-id")
+        raise ResumeError(f"the run {run.run_id} exists already", remedy="omit --fresh, or choose another --run-id")
     if run.parent is not None and existing.parent != run.parent:
-        raise ResumeError(f"the run {run.run_id} exists and has another parent", remedy="give another --run-id")
+        raise ResumeError(f"the run {run.run_id} exists and has another parent", remedy="choose another --run-id")
     before, now = runs.plans_of(existing), runs.plans_of(run)
     if before != now:
         differing = next((b.stage for b, n in zip(before, now, strict=False) if b != n), min(len(before), len(now)) + 1)
@@ -203,22 +203,22 @@ def _refuse_other(run: RunRecord, *, store: Store) -> None:
         raise ResumeError(
             f"the run {run.run_id} was started with another spec: {', '.join(keys) or 'the plan'} differ(s) from "
             f"stage {differing} on",
-            remedy="give the spec it was started with, or leave --run-id out to start another run",
+            remedy="use the spec it was started with, or omit --run-id to start another run",
         )
     if existing.data.version != run.data.version:
         raise ResumeError(
             f"the data of run {run.run_id} have changed since it was started",
-            remedy="restore them, or leave --run-id out to start another run",
+            remedy="restore them, or omit --run-id to start another run",
         )
     if existing.code_version != run.code_version:
         raise ResumeError(
             f"the run {run.run_id} was started by another version of the code or of its libraries",
-            remedy="install that version, or leave --run-id out to start another run",
+            remedy="install that version, or omit --run-id to start another run",
         )
 
 
 def _resumed(run: RunRecord, *, store: Store) -> RunRecord | None:
-    """Returns the run as it was written down before, with what may change for a resume (places, deadlines ...)."""
+    """Returns the stored run, updated with the settings that a resume may change (places, deadlines ...)."""
     existing = runs.find_run(store, run.run_id)
     if existing is None:
         return None
@@ -230,17 +230,17 @@ def _resumed(run: RunRecord, *, store: Store) -> RunRecord | None:
 
 
 def _refuse_classes(spec: RunSpec, source: Source) -> None:
-    """Refuses zero-shot classes that do not fit the data's labels."""
+    """Raises SpecError if the zero-shot classes do not fit the data's labels."""
     named = spec.evaluation.classes
     if named and source.classes and len(named) != len(source.classes):
         raise SpecError(
             f"`evaluation.classes` names {len(named)} classes and the data have {len(source.classes)}",
-            remedy=f"name one for each of: {', '.join(source.classes)}",
+            remedy=f"name one class for each of: {', '.join(source.classes)}",
         )
 
 
 def _resolved(model: ModelSpec) -> ModelSpec:
-    """Describes encoders by their whole configuration in place of a folder or a hub id, which others may not have."""
+    """Replaces encoders' folders or hub ids, which other machines may lack, by their whole configuration."""
     if all(encoder.weights is None for encoder in model.encoders.values()):
         return model
     from lwfed.models.pretrained import resolved
@@ -258,7 +258,7 @@ def _weights_versions(spec: RunSpec) -> dict[str, str]:
 
 
 def _client_sizes(plan: StagePlan, examples: Mapping[str, Sequence[Example]]) -> dict[str, int]:
-    """Returns the number of training examples of each client. Raises DataError where one has too few."""
+    """Returns the number of training examples per client. Raises DataError if a client has too few."""
     sizes = {}
     shares: dict[str, list[int]] = {}
     cut: Sequence[Example] | None = None
@@ -282,27 +282,27 @@ def _predict(
     return {"predicted": [cost.to_values() for cost in costs], "end_to_end": whole.to_values()}
 
 
-def _as_seen(plan: StagePlan, *, most_examples: int) -> StagePlan:
-    """Returns a plan with the batch size that clients reach with the examples they have."""
+def _with_reached_batch(plan: StagePlan, *, most_examples: int) -> StagePlan:
+    """Returns a plan with the batch size that the clients' numbers of examples allow."""
     batch = min(plan.training.batch_size, most_examples)
     return plan.model_copy(update={"training": plan.training.model_copy(update={"batch_size": batch})})
 
 
-def _look_at_captions(spec: RunSpec, examples: Sequence[Example], *, emit: Emit) -> dict[str, int]:
-    """Warns of captions that are cut, and returns the tokens that a batch is padded to on average."""
+def _check_captions(spec: RunSpec, examples: Sequence[Example], *, emit: Emit) -> dict[str, int]:
+    """Warns of truncated captions, and returns the mean number of tokens to which batches are padded."""
     if "text" not in spec.model.modalities:
         return {}
     from lwfed.data.tokens import tokenize, truncated_share
     from lwfed.round.workbench import inputs_of
 
     settings = inputs_of(spec.model)
-    captions = [caption for example in examples[:LOOKED_AT] for caption in example.captions]
+    captions = [caption for example in examples[:CAPTIONED_EXAMPLES] for caption in example.captions]
     share = truncated_share(captions, settings=settings)
-    if share > WORTH_A_WARNING:
+    if share > WARNING_SHARE:
         emit(
             Warning(
-                message=f"{share:.0%} of the captions are cut at {settings.max_tokens} tokens; "
-                "raise model.encoders.text.max_tokens, or name a tokenizer of words"
+                message=f"{share:.0%} of the captions are truncated to {settings.max_tokens} tokens; "
+                "raise model.encoders.text.max_tokens, or set a word tokenizer"
             )
         )
     captions.sort(key=lambda caption: derive("0", caption))

@@ -1,4 +1,4 @@
-"""Prepares a run whose server's data this process has; see `prepare_there` for the others."""
+"""Prepares a run on a machine that has the server's data; see `prepare_remote` for the others."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from lwfed.types.errors import DataError
 from lwfed.types.records import RunRecord
 
 
-def prepare_here(task: PrepareTask, *, store: Store, emit: Emit, cache: Path | None) -> RunRecord:
-    """Prepares a run whose server's data this machine has.
+def prepare_run(task: PrepareTask, *, store: Store, emit: Emit, cache: Path | None) -> RunRecord:
+    """Prepares a run on a machine that has the server's data.
 
     Args:
-        task: What is asked for; its run id names the run.
-        store: Where to.
+        task: The spec, the options and the run id.
+        store: The store.
         emit: Receives `Checking` and `Warning`.
         cache: Folder for counted architectures.
 
     Returns:
-        The RunRecord, written down.
+        The RunRecord, as stored.
 
     Raises:
         SpecError: Stage cuts do not fit the encoders.
@@ -48,7 +48,7 @@ def prepare_here(task: PrepareTask, *, store: Store, emit: Emit, cache: Path | N
 
 
 def _found(store: Store, run_id: str, spec: RunSpec) -> dict[str, Any] | None:
-    """Returns what clients found of data that only they see; None where all data are here."""
+    """Returns clients' descriptions of data that only they see; None if all data are here."""
     if CLIENT_MARK not in (spec.data.root or ""):
         return None
     clients = client_ids(spec.federation.num_clients)
@@ -58,5 +58,5 @@ def _found(store: Store, run_id: str, spec: RunSpec) -> dict[str, Any] | None:
         return None
     missing = sorted(set(clients) - set(found))
     if missing:
-        raise DataError(f"{missing[0]} has not reported what its data are", remedy="start the run again")
+        raise DataError(f"{missing[0]} has not described its data", remedy="start the run again")
     return found

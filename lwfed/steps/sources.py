@@ -1,4 +1,4 @@
-"""The data of a run, opened where they lie: all that can be wrong with a file is found before any work is done."""
+"""Opens the data of a run, and finds unreadable files before any work starts."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from lwfed.types.errors import DataError
 
 
 def server_source(spec: RunSpec) -> Source:
-    """Opens the data that the server judges on, and where clients have no data of their own, all data."""
+    """Opens the data on which the server evaluates; these are all data if clients have none of their own."""
     return open_source(spec.data.model_copy(update={"root": root_for(spec.data.root, SERVER)}))
 
 
 def client_sources(spec: RunSpec) -> dict[str, Source]:
-    """Opens the data of every client that has a folder of its own (`{client}` in `data.root`); else none."""
+    """Opens the data of each client if they have their own folders (`{client}` in `data.root`); else returns none."""
     if CLIENT_MARK not in (spec.data.root or ""):
         return {}
     return {
@@ -34,12 +34,12 @@ def client_sources(spec: RunSpec) -> dict[str, Source]:
 
 
 def data_versions(spec: RunSpec, source: Source, *, found: Mapping[str, Any] | None = None) -> Any:
-    """Returns the versions of all data of a run: a digest, or one for each client that has data of its own.
+    """Returns the versions of all data of a run: one digest, or one for the server and each client.
 
     Args:
         spec: The experiment.
         source: The server's data.
-        told: Client -> what it told of data that only it can see (`inspect_client`); None: all data are here.
+        found: Client -> its description of data that only it can see (`inspect_client`); None: all data are here.
     """
     if found:
         return {SERVER: source.version(), **{client: its["version"] for client, its in sorted(found.items())}}
@@ -50,10 +50,10 @@ def data_versions(spec: RunSpec, source: Source, *, found: Mapping[str, Any] | N
 
 
 def usable(source: Source, split: str, *, spec: RunSpec, store: Store, emit: Emit) -> Sequence[Example]:
-    """Returns the examples that can be read; every file is read once per version of the data, and the outcome kept.
+    """Returns the readable examples; each file is checked once per version of the data, and the result is stored.
 
     Raises:
-        DataError: A file cannot be read and the spec does not say to skip it, or nothing is left.
+        DataError: A file cannot be read and the spec does not skip such files, or none can be read.
     """
     if data_source(spec.data.source).built_in:
         return source.examples(split)
@@ -68,13 +68,13 @@ def usable(source: Source, split: str, *, spec: RunSpec, store: Store, emit: Emi
 def unreadable(
     source: Source, split: str, *, spec: RunSpec, known: Mapping[str, str] | None, emit: Emit
 ) -> Mapping[str, str]:
-    """Reads every file of a split, and names the examples that cannot be read with the reason.
+    """Reads every file of a split; returns the examples that cannot be read, with the reasons.
 
     Args:
         source: The data.
         split: `train` or `test`.
         spec: The experiment.
-        known: What was found before, which is looked at again alone: it may have been fixed; None: nothing yet.
+        known: Earlier results; only these examples are checked again, since they may be fixed. None: check all.
         emit: Receives `Checking`.
     """
     again = known is not None and spec.data.on_bad_example == "fail"
@@ -85,11 +85,11 @@ def unreadable(
         return {}
     from lwfed.data.batches import check_examples
 
-    def tell(done: int, total: int) -> None:
+    def report(done: int, total: int) -> None:
         emit(Checking(split=split, done=done, total=total))
 
     checked = check_examples(
-        source, examples=doubtful, modalities=spec.model.modalities, workers=spec.data.workers, progress=tell
+        source, examples=doubtful, modalities=spec.model.modalities, workers=spec.data.workers, progress=report
     )
     return checked.bad
 
@@ -98,7 +98,7 @@ def readable(source: Source, split: str, bad: Mapping[str, str], *, spec: RunSpe
     """Returns the examples of a split without the bad ones.
 
     Raises:
-        DataError: There are bad ones and the spec does not say to skip them, or nothing is left.
+        DataError: There are bad examples and the spec does not skip them, or none is left.
     """
     examples = source.examples(split)
     if bad and spec.data.on_bad_example == "fail":
@@ -112,12 +112,12 @@ def readable(source: Source, split: str, bad: Mapping[str, str], *, spec: RunSpe
         emit(Warning(message=f"{len(bad)} {split} example(s) cannot be read and are skipped: {names}"))
     kept = [example for example in examples if example.id not in bad]
     if not kept:
-        raise DataError(f"no {split} example is left", remedy=f"look at {spec.data.root}")
+        raise DataError(f"no {split} example can be read", remedy=f"check {spec.data.root}")
     return kept
 
 
 def training_examples(spec: RunSpec, source: Source, *, store: Store, emit: Emit) -> dict[str, Sequence[Example]]:
-    """Returns for each client the examples its share is cut from."""
+    """Returns client -> the examples from which its share is cut."""
     own = client_sources(spec)
     if own:
         return {client: usable(its, "train", spec=spec, store=store, emit=emit) for client, its in own.items()}
@@ -126,7 +126,7 @@ def training_examples(spec: RunSpec, source: Source, *, store: Store, emit: Emit
 
 
 def spec_at(spec: RunSpec, *, root: str | None) -> RunSpec:
-    """Returns a spec whose data lie where this machine has them; None leaves them."""
+    """Returns a spec with the data's folder on this machine; None leaves it unchanged."""
     if root is None:
         return spec
     return spec.model_copy(update={"data": spec.data.model_copy(update={"root": root})})

@@ -1,1 +1,1 @@
-"""Where objects live: immutable blobs, refs that commit them, and checkpoints made of content-addressed blocks."""
+"""Stores: immutable objects, refs that commit them, and checkpoints made of content-addressed blocks."""

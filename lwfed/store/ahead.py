@@ -1,4 +1,4 @@
-"""Reading, hashing and writing beside the work: a few threads, since these let go of the interpreter's lock."""
+"""Reads, hashes and writes in a few background threads; all three release the interpreter's lock."""
 
 from __future__ import annotations
 
@@ -13,47 +13,47 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 THREADS = max(2, min(4, os.cpu_count() or 1))
-"""A constant number of items in work bounds the memory."""
+"""Items in work at a time; a fixed number bounds the memory."""
 
 
-def ahead(jobs: Iterable[Callable[[], R]]) -> Generator[R, None, None]:
-    """Yields the results of jobs in order, with the next one already at work: two results exist at a time.
+def prefetch(jobs: Iterable[Callable[[], R]]) -> Generator[R, None, None]:
+    """Yields the results of jobs in order while the next job already runs: two results exist at a time.
 
-    The thread is a plain one: a process that a pool's thread forks waits for that thread at its end, and fails.
+    It uses a plain thread: a process forked by a thread of a pool would wait for that thread at exit, and fail.
 
     Args:
-        jobs: What to do; each is started when the one before it is asked for.
+        jobs: The jobs; each starts when the caller asks for the result of the one before.
     """
-    asked: SimpleQueue[Callable[[], R] | None] = SimpleQueue()
+    requests: SimpleQueue[Callable[[], R] | None] = SimpleQueue()
     answers: SimpleQueue[Future[R]] = SimpleQueue()
-    thread = Thread(target=_answer, args=(asked, answers), name="ahead", daemon=True)
+    thread = Thread(target=_answer, args=(requests, answers), name="prefetch", daemon=True)
     thread.start()
     try:
         waiting = False
         for job in jobs:
-            asked.put(job)
+            requests.put(job)
             if waiting:
                 yield answers.get().result()
             waiting = True
         if waiting:
             yield answers.get().result()
     finally:
-        asked.put(None)
+        requests.put(None)
         thread.join()
 
 
-def _answer(asked: SimpleQueue[Callable[[], R] | None], answers: SimpleQueue[Future[R]]) -> None:
-    for job in iter(asked.get, None):
+def _answer(requests: SimpleQueue[Callable[[], R] | None], answers: SimpleQueue[Future[R]]) -> None:
+    for job in iter(requests.get, None):
         answer: Future[R] = Future()
         try:
             answer.set_result(job())
-        except BaseException as error:  # raised where the result is asked for
+        except BaseException as error:  # raised when the caller asks for the result
             answer.set_exception(error)
         answers.put(answer)
-        del answer, job  # while the next is waited for, only its taker has it
+        del answer, job  # while this thread waits, only the caller holds the result
 
 
-def together(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """Does something with several items, a few at a time; returns the results in order."""
+def parallel_map(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Applies a function to items, a few at a time; returns the results in order."""
     with ThreadPoolExecutor(max_workers=THREADS) as pool:
         return list(pool.map(work, items))

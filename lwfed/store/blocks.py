@@ -16,7 +16,7 @@ from lwfed.types.tensors import layout
 
 
 def describe(tensors: Mapping[str, Tensor]) -> Block:
-    """Hashes tensors."""
+    """Hashes tensors; returns their block's manifest."""
     specs = {name: spec_of(tensor) for name, tensor in tensors.items()}
     return Block(
         {name: (digest_raw(raw_bytes(tensors[name]), spec=specs[name]), specs[name]) for name in sorted(specs)}
@@ -24,7 +24,7 @@ def describe(tensors: Mapping[str, Tensor]) -> Block:
 
 
 def file_chunks(tensors: Mapping[str, Tensor]) -> Iterable[Data]:
-    """Yields a safetensors file of some tensors, piece by piece and without copies."""
+    """Yields the safetensors file of some tensors, chunk by chunk and without copies."""
     plan = layout({name: spec_of(tensor) for name, tensor in tensors.items()})
     yield plan.header
     for name in plan.spans:
@@ -32,15 +32,15 @@ def file_chunks(tensors: Mapping[str, Tensor]) -> Iterable[Data]:
 
 
 def write_block(store: Store, tensors: Mapping[str, Tensor], *, key: str | None = None) -> Block:
-    """Writes a block, unless it is there already and whole.
+    """Writes a block, unless the store already has it intact.
 
     Args:
-        store: Where to.
+        store: The store.
         tensors: The tensors of one unit.
-        key: The folder to write to in place of the shared one.
+        key: The folder to write to instead of the shared one.
 
     Returns:
-        What was written.
+        The block.
     """
     block = describe(tensors)
     path = f"{key}/{block.digest}.safetensors" if key else block_key(block)
@@ -50,7 +50,7 @@ def write_block(store: Store, tensors: Mapping[str, Tensor], *, key: str | None 
 
 
 def _intact(store: Store, key: str, block: Block) -> bool:
-    """Whether a block is there and whole; a store that checks what it is sent is asked for its length alone."""
+    """Whether the store has a block intact; in a store that verifies writes, its length is proof enough."""
     if store.size(key) != block.nbytes:
         return False
     if store.verifies_writes:
@@ -63,10 +63,10 @@ def _intact(store: Store, key: str, block: Block) -> bool:
 
 
 def read_block(store: Store, key: str, block: Block) -> dict[str, Tensor]:
-    """Reads a block straight into fresh tensors and checks every digest.
+    """Reads a block straight into new tensors and checks every digest.
 
     Raises:
-        CheckpointError: It is missing, or not what its manifest says.
+        CheckpointError: The block is missing, or does not match its manifest.
     """
     plan = layout(block.specs)
     header = bytearray(len(plan.header))

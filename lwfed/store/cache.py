@@ -1,4 +1,4 @@
-"""A client's own cache of blocks: what does not change, or is made from what came before, is not fetched again."""
+"""A client's cache of blocks: blocks that do not change, or that the client made itself, are not fetched again."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from lwfed.types.errors import CheckpointError, LwfedError
 
 
 class BlockCache:
-    """Blocks kept in a folder that outlives the client's process; without a folder nothing is kept."""
+    """Blocks in a folder that outlives the client's process; without a folder it keeps nothing."""
 
     def __init__(self, folder: str | Path | None) -> None:
         self._folder = Path(folder) if folder else None
 
     @property
-    def keeps_nothing(self) -> bool:
-        """Whether it has no folder."""
+    def is_disabled(self) -> bool:
+        """Whether it has no folder, so that it keeps nothing."""
         return self._folder is None
 
     def read(self, store: Store, block: Block) -> dict[str, Tensor]:
-        """Reads a block into fresh tensors; only one that is not kept yet is asked of the store.
+        """Reads a block into new tensors; it comes from the store only if it is not cached yet.
 
-        A damaged copy is dropped. Where the folder cannot be written or is full, the block is not
-        kept and comes from the store each time.
+        A damaged copy is deleted. If the folder is full or not writable, the block is not cached and comes from the
+        store each time.
 
         Raises:
-            CheckpointError: The store's own is missing or damaged.
+            CheckpointError: The store's own copy is missing or damaged.
         """
         path = self._keep(store, block)
         if path is None:
@@ -47,18 +47,18 @@ class BlockCache:
         return read_block(store, block_key(block), block)
 
     def hold(self, store: Store, block: Block) -> None:
-        """Keeps a block whose tensors this process has already, as a process of the client's own would."""
+        """Caches a block whose tensors this process already has, as a process of the client's own would."""
         if self._folder is None and isinstance(store, CountingStore):
             store.count_as_read(block.nbytes)
         self._keep(store, block)
 
     def has(self, block: Block) -> bool:
-        """Whether a block is kept, going by its length."""
+        """Whether a block is cached, judging by its length."""
         path = None if self._folder is None else self._folder / _name(block)
         return path is not None and path.is_file() and path.stat().st_size == block.nbytes
 
-    def held(self, block: Block) -> dict[str, Tensor] | None:
-        """Reads a block that is kept and whole; the store is not asked."""
+    def read_cached(self, block: Block) -> dict[str, Tensor] | None:
+        """Reads a block from the cache alone; returns None if it is missing or damaged."""
         if self._folder is None:
             return None
         try:
@@ -67,7 +67,7 @@ class BlockCache:
             return None
 
     def add(self, block: Block, tensors: Mapping[str, Tensor]) -> None:
-        """Keeps a block that this client made itself; one that finds no room is not kept."""
+        """Caches a block that this client made itself; skips it if there is no space."""
         if self._folder is None:
             return
         path = self._folder / _name(block)
@@ -82,7 +82,7 @@ class BlockCache:
             _remove(temporary)
 
     def keep_only(self, blocks: Collection[Block]) -> None:
-        """Removes what is not among some blocks, so that the cache does not grow over the stages."""
+        """Deletes all other blocks, so that the cache does not grow from stage to stage."""
         if self._folder is None or not self._folder.is_dir():
             return
         wanted = {_name(block) for block in blocks}
@@ -91,7 +91,7 @@ class BlockCache:
                 path.unlink(missing_ok=True)
 
     def _keep(self, store: Store, block: Block) -> Path | None:
-        """Returns the kept file of a block, fetched if need be; None where it cannot be kept."""
+        """Returns the cached file of a block, fetched if necessary; None if it cannot be cached."""
         if self._folder is None:
             return None
         path = self._folder / _name(block)
@@ -100,7 +100,7 @@ class BlockCache:
         temporary = path.with_suffix(f".{os.getpid()}")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            temporary.unlink(missing_ok=True)  # of a process that was killed
+            temporary.unlink(missing_ok=True)  # left by a process that was killed
             store.fetch(block_key(block), to=temporary)
             temporary.replace(path)
         except LwfedError:

@@ -1,4 +1,4 @@
-"""Checkpoints: a manifest that names the block of every unit; small, readable, and the commit marker itself."""
+"""Checkpoints: small, readable manifests that name the block of every unit, and serve as commit markers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Checkpoint:
 
     Attributes:
         blocks: Unit -> block of weights.
-        server: Unit -> block of the server's state: its optimiser's, and what it rounded off; empty where it has none.
-        change: Unit -> block of what was published: with the weights of the round before it makes these, bit for bit.
-            Another way to the same weights, so no part of the digest; empty where nothing was published.
+        server: Unit -> block of the server's state: its optimiser's state and its rounding residuals; may be empty.
+        change: Unit -> block of the published change: added to the weights of the round before, it yields these
+            weights bit for bit. It is redundant, so no part of the digest; empty if no change was published.
     """
 
     blocks: dict[str, Block]
@@ -31,7 +31,7 @@ class Checkpoint:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of canonical JSON {tensor name: tensor digest}; the clock has no part in it."""
+        """sha256 of canonical JSON {tensor name: tensor digest}; independent of time."""
         return digest_of(
             {
                 prefix + name: digest
@@ -48,7 +48,7 @@ class Checkpoint:
         return all(unit_of(name) == unit for unit, block in every for name in block.tensors)
 
     def all_blocks(self) -> Iterator[Block]:
-        """Yields weights', server's and published blocks."""
+        """Yields the blocks of weights, server state and published change."""
         yield from self.blocks.values()
         yield from self.server.values()
         yield from self.change.values()
@@ -66,7 +66,7 @@ class Checkpoint:
 
     @staticmethod
     def from_values(values: Mapping[str, Any]) -> Checkpoint:
-        """Reads JSON values. Raises CheckpointError where they do not agree with their digest."""
+        """Parses JSON values. Raises CheckpointError if they do not match their digest."""
         try:
             checkpoint = Checkpoint(
                 blocks={unit: Block.from_values(item) for unit, item in values["blocks"].items()},
@@ -86,6 +86,6 @@ class Checkpoint:
 
 
 def read_checkpoint(store: Store, key: str) -> Checkpoint | None:
-    """Reads the checkpoint that a ref holds; None where it is not committed."""
+    """Reads the checkpoint in a ref; None if it is not committed."""
     values = store.read_ref(key)
     return None if values is None else Checkpoint.from_values(values)

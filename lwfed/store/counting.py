@@ -1,4 +1,4 @@
-"""A store that counts the bytes of tensors that pass through it: the measured side of the ledger."""
+"""A store that counts the tensor bytes it reads and writes: the measured side of the ledger."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lwfed.store.protocol import Data, Store
 
 
 class CountingStore:
-    """Wraps a store and counts.
+    """Wraps a store and counts bytes.
 
     Attributes:
         bytes_read: Bytes of tensor files read.
@@ -27,7 +27,7 @@ class CountingStore:
 
     @property
     def verifies_writes(self) -> bool:
-        """As the store's."""
+        """See `Store`."""
         return self._store.verifies_writes
 
     def put(self, key: str, chunks: Iterable[Data]) -> int:
@@ -45,23 +45,23 @@ class CountingStore:
         return data
 
     def read_into(self, key: str, buffers: Sequence[memoryview | bytearray], *, nbytes: int | None = None) -> None:
-        """Reads an object into some memory and counts it."""
+        """Reads an object into buffers and counts it."""
         self._store.read_into(key, buffers, nbytes=nbytes)
         self._count(key, sum(memoryview(buffer).nbytes for buffer in buffers))
 
     def fetch(self, key: str, *, to: Path | None = None) -> Path:
-        """Fetches an object and counts it whole."""
+        """Fetches an object and counts its whole length."""
         path = self._store.fetch(key, to=to)
         self._count(key, path.stat().st_size)
         return path
 
     def count_as_read(self, nbytes: int) -> None:
-        """Counts what another process than this would have read."""
+        """Counts bytes that a process of the client's own would have read."""
         with self._lock:
             self.bytes_read += nbytes
 
     def has(self, key: str) -> bool:
-        """Whether there is such an object or ref."""
+        """Whether an object or ref exists."""
         return self._store.has(key)
 
     def size(self, key: str) -> int | None:
@@ -73,7 +73,7 @@ class CountingStore:
         return self._store.list(prefix)
 
     def delete(self, *keys: str) -> None:
-        """Removes objects, refs or logs."""
+        """Deletes objects, refs or logs."""
         self._store.delete(*keys)
 
     def read_ref(self, key: str) -> Any | None:
@@ -85,7 +85,7 @@ class CountingStore:
         return self._store.write_ref(key, value, if_absent=if_absent)
 
     def append(self, key: str, data: Data) -> None:
-        """Adds to a log; logs are not counted."""
+        """Appends to a log; logs are not counted."""
         self._store.append(key, data)
 
     def read_log(self, key: str) -> bytes:

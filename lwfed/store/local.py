@@ -1,4 +1,4 @@
-"""The store as a folder: a write is a temporary file that is renamed, so a kill leaves nothing half-written."""
+"""The store in a folder: each write is a temporary file that is renamed, so that a kill leaves nothing half-written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lwfed import environment
-from lwfed.store.keys import checked, ends_early, not_there, other_length, remedy_for
+from lwfed.store.keys import checked, missing_object, remedy_for, truncated_object, wrong_length
 from lwfed.store.protocol import Data
 from lwfed.types.canonical import readable
 from lwfed.types.errors import CheckpointError, DiskFullError, UnreachableError
@@ -51,30 +51,30 @@ class LocalStore:
         with path.open("rb") as file:
             file.seek(start)
             if file.readinto(data) != len(data):
-                raise ends_early(key, byte=start + len(data))
+                raise truncated_object(key, byte=start + len(data))
         return data
 
     def read_into(self, key: str, buffers: Sequence[memoryview | bytearray], *, nbytes: int | None = None) -> None:
-        """Reads an object into some memory; see `Store.read_into`."""
+        """Reads an object into buffers; see `Store.read_into`."""
         views = [memoryview(buffer).cast("B") for buffer in buffers]
         expected = sum(map(len, views)) if nbytes is None else nbytes
         with self.fetch(key).open("rb", buffering=0) as file:
             found = os.fstat(file.fileno()).st_size
             if found != expected:
-                raise other_length(key, found=found, expected=expected)
+                raise wrong_length(key, found=found, expected=expected)
             for view in views:
                 done = 0
                 while done < len(view):
                     count = file.readinto(view[done:])
-                    if not count:  # cut short while it is read
-                        raise other_length(key, found=file.tell(), expected=expected)
+                    if not count:  # truncated while it is read
+                        raise wrong_length(key, found=file.tell(), expected=expected)
                     done += count
 
     def fetch(self, key: str, *, to: Path | None = None) -> Path:
-        """Returns the object's own file, or another name of it."""
+        """Returns the object's own file, or a link to it or copy of it at `to`."""
         path = self._path(key)
         if not path.is_file():
-            raise not_there(key, store=self.uri)
+            raise missing_object(key, store=self.uri)
         if to is None:
             return path
         try:
@@ -84,7 +84,7 @@ class LocalStore:
         return to
 
     def has(self, key: str) -> bool:
-        """Whether there is such an object, ref or log."""
+        """Whether an object, ref or log exists."""
         return self._path(key).is_file()
 
     def size(self, key: str) -> int | None:
@@ -103,21 +103,21 @@ class LocalStore:
         yield from sorted(key for key in found if key.startswith(prefix))
 
     def delete(self, *keys: str) -> None:
-        """Removes objects, refs or logs that are there."""
+        """Deletes objects, refs or logs, if they exist."""
         for key in keys:
             self._path(key).unlink(missing_ok=True)
 
     def read_ref(self, key: str) -> Any | None:
-        """Reads a ref; None where there is none."""
+        """Reads a ref; None if it does not exist."""
         try:
             return json.loads(self._path(key).read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except ValueError as error:  # no JSON, or no text at all
+        except ValueError as error:  # not JSON, or not even text
             raise CheckpointError(f"{key} is not JSON ({error})", remedy=remedy_for(key)) from None
 
     def write_ref(self, key: str, value: Any, *, if_absent: bool = False) -> bool:
-        """Writes a ref at once; see `Store.write_ref`."""
+        """Writes a ref atomically; see `Store.write_ref`."""
         with self._writing(key) as path, self._temporary() as (file, temporary):
             file.write(readable(value))
             file.flush()
@@ -132,7 +132,7 @@ class LocalStore:
             return True
 
     def append(self, key: str, data: Data) -> None:
-        """Adds bytes to the end of a log."""
+        """Appends bytes to a log."""
         with self._writing(key) as path, path.open("ab") as file:
             file.write(data)
 
@@ -153,19 +153,19 @@ class LocalStore:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DiskFullError(
-                    f"no space is left in {self.root} for {key}",
-                    remedy=f"free some space; then {environment.go_on()}",
+                    f"no space left in {self.root} for {key}",
+                    remedy=f"free some space; then {environment.resume_hint()}",
                 ) from error
             if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM, errno.EEXIST):
                 raise UnreachableError(
                     f"cannot write {key} in {self.root}: {error.strerror}",
-                    remedy="name a folder that can be written with -o store.uri=FOLDER",
+                    remedy="name a writable folder with -o store.uri=FOLDER",
                 ) from error
             raise
 
     @contextmanager
     def _temporary(self) -> Iterator[tuple[BinaryIO, Path]]:
-        """Opens a file in the store's scratch folder; what a kill left there is removed after a day."""
+        """Opens a file in the store's scratch folder; deletes files older than a day that killed writers left."""
         folder = self.root / SCRATCH
         folder.mkdir(parents=True, exist_ok=True)
         if not self._swept:
@@ -176,7 +176,7 @@ class LocalStore:
                         left.unlink()
         temporary = folder / uuid.uuid4().hex
         try:
-            with temporary.open("xb") as file:  # closing it writes what is buffered, and fails on a full disk
+            with temporary.open("xb") as file:  # closing it writes the buffer, and fails on a full disk
                 yield file, temporary
         finally:
             temporary.unlink(missing_ok=True)

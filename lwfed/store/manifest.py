@@ -1,7 +1,7 @@
-"""What a block holds, without the block: names, digests, types and shapes; known without torch.
+"""Manifests of blocks: the names, digests, types and shapes of their tensors, without torch.
 
-A block's digest is the sha256 of canonical JSON {tensor name: tensor digest}, so that hashing each tensor once serves
-the block's address, the checkpoint's digest and the check of a single tensor read by a byte range.
+A block's digest is the sha256 of canonical JSON {tensor name: tensor digest}. So each tensor is hashed only once for
+the block's address, the checkpoint's digest, and the check of a single tensor that is read by its byte range.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from lwfed.types.canonical import digest_of
 from lwfed.types.errors import CheckpointError
 from lwfed.types.tensors import TensorSpec, layout
 
-_AGAIN = "restore it, or train again with --fresh"
+_REMEDY = "restore it, or train again with --fresh"
 
 
 @dataclass(frozen=True)
 class Block:
-    """What a block holds.
+    """The manifest of a block.
 
     Attributes:
         tensors: Tensor name -> (digest, type and shape).
@@ -35,12 +35,12 @@ class Block:
 
     @cached_property
     def spans(self) -> dict[str, tuple[int, int]]:
-        """Tensor name -> its bytes in the file."""
+        """Tensor name -> its byte range in the file."""
         return layout(self.specs).spans
 
     @cached_property
     def nbytes(self) -> int:
-        """Length of the file."""
+        """Length of the file in bytes."""
         return layout(self.specs).nbytes
 
     @property
@@ -61,7 +61,7 @@ class Block:
 
     @staticmethod
     def from_values(values: Mapping[str, Any]) -> Block:
-        """Reads JSON values. Raises CheckpointError where they do not agree with their digest."""
+        """Parses JSON values. Raises CheckpointError if they do not match their digest."""
         try:
             block = Block(
                 {
@@ -69,15 +69,15 @@ class Block:
                     for name, item in values["tensors"].items()
                 }
             )
-            told = (values["digest"], values["nbytes"])
-            sound = told == (block.digest, block.nbytes)
+            stated = (values["digest"], values["nbytes"])
+            sound = stated == (block.digest, block.nbytes)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise CheckpointError(f"a block's manifest is damaged: {error!r}", remedy=_AGAIN) from None
+            raise CheckpointError(f"a block's manifest is damaged: {error!r}", remedy=_REMEDY) from None
         if not sound:
-            raise CheckpointError(f"the manifest of block {str(told[0])[:12]} is damaged", remedy=_AGAIN)
+            raise CheckpointError(f"the manifest of block {str(stated[0])[:12]} is damaged", remedy=_REMEDY)
         return block
 
 
 def block_key(block: Block) -> str:
-    """Returns the key of a block that any checkpoint may share."""
+    """Returns the key of a block among the shared ones."""
     return f"blocks/sha256/{block.digest}.safetensors"

@@ -8,10 +8,10 @@ from lwfed.types.errors import SpecError
 
 
 def open_store(uri: str) -> Store:
-    """Opens the store that a spec names: a folder, `file://...` or `s3://bucket/prefix`.
+    """Opens the store at a URI: a folder, `file://...` or `s3://bucket/prefix`.
 
     Raises:
-        SpecError: The URI has a scheme that is not known.
+        SpecError: The URI has an unknown scheme.
     """
     scheme, sign, rest = uri.partition("://")
     if sign and scheme == "s3":

@@ -1,4 +1,4 @@
-"""The layout of a store: every key that lwfed writes is named here."""
+"""The layout of a store: every key that lwfed writes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 
 def stage(key: str) -> str:
-    """Folder of a stage."""
+    """The folder of a stage."""
     return f"stages/{key}"
 
 
 def stage_plan(key: str) -> str:
-    """What the stage is."""
+    """The plan of a stage."""
     return f"stages/{key}/plan.json"
 
 
@@ -21,27 +21,27 @@ def stage_checkpoint(key: str) -> str:
 
 
 def stage_record(key: str) -> str:
-    """Metrics and ledger of a stage."""
+    """The metrics and ledger of a stage."""
     return f"stages/{key}/record.json"
 
 
 def round_folder(key: str, server_round: int) -> str:
-    """Folder of a round; round 0 is the stage's initial model."""
+    """The folder of a round; round 0 is the stage's initial model."""
     return f"stages/{key}/rounds/{server_round:03d}"
 
 
 def round_task(key: str, server_round: int) -> str:
-    """Cohort and input of a round."""
+    """The cohort and input of a round."""
     return f"{round_folder(key, server_round)}/round.json"
 
 
 def accepted(key: str, server_round: int) -> str:
-    """The updates that count."""
+    """The accepted updates of a round."""
     return f"{round_folder(key, server_round)}/accepted.json"
 
 
 def round_metrics(key: str, server_round: int) -> str:
-    """Centralised metrics of a round."""
+    """The centralised metrics of a round."""
     return f"{round_folder(key, server_round)}/metrics.json"
 
 
@@ -51,12 +51,12 @@ def round_checkpoint(key: str, server_round: int) -> str:
 
 
 def round_record(key: str, server_round: int) -> str:
-    """All that is told of a round once it is over."""
+    """The complete record of a finished round."""
     return f"{round_folder(key, server_round)}/record.json"
 
 
 def updates(key: str, server_round: int, client: str) -> str:
-    """Folder of a client's update; its credentials can be cut to it."""
+    """The folder of a client's update; its credentials can be limited to it."""
     return f"{round_folder(key, server_round)}/updates/{client}"
 
 
@@ -66,7 +66,7 @@ def update(key: str, server_round: int, client: str) -> str:
 
 
 def client_evaluation(key: str, server_round: int, client: str) -> str:
-    """A client's judgement of a round's result on its held-out share."""
+    """A client's evaluation of a round's result on its held-out share."""
     return f"{updates(key, server_round, client)}/evaluation.json"
 
 
@@ -76,7 +76,7 @@ def run(run_id: str) -> str:
 
 
 def initial(run_id: str) -> str:
-    """The blocks that its stages start from, where they were drawn in advance."""
+    """The blocks that its stages start from, if they were drawn in advance."""
     return f"runs/{run_id}/initial.json"
 
 
@@ -86,7 +86,7 @@ def summary(run_id: str) -> str:
 
 
 def events(run_id: str) -> str:
-    """The run's log of records, one JSON object a line."""
+    """The run's log of records, one JSON object per line."""
     return f"runs/{run_id}/events.jsonl"
 
 
@@ -96,30 +96,30 @@ def report(run_id: str) -> str:
 
 
 def figure(run_id: str, name: str) -> str:
-    """A figure of the run's report; an empty name gives their folder."""
+    """A figure of the run's report; an empty name returns their folder."""
     return f"runs/{run_id}/figures/{name}"
 
 
 def checked_data(version: str, modalities: Sequence[str], split: str) -> str:
-    """Which examples of a version of the data cannot be read in some modalities."""
+    """The list of examples of a version of the data that cannot be read in some modalities."""
     return f"data/{version}/{split}-{'-'.join(modalities)}.json"
 
 
 def spec(digest: str) -> str:
-    """A spec too long to travel as a pipeline's parameter."""
+    """A spec that is too long for a pipeline's parameter."""
     return f"specs/{digest}.json"
 
 
 def job(name: str) -> str:
-    """The tasks of a Kubernetes Job, one a pod."""
+    """The tasks of a Kubernetes Job, one per pod."""
     return f"jobs/{name}.json"
 
 
 def heartbeat(run_id: str) -> str:
-    """The sign of life of a run's coordinator."""
+    """The heartbeat of a run's coordinator."""
     return f"heartbeats/{run_id}.json"
 
 
 def client_data(run_id: str, client: str) -> str:
-    """What a client tells of data that only it can see."""
+    """A client's description of data that only it can see."""
     return f"runs/{run_id}/clients/{client}/data.json"

@@ -1,7 +1,7 @@
-"""Who may do what in a bucket: a client reads what is everybody's and writes its own updates, and nothing else.
+"""Access policies of a bucket: a client reads the shared objects and writes its own updates, and nothing else.
 
-`*` in a policy matches slashes too, so fixed lengths are spelt with `?`: a stage's key has 64 characters and a round's
-number three or four. A client's folder ends in a slash, so that client-1 cannot write what is client-10's.
+`*` in a policy also matches slashes, so parts of fixed length are written with `?`: a stage's key has 64 characters and
+a round's number three or four. A client's folder ends in a slash, so that client-1 cannot write to client-10's.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from lwfed.types.errors import SpecError
 STAGE = "stages/" + "?" * 64
 ROUNDS = (f"{STAGE}/rounds/???", f"{STAGE}/rounds/????")
 
-EVERYBODYS = (
+SHARED = (
     "blocks/*", "data/*", "heartbeats/*", "jobs/*", "specs/*", "runs/*/run.json",
     f"{STAGE}/plan.json", f"{STAGE}/checkpoint.json",
     *(f"{folder}/{name}.json" for folder in ROUNDS for name in ("round", "checkpoint")),
 )  # fmt: skip
-"""What every client reads: the global model, plans and tasks; no update of another client."""
+"""Objects that every client may read: the global model, plans and tasks, but no update of another client."""
 
 Policy = dict[str, Any]
 
@@ -29,7 +29,7 @@ def split_uri(uri: str) -> tuple[str, str]:
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     prefix = prefix.strip("/")
     if not uri.startswith("s3://") or not bucket or set(bucket + prefix) & set("*?$\"'\\ "):
-        raise SpecError(f"{uri} names no bucket", remedy="name it s3://bucket/prefix")
+        raise SpecError(f"{uri} names no bucket", remedy="write it as s3://bucket/prefix")
     return bucket, f"{prefix}/" if prefix else ""
 
 
@@ -39,14 +39,14 @@ def client_policy(uri: str, client: str, *, may_list: bool = False) -> Policy:
     Args:
         uri: The store.
         client: Its id.
-        may_list: Let it list the bucket's keys. AWS answers 403 and not 404 for a missing object to those who may not;
-            MinIO needs no such right.
+        may_list: Whether it may list the bucket's keys. Without this right, AWS answers 403 instead of 404 for a
+            missing object; MinIO does not need it.
 
     Raises:
         SpecError: The id could match another client's folder.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", client):
-        raise SpecError(f"`{client}` is no client's id", remedy="letters, digits, dots, dashes and underscores")
+        raise SpecError(f"`{client}` is not a client id", remedy="use letters, digits, dots, dashes and underscores")
     bucket, prefix = split_uri(uri)
     own = [f"{folder}/updates/{client}/*" for folder in ROUNDS] + [f"runs/*/clients/{client}/*"]
 
@@ -54,13 +54,13 @@ def client_policy(uri: str, client: str, *, may_list: bool = False) -> Policy:
         return [f"arn:aws:s3:::{bucket}/{prefix}{pattern}" for pattern in patterns]
 
     statements: list[dict[str, Any]] = [
-        {"Effect": "Allow", "Action": ["s3:GetObject"], "Resource": named([*EVERYBODYS, *own])},
+        {"Effect": "Allow", "Action": ["s3:GetObject"], "Resource": named([*SHARED, *own])},
         {
             "Effect": "Allow",
             "Action": ["s3:PutObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"],
             "Resource": named(own),
         },
-        # `*` for the run could reach into another client's folder
+        # `*` for the run could match another client's folder
         {"Effect": "Deny", "Action": ["s3:PutObject"], "Resource": named([f"runs/*/*/clients/{client}/*"])},
     ]
     if may_list:
@@ -69,7 +69,7 @@ def client_policy(uri: str, client: str, *, may_list: bool = False) -> Policy:
 
 
 def server_policy(uri: str) -> Policy:
-    """Returns the policy of coordinator and server: all that is below the store's prefix."""
+    """Returns the policy of the coordinator and the server: full access below the store's prefix."""
     bucket, prefix = split_uri(uri)
     listing: dict[str, Any] = {"Effect": "Allow", "Action": ["s3:ListBucket"], "Resource": [f"arn:aws:s3:::{bucket}"]}
     if prefix:

@@ -1,4 +1,4 @@
-"""The whole surface of a store: immutable objects, refs, which are small JSON values written last, and logs."""
+"""The whole interface of a store: immutable objects, refs (small JSON values, written last), and logs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ Data = bytes | bytearray | memoryview
 class Store(Protocol):
     """Objects, refs and logs under keys such as `stages/<key>/plan.json`.
 
-    Whatever is asked may raise UnreachableError where the store does not answer or refuses.
+    Every method may raise UnreachableError if the store does not answer or refuses.
 
     Attributes:
-        uri: Where it is; `open_store` opens it again.
-        verifies_writes: Whether the store itself checks what it is sent, so that an object of the right size is whole.
+        uri: Its URI, for `open_store`.
+        verifies_writes: Whether the store itself verifies what it receives, so that an object of the right length is
+            intact.
     """
 
     uri: str
@@ -27,7 +28,7 @@ class Store(Protocol):
         ...
 
     def put(self, key: str, chunks: Iterable[Data]) -> int:
-        """Writes an object whole or not at all; equal keys hold equal bytes. Gives its length in bytes.
+        """Writes an object completely or not at all; equal keys have equal bytes. Returns its length in bytes.
 
         Raises:
             DiskFullError: There is no space left.
@@ -38,38 +39,38 @@ class Store(Protocol):
         """Reads an object, or its bytes from `start` to before `stop`.
 
         Raises:
-            CheckpointError: There is no such object, or it is shorter.
+            CheckpointError: The object does not exist, or is shorter.
         """
         ...
 
     def read_into(self, key: str, buffers: Sequence[memoryview | bytearray], *, nbytes: int | None = None) -> None:
-        """Reads an object from its start into some memory, one buffer after the other.
+        """Reads an object from its start into buffers, one after the other.
 
         Args:
-            key: Which object.
-            buffers: What is filled, in order.
-            nbytes: The object's length; None: that of the buffers together.
+            key: The object's key.
+            buffers: The buffers to fill, in order.
+            nbytes: The object's length; None: the total length of the buffers.
 
         Raises:
-            CheckpointError: There is no such object, or it has another length.
+            CheckpointError: The object does not exist, or has another length.
         """
         ...
 
     def fetch(self, key: str, *, to: Path | None = None) -> Path:
-        """Returns a local file with the object's bytes, to be read and left alone. Raises as `get` does.
+        """Returns a local file with the object's bytes, which callers must not change. Raises as `get` does.
 
         Args:
-            key: Which object.
-            to: Where the file shall be; it must not exist. None: wherever the store has or puts it.
+            key: The object's key.
+            to: The path of the file, which must not exist yet. None: the store chooses.
         """
         ...
 
     def has(self, key: str) -> bool:
-        """Whether there is such an object or ref; see `read_log` for logs."""
+        """Whether an object or ref exists; see `read_log` for logs."""
         ...
 
     def size(self, key: str) -> int | None:
-        """Returns an object's length in bytes, None where there is none."""
+        """Returns an object's length in bytes; None if it does not exist."""
         ...
 
     def list(self, prefix: str) -> Iterator[str]:
@@ -77,21 +78,21 @@ class Store(Protocol):
         ...
 
     def delete(self, *keys: str) -> None:
-        """Removes objects, refs or logs; nothing happens where there is none."""
+        """Deletes objects, refs or logs; ignores those that do not exist."""
         ...
 
     def read_ref(self, key: str) -> Any | None:
-        """Reads a ref; None where there is none. Raises CheckpointError where it is not JSON."""
+        """Reads a ref; None if it does not exist. Raises CheckpointError if it is not JSON."""
         ...
 
     def write_ref(self, key: str, value: Any, *, if_absent: bool = False) -> bool:
-        """Writes a ref at once. With `if_absent` the first writer wins; returns whether this call wrote it."""
+        """Writes a ref atomically. With `if_absent` the first writer wins; returns whether this call wrote it."""
         ...
 
     def append(self, key: str, data: Data) -> None:
-        """Adds bytes to the end of a log; a log has one writer and is never part of a result."""
+        """Appends bytes to a log; a log has one writer and is never part of a result."""
         ...
 
     def read_log(self, key: str) -> bytes:
-        """Reads all that was appended; nothing where there is no log."""
+        """Returns all appended bytes; empty if the log does not exist."""
         ...

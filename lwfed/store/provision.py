@@ -1,4 +1,4 @@
-"""Makes a bucket ready for a federation on MinIO: the bucket, and a user for the server and for each client."""
+"""Sets up a bucket on MinIO for a federation: the bucket, and a user for the server and for each client."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SERVER = "server"
 ABORT_DAYS = 7
 TIMEOUT_S = 15.0
 TRIES = 3
-ADMINISTRATOR = "set MINIO_ROOT_USER and MINIO_ROOT_PASSWORD to those that the server was started with"
+ADMINISTRATOR = "set MINIO_ROOT_USER and MINIO_ROOT_PASSWORD to the server's own"
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class User:
 
     Attributes:
         who: `server`, or a client's id.
-        access_key: Its name at the server.
-        secret_key: Its secret; None where it exists already and its secret stands.
+        access_key: Its name on the server.
+        secret_key: Its secret; None if it existed already and its secret stays.
         made: Whether it is new.
     """
 
@@ -44,11 +44,11 @@ class User:
 
 @dataclass(frozen=True)
 class Provisioned:
-    """What was done.
+    """The result of `provision`.
 
     Attributes:
         bucket_made: Whether the bucket is new.
-        notes: What the server could not do.
+        notes: Settings that the server does not support.
         users: Server first, then the clients.
     """
 
@@ -58,7 +58,7 @@ class Provisioned:
 
 
 def access_key_of(uri: str, who: str) -> str:
-    """Names a user, alike each time and unlike that of any other store."""
+    """Returns a user's name: always the same for a store, and different from that of any other store."""
     mark = hashlib.sha256(f"{uri.rstrip('/')} {who}".encode()).hexdigest()[:8]
     return f"lwfed-{who}-{mark}"
 
@@ -72,24 +72,24 @@ def provision(
     rotate: bool = False,
     known: Mapping[str, str] | None = None,
 ) -> Provisioned:
-    """Makes the bucket and the users, or fixes what is there; doing it again changes nothing.
+    """Creates the bucket and the users, or repairs existing ones; a second call changes nothing.
 
     Args:
         uri: The store.
-        clients: Ids.
-        admin: Where the server is, and MinIO's administrator.
-        versioning: Keep what is overwritten or deleted.
-        rotate: Give new secrets to users that exist.
-        known: Secrets that were given out before; a user that has gone is made again with its own.
+        clients: The clients' ids.
+        admin: The server's endpoint and MinIO's administrator.
+        versioning: Keep objects that are overwritten or deleted.
+        rotate: Give existing users new secrets.
+        known: Secrets that were handed out earlier; a user that is missing is created again with its own.
 
     Raises:
-        SpecError: No administrator is named.
-        UnreachableError: The server does not answer, or does not accept the administrator.
+        SpecError: No administrator is set.
+        UnreachableError: The server does not answer, or rejects the administrator.
     """
     bucket, _ = split_uri(uri)
     policies = {SERVER: server_policy(uri), **{client: client_policy(uri, client) for client in clients}}
     if admin.access_key is None or admin.secret_key is None:
-        raise SpecError("no administrator is named", remedy="set MINIO_ROOT_USER and MINIO_ROOT_PASSWORD")
+        raise SpecError("no administrator is set", remedy="set MINIO_ROOT_USER and MINIO_ROOT_PASSWORD")
     connection = Connection(uri, bucket, access=admin, remedy=ADMINISTRATOR)
     made = _make_bucket(connection)
     notes = _arrange(connection, versioning=versioning)
@@ -110,17 +110,17 @@ def provision(
 
 
 def _make_bucket(connection: Connection) -> bool:
-    """Makes a bucket that is not there; returns whether it did."""
+    """Creates the bucket if it does not exist; returns whether it did."""
     bucket = connection.bucket
-    listed = connection.ask(lambda c: c.list_buckets(), about="to list buckets")
+    listed = connection.request(lambda c: c.list_buckets(), about="to list buckets")
     if any(item["Name"] == bucket for item in listed.get("Buckets", ())):
         return False
-    connection.ask(lambda c: c.create_bucket(Bucket=bucket), about=f"to make the bucket {bucket}")
+    connection.request(lambda c: c.create_bucket(Bucket=bucket), about=f"to create the bucket {bucket}")
     return True
 
 
 def _arrange(connection: Connection, *, versioning: bool) -> list[str]:
-    """Sets what the bucket does by itself; returns notes of what the server cannot do."""
+    """Sets the bucket's lifecycle rule and versioning; returns notes on what the server does not support."""
     bucket = connection.bucket
     rule = {
         "ID": "lwfed-unfinished-uploads",
@@ -130,15 +130,15 @@ def _arrange(connection: Connection, *, versioning: bool) -> list[str]:
     }
     notes = []
     try:
-        connection.ask(
+        connection.request(
             lambda c: c.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": [rule]}),
             about="to remove unfinished uploads",
             expected=(400, 403, 404, 405, 501),
         )
     except RefusedError as refused:
-        notes.append(f"the server takes no rule for unfinished uploads ({refused}); MinIO removes them after a day")
+        notes.append(f"the server supports no rule for unfinished uploads ({refused}); MinIO deletes them after a day")
     if versioning:
-        connection.ask(
+        connection.request(
             lambda c: c.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"}),
             about="to keep versions",
         )
@@ -152,8 +152,8 @@ def _admin(admin: Access, connection: Connection) -> Any:
         from minio.credentials import StaticProvider
     except ImportError:
         raise SpecError(
-            "users of MinIO are made with its own library, which is not installed",
-            remedy="pip install 'lwfed[kubeflow]', or make them by hand from what `lwfed store policy` prints",
+            "creating users of MinIO needs the library `minio`, which is not installed",
+            remedy="pip install 'lwfed[kubeflow]', or create them by hand with the output of `lwfed store policy`",
         ) from None
     address = urlsplit(connection.endpoint)
     pool = urllib3.PoolManager(
@@ -171,7 +171,7 @@ def _admin(admin: Access, connection: Connection) -> Any:
 
 
 def _ask(work: Callable[[], T], connection: Connection) -> T:
-    """Asks MinIO's administration; its errors get a remedy."""
+    """Calls MinIO's admin API; adds remedies to its errors."""
     from minio.error import MinioAdminException
     from urllib3.exceptions import HTTPError
 
@@ -181,18 +181,18 @@ def _ask(work: Callable[[], T], connection: Connection) -> T:
         raise _refused(str(error), connection) from None
     except (HTTPError, ValueError) as error:  # no JSON: not MinIO
         raise UnreachableError(
-            f"the administration of {connection.endpoint} does not answer: {error}",
-            remedy="start it; for a server that is not MinIO make users by hand from what `lwfed store policy` prints",
+            f"the admin API of {connection.endpoint} does not answer: {error}",
+            remedy="start it; on a server other than MinIO, create users by hand with `lwfed store policy`",
         ) from None
 
 
 def _refused(text: str, connection: Connection) -> LwfedError:
     if "AccessDenied" in text or "InvalidAccessKeyId" in text or "SignatureDoesNotMatch" in text:
         return UnreachableError(
-            f"{connection.endpoint} does not accept the administrator",
+            f"{connection.endpoint} rejects the administrator's credentials",
             remedy=ADMINISTRATOR,
         )
     return UnreachableError(
-        f"the administration of {connection.endpoint} refuses: {text}",
-        remedy="for a server that is not MinIO make users by hand from what `lwfed store policy` prints",
+        f"the admin API of {connection.endpoint} refuses: {text}",
+        remedy="on a server other than MinIO, create users by hand with `lwfed store policy`",
     )

@@ -1,4 +1,4 @@
-"""A store is tried out: what is written comes back, the first writer wins, and how fast it is."""
+"""Tests a store: whether data come back as written, whether the first writer wins, and how fast it is."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ REFS = 7
 
 @dataclass(frozen=True)
 class Trial:
-    """What was found.
+    """The result of a test.
 
     Attributes:
-        whole: An object and a part of it came back as they were written.
-        first_wins: The second writer of a ref was told that it is not the first.
-        conditional: The store itself decides who is first; None: it always does (a folder).
-        logs: A log came back in order.
-        latency_s: Median seconds of writing and reading a ref.
-        write_bytes_per_s: Of one large object.
-        read_bytes_per_s: Of the same object.
+        whole: Whether an object and a part of it came back as written.
+        first_wins: Whether the second writer of a ref learned that it is not the first.
+        conditional: Whether the server supports conditional writes; None: not applicable (a folder).
+        logs: Whether a log came back in order.
+        latency_s: Median seconds to write and read a ref.
+        write_bytes_per_s: Speed of writing one large object.
+        read_bytes_per_s: Speed of reading it.
     """
 
     whole: bool
@@ -43,15 +43,15 @@ class Trial:
 
 
 def try_out(store: Store, *, nbytes: int) -> Trial:
-    """Writes, reads and removes some objects below `checks/`.
+    """Writes, reads and deletes some objects below `checks/`.
 
     Args:
-        store: Which store.
+        store: The store.
         nbytes: Length of the large object.
 
     Raises:
-        UnreachableError: It does not answer, or refuses.
-        DiskFullError: It has no space left.
+        UnreachableError: The store does not answer, or refuses.
+        DiskFullError: The store has no space left.
     """
     folder = f"{FOLDER}/{secrets.token_hex(8)}"
     big, ref, log = f"{folder}/big", f"{folder}/ref.json", f"{folder}/log.jsonl"

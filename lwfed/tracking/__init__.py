@@ -1,1 +1,1 @@
-"""What happened, told as records: to JSON lines always, to MLflow where it can be reached."""
+"""Tracking of a run's records: always in a JSON-lines log, and in MLflow if it can be reached."""

@@ -1,4 +1,4 @@
-"""How a run ended: its own log decides, and the platform's word counts only where the log does not say."""
+"""Decides how a run ended: from its own log, or from the platform's state if the log does not say."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from lwfed.tracking.protocol import Record
 
 SUCCEEDED = frozenset({"COMPLETE", "SUCCEEDED", "SKIPPED"})
 FAILED = frozenset({"FAILED", "ERROR"})
-"""What Kubeflow Pipelines 2.17 pass to an exit task: COMPLETE after success, FAILED after a failed task, RUNNING
-after a terminate; SUCCEEDED was never seen there, and is what `kfp.local` says."""
+"""States that Kubeflow Pipelines 2.17 passes to an exit task: COMPLETE after success, FAILED after a failed task,
+RUNNING after a terminate. SUCCEEDED was never seen there; `kfp.local` uses it."""
 
 CANCELLED_REASON = "the run was cancelled"
 
@@ -22,7 +22,7 @@ class Ending:
 
     Attributes:
         status: `finished`, `failed` or `cancelled`.
-        reason: Why it ended early; empty where it finished.
+        reason: Why it ended early; empty if it finished.
     """
 
     status: Literal["finished", "failed", "cancelled"]
@@ -30,13 +30,13 @@ class Ending:
 
 
 def end_of(events: Iterable[Record]) -> Record | None:
-    """Finds the end of a run's last attempt.
+    """Returns the event that ended a run's last attempt.
 
     Args:
-        events: The run's log, as `read_events` returned it; empty where the run left none.
+        events: The run's log, as returned by `read_events`; may be empty.
 
     Returns:
-        The last `finish` or `fail`; None where the run started again after it, or was killed.
+        The last `finish` or `fail`; None if the run started again after it, or was killed.
     """
     last = None
     for event in events:
@@ -50,11 +50,11 @@ def ending_of(events: Iterable[Record], *, state: str) -> Ending:
 
     Args:
         events: See `end_of`.
-        state: The platform's word for how its tasks ended.
+        state: The platform's state of the run's tasks.
 
     Returns:
-        What `end_of` says, unless the exit task closed the run then: a retry may have ended in another way. Else what
-        `state` says, where any state that is neither success nor failure means that somebody ended the run.
+        The end that `end_of` finds, unless the exit task wrote it: a retry may have ended differently since. Else the
+        end that `state` means; a state that is neither success nor failure means that somebody cancelled the run.
     """
     last = end_of(events)
     if last is not None and last["event"] == "finish":

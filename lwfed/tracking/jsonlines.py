@@ -1,4 +1,4 @@
-"""The log that is always on: one JSON object per line, from which any other record of the run can be rebuilt."""
+"""The log that every run has: one JSON object per line, from which all other records of the run can be rebuilt."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from lwfed.tracking.protocol import Follower, Record, event_of, event_of_failure
 
 
 class JsonLines:
-    """A tracker that appends events to a run's log, and passes them on to one that follows it.
+    """A tracker that appends events to a run's log and passes them on to a follower.
 
     Args:
-        append: Adds bytes to the end of the log.
-        read: Returns the whole log; empty where there is none yet.
-        follower: Receives every event, also a round or stage that the log has already: it may have missed it.
-        missed: Rounds and stages of earlier processes, for the follower; told after the first start.
+        append: Appends bytes to the log.
+        read: Returns the whole log; empty if there is none yet.
+        follower: Receives every event, including rounds and stages that the log already has: it may have missed them.
+        missed: Rounds and stages of earlier processes; the follower receives them after the first start.
     """
 
     def __init__(
@@ -37,29 +37,29 @@ class JsonLines:
 
     def start(self, run: Record) -> None:
         """See `Tracker.start`."""
-        self._tell(event_of("start", run))
+        self._record(event_of("start", run))
         missed, self._missed = self._missed, ()
         for event in missed:
-            self._tell_once(event)
+            self._record_once(event)
 
     def round(self, record: Record) -> None:
         """See `Tracker.round`."""
-        self._tell_once(event_of("round", record))
+        self._record_once(event_of("round", record))
 
     def stage(self, record: Record) -> None:
         """See `Tracker.stage`."""
-        self._tell_once(event_of("stage", record))
+        self._record_once(event_of("stage", record))
 
     def finish(self, summary: Record, *, artifacts: Sequence[Path] = (), model: Record | None = None) -> None:
         """See `Tracker.finish`."""
-        self._tell(event_of_finish(summary, artifacts=artifacts, model=model))
+        self._record(event_of_finish(summary, artifacts=artifacts, model=model))
 
     def fail(self, reason: str, *, cancelled: bool = False, closing: bool = False) -> None:
         """See `Tracker.fail`."""
-        self._tell(event_of_failure(reason, cancelled=cancelled, closing=closing))
+        self._record(event_of_failure(reason, cancelled=cancelled, closing=closing))
 
     def warn(self, message: str) -> None:
-        """Logs what users should see, such as an MLflow server that does not answer; a follower does not get it."""
+        """Logs a warning to users, such as an MLflow server that does not answer; followers do not receive it."""
         self._write(dated({"event": "warning", "message": message}))
 
     def close(self, timeout: float = 60.0) -> None:
@@ -67,17 +67,17 @@ class JsonLines:
         if self._follower is not None:
             self._follower.close(timeout)
 
-    def _tell_once(self, event: Record) -> None:
+    def _record_once(self, event: Record) -> None:
         key = _key(event)
-        self._tell(event, is_new=key not in self._logged)
+        self._record(event, is_new=key not in self._logged)
         self._logged.add(key)
 
-    def _tell(self, event: Record, *, is_new: bool = True) -> None:
+    def _record(self, event: Record, *, is_new: bool = True) -> None:
         event = dated(event)
         if is_new:
             self._write(event)
         if self._follower is not None:
-            self._follower.tell(event)
+            self._follower.send(event)
 
     def _write(self, event: Record) -> None:
         line = encode_event(event)
@@ -86,29 +86,29 @@ class JsonLines:
 
 
 def _key(event: Record) -> tuple[str, int, Any]:
-    """What makes two events of a round or a stage the same."""
+    """Returns the key by which two events of a round or stage are the same."""
     record = event["record"]
     return event["event"], record["global_round" if event["event"] == "round" else "stage"], record.get("digest")
 
 
 def dated(event: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds the time to an event that has none: now."""
+    """Adds the current time to an event without a time."""
     return {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **event}
 
 
 def encode_event(event: Mapping[str, Any]) -> bytes:
-    """Encodes an event as one line; NaN and infinite numbers, which JSON does not know, become null."""
+    """Encodes an event as one line; NaN and infinite numbers, which JSON lacks, become null."""
     return json.dumps(_plain(event), separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def read_events(data: bytes) -> list[dict[str, Any]]:
-    """Reads a log.
+    """Parses a log.
 
     Args:
-        data: The log; a line that was torn by a kill is skipped.
+        data: The log; a line that a kill cut off is skipped.
 
     Returns:
-        The events, in the order they were written.
+        The events, in the order of writing.
     """
     events = []
     for line in data.split(b"\n"):
@@ -121,30 +121,30 @@ def read_events(data: bytes) -> list[dict[str, Any]]:
     return events
 
 
-def as_it_ended(events: Iterable[Record]) -> list[Record]:
-    """Returns a log's events as if the run had never been stopped: each round and stage once, in order.
+def without_restarts(events: Iterable[Record]) -> list[Record]:
+    """Returns a log's events as if the run had never been interrupted: each round and stage once, in order.
 
     Args:
-        events: What `read_events` returned; of several starts and ends (a run that was resumed) the last counts.
+        events: The log, as returned by `read_events`; of several starts and ends (of a resumed run) the last counts.
 
     Returns:
-        The start, the rounds of each stage before the stage, and the end where there is one.
+        The start, the rounds of each stage before the stage, and the end if there is one.
     """
     starts: list[Record] = []
     ends: list[Record] = []
-    told: dict[tuple[Any, ...], Record] = {}
+    latest: dict[tuple[Any, ...], Record] = {}
     for event in events:
         kind = event["event"]
         if kind == "start":
             starts.append(event)
-            ends = []  # an end before this start is not the end
+            ends = []  # an end before this start does not count
         elif kind in ("finish", "fail"):
             ends.append(event)
         elif kind in ("round", "stage"):
             record = event["record"]
             number = record["global_round"] if kind == "round" else -1
-            told[(record["stage"], kind == "stage", number)] = event
-    return [*starts[-1:], *(told[key] for key in sorted(told)), *ends[-1:]]
+            latest[(record["stage"], kind == "stage", number)] = event
+    return [*starts[-1:], *(latest[key] for key in sorted(latest)), *ends[-1:]]
 
 
 def _plain(value: Any) -> Any:

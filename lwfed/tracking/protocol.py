@@ -1,4 +1,4 @@
-"""A tracker is told of records that are already committed; it can be slow, down or absent without changing a result."""
+"""Trackers receive records that are already committed, so a slow, failing or absent tracker changes no result."""
 
 from __future__ import annotations
 
@@ -13,53 +13,53 @@ Record = Mapping[str, Any]
 """A JSON object: a RunRecord, RoundRecord or StageRecord."""
 
 PARAM_CHARS = 500
-"""Longest value of a parameter; some MLflow servers take no more."""
+"""Longest value of a parameter in characters; some MLflow servers accept no more."""
 
 
 class Tracker(Protocol):
-    """What a run tells. No method raises because a server is down, or waits for one (but `close`)."""
+    """Records a run. No method raises because a server is down, and only `close` waits for one."""
 
     def start(self, run: Record) -> None:
-        """Takes a run's RunRecord; a resumed run starts again under the same `run_id`."""
+        """Records a run's start; a resumed run starts again under the same `run_id`."""
 
     def round(self, record: Record) -> None:
-        """Takes a RoundRecord; one that was taken before is not logged twice."""
+        """Records a RoundRecord; the same one is not logged twice."""
 
     def stage(self, record: Record) -> None:
-        """Takes a StageRecord: the stage is finished."""
+        """Records a finished stage's StageRecord."""
 
     def finish(self, summary: Record, *, artifacts: Sequence[Path] = (), model: Record | None = None) -> None:
-        """Takes the run's end: its summary, files and folders to keep, and the model to register."""
+        """Records the run's end: its summary, files and folders to keep, and the model to register."""
 
     def fail(self, reason: str, *, cancelled: bool = False, closing: bool = False) -> None:
-        """Takes the reason why the run ended early.
+        """Records why the run ended early.
 
         Args:
-            reason: In one line.
-            cancelled: Somebody ended it on purpose.
-            closing: Whoever tells it only closes what others left open: a later attempt may still end in another way.
+            reason: The reason in one line.
+            cancelled: Whether somebody ended it on purpose.
+            closing: Whether the caller only closes a run that others left open; a later attempt may end differently.
         """
 
     def close(self, timeout: float = 60.0) -> None:
-        """Waits at most `timeout` seconds until all that was told is logged, and lets go of what it holds."""
+        """Waits at most `timeout` seconds until all records are logged, and releases resources."""
 
 
 class Follower(Protocol):
-    """Receives the events of a run's log; like a tracker, it neither raises nor waits because a server is down."""
+    """Receives the events of a run's log; as a tracker, it neither raises nor waits because a server is down."""
 
-    def tell(self, event: Record) -> None:
-        """Takes an event, a JSON object with the key `event`; the first is a start."""
+    def send(self, event: Record) -> None:
+        """Receives an event, a JSON object with the key `event`; the first event is a start."""
 
     def close(self, timeout: float = 60.0) -> None:
         """See `Tracker.close`."""
 
 
-def tell(tracker: Tracker, event: Record) -> None:
-    """Tells a tracker one event, as `event_*` made it.
+def dispatch(tracker: Tracker, event: Record) -> None:
+    """Calls a tracker's method for an event.
 
     Args:
-        tracker: Who is told.
-        event: A JSON object with the key `event`; unknown kinds are passed over.
+        tracker: The tracker.
+        event: A JSON object as returned by `event_*`; unknown kinds are ignored.
     """
     kind = event.get("event")
     if kind == "start":
@@ -77,38 +77,38 @@ def tell(tracker: Tracker, event: Record) -> None:
 
 
 def event_of(kind: str, record: Record) -> dict[str, Any]:
-    """Makes the event of a start, round or stage."""
+    """Returns the event of a start, round or stage."""
     return {"event": kind, "record": record}
 
 
 def event_of_finish(summary: Record, *, artifacts: Sequence[Path], model: Record | None) -> dict[str, Any]:
-    """Makes the event of a run's end."""
+    """Returns the event of a run's end."""
     paths = [str(path.absolute()) for path in artifacts]
     return {"event": "finish", "record": summary, "artifacts": paths, "model": model}
 
 
 def event_of_failure(reason: str, *, cancelled: bool = False, closing: bool = False) -> dict[str, Any]:
-    """Makes the event of a run that ended early."""
+    """Returns the event of a run that ended early."""
     marks = {name: True for name, holds in (("cancelled", cancelled), ("closing", closing)) if holds}
     return {"event": "fail", "reason": reason, **marks}
 
 
 def stage_numbers(run: Record) -> list[int]:
-    """Returns the numbers of all stages of a run: those it foresees, and those it has noted keys of so far."""
+    """Returns the numbers of all stages of a run: of the predicted ones, and of those whose keys it has recorded."""
     known = [*(run.get("predicted") or ()), *(run.get("stages") or ())]
     return sorted({int(stage["stage"]) for stage in known})
 
 
 def flatten(record: Record) -> dict[str, float]:
-    """Turns a RoundRecord into metrics of its global round.
+    """Converts a RoundRecord into the metrics of its global round.
 
     Args:
         record: A RoundRecord.
 
     Returns:
-        Metric name -> value: the round's own `metrics`; `clients/*` who took part and the spread of their losses;
-        `bytes/*` all clients' traffic; `memory/*` the largest client's peak; `flops/*` a step's, the largest client's;
-        `wall_s/*`. Values that are missing, NaN or infinite are left out.
+        Metric name -> value: the round's own `metrics`; `clients/*`: how many took part, and the spread of their
+        losses; `bytes/*`: all clients' traffic; `memory/*`: the largest peak of any client; `flops/*`: FLOPs per step,
+        the largest of any client; `wall_s/*`. Values that are missing, NaN or infinite are left out.
     """
     clients = [dict(client) for client in (record.get("clients") or {}).values()]
     metrics: dict[str, Any] = dict(record.get("metrics") or {})
@@ -144,11 +144,11 @@ def flatten(record: Record) -> dict[str, float]:
 
 
 def flatten_params(values: Any, *, prefix: str = "") -> dict[str, str]:
-    """Turns nested values into dotted names and short texts.
+    """Converts nested values into dotted names and short texts.
 
     Args:
-        values: JSON values; a list of plain values is one text.
-        prefix: Put before each name.
+        values: JSON values; a list of plain values becomes one text.
+        prefix: Prefix of each name.
 
     Returns:
         Name -> text of at most `PARAM_CHARS` characters.

@@ -1,1 +1,1 @@
-"""A Kubeflow Pipelines server: the connection, the runs it knows, and what is uploaded to it."""
+"""A Kubeflow Pipelines server: the connection, its runs, and uploads."""

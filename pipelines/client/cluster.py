@@ -1,4 +1,4 @@
-"""What Kubeflow Pipelines do not know of a run and its cluster does: pods that wait, and clients' pods."""
+"""A run's pods in the cluster that Kubeflow Pipelines does not report: waiting pods, and clients' pods."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 RUN_LABEL = "pipeline/runid"
 WORKFLOW_LABEL = "workflows.argoproj.io/workflow"
 MAIN = "main"
-"""The container of a task's pod that runs what we wrote; Argo's own stand before and beside it."""
+"""The container of a task's pod that runs our code; Argo adds containers of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientPod:
-    """A pod that works for a client.
+    """A pod of a client.
 
     Attributes:
         name: The pod.
         client: The client, or `server`.
-        container: Its container that counts.
-        phase: As Kubernetes has it.
-        title: What it does, for people.
-        stage_key: First characters of its stage's key; empty outside of stages.
+        container: Its main container.
+        phase: Its phase in Kubernetes.
+        title: A description of its work.
+        stage_key: First characters of its stage's key; empty outside stages.
     """
 
     name: str
@@ -42,13 +42,13 @@ class ClientPod:
     stage_key: str
 
 
-def what_waits(run: KnownRun) -> list[str]:
-    """Says what holds the pods of a pipeline run up, one line each, in the cluster's own words.
+def waiting_reasons(run: KnownRun) -> list[str]:
+    """Returns why the pods of a pipeline run wait, one line each, in the cluster's own words.
 
-    Where no pod waits, one may be refused (by a quota, a policy), which only the workflow knows.
+    If no pod waits, the cluster may refuse to create one (by a quota or a policy), which only the workflow shows.
 
     Raises:
-        UnreachableError: The cluster does not answer, or does not let us look.
+        UnreachableError: The cluster does not answer, or denies access.
     """
     from lwfed.launch.kubernetes.api import connect  # loads the Kubernetes client
 
@@ -59,23 +59,23 @@ def what_waits(run: KnownRun) -> list[str]:
         return list(dict.fromkeys(lines))
     workflow = next((name for pod in pods if (name := _labels(pod).get(WORKFLOW_LABEL))), f"-l {RUN_LABEL}={run.id}")
     return [
-        f"none of its pods is there: the cluster may refuse to make one; see kubectl -n {run.namespace} describe "
+        f"it has no pods: the cluster may refuse to create one; see kubectl -n {run.namespace} describe "
         f"quota, and kubectl -n {run.namespace} describe workflow {workflow}"
     ]
 
 
 def end_waiting_pods(cluster: Cluster, run_id: str) -> list[str]:
-    """Deletes the pods of a pipeline run that is over which still wait to be started: nobody else ever does.
+    """Deletes the pods of a finished pipeline run that still wait to start; nothing else ever deletes them.
 
     Args:
         cluster: The cluster, in the namespace of the pods.
         run_id: The pipeline run's id.
 
     Returns:
-        Their names.
+        The names of the deleted pods.
 
     Raises:
-        UnreachableError: The cluster does not answer, or does not let us.
+        UnreachableError: The cluster does not answer, or denies access.
     """
     pods = _pods(cluster, f"{RUN_LABEL}={run_id}")
     waiting = [str(pod["metadata"]["name"]) for pod in pods if _phase(pod) == "Pending"]
@@ -85,9 +85,9 @@ def end_waiting_pods(cluster: Cluster, run_id: str) -> list[str]:
 
 
 def client_pods(cluster: Cluster, run_id: str) -> list[ClientPod]:
-    """Finds the pods that work, or worked, for the clients of a run; the oldest first.
+    """Returns the pods of a run's clients, including finished ones, oldest first.
 
-    A note on a pod's Job says whose pods it has, by their index.
+    An annotation of a pod's Job has its clients by index.
 
     Raises:
         UnreachableError: The cluster does not answer.
@@ -119,7 +119,7 @@ def client_pods(cluster: Cluster, run_id: str) -> list[ClientPod]:
 
 
 def _why_waiting(cluster: Cluster, pod: Mapping[str, Any]) -> str | None:
-    """Says why a pod of the pipeline does not start: its containers one by one, those that come before them too."""
+    """Returns why a pod of the pipeline does not start, from the states of its containers and init containers."""
     if _phase(pod) != "Pending":
         return None
     status = pod["status"]

@@ -1,4 +1,4 @@
-"""A connection to Kubeflow Pipelines: kfp's own client, made quiet, quick to give up and plain about what is wrong."""
+"""A connection to Kubeflow Pipelines: kfp's own client without its output, with short timeouts and clear errors."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from typer import Option
 
 from lwfed import environment
 from lwfed.types.errors import LwfedError, NotFoundError, SpecError
-from pipelines.client.errors import explained, no_api
+from pipelines.client.errors import lwfed_error, not_kfp_error
 
 TIMEOUT_S = (5.0, 30.0)
-"""Seconds for a connection (a server that takes longer is not there), and for an answer."""
+"""Timeouts in seconds: to connect (a server that takes longer is down), and to read an answer."""
 API_PORT = 8888
-"""The port of the API in Kubeflow Pipelines' manifests; there are no pages on it."""
+"""The API's port in Kubeflow Pipelines' manifests; it serves no web pages."""
 POD_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")
 POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 IN_CLUSTER = "http://ml-pipeline.{}.svc.cluster.local:8888"
@@ -33,43 +33,41 @@ File = Path | None
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Where Kubeflow Pipelines are, and what opens them: each attribute is an option of the commands.
+    """The address of Kubeflow Pipelines and the credentials: each attribute is an option of the commands.
 
-    Inside a pod its own address, namespace and token stand for what is None, and kfp's context elsewhere for the
-    namespace. A file's token is read again for each request, as tokens of pods change.
+    In a pod, None means the pod's own address, namespace and token; elsewhere, a namespace of None means that of kfp's
+    context. A token file is read again for each request, since tokens of pods change.
     """
 
     endpoint: Annotated[
-        Text, Option("--endpoint", metavar="URL", help="Kubeflow Pipelines' address; else KF_PIPELINES_ENDPOINT.")
+        Text, Option("--endpoint", metavar="URL", help="URL of Kubeflow Pipelines; default: KF_PIPELINES_ENDPOINT.")
     ] = None
     namespace: Annotated[
         Text,
         Option("--namespace", metavar="NS", help="The namespace of the run and its Jobs: on Kubeflow, your profile."),
     ] = None
-    token: Annotated[
-        Text, Option("--token", metavar="TOKEN", help="A bearer token; others see it: better --token-file.")
-    ] = None
-    token_file: Annotated[File, Option("--token-file", metavar="FILE", help="A file that holds the token.")] = None
+    token: Annotated[Text, Option("--token", metavar="TOKEN", help="A bearer token; --token-file is safer.")] = None
+    token_file: Annotated[File, Option("--token-file", metavar="FILE", help="A file with the token.")] = None
     existing_token_env: Annotated[
-        Text, Option("--existing-token-env", metavar="NAME", help="The variable that holds the token.")
+        Text, Option("--existing-token-env", metavar="NAME", help="A variable with the token.")
     ] = None
     cookies: Annotated[
-        Text, Option("--cookies", metavar="TEXT", help="Cookies of a session: authservice_session=...")
+        Text, Option("--cookies", metavar="TEXT", help="A session's cookies: authservice_session=...")
     ] = None
     ssl_ca_cert: Annotated[
-        File, Option("--ssl-ca-cert", metavar="FILE", help="Certificates to trust the server by.")
+        File, Option("--ssl-ca-cert", metavar="FILE", help="The certificates of the server's authority.")
     ] = None
 
 
 @dataclass(frozen=True)
 class Kfp:
-    """A server that has answered.
+    """A connection to a server that has answered.
 
     Attributes:
         client: kfp's client.
-        endpoint: The server's address.
-        ui: The address of its web pages; None where it is not known: the API itself has none.
-        namespace: The namespace of this user; None where experiments and runs belong to none.
+        endpoint: The server's URL.
+        ui: The URL of its web pages; None if unknown, since the API itself has none.
+        namespace: The user's namespace; None if the server has no namespaces for experiments and runs.
     """
 
     client: Any
@@ -78,16 +76,16 @@ class Kfp:
     namespace: str | None = None
 
     def call(self, method: Callable[..., T], *args: Any, about: str, **options: Any) -> T:
-        """Calls a method of kfp's client, or of the generated API below it.
+        """Calls a method of kfp's client, or of its generated API.
 
         Args:
             method: Such as `client.get_run`.
             *args: Its arguments.
-            about: What is asked for, for the error: `the run 1234`.
+            about: What is requested, for the error: `the run 1234`.
             **options: Its options.
 
         Returns:
-            What it returns.
+            The method's result.
 
         Raises:
             LwfedError: The server refuses or does not answer.
@@ -97,20 +95,20 @@ class Kfp:
         except LwfedError:
             raise
         except Exception as error:
-            raise explained(error, endpoint=self.endpoint, about=about) from None
+            raise lwfed_error(error, endpoint=self.endpoint, about=about) from None
 
     def read(self, path: str, *, about: str) -> bytes:
-        """Reads what the generated API has no method for.
+        """Reads a path for which the generated API has no method.
 
         Args:
             path: Such as `/apis/v1alpha1/runs/R/nodes/N/log`.
-            about: What is asked for.
+            about: What is requested.
 
         Returns:
             The answer.
 
         Raises:
-            LwfedError: As `call`; NotFoundError also where a web page answers.
+            LwfedError: As in `call`; NotFoundError also if the answer is a web page.
         """
         api = self.client._run_api.api_client
         headers = {"Accept": "*/*", **({"Cookie": api.cookie} if api.cookie else {})}
@@ -118,39 +116,39 @@ class Kfp:
         headers.update(api.default_headers)
         answer = self.call(api.rest_client.GET, api.configuration.host + path, headers=headers, about=about)
         if "text/html" in (answer.urllib3_response.headers.get("Content-Type") or ""):
-            raise no_api(self.endpoint)
+            raise not_kfp_error(self.endpoint)
         return bytes(answer.data)
 
     def page(self, path: str) -> str | None:
-        """Returns the address of a page; None where it is not known."""
+        """Returns the URL of a page; None if unknown."""
         return None if self.ui is None else f"{self.ui}/#/{path}"
 
 
 def connect(access: Access, *, namespace: str | None = None) -> Kfp:
-    """Opens a connection, and asks the server whether it is one.
+    """Opens a connection, and checks that the server is Kubeflow Pipelines.
 
     Args:
-        access: Where, and what opens it.
-        namespace: The namespace where `access` names none, nor a pod, nor kfp's context.
+        access: The address and credentials.
+        namespace: The namespace if neither `access` nor a pod nor kfp's context names one.
 
     Returns:
         The connection.
 
     Raises:
-        SpecError: No endpoint is named, or a token cannot be read.
-        UnreachableError: It does not answer, within seconds.
-        NotFoundError: What answers are not Kubeflow Pipelines.
+        SpecError: No endpoint is set, or a token cannot be read.
+        UnreachableError: The server does not answer within seconds.
+        NotFoundError: The server is not Kubeflow Pipelines.
     """
     endpoint = _endpoint(access, namespace)
     ui = environment.kfp_ui() or (None if urlsplit(endpoint).port == API_PORT else endpoint)
     with silence():
         kfp = Kfp(_client(access, endpoint), endpoint, ui=ui.rstrip("/") if ui else None)
-    try:  # a web page answers with 200 too, and the generated API would take that for good
+    try:  # a web page answers with 200 too, and the generated API would accept that
         health = json.loads(kfp.read("/apis/v2beta1/healthz", about="its health"))
     except (NotFoundError, ValueError):
         health = None
     if not isinstance(health, dict):
-        raise no_api(endpoint)
+        raise not_kfp_error(endpoint)
     own = None
     if health.get("multi_user"):
         pod = POD_NAMESPACE.read_text(encoding="utf-8").strip() if POD_NAMESPACE.is_file() else None
@@ -161,7 +159,7 @@ def connect(access: Access, *, namespace: str | None = None) -> Kfp:
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Keeps what kfp's client prints from the user."""
+    """Hides the output and warnings of kfp's client."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
@@ -172,12 +170,12 @@ def _endpoint(access: Access, namespace: str | None) -> str:
     if endpoint is None and POD_NAMESPACE.is_file():
         endpoint = IN_CLUSTER.format(access.namespace or namespace or "kubeflow")
     if endpoint is None:
-        raise SpecError("no server is named", remedy="give --endpoint URL, or set KF_PIPELINES_ENDPOINT")
+        raise SpecError("no server is set", remedy="pass --endpoint URL, or set KF_PIPELINES_ENDPOINT")
     scheme, sign, rest = endpoint.partition("://")
     if not sign:
         scheme, rest = "https", endpoint
     if scheme not in ("http", "https") or not rest.strip("/"):
-        raise SpecError(f"`{endpoint}` is no address of a server", remedy="write --endpoint https://HOST/pipeline")
+        raise SpecError(f"`{endpoint}` is not a URL", remedy="write --endpoint https://HOST/pipeline")
     return f"{scheme}://{rest}".split("#", 1)[0].rstrip("/")
 
 
@@ -192,7 +190,7 @@ def _client(access: Access, endpoint: str) -> Any:
         ) from None
 
     class Quick(kfp.Client):
-        """kfp's client, which while it is made neither asks the server, five times, nor tries a request twice."""
+        """kfp's client without its five requests at creation, and without retries."""
 
         def get_kfp_healthz(self, sleep_duration: int = 0) -> Any:
             return kfp_server_api.V2beta1GetHealthzResponse(multi_user=False)
@@ -209,7 +207,7 @@ def _client(access: Access, endpoint: str) -> Any:
     token_file = access.token_file or (own if own.is_file() else None)
     for file, holds in ((access.token_file, "a token"), (access.ssl_ca_cert, "certificates (PEM)")):
         if file is not None and not file.is_file():
-            raise SpecError(f"there is no file {file}", remedy=f"name a file that holds {holds}")
+            raise SpecError(f"the file {file} does not exist", remedy=f"name a file with {holds}")
     client = Quick(
         host=endpoint,
         existing_token=token,
@@ -217,7 +215,7 @@ def _client(access: Access, endpoint: str) -> Any:
         credentials=ServiceAccountTokenVolumeCredentials(path=str(token_file)) if token_file and not token else None,
         ssl_ca_cert=str(access.ssl_ca_cert) if access.ssl_ca_cert else None,
     )
-    rest = client._run_api.api_client.rest_client  # which all parts of the client share
+    rest = client._run_api.api_client.rest_client  # shared by all parts of the client
     send = rest.request
     rest.request = lambda *args, **options: send(*args, **{**options, "_request_timeout": TIMEOUT_S})
     return client

@@ -1,4 +1,4 @@
-"""What went wrong between us and Kubeflow Pipelines, in one line with a remedy."""
+"""Turns errors of Kubeflow Pipelines into lwfed's errors: one line, with a remedy."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 from lwfed.types.errors import LwfedError, NotFoundError, SpecError, UnreachableError
 
 LONGEST = 600
-"""Characters of a server's message that are passed on."""
+"""Longest part of a server's message to show, in characters."""
 
-TOKEN_REMEDY = "give --token-file, --existing-token-env or --cookies of someone who may, and --namespace of a profile"
+TOKEN_REMEDY = "pass --token-file, --existing-token-env or --cookies of a permitted user, and --namespace of a profile"
 PORT_FORWARD = (
-    "check --endpoint; for a cluster's own: kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80, "
+    "check --endpoint; for a server inside a cluster: kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80, "
     "then --endpoint http://localhost:8080"
 )
 
 
 class RefusedError(LwfedError):
-    """Kubeflow Pipelines will not do it.
+    """Kubeflow Pipelines refuses a request.
 
     Args:
         problem: What is wrong.
-        remedy: What to do.
+        remedy: What to do about it.
         status: The HTTP status.
     """
 
@@ -33,13 +33,13 @@ class RefusedError(LwfedError):
         self.status = status
 
 
-def explained(error: Exception, *, endpoint: str, about: str) -> LwfedError:
-    """Turns what a call raised into an error that a user can act on.
+def lwfed_error(error: Exception, *, endpoint: str, about: str) -> LwfedError:
+    """Converts an exception of a call into an error that users can act on.
 
     Args:
-        error: Of the generated API, of the connection, or of reading an answer that is no API's.
+        error: The exception: of the generated API, of the connection, or of an answer that is not the API's.
         endpoint: The server.
-        about: What was asked for.
+        about: What was requested.
 
     Returns:
         The error to raise.
@@ -54,55 +54,55 @@ def explained(error: Exception, *, endpoint: str, about: str) -> LwfedError:
         )
     if isinstance(error, OSError) or type(error).__module__.startswith("urllib3"):
         *_, cause = (error, *(cause for cause in _causes(error) if isinstance(cause, OSError)))
-        said = str(getattr(cause, "strerror", None) or _short(str(cause)) or type(cause).__name__)
-        return UnreachableError(f"{endpoint} does not answer: {said.lower()}", remedy=PORT_FORWARD)
-    return no_api(endpoint)
+        reason = str(getattr(cause, "strerror", None) or _short(str(cause)) or type(cause).__name__)
+        return UnreachableError(f"{endpoint} does not answer: {reason.lower()}", remedy=PORT_FORWARD)
+    return not_kfp_error(endpoint)
 
 
-def no_api(endpoint: str) -> LwfedError:
-    """Says that something else lives at an address."""
+def not_kfp_error(endpoint: str) -> LwfedError:
+    """Returns the error for an address that is not Kubeflow Pipelines'."""
     return NotFoundError(
-        f"at {endpoint} there is no API of Kubeflow Pipelines 2",
-        remedy="on a full Kubeflow the address ends in /pipeline, and asks for --cookies or a token",
+        f"{endpoint} is not an API of Kubeflow Pipelines 2",
+        remedy="on a full Kubeflow the URL ends in /pipeline, and needs --cookies or a token",
     )
 
 
 def message_of(body: Any) -> str:
-    """Finds the sentence in an answer: the API's, the upload's, or plain text; a web page has none."""
+    """Returns the message in an answer of the API or of an upload, or in plain text; empty for a web page."""
     text = body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body or "")
     try:
         values = json.loads(text)
     except ValueError:
         values = None
     if isinstance(values, dict):
-        said = (values.get(key) for key in ("message", "error_message", "error"))
-        return _short(next((text for text in said if text and isinstance(text, str)), ""))
+        found = (values.get(key) for key in ("message", "error_message", "error"))
+        return _short(next((text for text in found if text and isinstance(text, str)), ""))
     return "" if "<" in text[:200] else _short(text)
 
 
-def _of_status(status: int, said: str, *, endpoint: str, about: str) -> LwfedError:
-    tail = f": {said}" if said else ""
-    if status == 401 or "there is no user identity" in said:
-        return UnreachableError(f"{endpoint} does not know who asks ({status}){tail}", remedy=TOKEN_REMEDY)
+def _of_status(status: int, message: str, *, endpoint: str, about: str) -> LwfedError:
+    tail = f": {message}" if message else ""
+    if status == 401 or "there is no user identity" in message:
+        return UnreachableError(f"{endpoint} does not recognise the user ({status}){tail}", remedy=TOKEN_REMEDY)
     if status == 403:
-        return UnreachableError(f"{endpoint} forbids {about} ({status}){tail}", remedy=TOKEN_REMEDY)
+        return UnreachableError(f"{endpoint} denies access to {about} ({status}){tail}", remedy=TOKEN_REMEDY)
     if status == 404:
         return NotFoundError(f"{endpoint} does not know {about}{tail}", remedy="check the id, and --namespace")
     if status in (502, 503, 504):
         return UnreachableError(f"{endpoint} does not answer ({status}){tail}", remedy="try again in a minute")
     if 300 <= status < 400:
         return UnreachableError(
-            f"{endpoint} sends us elsewhere ({status}), most likely to a login",
-            remedy="give the address it sends to, --cookies of a session in a browser, or a token",
+            f"{endpoint} redirects ({status}), most likely to a login",
+            remedy="pass the URL it redirects to, --cookies of a browser's session, or a token",
         )
-    if status == 400 and "parameter" in said:
+    if status == 400 and "parameter" in message:
         return SpecError(f"{endpoint} refuses {about}{tail}", remedy="submit with the lwfed that compiled the pipeline")
     verb = "refuses" if status in (400, 409, 412) else "failed at"
     return RefusedError(f"{endpoint} {verb} {about} ({status}){tail}", status=status)
 
 
 def _short(text: str) -> str:
-    """Puts a message on one line; the API says the same thing several times over, each inside the last."""
+    """Returns a message as one line without repetitions: the API nests the same message several times."""
     line = " ".join(text.split())
     parts: list[str] = []
     for part in re.split(r"(?<=[a-z.)\]'\"]): ", line):
@@ -113,7 +113,7 @@ def _short(text: str) -> str:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yields an error and what caused it, down to the operating system's own, or to what we were handling then."""
+    """Yields an error and its causes and contexts, down to the operating system's own error."""
     while error is not None and not isinstance(error, LwfedError):
         yield error
         error = error.__cause__ or error.__context__

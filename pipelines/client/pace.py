@@ -1,4 +1,4 @@
-"""How a run is watched: how often it is looked at, how long an outage may last, and what Ctrl-C means."""
+"""How to follow a run: how often to poll it, how long an outage may last, and what Ctrl-C does."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How long to wait for what, in seconds.
+    """Intervals and time limits in seconds.
 
     Attributes:
-        poll_s: Between two looks at a run.
-        first_poll_s: Between its first two looks.
-        quiet_s: Without a container at work, after which we look for what holds it up, and between two such looks.
-        start_timeout_s: Without a container at work, after which we give up.
-        end_timeout_s: For a terminated run that neither ends nor moves: Argo can lose its way there.
-        patience_s: For a server that is away meanwhile.
+        poll_s: Interval between two polls of a run.
+        first_poll_s: Interval between its first two polls.
+        quiet_s: Time without a running container before looking for the reason, and between two such looks.
+        start_timeout_s: Time without a running container before giving up.
+        end_timeout_s: Time without progress before giving up on a terminated run, since Argo may get stuck there.
+        patience_s: Longest outage of the server.
     """
 
     poll_s: float = 5.0
@@ -43,25 +43,25 @@ def usual_pace(**changes: float) -> Pace:
 
 
 class LeftRunningError(LwfedError):
-    """Following was interrupted; the run goes on."""
+    """Following was interrupted; the run continues."""
 
     exit_code = 130
     name = "interrupted"
 
 
-def patiently(action: Callable[[], T], *, pace: Pace, say: Callable[[str], Any]) -> T:
-    """Does something with a server, again and again while it does not answer.
+def with_retries(action: Callable[[], T], *, pace: Pace, say: Callable[[str], Any]) -> T:
+    """Calls a server, and repeats the call while it does not answer.
 
     Args:
-        action: What to do.
+        action: The call.
         pace: How long to wait.
-        say: Takes a line for people, for each time in vain.
+        say: Receives a line for people after each failed call.
 
     Returns:
-        What the action returns.
+        The call's result.
 
     Raises:
-        UnreachableError: The server stays away.
+        UnreachableError: The server does not answer for `pace.patience_s`.
     """
     began, wait_s = time.monotonic(), pace.first_poll_s
     while True:
@@ -70,18 +70,18 @@ def patiently(action: Callable[[], T], *, pace: Pace, say: Callable[[str], Any])
         except UnreachableError as error:
             if time.monotonic() - began > pace.patience_s:
                 raise
-            say(f"{error.problem}; trying again")
+            say(f"{error.problem}; retrying")
             time.sleep(wait_s)
             wait_s = min(pace.poll_s, 1.5 * wait_s)
 
 
 @contextmanager
 def left_running(run: str) -> Iterator[None]:
-    """Turns Ctrl-C into the error that says how to go on with a run, or to end it."""
+    """Turns Ctrl-C into an error that says how to follow the run again, or to end it."""
     try:
         yield
     except KeyboardInterrupt:
         raise LeftRunningError(
-            f"no longer following; the run {run} goes on",
-            remedy=f"lwfed logs {run} --follow, or to end it: lwfed cancel {run}",
+            f"no longer following; the run {run} continues",
+            remedy=f"follow it again with lwfed logs {run} --follow, or end it with lwfed cancel {run}",
         ) from None

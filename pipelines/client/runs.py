@@ -1,4 +1,4 @@
-"""Runs that Kubeflow Pipelines know: found by any of their names, and read."""
+"""Finds runs of Kubeflow Pipelines by any of their names, and reads them."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ TAIL = re.compile(r"(?:.*-)?([0-9a-f]{8})")
 PAGE = 100
 PAGES = 20
 NAMED = "LWFED_RUN_ID"
-"""The variable that names a run, where the spec sets it."""
+"""The variable that names a run, if the spec sets it."""
 OVER = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 
 
 @dataclass(frozen=True, slots=True)
 class KnownRun:
-    """A pipeline run, and what its own pipeline says of it.
+    """A pipeline run, with the facts from its own pipeline.
 
     Attributes:
-        kfp: The server that has it.
-        id: Kubeflow Pipelines' id of it.
-        namespace: Where its pods are.
-        name: What lwfed calls it; None where the store that holds its spec is out of reach.
-        store: The store's URI; None where its pipeline names none.
+        kfp: Its server.
+        id: Its id in Kubeflow Pipelines.
+        namespace: The namespace of its pods.
+        name: Its id in lwfed; None if the store with its spec is not reachable.
+        store: The store's URI; None if its pipeline names none.
         tasks: Its tasks by name.
     """
 
@@ -48,28 +48,28 @@ class KnownRun:
 
     @property
     def title(self) -> str:
-        """What people call it."""
+        """Its name for people."""
         return self.name or self.id
 
     @property
     def page(self) -> str:
-        """The address of its page, or words for people who must find it themselves."""
+        """The URL of its page, or a description if that is unknown."""
         return self.kfp.page(f"runs/details/{self.id}") or f"run {self.id} in Kubeflow's pages"
 
 
 def open_run(access: Access, text: str) -> tuple[KnownRun, Any]:
-    """Connects, finds a run by any of its names, and reads what its pipeline says.
+    """Connects, finds a run by any of its names, and reads its pipeline.
 
     Args:
         access: The server.
-        text: Its id, the first eight or more characters of that, lwfed's id of it, or its name; or `latest`.
+        text: Its id or the first eight or more characters of that, its id in lwfed, its name, or `latest`.
 
     Returns:
         The run, and the API's record of it.
 
     Raises:
-        NotFoundError: There is none, or there are several.
-        LwfedError: What `connect` raises.
+        NotFoundError: There is no such run, or there are several.
+        LwfedError: Any error of `connect`.
     """
     kfp = connect(access)
     found = _find_run(kfp, text)
@@ -103,21 +103,21 @@ def _find_run(kfp: Kfp, text: str) -> Any:
             return get_run(kfp, run_id)
         elif run.display_name == text:
             alike.append(run_id)
-    return get_run(kfp, only(alike, text, of="run", kfp=kfp, remedy="give the id that `lwfed submit` printed"))
+    return get_run(kfp, only(alike, text, of="run", kfp=kfp, remedy="use the id that `lwfed submit` printed"))
 
 
 def only(ids: list[str], text: str, *, of: str, kfp: Kfp, remedy: str) -> str:
     """Returns the one id that a text names.
 
     Raises:
-        NotFoundError: There is none, which the remedy is for, or there are several.
+        NotFoundError: There is none (with the given remedy), or there are several.
     """
     if len(ids) > 1:
         first = ", ".join(found[:8] for found in ids[:5])
-        raise NotFoundError(f"{len(ids)} {of}s are named {text}", remedy=f"name one by its id: {first}")
+        raise NotFoundError(f"{len(ids)} {of}s are named {text}", remedy=f"use one of their ids: {first}")
     if not ids:
         where = f" in {kfp.namespace}" if kfp.namespace else ""
-        raise NotFoundError(f"{kfp.endpoint} knows no {of} {text}{where}", remedy=f"{remedy}; see also --namespace")
+        raise NotFoundError(f"{kfp.endpoint} has no {of} {text}{where}", remedy=f"{remedy}; see also --namespace")
     return ids[0]
 
 
@@ -127,12 +127,12 @@ def get_run(kfp: Kfp, run_id: str) -> Any:
 
 
 def is_over(found: Any) -> bool:
-    """Whether a run has ended. Its date of ending says nothing: it is that of 1970 while a run is being cancelled."""
+    """Whether a run has ended. Its end date does not tell: it is 1970 while a run is being cancelled."""
     return found.state in OVER
 
 
 def wait_until(run: KnownRun, *, over: bool, seconds: float, poll_s: float) -> Any:
-    """Waits until a run is over, or no longer is; returns the API's record of it then, or after those seconds."""
+    """Waits until a run has ended, or runs again, at most `seconds`; returns the API's record of it."""
     ends_at = time.monotonic() + seconds
     while is_over(found := get_run(run.kfp, run.id)) != over and time.monotonic() < ends_at:
         time.sleep(poll_s)
@@ -140,23 +140,23 @@ def wait_until(run: KnownRun, *, over: bool, seconds: float, poll_s: float) -> A
 
 
 def was_cancelled(found: Any) -> bool:
-    """Whether a run was ended by hand: it ends as FAILED then too, and only its history says so."""
+    """Whether a run was cancelled: it also ends as FAILED then, and only its history shows the difference."""
     states = [item.state for item in found.state_history or () if item.state != "FAILED"]
     return found.state == "CANCELED" or (found.state == "FAILED" and states[-1:] == ["CANCELING"])
 
 
 def run_name(spec: RunSpec, run_id: str) -> str:
-    """Returns what lwfed calls a pipeline run of a spec: its tasks name it so themselves."""
+    """Returns lwfed's id of a pipeline run of a spec, as the run's own tasks name it."""
     return spec.kubernetes.env.get(NAMED) or f"{spec.name}-{run_id[:8]}"
 
 
 def all_pages(kfp: Kfp, method: Callable[..., Any], *, items: str) -> Iterator[Any]:
-    """Yields what a list of the API holds, page by page, the newest first.
+    """Yields the items of a list of the API, page by page, newest first.
 
     Args:
         kfp: The server.
-        method: The list's method of kfp's client.
-        items: Where an answer has them, such as `runs`.
+        method: The method of kfp's client.
+        items: The answer's attribute with the items, such as `runs`.
     """
     token: str | None = None
     for _ in range(PAGES):
@@ -170,19 +170,19 @@ def all_pages(kfp: Kfp, method: Callable[..., Any], *, items: str) -> Iterator[A
 
 
 def own_pipeline(kfp: Kfp) -> str | None:
-    """Returns the id of lwfed's pipeline; None where nothing was submitted yet."""
+    """Returns the id of lwfed's pipeline; None if nothing was submitted yet."""
     options = {"filter": by_name(PIPELINE), "namespace": kfp.namespace}
     found = kfp.call(kfp.client.list_pipelines, about="pipelines", **options)
     return next((str(pipeline.pipeline_id) for pipeline in found.pipelines or ()), None)
 
 
 def by_name(name: str) -> str:
-    """Returns the filter of a list for what has a name."""
+    """Returns a list's filter for items with a name."""
     return json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]})
 
 
 def pipeline_of(found: Any) -> str | None:
-    """Returns the id of the pipeline that a run or a schedule belongs to; None where it belongs to none."""
+    """Returns the id of the pipeline of a run or a schedule; None if it has none."""
     reference = found.pipeline_version_reference
     return reference.pipeline_id if reference else None
 

@@ -1,6 +1,6 @@
-"""What a run needs on the server is made only where it is not there yet: its experiment, the pipeline, its version.
+"""Creates what a run needs on the server, unless it exists: its experiment, the pipeline, and the pipeline's version.
 
-A version is named by the digest of what was compiled, so equal submissions share one.
+A version's name contains the digest of the compiled pipeline, so that equal submissions share a version.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pipelines.client.runs import by_name, own_pipeline
 from pipelines.compile import Compiled
 
 DIGITS = 12
-"""Of the digest, in a version's name."""
+"""Digits of the digest in a version's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """An uploaded pipeline's version."""
+    """A version of an uploaded pipeline."""
 
     pipeline_id: str
     version_id: str
@@ -29,10 +29,10 @@ class Version:
 
 
 def ensure_experiment(kfp: Kfp, name: str) -> str:
-    """Returns the id of an experiment, which is made where there is none of that name.
+    """Returns the id of an experiment; creates it if necessary.
 
     Raises:
-        RefusedError: It is archived.
+        RefusedError: The experiment is archived.
         LwfedError: The server refuses or does not answer.
     """
     import kfp_server_api as api
@@ -46,12 +46,12 @@ def ensure_experiment(kfp: Kfp, name: str) -> str:
         create = client._experiment_api.experiment_service_create_experiment
         found = kfp.call(create, experiment=wanted, about=about)
     if found.storage_state == "ARCHIVED":
-        raise RefusedError(f"{about} is archived", remedy="restore it in the UI, or name --experiment")
+        raise RefusedError(f"{about} is archived", remedy="restore it in the UI, or choose another --experiment")
     return str(found.experiment_id)
 
 
 def ensure_version(kfp: Kfp, compiled: Compiled) -> Version:
-    """Returns the version of a compiled pipeline, which is uploaded where it is not there.
+    """Returns the version of a compiled pipeline; uploads it if necessary.
 
     Raises:
         LwfedError: The server refuses or does not answer.
@@ -81,7 +81,7 @@ def ensure_version(kfp: Kfp, compiled: Compiled) -> Version:
 
 
 def _ensure(find: Callable[[], str | None], make: Callable[[], str]) -> tuple[str, bool]:
-    """Returns the id of what is found, else made, and whether it was there already: someone else may be faster."""
+    """Finds an id, or makes it; returns it and whether it existed, also if somebody else was faster."""
     found = find()
     if found is None:
         try:

@@ -1,1 +1,1 @@
-"""What each command for Kubeflow Pipelines does, from an access to its last line."""
+"""The commands for Kubeflow Pipelines."""

@@ -1,4 +1,4 @@
-"""What `lwfed cancel` does: ends a run, its Jobs, and what of its pods would wait for ever."""
+"""`lwfed cancel`: ends a run, its Jobs, and pods that would wait forever."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from lwfed.launch.kubernetes.api import Cluster
 
 END_S = 90.0
-"""Seconds for a terminated run to end: its coordinator has 30 to end, and then the exit task runs."""
+"""Seconds to wait for the end of a terminated run: its coordinator has 30 s, and then the exit task runs."""
 POLL_S = 0.5
 
 
 def cancel(run: KfpRun, *, access: Access, as_json: Json = False) -> None:
-    """End a pipeline run and the Jobs of its clients; what is committed stands.
+    """End a pipeline run and the Jobs of its clients; committed work is kept.
 
-    After Kubeflow's own Terminate the run's exit task deletes the Jobs, a minute or so later where its image can be
-    pulled. With a KUBECONFIG this deletes them at once, and again when the run is over, since a coordinator that still
-    lives may make new ones; and it removes pods that would wait for ever.
+    After Kubeflow's own Terminate, the run's exit task deletes the Jobs about a minute later, if its image can be
+    pulled. With a KUBECONFIG, this command deletes them at once, and again when the run has ended, since a coordinator
+    that still runs may create new ones. It also deletes pods that would wait forever.
     """
     from lwfed.launch.kubernetes.api import NotConfiguredError, connect
 
     screen, (known, found) = make_screen(as_json), open_run(access, run)
-    jobs: list[str] | None = None  # None: the cluster was not asked
+    jobs: list[str] | None = None  # None: not requested from the cluster
     pods: list[str] | None = None
     cluster: Cluster | None = None
     error: LwfedError | None = None
@@ -41,45 +41,47 @@ def cancel(run: KfpRun, *, access: Access, as_json: Json = False) -> None:
     try:
         cluster = connect(known.namespace)
         jobs = _delete_jobs(cluster, known) if terminated else None
-    except LwfedError as trouble:
-        error = trouble
+    except LwfedError as problem:
+        error = problem
     found = wait_until(known, over=True, seconds=END_S if terminated else 0, poll_s=POLL_S)
     if not terminated:
-        screen.say(f"{known.title} was over already: {found.state}")
+        screen.say(f"{known.title} had already ended: {found.state}")
     elif is_over(found):
-        screen.say(f"{known.title} is over")
+        screen.say(f"{known.title} has ended")
     else:
-        screen.say(f"{known.title} has not ended within {END_S:.0f} s: it is {found.state}; what is committed stands")
+        screen.say(f"{known.title} has not ended within {END_S:.0f} s: it is {found.state}; committed work is kept")
     if cluster is not None:
         try:
             pods = end_waiting_pods(cluster, known.id) if is_over(found) else []
             jobs = [*(jobs or ()), *_delete_jobs(cluster, known)]
             error = None
-        except LwfedError as trouble:
-            error = trouble
+        except LwfedError as problem:
+            error = problem
         finally:
             cluster.close()
     if jobs is not None:
-        screen.say(f"{len(jobs)} Jobs of its clients are deleted; what is committed stands")
+        screen.say(f"deleted {len(jobs)} Jobs of its clients; committed work is kept")
     if pods:
-        screen.say(f"deleted, since they would wait for ever: {', '.join(pods)}")
+        screen.say(f"deleted pods that would wait forever: {', '.join(pods)}")
     if isinstance(error, NotConfiguredError):
         screen.say(
-            "KUBECONFIG names no cluster, so its Jobs are left to the run's own exit task, and clients end by "
-            f"themselves when they miss the coordinator; to end them now: {_by_hand(known)}"
+            "KUBECONFIG names no cluster, so the run's exit task deletes its Jobs, and clients end by themselves "
+            f"without a coordinator; to end them now: {_by_hand(known)}"
         )
         error = None
     values = {"run_id": known.name, "kfp_run_id": known.id, "terminated": terminated, "state": found.state}
     deleted = {"jobs_deleted": None if jobs is None else len(jobs), "pods_deleted": pods}
     screen.result({**values, **deleted, "error": error_values(error)})
     if isinstance(error, UnreachableError):
-        raise UnreachableError(f"Jobs of {known.title} may go on for a while: {error.problem}", remedy=_by_hand(known))
+        raise UnreachableError(
+            f"Jobs of {known.title} may keep running for a while: {error.problem}", remedy=_by_hand(known)
+        )
     if error is not None:
         raise error
 
 
 def terminate(run: KnownRun, found: Any) -> bool:
-    """Ends a run's tasks; False where it was over already."""
+    """Terminates a run; returns False if it had already ended."""
     if is_over(found):
         return False
     try:
@@ -94,8 +96,8 @@ def terminate(run: KnownRun, found: Any) -> bool:
 def _delete_jobs(cluster: Cluster, run: KnownRun) -> list[str]:
     if run.name is None:
         raise LwfedError(
-            f"Jobs of the run {run.id} may go on: their names are in a store that does not answer",
-            remedy=f"kubectl -n {run.namespace} delete jobs -l 'lwfed/run in (NAME-{run.id[:8]})', NAME as in the spec",
+            f"Jobs of the run {run.id} may keep running: the store with their names does not answer",
+            remedy=f"kubectl -n {run.namespace} delete jobs -l 'lwfed/run in (NAME-{run.id[:8]})' (NAME: see the spec)",
         )
     from lwfed.launch.kubernetes.jobs import delete_run_jobs
 
@@ -103,7 +105,7 @@ def _delete_jobs(cluster: Cluster, run: KnownRun) -> list[str]:
 
 
 def _by_hand(run: KnownRun) -> str:
-    """Returns the commands that do the same without us."""
+    """Returns the kubectl commands that do the same."""
     delete = f"kubectl -n {run.namespace} delete"
     jobs = f"{delete} jobs -l '{run_selector(run.name)}'; " if run.name else ""
     return f"{jobs}{delete} pods -l pipeline/runid={run.id} --field-selector status.phase=Pending"

@@ -1,4 +1,4 @@
-"""What `lwfed compile` does: the pipeline of an experiment as a file, and what becomes of it."""
+"""`lwfed compile`: writes the pipeline of an experiment to a file, and reports its size."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SUFFIXES = (".yaml", ".yml")
 def compile_command(
     spec: Spec = None,
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FILE", help="The file to write; -o is not --set here.")
+        Path, typer.Option("-o", "--output", metavar="FILE", help="The file to write; use --set to change a key.")
     ] = Path("pipeline.yaml"),
     override: Annotated[
         list[str] | None, typer.Option("--set", "--override", metavar="KEY=VALUE", help="Change a key: --set seed=1.")
@@ -33,19 +33,19 @@ def compile_command(
     fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
-    """Write the pipeline of an experiment, for Kubeflow Pipelines' UI or any of its clients.
+    """Write the pipeline of an experiment to a file, for Kubeflow Pipelines' UI or any of its clients.
 
-    The same experiment gives the same bytes. `-o` names the file here; `--set KEY=VALUE` changes a key of the spec.
+    The same experiment yields the same bytes. `-o` names the file here; `--set KEY=VALUE` changes a key of the spec.
     """
     if output.suffix not in SUFFIXES:
-        remedy = f"--set {output} changes a key" if "=" in str(output) else "name it pipeline.yaml"
-        raise SpecError(f"`-o {output}` names no YAML file", remedy=remedy)
+        remedy = f"use --set {output} to change a key" if "=" in str(output) else "name it pipeline.yaml"
+        raise SpecError(f"`-o {output}` is not a YAML file", remedy=remedy)
     values = load_spec(spec, overrides=override or [])
     chosen = parse_stages(stages, count=count_stages(values))
     compiled = compile_pipeline(Work(values, chosen, parse_parent(start_from), fresh), output)
     screen = make_screen(as_json)
     written = f"{compiled.path}  {bytes_text(compiled.file_bytes)}, {len(compiled.titles)} stages"
-    screen.say(f"{written}, {compiled.pods} pods besides those of clients")
+    screen.say(f"{written}, {compiled.pods} pods plus those of clients")
     for title in compiled.titles:
         screen.say(f"  {title}")
     screen.say(size_warning(compiled) or f"The Workflow object grows to {bytes_text(compiled.object_bytes)} at most.")

@@ -1,4 +1,4 @@
-"""What `lwfed logs` does: prints the logs of a run's tasks, or those of a client's pods."""
+"""`lwfed logs`: prints the logs of a run's tasks, or of a client's pods."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lwfed.store.opening import open_store
 from lwfed.types.errors import LwfedError, NotFoundError, UnreachableError
 from pipelines.client.cluster import ClientPod, client_pods
 from pipelines.client.connection import Access
-from pipelines.client.pace import left_running, patiently, usual_pace
+from pipelines.client.pace import left_running, usual_pace, with_retries
 from pipelines.client.runs import KnownRun, get_run, is_over, open_run
 from pipelines.commands.screen import make_screen
 from pipelines.follow.follow import outcome_of
@@ -29,20 +29,20 @@ from pipelines.states.records import Pod, Snapshot
 
 def logs(
     run: KfpRun,
-    stage: Annotated[int | None, typer.Option("--stage", metavar="S", help="Only that stage's task.")] = None,
+    stage: Annotated[int | None, typer.Option("--stage", metavar="S", help="Only the task of stage S.")] = None,
     client: Annotated[
-        str | None, typer.Option("--client", metavar="ID", help="The pods of that client, through kubectl's config.")
+        str | None, typer.Option("--client", metavar="ID", help="The pods of this client, by kubectl's config.")
     ] = None,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Follow it until the run ends; the exit code is the run's own.")
+        bool, typer.Option("--follow", "-f", help="Follow the run until it ends, with its exit code.")
     ] = False,
-    whole: Annotated[bool, typer.Option("--all", help="Also what Kubeflow's own launcher wrote.")] = False,
+    whole: Annotated[bool, typer.Option("--all", help="Include the lines of Kubeflow's own launcher.")] = False,
     *,
     access: Access,
 ) -> None:
-    """Print what the tasks of a pipeline run, or the pods of a client, have written.
+    """Print the logs of a pipeline run's tasks, or of a client's pods.
 
-    Kubeflow Pipelines keep the logs of tasks that have ended. Those of running tasks and of clients' pods come from the
+    Kubeflow Pipelines keeps the logs of finished tasks. Logs of running tasks and of clients' pods come from the
     cluster that KUBECONFIG names.
     """
     if client is None:
@@ -52,15 +52,15 @@ def logs(
 
 
 def _task_logs(access: Access, text: str, *, stage: int | None, follow: bool, whole: bool) -> None:
-    """Writes the logs of a run's tasks, in their order; those of drivers only where these failed."""
-    write, say, pace = typer.echo, make_screen(True).say, usual_pace()  # standard output is the logs' own
+    """Prints the logs of a run's tasks, in order; drivers' logs only if they failed."""
+    write, say, pace = typer.echo, make_screen(True).say, usual_pace()  # standard output is only for logs
     run, _ = open_run(access, text)
     _check_stage(run, stage)
     shown: set[str] = set()
     missed: set[str] = set()
 
     def write_log(title: str, pod: Pod, *, live: bool) -> None:
-        """Writes a log that was not written yet; of a live one, whose container may be on its way, what comes."""
+        """Prints a log that was not printed yet; follows a live one, whose container may not have started."""
         try:
             if live:
                 lines = pod_logs.follow(pod, runs=lambda: _runs(run, pod), pace=pace)
@@ -97,20 +97,20 @@ def _task_logs(access: Access, text: str, *, stage: int | None, follow: bool, wh
     with closing(PodLogs(run)) as pod_logs:
         if follow:
             with left_running(run.id):
-                found, snapshot = patiently(look, pace=pace, say=say)
+                found, snapshot = with_retries(look, pace=pace, say=say)
                 while not is_over(found):
                     time.sleep(pace.poll_s)
-                    found, snapshot = patiently(look, pace=pace, say=say)
+                    found, snapshot = with_retries(look, pace=pace, say=say)
             _raise_outcome(run, found, snapshot)
             return
         look()
     if not shown:
         what = f"stage {stage}" if stage is not None else "any task"
-        raise NotFoundError(f"there is no log of {what} of {text} yet", remedy="--follow waits for it")
+        raise NotFoundError(f"there is no log of {what} of {text} yet", remedy="use --follow to wait for it")
 
 
 def _client_logs(access: Access, text: str, *, client: str, stage: int | None, follow: bool) -> None:
-    """Writes the logs of a client's pods; where no server is named, `text` is lwfed's own id of the run."""
+    """Prints the logs of a client's pods; without a server, `text` must be the run's id in lwfed."""
     from lwfed.launch.kubernetes.api import connect, current_namespace  # loads the Kubernetes client
 
     run: KnownRun | None = None
@@ -138,7 +138,7 @@ def _client_logs(access: Access, text: str, *, client: str, stage: int | None, f
                 try:
                     for line in cluster.log_lines(pod.name, container=pod.container, **query):
                         typer.echo(line)
-                except LwfedError as error:  # it has gone in between, or the stream broke
+                except LwfedError as error:  # the pod is gone, or the stream broke
                     typer.echo(f"-- {error.problem}")
             if last or run is None:
                 break
@@ -149,7 +149,7 @@ def _client_logs(access: Access, text: str, *, client: str, stage: int | None, f
 
 
 def _runs(run: KnownRun, pod: Pod) -> bool:
-    """Whether a pod still runs; True where the server does not answer: it has not said otherwise."""
+    """Whether a pod still runs; True if the server does not answer."""
     with suppress(UnreachableError):
         snapshot = read_states(run, get_run(run.kfp, run.id))
         return any(now.node == pod.node and now.state == "RUNNING" for now in snapshot.pods)
@@ -160,15 +160,15 @@ def _check_stage(run: KnownRun, stage: int | None) -> None:
     stages = sorted(task.stage for task in run.tasks.values() if task.stage is not None)
     if stage is not None and run.tasks and stage not in stages:
         known = ", ".join(map(str, stages)) or "none"
-        raise NotFoundError(f"{run.title} has no task for stage {stage}", remedy=f"its stages: {known}")
+        raise NotFoundError(f"{run.title} has no task for stage {stage}", remedy=f"it has the stages: {known}")
 
 
 def _is_of(pod: ClientPod, stage: int | None, run: KnownRun | None) -> bool:
-    """Whether a pod works for a stage; the run in the store says which key that has."""
+    """Whether a pod works for a stage; the stage's key comes from the run in the store."""
     if stage is None:
         return True
     if run is None or run.store is None:
-        raise NotFoundError("what stage a pod belongs to is not known", remedy="leave --stage out, or name --endpoint")
+        raise NotFoundError("the stages of the pods are unknown", remedy="omit --stage, or pass --endpoint")
     key = runs.stage_key_of(runs.read_run(open_store(run.store), run.title), stage)
     return key is not None and key[:8] == pod.stage_key
 
@@ -176,10 +176,10 @@ def _is_of(pod: ClientPod, stage: int | None, run: KnownRun | None) -> bool:
 def _no_pods(name: str, client: str, pods: Sequence[ClientPod]) -> NotFoundError:
     if pods:
         known = ", ".join(sorted({pod.client for pod in pods}))
-        return NotFoundError(f"no pod of {client} is there", remedy=f"there are pods of {known}")
-    lines = f"their lines are in the stage's log: lwfed logs {name} --stage S"
-    remedy = f"finished ones are removed after kubernetes.job_ttl_s; {lines}"
-    return NotFoundError(f"no pods of the clients of {name} are there", remedy=remedy)
+        return NotFoundError(f"{client} has no pod", remedy=f"choose one with pods: {known}")
+    lines = f"the stage's log has their lines: lwfed logs {name} --stage S"
+    remedy = f"finished pods are deleted after kubernetes.job_ttl_s; {lines}"
+    return NotFoundError(f"the clients of {name} have no pods", remedy=remedy)
 
 
 def _raise_outcome(run: KnownRun, found: Any, snapshot: Snapshot) -> None:

@@ -1,4 +1,4 @@
-"""What `lwfed rerun --endpoint` does: trains a run again on the cluster, from one of its stages."""
+"""`lwfed rerun --endpoint`: trains a run again on the cluster, from one of its stages."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def resubmit(
     """Trains a run again on the cluster, from one of its stages.
 
     Args:
-        run_id: The parent: lwfed's id of it, `latest`, or that of its pipeline run.
+        run_id: The parent: its id in lwfed, `latest`, or the id of its pipeline run.
         stage: The first stage to train.
-        only: Stop after that stage.
+        only: Stop after this stage.
         override: Changes to the spec.
-        fresh: Train again, even where equal work is committed.
-        store: The store that has the parent.
-        wait: Follow it to its end.
+        fresh: Train again even if equal work is committed.
+        store: The parent's store.
+        wait: Follow the run to its end.
         as_json: Print one JSON object as the last line.
         **access: Attributes of `Access`.
 
     Raises:
-        NotFoundError: There is no such run.
+        NotFoundError: The run does not exist.
         CheckpointError: The stage before is not committed.
         LwfedError: The server refuses or does not answer.
     """
@@ -62,13 +62,13 @@ def resubmit(
         run = runs.read_run(opened, found.name)
     parent = (str(run.run_id), stage)
     before = check_parent(opened, parent)
-    launcher = [] if before.kubernetes.image else ["launch.kind=kubernetes"]  # the parent trained on a machine
+    launcher = [] if before.kubernetes.image else ["launch.kind=kubernetes"]  # the parent was trained without a cluster
     where = [] if server.namespace is None else [f"kubernetes.namespace={server.namespace}"]
     overrides = [f"store.uri={opened.uri}", *where, *launcher, *(override or [])]
     work = Work(
         spec=build_spec(run.spec, overrides=overrides),
         stages=[stage] if only else None,
         parent=parent,
-        fresh=fresh or not override,  # without a change, the same work again is what was asked for
+        fresh=fresh or not override,  # without a change, the user wants the same work again
     )
     submit_work(server, work, options=RunOptions(), screen=make_screen(as_json), wait=wait, pace=usual_pace())

@@ -1,4 +1,4 @@
-"""What `lwfed schedules` does: lists, pauses, resumes and deletes what `lwfed submit --cron` has made."""
+"""`lwfed schedules`: lists, pauses, resumes and deletes the schedules that `lwfed submit --cron` created."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from pipelines.client.connection import Access, Kfp, connect
 from pipelines.client.runs import all_pages, only, own_pipeline, pipeline_of
 from pipelines.commands.screen import make_screen
 
-MAKES_ONE = 'lwfed submit SPEC --cron "0 3 * * 1" makes one'
-COLUMNS = ("id", "name", "cron, seconds first", "state", "made")
+CREATE_HINT = 'create one with lwfed submit SPEC --cron "0 3 * * 1"'
+COLUMNS = ("id", "name", "cron, seconds first", "state", "created")
 
 
 def schedules(
     schedule: Annotated[
         str | None,
-        typer.Argument(metavar="SCHEDULE", help="Its id or the first 8 characters, or its name; none: list them."),
+        typer.Argument(metavar="SCHEDULE", help="Its id or the first 8 characters, or its name; default: list all."),
     ] = None,
-    pause: Annotated[bool, typer.Option("--pause", help="Start no more runs by it.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Start runs by it again.")] = False,
-    delete: Annotated[bool, typer.Option("--delete", help="Delete it; its runs stay.")] = False,
+    pause: Annotated[bool, typer.Option("--pause", help="Stop it from starting runs.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Let it start runs again.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete it, but keep its runs.")] = False,
     *,
     access: Access,
     as_json: Json = False,
 ) -> None:
-    """List the schedules that `lwfed submit --cron` made, or pause, resume or delete one."""
-    actions = [name for name, asked in (("pause", pause), ("resume", resume), ("delete", delete)) if asked]
+    """List the schedules that `lwfed submit --cron` created, or pause, resume or delete one."""
+    actions = [name for name, wanted in (("pause", pause), ("resume", resume), ("delete", delete)) if wanted]
     if len(actions) > 1 or (actions and schedule is None):
         raise SpecError(
-            "a change takes one schedule and one of --pause, --resume and --delete",
+            "a change needs one schedule and only one of --pause, --resume and --delete",
             remedy="write lwfed schedules SCHEDULE --pause",
         )
     kfp, screen = connect(access), make_screen(as_json)
@@ -44,7 +44,7 @@ def schedules(
             for item in found
             if item["name"] == schedule or (len(schedule) >= 8 and item["id"].startswith(schedule))
         ]
-        remedy = "lwfed schedules lists them" if found else MAKES_ONE
+        remedy = "list them with lwfed schedules" if found else CREATE_HINT
         wanted = only(alike, schedule, of="schedule", kfp=kfp, remedy=remedy)
         found = [item for item in found if item["id"] == wanted]
     if actions:
@@ -60,7 +60,7 @@ def schedules(
     elif as_json:
         screen.result({"schedules": found})
     elif not found:
-        screen.say(f"no schedules; {MAKES_ONE}")
+        screen.say(f"no schedules; {CREATE_HINT}")
     else:
         table = make_table()
         for name in COLUMNS:
@@ -72,11 +72,11 @@ def schedules(
 
 
 def list_schedules(kfp: Kfp) -> list[dict[str, Any]]:
-    """Reads the schedules of lwfed's pipeline, the newest first.
+    """Reads the schedules of lwfed's pipeline, newest first.
 
     Returns:
-        Of each its id, its name, when it runs (seconds first; empty where it has no such expression), whether it makes
-        no runs at present, when it was made, and the address of its page where that is known.
+        For each schedule: its id, its name, its cron expression (seconds first; may be empty), whether it is paused,
+        its time of creation, and the URL of its page, if known.
 
     Raises:
         LwfedError: The server refuses or does not answer.

@@ -1,4 +1,4 @@
-"""Where a command speaks: lines for people, and one JSON object for programs where --json asks for it."""
+"""A command's output: lines for people, and with --json one JSON object for programs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lwfed.types.errors import LwfedError, exit_name
 
 @dataclass(frozen=True, slots=True)
 class Screen:
-    """A place for both.
+    """The output of a command.
 
     Attributes:
-        console: For people.
+        console: Shows lines for people.
         as_json: Whether to print one JSON object as the last line of standard output.
     """
 
@@ -25,17 +25,17 @@ class Screen:
     as_json: bool = False
 
     def say(self, line: str) -> None:
-        """Prints a line for people as it is."""
+        """Prints a line for people, without markup."""
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def result(self, values: Mapping[str, Any]) -> None:
-        """Prints the object for programs, if they want one."""
+        """Prints the JSON object for programs, with --json."""
         if self.as_json:
             print_json(values)
 
 
 def make_screen(as_json: bool = False) -> Screen:
-    """Makes a screen: people read on standard error where a program reads standard output."""
+    """Returns a screen; with `as_json` its lines for people go to standard error."""
     return Screen(make_console(stderr=as_json), as_json)
 
 

@@ -1,4 +1,4 @@
-"""What `lwfed submit` does: a compiled experiment becomes a run on the cluster, or a schedule of runs."""
+"""`lwfed submit`: compiles an experiment and starts it as a run on the cluster, or as a schedule of runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipelines.client.pace import Pace, usual_pace
 from pipelines.client.runs import KnownRun, run_name
 from pipelines.client.upload import Version, ensure_experiment, ensure_version
 from pipelines.commands.screen import Screen, make_screen
-from pipelines.commands.wait import settle
+from pipelines.commands.wait import report_and_wait
 from pipelines.compile import compile_pipeline, for_cluster, size_warning
 from pipelines.options import START_TIMEOUT_S, Stages, StartFrom, StartTimeout, Wait
 from pipelines.stages import Work, check_parent, count_stages, parse_stages, pick_stages
@@ -29,27 +29,25 @@ from pipelines.stages import Work, check_parent, count_stages, parse_stages, pic
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How a run is made: each attribute is an option of the command."""
+    """The options of a run; each attribute is an option of the command."""
 
     name: Annotated[str | None, Option("--name", metavar="TEXT", help="The run's name in the UI.")] = None
     experiment: Annotated[
-        str | None, Option("--experiment", metavar="NAME", help="Its experiment; else tracking.experiment.")
+        str | None, Option("--experiment", metavar="NAME", help="The run's experiment; default: tracking.experiment.")
     ] = None
-    cache: Annotated[bool, Option(help="Whether Kubeflow Pipelines may skip tasks they know.")] = True
-    cron: Annotated[str | None, Option("--cron", metavar="EXPR", help='Run it by a schedule, such as "0 3 * * 1".')] = (
-        None
-    )
+    cache: Annotated[bool, Option(help="Whether Kubeflow Pipelines may take results from its cache.")] = True
+    cron: Annotated[str | None, Option("--cron", metavar="EXPR", help='Run on a schedule, such as "0 3 * * 1".')] = None
     service_account: Annotated[
-        str | None, Option("--service-account", metavar="SA", help="Whose rights the tasks have.")
+        str | None, Option("--service-account", metavar="SA", help="The tasks' service account.")
     ] = None
     pipeline_root: Annotated[
-        str | None, Option("--pipeline-root", metavar="URI", help="Where artifacts of the pipeline go.")
+        str | None, Option("--pipeline-root", metavar="URI", help="The folder for the pipeline's artifacts.")
     ] = None
     mlflow_plugin: Annotated[
         bool | None,
         Option(
             "--mlflow-plugin/--no-mlflow-plugin",
-            help="Have Kubeflow's own MLflow plugin put the run into tracking.experiment, or leave it out of MLflow.",
+            help="Whether Kubeflow's own MLflow plugin logs the run to tracking.experiment.",
         ),
     ] = None
 
@@ -71,8 +69,8 @@ def submit(
 ) -> None:
     """Run an experiment on a cluster with Kubeflow Pipelines.
 
-    Makes the experiment and the pipeline where they are not there, uploads the compiled pipeline unless it is known,
-    and starts a run. With --wait it follows the run and ends as the run does.
+    Creates the experiment and the pipeline if necessary, uploads the compiled pipeline unless the server has it, and
+    starts a run. With --wait it follows the run and ends with its exit code.
     """
     where = [] if access.namespace is None else [f"kubernetes.namespace={access.namespace}"]
     values = load_spec(spec, overrides=[*where, *(override or [])])
@@ -83,35 +81,35 @@ def submit(
         try:
             check_parent(open_store(values.store.uri), parent)
         except UnreachableError as error:
-            screen.say(f"{error.problem}; that {parent[0]} has stage {parent[1] - 1} is left for the cluster to see")
+            screen.say(f"{error.problem}; the cluster will check that {parent[0]} has stage {parent[1] - 1}")
     pace = usual_pace(start_timeout_s=start_timeout)
     work = Work(values, stages=chosen, parent=parent, fresh=fresh)
     submit_work(access, work, options=options, screen=screen, wait=wait, pace=pace)
 
 
 def submit_work(access: Access, work: Work, *, options: RunOptions, screen: Screen, wait: bool, pace: Pace) -> None:
-    """Compiles an experiment, uploads it unless it is known, and starts a run of it, or a schedule.
+    """Compiles an experiment, uploads it unless the server has it, and starts a run or a schedule.
 
     Args:
         access: The server.
-        work: What is to be trained.
-        options: How the run is made.
-        screen: Where to say so.
+        work: The work to train.
+        options: The options of the run.
+        screen: The command's output.
         wait: Follow the run to its end.
-        pace: How often to look, and how long to wait.
+        pace: How often to poll, and how long to wait.
 
     Raises:
-        SpecError: The experiment cannot run on a cluster, or a schedule is to be waited for.
+        SpecError: The experiment cannot run on a cluster, or `wait` is set for a schedule.
         LwfedError: The server refuses or does not answer; with `wait`, the run's own error.
     """
     cron = None if options.cron is None else _cron_of(options.cron)
     if cron is not None and wait:
-        raise SpecError("a schedule has no end to wait for", remedy="leave --wait or --cron out")
+        raise SpecError("a schedule has no end to wait for", remedy="omit --wait or --cron")
     spec = for_cluster(work.spec)
     if access.namespace is None and "namespace" in work.spec.kubernetes.model_fields_set:
         access = replace(access, namespace=spec.kubernetes.namespace)
     kfp = connect(access, namespace=spec.kubernetes.namespace)
-    if kfp.namespace is not None:  # Jobs go where the tasks are: a task has no rights in another namespace
+    if kfp.namespace is not None:  # Jobs run in the tasks' namespace, since tasks have no rights in another
         spec = build_spec(to_values(spec), overrides=[f"kubernetes.namespace={kfp.namespace}"])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
@@ -130,7 +128,7 @@ def submit_work(access: Access, work: Work, *, options: RunOptions, screen: Scre
         "description": f"lwfed {spec.strategy}{after}: {'; '.join(compiled.titles)}"[:250],
     }
     run_id = _start(kfp, version, record, options=options, cron=cron)
-    known = "known already" if version.reused else "uploaded"
+    known = "already uploaded" if version.reused else "uploaded"
     screen.say(f"{version.name}  {bytes_text(compiled.file_bytes)}, {len(compiled.titles)} stages, {known}")
     if (warning := size_warning(compiled)) is not None:
         screen.say(warning)
@@ -161,21 +159,22 @@ def submit_work(access: Access, work: Work, *, options: RunOptions, screen: Scre
         store=spec.store.uri,
         tasks=compiled.tasks,
     )
-    settle(run, line=f"{run.title} is started", values=values, screen=screen, wait=wait, pace=pace)
+    report_and_wait(run, line=f"{run.title} has started", values=values, screen=screen, wait=wait, pace=pace)
 
 
 def _cron_of(text: str) -> str:
-    """Returns an expression of six fields, as Kubeflow Pipelines want it; five, as cron has them, get second 0."""
+    """Returns a cron expression of six fields, as in Kubeflow Pipelines; cron's five fields get second 0."""
     fields = text.split()
     if len(fields) not in (5, 6):
         raise SpecError(
-            f"`{text}` is no schedule: {len(fields)} fields", remedy='write five or six, such as --cron "0 3 * * 1"'
+            f"`{text}` is not a schedule: it has {len(fields)} fields",
+            remedy='write five or six, such as --cron "0 3 * * 1"',
         )
     return " ".join(["0", *fields][-6:])
 
 
 def _start(kfp: Kfp, version: Version, record: dict[str, Any], *, options: RunOptions, cron: str | None) -> str:
-    """Starts a run, or a schedule of runs; returns its id. kfp's own methods for it know no plugins."""
+    """Starts a run or a schedule of runs; returns its id. kfp's own methods do not support plugins."""
     import kfp_server_api as api
 
     record |= {

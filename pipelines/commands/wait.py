@@ -1,4 +1,4 @@
-"""A run that was started is waited for: progress for people, one JSON object for programs, and its own outcome."""
+"""Waits for a started run: shows progress for people, prints one JSON object for programs, and ends as the run does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lwfed.formats import metric_text, natural_order, seconds_text
 from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.types.errors import LwfedError
-from pipelines.client.cluster import what_waits
+from pipelines.client.cluster import waiting_reasons
 from pipelines.client.pace import Pace
 from pipelines.client.runs import KnownRun, wait_until
 from pipelines.commands.screen import Screen, error_values
@@ -18,10 +18,10 @@ from pipelines.follow.display import TaskDisplay, row_of
 from pipelines.follow.follow import Outcome, follow
 
 STORE_PATIENCE_S = 5.0
-"""Seconds for a store: many are within reach of pods alone."""
+"""Seconds of retries for a store, since many stores are only reachable from pods."""
 
 
-def settle(
+def report_and_wait(
     run: KnownRun,
     *,
     line: str,
@@ -31,23 +31,23 @@ def settle(
     values: Mapping[str, Any] | None = None,
     again: bool = False,
 ) -> None:
-    """Says that a run was started, and ends the command: at once, or when and as the run ends.
+    """Reports that a run has started, and ends the command: at once, or when the run ends and with its outcome.
 
     Args:
         run: The run.
-        line: What has been started, for people.
-        screen: Where to say so.
-        wait: Follow it to its end.
-        pace: How often to look, and how long to wait.
-        values: What else is known of it already, for programs.
-        again: It had ended before and is started again: what it was then is no end.
+        line: What has started, for people.
+        screen: The command's output.
+        wait: Whether to follow it to its end.
+        pace: How often to poll, and how long to wait.
+        values: Further values, for programs.
+        again: Whether it had ended before and was started again, so that its earlier end does not count.
 
     Raises:
-        LwfedError: The run's own error, or that of following it.
+        LwfedError: The run's own error, or an error of following it.
     """
     url = run.kfp.page(f"runs/details/{run.id}")
     screen.say(line)
-    screen.say(url or f"{run.page} (set KF_PIPELINES_UI_ENDPOINT to have its address here)")
+    screen.say(url or f"{run.page} (set KF_PIPELINES_UI_ENDPOINT to see its URL here)")
     known: dict[str, Any] = {"run_id": run.name, "kfp_run_id": run.id, "url": url, **(values or {})}
     if not wait:
         screen.say(f"lwfed logs {run.id} --follow")
@@ -59,7 +59,7 @@ def settle(
         if again:
             wait_until(run, over=False, seconds=10 * pace.first_poll_s, poll_s=pace.first_poll_s / 4)
         with TaskDisplay(screen.console) as display:
-            outcome = follow(run, watcher=display, pace=pace, waiting=what_waits)
+            outcome = follow(run, watcher=display, pace=pace, waiting=waiting_reasons)
         error = outcome.error
     except LwfedError as stopped:
         error = stopped
@@ -77,7 +77,7 @@ def settle(
 
 
 def _result(run: KnownRun) -> dict[str, Any]:
-    """Reads what came of a run from its store; nothing where that is out of reach."""
+    """Reads a run's result from its store; empty if the store is not reachable."""
     if run.store is None or run.name is None:
         return {}
     try:

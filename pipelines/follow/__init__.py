@@ -1,1 +1,1 @@
-"""Follows a run to its end: what its tasks do, and why one failed."""
+"""Follows a run to its end: shows what its tasks do, and finds out why one failed."""

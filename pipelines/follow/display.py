@@ -1,4 +1,4 @@
-"""What a person sees of a run in the cluster: one line per task; live on a terminal, plain lines elsewhere."""
+"""Shows a run in the cluster: one line per task, live on a terminal and as plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ COLOURS = {
 
 
 class TaskDisplay(Live):
-    """Shows tasks; plain lines appear once for each change of state.
+    """Shows tasks; prints a plain line for each change of state.
 
     Args:
-        console: Where to; live where it is a terminal, where only the lines of ended tasks stay.
+        console: The console; on a terminal it is live, and only the lines of ended tasks stay.
     """
 
     def __init__(self, console: Console) -> None:
@@ -37,7 +37,7 @@ class TaskDisplay(Live):
         self._state = ""
 
     def tasks(self, state: str, states: Sequence[TaskState]) -> None:
-        """Takes what the tasks do now."""
+        """Receives the current states of the tasks."""
         for task in states:
             if self._states.get(task.task.name) != task.state:
                 self._states[task.task.name] = task.state
@@ -49,7 +49,7 @@ class TaskDisplay(Live):
         self.update(Text.from_markup("\n".join(_line(task) for task in states if task.state not in ENDED)))
 
     def say(self, line: str, *, markup: bool = False) -> None:
-        """Takes a line for people."""
+        """Prints a line for people."""
         self.console.print(line if markup else escape(line), highlight=False, soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""Follows a run to its end: says what its tasks do, why it does not start, and what ended it."""
+"""Follows a run to its end: reports what its tasks do, why it does not start, and how it ended."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lwfed.types.errors import LwfedError, NotStartedError
-from pipelines.client.pace import Pace, left_running, patiently
+from pipelines.client.pace import Pace, left_running, with_retries
 from pipelines.client.runs import KnownRun, get_run, is_over, was_cancelled
 from pipelines.follow.reason import why_failed
 from pipelines.logs.pods import PodLogs
@@ -18,17 +18,17 @@ from pipelines.states.records import Snapshot, TaskState
 
 
 class Watcher(Protocol):
-    """Sees what a followed run does."""
+    """Receives what a followed run does."""
 
     def tasks(self, state: str, states: Sequence[TaskState]) -> None:
-        """Takes what the tasks do now."""
+        """Receives the current states of the tasks."""
 
     def say(self, line: str) -> None:
-        """Takes a line for people."""
+        """Receives a line for people."""
 
 
 Waiting = Callable[[KnownRun], list[str]]
-"""Returns what holds the pods of a run up, one line each; raises LwfedError where that cannot be seen."""
+"""Returns why the pods of a run wait, one line each; raises LwfedError if that cannot be found out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Outcome:
     Attributes:
         run: The API's record of it.
         states: Its tasks.
-        error: Why it failed; None where it succeeded.
+        error: Why it failed; None if it succeeded.
     """
 
     run: Any
@@ -47,92 +47,92 @@ class Outcome:
 
 
 def follow(run: KnownRun, *, watcher: Watcher, pace: Pace, waiting: Waiting) -> Outcome:
-    """Follows a run until it is over.
+    """Follows a run until it ends.
 
     Args:
         run: The run.
-        watcher: Sees what it does.
-        pace: How often to look, and how long to wait.
-        waiting: Looks at the cluster's pods.
+        watcher: Receives what it does.
+        pace: How often to poll, and how long to wait.
+        waiting: Returns why the cluster's pods wait.
 
     Returns:
         How it ended.
 
     Raises:
-        NotStartedError: Nothing of it starts in time.
-        UnreachableError: The server stays away.
-        LeftRunningError: We were interrupted; the run goes on.
-        LwfedError: The server refuses, or says nothing of tasks that we can read.
+        NotStartedError: No container starts in time.
+        UnreachableError: The server does not answer for too long.
+        LeftRunningError: Following was interrupted; the run continues.
+        LwfedError: The server refuses, or reports tasks in an unknown format.
     """
 
-    moved = asked = time.monotonic()  # when a container was last at work, and when we last looked for what holds it up
+    moved = checked = time.monotonic()  # when a container last ran, and when the reasons to wait were last requested
 
     def look() -> tuple[Any, Snapshot]:
         found = get_run(run.kfp, run.id)
         return found, read_states(run, found)
 
     def say_away(line: str) -> None:
-        nonlocal moved, asked
+        nonlocal moved, checked
         watcher.say(line)
-        moved = asked = time.monotonic()  # nothing is seen of it meanwhile
+        moved = checked = time.monotonic()  # nothing was visible meanwhile
 
     before: object = None
     wait_s = pace.first_poll_s
     with left_running(run.id):
         while True:
-            found, snapshot = patiently(look, pace=pace, say=say_away)
+            found, snapshot = with_retries(look, pace=pace, say=say_away)
             now = time.monotonic()
             watcher.tasks(found.state or "PENDING", snapshot.tasks)
             if is_over(found):
                 return outcome_of(run, found, snapshot)
             pods = [(pod.name, pod.state) for pod in snapshot.pods]
             if pods != before or any(state == "RUNNING" for _, state in pods):
-                before, moved, asked = pods, now, now
+                before, moved, checked = pods, now, now
             still_s = now - moved
             if found.state == "CANCELING":
                 if still_s >= pace.end_timeout_s:
                     raise LwfedError(
-                        f"the run {run.id} was terminated, and has neither ended nor moved for {still_s:.0f} s",
-                        remedy=f"kubectl -n {run.namespace} delete workflows -l pipeline/runid={run.id} ends it",
+                        f"the run {run.id} was terminated, but has made no progress for {still_s:.0f} s",
+                        remedy=f"end it with kubectl -n {run.namespace} delete workflows -l pipeline/runid={run.id}",
                     )
-            elif still_s >= pace.start_timeout_s or now - asked >= pace.quiet_s:
-                asked = now
+            elif still_s >= pace.start_timeout_s or now - checked >= pace.quiet_s:
+                checked = now
                 reasons, hidden = _reasons(run, snapshot, waiting=waiting)
                 if still_s >= pace.start_timeout_s:
                     raise NotStartedError(
                         "; ".join([f"no container of the run {run.id} has started for {still_s:.0f} s", *reasons[:3]]),
-                        remedy=f"the run still waits: fix what holds it up, or end it with lwfed cancel {run.id}",
+                        remedy=f"the run still waits: fix the cause, or end it with lwfed cancel {run.id}",
                     )
                 for line in reasons:
-                    watcher.say(f"waits for {still_s:.0f} s: {line}")
+                    watcher.say(f"has waited for {still_s:.0f} s: {line}")
                 if not reasons:
-                    watcher.say(f"no container has started for {still_s:.0f} s, and {hidden}; look at {run.page}")
+                    watcher.say(f"no container has started for {still_s:.0f} s, and {hidden}; see {run.page}")
             time.sleep(wait_s)
             wait_s = min(pace.poll_s, wait_s * 1.5)
 
 
 def outcome_of(run: KnownRun, found: Any, snapshot: Snapshot) -> Outcome:
-    """Says how a run that is over ended, from its tasks and the log of the pod that failed.
+    """Returns how a run ended, from its tasks and the log of the failed pod.
 
     Args:
         run: The run.
         found: The API's record of it.
-        snapshot: What its tasks did last.
+        snapshot: The last states of its tasks.
     """
     if found.state in ("SUCCEEDED", "SKIPPED"):
         return Outcome(found, snapshot.tasks)
     if was_cancelled(found):
-        cancelled = LwfedError("the run was cancelled", remedy=f"lwfed retry {run.id} goes on with it")
+        cancelled = LwfedError("the run was cancelled", remedy=f"resume it with lwfed retry {run.id}")
         return Outcome(found, snapshot.tasks, cancelled)
     with closing(PodLogs(run)) as logs:
         return Outcome(found, snapshot.tasks, why_failed(run.id, snapshot, read=logs.read, page=run.page))
 
 
 def _reasons(run: KnownRun, snapshot: Snapshot, *, waiting: Waiting) -> tuple[list[str], str]:
-    """Returns what holds a run up: in the words of the workflow, else in the cluster's; and why there are none."""
-    said = [f"{pod.name}: {pod.message}" for pod in snapshot.pods if pod.state == "PENDING" and pod.message]
+    """Returns why a run waits, from the workflow or else the cluster; and why there is no reason, if there is none."""
+    messages = [f"{pod.name}: {pod.message}" for pod in snapshot.pods if pod.state == "PENDING" and pod.message]
     try:
-        return said or waiting(run), "no pod waits"
+        return messages or waiting(run), "no pod waits"
     except LwfedError as error:
         look = f"kubectl -n {run.namespace} get pods -l pipeline/runid={run.id}"
-        return [], f"the cluster's pods are out of reach ({error.problem}); where they are not: {look}"
+        return [], f"the cluster's pods cannot be read here ({error.problem}); elsewhere: {look}"

@@ -1,4 +1,4 @@
-"""Why a run failed: read from the log of the pod that ended it, since Kubeflow Pipelines do not say."""
+"""Finds out why a run failed from the log of the failed pod, since Kubeflow Pipelines does not say."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ PYTHON = re.compile(r"^(?P<kind>(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|In
 EXITED = re.compile(r"\bexit (?:status|code):? (?P<code>\d+)")
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 KILLED = {
-    137: "lwfed's process was killed from outside, most likely for want of memory",
-    143: "lwfed's process was ended from outside",
+    137: "lwfed's process was killed from outside, most likely because it ran out of memory",
+    143: "lwfed's process was terminated from outside",
 }
 TAIL = 5
-"""Lines of a log that stand for its reason, where it names none."""
+"""Last lines of a log to show if it names no reason."""
 
 
 def why_failed(run_id: str, snapshot: Snapshot, *, read: Callable[[Pod], str], page: str) -> LwfedError:
-    """Says why a run failed.
+    """Returns why a run failed.
 
     Args:
         run_id: The run.
-        snapshot: What its tasks did last.
-        read: Reads a pod's log; raises LwfedError where there is none.
-        page: The address of the run's page, for people.
+        snapshot: The last states of its tasks.
+        read: Returns a pod's log; raises LwfedError if there is none.
+        page: The URL of the run's page, for people.
 
     Returns:
-        The error, with the exit code of what ended the failed pod.
+        The error, with the exit code of the failed pod's process.
     """
     found = failed_pod(snapshot)
     if found is None:
-        said = f": {snapshot.message}" if snapshot.message else ", and none of its tasks says why"
-        return LwfedError(f"the run {run_id} failed{said}", remedy=f"see {page}")
+        message = f": {snapshot.message}" if snapshot.message else ", and none of its tasks says why"
+        return LwfedError(f"the run {run_id} failed{message}", remedy=f"see {page}")
     state, pod = found
     title = pod.name if state is None else f"{state.task.title}, its driver," if pod.is_driver else state.task.title
     short = run_id[:8]
@@ -49,26 +49,26 @@ def why_failed(run_id: str, snapshot: Snapshot, *, read: Callable[[Pod], str], p
         if reason is not None:
             remedy = f"lwfed retry {short}; see also {page}"
             return error_of(reason.exit_code, f"{title} failed: {pod.message} -> {remedy}")
-        said = f"{pod.message}; {error.problem}" if pod.message else error.problem
-        return LwfedError(f"{title} failed: {said}", remedy=error.remedy or f"see {page}")
+        message = f"{pod.message}; {error.problem}" if pod.message else error.problem
+        return LwfedError(f"{title} failed: {message}", remedy=error.remedy or f"see {page}")
     reason = reason_of(log) or _reason_of_pod(pod)
-    if reason is None:  # the end of the log stands for it
+    if reason is None:  # show the end of the log
         lines = _lines_of(log if pod.is_driver else "\n".join(own_lines(log.splitlines())))
         words = " | ".join([line for line in lines if line][-TAIL:]) or pod.message
-        return LwfedError(f"{title} failed: {words[-400:]}", remedy=f"lwfed logs {run_id} shows all of it")
-    remedy = reason.remedy or f"lwfed retry {short} goes on; lwfed logs {short} shows more"
+        return LwfedError(f"{title} failed: {words[-400:]}", remedy=f"see the whole log with lwfed logs {run_id}")
+    remedy = reason.remedy or f"resume with lwfed retry {short}; see more with lwfed logs {short}"
     return error_of(reason.exit_code, f"{title} failed: {reason.problem} -> {remedy}")
 
 
 def reason_of(log: str) -> LwfedError | None:
-    """Finds the error that ended a process, in its log.
+    """Finds the error that ended a process in its log.
 
     Args:
-        log: What the process wrote.
+        log: The process's log.
 
     Returns:
-        The error, with the exit code it stands for: of the last line that names one of ours, as JSON, as a line of the
-        command line or of a traceback; else of any other exception or exit status; None where nothing of that is there.
+        The error with its exit code, from the last line that names an error of lwfed: as JSON, as a line of the command
+        line, or in a traceback. Else from any other exception or exit status. None if there is none.
     """
     lines = _lines_of(log)
     code = _exit_code(lines)
@@ -79,7 +79,7 @@ def reason_of(log: str) -> LwfedError | None:
         if (printed := LINE.search(line)) is not None:
             kinds = {str(error): error.exit_code for error in map(_own_error, lines) if error is not None}
             message = printed["message"]
-            return error_of(kinds.get(message, code or 1), message)  # the log may say it elsewhere, with its kind
+            return error_of(kinds.get(message, code or 1), message)  # the log may have it elsewhere, with its kind
         python = PYTHON.match(line)
         if python is not None and other is None:
             other = error_of(code if code in EXIT_CODES else 1, f"{python['kind']}: {python['message']}")
@@ -91,7 +91,7 @@ def reason_of(log: str) -> LwfedError | None:
 
 
 def _own_error(line: str) -> LwfedError | None:
-    """Reads an error of ours from a line: the JSON that a pod's step writes when it fails, or a traceback's last."""
+    """Parses an error of lwfed from a line: a failed step's JSON, or the last line of a traceback."""
     if (start := line.find('{"event": "failed"')) >= 0:
         try:
             values = json.loads(line[start:])["values"]
@@ -105,12 +105,12 @@ def _own_error(line: str) -> LwfedError | None:
 
 
 def _reason_of_pod(pod: Pod) -> LwfedError | None:
-    """Reads what the cluster says of a pod that failed; None where that is only that Python ended with an error."""
+    """Returns the cluster's reason for a pod's failure; None if it is only that Python ended with an error."""
     return None if _exit_code([pod.message]) in (None, 1) else reason_of(pod.message)
 
 
 def _exit_code(lines: Iterable[str]) -> int | None:
-    """Finds the last exit code in a log that is not 0."""
+    """Returns the last non-zero exit code in a log; None if there is none."""
     codes = [int(match["code"]) for line in lines for match in EXITED.finditer(line)]
     return next((code for code in reversed(codes) if code), None)
 

@@ -1,1 +1,1 @@
-"""Logs of a run's tasks: from the API while it has them, else from the pods."""
+"""Logs of a run's tasks: from the API if it has them, else from the pods."""

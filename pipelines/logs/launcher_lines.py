@@ -1,4 +1,4 @@
-"""Kubeflow's own lines in a task's log: its launcher and its executor write some sixty of them around ours."""
+"""Filters Kubeflow's own lines from a task's log: its launcher and its executor write about sixty around ours."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ OPENS, CLOSES = "{", "}"
 
 
 def own_lines(lines: Iterable[str]) -> Iterator[str]:
-    """Leaves out what Kubeflow's launcher, its executor and Argo write.
+    """Removes the lines of Kubeflow's launcher and executor and of Argo.
 
     Args:
-        lines: A task's log, line by line, as it comes.
+        lines: The lines of a task's log, as they arrive.
 
     Yields:
-        What the component wrote. The JSON that the launcher and the executor print goes with the line that opens it.
+        The component's own lines. JSON of the launcher and the executor is removed with the line before it.
     """
-    theirs = False  # whether the last line was one of theirs: only such a line is followed by its JSON
+    theirs = False  # whether the last line was Kubeflow's: only such a line is followed by JSON
     inside = False
     for line in lines:
         if inside:

@@ -1,9 +1,9 @@
-"""The log of a task's pod: kept by Kubeflow Pipelines once the pod has ended, and in the cluster alone while it runs.
+"""Reads the log of a task's pod: from Kubeflow Pipelines if the pod has ended, from the cluster while it runs.
 
-Seen on Kubeflow Pipelines 2.17.0 for one user: asked by its node, the API returns the archived log of an ended pod; of
-a running one it returns status 200 and an error as JSON, since it looks for the pod in no namespace. By its sources,
-where it serves many users it can read a running pod's log, asked by the pod's name, and so can the server of its web
-pages; neither was seen.
+Seen on Kubeflow Pipelines 2.17.0 for one user: for an ended pod's node, the API returns the archived log; for a running
+one it returns status 200 and an error as JSON, since it looks for the pod without a namespace. According to its
+sources, a multi-user server can read a running pod's log by the pod's name, and so can the server of the web pages;
+neither was seen.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ERROR_KEYS = {"error_message", "error_details"}
 
 
 class PodLogs:
-    """Reads the logs of a run's pods; opens a connection to the cluster when one is first needed, and closes it."""
+    """Reads the logs of a run's pods; opens a connection to the cluster on first use, and closes it."""
 
     def __init__(self, run: KnownRun) -> None:
         self._run = run
@@ -38,15 +38,15 @@ class PodLogs:
         self._no_cluster: LwfedError | None = None
 
     def close(self) -> None:
-        """Lets go of the cluster."""
+        """Closes the connection to the cluster."""
         if self._cluster is not None:
             self._cluster.close()
 
     def read(self, pod: Pod) -> str:
-        """Reads all that a pod has written so far.
+        """Returns a pod's log so far.
 
         Raises:
-            NotFoundError: There is no log of it, or none within reach.
+            NotFoundError: The log does not exist or is not reachable.
             UnreachableError: The server does not answer.
         """
         runs, node = f"runs/{self._run.id}/nodes", quote(pod.node)
@@ -62,35 +62,35 @@ class PodLogs:
         raise self._missing(pod)
 
     def follow(self, pod: Pod, *, runs: Callable[[], bool], pace: Pace = USUAL) -> Iterator[str]:
-        """Yields the lines of a pod as it writes them.
+        """Yields the lines of a pod's log as they are written.
 
         Args:
             pod: The pod.
-            runs: Whether it still runs; asked before each look, and when a stream has ended.
-            pace: How long to wait between two looks, and for a server that is away.
+            runs: Whether it still runs; called before each poll, and when a stream has ended.
+            pace: How long to wait between two polls, and for a server that is down.
 
         Raises:
-            NotFoundError: There is no log of it within reach.
-            UnreachableError: The server stays away.
+            NotFoundError: The log is not reachable.
+            UnreachableError: The server does not answer for too long.
         """
         shown = 0
         answered = time.monotonic()
         while True:
-            goes_on = runs()
+            running = runs()
             try:
-                for line in itertools.islice(self._lines(pod, follow=goes_on), shown, None):
+                for line in itertools.islice(self._lines(pod, follow=running), shown, None):
                     shown += 1
                     answered = time.monotonic()
                     yield line
             except UnreachableError:
                 if time.monotonic() - answered > pace.patience_s:
                     raise
-            if not goes_on:
+            if not running:
                 return
             time.sleep(pace.poll_s)
 
     def _lines(self, pod: Pod, *, follow: bool) -> Iterator[str]:
-        """Yields a pod's lines from its first: as they come where the cluster streams them, else the whole ones."""
+        """Yields a pod's lines from the first: live if the cluster streams them, else the complete lines so far."""
         cluster = self._reach() if follow else None
         if cluster is not None:
             streamed = False
@@ -103,9 +103,9 @@ class PodLogs:
                 self._note_denial(error)
                 broke = isinstance(error, UnreachableError) and self._cluster is not None
                 if broke or streamed:
-                    raise  # what follows is asked for again
+                    raise  # the caller requests the rest again
         *lines, rest = self.read(pod).split("\n")
-        yield from lines if follow or not rest else [*lines, rest]  # the last line may still be half written
+        yield from lines if follow or not rest else [*lines, rest]  # the last line may be incomplete
 
     def _from_api(self, path: str, pod: Pod) -> str:
         try:
@@ -124,7 +124,7 @@ class PodLogs:
             return ""
 
     def _note_denial(self, error: LwfedError) -> None:
-        """Does without a cluster that does not let us read: to ask again cannot help."""
+        """Stops using a cluster that denies access, since another request cannot help."""
         from lwfed.launch.kubernetes.api import DeniedError
 
         if isinstance(error, DeniedError) and self._cluster is not None:
@@ -145,22 +145,22 @@ class PodLogs:
         where = f"kubectl -n {self._run.namespace} logs {pod.name}"
         if self._cluster is None and self._no_cluster is not None:
             return NotFoundError(
-                f"Kubeflow Pipelines have no log of {pod.name}, and the cluster is out of reach: "
+                f"Kubeflow Pipelines has no log of {pod.name}, and the cluster is not reachable: "
                 f"{self._no_cluster.problem}",
-                remedy=f"set KUBECONFIG to one that may read logs; or where it works: {where}",
+                remedy=f"set KUBECONFIG to a configuration that may read logs, or run elsewhere: {where}",
             )
         return NotFoundError(f"there is no log of {pod.name}", remedy=f"its container may never have started: {where}")
 
 
 def unwrapped(content: bytes) -> str:
-    """Takes a log out of an answer of the API.
+    """Extracts a log from an answer of the API.
 
     Args:
-        content: The answer: text; or JSON with the text in base64, as artifacts come; or an error as JSON, which comes
-            with status 200.
+        content: The answer: text; or JSON with the text in base64, as for artifacts; or an error as JSON with status
+            200.
 
     Returns:
-        The log; empty where the answer holds none.
+        The log; empty if the answer has none.
     """
     if content.startswith(b"{"):
         try:

@@ -1,1 +1,1 @@
-"""What the tasks of a run do: one record of it, and one reader for each way in which Kubeflow Pipelines say it."""
+"""The states of a run's tasks: common records, and one parser for each format of Kubeflow Pipelines."""

@@ -1,4 +1,4 @@
-"""Reads what a run's tasks do from a server: the only place that knows which versions of its API there are."""
+"""Reads the states of a run's tasks from a server; the only module that knows the versions of the API."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ READERS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Task]], Snapshot
     "/apis/v1beta1/runs/{}": workflow.parse,
     "/apis/v2beta1/runs/{}?view=FULL": run_tasks.parse,
 }
-"""What reads the answer at which path, in the order in which they are tried; None where an answer has no tasks."""
+"""Path -> parser of its answer, in order of preference; a parser returns None if an answer has no tasks."""
 NOT_BEGUN = (None, "", "PENDING", "CANCELING")
-"""States in which a run may have no tasks yet: 2.17.0 gives none at all for a moment after a run was made."""
+"""States in which a run may have no tasks yet; 2.17.0 returns none for a moment after a run's creation."""
 
 
 class UnknownAnswerError(LwfedError):
-    """A server says what tasks do in a way that we do not know."""
+    """A server reports tasks in an unknown format."""
 
 
 def read_states(run: KnownRun, found: Any) -> Snapshot:
-    """Reads what the tasks of a run do.
+    """Reads the states of a run's tasks.
 
     Args:
         run: The run.
         found: The API's record of it, read before.
 
     Returns:
-        The snapshot; an empty one for a run that has just been made.
+        The snapshot; empty for a run that was just created.
 
     Raises:
-        UnknownAnswerError: The run has begun, and no reader understands what the server says of its tasks.
+        UnknownAnswerError: The run has begun, and no parser understands the server's answers.
         LwfedError: The server refuses or does not answer.
     """
     answers: list[str] = []
@@ -45,10 +45,10 @@ def read_states(run: KnownRun, found: Any) -> Snapshot:
         try:
             answer = json.loads(run.kfp.read(path, about=f"the tasks of the run {run.id}"))
         except (NotFoundError, ValueError) as error:
-            answers.append(f"{path}: {'not there' if isinstance(error, NotFoundError) else 'no JSON'}")
+            answers.append(f"{path}: {'not found' if isinstance(error, NotFoundError) else 'not JSON'}")
             continue
         if not isinstance(answer, dict):
-            answers.append(f"{path}: no JSON object")
+            answers.append(f"{path}: not a JSON object")
         elif (snapshot := parse(answer, run.tasks)) is not None:
             return snapshot
         else:
@@ -56,7 +56,7 @@ def read_states(run: KnownRun, found: Any) -> Snapshot:
     if found.state in NOT_BEGUN:
         return Snapshot()
     raise UnknownAnswerError(
-        f"the run {run.id} is {found.state}, and {run.kfp.endpoint} does not say what its tasks do in a way that lwfed "
-        f"reads ({'; '.join(answers)})",
-        remedy=f"lwfed reads Kubeflow Pipelines 2.17: use that or a newer lwfed; the run is not harmed: {run.page}",
+        f"the run {run.id} is {found.state}, but {run.kfp.endpoint} reports its tasks in a format that lwfed does not "
+        f"know ({'; '.join(answers)})",
+        remedy=f"use Kubeflow Pipelines 2.17 or a newer lwfed; the run itself is not affected: {run.page}",
     )

@@ -1,4 +1,4 @@
-"""Tasks of a run and their pods, whatever version of Kubeflow Pipelines they were read from: pure records."""
+"""Records of a run's tasks and their pods, the same for every version of Kubeflow Pipelines."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Pod:
     """A pod of a task.
 
     Attributes:
-        node: Its id, by which Kubeflow Pipelines keep its log.
+        node: Its id in Kubeflow Pipelines, the key of its log.
         name: Its name in the cluster.
         state: PENDING, RUNNING, SUCCEEDED or FAILED.
-        is_driver: Whether it only prepares the task.
-        started: When.
-        ended: When; None until then.
-        message: What the cluster says of it; empty where it says nothing.
+        is_driver: Whether it is the task's driver, which only prepares it.
+        started: Time of its start.
+        ended: Time of its end; None until then.
+        message: The cluster's message about it; may be empty.
     """
 
     node: str
@@ -43,10 +43,10 @@ class TaskState:
 
     Attributes:
         task: The task.
-        state: PENDING, RUNNING, SUCCEEDED, FAILED or SKIPPED; CACHED where its result came from the cache.
-        started: When.
-        ended: When; None until then.
-        pods: Its pods, oldest first: those of its driver, then its own.
+        state: PENDING, RUNNING, SUCCEEDED, FAILED or SKIPPED; CACHED if its result came from the cache.
+        started: Time of its start.
+        ended: Time of its end; None until then.
+        pods: Its pods, oldest first: the driver's, then its own.
     """
 
     task: Task
@@ -56,18 +56,18 @@ class TaskState:
     pods: tuple[Pod, ...] = field(default=())
 
     def seconds(self, now: datetime) -> float:
-        """Returns how long it has taken so far, or took, in seconds."""
+        """Returns its duration so far in seconds."""
         return max(0.0, ((self.ended or now) - self.started).total_seconds()) if self.started else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What all tasks of a run do at one moment.
+    """The states of all tasks of a run at one moment.
 
     Attributes:
         tasks: The tasks that have begun, in the pipeline's order.
-        others: Pods that belong to none of them, such as the driver of the whole pipeline.
-        message: What the cluster says of the whole run; empty where it says nothing.
+        others: Pods of no task, such as the driver of the whole pipeline.
+        message: The cluster's message about the whole run; may be empty.
     """
 
     tasks: tuple[TaskState, ...] = ()
@@ -81,11 +81,11 @@ class Snapshot:
 
 
 def failed_pod(snapshot: Snapshot) -> tuple[TaskState | None, Pod] | None:
-    """Finds the pod that ended a run.
+    """Finds the pod whose failure ended a run.
 
     Returns:
-        The last pod of the task that failed first, with that task; the exit task counts only where no other failed.
-        Without a task: a pod that belongs to none. None where no pod failed.
+        The last pod of the task that failed first, with that task; the exit task counts only if no other failed. A
+        failed pod of no task comes without a task. None if no pod failed.
     """
     found: list[tuple[TaskState | None, Pod]] = []
     for state in snapshot.tasks:
@@ -98,10 +98,10 @@ def failed_pod(snapshot: Snapshot) -> tuple[TaskState | None, Pod] | None:
 
 
 def oldest_first(pods: Iterable[Pod]) -> tuple[Pod, ...]:
-    """Sorts a task's pods: those of its driver first, then by their start."""
+    """Returns a task's pods sorted: the driver's first, then by start."""
     return tuple(sorted(pods, key=lambda pod: (not pod.is_driver, pod.started or NEVER, pod.name)))
 
 
 def date_of(text: str | None) -> datetime | None:
-    """Reads a date of the API; None where there is none."""
+    """Parses a date of the API; None if there is none."""
     return datetime.fromisoformat(text) if text else None

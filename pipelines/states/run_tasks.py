@@ -1,7 +1,7 @@
-"""Kubeflow Pipelines without ML Metadata: tasks are records of their own, which the v2beta1 API hands out with a run.
+"""Parses tasks of Kubeflow Pipelines without ML Metadata: records that the v2beta1 API returns with a run.
 
-Written from the API's definition on that branch of their sources (`PipelineTask` in backend/api/v2beta1/run.proto), and
-not seen on a server.
+Based on the API's definition on that branch of its sources (`PipelineTask` in backend/api/v2beta1/run.proto), and not
+seen on a server.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pipelines.states.records import Pod, Snapshot, TaskState, date_of, oldest_f
 from pipelines.tasks import Task
 
 WITH_POD = ("RUNTIME", "IMPORTER")
-"""Types of tasks that a pipeline names; the others are groups of these."""
+"""Types of tasks that have a name in the pipeline; all other types are groups of these."""
 
 
 def parse(answer: Mapping[str, Any], tasks: Mapping[str, Task]) -> Snapshot | None:
-    """Reads what the tasks of a run do; see `workflow.parse`. Not seen on a server."""
+    """Parses the states of a run's tasks; see `workflow.parse`. Not seen on a server."""
     records = answer.get("tasks")
     if not isinstance(records, list):
         return None
@@ -30,7 +30,7 @@ def parse(answer: Mapping[str, Any], tasks: Mapping[str, Task]) -> Snapshot | No
 
 
 def _state(task: Task, records: Iterable[Mapping[str, Any]]) -> TaskState | None:
-    """Reads one task from its records, of which the last counts: a retry may leave older ones."""
+    """Parses one task from its records; the last one counts, since a retry may leave older ones."""
     found = sorted(records, key=lambda record: str(record.get("create_time") or ""))
     if not found:
         return None
@@ -46,7 +46,7 @@ def _state(task: Task, records: Iterable[Mapping[str, Any]]) -> TaskState | None
 
 
 def _pods(record: Mapping[str, Any]) -> list[Pod]:
-    """Reads a record's pods: the record has no state for each, so that of a driver is only known to be over."""
+    """Parses a record's pods. They have no state of their own: a driver counts as succeeded if an executor exists."""
     state = str(record.get("state") or "PENDING")
     state = {"CACHED": "SUCCEEDED", "SKIPPED": "SUCCEEDED", "RUNTIME_STATE_UNSPECIFIED": "PENDING"}.get(state, state)
     pods = record.get("pods") or []

@@ -1,9 +1,9 @@
-"""Kubeflow Pipelines 2.17: tasks are read from the nodes of the Argo workflow, which the v1beta1 API hands out.
+"""Parses tasks of Kubeflow Pipelines 2.17 from the nodes of the Argo workflow, which the v1beta1 API returns.
 
-The v2beta1 API has no names of pods, and calls a task that came from the cache skipped. A node's name is its path in
-the workflow: `wf(0).root(0).exit-handler-1(0).train-stage-1(0).executor(1)` is the second try of stage 1's own pod; the
-node of its driver stands beside the task, as `train-stage-1-driver`. Numbers in brackets are tries, and are there only
-where the installation retries.
+The v2beta1 API has no names of pods, and reports cached tasks as skipped. A node's name is its path in the workflow:
+`wf(0).root(0).exit-handler-1(0).train-stage-1(0).executor(1)` is the second try of stage 1's own pod; the node of its
+driver is next to the task, as `train-stage-1-driver`. Numbers in brackets are tries; only installations with retries
+have them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DRIVER = "-driver"
 POD, SKIPPED_NODE = "Pod", "Skipped"
 FORMAT = "workflows.argoproj.io/pod-name-format"
 LONGEST_PREFIX = 242
-"""Characters of a pod's name before its number: Argo cuts longer ones."""
+"""Longest part of a pod's name before its number, in characters; Argo truncates longer ones."""
 STATES: Mapping[str, str] = {
     "Pending": "PENDING",
     "Running": "RUNNING",
@@ -43,10 +43,10 @@ class Node:
     """A node of a workflow.
 
     Attributes:
-        path: Its name, part by part, without the numbers of tries.
-        kind: Argo's type of it: Pod, Retry, DAG, Skipped ...
-        is_try: Whether it is one try of another node.
-        pod: Its state and dates, as those of a pod; the pod itself where it is one.
+        path: The parts of its name, without the numbers of tries.
+        kind: Its type in Argo: Pod, Retry, DAG, Skipped ...
+        is_try: Whether it is a try of another node.
+        pod: Its state and dates as a pod's; the pod itself if it is one.
     """
 
     path: tuple[str, ...]
@@ -56,14 +56,14 @@ class Node:
 
 
 def parse(answer: Mapping[str, Any], tasks: Mapping[str, Task]) -> Snapshot | None:
-    """Reads what the tasks of a run do, as seen on 2.17.0; by its sources, 2.18 still answers alike.
+    """Parses the states of a run's tasks, as seen on 2.17.0; according to its sources, 2.18 has the same format.
 
     Args:
         answer: The API's answer.
         tasks: The pipeline's tasks by name.
 
     Returns:
-        None where the answer has no workflow.
+        The snapshot; None if the answer has no workflow.
     """
     text = (answer.get("pipeline_runtime") or {}).get("workflow_manifest")
     workflow = json.loads(text) if text else {}
@@ -78,7 +78,7 @@ def parse(answer: Mapping[str, Any], tasks: Mapping[str, Task]) -> Snapshot | No
 
 
 def _nodes(status: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the nodes of a workflow by their ids; Argo compresses them in one that would be above 1 MiB."""
+    """Returns id -> node of a workflow; Argo compresses the nodes of a workflow above 1 MiB."""
     packed = status.get("compressedNodes")
     nodes = json.loads(gzip.decompress(base64.b64decode(packed))) if packed else status.get("nodes")
     return dict(nodes or {})
@@ -100,7 +100,7 @@ def _node(workflow: Mapping[str, Any], values: Mapping[str, Any]) -> Node:
 
 
 def _state(task: Task, nodes: Iterable[Node]) -> TaskState | None:
-    """Reads one task; None where it has not begun."""
+    """Parses one task; None if it has not begun."""
     own = [node for node in nodes if node.path[-1] == task.name and node.kind != POD]
     drivers = [node for node in nodes if node.path[-1] == task.name + DRIVER]
     executors = [node for node in nodes if node.path[-2:] == (task.name, EXECUTOR)]
@@ -117,13 +117,13 @@ def _state(task: Task, nodes: Iterable[Node]) -> TaskState | None:
         failed = any(node.pod.state == "FAILED" for node in drivers if not node.is_try)
         state = "FAILED" if failed else "PENDING"
     if state == "SKIPPED" and any(node.pod.state == "FAILED" for node in drivers):
-        state = "FAILED"  # its driver failed, so its own pod was left out
+        state = "FAILED"  # its driver failed, so it has no pod of its own
     if state == "SUCCEEDED" and any(node.kind == SKIPPED_NODE for node in again):
         state = "CACHED"
     pods = oldest_first(node.pod for node in [*drivers, *executors] if node.kind == POD)
     last = next((pod for pod in reversed(pods) if not pod.is_driver), None)
     if state == "RUNNING" and (last is None or last.state == "PENDING"):
-        state = "PENDING"  # Argo takes a task for running from the moment on in which its pod is asked for
+        state = "PENDING"  # Argo reports a task as running as soon as it requests the pod
     dates = [node.pod.started for node in [*whole, *drivers] if node.pod.started]
     ends = [node.pod.ended for node in (whole or drivers) if node.pod.ended]
     return TaskState(
@@ -136,13 +136,13 @@ def _state(task: Task, nodes: Iterable[Node]) -> TaskState | None:
 
 
 def _latest(nodes: Iterable[Node]) -> Node | None:
-    """Finds the node that began last: where Argo tries a whole group of tasks again, each task has several."""
+    """Returns the node that began last; a task has several if Argo retries its whole group."""
     never = datetime.min.replace(tzinfo=UTC)
     return max(nodes, key=lambda node: node.pod.started or never, default=None)
 
 
 def _pod_name(workflow: Mapping[str, Any], values: Mapping[str, Any]) -> str:
-    """Returns the name that Argo gives a pod: the node's id, with the template's name in it unless the format is v1."""
+    """Returns a pod's name in Argo: the node's id, including the template's name unless the format is v1."""
     metadata, node = workflow["metadata"], str(values["id"])
     if (metadata.get("annotations") or {}).get(FORMAT) == "v1" or not values.get("templateName"):
         return node

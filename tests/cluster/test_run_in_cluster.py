@@ -187,7 +187,7 @@ def round_is(bed: Bed, store: Store, run_id: str, stage: int, server_round: int)
     """Waits until a round's clients are at work; returns the stage's key."""
 
     def look() -> str | None:
-        run = store.read_ref(paths.run(run_id))
+        run = runs.find_run(store, run_id)
         key = None if run is None else runs.stage_key_of(run, stage)
         if key is None or store.read_ref(paths.round_task(key, server_round)) is None:
             return None
@@ -224,9 +224,9 @@ def test_a_run_that_loses_a_client_and_its_coordinator_ends_in_the_digest_of_a_l
     summary = json.loads(log.strip().splitlines()[-1])
     assert summary["digest"] == here.digest and summary["status"] == "finished"
     records = runs.history(store, runs.read_run(store, "killed"))[1]
-    assert [len(record["clients"]) for record in records] == [NUM_CLIENTS] * 4
-    assert all(not record["failed"] for record in records)
-    print("overhead s a round:", [round(r["wall_s"]["overhead"], 1) for r in records if "overhead" in r["wall_s"]])
+    assert [len(record.clients) for record in records] == [NUM_CLIENTS] * 4
+    assert all(not record.failed for record in records)
+    print("overhead s a round:", [round(r.wall_s["overhead"], 1) for r in records if "overhead" in r.wall_s])
     _look_at_mlflow(mlflow, summary)
 
 
@@ -264,8 +264,8 @@ def test_one_client_that_always_fails_is_left_out_where_the_quorum_allows_it(
         assert wait_for_end(bed, job, within_s=400) == "Complete", log_of(bed, job)[-3000:]
         log = log_of(bed, job)
     records = runs.history(store, runs.read_run(store, "quorum"))[1]
-    assert [sorted(record["clients"]) for record in records] == [["client-000", "client-001", "client-002"]] * 2
-    assert all("out of memory" in record["failed"]["client-003"] for record in records)
+    assert [sorted(record.clients) for record in records] == [["client-000", "client-001", "client-002"]] * 2
+    assert all("out of memory" in record.failed["client-003"] for record in records)
     assert "client-003 failed in round 1: out of memory: killed at its limit of 64Mi" in log
 
 

@@ -137,8 +137,8 @@ def test_a_killed_pod_and_a_killed_process_are_started_again(trial: Trial) -> No
     assert [outcomes[client].exit_code for client in CLIENTS] == [0, 0]
     assert trial.update("client-000") and trial.update("client-001")
     told = {values["client"]: values["line"] for kind, values in trial.told if kind == "waiting"}
-    assert "was deleted; the Job makes another" in told["client-000"] or "signal 15" in told["client-000"], told
-    assert "killed by signal 9" in told["client-001"] and "the Job starts it again" in told["client-001"], told
+    assert "was deleted; the Job creates another" in told["client-000"] or "signal 15" in told["client-000"], told
+    assert "killed by signal 9" in told["client-001"] and "the Job restarts it" in told["client-001"], told
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_pod_that_fits_nowhere_is_given_up_with_the_schedulers_words(trial: Tr
 )
 def test_a_missing_image_is_given_up_with_its_name(trial: Trial) -> None:
     outcome = trial.train("client-000")["client-000"]
-    assert outcome.exit_code == 1 and "its image cannot be had" in outcome.reason
+    assert outcome.exit_code == 1 and "its image cannot be pulled" in outcome.reason
     assert "docker.io/lab/absent:1" in outcome.reason
 
 
@@ -224,7 +224,7 @@ def test_another_coordinator_goes_on_with_the_same_pods(trial: Trial) -> None:
     (after,) = trial.bed.jobs(trial.selector)
     assert before["metadata"]["uid"] == after["metadata"]["uid"]
     assert len(trial.bed.pods(trial.selector)) == 2, "nothing was started twice"
-    assert any("which another coordinator made" in line for line in trial.lines("warning"))
+    assert any("which another coordinator created" in line for line in trial.lines("warning"))
 
 
 def test_a_failed_job_is_followed_by_another_and_a_deleted_one_replaced(trial: Trial) -> None:

@@ -61,14 +61,14 @@ def test_the_api_has_no_log_of_a_pod_that_runs(lwfed: Command, kfp: State) -> No
     """It answers 200 with an error in JSON."""
     run_id = kfp.play("live-log", start=3, upto=3)
     ended = lwfed("logs", run_id)
-    assert ended.code == 0 and "Kubeflow Pipelines have no log of" in ended.err and "KUBECONFIG" in ended.err
+    assert ended.code == 0 and "Kubeflow Pipelines has no log of" in ended.err and "KUBECONFIG" in ended.err
     assert not ended.out and "BadRequestError" not in ended.err
 
 
 def test_logs_that_are_not_there_are_told(lwfed: Command, kfp: State) -> None:
     kfp.play("as-shipped-running", upto=0)
     ended = lwfed("logs", "latest")
-    assert ended.code == 19 and "--follow waits for it" in ended.error
+    assert ended.code == 19 and "--follow" in ended.error
     ended = lwfed("logs", "latest", "--stage", "3")
     assert ended.code == 19 and "its stages: 1, 2" in ended.error
 
@@ -121,7 +121,9 @@ def test_logs_of_a_client_come_from_its_pods(training: str, lwfed: Command, clus
     assert ended.code == 19 and "there are pods of client-000, client-001" in ended.error
 
     store = open_store(STORE)
-    store.write_ref(paths.run(training), {"stages": [{"stage": 1, "key": "00" * 32}, {"stage": 2, "key": DIGEST}]})
+    data = {"source": "shapes", "version": "", "num_train": 1, "num_test": 1}
+    stages = [{"stage": 1, "key": "00" * 32}, {"stage": 2, "key": DIGEST}]
+    store.write_ref(paths.run(training), {"run_id": training, "spec": {}, "data": data, "stages": stages})
     assert lwfed("logs", training, "--client", "client-000", "--stage", "2").code == 0
     assert lwfed("logs", training, "--client", "client-000", "--stage", "1").code == 19
     cluster.pods = []

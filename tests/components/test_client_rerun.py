@@ -41,7 +41,7 @@ def test_rerun_on_the_cluster_starts_from_the_committed_stage(
     pipeline = kfp.versions[-1]["pipeline_spec"]["pipeline_spec"]
     tasks = pipeline["components"]["comp-exit-handler-1"]["dag"]["tasks"]
     given = tasks["prepare"]["inputs"]["parameters"]
-    assert given["parent"]["runtimeValue"]["constant"] == f"{run['run_id']}:2"
+    assert given["parent"]["runtimeValue"]["constant"] == f"{run.run_id}:2"
     assert not given["fresh"]["runtimeValue"]["constant"]
     assert unpack_spec(kfp.spec_text(), store=bench.store).launch.kind == "kubernetes"
     assert "train-stage-1" not in tasks and '"learning_rate":0.01' in kfp.spec_text()

@@ -9,7 +9,7 @@ import pytest
 from pipelines.client.connection import Access
 from pipelines.client.errors import RefusedError
 from pipelines.client.runs import open_run
-from pipelines.commands.retry import ask_retry
+from pipelines.commands.retry import request_retry
 from tests.components.cluster_server import Objects, pod
 from tests.components.conftest import Command
 from tests.components.kfp_server import State
@@ -43,7 +43,7 @@ def test_retry_of_what_did_not_fail_is_refused(lwfed: Command, kfp: State) -> No
     assert ended.code == 1 and "is SUCCEEDED: nothing of it failed" in ended.error and "lwfed rerun" in ended.error
     kfp.play("as-shipped-running", start=5, upto=5)
     ended = lwfed("retry", "latest")
-    assert "only what has failed" in ended.error and "lwfed cancel" in ended.error
+    assert "only failed runs" in ended.error and "lwfed cancel" in ended.error
     assert not any(":retry" in ask for ask in kfp.asked)
 
 
@@ -51,7 +51,7 @@ def test_what_kubeflow_says_of_a_retry_is_passed_on(kfp: State) -> None:
     run, found = open_run(Access(endpoint=kfp.endpoint), kfp.play("cached"))
     assert found.state == "SUCCEEDED"  # so the command itself would not ask
     with pytest.raises(RefusedError, match=r"\(409\): .*Workflow must be Failed/Error to retry") as refused:
-        ask_retry(run)
+        request_retry(run)
     assert "submit the experiment again" in str(refused.value)
 
 
@@ -100,7 +100,7 @@ def test_cancel_terminates_then_deletes_the_jobs_of_that_run(lwfed: Command, kfp
 
     again = lwfed("cancel", name, "--json")
     assert again.code == 0 and not again.json["terminated"] and again.json["jobs_deleted"] == 0
-    assert "was over already: FAILED" in again.err
+    assert "was already ended: FAILED" in again.err
 
 
 def test_cancel_leaves_nothing_that_a_dying_coordinator_made_or_that_waits_for_ever(
@@ -123,7 +123,9 @@ def test_cancel_names_a_cluster_that_does_not_let_us(lwfed: Command, kfp: State,
     _, name = training(kfp)
     cluster.forbids = True
     ended = lwfed("cancel", name, "--json")
-    assert ended.code == 17 and f"Jobs of {name} may go on" in ended.error and "kubectl -n kubeflow" in ended.error
+    assert (
+        ended.code == 17 and f"Jobs of {name} may keep running" in ended.error and "kubectl -n kubeflow" in ended.error
+    )
     assert ended.json["terminated"]
 
 
@@ -133,7 +135,7 @@ def test_a_run_that_ends_while_it_is_cancelled_is_over(lwfed: Command, kfp: Stat
     ended = lwfed("cancel", run_id, "--json")
     assert ended.code == 0, ended.err
     assert any(":terminate" in ask for ask in kfp.asked) and not ended.json["terminated"]
-    assert ended.json["state"] == "SUCCEEDED" and "over already" in ended.err
+    assert ended.json["state"] == "SUCCEEDED" and "already ended" in ended.err
 
 
 def test_cancel_without_a_cluster_says_what_may_go_on(lwfed: Command, kfp: State) -> None:

@@ -35,7 +35,7 @@ def test_no_server_named_is_told(lwfed: Command, kfp: State, spec: str) -> None:
 def test_what_is_not_kubeflow_pipelines_is_told(command: list[str], lwfed: Command, kfp: State, spec: str) -> None:
     kfp.is_kfp = False
     ended = lwfed(*command, *([spec] if command == ["submit"] else []))
-    assert ended.code == 19 and "no API of Kubeflow Pipelines 2" in ended.error
+    assert ended.code == 19 and "not an API of Kubeflow Pipelines 2" in ended.error
 
 
 @pytest.mark.unseen

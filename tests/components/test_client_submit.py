@@ -213,7 +213,7 @@ def test_a_server_that_goes_away_is_waited_for(kfp: State, spec: str) -> None:
     hiding.start()
     said, error = submitted(kfp, spec)
     hiding.join()
-    assert error is None and "trying again" in said
+    assert error is None and "retrying" in said
 
 
 def test_a_server_that_stays_away_ends_it(kfp: State, spec: str) -> None:

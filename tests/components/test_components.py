@@ -15,7 +15,7 @@ from kfp import compiler
 from kfp import components as kfp_components
 
 from components import readme
-from components.building import at, without_words
+from components.building import at, without_comments
 from lwfed.drive import tasks
 
 FOLDER = Path(readme.__file__).parent
@@ -100,7 +100,7 @@ def test_components_name_one_image() -> None:
 
 def test_words_are_left_out_of_what_pods_run() -> None:
     source = '\n\ndef double(x: int) -> int:\n    """Doubles."""\n    # twice\n    return (\n        2 * x\n    )\n'
-    assert without_words(source) == "def double(x: int) -> int:\n    return 2 * x\n"
+    assert without_comments(source) == "def double(x: int) -> int:\n    return 2 * x\n"
 
 
 @pytest.mark.parametrize("name", readme.NAMES)

@@ -52,7 +52,7 @@ def test_pipeline_ends_in_the_digest_of_a_run(
     store = LocalStore(tmp_path / "store")
     run = runs.read_run(store, "piped")
     stages, rounds = runs.history(store, run)
-    assert stages[-1]["digest"] == here.digest and len(rounds) == 2
+    assert stages[-1].digest == here.digest and len(rounds) == 2
     summary = store.read_ref(paths.summary("piped"))
     assert summary is not None and summary["digest"] == here.digest
     assert summary["status"] == "finished"
@@ -75,9 +75,9 @@ def test_pipeline_ends_in_the_digest_of_a_run(
         spec=text, store=uri, stage=1, plan_digest=plan_digest, **{key: begun.outputs[key] for key in begun.outputs}
     )
     again = runs.read_run(store, "again")
-    assert done.outputs["digest"] == stages[0]["digest"]
-    assert again["stages"] == run["stages"][:1]
-    assert runs.history(store, again)[0][0]["reused"]
+    assert done.outputs["digest"] == stages[0].digest
+    assert again.stages == run.stages[:1]
+    assert runs.history(store, again)[0][0].reused
     assert done.outputs["metrics"].metadata
     capfd.readouterr()
 

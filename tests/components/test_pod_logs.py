@@ -66,7 +66,7 @@ def test_a_cluster_that_does_not_let_us_read_is_named_at_once(running: tuple[Pod
 
 def test_without_a_cluster_a_running_pods_log_is_out_of_reach(running: tuple[PodLogs, Pod]) -> None:
     logs, pod = running
-    with pytest.raises(NotFoundError, match="the cluster is out of reach") as missing:
+    with pytest.raises(NotFoundError, match="the cluster is not reachable") as missing:
         logs.read(pod)
     assert f"kubectl -n kubeflow logs {pod.name}" in str(missing.value)
 

@@ -84,7 +84,7 @@ def test_interrupted_it_goes_on(tmp_path: Path) -> None:
     running.send_signal(signal.SIGINT)
     ended = wait(running)
     assert ended.code == 130, ended
-    assert ended.errors == ["error: interrupted -> what is committed stands; run it again to go on"]
+    assert len(ended.errors) == 1 and ended.errors[0].startswith("error: interrupted -> "), ended
     assert "--run-id again" in ended.out
     assert succeed(*command, "--json", cwd=tmp_path).json["digest"] == undisturbed["digest"]
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from lwfed import environment
-from lwfed.drive.trackers import NO_STAGE, make_trackers, tell_finish
+from lwfed.drive.trackers import NO_STAGE, make_trackers, record_finish
 from lwfed.launch.in_process import InProcess
 from lwfed.round.train_stage import train_stage
 from lwfed.round.workbench import Workbench
@@ -112,7 +112,7 @@ class Experiment:
         run = runs.read_run(self.bench.store, self.run.run_id)
         spec = TrackingSpec(uri="http://from-the-environment", experiment="lwfed")
         trackers, mlflow = make_trackers(run, spec, store=self.bench.store, warn=self.warnings.append, stage=stage)
-        trackers.start(run)
+        trackers.start(run.to_values())
         return trackers, mlflow
 
     def prepare(self) -> None:
@@ -148,7 +148,7 @@ class Experiment:
         summary = summarise(run, runs.history(self.bench.store, run)[0], wall_s=1.0, complete=True)
         task = RunTask(store=self.bench.store.uri, run_id=run.run_id, place=place_of(run, cache=None))
         InProcess(self.bench.store).server("finish", task, emit=emit_to(lambda kind, values: None))
-        tell_finish(run, summary, store=self.bench.store, tracker=trackers)
+        record_finish(run, summary, store=self.bench.store, tracker=trackers)
         if own:
             trackers.close()
 

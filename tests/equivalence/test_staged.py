@@ -17,6 +17,7 @@ from lwfed.store import paths
 from lwfed.store.local import LocalStore
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import CheckpointError, SpecError
+from lwfed.types.records import Parent
 from tests.tiny import DEPTHS, VALUES, Finished
 
 
@@ -70,15 +71,15 @@ def test_a_chain_of_tasks_ends_in_the_digest_of_a_run(
     assert digests[-1] == finished.summary["digest"]
     summary = store.read_ref(paths.summary("r"))
     assert summary["status"] == "finished" and summary["digest"] == digests[-1]
-    key = runs.read_run(store, "r")["stages"][-1]["key"]
+    key = runs.read_run(store, "r").stages[-1].key
     assert reported.model["store_uri"] == f"file://{store.uri}/{paths.stage_checkpoint(key)}"
     assert reported.model["digest"] == digests[-1]
-    assert store.has(paths.report("r")) and "t2i" in reported.html
+    assert store.has(paths.report("r")) and "Text to image recall" in reported.html
 
     named(monkeypatch, "again")  # all is committed: nothing is trained
     again, _ = chain(spec, store)
     assert again == digests
-    assert all(record["reused"] for record in runs.history(store, runs.read_run(store, "again"))[0])
+    assert all(record.reused for record in runs.history(store, runs.read_run(store, "again"))[0])
 
     named(monkeypatch, "skipping")  # the platform skips stage 1, whose strings are those of the run before
     common = {"spec": pack_spec(spec, store=store), "store": store.uri}
@@ -92,12 +93,12 @@ def test_a_chain_of_tasks_ends_in_the_digest_of_a_run(
     named(monkeypatch, "rerun")
     rerun, _ = chain(spec, store, stages=(2,), parent="r:2")
     assert rerun == digests[1:]
-    assert runs.read_run(store, "rerun")["parent"] == {"run_id": "r", "stage": 2}
+    assert runs.read_run(store, "rerun").parent == Parent(run_id="r", stage=2)
 
     named(monkeypatch, "fresh")
     fresh, _ = chain(spec, store, fresh=True)
     records, _ = runs.history(store, runs.read_run(store, "fresh"))
-    assert fresh == digests and not any(record["reused"] for record in records)
+    assert fresh == digests and not any(record.reused for record in records)
 
 
 def test_strings_that_do_not_fit_the_run_are_refused(
@@ -121,5 +122,5 @@ def test_strings_that_do_not_fit_the_run_are_refused(
         tasks.train_stage(**common, stage=2, **right)
     with pytest.raises(CheckpointError, match="is not committed with digest"):
         tasks.report(**common, stage=2, digest="0" * 64)
-    with pytest.raises(SpecError, match="names no parent"):
+    with pytest.raises(SpecError, match="RUN:STAGE"):
         tasks.prepare(**common, parent="r")

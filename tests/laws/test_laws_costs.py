@@ -123,7 +123,7 @@ def test_the_server_reads_each_update_once_and_writes_one_model(tmp_path: Path) 
     accept(bench, stage, ["client-000", "client-001", "client-002"])
     specs = tensor_specs(bench.skeleton(stage.key))
     items = sum(spec.nbytes for spec in specs.values())
-    cost = runs.read_run(bench.store, next(runs.run_ids(bench.store)))["predicted"][0]
+    cost = runs.read_run(bench.store, next(runs.run_ids(bench.store))).predicted[0]
     store.bytes_read = store.bytes_written = 0
     aggregate_round(round_task(bench, stage), bench=bench)
     assert store.bytes_read == 3 * items, "tensors by their range, headers apart"

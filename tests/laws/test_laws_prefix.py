@@ -31,7 +31,7 @@ from lwfed.spec.model import ModelSpec
 from lwfed.steps.experiment import run_stages
 from lwfed.store.local import LocalStore
 from tests.events import emit_to
-from tests.tiny import VALUES, Finished, begun, prepared, run_tiny, tiny_spec
+from tests.tiny import VALUES, Finished, begun, client_task, prepared, run_tiny, tiny_spec
 
 AUDIO = {
     "family": "ast",
@@ -252,21 +252,20 @@ def test_a_client_without_a_folder_computes_again_each_round_and_ends_in_the_sam
 
 
 def test_another_encoder_precision_or_version_of_the_data_is_another_function(tmp_path: Path) -> None:
-    _, stage, _ = begun(tmp_path)
-    cpu = torch.device("cpu")
-    own = _function(stage, "image", device=cpu)
-    plan = stage.plan
+    bench, stage, _ = begun(tmp_path)
+    ctx = bench.client(client_task(bench, stage, "client-000"))
+    own, plan = _function(ctx, "image"), stage.plan
 
     def changed(**update: Any) -> str:
-        return _function(replace(stage, plan=plan.model_copy(update=update)), "image", device=cpu)
+        return _function(replace(ctx, stage=replace(stage, plan=plan.model_copy(update=update))), "image")
 
     encoders = plan.model.encoders
     heads = encoders["image"].model_copy(update={"config": {**encoders["image"].config, "num_heads": 4}})
     model = plan.model.model_copy(update={"encoders": {**encoders, "image": heads}})
     training = plan.training.model_copy(update={"precision": "bf16"})
-    renewed = _function(replace(stage, data_version="x"), "image", device=cpu)
+    renewed = _function(replace(ctx, stage=replace(stage, data_version="x")), "image")
     others = [changed(model=model), changed(training=training), renewed]
-    assert len({own, *others, _function(stage, "text", device=cpu)}) == 5
+    assert len({own, *others, _function(ctx, "text")}) == 5
     appended = encoders["image"].model_copy(update={"blocks_per_stage": 7})
     assert changed(model=plan.model.model_copy(update={"encoders": {**encoders, "image": appended}})) == own
 

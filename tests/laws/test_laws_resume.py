@@ -111,7 +111,7 @@ def test_a_commit_that_lost_its_record_is_picked_up(finished: Finished, tmp_path
     """Killed between the commit of a round's checkpoint and the writing of its record, and the same for a stage."""
     run_tiny(tmp_path, options=RUN)
     store = LocalStore(tmp_path)
-    first, second = (item["key"] for item in runs.read_run(store, "again")["stages"])
+    first, second = (item.key for item in runs.read_run(store, "again").stages)
     store.delete(paths.round_record(second, 2))
     store.delete(paths.stage_record(second))
     store.delete(paths.stage_checkpoint(second))
@@ -132,4 +132,4 @@ def test_a_run_is_not_resumed_with_another_plan(tmp_path: Path) -> None:
     with pytest.raises(ResumeError, match=r"stages differ\(s\) from stage 2 on"):
         prepared(tiny_spec(tmp_path, "stages.rounds=[2,3]"), store=store, options=RUN)
     again = prepared(tiny_spec(tmp_path, "launch.retries=3", "federation.round_timeout_s=9"), store=store, options=RUN)
-    assert again["run_id"] == "again", "how fast it is done may change"
+    assert again.run_id == "again", "how fast it is done may change"

@@ -10,6 +10,7 @@ from lwfed.steps.prepare import draft
 from lwfed.store import paths
 from lwfed.store.checkpoint import read_checkpoint
 from lwfed.store.local import LocalStore
+from lwfed.types.records import Parent
 from tests.tiny import Finished, run_tiny, tensors_of, tiny_spec
 
 
@@ -65,7 +66,7 @@ def test_a_rerun_keeps_the_stages_before_it(tmp_path: Path) -> None:
         tmp_path, "training.learning_rate=1e-2", options=Options(run_id="again", parent=("first", 2))
     )  # fmt: skip
     assert again.keys[0] == first.keys[0] and again.keys[1] != first.keys[1]
-    assert again.run.parent == {"run_id": "first", "stage": 2}
+    assert again.run.parent == Parent(run_id="first", stage=2)
     assert {v["stage"] for v in again.reported("client_done")} == {2}
     assert again.digest != first.digest
     assert run_tiny(tmp_path, options=Options(run_id="third")).digest == first.digest, "the parent stands"
@@ -78,8 +79,8 @@ def test_pruning_keeps_what_other_stages_name(tmp_path: Path) -> None:
              options=Options(run_id="two"))  # fmt: skip
     for run_id in ("one", "two"):
         store = LocalStore(tmp_path)
-        for item in runs.read_run(store, run_id)["stages"]:
-            checkpoint = read_checkpoint(store, paths.stage_checkpoint(item["key"]))
+        for item in runs.read_run(store, run_id).stages:
+            checkpoint = read_checkpoint(store, paths.stage_checkpoint(item.key))
             assert checkpoint is not None and tensors_of(store, checkpoint)
 
 

@@ -60,7 +60,7 @@ def test_an_answer_starts_over() -> None:
 def test_people_hear_once_per_outage_and_not_of_a_short_one() -> None:
     clock = Clock()
     said: list[tuple[str, float]] = []
-    patience = Patience(bound_s=60.0, say_after_s=10.0, say=lambda *what: said.append(what), clock=clock)
+    patience = Patience(bound_s=60.0, report_after_s=10.0, report=lambda *what: said.append(what), clock=clock)
     for outage in range(2):
         patience.failed("gone")
         assert len(said) == outage

@@ -1,4 +1,4 @@
-"""Clients and the server as Jobs of a Kubernetes cluster."""
+"""The launcher that runs clients and the server as Jobs of a Kubernetes cluster."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def make(spec: RunSpec, *, store: Store, run_id: str) -> Launcher:
 
 
 def end_run(spec: RunSpec, *, run_id: str) -> None:
-    """Removes a run's Jobs; see `launchers.end_run`."""
+    """Deletes a run's Jobs; see `launchers.end_run`."""
     from lwfed.launch.kubernetes.launcher import delete_jobs
 
     delete_jobs(run_id, namespace=spec.kubernetes.namespace)

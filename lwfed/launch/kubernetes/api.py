@@ -1,7 +1,7 @@
-"""The cluster's API: plain values in and out, patience while it does not answer, and errors that say what to do.
+"""The cluster's API: plain values in and out, retries while it does not answer, and errors that say what to do.
 
-The only module that knows the Kubernetes client: its configuration, its credentials and `call_api`. Its generated
-methods cannot read a log since a moment (`sinceTime`), and one way for all requests is shorter than two.
+The only module that uses the Kubernetes client: its configuration, its credentials and `call_api`. The client's
+generated methods cannot read a log from a given time on (`sinceTime`), so all requests go through `call_api`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from lwfed.types.errors import LwfedError, SpecError, UnreachableError
 T = TypeVar("T")
 
 PATIENCE_S = 120.0
-"""Seconds of trying again while the API does not answer: as long as an upgrade of a control plane takes."""
+"""Seconds of retries while the API does not answer: as long as an upgrade of a control plane takes."""
 ANSWER_S = (5.0, 30.0)
-"""Seconds to connect, and to wait for an answer."""
+"""Timeouts to connect and to read an answer, in seconds."""
 CONNECTIONS = 32
 OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 ROLE = "the Role `lwfed-coordinator` of k8s/base"
@@ -35,18 +35,18 @@ GROUPS: Mapping[str, str] = {"jobs": "/apis/batch/v1", "pods": "/api/v1", "pods/
 
 
 class DeniedError(UnreachableError):
-    """The cluster does not let us."""
+    """The cluster denies access."""
 
 
 class NotConfiguredError(UnreachableError):
-    """Nothing here says how to reach a cluster."""
+    """No cluster is configured."""
 
 
 class Cluster:
     """A cluster's API, in one namespace.
 
     Args:
-        namespace: Where Jobs are.
+        namespace: The namespace of the Jobs.
         api: A configured client.
     """
 
@@ -60,24 +60,24 @@ class Cluster:
         return str(self._api.configuration.host)
 
     def check(self) -> None:
-        """Asks for the cluster's version. Raises UnreachableError where nothing answers soon."""
+        """Requests the cluster's version. Raises UnreachableError if there is no answer within 10 s."""
         self._ask("GET", "/version", doing="get version", patience_s=10)
 
     def create_job(self, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Makes a Job; None where there is one of that name.
+        """Creates a Job; returns None if one with that name exists.
 
         Raises:
-            SpecError: The cluster takes the manifest for wrong.
-            UnreachableError: It does not answer, or does not let us.
+            SpecError: The cluster rejects the manifest as invalid.
+            UnreachableError: The cluster does not answer, or denies access.
         """
         return self._ask("POST", self._path("jobs"), doing="create jobs", body=manifest, none_on=(409,))
 
     def read_job(self, name: str) -> dict[str, Any] | None:
-        """Reads a Job; None where there is none."""
+        """Returns a Job, or None if it does not exist."""
         return self._ask("GET", self._path("jobs", name), doing="get jobs", none_on=(404,))
 
     def delete_job(self, name: str, *, uid: str | None = None, patience_s: float = PATIENCE_S) -> None:
-        """Removes a Job and its pods; nothing happens where it is gone, or has another identity."""
+        """Deletes a Job and its pods; does nothing if it is gone or has another UID."""
         options: dict[str, Any] = {"propagationPolicy": "Background"}
         if uid is not None:
             options["preconditions"] = {"uid": uid}
@@ -87,16 +87,16 @@ class Cluster:
         )  # fmt: skip
 
     def delete_pod(self, name: str) -> None:
-        """Removes a pod; nothing happens where it is gone."""
+        """Deletes a pod; does nothing if it is gone."""
         self._ask("DELETE", self._path("pods", name), doing="delete pods", none_on=(404,), patience_s=0)
 
     def find(self, resource: str, *, patience_s: float = 0, **query: Any) -> dict[str, Any]:
-        """Lists Jobs, pods or events; tries once unless there is patience."""
+        """Lists Jobs, pods or events; tries once unless `patience_s` allows retries."""
         path = self._path(resource)
         return self._ask("GET", path, doing=f"list {resource}", query=query, patience_s=patience_s) or {}
 
     def read_pod(self, name: str, *, namespace: str) -> dict[str, Any] | None:
-        """Reads a pod of any namespace; None where there is none."""
+        """Returns a pod of any namespace, or None if it does not exist."""
         path = f"/api/v1/namespaces/{namespace}/pods/{name}"
         return self._ask("GET", path, doing="get pods", none_on=(404,))
 
@@ -110,7 +110,7 @@ class Cluster:
         return sorted(found.get("items") or (), key=when)
 
     def log(self, pod: str, *, container: str, **query: Any) -> urllib3.BaseHTTPResponse:
-        """Opens a pod's log, in one try; `lines_of` reads it, and its `shutdown` ends that from another thread."""
+        """Opens a pod's log in one try; `lines_of` reads it, and its `shutdown` stops that from any thread."""
         answer = self._ask(
             "GET", self._path("pods", f"{pod}/log"), doing="get pods/log", query={"container": container, **query},
             read=lambda opened: opened, timeout=(ANSWER_S[0], None), patience_s=0,
@@ -119,11 +119,11 @@ class Cluster:
         return answer
 
     def log_lines(self, pod: str, *, container: str, **query: Any) -> Iterator[str]:
-        """Yields the lines of a pod's log; with `follow="true"` as they come, until the container ends."""
+        """Yields the lines of a pod's log; with `follow="true"`, as they are written, until the container ends."""
         yield from lines_of(self.log(pod, container=container, **query))
 
     def close(self) -> None:
-        """Lets go of connections."""
+        """Closes the connections."""
         self._api.rest_client.pool_manager.clear()
 
     def _path(self, resource: str, name: str = "") -> str:
@@ -143,7 +143,7 @@ class Cluster:
         timeout: tuple[float, float | None] = ANSWER_S,
         patience_s: float = PATIENCE_S,
     ) -> T | None:
-        """Asks until there is an answer, or patience is over."""
+        """Repeats a request until there is an answer or `patience_s` has passed."""
         patience = Patience(bound_s=patience_s)
         while True:
             try:
@@ -153,15 +153,15 @@ class Cluster:
                     return None
                 if not _passes(error.status):
                     raise self._error(error, doing) from None
-                problem = f"answers {error.status} {error.reason}"
+                problem = f"status {error.status} {error.reason}"
             except ValueError:
-                problem = "answers something that is not JSON"
+                problem = "an answer that is not JSON"
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 problem = one_line(str(error))
             if not patience.wait(problem):
                 raise UnreachableError(
                     f"the Kubernetes API at {self.host} does not answer: {problem}",
-                    remedy=f"see that it is up; then {environment.go_on()}",
+                    remedy=f"check that it is up; then {environment.resume_hint()}",
                 )
 
     def _call(
@@ -181,22 +181,22 @@ class Cluster:
         return answer
 
     def _error(self, error: ApiException, doing: str) -> LwfedError:
-        said, what = _message(error), f"{doing} in namespace {self.namespace}"
+        message, what = _message(error), f"{doing} in namespace {self.namespace}"
         if error.status == 401:
             return DeniedError(
-                f"the cluster at {self.host} does not know us: {said}", remedy="renew the credentials of KUBECONFIG"
+                f"the cluster at {self.host} rejects our credentials: {message}", remedy="renew those in KUBECONFIG"
             )
         if error.status in (400, 404, 422):
             gone = error.status == 404
-            remedy = "name one that is there in `kubernetes.namespace`" if gone else "correct `kubernetes` in the spec"
-            return SpecError(f"the cluster refuses to {what}: {said}", remedy=remedy)
-        rights = "cannot " in said and " resource " in said
-        remedy = f"apply {ROLE} to that service account" if rights else "see what forbids it: a quota or a policy"
-        return DeniedError(f"we may not {what}: {said}", remedy=remedy)
+            remedy = "set `kubernetes.namespace` to an existing one" if gone else "correct `kubernetes` in the spec"
+            return SpecError(f"the cluster refuses to {what}: {message}", remedy=remedy)
+        rights = "cannot " in message and " resource " in message
+        remedy = f"bind {ROLE} to that service account" if rights else "check which quota or policy forbids it"
+        return DeniedError(f"not allowed to {what}: {message}", remedy=remedy)
 
 
 def connect(namespace: str) -> Cluster:
-    """Connects to the cluster this process runs in, else to the one that KUBECONFIG names.
+    """Connects to the cluster that this process runs in, else to the one that KUBECONFIG names.
 
     Raises:
         UnreachableError: No cluster is configured, or it does not answer.
@@ -224,7 +224,7 @@ def connect(namespace: str) -> Cluster:
 
 
 def current_namespace() -> str:
-    """Names the namespace of this pod, else of KUBECONFIG's context, else `default`."""
+    """Returns the namespace of this pod, else of KUBECONFIG's context, else `default`."""
     if _in_cluster():
         return OWN_NAMESPACE.read_text(encoding="utf-8").strip()
     try:
@@ -235,7 +235,7 @@ def current_namespace() -> str:
 
 
 def lines_of(answer: urllib3.BaseHTTPResponse) -> Iterator[str]:
-    """Yields the lines of a log as they come; ends as it ends. By hand: the client's own reader drops empty lines.
+    """Yields the lines of a log as they arrive, until it ends. The client's own reader would drop empty lines.
 
     Raises:
         UnreachableError: The connection broke.
@@ -259,12 +259,12 @@ def _in_cluster() -> bool:
 
 
 def _passes(status: int | None) -> bool:
-    """Whether an answer says that another try may help; 0 is the client's word for a broken handshake."""
+    """Whether another try may succeed after this status; the client reports a broken handshake as 0."""
     return status is None or status in (0, 408, 429) or status >= 500
 
 
 def _message(error: ApiException) -> str:
-    """Returns the API server's own words."""
+    """Returns the API server's own message."""
     body = error.body or b""
     text = body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body)
     try:

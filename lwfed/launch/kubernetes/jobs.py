@@ -1,4 +1,4 @@
-"""Jobs of a run: one that another coordinator began is taken over, else one is made; each under the next free name."""
+"""Creates the Jobs of a run, each under the next free name, or takes over those that another coordinator created."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from lwfed import environment
 from lwfed.launch.kubernetes.api import PATIENCE_S, Cluster, current_namespace
-from lwfed.launch.kubernetes.manifests import Surroundings, Work, job
+from lwfed.launch.kubernetes.manifests import JobContext, Work, job
 from lwfed.launch.kubernetes.names import (
     TASKS_NOTE,
     TEMPLATE_NOTE,
@@ -33,19 +33,19 @@ from lwfed.types.errors import LwfedError
 POOL_LABEL = "lwfed/pool"
 NAME_TRIES = 20
 CLEAN_UP_S = 5.0
-"""Seconds for which the API is asked to remove a Job: one that stays ends by its deadline or without a heartbeat."""
+"""Seconds of retries to delete a Job: one that stays ends at its deadline, or when the heartbeat stops."""
 
 _ATTEMPT = re.compile(r"-a(\d+)$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """What one call of the launcher asks for; all its Jobs are made alike.
+    """One call of the launcher; its Jobs differ only in their pools.
 
     Attributes:
-        step: What the pods run.
+        step: The step that the pods run.
         labels: Labels that select all its Jobs and pods.
-        deadline_s: Seconds it may take; None: as long as it takes.
+        deadline_s: Seconds it may take; None: no limit.
     """
 
     step: str
@@ -54,19 +54,19 @@ class Call:
 
     @property
     def selector(self) -> str:
-        """Selects its Jobs and pods."""
+        """The label selector of its Jobs and pods."""
         return selector(self.labels)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Begun:
-    """A Job that works for a call.
+class JobHandle:
+    """A Job that works on tasks of a call.
 
     Attributes:
         name: Its name.
-        uid: Its identity.
-        clients: Its clients by index; those of no concern to the call among them.
-        adopted: Whether another coordinator made it.
+        uid: Its UID.
+        clients: Its clients by index, including any that the call does not ask for.
+        adopted: Whether another coordinator created it.
     """
 
     name: str
@@ -76,35 +76,35 @@ class Begun:
 
 
 class Jobs:
-    """Makes, takes over and removes the Jobs of a run.
+    """Creates, takes over and deletes the Jobs of a run.
 
     Args:
-        settings: Pods and Jobs.
-        cluster: Where.
-        store: Holds their lists of tasks.
-        run_id: The run; it names them.
-        around: What the coordinator adds to them.
+        settings: The settings of pods and Jobs.
+        cluster: The cluster.
+        store: Holds the Jobs' task lists.
+        run_id: The run; Jobs are named after it.
+        context: What the coordinator adds to each Job.
     """
 
     def __init__(
-        self, settings: KubernetesSpec, *, cluster: Cluster, store: Store, run_id: str, around: Surroundings
+        self, settings: KubernetesSpec, *, cluster: Cluster, store: Store, run_id: str, context: JobContext
     ) -> None:
         self._settings, self._cluster, self._store = settings, cluster, store
-        self._run_id, self._around = run_id, around
+        self._run_id, self._context = run_id, context
 
     def call(self, step: str, task: PoolTask | ServerTask, *, deadline_s: float | None) -> Call:
         """Returns a call; `task` is one of its tasks."""
         return Call(step=step, labels=call_labels(step, task, run_id=self._run_id), deadline_s=deadline_s)
 
-    def begin(self, call: Call, pool: PoolSpec, tasks: Sequence[PoolTask | ServerTask]) -> Begun:
-        """Has a pool work on some tasks: by a Job that does so already, else by a new one.
+    def begin(self, call: Call, pool: PoolSpec, tasks: Sequence[PoolTask | ServerTask]) -> JobHandle:
+        """Returns a Job that works on tasks in a pool: an existing one if possible, else a new one.
 
-        A Job that is over, or that was made from other tasks or another template, is not taken over; the latter is
-        removed.
+        A Job that has ended, or that has other tasks or another template, is not taken over; in the second case it is
+        deleted.
 
         Raises:
-            SpecError: The cluster takes the Job for wrong.
-            UnreachableError: It does not answer, or does not let us.
+            SpecError: The cluster rejects the Job as invalid.
+            UnreachableError: The cluster does not answer, or denies access.
         """
         wanted = self._list_of(call, tasks)
         number = 1
@@ -112,41 +112,41 @@ class Jobs:
             number = max(number, _attempt_of(value) + 1)
             if _is_over(value):
                 continue
-            begun = self._adopted(value, wanted, template=self._template(call, pool, wanted))
-            if begun is not None:
-                return begun
+            handle = self._adopted(value, wanted, template=self._template(call, pool, wanted))
+            if handle is not None:
+                return handle
             self._cluster.delete_job(value["metadata"]["name"], uid=value["metadata"]["uid"])
         for attempt in range(number, number + NAME_TRIES):
             name = job_name(call.step, tasks[0], run_id=self._run_id, pool=pool.name, attempt=attempt)
             if not self._listed(name, wanted):
                 continue
-            manifest = job(self._work(call, pool, wanted, name=name), pool, self._settings, around=self._around)
+            manifest = job(self._work(call, pool, wanted, name=name), pool, self._settings, context=self._context)
             made = self._cluster.create_job(manifest)
             if made is not None:
                 uid = str(made["metadata"]["uid"])
-                return Begun(name=name, uid=uid, clients=clients_of(wanted), adopted=False)
-            there = self._cluster.read_job(name)  # made in this moment, by a request that seemed lost or by another
+                return JobHandle(name=name, uid=uid, clients=clients_of(wanted), adopted=False)
+            there = self._cluster.read_job(name)  # just created, by a request that seemed lost or by another
             if there is not None and not _is_over(there):
-                begun = self._adopted(there, wanted, template=manifest["metadata"]["annotations"][TEMPLATE_NOTE])
-                if begun is not None:
-                    return replace(begun, adopted=False)
+                handle = self._adopted(there, wanted, template=manifest["metadata"]["annotations"][TEMPLATE_NOTE])
+                if handle is not None:
+                    return replace(handle, adopted=False)
         raise LwfedError(
-            f"no name is free for a Job of {call.step}, {name} being the last tried",
-            remedy=f"see: kubectl get jobs -n {self._settings.namespace} -l {call.selector}",
+            f"found no free name for a Job of {call.step}; the last one tried was {name}",
+            remedy=f"list them: kubectl get jobs -n {self._settings.namespace} -l {call.selector}",
         )
 
-    def end(self, begun: Begun) -> None:
-        """Removes a Job and its pods; one that stays, since the API is away, ends by itself."""
+    def end(self, handle: JobHandle) -> None:
+        """Deletes a Job and its pods; if the API does not answer, the Job ends by itself."""
         with suppress(LwfedError):
-            self._cluster.delete_job(begun.name, uid=begun.uid, patience_s=CLEAN_UP_S)
+            self._cluster.delete_job(handle.name, uid=handle.uid, patience_s=CLEAN_UP_S)
 
-    def forget(self, begun: Begun) -> None:
-        """Removes the list of tasks of a Job whose pods have all started and ended."""
+    def forget(self, handle: JobHandle) -> None:
+        """Deletes the task list of a Job whose pods have all started and ended."""
         with suppress(LwfedError):
-            self._store.delete(paths.job(begun.name))
+            self._store.delete(paths.job(handle.name))
 
     def _listed(self, name: str, wanted: Mapping[str, Any]) -> bool:
-        """Writes a Job's list, but never over one that pods read: equal stages of two runs ask for the same names."""
+        """Writes a Job's task list unless pods read another one there: equal stages of two runs want the same names."""
         key = paths.job(name)
         if self._store.write_ref(key, wanted, if_absent=True) or self._store.read_ref(key) == wanted:
             return True
@@ -175,7 +175,7 @@ class Jobs:
         )
 
     def _template(self, call: Call, pool: PoolSpec, wanted: Mapping[str, Any]) -> str:
-        made = job(self._work(call, pool, wanted, name="any"), pool, self._settings, around=self._around)
+        made = job(self._work(call, pool, wanted, name="any"), pool, self._settings, context=self._context)
         return str(made["metadata"]["annotations"][TEMPLATE_NOTE])
 
     def _found(self, call: Call, pool: PoolSpec) -> Iterator[dict[str, Any]]:
@@ -184,8 +184,8 @@ class Jobs:
         )
         yield from sorted(found.get("items") or (), key=_attempt_of, reverse=True)
 
-    def _adopted(self, value: Mapping[str, Any], wanted: Mapping[str, Any], *, template: str) -> Begun | None:
-        """Returns a Job as one to take over; None where it does other work, or does it differently."""
+    def _adopted(self, value: Mapping[str, Any], wanted: Mapping[str, Any], *, template: str) -> JobHandle | None:
+        """Returns a handle of a Job to take over; None if the Job has other tasks or another template."""
         metadata = value["metadata"]
         notes = metadata.get("annotations") or {}
         listed = self._store.read_ref(paths.job(metadata["name"]))
@@ -193,31 +193,31 @@ class Jobs:
             return None
         if not covers(listed, wanted):
             return None
-        return Begun(name=metadata["name"], uid=metadata["uid"], clients=clients_of(listed), adopted=True)
+        return JobHandle(name=metadata["name"], uid=metadata["uid"], clients=clients_of(listed), adopted=True)
 
 
-def surroundings(cluster: Cluster, *, run_id: str) -> Surroundings:
-    """Returns what this coordinator adds to its Jobs: their owner, and what pods know of the run.
+def job_context(cluster: Cluster, *, run_id: str) -> JobContext:
+    """Returns what this coordinator adds to its Jobs: their owner and the environment of their pods.
 
     The owner is the controller of this pod (the workflow, or the coordinator's own Job), since a replacement of the
-    pod has another identity; a bare pod owns its Jobs itself. Outside the cluster, or for Jobs of another namespace,
-    nobody owns them.
+    pod has another UID; a bare pod owns its Jobs itself. Outside the cluster, and in another namespace than the Jobs',
+    there is no owner.
     """
     env = environment.for_pods(run_id)
     name = environment.pod_name()
     if name is None or current_namespace() != cluster.namespace:
-        return Surroundings(env=env)
+        return JobContext(env=env)
     pod = cluster.read_pod(name, namespace=cluster.namespace)
     if pod is None:
-        return Surroundings(env=env)
+        return JobContext(env=env)
     itself = {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": pod["metadata"]["uid"]}
     owners = pod["metadata"].get("ownerReferences") or ()
     controller = next((owner for owner in owners if owner.get("controller")), itself)
-    return Surroundings(owner={key: controller[key] for key in ("apiVersion", "kind", "name", "uid")}, env=env)
+    return JobContext(owner={key: controller[key] for key in ("apiVersion", "kind", "name", "uid")}, env=env)
 
 
 def delete_run_jobs(cluster: Cluster, run_id: str) -> list[str]:
-    """Removes all Jobs of a run and their pods, those that are over too. Returns their names."""
+    """Deletes all Jobs of a run and their pods, including those that have ended. Returns their names."""
     names = []
     for value in cluster.find("jobs", patience_s=PATIENCE_S, labelSelector=run_selector(run_id)).get("items") or ():
         cluster.delete_job(value["metadata"]["name"], uid=value["metadata"]["uid"])

@@ -1,7 +1,7 @@
-"""Clients as pods of a cluster: an Indexed Job for each pool and round, then one Job for the server's part.
+"""Runs clients as pods of a cluster: an Indexed Job per pool and round, then one Job for the server's part.
 
-The pods run the same steps as a laptop does, with their tasks from the store. A coordinator that dies leaves the Jobs
-running; the next one finds them by their names and goes on, and without a next one they end by themselves.
+The pods run the same steps as a laptop does, and read their tasks from the store. When a coordinator dies, its Jobs
+keep running: the next coordinator finds them by their names and continues; without one they end by themselves.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lwfed.catalog.launchers.kubernetes import DESCRIPTION
 from lwfed.formats import bytes_text
 from lwfed.launch.kubernetes.api import connect
 from lwfed.launch.kubernetes.collect import Collector
-from lwfed.launch.kubernetes.jobs import Call, Jobs, delete_run_jobs, surroundings
+from lwfed.launch.kubernetes.jobs import Call, Jobs, delete_run_jobs, job_context
 from lwfed.launch.kubernetes.names import committed
 from lwfed.run.launcher import Emit, Outcome
 from lwfed.run.tasks import PoolTask, RoundTask, ServerTask
@@ -26,11 +26,11 @@ from lwfed.types.errors import CheckpointError, error_of
 
 
 class KubernetesLauncher:
-    """The launcher of a cluster.
+    """The launcher for a Kubernetes cluster.
 
     Args:
         spec: The experiment.
-        store: The run's store, which pods reach under the same URI.
+        store: The run's store; pods must reach it under the same URI.
         run_id: The run.
 
     Raises:
@@ -43,8 +43,8 @@ class KubernetesLauncher:
         self._settings = spec.kubernetes
         self._store, self._run_id = store, run_id
         self._cluster = connect(spec.kubernetes.namespace)
-        around = surroundings(self._cluster, run_id=run_id)
-        self._jobs = Jobs(self._settings, cluster=self._cluster, store=store, run_id=run_id, around=around)
+        context = job_context(self._cluster, run_id=run_id)
+        self._jobs = Jobs(self._settings, cluster=self._cluster, store=store, run_id=run_id, context=context)
 
     def clients(self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit) -> Iterator[Outcome]:
         """Runs tasks in the pods of their clients' pools; see `Launcher.clients`."""
@@ -52,31 +52,31 @@ class KubernetesLauncher:
             return
         of_client = {task.client: task for task in tasks}
         work = [
-            (pool, [_placed(of_client[client], pool) for client in clients])
+            (pool, [_in_pool(of_client[client], pool) for client in clients])
             for pool, clients in self._settings.by_pool(of_client)
         ]
         call = self._jobs.call(step, tasks[0], deadline_s=deadline_s)
         collector = self._collector(call, work, emit=emit)
         with closing(collector.outcomes()) as outcomes:
             for outcome in outcomes:
-                if outcome.exit_code == CheckpointError.exit_code:  # all read the same; else a pod's trouble is its own
+                if outcome.exit_code == CheckpointError.exit_code:  # all clients read the same checkpoint
                     collector.end()
                     raise CheckpointError(f"{outcome.client}: {outcome.reason}")
                 yield outcome
 
     def server(self, step: str, task: ServerTask, *, emit: Emit) -> None:
-        """Runs the server's step in a pod of its pool, unless its result is committed already."""
+        """Runs the server's step in a pod of the server pool, unless its result is committed already."""
         if committed(self._store, step, task):
             return
         pool = self._settings.server
         call = self._jobs.call(step, task, deadline_s=None)
-        collector = self._collector(call, [(pool, [_placed(task, pool)])], emit=emit)
-        for outcome in list(collector.outcomes()):  # to the end: a Job that goes on for nobody is removed there
+        collector = self._collector(call, [(pool, [_in_pool(task, pool)])], emit=emit)
+        for outcome in list(collector.outcomes()):  # to the end, which deletes Jobs that nobody needs
             if outcome.exit_code:
                 raise error_of(outcome.exit_code, outcome.reason)
 
     def close(self) -> None:
-        """Lets go of connections; pods go on."""
+        """Closes connections; pods keep running."""
         self._cluster.close()
 
     def _collector(
@@ -91,10 +91,10 @@ class KubernetesLauncher:
 
 
 def delete_jobs(run_id: str, *, namespace: str) -> int:
-    """Removes all Jobs of a run and their pods. Returns how many there were.
+    """Deletes all Jobs of a run and their pods. Returns their number.
 
     Raises:
-        UnreachableError: No cluster is configured, it does not answer, or it does not let us.
+        UnreachableError: No cluster is configured, it does not answer, or it denies access.
     """
     cluster = connect(namespace)
     try:
@@ -103,8 +103,8 @@ def delete_jobs(run_id: str, *, namespace: str) -> int:
         cluster.close()
 
 
-def _placed(task: Any, pool: PoolSpec) -> Any:
-    """Returns a task with the places of its pool's pods."""
+def _in_pool(task: Any, pool: PoolSpec) -> Any:
+    """Returns a task with the data root and cache folder of its pool's pods."""
     cache = None if pool.cache is None else f"{pool.cache}/{getattr(task, 'run_id', None) or 'runs'}"
     place = task.place.model_copy(update={"cache": cache})
     if pool.data_root is not None:
@@ -113,7 +113,7 @@ def _placed(task: Any, pool: PoolSpec) -> Any:
 
 
 def _predicted_memory(store: Store, run_id: str, task: PoolTask | ServerTask) -> str:
-    """Says what the ledger predicts of a client's memory; empty where nothing is known."""
+    """Returns the ledger's prediction of a client's memory in words; empty if unknown."""
     if not isinstance(task, RoundTask):
         return ""
     run = store.read_ref(paths.run(run_id)) or {}
@@ -121,4 +121,4 @@ def _predicted_memory(store: Store, run_id: str, task: PoolTask | ServerTask) ->
     cost = next((cost for cost in run.get("predicted", ()) if cost["stage"] == stage), None)
     if cost is None:
         return ""
-    return f"the ledger predicts {bytes_text(cost['peak_bytes'])} of tensors, besides 0.5Gi or more of libraries"
+    return f"the ledger predicts {bytes_text(cost['peak_bytes'])} for tensors, plus 0.5Gi or more for libraries"

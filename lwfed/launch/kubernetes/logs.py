@@ -1,7 +1,7 @@
-"""Streams the logs of pods, so many at a time; the others wait their turn, and what they said is not lost.
+"""Streams the logs of pods, a limited number at a time; the others wait their turn and lose no lines.
 
-A thread per stream, since a node that does not answer holds up a request for its pod's log; and daemons, since such a
-request must not hold up the end of the coordinator, as the threads of an executor would.
+Each stream has a thread, since a request for the log of a pod on a dead node blocks. They are daemon threads, since
+such a request must not delay the coordinator's exit, as the threads of an executor would.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Denied:
-    """The cluster lets nobody read logs here: no further line comes."""
+    """The cluster denies reading logs; no further line follows."""
 
     error: DeniedError
 
@@ -46,9 +46,9 @@ class Logs:
     """Puts the lines of pods' logs into a queue.
 
     Args:
-        cluster: Where.
+        cluster: The cluster of the pods.
         lines: The queue.
-        at_a_time: Most streams at a time.
+        at_a_time: The most streams at a time.
     """
 
     def __init__(self, cluster: Cluster, *, lines: Lines, at_a_time: int = AT_A_TIME) -> None:
@@ -62,7 +62,7 @@ class Logs:
         self._denied = False
 
     def follow(self, pod: str) -> None:
-        """Follows a pod's log, now or when another's has ended."""
+        """Follows a pod's log, now or when another stream has ended."""
         if self._over.is_set() or self._denied or pod in self._pods:
             return
         self._pods[pod] = "waiting"
@@ -72,21 +72,21 @@ class Logs:
             threading.Thread(target=self._run, name="log", daemon=True).start()
 
     def misses(self, pod: str) -> bool:
-        """Whether a pod's lines are not to be had here soon: nobody may read them, or others come first."""
+        """Whether a pod's log is not followed: the cluster denies it, or the pod still waits its turn."""
         return self._denied or self._pods.get(pod) == "waiting"
 
     def busy(self) -> bool:
-        """Whether a log is still followed."""
+        """Whether any log is still followed."""
         return any(state != "done" for state in list(self._pods.values()))
 
     def tail(self, pod: str, *, lines: int) -> str:
-        """Returns the last lines of a pod's log; empty where it cannot be read."""
+        """Returns the last lines of a pod's log; empty if it cannot be read."""
         with suppress(LwfedError):
             return "\n".join(lines_of(self._cluster.log(pod, container=CONTAINER, tailLines=lines)))
         return ""
 
     def close(self) -> None:
-        """Ends all soon."""
+        """Stops all streams."""
         self._over.set()
         for _ in range(self._threads):
             self._todo.put(None)
@@ -106,13 +106,13 @@ class Logs:
                 if first:
                     self._lines.put(Denied(error))
             except LwfedError:
-                pass  # the pod is gone; why it ended is seen elsewhere
+                pass  # the pod is gone; `state` finds out why
             with self._lock:
                 self._streams.pop(pod, None)
             self._pods[pod] = "done"
 
     def _follow(self, pod: str) -> None:
-        """Reads each of a log's lines once, over broken connections."""
+        """Reads each line of a log once, across broken connections."""
         last, patience = "", Patience(bound_s=PATIENCE_S, over=self._over)
         while not self._over.is_set():
             known, since, opened = last, ({"sinceTime": last} if last else {}), math.inf
@@ -121,11 +121,11 @@ class Logs:
                 opened = time.monotonic()
                 with self._lock:
                     self._streams[pod] = stream
-                if self._over.is_set():  # closed in this moment: nobody else ends it
+                if self._over.is_set():  # `close` ran before it could see this stream
                     _shut(stream)
                 for line in lines_of(stream):
                     when, _, text = line.partition(" ")
-                    if when > known and not self._over.is_set():  # a connection repeats the last one's last moment
+                    if when > known and not self._over.is_set():  # a new connection repeats the last lines
                         last = max(last, when)
                         patience.answered()
                         self._lines.put(Line(pod, text))
@@ -133,7 +133,7 @@ class Logs:
             except DeniedError:
                 raise
             except LwfedError as error:
-                if time.monotonic() - opened > patience.longest_s:  # a good connection, though no line came
+                if time.monotonic() - opened > patience.longest_s:  # the connection was good, though no line came
                     patience.answered()
                 if not patience.wait(str(error)):
                     raise
@@ -141,5 +141,5 @@ class Logs:
 
 def _shut(stream: urllib3.BaseHTTPResponse) -> None:
     """Ends another thread's wait for a stream."""
-    with suppress(OSError, ValueError, RuntimeError, AttributeError):  # it has ended by itself
+    with suppress(OSError, ValueError, RuntimeError, AttributeError):  # it has ended already
         stream.shutdown()

@@ -1,4 +1,4 @@
-"""From a pool to a Job: pure, plain values, and within the `restricted` Pod Security standard.
+"""Builds a Job's manifest from a pool: pure, plain values, within the `restricted` Pod Security standard.
 
 Fields are those of Kubernetes 1.29 and later.
 """
@@ -17,7 +17,7 @@ from lwfed.types.errors import FINAL_CODES, CoordinatorGoneError
 
 CONTAINER = "lwfed"
 SLACK_S = 120
-"""Seconds between the coordinator's deadline and the one that holds where no coordinator is left."""
+"""Seconds between the coordinator's deadline and the Job's own, which counts when no coordinator is left."""
 GRACE_S = 30
 TRAINS = ("train-client",)
 """Steps that use all GPUs of a pod, through torchrun."""
@@ -25,7 +25,7 @@ TRAINS = ("train-client",)
 HOME: Mapping[str, str] = {
     "HOME": "/tmp",
     "TMPDIR": "/tmp",
-    "USER": "lwfed",  # a number without a name has none, and some libraries insist on one
+    "USER": "lwfed",  # the image's user is a bare number, and some libraries need a name
     "XDG_CACHE_HOME": "/tmp/.cache",
     "XDG_CONFIG_HOME": "/tmp/.config",
     "MPLCONFIGDIR": "/tmp/.config/matplotlib",
@@ -35,22 +35,22 @@ HOME: Mapping[str, str] = {
     "PYTHONUNBUFFERED": "1",
     "PYTHONDONTWRITEBYTECODE": "1",
 }
-"""What makes a read-only image livable: all that is written goes to /tmp, and words come out at once."""
+"""Environment for a read-only image: all files are written to /tmp, and output is not buffered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What a Job does.
+    """The work of a Job.
 
     Attributes:
-        name: The Job's name, and that of its list of tasks in the store.
-        step: What its pods run.
-        count: Pods that must succeed: one per task.
+        name: The name of the Job and of its task list in the store.
+        step: The step that its pods run.
+        count: The number of pods that must succeed: one per task.
         store: URI of the store.
-        digest: Digest of its list of tasks.
+        digest: Digest of its task list.
         labels: Labels of the Job and its pods.
-        clients: Whose pods they are, by index; written down for people and `lwfed logs`.
-        deadline_s: Seconds it may take; None: as long as it takes.
+        clients: The pods' clients by index, as an annotation for people and `lwfed logs`.
+        deadline_s: Seconds it may take; None: no limit.
     """
 
     name: str
@@ -64,21 +64,21 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
-    """What the coordinator knows and its pods need.
+class JobContext:
+    """What the coordinator adds to each of its Jobs.
 
     Attributes:
-        owner: The owner of Jobs, as a Job's `ownerReferences` have it; None: nobody.
-        env: Environment to pass on; a pool's own comes before it.
+        owner: The owner of Jobs, as in a Job's `ownerReferences`; None: no owner.
+        env: Environment to pass on; a pool's own variables override it.
     """
 
     owner: Mapping[str, Any] | None = None
     env: Mapping[str, str] = field(default_factory=dict)
 
 
-def job(work: Work, pool: PoolSpec, spec: KubernetesSpec, *, around: Surroundings) -> dict[str, Any]:
-    """Returns the manifest of a Job: one index per task, each retried on its own."""
-    template = _pod(work, pool, spec, env=around.env)
+def job(work: Work, pool: PoolSpec, spec: KubernetesSpec, *, context: JobContext) -> dict[str, Any]:
+    """Returns the manifest of a Job: one index per task, each with its own retries."""
+    template = _pod(work, pool, spec, env=context.env)
     queue = {"kueue.x-k8s.io/queue-name": spec.queue} if spec.queue else {}
     values: dict[str, Any] = {
         "completionMode": "Indexed",
@@ -88,7 +88,7 @@ def job(work: Work, pool: PoolSpec, spec: KubernetesSpec, *, around: Surrounding
         "podFailurePolicy": {"rules": _failure_rules()},
         "podReplacementPolicy": "Failed",  # never two pods of one client
         "ttlSecondsAfterFinished": spec.job_ttl_s,
-        "suspend": True if spec.queue else None,  # Kueue lets it go
+        "suspend": True if spec.queue else None,  # Kueue resumes it
         "activeDeadlineSeconds": None if work.deadline_s is None else math.ceil(work.deadline_s) + SLACK_S,
         "template": template,
     }
@@ -103,13 +103,13 @@ def job(work: Work, pool: PoolSpec, spec: KubernetesSpec, *, around: Surrounding
             TEMPLATE_NOTE: template_digest(settings),
             "sidecar.istio.io/inject": "false",
         },
-        "ownerReferences": [dict(around.owner)] if around.owner else None,
+        "ownerReferences": [dict(context.owner)] if context.owner else None,
     }
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": pruned(metadata), "spec": settings}
 
 
 def template_digest(settings: Mapping[str, Any]) -> str:
-    """Returns the digest of all in a Job's spec that decides how its pods run; names and times of the call apart."""
+    """Returns the digest of what decides how a Job's pods run: its spec without the call's names and times."""
     spec = {key: value for key, value in settings.items() if key not in ("activeDeadlineSeconds", "completions")}
     template = {**spec["template"], "metadata": {}}
     command = {**template["spec"]["containers"][0], "command": []}
@@ -118,17 +118,17 @@ def template_digest(settings: Mapping[str, Any]) -> str:
 
 
 def pruned(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves out what is None or an empty collection: the cluster's default holds there."""
+    """Drops values that are None or empty collections, so that the cluster's defaults apply."""
     return {key: value for key, value in values.items() if value is not None and value not in ({}, [], ())}
 
 
 def memory_limit(pool: PoolSpec) -> str | None:
-    """Returns the limit on a pod's memory, or None."""
+    """Returns the memory limit of a pool's pods, or None."""
     return pool.memory_limit or pool.memory
 
 
 def _failure_rules() -> list[dict[str, Any]]:
-    """Preemption and drains are nobody's fault; some exit codes are final. A kill (137) may be anything: not final."""
+    """Ignores preemption and drains, and makes some exit codes final. A kill (137) has many causes: it is not final."""
 
     def on_codes(action: str, codes: Sequence[int]) -> dict[str, Any]:
         wanted = {"containerName": CONTAINER, "operator": "In", "values": sorted(codes)}
@@ -185,7 +185,7 @@ def _pod(work: Work, pool: PoolSpec, spec: KubernetesSpec, *, env: Mapping[str, 
         "containers": [pruned(container)],
         "volumes": volumes,
     }
-    mesh_off = {"sidecar.istio.io/inject": "false"}  # a mesh's sidecar would never end
+    mesh_off = {"sidecar.istio.io/inject": "false"}  # a sidecar would keep the pod running
     return {
         "metadata": {"labels": {**work.labels, **mesh_off}, "annotations": mesh_off},
         "spec": pruned(values),
@@ -201,9 +201,9 @@ def _command(work: Work, pool: PoolSpec) -> list[str]:
 
 
 def _env(pool: PoolSpec, spec: KubernetesSpec, passed_on: Mapping[str, str]) -> list[dict[str, Any]]:
-    # images for GPUs show all of a node's to a pod that asked for none
-    unseen = {} if pool.gpus else {"NVIDIA_VISIBLE_DEVICES": "void"}
-    plain = {**HOME, **unseen, **passed_on, **spec.env, **pool.env}
+    # CUDA images expose all of a node's GPUs to a pod that requests none
+    hidden = {} if pool.gpus else {"NVIDIA_VISIBLE_DEVICES": "void"}
+    plain = {**HOME, **hidden, **passed_on, **spec.env, **pool.env}
     fields = {"POD_NAME": "metadata.name", "POD_UID": "metadata.uid"}
     return [
         *({"name": name, "value": value} for name, value in sorted(plain.items())),
@@ -224,7 +224,7 @@ def _resources(pool: PoolSpec) -> dict[str, Any]:
 
 
 def _volumes(pool: PoolSpec) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Returns a pod's volumes, and where its container sees them."""
+    """Returns a pod's volumes and its container's mounts."""
     volumes: list[dict[str, Any]] = [{"name": "lwfed-tmp", "emptyDir": {}}]
     mounts: list[dict[str, Any]] = [{"name": "lwfed-tmp", "mountPath": "/tmp"}]
     shm = pool.shm or ("1Gi" if pool.gpus else None)
@@ -244,7 +244,7 @@ def _volumes(pool: PoolSpec) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
 
 
 def _source(volume: VolumeSpec, *, read_only: bool) -> dict[str, Any]:
-    if volume.claim is not None:  # read-only as a whole, so that fsGroup leaves the files of data alone
+    if volume.claim is not None:  # a read-only claim, so that fsGroup does not change the data's files
         claim = {"claimName": volume.claim, "readOnly": True if read_only else None}
         return {"persistentVolumeClaim": pruned(claim)}
     if volume.host_path is not None:

@@ -1,4 +1,4 @@
-"""Names, labels and task lists of Jobs: equal work has equal names, so that a coordinator finds what another began."""
+"""Names, labels and task lists of Jobs. Equal work has equal names, so that a coordinator finds another's Jobs."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ SHORT: Mapping[str, str] = {
     "evaluate-round": "evaluate",
     "finish": "finish",
 }
-"""Step -> its word in names of Jobs; a client's and the server's steps differ in the pool that follows."""
+"""Step -> its word in Job names; a client's step and the server's differ in the pool that follows."""
 
 SERVER = "server"
-"""What stands for a client's id where the server's pod is meant."""
+"""Stands for a client's id in the server's Jobs."""
 
 RUN_LABEL = "lwfed/run"
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
@@ -33,13 +33,13 @@ CLIENTS_NOTE = "lwfed/clients"
 TEMPLATE_NOTE = "lwfed/template"
 
 MAX_NAME = 57
-"""Most characters of a Job's name: its pods' host names add an index of up to five digits, and still fit a label."""
+"""Longest Job name in characters: with an index of up to five digits, its pods' host names still fit a label."""
 
 _LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 
 
 def label_value(text: str) -> str:
-    """Returns a text as a label's value: itself if it fits, else its readable part and eight digits of its digest."""
+    """Returns a text as a label's value: unchanged if valid, else its readable part and eight digits of its digest."""
     if _LABEL.fullmatch(text):
         return text
     readable = re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")[:50].rstrip("-")
@@ -47,19 +47,19 @@ def label_value(text: str) -> str:
 
 
 def short_key(task: PoolTask | ServerTask, *, run_id: str) -> str:
-    """Returns the eight digits that name what a task belongs to: its stage, else its run."""
+    """Returns eight digits that name a task's stage, or its run if it has no stage."""
     return task.stage_key[:8] if isinstance(task, RoundTask) else digest_of(run_id)[:8]
 
 
 def job_name(step: str, task: PoolTask | ServerTask, *, run_id: str, pool: str, attempt: int) -> str:
-    """Names a Job, such as `lwfed-1a2b3c4d-r007-train-clients-a1`.
+    """Returns the name of a Job, such as `lwfed-1a2b3c4d-r007-train-clients-a1`.
 
     Args:
-        step: What its pods run.
+        step: The step that its pods run.
         task: One of its tasks.
         run_id: The run.
-        pool: Their pool.
-        attempt: How many Jobs there have been for this, with this one.
+        pool: Its pool.
+        attempt: The number of this Job among those for the same work, from 1.
     """
     parts = ["lwfed", short_key(task, run_id=run_id)]
     if isinstance(task, RoundTask):
@@ -70,7 +70,7 @@ def job_name(step: str, task: PoolTask | ServerTask, *, run_id: str, pool: str, 
 
 
 def call_labels(step: str, task: PoolTask | ServerTask, *, run_id: str) -> dict[str, str]:
-    """Returns the labels that all Jobs and pods of one call of a launcher share; they select them."""
+    """Returns the labels that select all Jobs and pods of one call of a launcher."""
     labels = {
         "app.kubernetes.io/name": "lwfed",
         "app.kubernetes.io/managed-by": "lwfed",
@@ -83,19 +83,19 @@ def call_labels(step: str, task: PoolTask | ServerTask, *, run_id: str) -> dict[
 
 
 def selector(labels: Mapping[str, str]) -> str:
-    """Writes labels as a selector."""
+    """Returns labels as a selector."""
     return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
 
 
 def run_selector(run_id: str) -> str:
-    """Selects all Jobs and pods of a run."""
+    """Returns the selector of all Jobs and pods of a run."""
     return selector({"app.kubernetes.io/managed-by": "lwfed", RUN_LABEL: label_value(run_id)})
 
 
 def task_list(
     step: str, tasks: Sequence[PoolTask | ServerTask], *, run_id: str, heartbeat_s: float, heartbeat_timeout_s: float
 ) -> dict[str, Any]:
-    """Returns what the store holds for a Job's pods: one task per pod, and the sign of life they watch."""
+    """Returns a Job's task list, as the store has it: one task per pod, and the heartbeat that pods watch."""
     return {
         "step": step,
         "tasks": [task.model_dump(mode="json") for task in tasks],
@@ -109,14 +109,14 @@ def clients_of(listed: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def covers(listed: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether a Job that has one list does all that another list asks for, and does it alike."""
+    """Whether a Job with one task list does all the tasks of another list, with the same settings."""
     have = {task.get("client", SERVER): task for task in listed["tasks"]}
     same = listed["step"] == wanted["step"] and listed.get("heartbeat") == wanted.get("heartbeat")
     return same and all(have.get(task.get("client", SERVER)) == task for task in wanted["tasks"])
 
 
 def committed(store: Store, step: str, task: PoolTask | ServerTask) -> bool:
-    """Whether a task's result is in the store. Looks at data say only what was true: they are never taken for done."""
+    """Whether a task's result is in the store; never for inspections of data, whose results may be out of date."""
     match step, task:
         case "train-client", ClientTask():
             return store.has(paths.update(task.stage_key, task.server_round, task.client))

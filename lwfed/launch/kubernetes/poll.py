@@ -1,8 +1,8 @@
-"""What becomes of a call's Jobs and pods: two lists by label, once a second, each compared with the one before.
+"""Polls a call's Jobs and pods: lists both by label once a second, and compares each list with the one before.
 
-Lists and not watches: a list says all there is, so that a lost connection, a slow reader or a forgotten version loses
-nothing, and it needs no thread, no bookmarks and no end from outside. The client's own `Watch` has no such end: its
-`stop` waits for the next event. What a list misses is a state that comes and goes within a second.
+A list is complete, unlike a watch: a lost connection, a slow reader or an expired resource version loses nothing. It
+also needs no thread, no bookmarks and no way to be stopped from outside; the `stop` of the client's own `Watch` waits
+for the next event. A list can only miss a state that comes and goes within a second.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from lwfed.patience import Patience
 from lwfed.types.errors import UnreachableError
 
 EVERY_S = 1.0
-"""Seconds between two looks."""
+"""Seconds between two polls."""
 SHARE = 0.2
-"""Most of a coordinator's time that looks take: with thousands of pods they are further apart."""
+"""The largest share of a coordinator's time that polls take; with thousands of pods they are further apart."""
 
 Resource = Literal["jobs", "pods"]
 RESOURCES: tuple[Resource, ...] = ("jobs", "pods")
@@ -27,12 +27,12 @@ RESOURCES: tuple[Resource, ...] = ("jobs", "pods")
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What became of an object between two looks.
+    """A change of an object between two polls.
 
     Attributes:
-        resource: What it is.
+        resource: The kind of object.
         kind: `ADDED`, `MODIFIED` or `DELETED`.
-        value: The object, as it was last seen.
+        value: The object as last seen.
     """
 
     resource: Resource
@@ -41,13 +41,13 @@ class Change:
 
 
 class Poll:
-    """Looks at the Jobs and pods that a selector selects.
+    """Polls the Jobs and pods that match a selector.
 
     Args:
-        cluster: Where.
-        selector: By label.
-        warn: Takes a line, once per outage.
-        patience_s: Seconds without an answer after which it gives up.
+        cluster: The cluster.
+        selector: A label selector.
+        warn: Receives a line once per outage.
+        patience_s: Seconds without an answer after which polling fails.
     """
 
     def __init__(
@@ -57,20 +57,20 @@ class Poll:
         self._known: dict[Resource, dict[str, Mapping[str, Any]]] = {resource: {} for resource in RESOURCES}
         self._patience = Patience(
             bound_s=PATIENCE_S if patience_s is None else patience_s,
-            say=lambda trouble, left_s: warn(f"{trouble}; trying again for {left_s:.0f} s"),
+            report=lambda problem, left_s: warn(f"{problem}; retrying for {left_s:.0f} s"),
         )
         self._next_at = 0.0
 
     @property
     def due_in_s(self) -> float:
-        """Seconds until the next look; 0 where it is due."""
+        """Seconds until the next poll; 0 if it is due."""
         return max(0.0, self._next_at - time.monotonic())
 
     def look(self) -> list[Change]:
-        """Returns what has changed since the last look; nothing while the API is away.
+        """Returns the changes since the last poll; none while the API does not answer.
 
         Raises:
-            UnreachableError: It stays away, or does not let us.
+            UnreachableError: The API does not answer for `patience_s`, or denies access.
         """
         began = time.monotonic()
         changes: list[Change] = []
@@ -91,7 +91,7 @@ class Poll:
         return changes
 
     def _compared(self, resource: Resource, found: Mapping[str, Any]) -> list[Change]:
-        """Compares a list with the one before, by identity and version, and keeps it for the next."""
+        """Compares a list with the previous one by UID and resource version, and keeps it for the next poll."""
         before = self._known[resource]
         try:
             after = {item["metadata"]["uid"]: item for item in found["items"] or ()}
@@ -102,6 +102,6 @@ class Poll:
                 elif value["metadata"]["resourceVersion"] != before[uid]["metadata"]["resourceVersion"]:
                     changes.append(Change(resource, "MODIFIED", value))
         except (KeyError, TypeError) as error:
-            raise UnreachableError(f"the cluster's list of {resource} makes no sense: {error!r}") from None
+            raise UnreachableError(f"the cluster's list of {resource} is malformed: {error!r}") from None
         self._known[resource] = after
         return changes

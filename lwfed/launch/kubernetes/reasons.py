@@ -1,4 +1,4 @@
-"""Why a pod waits, failed or was taken away, in one line each and in the cluster's own words: pure."""
+"""Says why a pod waits, failed or was evicted, in one line and in the cluster's own words: pure functions."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Values = Mapping[str, Any]
 IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"})
 CONFIG = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 TROUBLE = frozenset({"FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", "FailedScheduling", "Failed"})
-"""Reasons of a pod's events that say why it does not start."""
+"""Reasons of pod events that explain why a pod does not start."""
 MAX_LINE = 400
 REMEDIES: Mapping[str, str] = {
-    "image": "name one that its node can have in kubernetes.image, or kubernetes.image_pull_secrets",
-    "config": "make what it names in the namespace of the Jobs; `lwfed store init` makes the store's Secrets",
-    "scheduling": "make room, ask for less in its pool, or check the pool's node_selector, tolerations and claims",
+    "image": "set kubernetes.image to one that the node can pull, or set kubernetes.image_pull_secrets",
+    "config": "create what it names in the namespace of the Jobs; `lwfed store init` creates the store's Secrets",
+    "scheduling": "free resources, request less in its pool, or check the pool's node_selector, tolerations and claims",
     "pulling": "raise kubernetes.pending_timeout_s, or load the image onto the nodes beforehand",
-    "starting": "check its pool's volumes: kubectl describe pod says more while it waits",
-    "refused": "raise the quota, make what is not there, or change what forbids it",
+    "starting": "check its pool's volumes; `kubectl describe pod` says more while it waits",
+    "refused": "raise the quota, create what is missing, or change the policy that forbids it",
 }
-"""What helps a pod that was given up, by the kind of its wait; `refused` is one that is never made."""
+"""Remedies for a pod that was given up, by the kind of its wait; `refused`: the cluster did not create it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class Wait:
     """Why a pod does not run yet.
 
     Attributes:
-        kind: `image` and `config` seldom go by themselves; the others may.
-        line: In words.
+        kind: `image` and `config` rarely resolve themselves; the others may.
+        line: The reason in words.
     """
 
     kind: Literal["image", "config", "scheduling", "pulling", "starting"]
@@ -46,9 +46,9 @@ class Failure:
     """Why a pod failed.
 
     Attributes:
-        exit_code: As in `lwfed.types.errors.EXIT_CODES`, or the process's.
+        exit_code: As in `lwfed.types.errors.EXIT_CODES`, or the process's own.
         reason: One line; a remedy follows ` -> `.
-        retried: The cluster starts it again, whatever the retries: it was taken away.
+        retried: Whether the cluster starts it again without counting it as a retry, since it was evicted.
     """
 
     exit_code: int
@@ -57,82 +57,82 @@ class Failure:
 
 
 def waiting(pod: Values, *, container: str, events: Sequence[Values] = ()) -> Wait | None:
-    """Says why a pod waits.
+    """Returns why a pod waits.
 
     Args:
         pod: The pod.
-        container: Its container that counts.
-        events: What the cluster tells of it, oldest first; needed only where the pod's state says nothing.
+        container: The name of its main container.
+        events: Its events, oldest first; used only if the pod's status gives no reason.
 
     Returns:
-        None where it runs, is over, or is just being started.
+        None if it runs, has ended, or is just being started.
     """
     if pod["status"].get("phase", "Pending") != "Pending" or is_running(pod, container=container):
         return None
     state = (_container(pod, container).get("state") or {}).get("waiting") or {}
     reason, message = state.get("reason", ""), state.get("message", "")
     if reason in IMAGE:
-        return Wait("image", f"its image cannot be had: {_joined(reason, message)}")
+        return Wait("image", f"its image cannot be pulled: {_joined(reason, message)}")
     if reason in CONFIG:
-        return Wait("config", f"its container cannot be made: {_joined(reason, message)}")
+        return Wait("config", f"its container cannot be created: {_joined(reason, message)}")
     scheduled = _condition(pod, "PodScheduled")
     if scheduled is not None and scheduled.get("status") == "False":
         words = scheduled.get("message", "").partition(" preemption:")[0].rstrip()
-        return Wait("scheduling", f"no node takes its pod: {_joined(scheduled.get('reason', ''), words)}")
-    told = [event for event in events if event.get("reason") in TROUBLE]
-    if told:
-        return Wait("starting", f"its pod does not start: {_joined(told[-1]['reason'], told[-1].get('message', ''))}")
+        return Wait("scheduling", f"no node fits its pod: {_joined(scheduled.get('reason', ''), words)}")
+    found = [event for event in events if event.get("reason") in TROUBLE]
+    if found:
+        return Wait("starting", f"its pod does not start: {_joined(found[-1]['reason'], found[-1].get('message', ''))}")
     pulling = [event for event in events if event.get("reason") in ("Pulling", "Pulled")]
     if pulling and pulling[-1]["reason"] == "Pulling":
-        return Wait("pulling", f"its node pulls the image: {one_line(pulling[-1].get('message', ''))}")
+        return Wait("pulling", f"its node is pulling the image: {one_line(pulling[-1].get('message', ''))}")
     return None
 
 
 def is_being_made(pod: Values, *, container: str) -> bool:
-    """Whether a pod has a node and its container is not there yet: its events may say why that takes long."""
+    """Whether a pod has a node but no container yet; its events may say what takes so long."""
     if pod["status"].get("phase") != "Pending" or is_running(pod, container=container):
         return False
     return waiting(pod, container=container) is None and bool(pod["spec"].get("nodeName"))
 
 
 def is_running(pod: Values, *, container: str) -> bool:
-    """Whether the container has been started; a pod may still be Pending when a short one is over."""
+    """Whether the container has been started. A pod may still be Pending when a short container has ended."""
     state = _container(pod, container).get("state") or {}
     return "running" in state or "terminated" in state
 
 
 def failure(pod: Values, *, container: str, memory_limit: str | None, predicted: str = "", pool: str = "") -> Failure:
-    """Says why a failed pod failed.
+    """Returns why a failed pod failed.
 
     Args:
         pod: The pod.
-        container: Its container that counts.
-        memory_limit: Its limit on memory, as written.
-        predicted: What the ledger says of the memory, in words; may be empty.
+        container: The name of its main container.
+        memory_limit: Its memory limit, as written.
+        predicted: The ledger's prediction of the memory, in words; may be empty.
         pool: Its pool.
     """
     status = pod["status"]
     state = (_container(pod, container).get("state") or {}).get("terminated") or {}
-    taken = _condition(pod, "DisruptionTarget")
-    if taken is not None and taken.get("status") == "True":
-        words = _joined(taken.get("reason", ""), taken.get("message", ""))
-        return Failure(1, f"its pod was taken away: {words}", retried=True)
+    disrupted = _condition(pod, "DisruptionTarget")
+    if disrupted is not None and disrupted.get("status") == "True":
+        words = _joined(disrupted.get("reason", ""), disrupted.get("message", ""))
+        return Failure(1, f"its pod was evicted: {words}", retried=True)
     if state.get("reason") == "OOMKilled":
         limit = f"its limit of {memory_limit}" if memory_limit else "the node's memory"
         beside = f"; {predicted}" if predicted else ""
-        remedy = f"raise memory of the pool `{pool}`, or lower training.batch_size"
+        remedy = f"raise the memory of the pool `{pool}`, or lower training.batch_size"
         return Failure(OutOfMemoryError.exit_code, f"out of memory: killed at {limit}{beside} -> {remedy}")
     if not state:
         words = _joined(status.get("reason", ""), status.get("message", ""))
-        return Failure(1, f"its pod failed: {words or 'it left no word'}")
+        return Failure(1, f"its pod failed: {words or 'no message'}")
     code = int(state.get("exitCode", 1)) or 1
     if state.get("reason") in ("StartError", "ContainerCannotRun"):
         return Failure(code, f"its container could not start: {one_line(state.get('message', ''))}")
-    return _told(code, state.get("message", ""))
+    return _failure_from_log(code, state.get("message", ""))
 
 
 def log_event(line: str) -> tuple[str, dict[str, Any]] | None:
-    """Reads a line of a pod's log as an event (kind, values); None where it is anything else."""
+    """Parses a line of a pod's log as an event (kind, values); returns None for any other line."""
     if not line.startswith("{"):
         return None
     try:
@@ -143,13 +143,13 @@ def log_event(line: str) -> tuple[str, dict[str, Any]] | None:
     return (kind, values) if isinstance(kind, str) and isinstance(values, dict) else None
 
 
-def words_of(message: str) -> list[str]:
-    """Gives the lines of a log that are for people."""
+def text_lines(message: str) -> list[str]:
+    """Returns the lines of a log that are not events."""
     return [line.rstrip() for line in message.splitlines() if line.strip() and log_event(line) is None]
 
 
 def job_end(job: Values) -> tuple[str, str] | None:
-    """Gives how a Job ended, as (type, words): `Complete`, or `Failed` with why; None while it goes on."""
+    """Returns how a Job ended, as (type, words): `Complete`, or `Failed` with the reason; None while it runs."""
     for kind in ("Failed", "FailureTarget", "Complete"):
         found = _condition(job, kind)
         if found is not None and found.get("status") == "True":
@@ -159,18 +159,18 @@ def job_end(job: Values) -> tuple[str, str] | None:
 
 
 def ended_by_indexes(job: Values) -> bool:
-    """Whether a failed Job failed because single indexes did, so that each has its own reason."""
+    """Whether a Job failed because single indexes failed, so that each index has its own reason."""
     conditions = (_condition(job, kind) or {} for kind in ("Failed", "FailureTarget"))
     return any(found.get("reason") == "FailedIndexes" for found in conditions)
 
 
 def is_suspended(job: Values) -> bool:
-    """Whether a Job waits for leave to start."""
+    """Whether a Job is suspended until a queue admits it."""
     return bool((job.get("spec") or {}).get("suspend"))
 
 
 def indexes(text: str | None) -> set[int]:
-    """Reads Kubernetes' way to write index sets, such as `0,2-4`."""
+    """Parses Kubernetes' notation for sets of indexes, such as `0,2-4`."""
     found: set[int] = set()
     for part in filter(None, (text or "").split(",")):
         first, _, last = part.partition("-")
@@ -179,29 +179,29 @@ def indexes(text: str | None) -> set[int]:
 
 
 def refused(events: Iterable[Values]) -> str | None:
-    """Says why a Job's pods are not made (a quota, a policy), from its events, oldest first; None: nothing is told."""
-    told = [event for event in events if event.get("reason") == "FailedCreate"]
-    if not told:
+    """Returns why a Job's pods are not created (a quota, a policy), from its events, oldest first; None if unknown."""
+    found = [event for event in events if event.get("reason") == "FailedCreate"]
+    if not found:
         return None
-    words = told[-1].get("message", "").removeprefix("Error creating: ")
+    words = found[-1].get("message", "").removeprefix("Error creating: ")
     return one_line(re.sub(r'^pods "[^"]*" is forbidden: ', "", words))
 
 
 def one_line(text: str) -> str:
-    """Gives a text as one line that is not too long."""
+    """Returns a text as one line of at most `MAX_LINE` characters."""
     line = " ".join(text.split())
     return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 3]}..."
 
 
-def _told(code: int, message: str) -> Failure:
-    """Reads why a process ended from the last lines of its log."""
+def _failure_from_log(code: int, message: str) -> Failure:
+    """Returns why a process ended, from the last lines of its log."""
     events = [event for event in map(log_event, message.splitlines()) if event is not None]
     failed = [values for kind, values in events if kind == "failed"]
     if failed:  # torchrun hides its processes' exit codes
         return Failure(int(failed[-1].get("exit_code", code)), one_line(str(failed[-1].get("message", ""))))
-    lines = words_of(message)
+    lines = text_lines(message)
     named = [line for line in lines if line.startswith("error: ")]
-    last = named[-1].removeprefix("error: ") if named else (lines[-1] if lines else "it left no word")
+    last = named[-1].removeprefix("error: ") if named else (lines[-1] if lines else "no message")
     return Failure(code, f"{exit_name(code)}: {one_line(last)}")
 
 

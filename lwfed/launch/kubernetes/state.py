@@ -1,4 +1,4 @@
-"""What a Job's pods mean for its clients: takes the cluster's news, returns facts. No IO and no clock of its own."""
+"""Derives what a Job's pods mean for its clients: takes changes, returns facts. No IO and no clock of its own."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lwfed.run.launcher import Outcome
 from lwfed.types.errors import FINAL_CODES
 
 BROKEN_S = 60.0
-"""Seconds after which an image that cannot be had, or a container that cannot be made, is given up."""
+"""Seconds after which an image that cannot be pulled, or a container that cannot be created, is given up."""
 SETTLE_S = 2.0
-"""Seconds that a pod may wait before people hear of it, and that the last line of a failed pod may come late."""
+"""Seconds that a pod may wait before that is reported, and that the last line of a failed pod may arrive late."""
 LOST_NODE_S = GRACE_S + 60.0
-"""Seconds after which a pod that was to be removed and is still there is given up with its node."""
+"""Seconds after which a deleted pod that is still there is given up together with its node."""
 SUSPENDED = "its Job is suspended until a queue admits it"
 
 
@@ -32,8 +32,8 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """Something to tell of a client, in a line."""
+class Notice:
+    """A line to report about a client."""
 
     client: str
     line: str
@@ -41,19 +41,19 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A client's task is over in this Job."""
+    """A client's task has ended in this Job."""
 
     outcome: Outcome
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The Job is over, and clients are not."""
+    """The Job has ended before its clients."""
 
     reason: str
 
 
-Fact = Started | Said | Ended | Lost
+Fact = Started | Notice | Ended | Lost
 
 
 @dataclass(slots=True)
@@ -64,7 +64,7 @@ class _Pod:
     started: bool = False
     waits: Wait | None = None
     waits_since: float = 0.0
-    said: tuple[str, str] | None = None
+    reported: tuple[str, str] | None = None
     deleted_at: float | None = None
     events: Sequence[Mapping[str, Any]] = ()
 
@@ -75,17 +75,17 @@ class _Pod:
 
 @dataclass(slots=True, kw_only=True)
 class JobState:
-    """A Job that is watched.
+    """The state of one Job.
 
     Attributes:
         name: Its name.
-        uid: Its identity: a Job of the same name made later has another.
-        clients: Its clients by index, those of no concern among them.
-        open: Its clients whose end is waited for.
-        retries: How often the cluster starts a client again.
+        uid: Its UID; a later Job of the same name has another.
+        clients: Its clients by index, including any that the call does not ask for.
+        open: The clients whose tasks have not ended.
+        retries: How often the cluster restarts a client.
         pending_timeout_s: Seconds after which a pod that does not start is given up.
-        explain: Says why a pod failed.
-        busy: Whether a pod of the same call is at work, so that there will be room.
+        explain: Returns why a pod failed.
+        busy: Whether a pod of the same call is running, so that resources will become free.
     """
 
     name: str
@@ -105,10 +105,10 @@ class JobState:
     _refused: str | None = None
     _refused_since: float = 0.0
     _ended_badly: bool = False
-    _queue_said: bool = False
+    _queue_reported: bool = False
 
     def on_job(self, kind: str, value: Mapping[str, Any], *, now: float) -> list[Fact]:
-        """Takes news of the Job; `kind` is ADDED, MODIFIED or DELETED."""
+        """Handles a change of the Job; `kind` is ADDED, MODIFIED or DELETED."""
         if value["metadata"]["uid"] != self.uid or self.lost:
             return []
         if kind == "DELETED":
@@ -116,10 +116,10 @@ class JobState:
         self.value = value
         status = value.get("status") or {}
         facts: list[Fact] = []
-        if reasons.is_suspended(value) and self.open and not self._queue_said:
-            self._queue_said = True
+        if reasons.is_suspended(value) and self.open and not self._queue_reported:
+            self._queue_reported = True
             first, *others = sorted(self.open)
-            facts += self._said(first, f"waits{_and_others(others)}: {SUSPENDED}")
+            facts += self._notice(first, f"waits{_and_others(others)}: {SUSPENDED}")
         for index in sorted(reasons.indexes(status.get("completedIndexes"))):
             facts += self._end(self._client(index), Outcome(self._client(index)))
         for index in sorted(reasons.indexes(status.get("failedIndexes"))):
@@ -130,7 +130,7 @@ class JobState:
         return facts + self.on_time(now=now)
 
     def on_pod(self, kind: str, value: Mapping[str, Any], *, now: float) -> list[Fact]:
-        """Takes news of a pod; those of other Jobs are passed over."""
+        """Handles a change of a pod; ignores pods of other Jobs."""
         owners = value["metadata"].get("ownerReferences") or ()
         if self.lost or not any(owner["uid"] == self.uid for owner in owners):
             return []
@@ -140,10 +140,10 @@ class JobState:
         pod = known or _Pod(self._client(index), value, seen_at=now)
         was_over = known is not None and known.over
         pod.value = value
-        self._refused = None  # one is made: nothing keeps the next from being made
+        self._refused = None  # one was created, so nothing forbids the next
         if kind == "DELETED" and not pod.over:
             self._pods.pop(uid, None)
-            return self._said(pod.client, f"its pod {value['metadata']['name']} was deleted; the Job makes another")
+            return self._notice(pod.client, f"its pod {value['metadata']['name']} was deleted; the Job creates another")
         self._pods[uid] = pod
         facts: list[Fact] = []
         if not pod.started and reasons.is_running(value, container=CONTAINER):
@@ -159,89 +159,89 @@ class JobState:
         return facts
 
     def on_pod_events(self, uid: str, events: Sequence[Mapping[str, Any]], *, now: float) -> None:
-        """Takes the events of a pod that does not start, oldest first."""
+        """Handles the events of a pod that does not start, oldest first."""
         pod = self._pods.get(uid)
         if pod is not None:
             pod.events = events
             self._look(pod, now=now)
 
     def on_job_events(self, events: Sequence[Mapping[str, Any]], *, now: float) -> list[Fact]:
-        """Takes the events of the Job, oldest first."""
+        """Handles the events of the Job, oldest first."""
         why = reasons.refused(events)
-        if why is None or not self.unmade():
+        if why is None or not self.without_pod():
             return []
         if self._refused is None:
             self._refused_since = now
         if why == self._refused:
             return []
         self._refused = why
-        first, *others = self.unmade()
-        return self._said(first, f"its pod is not made{_and_others(others)}: {why}")
+        first, *others = self.without_pod()
+        return self._notice(first, f"its pod is not created{_and_others(others)}: {why}")
 
     def on_time(self, *, now: float) -> list[Fact]:
-        """Looks at what has become due."""
+        """Returns the facts that follow from the time that has passed."""
         if self.lost:
             return []
         facts: list[Fact] = []
         for client, since in sorted(self._failed_at.items()):
             if client in self._failures or now - since > SETTLE_S:
-                found = self._failures.get(client, Failure(1, "its pods failed and left no word"))
+                found = self._failures.get(client, Failure(1, "its pods failed without a message"))
                 facts += self._end(client, Outcome(client, found.exit_code, found.reason))
-        facts += self._say_waits(now)
+        facts += self._report_waits(now)
         gone = self._on_lost_node(now)
         if gone is not None:
             return [*facts, *self._lose(gone)]
         for pod in self._waiting():
             if pod.waits is not None and pod.waits.kind == "scheduling" and self.busy():
-                pod.seen_at = now  # it waits for what others use, and will have it
+                pod.seen_at = now  # it waits for resources that other clients use
                 continue
             limit = self.pending_timeout_s
             if pod.waits is not None and pod.waits.kind in ("image", "config"):
                 limit = min(limit, BROKEN_S)
             since = pod.waits_since if pod.waits is not None and limit < self.pending_timeout_s else pod.seen_at
             if now - since >= limit:
-                wait = pod.waits or Wait("starting", "its pod does not start, and nothing says why")
+                wait = pod.waits or Wait("starting", "its pod does not start, for an unknown reason")
                 self._stuck[pod.client] = f"given up after {limit:g} s: {wait.line} -> {reasons.REMEDIES[wait.kind]}"
                 facts += self._end(pod.client, Outcome(pod.client, 1, self._stuck[pod.client]))
         if self._refused is not None and now - self._refused_since >= self.pending_timeout_s and not self._live():
-            why = f"given up after {self.pending_timeout_s:g} s: its pod is not made: {self._refused}"
-            self._stuck |= dict.fromkeys(self.unmade(), f"{why} -> {reasons.REMEDIES['refused']}")
-        if self._stuck and not self._live():  # nothing runs that would make room for those that follow
+            why = f"given up after {self.pending_timeout_s:g} s: its pod is not created: {self._refused}"
+            self._stuck |= dict.fromkeys(self.without_pod(), f"{why} -> {reasons.REMEDIES['refused']}")
+        if self._stuck and not self._live():  # nothing runs whose end would free resources for the others
             why = next(iter(self._stuck.values()))
-            for client in self.unmade():
+            for client in self.without_pod():
                 facts += self._end(client, Outcome(client, 1, why))
         return facts
 
     @property
     def succeeded(self) -> bool:
-        """Whether all its clients have ended well, so that the Job ends by itself."""
+        """Whether all its clients have succeeded, so that the Job ends by itself."""
         return not self.lost and not self.open and not self._ended_badly
 
     @property
     def is_over(self) -> bool:
-        """Whether the cluster says that it has ended."""
+        """Whether the Job has ended."""
         return self.lost or reasons.job_end(self.value) is not None
 
     @property
     def has_live_pods(self) -> bool:
-        """Whether any of its pods is not over."""
+        """Whether any of its pods has not ended."""
         return any(not pod.over for pod in self._pods.values())
 
-    def unmade(self) -> list[str]:
-        """Returns the open clients that have no pod."""
+    def without_pod(self) -> list[str]:
+        """Returns the open clients without a pod."""
         have = {pod.client for pod in self._pods.values() if not pod.over}
         return sorted(self.open - have - set(self._failed_at))
 
     def lacks_pods(self) -> bool:
-        """Whether there should be more pods than there are."""
+        """Whether the Job has fewer pods than it should have."""
         if not self.value or reasons.is_suspended(self.value):
             return False
         most = self.value["spec"].get("parallelism", 1)
         live = sum(not pod.over for pod in self._pods.values())
-        return live < most and bool(self.unmade())
+        return live < most and bool(self.without_pod())
 
     def slow_pods(self, *, now: float, after_s: float) -> list[tuple[str, str]]:
-        """Returns (uid, name) of pods whose state does not say why they do not start."""
+        """Returns (uid, name) of pods whose status does not say why they do not start."""
         return [
             (uid, pod.value["metadata"]["name"])
             for uid, pod in self._pods.items()
@@ -251,29 +251,29 @@ class JobState:
         ]
 
     def why_open(self, client: str) -> str:
-        """Says what is known of a client that is not done; empty if nothing."""
+        """Returns why a client is not done; empty if unknown."""
         pods = [pod for pod in self._pods.values() if pod.client == client and not pod.over]
         if pods and pods[-1].waits is not None:
             return pods[-1].waits.line
         if not pods and reasons.is_suspended(self.value):
             return SUSPENDED
         if not pods and self._refused is not None:
-            return f"its pod is not made: {self._refused}"
+            return f"its pod is not created: {self._refused}"
         if not pods and client in self._failures:
             return f"its last pod failed: {self._failures[client].reason}"
         return "" if pods else "it has no pod yet"
 
     def failure_of(self, client: str) -> Failure | None:
-        """Returns why a client's last pod failed, if one did."""
+        """Returns why a client's last pod failed; None if none did."""
         return self._failures.get(client)
 
     @property
     def works(self) -> bool:
-        """Whether any of its pods has started and is not over, nor on a node that is lost."""
+        """Whether any of its pods runs, and not on a lost node."""
         return any(pod.started and not pod.over and pod.deleted_at is None for pod in self._pods.values())
 
     def _on_lost_node(self, now: float) -> str | None:
-        """Says that a pod is to be gone and stays, since its node does not answer; its Job would make no other."""
+        """Returns which deleted pod stays because its node does not answer; its Job would not replace it. Else None."""
         for pod in self._pods.values():
             if pod.over or pod.client not in self.open or pod.value["metadata"].get("deletionTimestamp") is None:
                 continue
@@ -287,7 +287,7 @@ class JobState:
         return self.clients[index] if index < len(self.clients) else ""
 
     def _live(self) -> bool:
-        """Whether a pod is at work, or on its way."""
+        """Whether a pod of an open client runs or waits to start."""
         return any(not pod.over and pod.client in self.open for pod in self._pods.values())
 
     def _waiting(self) -> list[_Pod]:
@@ -300,35 +300,35 @@ class JobState:
         if found is None or pod.waits is None or found.kind != pod.waits.kind:
             pod.waits_since = now
         elif found.kind == "image" and len(found.line) < len(pod.waits.line):
-            return  # a pull and the wait for the next take turns: the longer line says why
+            return  # pulling and backing off alternate: the longer line has the reason
         pod.waits = found
 
-    def _say_waits(self, now: float) -> list[Fact]:
-        """Says of each wait once what it is for, together for all clients that wait for the same."""
+    def _report_waits(self, now: float) -> list[Fact]:
+        """Reports each reason to wait once, together for all clients that wait for it."""
         news: dict[tuple[str, str], list[str]] = {}
         for pod in self._waiting():
             if pod.waits is None or now - pod.waits_since < SETTLE_S:
                 continue
             mark = (pod.waits.kind, "" if pod.waits.kind == "image" else pod.waits.line)
-            if pod.said != mark:
-                pod.said = mark
+            if pod.reported != mark:
+                pod.reported = mark
                 news.setdefault((pod.waits.kind, pod.waits.line), []).append(pod.client)
         facts: list[Fact] = []
         for (_, line), clients in news.items():
             first, *others = sorted(clients)
-            facts += self._said(first, f"waits{_and_others(others)}: {line}")
+            facts += self._notice(first, f"waits{_and_others(others)}: {line}")
         return facts
 
     def _fail(self, pod: _Pod, *, now: float) -> list[Fact]:
         found = self.explain(pod.value)
         self._failures[pod.client] = found
-        if found.exit_code in FINAL_CODES:  # the cluster cannot see it where torchrun hides it
+        if found.exit_code in FINAL_CODES:  # torchrun may hide the code from the cluster
             return self._end(pod.client, Outcome(pod.client, found.exit_code, found.reason))
         if pod.client in self._failed_at:
             return self._end(pod.client, Outcome(pod.client, found.exit_code, found.reason))
         tries = sum(other.client == pod.client and other.over for other in self._pods.values())
         if found.retried or tries <= self.retries:
-            return self._said(pod.client, f"{found.reason}; the Job starts it again")
+            return self._notice(pod.client, f"{found.reason}; the Job restarts it")
         return []
 
     def _end(self, client: str, outcome: Outcome) -> list[Fact]:
@@ -343,8 +343,8 @@ class JobState:
         self.lost = True
         return [Lost(reason)]
 
-    def _said(self, client: str, line: str) -> list[Fact]:
-        return [Said(client, line)] if client in self.open else []
+    def _notice(self, client: str, line: str) -> list[Fact]:
+        return [Notice(client, line)] if client in self.open else []
 
 
 def _and_others(others: Sequence[str]) -> str:

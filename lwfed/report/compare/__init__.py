@@ -1,1 +1,1 @@
-"""Runs compared: grouped over seeds, by quality against what they cost."""
+"""Compares runs, grouped over seeds: quality against costs."""

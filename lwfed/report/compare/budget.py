@@ -1,4 +1,4 @@
-"""What a budget buys: how far each strategy gets with so many bytes, so many FLOPs or so much memory per client."""
+"""Budgets: how far each strategy gets with a given number of bytes or FLOPs, or amount of memory, per client."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lwfed.report.compare.records import Comparison, Group, Mean, Quantity, RunC
 from lwfed.types.errors import SpecError
 
 WRITE = {"bytes": bytes_text, "flops": flops_text, "memory": bytes_text}
-"""What formats a quantity."""
+"""Quantity -> its format."""
 TITLES = {"bytes": "bytes moved", "flops": "FLOPs computed", "memory": "memory"}
 FLOPS = re.compile(r"\s*(\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)\s*([kKmMgGtTpP]?)(?:flops?)?\s*", re.IGNORECASE)
 SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15}
@@ -19,7 +19,7 @@ SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15}
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a client may spend: bytes moved over the run, FLOPs computed over the run, or memory at any time."""
+    """A client's budget: bytes moved over the run, FLOPs computed over the run, or memory at any time."""
 
     quantity: Quantity
     amount: float
@@ -37,11 +37,11 @@ class Reach:
     Attributes:
         group: The group.
         budget: The budget.
-        rounds: Rounds within the budget, of the seed that affords fewest.
+        rounds: Rounds within the budget, for the seed with the fewest.
         total: Rounds of the whole schedule.
-        best: Best metric among the rounds within, over seeds; None where no evaluated round fits.
-        last: The last round within, as a mean over seeds; None where the first round is too much.
-        next_spent: What the first round beyond would have spent; None where all fit.
+        best: Best metric within the budget, over seeds; None if no evaluated round fits.
+        last: The last round within the budget, as a mean over seeds; None if no round fits.
+        next_spent: The cost up to the first round beyond the budget; None if all rounds fit.
     """
 
     group: Group
@@ -54,10 +54,10 @@ class Reach:
 
     @property
     def verdict(self) -> str:
-        """The same in words."""
+        """The result in words."""
         if self.next_spent is None:
             spent = WRITE[self.budget.quantity](self.group.last.spent(self.budget.quantity))
-            return f"fits whole: {spent}"
+            return f"fits entirely: {spent}"
         needed = WRITE[self.budget.quantity](self.next_spent)
         if self.rounds == 0:
             return f"does not fit: its first round needs {needed}"
@@ -65,10 +65,10 @@ class Reach:
 
 
 def parse_budget(text: str) -> Budget:
-    """Reads `bytes=200MB`, `flops=3T` or `memory=1GiB`.
+    """Parses `bytes=200MB`, `flops=3T` or `memory=1GiB`.
 
     Raises:
-        SpecError: It is none of them.
+        SpecError: The text is not a budget.
     """
     quantity, sign, value = text.partition("=")
     if quantity == "flops" and sign:
@@ -76,25 +76,25 @@ def parse_budget(text: str) -> Budget:
         amount = float(match[1]) * SCALES[match[2].lower()] if match else 0.0
         if amount > 0:
             return Budget("flops", amount)
-        raise SpecError(f"`{value}` is no number of FLOPs", remedy="write for example flops=3T or flops=2.5e12")
+        raise SpecError(f"`{value}` is not a number of FLOPs", remedy="write for example flops=3T or flops=2.5e12")
     if quantity == "bytes" and sign:
         return Budget("bytes", parse_size(value))
     if quantity == "memory" and sign:
         return Budget("memory", parse_size(value))
-    raise SpecError(f"`{text}` is no budget", remedy="write bytes=200MB, flops=3T or memory=1GiB")
+    raise SpecError(f"`{text}` is not a budget", remedy="write bytes=200MB, flops=3T or memory=1GiB")
 
 
 def reaches(comparison: Comparison, budget: Budget) -> tuple[Reach, ...]:
-    """Returns for each group how far it gets within a budget.
+    """Returns how far each group gets within a budget.
 
-    A round counts while all rounds up to it fit: a client that cannot hold a stage takes part in none after it.
+    A round counts if all rounds up to it fit: a client that cannot fit a stage in memory takes part in no later one.
     """
     return tuple(_reach(group, budget, lower=comparison.lower_is_better) for group in comparison.groups)
 
 
 def rounds_within(run: RunCurve, budget: Budget) -> int:
-    """Returns how many of a run's rounds a budget pays for."""
-    return sum(1 for point in run.points if point.spent(budget.quantity) <= budget.amount)  # what is spent only grows
+    """Returns the number of a run's rounds within a budget."""
+    return sum(1 for point in run.points if point.spent(budget.quantity) <= budget.amount)  # costs only grow
 
 
 def _reach(group: Group, budget: Budget, *, lower: bool) -> Reach:

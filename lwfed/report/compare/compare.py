@@ -1,4 +1,4 @@
-"""Runs side by side: what each reached, against what a client moved, computed and held; from their records alone."""
+"""Compares runs by their records: the quality of each against bytes, FLOPs and memory per client."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ RunHistory = tuple[RunRecord, Sequence[StageRecord], Sequence[RoundRecord]]
 
 
 def compare_runs(histories: Sequence[RunHistory], *, metric: str | None = None, force: bool = False) -> Comparison:
-    """Groups runs over their seeds and puts the groups side by side.
+    """Groups runs over their seeds and compares the groups.
 
     Args:
         histories: The runs' records.
-        metric: What judges them; None: the objective's headline.
-        force: Compare runs that differ in data or model, too.
+        metric: The metric to compare; None: the objective's headline.
+        force: Also compare runs that differ in data or model.
 
     Returns:
         The comparison.
@@ -41,24 +41,24 @@ def compare_runs(histories: Sequence[RunHistory], *, metric: str | None = None, 
     """
     if not histories:
         raise SpecError("there is no run to compare", remedy="name a spec, or runs with --runs")
-    judged = metric or _headline(histories)
+    chosen = metric or _headline(histories)
     differing = differences([run for run, _, _ in histories])
     if differing and not force:
         raise SpecError(
-            f"the runs cannot be compared: {'; '.join(differing)}", remedy="--force puts them side by side all the same"
+            f"the runs cannot be compared: {'; '.join(differing)}", remedy="use --force to compare them anyway"
         )
     grouped: dict[str, dict[int, RunCurve]] = {}
     works: dict[str, dict[str, str]] = {}
-    notes = [f"The runs differ in what makes them comparable: {text}." for text in differing]
+    notes = [f"The runs are not comparable in all respects: {text}." for text in differing]
     for run, stages, rounds in histories:
-        curve = curve_of(run, stages=stages, rounds=rounds, metric=judged)
+        curve = curve_of(run, stages=stages, rounds=rounds, metric=chosen)
         work = work_of(run)
         key = f"{run.strategy}|{sorted(work.items())}"
         works[key] = work
         group = grouped.setdefault(key, {})
         if curve.seed in group:
             if curve.run_id != group[curve.seed].run_id:
-                notes.append(f"Run {curve.run_id} is the same work as {group[curve.seed].run_id} and is left out.")
+                notes.append(f"Run {curve.run_id} does the same work as {group[curve.seed].run_id} and is left out.")
             continue
         group[curve.seed] = curve
         if not curve.complete:
@@ -71,11 +71,11 @@ def compare_runs(histories: Sequence[RunHistory], *, metric: str | None = None, 
     if len({len(group.means) for group in groups}) > 1:
         notes.append("The numbers of rounds differ; ratios are those of whole runs.")
     notes += setting_notes(works)
-    return Comparison(judged, tuple(groups), tuple(dict.fromkeys(notes)))
+    return Comparison(chosen, tuple(groups), tuple(dict.fromkeys(notes)))
 
 
 def plausible(metric: str, spec: RunSpec) -> bool:
-    """Whether runs of a spec can have a metric: a mistyped one is refused before anything is trained."""
+    """Whether runs of a spec can have a metric, so that a mistyped one fails before training."""
     side, _, rest = metric.partition("/")
     if side == "federated" and not spec.evaluation.federated_every:
         return False
@@ -90,10 +90,10 @@ def plausible(metric: str, spec: RunSpec) -> bool:
 
 
 def curve_of(run: RunRecord, *, stages: Sequence[StageRecord], rounds: Sequence[RoundRecord], metric: str) -> RunCurve:
-    """Returns a run over its rounds.
+    """Returns a run's curve over its rounds.
 
     Raises:
-        SpecError: It has no round, or was never judged by the metric.
+        SpecError: The run has no round, or never has the metric.
     """
     if not rounds:
         raise SpecError(f"run {run.run_id} has no committed round", remedy="finish it with `lwfed run`")
@@ -137,7 +137,7 @@ def curve_of(run: RunRecord, *, stages: Sequence[StageRecord], rounds: Sequence[
                 )
             )
     if all(point.quality is None for point in points):
-        raise SpecError(*_not_judged(run, rounds, metric))
+        raise SpecError(*_without_metric(run, rounds, metric))
     return RunCurve(
         run_id=run.run_id,
         strategy=run.strategy,
@@ -150,7 +150,7 @@ def curve_of(run: RunRecord, *, stages: Sequence[StageRecord], rounds: Sequence[
 
 
 def _headline(histories: Sequence[RunHistory]) -> str:
-    """Returns the first headline that every run has; the objective decides which there are."""
+    """Returns the first headline metric that every run has."""
     of_runs = [{name for record in rounds for name in record.metrics} for _, _, rounds in histories]
     shared = set.intersection(*of_runs)
     for name in HEADLINES:
@@ -158,26 +158,26 @@ def _headline(histories: Sequence[RunHistory]) -> str:
             return name
     for (run, _, rounds), names in zip(histories, of_runs, strict=True):
         if rounds and not names & set(HEADLINES):
-            raise SpecError(f"run {run.run_id} was never evaluated", remedy="name a metric of its training: --metric")
-    return HEADLINES[0]  # no run has rounds, or they share none: the error says which
+            raise SpecError(f"run {run.run_id} was never evaluated", remedy="name a training metric with --metric")
+    return HEADLINES[0]  # no run has rounds, or they share no metric: the caller's error says which
 
 
-def _not_judged(run: RunRecord, rounds: Sequence[RoundRecord], metric: str) -> tuple[str]:
+def _without_metric(run: RunRecord, rounds: Sequence[RoundRecord], metric: str) -> tuple[str]:
     known = sorted({name for record in rounds for name in record.metrics})
-    judged = [name for name in known if name.startswith("test/")]
-    if not judged and metric.startswith("test/"):
+    tested = [name for name in known if name.startswith("test/")]
+    if not tested and metric.startswith("test/"):
         return (f"run {run.run_id} was never evaluated -> its metrics are: {', '.join(known) or 'none'}",)
     return (f"run {run.run_id} has no metric `{metric}` -> known: {', '.join(known)}",)
 
 
 def _filling(client: ClientRecord, *, cost: Mapping[str, Any]) -> float:
-    """Returns the FLOPs, by the ledger, that a client spent in this round on outputs of frozen blocks that it keeps."""
+    """Returns the FLOPs, by the ledger, that a client spent in this round on filling its cache of frozen outputs."""
     filled = "filled" in client.prefix.values()
     return float(client.num_examples * (cost.get("fill_flops") or 0)) if filled else 0.0
 
 
 def _flops_per_sample(clients: Sequence[ClientRecord], cost: Mapping[str, Any]) -> float:
-    """Returns a training sample's FLOPs as they were counted, else as the ledger predicts."""
+    """Returns the FLOPs per training sample, counted if possible, else predicted."""
     counted = [client.step_flops for client in clients if client.step_flops is not None]
     if counted:
         return statistics.fmean((step.forward + step.backward) / step.batch for step in counted)

@@ -1,4 +1,4 @@
-"""The figures of a comparison: quality against rounds, bytes and FLOPs of a client, and its memory in each stage."""
+"""Draws a comparison: quality against rounds, and bytes and FLOPs per client, and memory in each stage."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from lwfed.report.series import Stage
 
 WIDTH, HEIGHT = 560, 340
 LONGEST_LABEL = 24
-"""Characters of a name that stands at the end of its line; where one is longer, a legend has them all."""
+"""Longest label in characters at the end of a line; if any is longer, all labels are in a legend."""
 PLOT_HEIGHT = 240
-"""Of a figure with a stage's names above it, about."""
+"""Approximate height of a plot with names of stages above it."""
 LOG_FROM = 6.0
-"""The axis is logarithmic where the most expensive group spends so many times what the cheapest does."""
+"""Ratio of the highest to the lowest cost of groups above which the axis is logarithmic."""
 OWN_COLOURS = {"end_to_end": "ink", "layerwise": "c1", "progressive": "c2"}
 SPARE_COLOURS = ("c4", "c3", "c5", "c6")
 DASHES = {"ink": (7, 4), "c2": (10, 3, 2, 3), "c3": (2, 3), "c5": (10, 3, 2, 3)}
@@ -48,15 +48,15 @@ MARKS = {"ink": "s", "c2": "^", "c3": "s"}
 
 
 Draw = Callable[[Any], None]
-"""Draws on an empty figure, or on a part of one."""
+"""Draws on an empty figure, or on part of one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How a group is drawn; dash and mark distinguish it without colours, too.
+    """The style of a group; dashes and markers distinguish groups without colours.
 
     Attributes:
-        colour: A name of the palette.
+        colour: Its name in the palette.
         dash: Lengths of strokes and gaps, pixels; empty: a solid line.
         mark: matplotlib's marker.
     """
@@ -100,7 +100,7 @@ def comparison_files(comparison: Comparison, *, budgets: Sequence[Budget] = ()) 
 
 
 def _plots(comparison: Comparison, budgets: Sequence[Budget]) -> dict[str, tuple[str, str, Draw]]:
-    """Returns name -> title, text for people who cannot see it, and what draws on an empty figure."""
+    """Returns name -> title, description for people who cannot see it, and the function that draws it."""
     title = metric_title(comparison.metric)
     reached = [reach for budget in budgets for reach in reaches(comparison, budget)]
     return {
@@ -109,15 +109,15 @@ def _plots(comparison: Comparison, budgets: Sequence[Budget]) -> dict[str, tuple
             lambda figure: _draw_rounds(figure, comparison, title=title, reached=reached),
         ),
         "quality-bytes": (
-            "Quality by bytes moved", f"{title} over bytes moved by a client",
+            "Quality by bytes moved", f"{title} over bytes moved per client",
             lambda figure: _draw_spent(figure, comparison, "bytes", title=title, reached=reached),
         ),
         "quality-flops": (
-            "Quality by FLOPs computed", f"{title} over FLOPs computed by a client",
+            "Quality by FLOPs computed", f"{title} over FLOPs computed per client",
             lambda figure: _draw_spent(figure, comparison, "flops", title=title, reached=reached),
         ),
         "memory-stages": (
-            "Peak memory in each stage", "Peak memory of a client in each stage",
+            "Peak memory in each stage", "Peak memory per client in each stage",
             lambda figure: _draw_memory(figure, comparison, budgets=budgets),
         ),
     }  # fmt: skip
@@ -132,7 +132,7 @@ def _drawn(draw: Draw, *, height: float, label: str) -> Figure:
 
 @styled
 def _all_in_one(comparison: Comparison, budgets: Sequence[Budget]) -> Figure:
-    figure = new_figure(2 * WIDTH + 24, 2 * _height(comparison) + 88, label="Strategies side by side", pad=9)
+    figure = new_figure(2 * WIDTH + 24, 2 * _height(comparison) + 88, label="Comparison of strategies", pad=9)
     parts: Any = figure.subfigures(2, 2, wspace=0.03, hspace=0.03)
     for part, (title, _, draw) in zip(parts.flat, _plots(comparison, budgets).values(), strict=True):
         part.suptitle(title, x=0.01, ha="left", fontsize=15, fontweight="bold", color=COLOURS["ink"])
@@ -141,7 +141,7 @@ def _all_in_one(comparison: Comparison, budgets: Sequence[Budget]) -> Figure:
 
 
 def _draw_rounds(figure: Any, comparison: Comparison, *, title: str, reached: Sequence[Reach]) -> None:
-    """Draws quality over global rounds, with the stages behind it."""
+    """Draws quality over global rounds, with the stages in the background."""
     axes, looks, write = figure.subplots(), styles(comparison.groups), _metric_write(comparison)
     label_rounds(axes, _shared_stages(comparison.groups), last=max(group.last.round for group in comparison.groups))
     _draw_quality(axes, comparison, x=lambda mean: mean.at.round, title=title, reached=reached)
@@ -156,7 +156,7 @@ def _draw_rounds(figure: Any, comparison: Comparison, *, title: str, reached: Se
 
 
 def _draw_spent(figure: Any, comparison: Comparison, quantity: str, *, title: str, reached: Sequence[Reach]) -> None:
-    """Draws quality over what a client moved (`bytes`: up and down, frozen blocks apart) or computed (`flops`)."""
+    """Draws quality over bytes moved per client (up and down, without frozen blocks) or FLOPs computed per client."""
 
     def spent(mean: Mean) -> float:
         return mean.at.moved_bytes if quantity == "bytes" else mean.at.flops
@@ -164,8 +164,8 @@ def _draw_spent(figure: Any, comparison: Comparison, quantity: str, *, title: st
     axes, groups = figure.subplots(), comparison.groups
     write = bytes_text if quantity == "bytes" else flops_text
     frozen = max(group.last.frozen_bytes for group in groups)
-    what = "moved by a client, up and down" if quantity == "bytes" else "computed by a client"
-    what += f"; frozen blocks, {bytes_text(frozen)}, apart" if quantity == "bytes" and frozen else ""
+    what = "moved per client, up and down" if quantity == "bytes" else "computed per client"
+    what += f"; plus {bytes_text(frozen)} of frozen blocks" if quantity == "bytes" and frozen else ""
     own = [reach for reach in reached if reach.budget.quantity == quantity]
     known = [spent(mean) for group in groups for mean, _ in _evaluated(group.means)]
     whole = [spent(group.means[-1]) for group in groups]
@@ -196,9 +196,9 @@ def _draw_spent(figure: Any, comparison: Comparison, quantity: str, *, title: st
 
 
 def _draw_memory(figure: Any, comparison: Comparison, *, budgets: Sequence[Budget]) -> None:
-    """Draws the peak memory of each stage: a bar for what was measured, a stroke for what was predicted.
+    """Draws the peak memory of each stage: bars for measurements, strokes for predictions.
 
-    Groups of one stage stand as lines across the others' stages.
+    Groups with one stage are lines across the others' stages.
     """
     axes = figure.subplots()
     colours = {label: COLOURS[look.colour] for label, look in styles(comparison.groups).items()}
@@ -208,7 +208,7 @@ def _draw_memory(figure: Any, comparison: Comparison, *, budgets: Sequence[Budge
     values = [v for items in memory.values() for item in items for v in (item.predicted, item.measured) if v]
     limits = [budget for budget in budgets if budget.quantity == "memory" and budget.amount < 2 * max(values)]
     high = 1.14 * max([*values, *(budget.amount for budget in limits)], default=1.0)
-    wide, unit = 0.76 / max(1, len(barred)), bytes_text(high).lstrip("0123456789.")  # bars leave the axis's unit out
+    wide, unit = 0.76 / max(1, len(barred)), bytes_text(high).lstrip("0123456789.")  # bars omit the unit
     ends: list[tuple[float, str, str]] = []
     for label, items in memory.items():
         if label not in barred:
@@ -233,7 +233,7 @@ def _draw_memory(figure: Any, comparison: Comparison, *, budgets: Sequence[Budge
     axes.set_xticks(range(len(stages)), stages)
     axes.set_xlabel("stage")
     axes.set_ylim(0, high)
-    axes.set_title("peak memory of a client; bars: measured", color=COLOURS["soft"], fontweight="normal")
+    axes.set_title("peak memory per client; bars: measured", color=COLOURS["soft"], fontweight="normal")
     label_values(axes.yaxis, bytes_text, count=4)
     label_ends(axes, ends, height=PLOT_HEIGHT)
     if barred:
@@ -244,7 +244,7 @@ def _draw_memory(figure: Any, comparison: Comparison, *, budgets: Sequence[Budge
 def _draw_quality(
     axes: Axes, comparison: Comparison, *, x: Callable[[Mean], float], title: str, reached: Sequence[Reach]
 ) -> None:
-    """Draws each group's mean, one deviation about it as a band, and the last round that each budget pays for."""
+    """Draws each group's mean, a band of one standard deviation, and the last round within each budget."""
     looks, write = styles(comparison.groups), _metric_write(comparison)
     low, high = _quality_limits(comparison)
     for group in comparison.groups:
@@ -273,13 +273,13 @@ def _legend(figure: Any, comparison: Comparison) -> None:
 
 
 def _height(comparison: Comparison) -> float:
-    """Returns a figure's height: the more, the more rows its legend has."""
+    """Returns a figure's height, which grows with the rows of its legend."""
     labels = [group.label for group in comparison.groups]
     return HEIGHT + 17.0 * (math.ceil(len(labels) / legend_columns(labels, width=WIDTH)) - 1)
 
 
 def _evaluated(means: Sequence[Mean]) -> list[tuple[Mean, Spread]]:
-    """Returns the rounds that were evaluated, with their quality."""
+    """Returns the evaluated rounds with their quality."""
     return [(mean, mean.quality) for mean in means if mean.quality is not None]
 
 
@@ -299,7 +299,7 @@ def _quality_limits(comparison: Comparison) -> tuple[float, float]:
 
 
 def _shared_stages(groups: Sequence[Group]) -> list[Stage]:
-    """Returns the stages along the rounds, where all groups with several agree on them."""
+    """Returns the stages along the rounds, if all groups with several stages agree on them."""
     found = []
     for group in groups:
         numbers = [mean.at.stage for mean in group.means]

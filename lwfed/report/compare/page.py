@@ -1,4 +1,4 @@
-"""A comparison as one page that needs nothing else."""
+"""Renders a comparison as one self-contained page."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def render_comparison(
 
     Args:
         comparison: The comparison.
-        name: What it is called.
+        name: Its name.
         data: A RunRecord's `data`.
-        budgets: Budgets to judge by.
-        chance: What guessing reaches, where that is known.
+        budgets: Budgets per client.
+        chance: The score of guessing, if known.
 
     Returns:
-        An HTML document that needs nothing else.
+        A self-contained HTML document.
     """
     metric, reference = comparison.metric, comparison.reference
     looks = styles(comparison.groups)
@@ -44,7 +44,7 @@ def render_comparison(
         }
         for group, row in zip(comparison.groups, rows(comparison), strict=True)
     ]
-    bought = [
+    within = [
         {
             "text": budget.text,
             "title": TITLES[budget.quantity],
@@ -80,14 +80,14 @@ def render_comparison(
         reference=None if reference is None else reference.label,
         caption=caption(comparison),
         figures=[(heading, Markup(svg(figure))) for heading, figure in figures],
-        budgets=bought,
+        budgets=within,
         runs=runs,
         notes=comparison.notes,
     )
 
 
 def caption(comparison: Comparison) -> str:
-    """Returns what the lines and bands of the figures are."""
+    """Returns an explanation of the figures' lines and bands."""
     seeds = {group.label: group.seeds for group in comparison.groups}
     if all(len(own) == 1 for own in seeds.values()):
         return "One seed each."
@@ -101,7 +101,7 @@ def caption(comparison: Comparison) -> str:
 
 
 def chance_of(metric: str, data: DataRecord) -> float | None:
-    """Returns what guessing reaches, for metrics of which that is known."""
+    """Returns the score of guessing; None if unknown."""
     if metric == "test/t2i/R@1" and data.num_test:
         return 1 / data.num_test
     if metric == "test/accuracy" and data.classes:

@@ -1,4 +1,4 @@
-"""What a comparison holds: each run's curve over its rounds, groups of runs over seeds, and their means."""
+"""The records of a comparison: each run's curve over its rounds, groups of runs over seeds, and their means."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ REFERENCE = "end_to_end"
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A run after a round. Sums are those of a client that took part in every round so far.
+    """A run after a round. Sums are for a client that took part in every round so far.
 
     Attributes:
         round: Global round.
         stage: Its stage.
-        quality: The metric; None where the round was not evaluated.
-        moved_bytes: Sent and received of what is trained.
-        frozen_bytes: Received of frozen blocks, each once where the client keeps them.
-        flops: Computed in training.
-        peak_bytes: Largest peak of memory so far.
-        wall_s: Seconds.
+        quality: The metric; None if the round was not evaluated.
+        moved_bytes: Bytes of trained tensors sent and received.
+        frozen_bytes: Bytes of frozen blocks received, each block once if the client caches it.
+        flops: FLOPs computed in training.
+        peak_bytes: Largest peak memory so far.
+        wall_s: Wall time in seconds.
     """
 
     round: int
@@ -37,7 +37,7 @@ class Point:
     wall_s: float
 
     def spent(self, quantity: Quantity) -> float:
-        """Returns what counts against a budget: all bytes, frozen ones too; FLOPs; or the peak of memory."""
+        """Returns the amount that counts against a budget: all bytes including frozen blocks, FLOPs, or peak memory."""
         if quantity == "bytes":
             return self.moved_bytes + self.frozen_bytes
         return self.flops if quantity == "flops" else self.peak_bytes
@@ -45,7 +45,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Peak memory of a stage, bytes: what the ledger predicted, and the largest that a client measured."""
+    """Peak memory of a stage in bytes: the ledger's prediction, and the largest measurement of any client."""
 
     stage: int
     predicted: float | None
@@ -54,14 +54,14 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class RunCurve:
-    """A run over its rounds.
+    """A run's curve over its rounds.
 
     Attributes:
         run_id: The run.
         strategy: Its strategy.
         seed: Its seed.
-        digest: Its last checkpoint's.
-        complete: All stages are finished.
+        digest: Its last checkpoint's digest.
+        complete: Whether all stages are finished.
         points: Its rounds.
         memory: Its trained stages.
     """
@@ -82,7 +82,7 @@ class RunCurve:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A mean over seeds, and the sample standard deviation where there are two or more."""
+    """A mean over seeds, and the sample standard deviation if there are two or more."""
 
     mean: float
     std: float | None
@@ -90,7 +90,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A group after a round: means over its seeds; `quality` is None where a seed was not evaluated."""
+    """A group after a round: means over its seeds; `quality` is None if a seed was not evaluated."""
 
     at: Point
     quality: Spread | None
@@ -124,18 +124,18 @@ class Group:
 
     @property
     def last(self) -> Point:
-        """The last round, and so what it spent in all."""
+        """The last round, with the total costs."""
         return self.means[-1].at
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Groups of runs that are judged by one metric.
+    """Groups of runs, compared by one metric.
 
     Attributes:
         metric: The metric's name.
-        groups: The groups; end_to_end, if there is one, stands first.
-        notes: What a reader must know: differing specs, unfinished runs.
+        groups: The groups; end_to_end, if present, is first.
+        notes: Notes to readers, such as differing specs and unfinished runs.
     """
 
     metric: str
@@ -144,16 +144,16 @@ class Comparison:
 
     @property
     def lower_is_better(self) -> bool:
-        """Whether a small value is a good one."""
+        """Whether smaller values are better."""
         return self.metric.endswith("loss")
 
     @property
     def reference(self) -> Group | None:
-        """The end-to-end group that ratios are taken against; None where there is none, or several."""
+        """The end-to-end group, the reference of ratios; None if there is none, or several."""
         found = [group for group in self.groups if group.strategy == REFERENCE]
         return found[0] if len(found) == 1 else None
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Returns the mean, and the sample standard deviation of two or more."""
+    """Returns the mean, and the sample standard deviation of two or more values."""
     return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)

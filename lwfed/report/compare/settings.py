@@ -1,4 +1,4 @@
-"""Where the specs of runs differ: what makes a comparison unfair, and what groups of runs are named after."""
+"""Finds differences between specs of runs: those that make a comparison unfair, and those that name groups."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lwfed.tracking.protocol import flatten_params
 from lwfed.types.records import RunRecord
 
 UNRELATED = ("seed", "name", "strategy", "store", "tracking", "launch", "kubernetes", "data.root", "data.workers")
-"""Keys of a spec in which runs of one group may differ: they decide neither what is computed nor how."""
+"""Keys of a spec in which runs of one group may differ, since they do not affect the computation."""
 
 
 def differences(runs: Sequence[RunRecord]) -> list[str]:
@@ -25,7 +25,7 @@ def differences(runs: Sequence[RunRecord]) -> list[str]:
                 shown = " and ".join(f"{value[:40]} ({run_id})" for value, run_id in list(named.items())[:3])
                 found.append(f"{what}: {key} is {shown}")
     data_keys = [text for text in found if text.startswith("data: ")]
-    if len(data_keys) > 1:  # the version only repeats what the other keys say
+    if len(data_keys) > 1:  # the version only repeats the other differences
         found = [text for text in found if not text.startswith("data: version")]
     return found
 
@@ -47,14 +47,14 @@ def _data(run: RunRecord) -> dict[str, str]:
 
 
 def _model(run: RunRecord) -> dict[str, str]:
-    """Returns what the model is; its division into stages does not count."""
+    """Returns the model's settings, without its division into stages."""
     flat = flatten_params(run.spec["model"])
     depths = {f"{modality} blocks": str(depth) for modality, depth in run.depths.items()}
     return {name: value for name, value in flat.items() if not name.endswith("blocks_per_stage")} | depths
 
 
 def labels_of(groups: Mapping[str, tuple[str, Mapping[str, str]]]) -> dict[str, str]:
-    """Returns labels of groups: the strategy, and within one strategy the first two keys in which groups differ."""
+    """Returns labels of groups: the strategy and, if it has several groups, the first two keys in which they differ."""
     labels = {}
     for key, (strategy, work) in groups.items():
         peers = [other for _, (name, other) in groups.items() if name == strategy]

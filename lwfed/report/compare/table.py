@@ -1,4 +1,4 @@
-"""The table of a comparison: what each group of runs reached and spent, and the ratio to end to end."""
+"""The table of a comparison: each group's quality and costs, and the ratios to end to end."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ Row = dict[str, Any]
 
 
 def rows(comparison: Comparison) -> list[Row]:
-    """Returns a JSON row per group: means over its seeds, and ratios to end to end, above 1 where it spends less.
+    """Returns one JSON row per group: means over its seeds, and ratios to end to end, above 1 if it costs less.
 
     Returns:
         Keys: label, strategy, seeds, runs, rounds, quality {mean, std}, quality_difference, moved_bytes, frozen_bytes,
-        flops, peak_bytes, wall_s, and `less` {bytes, flops, memory}, frozen bytes included; None without an end-to-end
+        flops, peak_bytes, wall_s, and `less` {bytes, flops, memory}, including frozen bytes; None without an end-to-end
         group.
     """
     return [_row(group, comparison.reference) for group in comparison.groups]
 
 
 def curves(comparison: Comparison) -> dict[str, list[Row]]:
-    """Returns the points of each group's lines: label -> a row per round, means over its seeds."""
+    """Returns the points of each group's lines: label -> one row per round, with means over its seeds."""
     return {
         group.label: [
             {**asdict(mean.at), "quality": None if mean.quality is None else spread_values(mean.quality)}
@@ -36,7 +36,7 @@ def curves(comparison: Comparison) -> dict[str, list[Row]]:
 
 
 def budget_rows(reaches: Sequence[Reach]) -> list[Row]:
-    """Returns a JSON row per group and budget."""
+    """Returns one JSON row per group and budget."""
     return [
         {
             "label": reach.group.label,
@@ -75,7 +75,7 @@ def quality_text(metric: str, value: Spread | None) -> str:
 
 
 def difference_text(metric: str, value: float | None) -> str:
-    """Returns a difference of a metric: shares in points."""
+    """Returns a difference of a metric; shares in percentage points."""
     if value is None:
         return MISSING
     return f"{100 * value:+.1f} points".replace("-", "−") if is_share(metric) else f"{value:+.3g}".replace("-", "−")
@@ -113,7 +113,7 @@ def _row(group: Group, reference: Group | None) -> Row:
 
 
 def spread_values(value: Spread) -> Row:
-    """Returns a mean and its deviation as JSON."""
+    """Returns a mean and its standard deviation as JSON."""
     return {"mean": value.mean, "std": value.std}
 
 

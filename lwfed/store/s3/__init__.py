@@ -1,1 +1,1 @@
-"""A store in an S3 bucket."""
+"""The store in an S3 bucket."""

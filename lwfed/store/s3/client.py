@@ -1,8 +1,8 @@
-"""Requests to an S3 server: one client per process, patience while the server is gone, and errors with a remedy.
+"""Requests to an S3 server: one client per process, retries while the server is down, and errors with a remedy.
 
-All retries are made here and none by botocore, whose retry modes bound the number of tries and not their time, end at
-an answer's headers, and share a quota that a long outage uses up. Here `LWFED_S3_PATIENCE_S` bounds the time since the
-first failure, or since the last byte that still came.
+All retries happen here and none in botocore. Its retry modes limit the number of tries and not their time, stop once
+an answer's headers have arrived, and share a quota that a long outage uses up. Here `LWFED_S3_PATIENCE_S` limits the
+time since the first failure, or since the last byte received.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "endpoint": ("endpoint", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
     "region": ("region", "AWS_REGION", "AWS_DEFAULT_REGION"),
 }
-"""What a mounted secret may hold -> names of its file; `ca.crt` is whoever signed the server's certificate."""
+"""Setting -> names of its file in a mounted secret; `ca.crt` is the authority of the server's certificate."""
 
 TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 TRANSIENT_CODES = frozenset(
@@ -59,7 +59,7 @@ CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or LWFED_S3_SECR
 
 @dataclass(frozen=True)
 class Access:
-    """Where a server is and who asks; what is None comes from botocore's own chain (environment, profile, platform)."""
+    """A server's address and credentials; None: from botocore's own chain (environment, profile, platform)."""
 
     access_key: str | None = None
     secret_key: str | None = None
@@ -70,7 +70,7 @@ class Access:
 
 
 class RefusedError(Exception):
-    """An answer that the caller expects: `status`, `code`, and whether an earlier try may have got through."""
+    """An error status that the caller expects: `status`, `code`, and whether an earlier try may have succeeded."""
 
     def __init__(self, status: int, code: str, *, repeated: bool) -> None:
         super().__init__(f"{status} {code}")
@@ -80,11 +80,11 @@ class RefusedError(Exception):
 
 
 class BrokenOffError(OSError):
-    """An answer that ended too early."""
+    """An answer that broke off."""
 
 
 def read_access() -> Access:
-    """Reads a mounted secret, where one is named. Raises SpecError where it lacks its keys."""
+    """Reads the mounted secret, if one is set. Raises SpecError if it lacks its keys."""
     folder = environment.s3_secret_folder()
     if folder is None:
         return Access()
@@ -109,10 +109,10 @@ def _first(folder: Path, names: Collection[str]) -> str | None:
 
 @lru_cache(maxsize=8)
 def _client(process: int, access: Access, patience_s: float, variables: tuple[tuple[str, str], ...]) -> Any:
-    """Returns a process's client; a forked child gets its own, and so does another environment."""
+    """Returns the client of a process and environment; a forked child gets its own."""
     endpoint = access.endpoint or environment.s3_endpoint()
     client = _make(access, patience_s, path_style=endpoint is not None)
-    if endpoint is None and ".amazonaws.com" not in client.meta.endpoint_url:  # of a profile
+    if endpoint is None and ".amazonaws.com" not in client.meta.endpoint_url:  # the endpoint of a profile
         client = _make(access, patience_s, path_style=True)
     return client
 
@@ -126,8 +126,8 @@ def _make(access: Access, patience_s: float, *, path_style: bool) -> Any:
         retries={"total_max_attempts": 1, "mode": "standard"},
         max_pool_connections=CONNECTIONS,
         tcp_keepalive=True,
-        # The body's sha256 is in the signature, which servers check. Trailing checksums, botocore's own way, are
-        # refused by some of them, and what is read is checked against our own digests.
+        # The signature covers the body's sha256, and servers check it. Some servers refuse botocore's trailing
+        # checksums, and everything that is read is checked against our own digests.
         s3={"addressing_style": "path" if path_style else "auto", "payload_signing_enabled": True},
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
@@ -145,14 +145,14 @@ def _make(access: Access, patience_s: float, *, path_style: bool) -> Any:
 
 
 class Connection:
-    """A bucket of a server, as one store asks for it.
+    """One store's connection to a bucket.
 
     Args:
-        uri: The store; for messages.
+        uri: The store's URI, for messages.
         bucket: Its bucket.
-        patience_s: How long to try again; None: `LWFED_S3_PATIENCE_S`.
-        access: Who asks where; None: the mounted secret, else botocore's own chain.
-        remedy: What helps where the server does not accept who asks; None: what helps a run.
+        patience_s: Seconds of retries; None: `LWFED_S3_PATIENCE_S`.
+        access: The server and credentials; None: the mounted secret, else botocore's own chain.
+        remedy: The remedy if the server rejects the credentials; None: the one for a run.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class Connection:
             return _client(os.getpid(), self._access, self.patience_s, environment.aws_variables())
         except (exceptions.BotoCoreError, ValueError) as error:
             raise SpecError(
-                f"the S3 server of {self.uri} cannot be asked: {error}",
+                f"the S3 server of {self.uri} is not configured correctly: {error}",
                 remedy="check AWS_ENDPOINT_URL_S3 (http://HOST:PORT), AWS_PROFILE and AWS_CA_BUNDLE",
             ) from None
 
@@ -190,16 +190,16 @@ class Connection:
         return str(self.client.meta.endpoint_url)
 
     def patience(self) -> Patience:
-        """Returns fresh patience: one request's, or one object's whose parts travel together."""
+        """Returns new patience for one request, or for one object whose parts are transferred together."""
 
-        def say(trouble: str, left_s: float) -> None:
+        def report(problem: str, left_s: float) -> None:
             logging.getLogger("lwfed").warning(
-                "%s does not answer (%s); trying again for %.0f s", self.endpoint, trouble, left_s
+                "%s does not answer (%s); retrying for %.0f s", self.endpoint, problem, left_s
             )
 
-        return Patience(bound_s=self.patience_s, say=say)
+        return Patience(bound_s=self.patience_s, report=report)
 
-    def ask(
+    def request(
         self,
         work: Callable[[Any], T],
         *,
@@ -207,17 +207,17 @@ class Connection:
         expected: Collection[int] = (),
         patience: Patience | None = None,
     ) -> T:
-        """Does something with the client, again and again while the server is gone.
+        """Runs a request, and repeats it while the server is down.
 
         Args:
-            work: What to do; it may be done several times.
-            about: What it is about; for messages.
-            expected: Statuses that are the caller's to judge; they raise RefusedError.
-            patience: How long to try; `work` may note progress in it. None: as long as the connection does.
+            work: The request, given the client; it may run several times.
+            about: What the request does, for messages.
+            expected: Statuses that the caller handles; they raise RefusedError.
+            patience: How long to retry; `work` may record progress in it. None: the connection's own.
 
         Raises:
             UnreachableError: The server does not answer, or refuses.
-            DiskFullError: It has no space left.
+            DiskFullError: The server has no space left.
         """
         patience = patience or self.patience()
         repeated = False
@@ -228,7 +228,7 @@ class Connection:
                 raise
             except exceptions.ClientError as error:
                 status, code = _answer(error)
-                if status == 500 and "no space left" in str(error):  # MinIO's answer before it counts its space
+                if status == 500 and "no space left" in str(error):  # MinIO's answer before it has measured its space
                     code = FULL
                 if status in expected and code not in TRANSIENT_CODES and code != "NoSuchBucket":
                     raise RefusedError(status, code, repeated=repeated) from None
@@ -236,29 +236,29 @@ class Connection:
                     continue
                 if code == FULL or not (status in TRANSIENT_STATUS or code in TRANSIENT_CODES):
                     raise self._refusal(error, status, code, about) from None
-                trouble = f"{status} {code}"
+                problem = f"{status} {code}"
             except (exceptions.BotoCoreError, HTTPError, OSError) as error:
                 final = self._final(error)
                 if final is not None:
                     raise final from None
-                trouble = _reason(error)
+                problem = _reason(error)
             else:
                 patience.answered()
                 return answer
             repeated = True
-            if not patience.wait(trouble):
+            if not patience.wait(problem):
                 raise UnreachableError(
-                    f"the S3 server {self.endpoint} of {self.uri} does not answer ({trouble}); it was asked {about} "
+                    f"the S3 server {self.endpoint} of {self.uri} does not answer ({problem}); tried {about} "
                     f"for {patience.failing_s:.0f} s",
-                    remedy=f"start it, or set AWS_ENDPOINT_URL_S3 to where it is; then {environment.go_on()}",
+                    remedy=f"start it, or set AWS_ENDPOINT_URL_S3 to its address; then {environment.resume_hint()}",
                 )
 
     def refusal(self, refused: RefusedError, about: str) -> LwfedError:
-        """Returns the error for an answer that was expected and that the caller cannot deal with."""
+        """Returns the error for an expected status that the caller cannot handle after all."""
         return self._refusal(refused, refused.status, refused.code, about)
 
     def _renewed(self) -> bool:
-        """Reads a mounted secret again. Returns whether it has changed."""
+        """Reads the mounted secret again. Returns whether it has changed."""
         if self._given:
             return False
         access = read_access()
@@ -271,22 +271,20 @@ class Connection:
         if status == 507 or code in FULL_CODES:
             return DiskFullError(
                 f"{who} has no space left {about} ({code})",
-                remedy=f"free some space or raise its quota; then {environment.go_on()}",
+                remedy=f"free some space or raise its quota; then {environment.resume_hint()}",
             )
         if code == "NoSuchBucket":
             return UnreachableError(
-                f"{who} has no bucket {self.bucket}", remedy=f"make it with `lwfed store init {self.uri}`"
+                f"{who} has no bucket {self.bucket}", remedy=f"create it with `lwfed store init {self.uri}`"
             )
         if code in CREDENTIAL_CODES:
-            return UnreachableError(
-                f"{who} does not know these credentials ({code})", remedy=self._remedy or CREDENTIALS
-            )
+            return UnreachableError(f"{who} rejects these credentials ({code})", remedy=self._remedy or CREDENTIALS)
         if status in (401, 403):
             return UnreachableError(
-                f"{who} forbids these credentials {about} ({code})",
+                f"{who} does not allow these credentials {about} ({code})",
                 remedy=self._remedy
                 or f"check {'them' if code.isdigit() else 'their policy'}: `lwfed store policy` prints what they need, "
-                f"`lwfed store init {self.uri}` makes others",
+                f"`lwfed store init {self.uri}` creates others",
             )
         text = getattr(error, "response", {}).get("Error", {}).get("Message") or str(error)
         return UnreachableError(
@@ -294,7 +292,7 @@ class Connection:
         )
 
     def _final(self, error: Exception) -> LwfedError | None:
-        """Returns the error that trying again cannot fix."""
+        """Returns the error if retries cannot fix it, else None."""
         text = str(error)
         if isinstance(
             error,
@@ -302,18 +300,18 @@ class Connection:
         ):
             return UnreachableError(f"there are no credentials for {self.uri} ({text})", remedy=CREDENTIALS)
         if isinstance(error, exceptions.ParamValidationError | exceptions.UnknownEndpointError):
-            return SpecError(f"`store.uri` {self.uri}: {text}", remedy="name it s3://bucket/prefix")
+            return SpecError(f"`store.uri` {self.uri}: {text}", remedy="write it as s3://bucket/prefix")
         if isinstance(error, exceptions.SSLError) or "CA certificate bundle" in text:
             return UnreachableError(
                 f"the S3 server {self.endpoint} of {self.uri} cannot be trusted: {_reason(error)}",
                 remedy="set AWS_CA_BUNDLE to the certificate of its authority, or put it into the mounted secret as "
-                "ca.crt; for a server without TLS name http://",
+                "ca.crt; for a server without TLS, use http://",
             )
         return None
 
 
 def _answer(error: exceptions.ClientError) -> tuple[int, str]:
-    """Returns status and code of an answer; one to HEAD has no body to hold them."""
+    """Returns an answer's status and code; the answer to HEAD has no body, so its code may be in a header."""
     metadata = error.response.get("ResponseMetadata", {})
     status = int(metadata.get("HTTPStatusCode", 0))
     code = str(error.response.get("Error", {}).get("Code", ""))

@@ -1,7 +1,7 @@
-"""The store in a bucket of any S3 server (MinIO, SeaweedFS, AWS): conditional writes make the first writer win.
+"""The store in a bucket of any S3 server (MinIO, SeaweedFS, AWS), where conditional writes let the first writer win.
 
-S3 has no append: each piece of a log is a small object of its own, `<key>.d/<number>`. No key of an object or ref may
-have that form.
+S3 has no append: each piece of a log is a small object `<key>.d/<number>`. No key of an object or ref may have that
+form.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lwfed.store.keys import checked, ends_early, not_there, other_length, remedy_for
+from lwfed.store.keys import checked, missing_object, remedy_for, truncated_object, wrong_length
 from lwfed.store.protocol import Data
 from lwfed.store.s3.client import Connection, RefusedError
 from lwfed.store.s3.transfer import (
@@ -40,7 +40,7 @@ LOG_PIECE = re.compile(r"(.+)\.d/(\d{9})")
 TOGETHER = 8
 WRITER = "lwfed-writer"
 NEVER_LOGS = (".json", ".safetensors")
-"""What a log's key does not end in: deleting such a key need not look for pieces."""
+"""Endings that a log's key never has: deleting such a key does not list pieces."""
 
 
 class S3Store:
@@ -48,8 +48,8 @@ class S3Store:
 
     Args:
         uri: `s3://bucket/prefix`.
-        part_bytes: Length of the parts in which a large object is written.
-        patience_s: Seconds to ride out a server that is gone; None: `LWFED_S3_PATIENCE_S`.
+        part_bytes: Length of the parts of a large object's upload.
+        patience_s: Seconds of retries while the server is down; None: `LWFED_S3_PATIENCE_S`.
 
     Raises:
         SpecError: The URI names no bucket.
@@ -61,7 +61,7 @@ class S3Store:
         bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         prefix = checked(prefix.strip("/"))
         if not re.fullmatch(r"[a-zA-Z0-9.\-_]{3,255}", bucket):
-            raise SpecError(f"`store.uri` {uri} names no bucket", remedy="name it s3://bucket/prefix")
+            raise SpecError(f"`store.uri` {uri} names no bucket", remedy="write it as s3://bucket/prefix")
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
         self.connection = Connection(self.uri, bucket, patience_s=patience_s)
         self._prefix = f"{prefix}/" if prefix else ""
@@ -74,7 +74,7 @@ class S3Store:
 
     @property
     def conditional(self) -> bool | None:
-        """Whether the server decides who writes first; None until that is known."""
+        """Whether the server supports conditional writes; None until that is known."""
         return self._conditional
 
     def put(self, key: str, chunks: Iterable[Data]) -> int:
@@ -86,9 +86,9 @@ class S3Store:
         if stop is None or stop <= start:
             size = self.size(key)
             if size is None:
-                raise not_there(key, store=self.uri)
+                raise missing_object(key, store=self.uri)
             if stop is not None and stop > size:
-                raise ends_early(key, byte=stop)
+                raise truncated_object(key, byte=stop)
             stop = size if stop is None else stop
         data = bytearray(max(0, stop - start))
         if data:
@@ -96,27 +96,27 @@ class S3Store:
         return data
 
     def read_into(self, key: str, buffers: Sequence[memoryview | bytearray], *, nbytes: int | None = None) -> None:
-        """Reads an object into some memory; see `Store.read_into`."""
+        """Reads an object into buffers; see `Store.read_into`."""
         views = [memoryview(buffer).cast("B") for buffer in buffers]
         held = sum(map(len, views))
         total = held if nbytes is None else nbytes
         if held > total:
-            raise other_length(key, found=total, expected=held)
+            raise wrong_length(key, found=total, expected=held)
         if held:
             download(self.connection, self._key(key), views, name=key, total=total)
             return
         size = self.size(key)
         if size is None:
-            raise not_there(key, store=self.uri)
+            raise missing_object(key, store=self.uri)
         if size != total:
-            raise other_length(key, found=size, expected=total)
+            raise wrong_length(key, found=size, expected=total)
 
     def fetch(self, key: str, *, to: Path | None = None) -> Path:
-        """Downloads an object to a file: a named one, or one that is removed when the process ends."""
+        """Downloads an object to a file: to `to`, or to one that is deleted when the process ends."""
         source = self._key(key)
         size = self.size(key)
         if size is None:
-            raise not_there(key, store=self.uri)
+            raise missing_object(key, store=self.uri)
         path = to or self._scratch_folder() / key
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
@@ -128,14 +128,14 @@ class S3Store:
                     download(self.connection, source, [piece], name=key, start=start)
                     os.pwrite(file.fileno(), piece, start)
 
-                _together(copy, range(0, size, RANGE_BYTES), threads=THREADS)
+                _parallel_map(copy, range(0, size, RANGE_BYTES), threads=THREADS)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
         return path
 
     def has(self, key: str) -> bool:
-        """Whether there is such an object or ref."""
+        """Whether an object or ref exists."""
         return self.size(key) is not None
 
     def size(self, key: str) -> int | None:
@@ -151,7 +151,7 @@ class S3Store:
         yield from sorted(key for key in found if key.startswith(prefix))
 
     def delete(self, *keys: str) -> None:
-        """Removes objects, refs or logs; nothing happens where there is none."""
+        """Deletes objects, refs or logs; ignores those that do not exist."""
         names = [self._key(key) for key in keys]
         for key in keys:
             if not key.endswith(NEVER_LOGS):
@@ -160,14 +160,14 @@ class S3Store:
                     self._numbers.pop(key, None)
 
         def remove(name: str) -> None:
-            self.connection.ask(
+            self.connection.request(
                 lambda c: c.delete_object(Bucket=self.connection.bucket, Key=name), about=f"to delete {name}"
             )
 
-        _together(remove, names)  # one by one: how many are deleted at once is signed in ways that servers differ in
+        _parallel_map(remove, names)  # one by one: servers differ in how they sign bulk deletes
 
     def read_ref(self, key: str) -> Any | None:
-        """Reads a ref; None where there is none."""
+        """Reads a ref; None if it does not exist."""
         content = self._read(self._key(key), name=key)
         if content is None:
             return None
@@ -177,7 +177,7 @@ class S3Store:
             raise CheckpointError(f"{key} is not JSON ({error})", remedy=remedy_for(key)) from None
 
     def write_ref(self, key: str, value: Any, *, if_absent: bool = False) -> bool:
-        """Writes a ref at once; see `Store.write_ref`."""
+        """Writes a ref atomically; see `Store.write_ref`."""
         body = readable(value)
         if if_absent:
             return self._write_first(self._key(key), body, name=key)
@@ -185,21 +185,21 @@ class S3Store:
         return True
 
     def append(self, key: str, data: Data) -> None:
-        """Adds a piece to a log."""
+        """Appends a piece to a log."""
         name = self._key(key)
         with self._log_lock:
             number = self._numbers.get(key)
             if number is None:
                 number = self._pieces(key)
             while not self._write_first(f"{name}.d/{number:09d}", bytes(data), name=key):
-                number = max(number + 1, self._pieces(key))  # another writer, such as a coordinator that was replaced
+                number = max(number + 1, self._pieces(key))  # another writer wrote pieces
             self._numbers[key] = number + 1
 
     def read_log(self, key: str) -> bytes:
         """Reads a log, piece by piece."""
         self._key(key)
         names = sorted(self._prefix + piece for piece in self._listed(f"{key}.d/") if LOG_PIECE.fullmatch(piece))
-        return b"".join(piece or b"" for piece in _together(lambda name: self._read(name, name=key), names))
+        return b"".join(piece or b"" for piece in _parallel_map(lambda name: self._read(name, name=key), names))
 
     def _pieces(self, key: str) -> int:
         """Returns the number of a log's next piece."""
@@ -214,28 +214,30 @@ class S3Store:
 
     def _listed(self, prefix: str) -> Iterator[str]:
         """Yields the keys of objects in the bucket below the store's prefix, page by page."""
-        asked: dict[str, Any] = {"Bucket": self.connection.bucket, "Prefix": self._prefix + prefix}
+        query: dict[str, Any] = {"Bucket": self.connection.bucket, "Prefix": self._prefix + prefix}
         while True:
-            page = self.connection.ask(lambda c: c.list_objects_v2(**asked), about=f"to list {prefix or 'its keys'}")
+            page = self.connection.request(
+                lambda c: c.list_objects_v2(**query), about=f"to list {prefix or 'its keys'}"
+            )
             for item in page.get("Contents", ()):
-                if not item["Key"].endswith("/"):  # a folder that a browser made
+                if not item["Key"].endswith("/"):  # a folder that a web console made
                     yield item["Key"][len(self._prefix) :]
             if not page.get("IsTruncated"):
                 return
-            asked["ContinuationToken"] = page["NextContinuationToken"]
+            query["ContinuationToken"] = page["NextContinuationToken"]
 
     def _read(self, key: str, *, name: str) -> bytes | None:
         def read(client: Any) -> bytes:
             return bytes(client.get_object(Bucket=self.connection.bucket, Key=key)["Body"].read())
 
         try:
-            return self.connection.ask(read, about=f"to read {name}", expected=(404,))
+            return self.connection.request(read, about=f"to read {name}", expected=(404,))
         except RefusedError:
             return None
 
     def _write(self, key: str, body: bytes, *, name: str, **more: Any) -> None:
         expected = (409, 412, 501) if "IfNoneMatch" in more else ()
-        self.connection.ask(
+        self.connection.request(
             lambda c: c.put_object(
                 Bucket=self.connection.bucket, Key=key, Body=body, ContentType=kind_of(name), **more
             ),
@@ -244,10 +246,10 @@ class S3Store:
         )
 
     def _write_first(self, key: str, body: bytes, *, name: str) -> bool:
-        """Writes an object that must not be there yet. Returns whether this call did.
+        """Writes an object that must not exist yet. Returns whether this call wrote it.
 
-        The server decides (`If-None-Match: *`). Whether it knows how to is found out at the first such write; where it
-        does not, the last of several that write within the same moment wins, and they learn of it where they can.
+        The server decides (`If-None-Match: *`). The first such write finds out whether the server supports that. If it
+        does not, the last of several simultaneous writers wins, and each checks afterwards whether it was the one.
         """
         token = uuid.uuid4().hex
         mark = {"Metadata": {WRITER: token}}
@@ -262,7 +264,7 @@ class S3Store:
             except RefusedError as refused:
                 if refused.status != 501:
                     self._conditional = True
-                    # an answer that was lost: the writer may be this call itself
+                    # if an answer was lost, this call may be the writer
                     return refused.repeated and self._is_mine(key, body, name=name, token=token)
                 self._conditional = False
         self._write(key, body, name=name, **mark)
@@ -276,7 +278,7 @@ class S3Store:
         return False
 
     def _is_mine(self, key: str, body: bytes, *, name: str, token: str) -> bool:
-        """Whether an object is what this call wrote, by its mark; by its bytes where the server keeps no marks."""
+        """Whether this call wrote an object, by its mark, or by its bytes if the server does not store metadata."""
         answer = head(self.connection, key, name=name)
         if answer is None:
             return False
@@ -291,7 +293,7 @@ class S3Store:
             return self._scratch
 
 
-def _together(work: Callable[[Any], Any], items: Iterable[Any], *, threads: int = TOGETHER) -> list[Any]:
+def _parallel_map(work: Callable[[Any], Any], items: Iterable[Any], *, threads: int = TOGETHER) -> list[Any]:
     listed = list(items)
     if len(listed) < 2:
         return [work(item) for item in listed]

@@ -1,8 +1,8 @@
-"""Large objects to and from S3: parts go up while the next is read, ranges come down straight into memory.
+"""Transfers large objects to and from S3: parts are sent while the next is read, ranges are read straight into memory.
 
-By hand and not by boto3's transfer manager, which reads only whole objects, starts a range over when it breaks off,
-counts tries instead of seconds, and copies what it reads through a queue. Here bytes land in the tensors themselves,
-and all parts of an object share one bound in time.
+boto3's transfer manager is not used: it reads only whole objects, restarts a range that breaks off, counts tries
+instead of seconds, and copies everything through a queue. Here bytes are read into the tensors themselves, and all
+parts of an object share one time limit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from itertools import chain
 from typing import Any
 
 from lwfed.patience import Patience
-from lwfed.store.keys import ends_early, not_there, other_length
+from lwfed.store.keys import missing_object, truncated_object, wrong_length
 from lwfed.store.protocol import Data
 from lwfed.store.s3.client import BrokenOffError, Connection, RefusedError
 from lwfed.types.errors import DiskFullError, LwfedError
@@ -38,7 +38,7 @@ def kind_of(key: str) -> str:
 
 
 def parts_of(chunks: Iterable[Data], size: int) -> Iterator[bytearray]:
-    """Cuts a stream into parts of a size; the last one may be shorter, and there is at least one."""
+    """Cuts a stream into parts of `size` bytes; the last may be shorter, and there is at least one."""
     part = bytearray()
     for chunk in chunks:
         view = memoryview(chunk).cast("B")
@@ -53,19 +53,19 @@ def parts_of(chunks: Iterable[Data], size: int) -> Iterator[bytearray]:
 
 
 def upload(connection: Connection, key: str, chunks: Iterable[Data], *, part_bytes: int, name: str) -> int:
-    """Writes an object whole or not at all: at once where it fits into one part, else part by part.
+    """Writes an object completely or not at all: in one request if it fits into one part, else part by part.
 
     At most `THREADS` + 2 parts are in memory.
 
     Args:
-        connection: Its bucket.
+        connection: The object's bucket.
         key: Its key in the bucket.
         chunks: Its bytes.
-        part_bytes: Length of a part; S3 wants 5 MiB at least.
-        name: Its key in the store; for messages.
+        part_bytes: Length of a part; S3 requires at least 5 MiB.
+        name: Its key in the store, for messages.
 
     Returns:
-        Its length.
+        Its length in bytes.
     """
     parts = parts_of(chunks, part_bytes)
     first = next(parts)
@@ -73,23 +73,23 @@ def upload(connection: Connection, key: str, chunks: Iterable[Data], *, part_byt
     named: dict[str, Any] = {"Bucket": connection.bucket, "Key": key}
     about = f"to write {name}"
     if second is None:
-        connection.ask(lambda c: c.put_object(**named, Body=first, ContentType=kind_of(name)), about=about)
+        connection.request(lambda c: c.put_object(**named, Body=first, ContentType=kind_of(name)), about=about)
         return len(first)
-    started = connection.ask(lambda c: c.create_multipart_upload(**named, ContentType=kind_of(name)), about=about)
+    started = connection.request(lambda c: c.create_multipart_upload(**named, ContentType=kind_of(name)), about=about)
     named["UploadId"] = started["UploadId"]
     try:
         sent, nbytes = _send(connection, chain((first, second), parts), named=named, about=about)
         listed = {"Parts": [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(sent, start=1)]}
         try:
-            connection.ask(
+            connection.request(
                 lambda c: c.complete_multipart_upload(**named, MultipartUpload=listed), about=about, expected=(404,)
             )
-        except RefusedError as refused:  # the answer to an earlier try was lost: it is done, or it is gone
+        except RefusedError as refused:  # an earlier try's answer was lost: the upload is complete, or gone
             if not refused.repeated or size_of(connection, key, name=name) != nbytes:
                 raise connection.refusal(refused, about) from None
     except BaseException:
         with suppress(LwfedError):
-            connection.ask(lambda c: c.abort_multipart_upload(**named), about=about, patience=Patience(bound_s=0))
+            connection.request(lambda c: c.abort_multipart_upload(**named), about=about, patience=Patience(bound_s=0))
         raise
     return nbytes
 
@@ -97,14 +97,14 @@ def upload(connection: Connection, key: str, chunks: Iterable[Data], *, part_byt
 def _send(
     connection: Connection, parts: Iterable[bytearray], *, named: dict[str, Any], about: str
 ) -> tuple[list[str], int]:
-    """Uploads parts, a few at a time. Returns their tags, and their length together."""
+    """Uploads parts, a few at a time. Returns their ETags and their total length."""
     patience = connection.patience()
     waiting: deque[Future[str]] = deque()
     tags: list[str] = []
     nbytes = 0
 
     def send(number: int, part: bytearray) -> str:
-        answer = connection.ask(
+        answer = connection.request(
             lambda c: c.upload_part(**named, PartNumber=number, Body=part), about=about, patience=patience
         )
         return str(answer["ETag"])
@@ -120,7 +120,7 @@ def _send(
         except BaseException:
             patience.over.set()
             pool.shutdown(cancel_futures=True)
-            for future in waiting:  # the reason, where another part met what followed from it
+            for future in waiting:  # a full disk is the cause; other parts' errors follow from it
                 if not future.cancelled() and isinstance(future.exception(), DiskFullError):
                     future.result()
             raise
@@ -136,18 +136,18 @@ def download(
     start: int = 0,
     total: int | None = None,
 ) -> None:
-    """Fills some memory from an object, several ranges at a time.
+    """Fills buffers from an object, several ranges at a time.
 
     Args:
-        connection: Its bucket.
+        connection: The object's bucket.
         key: Its key in the bucket.
-        buffers: What is filled, in order.
-        name: Its key in the store; for messages.
-        start: Its first byte that is wanted.
-        total: The length that it must have; None: any that reaches.
+        buffers: The buffers to fill, in order.
+        name: Its key in the store, for messages.
+        start: The first byte to read.
+        total: The length that the object must have; None: any sufficient length.
 
     Raises:
-        CheckpointError: It is missing, or has another length.
+        CheckpointError: The object is missing, or has another length.
     """
     ranges = list(_ranges(buffers, start))
     patience = connection.patience()
@@ -160,21 +160,21 @@ def download(
         return
     with ThreadPoolExecutor(THREADS) as pool:
         try:
-            list(pool.map(fill, ranges))  # where one fails, those that have not begun are cancelled
+            list(pool.map(fill, ranges))  # if one fails, those that have not started are cancelled
         finally:
             patience.over.set()
 
 
 def size_of(connection: Connection, key: str, *, name: str) -> int | None:
-    """Returns an object's length, None where there is none."""
+    """Returns an object's length; None if it does not exist."""
     answer = head(connection, key, name=name)
     return None if answer is None else int(answer["ContentLength"])
 
 
 def head(connection: Connection, key: str, *, name: str) -> dict[str, Any] | None:
-    """Returns what the server knows of an object, None where there is none."""
+    """Returns an object's metadata; None if it does not exist."""
     try:
-        answer: dict[str, Any] = connection.ask(
+        answer: dict[str, Any] = connection.request(
             lambda c: c.head_object(Bucket=connection.bucket, Key=key), about=f"to look for {name}", expected=(404,)
         )
     except RefusedError:
@@ -209,22 +209,22 @@ def _fill(
     total: int | None,
     patience: Patience,
 ) -> None:
-    """Fills pieces of memory with one range; after an answer that breaks off, asks for what is missing."""
+    """Fills pieces of memory with one range; after an answer that breaks off, requests the rest."""
     stop = start + sum(map(len, pieces))
     left = deque(pieces)
     done = 0
 
     def read(client: Any) -> None:
         nonlocal done
-        asked = {} if (start + done, stop) == (0, total) else {"Range": f"bytes={start + done}-{stop - 1}"}
-        answer = client.get_object(Bucket=connection.bucket, Key=key, **asked)
+        headers = {} if (start + done, stop) == (0, total) else {"Range": f"bytes={start + done}-{stop - 1}"}
+        answer = client.get_object(Bucket=connection.bucket, Key=key, **headers)
         length, body = _length_of(answer), answer["Body"]
         try:
             if total is not None and length != total:
-                raise other_length(name, found=length, expected=total)
+                raise wrong_length(name, found=length, expected=total)
             if length < stop:
-                raise ends_early(name, byte=stop)
-            if asked and "ContentRange" not in answer:
+                raise truncated_object(name, byte=stop)
+            if headers and "ContentRange" not in answer:
                 raise BrokenOffError("the server ignores byte ranges")
             while left:
                 count = body.readinto(left[0][:READ_BYTES])
@@ -235,22 +235,22 @@ def _fill(
                 left[0] = left[0][count:]
                 if not len(left[0]):
                     left.popleft()
-            body.read()  # nothing is left, which gives the connection back
+            body.read()  # at the end of the body: returns the connection to the pool
         except BaseException:
             body.close()
             raise
 
     try:
-        connection.ask(read, about=f"to read {name}", expected=(404, 416), patience=patience)
+        connection.request(read, about=f"to read {name}", expected=(404, 416), patience=patience)
     except RefusedError as refused:
         if refused.status == 404:
-            raise not_there(name, store=connection.uri) from None
+            raise missing_object(name, store=connection.uri) from None
         if total is None:
-            raise ends_early(name, byte=stop) from None
-        raise other_length(name, found=size_of(connection, key, name=name) or 0, expected=total) from None
+            raise truncated_object(name, byte=stop) from None
+        raise wrong_length(name, found=size_of(connection, key, name=name) or 0, expected=total) from None
 
 
 def _length_of(answer: dict[str, Any]) -> int:
-    """Returns the length of the whole object that an answer is of."""
+    """Returns the length of the whole object that an answer belongs to."""
     length = str(answer.get("ContentRange", "")).rpartition("/")[2]
     return int(length) if length.isdigit() else int(answer["ContentLength"])

@@ -1,1 +1,1 @@
-"""A run in MLflow: told by a process of its own, so that a slow or dead server never holds up training."""
+"""Records a run in MLflow from a separate process, so that a slow or dead server never delays training."""

@@ -1,4 +1,4 @@
-"""Delivers events to MLflow in order, when it answers; after a failure, tries again later."""
+"""Delivers events to MLflow in order; after a failure it retries later."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lwfed.patience import Patience
-from lwfed.tracking.jsonlines import as_it_ended
+from lwfed.tracking.jsonlines import without_restarts
 from lwfed.tracking.mlflow.target import Target
-from lwfed.tracking.protocol import Record, tell
+from lwfed.tracking.protocol import Record, dispatch
 
 TRIES = 3
-"""Tries of an event that a server in good health refuses."""
+"""Tries of an event that a healthy server refuses."""
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How far delivery has come.
+    """The state of delivery.
 
     Attributes:
         told: Number of events to deliver.
-        delivered: Number of those that MLflow has.
-        down: Why MLflow cannot be reached; None: it can.
-        refused: Events that MLflow refused for another reason.
+        delivered: Number of delivered events.
+        down: Why MLflow cannot be reached; None if it can.
+        refused: Events that MLflow refused for another reason, as `event: reason`.
         run_id: The MLflow run of the experiment.
         experiment_id: Its experiment.
         model: The registered model, as `name/version`.
@@ -46,17 +46,17 @@ class Status:
         return self.delivered == self.told and not self.refused
 
     def values(self) -> dict[str, Any]:
-        """The status as JSON values."""
+        """Returns the status as JSON values."""
         return {**asdict(self), "refused": list(self.refused)}
 
 
 class Delivery:
-    """Events that wait for MLflow.
+    """A queue of events for MLflow.
 
     Args:
-        target: Where they go.
-        live: Whether the run is going on.
-        clock: Seconds, for waits between tries.
+        target: The place in MLflow.
+        live: Whether the run is still running.
+        clock: Returns seconds, for the pauses between tries.
     """
 
     def __init__(self, target: Target, *, live: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
@@ -73,17 +73,17 @@ class Delivery:
         self._recorder: Any = None  # a Recorder; its module imports MLflow, which takes seconds
 
     def add(self, event: Record) -> None:
-        """Puts an event at the end."""
+        """Appends an event."""
         self._events.append(event)
 
     def drain(self, *, now: bool = False) -> bool:
-        """Delivers what waits.
+        """Delivers the queued events.
 
         Args:
-            now: Try even where a failure was a moment ago.
+            now: Whether to try without waiting for the pause after a failure.
 
         Returns:
-            Whether nothing is left.
+            Whether the queue is empty.
         """
         while self._next < len(self._events):
             if not now and self._clock() < self._not_before:
@@ -91,11 +91,11 @@ class Delivery:
             event = self._events[self._next]
             try:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # what MLflow and SQLAlchemy would tell their own developers
+                    warnings.simplefilter("ignore")  # warnings of MLflow and SQLAlchemy for their own developers
                     recorder = self._connected()
-                    recorder.told_at = event.get("time")
-                    tell(recorder, event)
-            except Exception as error:  # whatever a server, a database or a library does: training goes on
+                    recorder.recorded_at = event.get("time")
+                    dispatch(recorder, event)
+            except Exception as error:  # no failure of a server, database or library may stop training
                 if not self._after_failure(event, _line(error)):
                     return False
                 continue
@@ -105,7 +105,7 @@ class Delivery:
         return True
 
     def abandon(self) -> None:
-        """Notes that the run's process is gone; what waits stays in the JSON-lines log."""
+        """Marks the run as abandoned by its process; undelivered events remain in the JSON-lines log."""
         try:
             if self._recorder is not None and self._next:
                 self._recorder.abandon()
@@ -121,7 +121,7 @@ class Delivery:
             self._down = _line(error)
 
     def status(self) -> Status:
-        """How far delivery has come."""
+        """Returns the state of delivery."""
         recorder = self._recorder
         return Status(
             told=len(self._events),
@@ -141,10 +141,10 @@ class Delivery:
         return self._recorder
 
     def _after_failure(self, event: Record, reason: str) -> bool:
-        """Decides what follows a failure.
+        """Decides what to do after a failure.
 
         Returns:
-            Whether to go on at once.
+            Whether to continue at once.
         """
         self._tries += 1
         if event["event"] != "start" and self._healthy():
@@ -167,17 +167,17 @@ class Delivery:
 
 
 def replay_to_mlflow(events: Iterable[Record], *, target: Target) -> Status:
-    """Brings MLflow up to date with a JSON-lines log: what it has already is not logged twice.
+    """Brings MLflow up to date with a JSON-lines log; logs nothing twice.
 
     Args:
-        events: What `lwfed.tracking.jsonlines.read_events` returned.
-        target: Where they go.
+        events: The log, as returned by `lwfed.tracking.jsonlines.read_events`.
+        target: The place in MLflow.
 
     Returns:
-        How far it came; it never raises because MLflow is down.
+        The state of delivery; it does not raise if MLflow is down.
     """
     delivery = Delivery(target, live=False)
-    for event in as_it_ended(events):
+    for event in without_restarts(events):
         delivery.add(event)
     delivery.drain(now=True)
     delivery.close()

@@ -1,4 +1,4 @@
-"""What of a record becomes which entry in MLflow: pure, but for `log`, which keeps to MLflow's limits."""
+"""Maps records to MLflow's entries; pure, except for `log`, which writes within MLflow's limits."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from lwfed.tracking.protocol import Record, finite, stage_numbers
 from lwfed.types.canonical import digest_of
 
-METRICS_A_BATCH = 900
-PARAMS_A_BATCH = 100
+METRICS_PER_BATCH = 900
+PARAMS_PER_BATCH = 100
 TAG_CHARS = 5000
 DIGEST_CHARS = 36
-"""Longest digest that MLflow keeps of a dataset."""
+"""Longest digest of a dataset that MLflow stores."""
 
 
 def metric_name(name: str) -> str:
-    """Spells a name as MLflow allows: `test/t2i/R@1` becomes `test/t2i/R_at_1`."""
+    """Converts a name to characters that MLflow allows: `test/t2i/R@1` becomes `test/t2i/R_at_1`."""
     return re.sub(r"[^A-Za-z0-9_./ :-]", "_", name.replace("@", "_at_"))
 
 
@@ -36,32 +36,32 @@ def log(
     step: int = 0,
     time_ms: int | None = None,
 ) -> None:
-    """Logs in as few batches as MLflow's limits allow: one for a round.
+    """Logs in as few batches as MLflow's limits allow: one per round.
 
     Args:
         client: The client.
         run_id: The MLflow run.
         metrics: Name -> value.
         params: Name -> text.
-        tags: Name -> value; None is left out.
+        tags: Name -> value; None values are skipped.
         step: The metrics' step.
         time_ms: The metrics' time, ms since 1970; None: now.
     """
     when = int(1000 * time.time()) if time_ms is None else time_ms
-    # the mark that a round is logged must not arrive before the rest of it: keep the order
+    # order matters: the metric that marks a round as logged must not arrive before the others
     numbers = [Metric(metric_name(name), value, when, step) for name, value in (metrics or {}).items()]
     texts = [Param(metric_name(name)[:250], value) for name, value in (params or {}).items()]
     marks = [RunTag(name, str(value)[:TAG_CHARS]) for name, value in (tags or {}).items() if value is not None]
-    for part in _parts(texts, PARAMS_A_BATCH):
+    for part in _parts(texts, PARAMS_PER_BATCH):
         client.log_batch(run_id, params=part)
-    for part in _parts(numbers, METRICS_A_BATCH):
+    for part in _parts(numbers, METRICS_PER_BATCH):
         client.log_batch(run_id, metrics=part)
-    for part in _parts(marks, PARAMS_A_BATCH):
+    for part in _parts(marks, PARAMS_PER_BATCH):
         client.log_batch(run_id, tags=part)
 
 
 def run_tags(run: Record) -> dict[str, Any]:
-    """Lineage of a run, as far as it is known when the run starts; see `keys_tag`."""
+    """Returns the lineage of a run, as known at its start; see `keys_tag`."""
     parent = run.get("parent") or {}
     return {
         "lwfed.run_id": run["run_id"],
@@ -78,28 +78,28 @@ def run_tags(run: Record) -> dict[str, Any]:
 
 
 def keys_of(run: Record) -> dict[int, str]:
-    """Stage -> key, of the stages whose keys a run has noted so far: none when it is new."""
+    """Returns stage -> key of the stages whose keys a run has recorded so far."""
     return {int(stage["stage"]): str(stage["key"]) for stage in run.get("stages") or ()}
 
 
 def keys_tag(keys: Mapping[int, str]) -> dict[str, str]:
-    """The keys of a run's stages, in order; no tag where none is known, so that a known one stays."""
+    """Returns a tag with the keys of a run's stages, in order; none without keys, so that an earlier tag stays."""
     return {"lwfed.stage_keys": ",".join(keys[stage] for stage in sorted(keys))} if keys else {}
 
 
 def output_tag(stage: int) -> str:
-    """The tag of a whole run that holds a stage's output digest, and says that the stage's ledger is logged."""
+    """Returns the name of a whole run's tag with a stage's output digest; it marks the stage's ledger as logged."""
     return f"lwfed.output_digest.{stage}"
 
 
 def last_round(run: Record, stage: int) -> int:
-    """Global number of the last round up to a stage."""
+    """Returns the global number of a stage's last round."""
     rounds = [int(count) for count in run["spec"]["stages"]["rounds"]]
     return sum(rounds if run.get("strategy") == "end_to_end" else rounds[:stage])
 
 
 def stage_tags(record: Record) -> dict[str, Any]:
-    """Lineage of a stage; the output digest says that the stage is logged completely."""
+    """Returns the lineage of a stage; the output digest marks the stage as completely logged."""
     return {
         "lwfed.stage_key": record.get("key"),
         "lwfed.plan_digest": record.get("plan_digest"),
@@ -111,7 +111,7 @@ def stage_tags(record: Record) -> dict[str, Any]:
 
 
 def ledger_metrics(record: Record) -> dict[str, float]:
-    """A stage's ledger, predicted and measured, and its wall time, as metrics."""
+    """Returns a stage's ledger, predicted and measured, and its wall time, as metrics."""
     ledger = record.get("ledger") or {}
     metrics = {
         f"ledger/{side}/{key}": float(value)
@@ -125,7 +125,7 @@ def ledger_metrics(record: Record) -> dict[str, float]:
 
 
 def dataset_inputs(run: Record) -> list[DatasetInput]:
-    """The data of a run as MLflow's dataset inputs: name, digest, source and profile; contexts train and test."""
+    """Returns the data of a run as MLflow's dataset inputs, with contexts train and test."""
     data = run["data"]
     root = ((run.get("spec") or {}).get("data") or {}).get("root")
     source_type, source = ("local", {"uri": root}) if root else ("code", {"tags": {"lwfed.source": data["source"]}})
@@ -146,7 +146,7 @@ def dataset_inputs(run: Record) -> list[DatasetInput]:
 
 
 def note_of(run: Record) -> str:
-    """Describes a run in Markdown, for MLflow's page of it."""
+    """Returns a description of a run in Markdown, for its page in MLflow."""
     data = run.get("data") or {}
     stages, clients = len(stage_numbers(run)), len(data.get("clients") or {})
     lines = [

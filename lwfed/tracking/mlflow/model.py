@@ -1,4 +1,4 @@
-"""Registers a model that holds code, a URI and a digest, and fetches its weights when it is loaded."""
+"""Registers a model made of code, a URI and a digest; it fetches its weights when it is loaded."""
 
 from __future__ import annotations
 
@@ -19,28 +19,30 @@ from lwfed.tracking.mlflow.entries import log
 from lwfed.tracking.protocol import Record
 
 LOADER = "lwfed.export.serve:load_predictor"
-"""The function that turns (uri, digest) into a predictor; named in the model, imported when it is loaded."""
+"""The function that turns (uri, digest) into a predictor; the model names it, and imports it when loaded."""
 SCRIPT = Path(__file__).with_name("model_script.py")
 
 
 def signature_of(kind: str, *, modalities: tuple[str, ...]) -> ModelSignature:
-    """Returns the columns that a model takes and returns.
+    """Returns the input and output columns of a model.
 
     Args:
-        kind: `contrastive` (embeds; a row may hold any of the modalities) or `supervised` (classifies).
-        modalities: What it takes: `image`, `text`, `audio`.
+        kind: `contrastive` (embeds; a row may have any of the modalities) or `supervised` (classifies).
+        modalities: Its inputs: `image`, `text`, `audio`.
 
     Returns:
         The signature: images and sounds are paths or base64, texts are texts; `batch_size` is a parameter.
     """
     params = ParamSchema([ParamSpec("batch_size", DataType.integer, 32)])
     if kind == "supervised":
-        takes = Schema([ColSpec(DataType.string, modality) for modality in modalities])
-        gives = Schema([ColSpec(DataType.string, "label"), ColSpec(Array(DataType.double), "probabilities")])
-        return ModelSignature(takes, gives, params)
-    takes = Schema([ColSpec(DataType.string, modality, required=False) for modality in modalities])
-    gives = Schema([ColSpec(Array(DataType.float), f"{modality}_embedding", required=False) for modality in modalities])
-    return ModelSignature(takes, gives, params)
+        inputs = Schema([ColSpec(DataType.string, modality) for modality in modalities])
+        outputs = Schema([ColSpec(DataType.string, "label"), ColSpec(Array(DataType.double), "probabilities")])
+        return ModelSignature(inputs, outputs, params)
+    inputs = Schema([ColSpec(DataType.string, modality, required=False) for modality in modalities])
+    outputs = Schema(
+        [ColSpec(Array(DataType.float), f"{modality}_embedding", required=False) for modality in modalities]
+    )
+    return ModelSignature(inputs, outputs, params)
 
 
 def register_model(
@@ -59,13 +61,13 @@ def register_model(
         client: The client of the tracking store, which is the registry too.
         model: `uri` of the store, `digest` of the checkpoint, `kind`, `modalities`, `classes`, and optionally `loader`.
         name: The registered model's name.
-        run_id: The MLflow run it came from.
+        run_id: The MLflow run that made it.
         experiment_id: That run's experiment.
         step: The last global round.
         tags: Tags of the version.
 
     Returns:
-        The version.
+        The new version.
     """
     modalities = tuple(model["modalities"])
     logged = client.create_logged_model(
@@ -82,7 +84,7 @@ def register_model(
         try:
             client.log_model_artifacts(logged.model_id, str(folder))
         except Exception:
-            client.delete_logged_model(logged.model_id)  # it is tried again, with a new one
+            client.delete_logged_model(logged.model_id)  # delivery retries with a new one
             raise
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=step)])
@@ -91,7 +93,7 @@ def register_model(
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    # the files' own address, not models:/<id>, which a sqlite registry looks up in the global tracking store
+    # the files' own URI, since a sqlite registry looks up models:/<id> in the global tracking store
     version = client.create_model_version(
         name, source=logged.artifact_location, run_id=run_id, tags=dict(tags), model_id=logged.model_id
     )
@@ -100,7 +102,7 @@ def register_model(
 
 
 def _save(model: Record, folder: Path, *, logged: LoggedModel, run_id: str) -> None:
-    """Writes the model's files: code, and by reference its weights."""
+    """Writes the model's files: its code, and a reference to its weights."""
     uri, digest = str(model["uri"]), str(model["digest"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow asks for an input example, which would load the weights

@@ -2,7 +2,7 @@
 
     mlflow.pyfunc.load_model("models:/<name>/<version>").predict(pandas.DataFrame({"text": ["a red circle"]}))
 
-It lives in the model's folder, outside lwfed: the loader of the weights is named in the model's configuration.
+MLflow runs it from the model's folder, outside lwfed, so the model's configuration names the loader of the weights.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from PIL import Image
 
 
 class Predictor(Protocol):
-    """What the loader gives."""
+    """The interface of the loader's result."""
 
     kind: str
     modalities: Sequence[str]
@@ -35,14 +35,14 @@ class Predictor(Protocol):
         """Embeds texts: [B, P]."""
 
     def embed_audios(self, audios: list[tuple[np.ndarray, int]]) -> np.ndarray:
-        """Embeds sounds, each mono float32 samples and samples a second: [B, P]."""
+        """Embeds sounds, each as mono float32 samples and samples per second: [B, P]."""
 
     def classify(self, **given: list[Any]) -> tuple[list[str], np.ndarray]:
         """Classifies `images`, `audios`, `texts`, all that its modalities name: labels and probabilities [B, C]."""
 
 
 def read_bytes(value: Any, *, column: str) -> bytes:
-    """Reads a cell that is a path, bytes, or base64 of a file (with or without a `data:` prefix)."""
+    """Reads a cell: a path, bytes, or a file's base64 (with or without a `data:` prefix)."""
     if isinstance(value, bytes | bytearray):
         return bytes(value)
     text = str(value)
@@ -54,7 +54,7 @@ def read_bytes(value: Any, *, column: str) -> bytes:
         data = b""
     if not data:
         raise ValueError(
-            f"the column `{column}` holds {text[:60]!r}, neither a file nor base64 -> give a path or a file's base64"
+            f"the column `{column}` has {text[:60]!r}, neither a file nor base64 -> pass a path or a file's base64"
         )
     return data
 
@@ -76,7 +76,7 @@ def read_audio(value: Any) -> tuple[np.ndarray, int]:
 def embed_column(
     values: Sequence[Any], *, read: Callable[[Any], Any], embed: Callable[[list[Any]], np.ndarray], batch_size: int
 ) -> list[list[float] | None]:
-    """Embeds the cells that hold something, a batch at a time; the others stay None."""
+    """Embeds the non-empty cells in batches; the others stay None."""
     present = [index for index, value in enumerate(values) if value is not None and value == value]
     result: list[list[float] | None] = [None] * len(values)
     for start in range(0, len(present), batch_size):
@@ -93,14 +93,14 @@ class LwfedModel(mlflow.pyfunc.PythonModel):
     """Embeds images, texts and sounds, or classifies, with the weights of one checkpoint."""
 
     def load_context(self, context: Any) -> None:
-        """Fetches the weights; their digest is checked by the loader."""
+        """Fetches the weights; the loader checks their digest."""
         config = context.model_config
         module, _, function = config["loader"].partition(":")
         load = getattr(importlib.import_module(module), function)
         self.predictor: Predictor = load(config["uri"], config["digest"])
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Returns `image_embedding`, `text_embedding` ..., or `label` and `probabilities`, a row for each row."""
+        """Returns `image_embedding`, `text_embedding` ..., or `label` and `probabilities`, one row per input row."""
         batch_size = max(1, int((params or {}).get("batch_size", 32)))
         if self.predictor.kind == "supervised":
             return self._classify(model_input, batch_size)
@@ -115,7 +115,7 @@ class LwfedModel(mlflow.pyfunc.PythonModel):
             if modality in model_input.columns
         }
         if not found:
-            raise ValueError(f"no column to embed -> give one of: {', '.join(self.predictor.modalities)}")
+            raise ValueError(f"no column to embed -> pass one of: {', '.join(self.predictor.modalities)}")
         return pd.DataFrame(found, index=model_input.index)
 
     def _classify(self, rows: pd.DataFrame, batch_size: int) -> pd.DataFrame:

@@ -1,8 +1,8 @@
-"""Follows a run's log for MLflow, in a process of its own: training waits for no import, database or server.
+"""Follows a run's log for MLflow in a separate process, so that training waits for no import, database or server.
 
-A thread would share the interpreter's lock with training for the seconds that `import mlflow` takes, and a data
-loader's worker forked meanwhile could inherit a module lock that nobody will release. So the events are appended to a
-file in a scratch folder; the process (`serve`) reads it, delivers, and writes how far it is.
+A thread would share the interpreter's lock with training for the seconds that `import mlflow` takes, and a worker of a
+data loader forked meanwhile could inherit a module lock that is never released. So events are appended to a file in a
+scratch folder; the process (`serve`) reads the file, delivers the events, and writes its status.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from lwfed.tracking.mlflow.target import Target
 from lwfed.tracking.protocol import Record
 
 GRACE_S = 2.0
-"""Seconds that a process has to end after it was asked to."""
+"""Seconds between terminating a process and killing it."""
 
 
 class MlflowFollower:
-    """A follower of a run's log, whose calls only append to a file.
+    """A follower of a run's log; its calls only append to a file.
 
     Args:
-        target: Where in MLflow.
-        on_warning: Called once, with one line, when MLflow does not take the records.
+        target: The place in MLflow.
+        on_warning: Called once, with one line, if MLflow does not accept the records.
 
     Attributes:
-        status: How far delivery was when it was last looked at; final after `close`.
+        status: The state of delivery when it was last read; final after `close`.
     """
 
     def __init__(self, target: Target, *, on_warning: Callable[[str], None]) -> None:
@@ -44,29 +44,29 @@ class MlflowFollower:
         self._on_warning = on_warning
         self._warned = False
         self.status = Status()
-        self._told = 0
+        self._sent = 0
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     def address(self) -> str:
-        """Where people see the run of the experiment; empty where MLflow has no pages, or has not answered yet."""
+        """Returns the URL of the run's page; empty if MLflow has no web pages, or has not answered yet."""
         uri, status = self._target.ui or self._target.uri, self.status
         if status.run_id is None or not uri.startswith(("http://", "https://")):
             return ""
         return f"{uri.rstrip('/')}/#/experiments/{status.experiment_id}/runs/{status.run_id}"
 
-    def tell(self, event: Record) -> None:
-        """See `Follower.tell`."""
+    def send(self, event: Record) -> None:
+        """See `Follower.send`."""
         try:
             if event["event"] == "start" and self._process is None:
                 self._open()
             if self._folder is None:
                 return  # closed, or never started: the JSON-lines log has it
-            self._told += 1
+            self._sent += 1
             self._append(event)
         except OSError as error:
             self._give_up(str(error))
-        self._look()
+        self._read_status()
 
     def close(self, timeout: float = 60.0) -> None:
         """See `Follower.close`."""
@@ -85,7 +85,7 @@ class MlflowFollower:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        self._look(late=late)
+        self._read_status(late=late)
         shutil.rmtree(folder, ignore_errors=True)
         self._process = self._folder = None
 
@@ -108,33 +108,33 @@ class MlflowFollower:
             with (self._folder / "events.jsonl").open("ab") as file:
                 file.write(encode_event(event))
 
-    def _look(self, *, late: str = "") -> None:
+    def _read_status(self, *, late: str = "") -> None:
         if self._folder is None:
             return
         try:
             values = json.loads((self._folder / "status.json").read_bytes())
         except (OSError, ValueError):
             values = {}
-        values = {**values, "told": self._told, "refused": tuple(values.get("refused", ()))}
-        if late and values.get("delivered") != self._told:
+        values = {**values, "told": self._sent, "refused": tuple(values.get("refused", ()))}
+        if late and values.get("delivered") != self._sent:
             values["down"] = late
         self.status = Status(**values)
         self._warn(self.status.down or "; ".join(self.status.refused))
 
-    def _give_up(self, trouble: str) -> None:
-        """Does without MLflow: there is no room for what waits, or no process for it."""
-        self.status = replace(self.status, down=trouble)
-        self._warn(trouble)
+    def _give_up(self, problem: str) -> None:
+        """Continues without MLflow, since the events cannot be written or the process cannot start."""
+        self.status = replace(self.status, down=problem)
+        self._warn(problem)
         if self._process is None and self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
-    def _warn(self, trouble: str) -> None:
-        if trouble and not self._warned:
+    def _warn(self, problem: str) -> None:
+        if problem and not self._warned:
             self._warned = True
             self._on_warning(
-                f"MLflow at {self._target.uri} does not take the run's records ({trouble}); "
-                "the run goes on, its JSON-lines log has everything"
+                f"MLflow at {self._target.uri} does not accept the run's records ({problem}); "
+                "the run continues, and its JSON-lines log is complete"
             )
 
 

@@ -1,8 +1,8 @@
-"""Writes records to MLflow: one run for the experiment, a nested one for each stage, metrics by global round.
+"""Writes records to MLflow: one run for the experiment, a nested one per stage, metrics by global round.
 
-`MlflowClient` throughout: there is no active run, so a run that the platform opened can be adopted and is never ended.
-Every call may raise; `lwfed.tracking.mlflow.delivery` guards it. The same records twice are logged once, from
-whichever process, and in whichever order.
+It uses `MlflowClient` throughout: there is no active run, so it can adopt a run that the platform opened and never end
+it. Every call may raise; `lwfed.tracking.mlflow.delivery` handles that. The same record is logged only once, whichever
+processes send it and in whatever order.
 """
 
 from __future__ import annotations
@@ -34,32 +34,32 @@ from lwfed.tracking.mlflow.tree import RunTree, is_ours
 from lwfed.tracking.protocol import Record, finite, flatten, flatten_params
 
 FAILURE = "lwfed.failure"
-"""The tag that says why a run ended early; a run that goes on to its end loses it."""
+"""The tag with the reason why a run ended early; a run that then finishes loses it."""
 
 
 class Recorder:
-    """A tracker that writes to MLflow at once, and raises what MLflow raises.
+    """A tracker that writes to MLflow directly and raises MLflow's errors.
 
     Args:
-        target: Where.
-        live: Whether the run is going on: system metrics are then sampled.
+        target: The place in MLflow.
+        live: Whether the run is still running; if so, system metrics are sampled.
 
     Attributes:
         client: The client.
         run_id: The MLflow run of the experiment.
         experiment_id: Its experiment.
         model: The registered model, as `name/version`.
-        told_at: When the next record was recorded, as ISO 8601; None: now.
+        recorded_at: When the next record was recorded, as ISO 8601; None: now.
     """
 
     def __init__(self, target: Target, *, live: bool = True) -> None:
         for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.ERROR)  # migrations step by step, samplers that start and stop
+            logging.getLogger(name).setLevel(logging.ERROR)  # they log every step of a migration
         self.client = MlflowClient(tracking_uri=target.uri, registry_uri=target.uri)
         self.run_id: str | None = None
         self.experiment_id: str | None = None
         self.model: str | None = None
-        self.told_at: str | None = None
+        self.recorded_at: str | None = None
         self._target = target
         self._live = live
         self._tree = RunTree(self.client, target, live=live)
@@ -74,7 +74,7 @@ class Recorder:
         self.experiment_id = str(whole.info.experiment_id)
         ours = is_ours(whole)
         self._run, self._keys = run, keys_of(run)
-        # a platform logs parameters of its own into its run: ours get names that cannot meet them
+        # the platform logs its own parameters into its run; the prefix avoids clashes
         params = flatten_params(run["spec"], prefix="" if ours else "lwfed.")
         known = whole.data.params
         own = {"mlflow.note.content": note_of(run), **pipeline_tags(self._target)}
@@ -94,7 +94,7 @@ class Recorder:
         if self._live:
             self._forget_failure(run_id, whole.data.tags)
             self._tree.reopen(run_id)
-            if self._target.stage != 0:  # what works on no stage is soon over
+            if self._target.stage != 0:  # a process without a stage ends soon
                 self._watch_system(self._tree.children.get(self._target.stage or 0, run_id))
 
     def round(self, record: Record) -> None:
@@ -106,10 +106,10 @@ class Recorder:
             return
         for run_id in missing:
             tree.reopen(run_id)
-        when = tree.date_of(number, (record.get("wall_s") or {}).get("round"), told_at=self.told_at)
+        when = tree.date_of(number, (record.get("wall_s") or {}).get("round"), recorded_at=self.recorded_at)
         metrics = {**flatten(record), MARK: float(number)}
         for run_id in missing:
-            if number not in tree.logged[run_id]:  # unless a second process logs the same
+            if number not in tree.logged[run_id]:  # unless another process has just logged it
                 log(self.client, run_id, metrics=metrics, step=number, time_ms=when)
                 tree.logged[run_id][number] = when
 
@@ -120,23 +120,23 @@ class Recorder:
         last = last_round(self._run, stage)
         when = tree.date_up_to(last)
         ledger = ledger_metrics(record)
-        tags, told = self.client.get_run(whole).data.tags, self.client.get_run(child).data.tags
+        tags, child_tags = self.client.get_run(whole).data.tags, self.client.get_run(child).data.tags
         if tags.get(output_tag(stage)) != record["digest"]:
             mark = {output_tag(stage): record["digest"]}
             log(self.client, whole, metrics=ledger, tags=mark, step=stage, time_ms=when)
-        if told.get("lwfed.output_digest") != record["digest"]:
+        if child_tags.get("lwfed.output_digest") != record["digest"]:
             tree.reopen(child)
             untrained = {} if record["rounds"] else record.get("metrics") or {}
             final = {name: float(value) for name, value in untrained.items() if finite(value)}
             log(self.client, child, metrics={**ledger, **final}, tags=stage_tags(record), step=last, time_ms=when)
-        self._forget_failure(child, told)
+        self._forget_failure(child, child_tags)
         tree.end(child, "FINISHED")
         self._keys[stage] = str(record["key"])
         if keys_tag(self._keys)["lwfed.stage_keys"] != tags.get("lwfed.stage_keys"):
             log(self.client, whole, tags=keys_tag(self._keys))
 
     def finish(self, summary: Record, *, artifacts: Sequence[Path] = (), model: Record | None = None) -> None:
-        """See `Tracker.finish`. The run is over before its files go: a place that refuses them keeps nothing open."""
+        """See `Tracker.finish`. Ends the run before it uploads files, so that a failing upload leaves nothing open."""
         run_id = self._tree.whole_id()
         self._stop_watching()
         tags = self.client.get_run(run_id).data.tags
@@ -154,19 +154,19 @@ class Recorder:
 
     def fail(self, reason: str, *, cancelled: bool = False, closing: bool = False) -> None:
         """See `Tracker.fail`."""
-        self._break_off(reason, "KILLED" if cancelled else "FAILED")
+        self._end_early(reason, "KILLED" if cancelled else "FAILED")
 
     def abandon(self) -> None:
-        """Notes that the process that recorded is gone without a word: its stage's run is over, or all of them."""
+        """Ends the runs of a process that ended without a record: its stage's run, or all of them."""
         if self.run_id is not None and self._target.stage != 0:
-            self._break_off("the process ended without a word", "KILLED")
+            self._end_early("the process ended without reporting why", "KILLED")
 
     def close(self, timeout: float = 60.0) -> None:
         """See `Tracker.close`."""
         self._stop_watching()
 
     def _register(self, model: Record, *, run_id: str, tags: Mapping[str, str]) -> None:
-        """Registers a model, unless the run has registered it already."""
+        """Registers a model, unless the run has already registered it."""
         if tags.get("lwfed.model_digest") == model["digest"]:
             self.model = tags["lwfed.model"]
             return
@@ -191,8 +191,8 @@ class Recorder:
         if FAILURE in tags:
             self.client.delete_tag(run_id, FAILURE)
 
-    def _break_off(self, reason: str, status: str) -> None:
-        """Ends what still runs; in a process of one stage that stage's run alone: whoever started it may try again."""
+    def _end_early(self, reason: str, status: str) -> None:
+        """Ends the runs that are still open; a process of one stage ends only that one, since a retry may follow."""
         self._stop_watching()
         stage, whole = self._target.stage, self._tree.whole_id()
         for child in self._tree.running():

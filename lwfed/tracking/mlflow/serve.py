@@ -1,4 +1,4 @@
-"""The process that delivers a run's events to MLflow until it is told to stop, or the run's process is gone."""
+"""The process that delivers a run's events to MLflow until the event `close`, or until the run's process is gone."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ POLL_S = 0.1
 
 
 def serve(folder: Path, *, gone: Callable[[], bool]) -> None:
-    """Delivers what is appended to `events.jsonl` until it says `close`, or until the writer is gone.
+    """Delivers the events appended to `events.jsonl` until `close`, or until the writer is gone.
 
     Args:
-        folder: Holds `target.json` and `events.jsonl`; `status.json` is written there.
-        gone: Whether the process that writes has ended.
+        folder: Contains `target.json` and `events.jsonl`; receives `status.json`.
+        gone: Whether the writing process has ended.
     """
     target = Target(**json.loads((folder / "target.json").read_bytes()))
     delivery = Delivery(target)
@@ -52,7 +52,7 @@ def serve(folder: Path, *, gone: Callable[[], bool]) -> None:
             written = delivery.status()
             _publish(folder, written)
         if closing and not ended:
-            delivery.abandon()  # an error that nobody foresaw
+            delivery.abandon()  # after an unexpected error
         if closing or lost:
             break
         if not whole:
@@ -64,7 +64,7 @@ def serve(folder: Path, *, gone: Callable[[], bool]) -> None:
 
 
 def _is_end(event: Record, *, stage: int | None) -> bool:
-    """Whether an event is the last of a process that has some part of a run."""
+    """Whether an event is the last one of a process, given its stage."""
     if event["event"] == "stage":
         return stage is not None and event["record"]["stage"] == stage
     return event["event"] in ("finish", "fail")
@@ -72,14 +72,14 @@ def _is_end(event: Record, *, stage: int | None) -> bool:
 
 def _publish(folder: Path, status: Status) -> None:
     scratch = folder / "status.tmp"
-    with suppress(OSError):  # the folder went with the process that made it
+    with suppress(OSError):  # the run's process has deleted the folder
         scratch.write_text(json.dumps(status.values()), encoding="utf-8")
         scratch.replace(folder / "status.json")
 
 
 def main() -> None:
-    """Runs as `python -m lwfed.tracking.mlflow.serve FOLDER PID`; PID is the writer's, which started it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which says how it ended
+    """Runs as `python -m lwfed.tracking.mlflow.serve FOLDER PID`; PID is that of the writer, its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run handles Ctrl-C and reports how it ended
     environment.quiet()
     writer = int(sys.argv[2])
     serve(Path(sys.argv[1]), gone=lambda: os.getppid() != writer)

@@ -1,4 +1,4 @@
-"""Where in MLflow a run is told; plain values, so that they can be handed to another process."""
+"""The place in MLflow where a run is recorded; plain values, so that another process can receive them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where in MLflow a run is told.
+    """The place in MLflow where a run is recorded.
 
     Attributes:
         uri: The tracking store, absolute: `sqlite:////folder/mlflow.db`, `http://host:port` ...
         experiment: The experiment's name.
-        adopted_run_id: The run that the platform opened for this process; logged into, never ended.
-        parent_run_id: The run of the whole experiment, where another process made it.
-        stage: The part this process has. None: all of the experiment, and the adopted run is the experiment's. s: that
-            stage; the adopted run is that stage's. 0: one of several processes, and no stage (it prepares, judges,
-            reports); the adopted run is a task's, and the platform's run above it the experiment's.
-        ui: Where people open MLflow; None: at `uri`.
-        pipeline_run_id: The pipeline run that this process is a task of.
-        pipeline_ui: Where people open Kubeflow Pipelines; empty where that is not known.
-        register_as: The registered model's name; None: the experiment's and the run's.
+        adopted_run_id: The run that the platform opened for this process; lwfed logs into it and never ends it.
+        parent_run_id: The run of the whole experiment, if another process made it.
+        stage: This process's part of the experiment. None: all of it; the adopted run is the experiment's. s: stage s;
+            the adopted run is that stage's. 0: another task (it prepares, evaluates or reports); the adopted run is the
+            task's, and the platform's run above it is the experiment's.
+        ui: URL of MLflow's pages; None: `uri`.
+        pipeline_run_id: The pipeline run of which this process is a task.
+        pipeline_ui: URL of Kubeflow Pipelines' pages; empty if unknown.
+        register_as: The registered model's name; None: made of the experiment's name and the run's.
         system_metrics_s: Seconds between samples of CPU, memory, disk, network and GPU; 0: none.
     """
 
@@ -43,17 +43,17 @@ def absolute_uri(uri: str, *, folder: Path) -> str:
 
     Args:
         uri: A tracking store.
-        folder: What a relative path is relative to.
+        folder: The folder for relative paths.
 
     Returns:
-        The same store; other kinds of URI as they are.
+        The same store; other kinds of URI unchanged.
     """
     path = sqlite_path(uri)
     return uri if path is None else f"sqlite:///{folder.absolute() / path}"
 
 
 def artifact_location(uri: str, *, experiment: str) -> str | None:
-    """Returns the place of an experiment's artifacts: beside a sqlite file, else where the server wants them (None)."""
+    """Returns the place of an experiment's artifacts: next to a sqlite file, else None, the server's own choice."""
     path = sqlite_path(uri)
     if path is None:
         return None
@@ -62,6 +62,6 @@ def artifact_location(uri: str, *, experiment: str) -> str | None:
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """Returns the file of a sqlite store, or None where the store is no sqlite file."""
+    """Returns the file of a sqlite store, or None if the store is not a sqlite file."""
     matched = re.match(r"sqlite(?:\+\w+)?:///(?P<path>[^?]+)", uri)
     return Path(matched["path"]) if matched and matched["path"] != ":memory:" else None

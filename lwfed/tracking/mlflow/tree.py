@@ -1,7 +1,7 @@
-"""The MLflow runs of one experiment, as one process knows them: the whole, its stages, and the rounds each has.
+"""The MLflow runs of one experiment, as one process knows them: the whole run, its stages' runs, and their rounds.
 
-A round is dated by the run's date and the rounds' own seconds, so that the same records get the same dates; but never
-later than it was recorded: the rounds of a stage that another run trained cost this run no time.
+A round's date follows from the run's date and the durations of its rounds, so that the same records get the same dates.
+It is never later than the time of recording: rounds of a stage that another run trained took this run no time.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from mlflow.entities import Run
 
 from lwfed.tracking.mlflow.entries import log
 from lwfed.tracking.mlflow.runs import (
-    ABOVE,
     MARK,
     OWNER,
+    PARENT,
     ROLE,
     RUN_ID,
     STAGE,
@@ -35,12 +35,12 @@ class RunTree:
 
     Args:
         client: The client.
-        target: Where in MLflow.
-        live: Whether the run is going on: what is created now began now.
+        target: The place in MLflow.
+        live: Whether the run is still running; if so, new runs start now.
 
     Attributes:
-        whole: The run of the whole experiment, as it was found; None before `open`.
-        children: Stage -> its MLflow run, of those that were needed so far.
+        whole: The run of the whole experiment; None before `open`.
+        children: Stage -> its MLflow run, of the stages used so far.
         logged: MLflow run -> global round -> its date, ms since 1970.
     """
 
@@ -53,7 +53,7 @@ class RunTree:
         self._experiments: list[str] = []
 
     def open(self, run: Record) -> Run:
-        """Finds, adopts or creates the whole run of a RunRecord, and adopts the platform's run of this process."""
+        """Finds, adopts or creates the whole run for a RunRecord, and adopts the platform's run of this process."""
         self._name, self._created_ms, self.children = str(run["run_id"]), _milliseconds(run.get("created")), {}
         target = self._target
         adopted = self._client.get_run(target.adopted_run_id) if target.adopted_run_id else None
@@ -68,7 +68,7 @@ class RunTree:
     def whole_id(self) -> str:
         """Returns the id of the whole run."""
         if self.whole is None:
-            raise RuntimeError("`start` comes before rounds and stages")
+            raise RuntimeError("call `start` before rounds and stages")
         return str(self.whole.info.run_id)
 
     def child(self, stage: int) -> str:
@@ -77,7 +77,7 @@ class RunTree:
             tags = self._tags_of(stage)
             run = find_run(self._client, self._experiments, tags)
             if run is None:
-                new = {**tags, RUN_ID: self._name, ABOVE: self.whole_id()}
+                new = {**tags, RUN_ID: self._name, PARENT: self.whole_id()}
                 start_ms = self._start_of_new_ms()
                 run = make_run(self._client, self._experiments[0], new, name=f"stage {stage}", start_ms=start_ms)
             self._attach(run)
@@ -85,7 +85,7 @@ class RunTree:
         return self.children[stage]
 
     def reopen(self, run_id: str) -> None:
-        """Sets a run of ours to running, and reads which rounds other processes have logged to it meanwhile."""
+        """Sets lwfed's own run to running, and reads which rounds other processes have logged to it meanwhile."""
         run = self._client.get_run(run_id)
         if is_ours(run) and run.info.status != "RUNNING":
             self._client.update_run(run_id, status="RUNNING")
@@ -93,40 +93,40 @@ class RunTree:
             self._attach(run)
 
     def end(self, run_id: str, status: str) -> None:
-        """Ends a run, where it is ours."""
+        """Ends a run if lwfed owns it."""
         run = self._client.get_run(run_id)
         if is_ours(run) and run.info.status != status:
             self._client.set_terminated(run_id, status=status)
 
     def running(self) -> list[str]:
-        """Returns the stages' runs that still run; in a process of one stage only that stage's."""
-        asked = f"tags.`{WHOLE}` = '{self.whole_id()}' and tags.`{ROLE}` = 'stage' and attributes.status = 'RUNNING'"
-        found = [run.info.run_id for run in self._client.search_runs(self._experiments, filter_string=asked)]
+        """Returns the stages' runs that are still open; in a process of one stage only that stage's."""
+        query = f"tags.`{WHOLE}` = '{self.whole_id()}' and tags.`{ROLE}` = 'stage' and attributes.status = 'RUNNING'"
+        found = [run.info.run_id for run in self._client.search_runs(self._experiments, filter_string=query)]
         stage = self._target.stage
         return [run_id for run_id in found if not stage or run_id == self.children.get(stage)]
 
-    def date_of(self, number: int, seconds: Any, *, told_at: str | None) -> int:
-        """Dates a round, ms since 1970: after the one before it, and not later than it was recorded.
+    def date_of(self, number: int, seconds: Any, *, recorded_at: str | None) -> int:
+        """Returns a round's date, ms since 1970: after the previous round, and not later than the time of recording.
 
         Args:
             number: Its global number.
-            seconds: How long it took.
-            told_at: When it was recorded, as ISO 8601; None: now.
+            seconds: Its duration.
+            recorded_at: When it was recorded, as ISO 8601; None: now.
         """
         dates = self.logged[self.whole_id()]
         if number in dates:
             return dates[number]
         before = self.date_up_to(number - 1)
         by_itself = before + (int(1000 * seconds) if finite(seconds) else 1)
-        return max(before + 1, min(by_itself, _milliseconds(told_at)))
+        return max(before + 1, min(by_itself, _milliseconds(recorded_at)))
 
     def date_up_to(self, last: int) -> int:
-        """Returns the latest date of the rounds up to one; the run's own where there are none."""
+        """Returns the latest date of the rounds up to `last`; the run's own date if there are none."""
         dates = self.logged[self.whole_id()]
         return max((date for step, date in dates.items() if step <= last), default=self._created_ms)
 
     def _adopt(self, adopted: Run, *, stage: int) -> None:
-        """Makes the platform's run that of this process's stage, or of its task, in place of an earlier attempt's."""
+        """Makes the platform's run the run of this process's stage or task, and replaces an earlier attempt's."""
         run_id, experiment = adopted.info.run_id, str(adopted.info.experiment_id)
         if experiment not in self._experiments:
             self._experiments.append(experiment)
@@ -135,7 +135,7 @@ class RunTree:
             earlier = find_run(self._client, self._experiments, self._tags_of(stage))
             if earlier is not None and earlier.info.run_id != run_id:
                 self._client.set_tag(earlier.info.run_id, ROLE, "attempt")
-            tags |= {STAGE: str(stage)} | ({} if ABOVE in adopted.data.tags else {ABOVE: self.whole_id()})
+            tags |= {STAGE: str(stage)} | ({} if PARENT in adopted.data.tags else {PARENT: self.whole_id()})
             self.children[stage] = run_id
             self._attach(adopted)
         log(self._client, run_id, tags=tags)
@@ -144,7 +144,7 @@ class RunTree:
         return {WHOLE: self.whole_id(), ROLE: "stage", STAGE: str(stage)}
 
     def _start_of_new_ms(self) -> int:
-        """When a run that is created now began: now, or with the last round of a run that is over."""
+        """Returns the start of a new run: now, or the date of the last round of a run that has ended."""
         if self._live:
             return now_ms()
         dates = {} if self.whole is None else self.logged[self.whole_id()]
@@ -158,12 +158,12 @@ class RunTree:
 
 
 def is_ours(run: Run) -> bool:
-    """Whether lwfed created a run, and so may end it."""
+    """Whether lwfed created a run and so may end it."""
     return bool(run.data.tags.get(OWNER) == "lwfed")
 
 
 def _milliseconds(moment: str | None) -> int:
-    """Converts a moment in ISO 8601 to ms since 1970; now where there is none."""
+    """Converts an ISO 8601 time to ms since 1970; now if there is none."""
     try:
         return int(1000 * datetime.fromisoformat(str(moment)).timestamp())
     except ValueError:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Brings a kind cluster up with Kubeflow Pipelines, lwfed's overlay `kind` and its secrets, and forwards three ports.
-# README.md beside it says the same, command by command. Doing it again mends what is missing.
+# README.md beside it says the same, command by command. Doing it again repairs what is missing.
 #
 # usage: tests/e2e/kind/up.sh [up|forward|down]       (default: up, which ends with forward)
 set -euo pipefail

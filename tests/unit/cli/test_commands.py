@@ -95,7 +95,7 @@ def test_presets_are_listed() -> None:
 
 def test_a_machine_is_checked(tmp_path: Path) -> None:
     told = call_json("doctor", "--store", str(tmp_path / "store"))
-    assert told["ok"] and any("can be written" in finding["what"] for finding in told["findings"])
+    assert told["ok"] and any("is writable" in finding["what"] for finding in told["findings"])
     assert not (tmp_path / "store").exists(), "looking leaves no store behind"
     (tmp_path / "file").write_bytes(b"")
     ended = CliRunner().invoke(app, ["doctor", "--store", str(tmp_path / "file" / "x"), "--json"])
@@ -134,6 +134,6 @@ def test_a_step_that_is_none_is_named(tmp_path: Path) -> None:
 
 def test_a_name_of_a_run_is_checked_before_any_work(tmp_path: Path) -> None:
     for name in ("../x", "a b", ".hidden", ""):
-        with pytest.raises(SpecError, match="cannot name a run"):
+        with pytest.raises(SpecError, match="not a valid run id"):
             call("run", "-o", f"store.uri={tmp_path}/s", "--run-id", name)
     assert not (tmp_path / "s").exists()

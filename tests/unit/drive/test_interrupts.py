@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from lwfed.drive.interrupts import ending_on_terminate
+from lwfed.drive.interrupts import interrupting_on_sigterm
 
 
 class Finalised:
@@ -26,7 +26,7 @@ class Finalised:
 def test_an_interrupt_is_raised_also_where_it_comes_in_a_finaliser(number: int) -> None:
     before = signal.getsignal(number)
     reached = []
-    with pytest.raises(KeyboardInterrupt), ending_on_terminate():
+    with pytest.raises(KeyboardInterrupt), interrupting_on_sigterm():
         doomed = Finalised(number)
         del doomed
         reached.append(True)
@@ -35,7 +35,7 @@ def test_an_interrupt_is_raised_also_where_it_comes_in_a_finaliser(number: int) 
 
 
 def test_elsewhere_it_is_raised_at_once() -> None:
-    with pytest.raises(KeyboardInterrupt), ending_on_terminate():
+    with pytest.raises(KeyboardInterrupt), interrupting_on_sigterm():
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(2)
         raise AssertionError("it was lost")

@@ -109,7 +109,7 @@ def test_the_example_takes_the_users_own_images(
     values = tiny_runs.spec("image", "text", store=tmp_path / "store")
     run = tiny_runs.run({**values, "data": {"source": "coco", "root": str(tmp_path / "coco"), "workers": 0}})
     bench, summary = run
-    with pytest.raises(SpecError, match="not copied"):
+    with pytest.raises(SpecError, match="does not copy"):
         export_run(summary["run_id"], tmp_path / "export", bench=bench, with_test_data=True)
     export_run(summary["run_id"], tmp_path / "export", bench=bench)
     captions = tmp_path / "coco/annotations/captions_val2017.json"

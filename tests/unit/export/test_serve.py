@@ -129,7 +129,7 @@ def test_what_it_does_not_take_is_refused(contrastive: Served, supervised: Serve
         _predictor(supervised).embed_texts(["a circle"])
     with pytest.raises(SpecError, match="does not classify"):
         _predictor(contrastive).classify()
-    with pytest.raises(DataError, match="as many of each"):
+    with pytest.raises(DataError, match="the same number"):
         _predictor(supervised).classify([], None)
     with pytest.raises(DataError, match="mono"):
         _predictor(supervised).embed_audios([(np.zeros((2, 100), np.float32), 16_000)])
@@ -137,9 +137,9 @@ def test_what_it_does_not_take_is_refused(contrastive: Served, supervised: Serve
 
 def test_another_checkpoint_is_refused(contrastive: Served) -> None:
     bench, summary, key = contrastive
-    with pytest.raises(CheckpointError, match="holds the checkpoint"):
+    with pytest.raises(CheckpointError, match="has the checkpoint"):
         load_predictor(uri_of(bench.store.uri, key), "0" * 64)
-    with pytest.raises(CheckpointError, match="holds the checkpoint"):
+    with pytest.raises(CheckpointError, match="has the checkpoint"):
         load_predictor(uri_of(bench.store.uri, key), summary["stages"][0]["digest"])
     with pytest.raises(CheckpointError, match="not committed"):
         load_predictor(uri_of(bench.store.uri, "f" * 64), summary["digest"])

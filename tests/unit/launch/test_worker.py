@@ -72,7 +72,7 @@ def test_a_client_that_fails_of_its_own_plan_leaves_the_process_to_the_next(tmp_
     bench, stage, _ = begun(tmp_path, "training.learning_rate=1e30", "training.local_steps=3")
     seen: set[int] = set()
     with of(bench, retries=1) as launcher:
-        codes = train(launcher, bench, stage, emit=lambda *_: seen.add(the_worker().pid))
+        codes = train(launcher, bench, stage, emit=lambda _: seen.add(the_worker().pid))
     assert codes == dict.fromkeys(CLIENTS, DivergedError.exit_code) and len(seen) == 1
 
 
@@ -92,7 +92,7 @@ def test_workers_train_on_several_threads_with_loaders_and_end_in_the_same_diges
     options = ("training.threads=2", "data.workers=1", "data.augment=true", "stages.rounds=[1,1]")
     here = run_tiny(tmp_path / "here", *options)
     there = run_tiny(
-        tmp_path / "there", *options, launcher=lambda bench: Subprocess(bench.store, parallel=2, devices=1, retries=0)
+        tmp_path / "there", *options, launcher=lambda store: Subprocess(store, parallel=2, devices=1, retries=0)
     )
     assert here.digest == there.digest
     assert not there.reported("warning")
@@ -108,7 +108,9 @@ def test_a_client_sees_the_gpus_of_its_slot(tmp_path: Path) -> None:
         of(bench, parallel=2, devices=2, gpus=("GPU-a", "GPU-b", "GPU-c")) as launcher,
         pytest.raises(SpecError) as raised,
     ):
-        list(launcher.clients("evaluate-client", tasks, deadline_s=120, emit=lambda *event: told.append(event)))
+        list(
+            launcher.clients("evaluate-client", tasks, deadline_s=120, emit=emit_to(lambda *event: told.append(event)))
+        )
     given = {values["client"]: values["gpus"] for kind, values in told if kind == "client_started"}
     assert given == {"client-000": ["GPU-a", "GPU-b"], "client-001": ["GPU-c", "GPU-a"]}
     found = re.match(r"(client-\d+): .*torch sees no GPU in CUDA_VISIBLE_DEVICES=(\S+) ", str(raised.value))
@@ -119,13 +121,12 @@ PROGRAM = """
 import signal, sys, time
 from lwfed.launch.subprocess import Subprocess
 from lwfed.run.tasks import ClientTask
-from lwfed.round.workbench import Workbench
+from lwfed.store.opening import open_store
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 task = ClientTask.model_validate_json(sys.argv[1])
 launcher = Subprocess(open_store(task.store), parallel=1, devices=1, retries=0)
-emit = emit_to(lambda kind, values: print(kind, flush=True))
-list(launcher.clients("train-client", [task], deadline_s=600, emit=emit))
+list(launcher.clients("train-client", [task], deadline_s=600, emit=lambda event: print(event.kind, flush=True)))
 print("idle", flush=True)
 time.sleep(600)
 """

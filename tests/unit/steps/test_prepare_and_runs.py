@@ -42,7 +42,7 @@ def test_a_run_is_written_down_whole(store: LocalStore) -> None:
 
 
 def test_names_of_runs_that_are_not_given_differ(store: LocalStore) -> None:
-    names = {draft(tiny_spec(store.root), store=store, options=Options())["run_id"] for _ in range(20)}
+    names = {draft(tiny_spec(store.root), store=store, options=Options()).run_id for _ in range(20)}
     assert len(names) == 20 and all(name.startswith("tiny-2") for name in names)
 
 
@@ -50,7 +50,7 @@ def test_preparing_again_gives_the_run_as_it_is(store: LocalStore) -> None:
     first = prepared(tiny_spec(store.root), store=store, options=Options(run_id="mine"))
     runs.note_stage(store, first, 1, "k" * 64)
     again = prepared(tiny_spec(store.root), store=store, options=Options(run_id="mine"))
-    assert again["stages"] == [{"stage": 1, "key": "k" * 64}] and again["created"] == first["created"]
+    assert [item.key for item in again.stages] == ["k" * 64] and again.created == first.created
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,8 @@ def test_the_data_may_not_change_under_a_run(store: LocalStore) -> None:
 
 def test_history_is_what_is_committed(finished: Finished) -> None:
     stages, rounds = runs.history(finished.store, runs.read_run(finished.store, finished.run.run_id))
-    assert stages == finished.reported("stage") and rounds == finished.reported("round")
+    assert [record.to_values() for record in stages] == finished.reported("stage")
+    assert [record.to_values() for record in rounds] == finished.reported("round")
 
 
 def test_an_unknown_run_is_guessed(finished: Finished) -> None:
@@ -128,8 +129,8 @@ def test_keys_of_fresh_runs_are_their_own(store: LocalStore) -> None:
 
 def test_what_is_predicted_is_of_the_batch_that_clients_reach(store: LocalStore) -> None:
     small = prepared(tiny_spec(store.root, "training.batch_size=64"), store=store)
-    assert [cost["batch_size"] for cost in small["predicted"]] == [12, 12]
-    assert small["predicted"][0]["tokens"]["text"] < 64, "captions as long as they are"
+    assert [cost["batch_size"] for cost in small.predicted] == [12, 12]
+    assert small.predicted[0]["tokens"]["text"] < 64, "captions as long as they are"
 
 
 def test_captions_that_are_cut_are_told(store: LocalStore) -> None:

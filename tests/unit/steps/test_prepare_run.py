@@ -15,11 +15,12 @@ from lwfed.run.tasks import PoolTask
 from lwfed.spec.load import build_spec
 from lwfed.spec.run import RunSpec
 from lwfed.steps.prepare import draft, prepare
-from lwfed.steps.prepare_there import prepare_there
+from lwfed.steps.prepare_remote import prepare_remote
 from lwfed.store import paths
 from lwfed.store.local import LocalStore
 from lwfed.store.protocol import Store
 from lwfed.types.errors import DataError
+from lwfed.types.records import RunRecord
 from tests.e2e.own_data import write_coco
 from tests.tiny import VALUES, ignore
 
@@ -43,21 +44,21 @@ class Elsewhere(InProcess):
 
 def there(spec: RunSpec, store: LocalStore, *, broken: str | None = None) -> dict[str, Any]:
     launcher = Elsewhere(store, broken=broken)
-    return prepare_there(spec, options=Options(run_id="r"), launcher=launcher, store=store, emit=ignore)
+    return prepare_remote(spec, options=Options(run_id="r"), launcher=launcher, store=store, emit=ignore)
 
 
 def here(spec: RunSpec, store: LocalStore) -> dict[str, Any]:
     return prepare(draft(spec, store=store, options=Options(run_id="r")), store=store, emit=ignore)
 
 
-def without(run: dict[str, Any], *keys: str) -> dict[str, Any]:
-    return {key: value for key, value in run.items() if key not in keys}
+def without(run: RunRecord, *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in run.to_values().items() if key not in keys}
 
 
 def test_shared_data(tmp_path: Path) -> None:
     spec = build_spec({**VALUES, "store": {"uri": str(tmp_path)}})
     run = there(spec, LocalStore(tmp_path))
-    assert run == LocalStore(tmp_path).read_ref(paths.run("r"))
+    assert run.to_values() == LocalStore(tmp_path).read_ref(paths.run("r"))
     (tmp_path / paths.run("r")).unlink()
     assert without(run, *CLOCK) == without(here(spec, LocalStore(tmp_path)), *CLOCK)
 

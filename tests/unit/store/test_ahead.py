@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 
-from lwfed.store.ahead import ahead, together
+from lwfed.store.ahead import parallel_map, prefetch
 
 
 class Value:
@@ -26,7 +26,7 @@ def test_results_come_in_order_and_two_at_a_time() -> None:
         begun.append(number)
         return number
 
-    found = ahead(partial(job, number) for number in range(5))
+    found = prefetch(partial(job, number) for number in range(5))
     for number, value in enumerate(found):
         assert value == number and len(begun) <= number + 2
     assert begun == list(range(5))
@@ -40,7 +40,7 @@ def test_a_result_is_let_go_of_when_its_taker_does() -> None:
         made.append(weakref.ref(value))
         return value
 
-    with closing(ahead([job, job, job])) as found:
+    with closing(prefetch([job, job, job])) as found:
         for value in found:
             del value
             gc.collect()
@@ -53,7 +53,7 @@ def test_an_error_comes_where_its_result_would() -> None:
         yield lambda: 1 // 0
         yield lambda: 3
 
-    found = ahead(jobs())
+    found = prefetch(jobs())
     assert next(found) == 1
     with pytest.raises(ZeroDivisionError):
         next(found)
@@ -70,8 +70,8 @@ def test_a_process_that_is_forked_ahead_ends_well() -> None:
         process.join()
         return process.exitcode
 
-    assert list(ahead([job, job])) == [0, 0]
+    assert list(prefetch([job, job])) == [0, 0]
 
 
-def test_together_keeps_the_order() -> None:
-    assert together(lambda number: number * number, range(20)) == [number * number for number in range(20)]
+def test_parallel_map_keeps_the_order() -> None:
+    assert parallel_map(lambda number: number * number, range(20)) == [number * number for number in range(20)]

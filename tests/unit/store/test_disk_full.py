@@ -38,7 +38,7 @@ def test_a_full_disk_is_told_and_what_was_there_stands(small_disk: Path) -> None
     block = write_block(store, kept)
     store.write_ref("ref.json", {"digest": block.digest})
     before = sorted(path for path in small_disk.rglob("*") if path.is_file())
-    with pytest.raises(DiskFullError, match=r"no space is left in .* for blocks/sha256/") as caught:
+    with pytest.raises(DiskFullError, match=r"no space left in .* for blocks/sha256/") as caught:
         write_block(store, {"image.blocks.0.w": torch.ones(400_000)})
     assert caught.value.exit_code == 16
     assert "--run-id" in caught.value.remedy and "nothing committed is lost" in caught.value.remedy

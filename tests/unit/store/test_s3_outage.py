@@ -205,10 +205,10 @@ def test_an_answer_that_was_lost_is_known_by_its_writer(uri: str) -> None:
 @pytest.mark.parametrize(
     ("variables", "problem", "remedy"),
     [
-        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "does not know these credentials", "AWS_ACCESS_KEY_ID"),
-        ({"AWS_ACCESS_KEY_ID": "nobody"}, "does not know these credentials", "LWFED_S3_SECRET_DIR"),
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "rejects these credentials", "AWS_ACCESS_KEY_ID"),
+        ({"AWS_ACCESS_KEY_ID": "nobody"}, "rejects these credentials", "LWFED_S3_SECRET_DIR"),
         ({"AWS_ACCESS_KEY_ID": ""}, "no credentials", "AWS_ACCESS_KEY_ID"),
-        ({"AWS_ENDPOINT_URL_S3": "nonsense"}, "cannot be asked", "http://HOST:PORT"),
+        ({"AWS_ENDPOINT_URL_S3": "nonsense"}, "not configured correctly", "http://HOST:PORT"),
         ({"LWFED_S3_PATIENCE_S": "long"}, "not a number of seconds", "120"),
         ({"LWFED_S3_SECRET_DIR": "/nowhere"}, "no files accesskey", "mount"),
     ],
@@ -263,7 +263,7 @@ def test_a_mounted_secret_leads_to_the_server_and_may_change(
     store.write_ref("r", 1)
     (tmp_path / names[1]).write_text("wrong")
     fresh = S3Store(store.uri)
-    with pytest.raises(UnreachableError, match="does not know these credentials"):
+    with pytest.raises(UnreachableError, match="rejects these credentials"):
         fresh.read_ref("r")
     (tmp_path / names[1]).write_text(PASSWORD)
     assert fresh.read_ref("r") == 1, "it is read again where the server refuses it"
@@ -300,7 +300,7 @@ def test_a_server_with_a_certificate_of_its_own(tmp_path: Path, monkeypatch: pyt
         (secret / "ca.crt").write_bytes((folder / "public.crt").read_bytes())
         monkeypatch.setenv("LWFED_S3_SECRET_DIR", str(secret))
         store = S3Store("s3://bucket/x", part_bytes=PART)
-        store.connection.ask(lambda client: client.create_bucket(Bucket="bucket"), about="to make a bucket")
+        store.connection.request(lambda client: client.create_bucket(Bucket="bucket"), about="to make a bucket")
         content = secrets.token_bytes(11 * MIB)
         store.put("big", [content])
         assert store.get("big") == content and store.write_ref("r", 1, if_absent=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lwfed.drive.trackers import NO_STAGE, is_told, make_trackers, target_of
+from lwfed.drive.trackers import NO_STAGE, has_finish, make_trackers, target_of
 from lwfed.run import runs
 from lwfed.spec.federation import TrackingSpec
 from lwfed.store import paths
@@ -58,10 +58,10 @@ def test_stages_whose_tasks_the_pipeline_left_out_are_told_by_the_next(finished:
     again = [*first, ("start", None), ("round", 4), ("stage", 2)]
     assert told(store, run) == again
     trackers = part(run, store, NO_STAGE)
-    assert not is_told(run.run_id, store=store)
+    assert not has_finish(run.run_id, store=store)
     trackers.finish(finished.summary)
     assert told(store, run) == [*again, ("start", None), ("finish", None)]
-    assert is_told(run.run_id, store=store)
+    assert has_finish(run.run_id, store=store)
 
 
 def test_a_process_knows_its_part_from_its_caller_and_its_runs_from_the_platform(

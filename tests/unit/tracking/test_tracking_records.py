@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from lwfed.environment import child_environment
-from lwfed.tracking.jsonlines import JsonLines, as_it_ended, dated, encode_event, read_events
-from lwfed.tracking.protocol import PARAM_CHARS, flatten, flatten_params, stage_numbers, tell
+from lwfed.tracking.jsonlines import JsonLines, dated, encode_event, read_events, without_restarts
+from lwfed.tracking.protocol import PARAM_CHARS, dispatch, flatten, flatten_params, stage_numbers
 
 Record = dict[str, Any]
 
@@ -42,8 +42,8 @@ def open_log(log: Log) -> JsonLines:
 def replay(log: Log, copy: Log) -> None:
     """Logs a whole log again, as it ended."""
     tracker = open_log(copy)
-    for event in as_it_ended(read_events(log.data)):
-        tell(tracker, event)
+    for event in without_restarts(read_events(log.data)):
+        dispatch(tracker, event)
 
 
 def test_a_round_becomes_its_metrics(rounds: list[Record]) -> None:
@@ -118,11 +118,11 @@ def test_a_reused_stage_is_told_with_its_rounds_and_once(
         tracker.stage({**stages[0], "reused": True})
     tracker.stage(stages[1])
     tracker.round(rounds[2])
-    told = [(event["event"], event["record"].get("global_round")) for event in as_it_ended(read_events(log.data))]
+    told = [(event["event"], event["record"].get("global_round")) for event in without_restarts(read_events(log.data))]
     assert told == [("start", None), ("round", 1), ("round", 2), ("stage", None), ("stage", None), ("round", 3)]
     replay(log, copy)
     assert [event["record"] for event in read_events(copy.data)] == [
-        event["record"] for event in as_it_ended(read_events(log.data))
+        event["record"] for event in without_restarts(read_events(log.data))
     ]
 
 
@@ -154,7 +154,7 @@ def test_numbers_that_json_does_not_know_become_null() -> None:
     assert line.endswith(b"\n")
 
 
-def test_replay_tells_the_run_as_it_ended(
+def test_replay_logs_the_run_as_it_ended(
     make_run: Callable[..., Record], rounds: list[Record], stages: list[Record], tmp_path: Path
 ) -> None:
     log, copy = Log(), Log()

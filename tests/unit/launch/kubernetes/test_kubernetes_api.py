@@ -131,9 +131,14 @@ def test_a_list_is_asked_for_once(server: ApiServer, cluster: Cluster) -> None:
             "spec.parallelism: Invalid value: -1",
             "correct `kubernetes` in the spec",
         ),
-        ("a Job to make without the right to", DeniedError, "we may not create jobs in namespace lwfed: jobs", ROLE),
-        ("a Job beyond a quota", DeniedError, "exceeded quota: jobs", "see what forbids it: a quota or a policy"),
-        ("no valid token", DeniedError, "does not know us: Unauthorized", "renew the credentials of KUBECONFIG"),
+        (
+            "a Job to make without the right to",
+            DeniedError,
+            "not allowed to create jobs in namespace lwfed: jobs",
+            ROLE,
+        ),
+        ("a Job beyond a quota", DeniedError, "exceeded quota: jobs", "which quota or policy"),
+        ("no valid token", DeniedError, "rejects our credentials: Unauthorized", "KUBECONFIG"),
     ],
 )
 def test_a_refusal_is_told_at_once_with_the_servers_words(
@@ -163,7 +168,7 @@ def test_a_wrong_token_is_noticed_when_we_connect(
     server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "other", token="guessed")))
-    with pytest.raises(DeniedError, match="does not know us"):
+    with pytest.raises(DeniedError, match="rejects our credentials"):
         connect(NAMESPACE)
 
 

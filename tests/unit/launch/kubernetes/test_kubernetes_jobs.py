@@ -12,8 +12,8 @@ import pytest
 from lwfed.launch.kubernetes import api as kubernetes_api
 from lwfed.launch.kubernetes import jobs as kubernetes_jobs
 from lwfed.launch.kubernetes.api import Cluster
-from lwfed.launch.kubernetes.jobs import Begun, Call, Jobs, delete_run_jobs, surroundings
-from lwfed.launch.kubernetes.manifests import Surroundings
+from lwfed.launch.kubernetes.jobs import Call, JobHandle, Jobs, delete_run_jobs, job_context
+from lwfed.launch.kubernetes.manifests import JobContext
 from lwfed.launch.kubernetes.names import RUN_LABEL
 from lwfed.run.tasks import ClientTask
 from lwfed.spec.kubernetes import KubernetesSpec
@@ -38,7 +38,7 @@ class Coordinator:
         ).kubernetes
         self.store, self.run_id = LocalStore(root), run_id
         self.jobs = Jobs(
-            self.settings, cluster=cluster, store=self.store, run_id=run_id, around=Surroundings(env={"A": "1"})
+            self.settings, cluster=cluster, store=self.store, run_id=run_id, context=JobContext(env={"A": "1"})
         )
 
     def tasks(self, clients: Sequence[str] = CLIENTS, *, server_round: int = 1) -> list[ClientTask]:
@@ -52,7 +52,7 @@ class Coordinator:
     def call(self, tasks: Sequence[ClientTask], *, deadline_s: float = 60) -> Call:
         return self.jobs.call("train-client", tasks[0], deadline_s=deadline_s)
 
-    def begin(self, clients: Sequence[str] = CLIENTS, *, server_round: int = 1, deadline_s: float = 60) -> Begun:
+    def begin(self, clients: Sequence[str] = CLIENTS, *, server_round: int = 1, deadline_s: float = 60) -> JobHandle:
         tasks = self.tasks(clients, server_round=server_round)
         return self.jobs.begin(self.call(tasks, deadline_s=deadline_s), self.settings.pools[0], tasks)
 
@@ -91,7 +91,7 @@ def test_another_coordinator_takes_the_job_over_for_all_or_some_of_its_tasks(
     first = Coordinator(cluster, tmp_path).begin()
     for clients in (CLIENTS, CLIENTS[1:]):
         again = Coordinator(cluster, tmp_path).begin(clients, deadline_s=7)
-        assert again == Begun(name=FIRST, uid=first.uid, clients=CLIENTS, adopted=True), "with all its indexes"
+        assert again == JobHandle(name=FIRST, uid=first.uid, clients=CLIENTS, adopted=True), "with all its indexes"
     assert len(server.asked("create", "jobs")) == 1 and server.jobs() == [FIRST]
 
 
@@ -170,7 +170,7 @@ def test_a_run_with_an_equal_stage_neither_takes_nor_changes_what_another_run_ha
     assert (first.name, second.name) == (FIRST, SECOND) and not second.adopted
     assert one.listed(FIRST) == list(CLIENTS) and other.listed(SECOND) == list(CLIENTS[1:])
     assert server.jobs() == [FIRST, SECOND]
-    assert one.begin() == Begun(name=FIRST, uid=first.uid, clients=CLIENTS, adopted=True)
+    assert one.begin() == JobHandle(name=FIRST, uid=first.uid, clients=CLIENTS, adopted=True)
 
 
 def test_a_list_that_a_job_has_left_behind_does_not_take_its_name(
@@ -189,7 +189,7 @@ def test_where_no_name_is_free_the_last_is_named(
     other = Coordinator(cluster, tmp_path, run_id="another")
     for _ in range(3):
         end(server, other.begin().name)
-    with pytest.raises(LwfedError, match=r"no name is free.*train-clients-a3 .*kubectl get jobs -n lwfed -l"):
+    with pytest.raises(LwfedError, match=r"no free name.*train-clients-a3 .*kubectl get jobs -n lwfed -l"):
         Coordinator(cluster, tmp_path).begin()
 
 
@@ -232,11 +232,11 @@ def test_all_jobs_of_a_run_are_removed_and_no_others(server: ApiServer, cluster:
 def test_outside_a_cluster_nobody_owns_jobs_and_the_run_is_passed_on(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert surroundings(cluster, run_id="r") == Surroundings(env={"LWFED_RUN_ID": "r"})
+    assert job_context(cluster, run_id="r") == JobContext(env={"LWFED_RUN_ID": "r"})
     monkeypatch.setenv("MLFLOW_RUN_ID", "platforms")
-    around = surroundings(cluster, run_id="r")
-    assert "MLFLOW_RUN_ID" not in around.env, "that run is the coordinator's to adopt"
-    assert around.env == {"LWFED_RUN_ID": "r", "LWFED_MLFLOW_PARENT_RUN_ID": "platforms"}
+    context = job_context(cluster, run_id="r")
+    assert "MLFLOW_RUN_ID" not in context.env, "that run is the coordinator's to adopt"
+    assert context.env == {"LWFED_RUN_ID": "r", "LWFED_MLFLOW_PARENT_RUN_ID": "platforms"}
 
 
 WORKFLOW = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "w", "uid": "1234", "controller": True}
@@ -250,16 +250,16 @@ def test_the_controller_of_the_coordinators_pod_owns_its_jobs(
     """A pod that takes its place has another identity."""
     in_pod(tmp_path, monkeypatch, NAMESPACE, variable)
     server.add("pods", {"metadata": {"name": "me", "ownerReferences": [NOT_IT, WORKFLOW]}})
-    assert surroundings(cluster, run_id="r").owner == {k: v for k, v in WORKFLOW.items() if k != "controller"}
+    assert job_context(cluster, run_id="r").owner == {k: v for k, v in WORKFLOW.items() if k != "controller"}
 
 
 def test_a_bare_pod_owns_its_jobs_itself(
     server: ApiServer, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_pod(tmp_path, monkeypatch, NAMESPACE)
-    assert surroundings(cluster, run_id="r").owner is None, "a name that is no pod's, such as one a user has set"
+    assert job_context(cluster, run_id="r").owner is None, "a name that is no pod's, such as one a user has set"
     uid = server.add("pods", {"metadata": {"name": "me"}})["metadata"]["uid"]
-    assert surroundings(cluster, run_id="r").owner == {"apiVersion": "v1", "kind": "Pod", "name": "me", "uid": uid}
+    assert job_context(cluster, run_id="r").owner == {"apiVersion": "v1", "kind": "Pod", "name": "me", "uid": uid}
 
 
 def test_nobody_owns_jobs_of_another_namespace(
@@ -268,7 +268,7 @@ def test_nobody_owns_jobs_of_another_namespace(
     """The cluster would take them for orphans and remove them."""
     in_pod(tmp_path, monkeypatch, "another")
     server.add("pods", {"metadata": {"name": "me"}})
-    assert surroundings(cluster, run_id="r").owner is None and not server.asked("get", "pods")
+    assert job_context(cluster, run_id="r").owner is None and not server.asked("get", "pods")
 
 
 def in_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, namespace: str, variable: str = "POD_NAME") -> None:

@@ -46,7 +46,12 @@ def test_a_round_of_clients_from_start_to_end(server: ApiServer, trial: Trial) -
     job = server.job()
     name = job["metadata"]["name"]
     one, other = started(server, job)
-    server.say(one, "reads its data", event("client_step", client="client-000", step=1, steps=2), event("report", x=1))
+    server.say(
+        one,
+        "reads its data",
+        event("client_step", client="client-000", step=1, steps=2, loss=0.5),
+        event("report", x=1),
+    )
     until(lambda: [kind for kind, _ in trial.told if kind == "client_step"], what="a step")
     server.end_pod(one)
     until(lambda: len(call.outcomes) == 1, what="the first outcome, before the second client has ended")
@@ -162,11 +167,11 @@ def test_who_is_late_is_given_up_with_what_it_waits_for_and_its_job_removed(serv
     assert found["client-000"].exit_code == 0
     late = "not done before the deadline of 1.5 s"
     assert found["client-001"] == Outcome(
-        "client-001", 1, f"{late}; no node takes its pod: Unschedulable: 0/1 nodes are available: 1 x."
+        "client-001", 1, f"{late}; no node fits its pod: Unschedulable: 0/1 nodes are available: 1 x."
     )
     assert found["client-002"] == Outcome("client-002", 1, f"{late}; it has no pod yet")
     assert not server.jobs() and not server.objects["pods"]
-    assert any("no node takes its pod" in line for line in trial.lines("waiting"))
+    assert any("no node fits its pod" in line for line in trial.lines("waiting"))
 
 
 def test_a_pod_that_cannot_start_is_given_up_and_its_job_removed(server: ApiServer, trial: Trial) -> None:
@@ -249,7 +254,9 @@ def test_another_coordinator_goes_on_with_what_is_there(server: ApiServer, trial
     server.end_pod(begun[1])
     assert second.wait() == {client: Outcome(client) for client in CLIENTS}
     assert len(server.asked("create", "jobs")) == 1
-    assert trial.lines("warning") == [f"goes on with the Job {job['metadata']['name']}, which another coordinator made"]
+    assert trial.lines("warning") == [
+        f"takes over the Job {job['metadata']['name']}, which another coordinator created"
+    ]
 
 
 def test_a_server_that_is_away_and_back_loses_nothing(server: ApiServer, trial: Trial) -> None:
@@ -351,7 +358,7 @@ def test_a_servers_pod_that_cannot_start_is_not_left_behind(server: ApiServer, t
     job = server.job()
     pod = server.add_pod(job, 0)
     server.change("pods", pod, lambda value: value["status"].update(conditions=NO_NODE))
-    with pytest.raises(LwfedError, match=r"given up after 0\.5 s: no node takes its pod"):
+    with pytest.raises(LwfedError, match=r"given up after 0\.5 s: no node fits its pod"):
         call.wait()
     assert not server.jobs(), "with room again it would start for nobody"
 
@@ -385,9 +392,9 @@ def test_a_manifest_that_is_refused_ends_the_call_and_leaves_no_job(server: ApiS
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("no valid token", r"the cluster at .* does not know us: Unauthorized -> renew the credentials of KUBECONFIG"),
-        ("a Job to make without the right to", r"we may not create jobs .* -> apply the Role `lwfed-coordinator`"),
-        ("a Job beyond a quota", r"exceeded quota: jobs.* -> see what forbids it"),
+        ("no valid token", r"the cluster at .* rejects our credentials: Unauthorized -> .*KUBECONFIG"),
+        ("a Job to make without the right to", r"not allowed to create jobs .* the Role `lwfed-coordinator`"),
+        ("a Job beyond a quota", r"exceeded quota: jobs.* -> check which quota"),
     ],
 )
 def test_who_may_not_is_told_why_and_what_to_do(server: ApiServer, trial: Trial, what: str, words: str) -> None:

@@ -176,7 +176,7 @@ def test_who_may_not_read_logs_is_told_so_once_and_asks_no_more(
         for name in names:
             logs.follow(name)
         item = lines.get(timeout=10)
-        assert isinstance(item, Denied) and "we may not" in item.error.problem
+        assert isinstance(item, Denied) and "not allowed to" in item.error.problem
         assert silent(lines)
         logs.follow("another")
         assert all(logs.misses(name) for name in names), "so that a failed pod's last lines are shown elsewise"

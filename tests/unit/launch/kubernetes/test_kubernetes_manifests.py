@@ -13,7 +13,7 @@ from lwfed.launch.kubernetes.manifests import (
     CONTAINER,
     HOME,
     SLACK_S,
-    Surroundings,
+    JobContext,
     Work,
     job,
     memory_limit,
@@ -74,7 +74,7 @@ def made(
     deadline_s: float | None = 90.5,
     digest: str = "0" * 64,
     labels: dict[str, str] | None = None,
-    around: Surroundings | None = None,
+    context: JobContext | None = None,
     **values: Any,
 ) -> dict[str, Any]:
     """Gives a manifest."""
@@ -89,7 +89,7 @@ def made(
         labels=labels or {"app.kubernetes.io/name": "lwfed", "lwfed/run": "r"},
         deadline_s=deadline_s,
     )
-    return job(work, spec.pools[0], spec, around=around or Surroundings(env={"LWFED_RUN_ID": "r"}))
+    return job(work, spec.pools[0], spec, context=context or JobContext(env={"LWFED_RUN_ID": "r"}))
 
 
 def pod_of(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def env_of(manifest: dict[str, Any]) -> dict[str, Any]:
 
 EVERYTHING: dict[str, dict[str, Any]] = {
     "least": made(),
-    "most": made(FULL_POOL, around=Surroundings(owner=OWNER, env={"LWFED_RUN_ID": "r"}), **FULL),
+    "most": made(FULL_POOL, context=JobContext(owner=OWNER, env={"LWFED_RUN_ID": "r"}), **FULL),
     "server": made({"memory": "4Gi"}, step="aggregate-round", count=1, deadline_s=None),
     "host path": made({"volumes": [DISK]}),
     "root": made(run_as_user=0),
@@ -322,8 +322,8 @@ def test_the_pools_own_settings_come_before_those_of_all() -> None:
 
 
 def test_environment_of_the_pool_comes_before_that_of_all_before_what_is_passed_on() -> None:
-    around = Surroundings(env={"LWFED_RUN_ID": "r", "A": "around", "B": "around", "HOME": "/home/around"})
-    env = env_of(made({"env": {"A": "pool"}}, around=around, env={"A": "all", "B": "all"}))
+    context = JobContext(env={"LWFED_RUN_ID": "r", "A": "around", "B": "around", "HOME": "/home/around"})
+    env = env_of(made({"env": {"A": "pool"}}, context=context, env={"A": "all", "B": "all"}))
     assert (env["A"], env["B"], env["HOME"], env["TMPDIR"]) == ("pool", "all", "/home/around", "/tmp")
     assert env["LWFED_RUN_ID"] == "r"
     assert env["POD_NAME"] == {"fieldRef": {"fieldPath": "metadata.name"}}
@@ -357,7 +357,7 @@ def test_a_template_is_the_same_whatever_the_name_the_count_and_the_deadline(val
         {"image": "lwfed:2"}, {"run_as_user": 7}, {"retries": 7}, {"env": {"A": "1"}}, {"queue": "team"},
         {"secret": "other"}, {"job_ttl_s": 1}, {"pool": {"memory": "1Gi"}}, {"pool": {"gpus": 1}},
         {"pool": {"node_selector": {"a": "b"}}}, {"pool": {"volumes": [DISK]}}, {"pool": {"image": "lwfed:3"}},
-        {"around": Surroundings(env={"LWFED_RUN_ID": "another"})},
+        {"context": JobContext(env={"LWFED_RUN_ID": "another"})},
     ],
     ids=str,
 )  # fmt: skip

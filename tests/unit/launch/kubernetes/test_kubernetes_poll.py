@@ -152,7 +152,7 @@ def test_every_answer_starts_patience_again(server: ApiServer, cluster: Cluster)
 
 
 def test_people_hear_once_of_an_api_that_is_away_for_long(server: ApiServer, eye: Eye) -> None:
-    eye.poll._patience.say_after_s = 0.5
+    eye.poll._patience.report_after_s = 0.5
     server.stop()
     began = time.monotonic()
     eye.until(lambda: time.monotonic() - began > 2)

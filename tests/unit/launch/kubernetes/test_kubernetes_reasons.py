@@ -22,8 +22,8 @@ from lwfed.launch.kubernetes.reasons import (
     log_event,
     one_line,
     refused,
+    text_lines,
     waiting,
-    words_of,
 )
 from lwfed.types.errors import OutOfMemoryError
 from tests.unit.launch.recordings import names, recording
@@ -228,7 +228,7 @@ def test_events_of_pods_are_told_from_words_for_people() -> None:
         '{"a": 1}',
     ):
         assert log_event(text) is None
-    assert words_of(f"  a  \n\n{line}\nb\n") == ["  a", "b"]
+    assert text_lines(f"  a  \n\n{line}\nb\n") == ["  a", "b"]
 
 
 def test_the_last_words_count_and_an_error_of_ours_most() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from lwfed.launch.kubernetes.manifests import CONTAINER
 from lwfed.launch.kubernetes.reasons import failure
-from lwfed.launch.kubernetes.state import BROKEN_S, SETTLE_S, SUSPENDED, Ended, Fact, JobState, Lost, Said, Started
+from lwfed.launch.kubernetes.state import BROKEN_S, SETTLE_S, SUSPENDED, Ended, Fact, JobState, Lost, Notice, Started
 from tests.unit.launch.recordings import Recording, names, recording
 
 OTHERS_JOB = {"metadata": {"name": "other", "uid": "another"}, "spec": {}, "status": {"completedIndexes": "0"}}
@@ -64,7 +64,7 @@ def ends(facts: Iterable[Fact]) -> dict[str, tuple[int, str]]:
 
 
 def lines(facts: Iterable[Fact]) -> list[str]:
-    return [fact.line for fact in facts if isinstance(fact, Said)]
+    return [fact.line for fact in facts if isinstance(fact, Notice)]
 
 
 def lost(facts: Iterable[Fact]) -> list[str]:
@@ -137,7 +137,7 @@ def test_one_list_of_all_that_is_tells_as_much_as_all_news(name: str) -> None:
     state = state_of(recording(name), retries=RETRIES.get(name, 0))
     facts = hear(state, listed) + state.on_time(now=SETTLE_S + 1)
     if name == "deleted-pod":
-        assert ends(facts) == {"client-000": (1, "its pods failed and left no word")}
+        assert ends(facts) == {"client-000": (1, "its pods failed without a message")}
     else:
         same_ends(name, facts)
     assert not hear(state, listed), "another list tells nothing new"
@@ -197,7 +197,7 @@ def test_a_failed_index_waits_a_little_for_its_pods_word() -> None:
     state = state_of(recorded)
     assert not hear(state, [(0.0, "jobs", "MODIFIED", recorded.job)])
     assert not state.on_time(now=SETTLE_S)
-    assert ends(state.on_time(now=SETTLE_S + 0.1)) == {"client-000": (1, "its pods failed and left no word")}
+    assert ends(state.on_time(now=SETTLE_S + 0.1)) == {"client-000": (1, "its pods failed without a message")}
 
 
 @pytest.mark.parametrize(
@@ -235,14 +235,14 @@ def test_a_deleted_pod_is_told_of_and_another_is_awaited() -> None:
     assert state.has_live_pods
     facts = hear(state, [(1.0, "pods", "DELETED", running)])
     name = running["metadata"]["name"]
-    assert lines(facts) == [f"its pod {name} was deleted; the Job makes another"]
-    assert not state.has_live_pods and state.unmade() == ["client-000"]
+    assert lines(facts) == [f"its pod {name} was deleted; the Job creates another"]
+    assert not state.has_live_pods and state.without_pod() == ["client-000"]
 
 
 def test_waits_for_the_same_are_told_once_and_together() -> None:
     _, facts = replay("fits-nowhere", until_s=60)
     (line,) = lines(facts)
-    assert line.startswith("waits (and 1 other): no node takes its pod: Unschedulable") and not ends(facts)
+    assert line.startswith("waits (and 1 other): no node fits its pod: Unschedulable") and not ends(facts)
 
 
 def test_a_pod_that_fits_nowhere_is_given_up_when_its_time_is_over() -> None:
@@ -299,7 +299,7 @@ def test_a_pods_events_say_why_it_does_not_start() -> None:
 
 def test_a_pod_without_a_word_is_given_up_too() -> None:
     state, _ = replay("no-volume", pending_timeout_s=20)
-    assert "nothing says why" in ends(state.on_time(now=25))["client-000"][1]
+    assert "unknown reason" in ends(state.on_time(now=25))["client-000"][1]
 
 
 def test_where_one_is_given_up_those_who_wait_behind_it_are_too_unless_others_work() -> None:
@@ -328,7 +328,7 @@ def test_a_suspended_job_is_told_once_and_never_given_up() -> None:
 def test_a_quota_is_told_once_in_its_words_and_given_up_in_time() -> None:
     recorded = recording("over-quota")
     state, _ = replay("over-quota", pending_timeout_s=20)
-    assert state.lacks_pods() and state.unmade() == ["client-000"]
+    assert state.lacks_pods() and state.without_pod() == ["client-000"]
     events = recorded.events_of(recorded.uid)
     (line,) = lines(state.on_job_events(events, now=5))
     assert line.startswith("its pod is not made: exceeded quota: few")
@@ -352,8 +352,8 @@ def test_a_quota_with_room_again_is_forgotten() -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("fits-nowhere", "no node takes its pod"),
-        ("no-secret", "its container cannot be made"),
+        ("fits-nowhere", "no node fits its pod"),
+        ("no-secret", "its container cannot be created"),
         ("killed", ""),
     ],
 )

@@ -126,7 +126,7 @@ def test_a_budget_buys_the_rounds_that_it_pays_for(six: list[RunHistory]) -> Non
     assert {item.rounds for item in nothing} == {0} and {item.best for item in nothing} == {None}
     assert all(item.verdict.startswith("does not fit: its first round needs") for item in nothing)
     all_of_it = reaches(found, Budget("bytes", 1e12))
-    assert all(item.verdict.startswith("fits whole") and item.rounds == 4 for item in all_of_it)
+    assert all(item.verdict.startswith("fits entirely") and item.rounds == 4 for item in all_of_it)
     assert budget_rows(nothing)[0]["crossed_in_round"] == 1 and budget_rows(all_of_it)[0]["fits"]
 
 

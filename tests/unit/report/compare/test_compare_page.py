@@ -76,7 +76,7 @@ def test_the_page_needs_nothing_else_and_says_what_was_found(
     for run, _, rounds in six:
         assert run.run_id in page.text and rounds[-1].digest[:12] in page.text
     assert "n = 2 (seeds 0, 1)" in page.text and "12.5 %" in page.text
-    assert "does not fit: its first round needs" in page.text and "fits whole" in page.text
+    assert "does not fit: its first round needs" in page.text and "fits entirely" in page.text
     assert html == render_comparison(
         compare_runs(six[::-1]), name="tiny", data=data, budgets=budgets, chance=chance_of("test/t2i/R@1", data)
     )

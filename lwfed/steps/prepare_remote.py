@@ -1,4 +1,4 @@
-"""Prepares a run by pods of the pools that hold its data; the coordinator itself opens none of them."""
+"""Prepares a run in pods of the pools that have its data; the coordinator itself opens none."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from lwfed.types.errors import DataError
 from lwfed.types.records import RunRecord
 
 
-def prepare_there(spec: RunSpec, *, options: Options, launcher: Launcher, store: Store, emit: Emit) -> RunRecord:
-    """Prepares a run whose data only the launcher's machines have; `options.run_id` must be given.
+def prepare_remote(spec: RunSpec, *, options: Options, launcher: Launcher, store: Store, emit: Emit) -> RunRecord:
+    """Prepares a run whose data only the launcher's machines have; `options.run_id` must be set.
 
     Raises:
-        DataError: A client with data of its own could not look at them.
-        LwfedError: What `prepare_here` raises there.
+        DataError: A client with its own data could not inspect them.
+        LwfedError: Any error of `prepare_run` there.
     """
     run_id = options.run_id or ""
     values = to_values(with_absolute_paths(spec, store=store))
@@ -38,7 +38,7 @@ def prepare_there(spec: RunSpec, *, options: Options, launcher: Launcher, store:
         if failed:
             client = min(failed)
             raise DataError(
-                f"{len(failed)} client(s) could not look at their data; {client}: {failed[client]}",
+                f"{len(failed)} client(s) could not inspect their data; {client}: {failed[client]}",
                 remedy="fix the data or the pool of that client, then start again",
             )
     task = PrepareTask(
