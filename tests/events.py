@@ -17,8 +17,8 @@ def plain(event: Event) -> tuple[str, dict[str, Any]]:
     return event.kind, values_of(event)
 
 
-def heard(listener: Listener) -> Emit:
-    """Returns what passes events on to a function of kind and values."""
+def emit_to(listener: Listener) -> Emit:
+    """Returns an Emit that passes events on to a function of kind and values."""
 
     def emit(event: Event) -> None:
         listener(*plain(event))
@@ -27,4 +27,4 @@ def heard(listener: Listener) -> Emit:
 
 
 def ignore(event: Event) -> None:
-    """Takes an event and does nothing."""
+    """Ignores an event."""

@@ -31,7 +31,7 @@ from lwfed.store.local import LocalStore
 from lwfed.store.manifest import Block, block_key
 from lwfed.store.protocol import Store
 from lwfed.types.records import RunRecord
-from tests.events import Listener, heard, ignore, plain
+from tests.events import Listener, emit_to, ignore, plain
 
 VALUES: dict[str, Any] = {
     "name": "tiny",
@@ -92,7 +92,7 @@ def tiny_spec(root: Path | str, *overrides: str) -> RunSpec:
 
 @dataclass
 class Finished:
-    """A run that is over, and what it told while it went on."""
+    """A finished run, and the events that it reported."""
 
     run: RunRecord
     summary: dict[str, Any]
@@ -116,8 +116,8 @@ class Finished:
         """Keys of the stages."""
         return [item.key for item in runs.read_run(self.store, self.run.run_id).stages]
 
-    def told(self, kind: str) -> list[dict[str, Any]]:
-        """Values of all events of a kind."""
+    def reported(self, kind: str) -> list[dict[str, Any]]:
+        """Returns the values of all events of a kind."""
         return [plain(event)[1] for event in self.events if event.kind == kind]
 
     def checkpoint(self, stage: int, server_round: int | None = None) -> Checkpoint:
@@ -130,7 +130,7 @@ class Finished:
 
 
 def prepared(spec: RunSpec, *, store: Store, options: Options | None = None) -> RunRecord:
-    """Draws up and prepares a run."""
+    """Drafts and prepares a run."""
     return prepare(draft(spec, store=store, options=options or Options()), store=store, emit=ignore)
 
 
@@ -173,7 +173,7 @@ def begun(
 
     run = prepared(tiny_spec(root, *overrides), store=bench.store)
     with suppress(Stopped):
-        run_stages(run, launcher=InProcess(bench.store), store=bench.store, emit=heard(stop), cache=None)
+        run_stages(run, launcher=InProcess(bench.store), store=bench.store, emit=emit_to(stop), cache=None)
     key = runs.stage_key_of(runs.read_run(bench.store, run.run_id), number)
     assert key is not None
     return bench, bench.stage(key), Place(device="cpu")

@@ -34,7 +34,7 @@ from lwfed.spec.load import load_spec
 from lwfed.steps.experiment import run_stages
 from lwfed.steps.prepare import draft, prepare
 from lwfed.store.opening import open_store
-from tests.events import heard
+from tests.events import emit_to
 
 AIM = 1.10
 MEMORY_AIM = 1.05
@@ -65,7 +65,7 @@ def engine(folder: Path, *, num_clients: int) -> dict[str, Any]:
     train_client.train = _add  # type: ignore[attr-defined]  # the client of this measurement
     run_stages(
         run, launcher=InProcess(bench.store), store=bench.store, cache=None,
-        emit=heard(lambda kind, values: seen.append(values) if kind == "round" else None),
+        emit=emit_to(lambda kind, values: seen.append(values) if kind == "round" else None),
     )  # fmt: skip
     rounds = [record["wall_s"] for record in seen[1:]]  # the first opens data and builds the model
     rounds[-1]["round"] -= rounds[-1].get("evaluate", 0.0)

@@ -51,7 +51,7 @@ def measure(folder: Path, *options: str) -> dict[str, Seconds]:
             folder / name, "stages.rounds=[4]", "model.encoders.image.blocks_per_stage=2",
             "model.encoders.text.blocks_per_stage=2", f"federation.num_clients={CLIENTS}", *options, launcher=launcher,
         )  # fmt: skip
-        walls = [record["wall_s"]["train"] / CLIENTS for record in done.told("round")]
+        walls = [record["wall_s"]["train"] / CLIENTS for record in done.reported("round")]
         return Seconds(first=walls[0], last=walls[-1], cpu=(_cpu_s() - before) / (CLIENTS * len(walls)))
 
     def processes(bench: Workbench) -> Launcher:

@@ -38,7 +38,7 @@ from lwfed.store.blocks import read_block
 from lwfed.store.checkpoint import read_checkpoint
 from lwfed.store.manifest import block_key
 from lwfed.store.opening import open_store
-from tests.events import heard
+from tests.events import emit_to
 
 DATA = Path(__file__).parents[2].parent / "shared/data/coco-mini"
 ROUNDS = 5
@@ -75,7 +75,7 @@ def measure(folder: Path, *, data: Path = DATA) -> dict[str, Any]:
                 bare.append(_bare_round(bench.stage(key), bench, place_of(run, cache=None), values["round"]))
 
     run = prepare(draft(spec, store=bench.store, options=Options()), store=bench.store, emit=lambda *_: None)
-    run_stages(run, launcher=InProcess(bench.store), store=bench.store, emit=heard(emit), cache=None)
+    run_stages(run, launcher=InProcess(bench.store), store=bench.store, emit=emit_to(emit), cache=None)
     rounds = [record for record in seen if 2 <= record["round"] < ROUNDS]  # the first counts FLOPs, the last evaluates
     lwfed = statistics.median(record["wall_s"]["round"] for record in rounds)
     steps = statistics.median(sum(c["wall_s"] for c in record["clients"].values()) for record in rounds)

@@ -22,7 +22,7 @@ from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.types.errors import CoordinatorGoneError, OutOfMemoryError
 from tests.cluster.bed import Bed, pool, until
-from tests.events import heard
+from tests.events import emit_to
 from tests.s3 import Server
 from tests.tiny import begun, client_task
 
@@ -64,7 +64,7 @@ class Trial:
         """Has clients train; returns how they ended."""
         tasks = [client_task(self.bench, self.stage, client) for client in clients or CLIENTS]
         with self.launcher() as launcher:
-            outcomes = launcher.clients("train-client", tasks, deadline_s=deadline_s, emit=heard(self.emit))
+            outcomes = launcher.clients("train-client", tasks, deadline_s=deadline_s, emit=emit_to(self.emit))
             return {outcome.client: outcome for outcome in outcomes}
 
     def update(self, client: str) -> Any:
@@ -213,7 +213,7 @@ def test_a_client_that_is_late_is_given_up_with_what_it_waits_for(trial: Trial) 
 def test_another_coordinator_goes_on_with_the_same_pods(trial: Trial) -> None:
     tasks = [client_task(trial.bench, trial.stage, client) for client in CLIENTS]
     with trial.launcher() as first:
-        outcomes = first.clients("train-client", tasks, deadline_s=300, emit=heard(trial.emit))
+        outcomes = first.clients("train-client", tasks, deadline_s=300, emit=emit_to(trial.emit))
         thread = threading.Thread(target=lambda: next(outcomes), daemon=True)
         thread.start()
         trial.bed.running_pod(trial.selector)
@@ -247,7 +247,7 @@ def test_a_failed_job_is_followed_by_another_and_a_deleted_one_replaced(trial: T
 def test_pods_end_by_themselves_when_their_coordinator_is_gone(trial: Trial) -> None:
     tasks = [client_task(trial.bench, trial.stage, "client-000")]
     with trial.launcher() as launcher:
-        outcomes = launcher.clients("train-client", tasks, deadline_s=300, emit=heard(trial.emit))
+        outcomes = launcher.clients("train-client", tasks, deadline_s=300, emit=emit_to(trial.emit))
         thread = threading.Thread(target=lambda: next(outcomes, None), daemon=True)
         thread.start()
         until(lambda: [kind for kind, _ in trial.told if kind == "client_step"], within_s=60, what="a step")

@@ -13,7 +13,7 @@ from lwfed.store.opening import open_store
 from tests.components.compiled import IMAGE
 from tests.components.conftest import Command
 from tests.components.kfp_server import State
-from tests.events import heard
+from tests.events import emit_to
 from tests.tiny import prepared, tiny_spec
 
 
@@ -28,7 +28,7 @@ def test_rerun_on_the_cluster_starts_from_the_committed_stage(
         run,
         launcher=InProcess(bench.store),
         store=bench.store,
-        emit=heard(lambda kind, values: None),
+        emit=emit_to(lambda kind, values: None),
         cache=None,
         last_stage=1,
     )

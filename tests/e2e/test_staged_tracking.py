@@ -29,7 +29,7 @@ from lwfed.spec.federation import TrackingSpec
 from lwfed.steps.experiment import place_of, summarise
 from lwfed.types.errors import QuorumError
 from tests.delivering import delivering_in_threads
-from tests.events import heard
+from tests.events import emit_to
 from tests.tiny import prepared, tiny_spec
 
 pytestmark = pytest.mark.slow
@@ -134,7 +134,7 @@ class Experiment:
             store=self.bench.store.uri, run_id=self.run.run_id, stage=stage, place=place_of(self.run, cache=None)
         )
         try:
-            train_stage(task, launcher=InProcess(self.bench.store), store=self.bench.store, emit=heard(emit))
+            train_stage(task, launcher=InProcess(self.bench.store), store=self.bench.store, emit=emit_to(emit))
         except QuorumError as error:
             trackers.fail(str(error))
         if own:
@@ -147,7 +147,7 @@ class Experiment:
         run = runs.read_run(self.bench.store, self.run.run_id)
         summary = summarise(run, runs.history(self.bench.store, run)[0], wall_s=1.0, complete=True)
         task = RunTask(store=self.bench.store.uri, run_id=run.run_id, place=place_of(run, cache=None))
-        InProcess(self.bench.store).server("finish", task, emit=heard(lambda kind, values: None))
+        InProcess(self.bench.store).server("finish", task, emit=emit_to(lambda kind, values: None))
         record_finish(run, summary, store=self.bench.store, tracker=trackers)
         if own:
             trackers.close()

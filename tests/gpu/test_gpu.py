@@ -29,7 +29,7 @@ def _processes(bench: Workbench) -> Subprocess:
 
 
 def _client(done: Finished, stage: int, name: str) -> list[Any]:
-    return [c[name] for r in done.told("round") if r["stage"] == stage for c in r["clients"].values() if name in c]
+    return [c[name] for r in done.reported("round") if r["stage"] == stage for c in r["clients"].values() if name in c]
 
 
 @pytest.mark.slow
@@ -48,7 +48,7 @@ def test_a_gpu_trains_as_a_cpu_does(tmp_path: Path) -> None:
     same = (FP32, "model.projection.dropout=0", "training.learning_rate=1e-4", "stages.rounds=[1,0]")
     same += ("model.encoders.text.config.dropout=0.0", "model.encoders.text.config.attention_dropout=0.0")
     losses = [
-        run_tiny(tmp_path / name, *same, *more).told("round")[0]["metrics"]["train/loss"]
+        run_tiny(tmp_path / name, *same, *more).reported("round")[0]["metrics"]["train/loss"]
         for name, more in (("gpu", (GPU,)), ("cpu", ()))
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)

@@ -156,7 +156,7 @@ def test_fedavg_with_a_rate_of_one_is_the_mean_bit_for_bit(tmp_path: Path) -> No
     assert digests[0] == digests[1]
 
 
-def test_server_moments_are_committed_with_rounds_and_start_anew_at_each_stage(tmp_path: Path) -> None:
+def test_server_moments_are_committed_with_rounds_and_start_at_zero_in_each_stage(tmp_path: Path) -> None:
     done = run_tiny(tmp_path, "federation.server.kind=fedyogi")
     first, second = done.checkpoint(1), done.checkpoint(2)
     assert set(first.server) == set(done.plans[0].trained) and set(second.server) == set(done.plans[1].trained)

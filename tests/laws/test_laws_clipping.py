@@ -113,9 +113,9 @@ def test_a_run_stays_within_the_bound_and_reports_it(tmp_path: Path) -> None:
     )
     assert clipped.digest != plain.digest == loose.digest
     assert clipped.keys[0] != plain.keys[0], "the bound is part of the plan"
-    first = clipped.told("round")[0]["metrics"]
+    first = clipped.reported("round")[0]["metrics"]
     assert first["aggregate/clipped"] == 1.0 and first["aggregate/largest_norm"] > bound
-    assert "aggregate/clipped" not in plain.told("round")[0]["metrics"]
+    assert "aggregate/clipped" not in plain.reported("round")[0]["metrics"]
     before, after = (tensors_of(clipped.store, clipped.checkpoint(1, number)) for number in (0, 1))
     names = [n for n in before if before[n].is_floating_point() and "running_" not in n]
     change = math.sqrt(sum(float((after[n].double() - before[n].double()).square().sum()) for n in names))

@@ -67,7 +67,7 @@ def test_bytes_on_disk_are_the_ledgers(tmp_path: Path, strategy: str, up: str, d
     weights = launchers[0].weights
     assert len(weights) == 8
     for stage, (key, cost) in enumerate(zip(done.keys, done.run.predicted, strict=True), start=1):
-        rounds = [record for record in done.told("round") if record["stage"] == stage]
+        rounds = [record for record in done.reported("round") if record["stage"] == stage]
         for record in rounds:
             for client, metrics in record["clients"].items():
                 assert weights[key, record["round"], client] == cost["exchanged_bytes"] == cost["upload_bytes"]
@@ -158,7 +158,7 @@ def test_flops_and_peak_of_a_real_step_are_the_ledgers(
     overrides = (*levers, *([SUPERVISED] if objective == "supervised" else []))
     done = run_tiny(tmp_path, "stages.rounds=[1,1]", *overrides)
     for stage, plan in enumerate(done.plans, start=1):
-        record = next(record for record in done.told("round") if record["stage"] == stage)
+        record = next(record for record in done.reported("round") if record["stage"] == stage)
         for client, metrics in record["clients"].items():
             batch = first_batch(done, stage, client)
             size, length = batch.inputs["text"]["ids"].shape
@@ -191,7 +191,7 @@ def test_a_step_that_saves_memory_costs_what_the_ledger_says(
     overrides = [f"training.{key}={value}" for key, value in options.items()]
     done = run_tiny(tmp_path, f"strategy={strategy}", "stages.rounds=[1,1]", *overrides)
     for stage, plan in enumerate(done.plans, start=1):
-        record = next(record for record in done.told("round") if record["stage"] == stage)
+        record = next(record for record in done.reported("round") if record["stage"] == stage)
         for client, metrics in record["clients"].items():
             size, length = first_batch(done, stage, client).inputs["text"]["ids"].shape
             cost = price(done, stage, tokens=length)
@@ -216,7 +216,7 @@ def test_gradient_accumulation_lowers_the_peak_as_predicted(tmp_path: Path) -> N
     for parts in (1, 2):
         accumulated = f"training.gradient_accumulation={parts}"
         done = run_tiny(tmp_path / str(parts), "stages.rounds=[1,0]", "levers.last_block=full", accumulated)
-        metrics = done.told("round")[0]["clients"]["client-000"]
+        metrics = done.reported("round")[0]["clients"]["client-000"]
         length = first_batch(done, 1, "client-000").inputs["text"]["ids"].shape[1]
         peaks[parts] = (metrics["peak_tensor_bytes"], price(done, 1, tokens=length).peak_bytes)
     assert peaks[2][1] < 0.7 * peaks[1][1]

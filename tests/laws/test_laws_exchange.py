@@ -69,9 +69,9 @@ def values(seed: int, *, grid: bool) -> dict[str, Tensor]:
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("grid", [True, False], ids=["grid", "any"])
 def test_what_was_sent_and_what_is_kept_is_what_was_meant(codec: Codec, grid: bool) -> None:
-    """Over ten rounds. Exact where fp32 can say every difference, as on a grid; else to half an ulp of a step a round.
+    """Exact over ten rounds if fp32 can represent every difference, as on a grid.
 
-    Differences from what bf16 sends can always be said in fp32.
+    Otherwise exact to half an ulp of a step per round. Differences from what bf16 sends always fit into fp32.
     """
     kept: dict[str, Tensor] = {}
     sent_sum: dict[str, Any] = {"w": 0.0, "b": 0.0}
@@ -287,7 +287,7 @@ def test_cohorts_that_change_cost_what_the_ledger_says(tmp_path: Path) -> None:
         "training.local_steps=1", "evaluation.every=99",
     )  # fmt: skip
     cost, measured = done.run.predicted[0], done.summary["stages"][0]["ledger"]["measured"]
-    fetched = [m["bytes_down"] for record in done.told("round") for m in record["clients"].values()]
+    fetched = [m["bytes_down"] for record in done.reported("round") for m in record["clients"].values()]
     assert set(fetched) == {cost["snapshot_bytes"], cost["change_bytes"]} and fetched.count(cost["change_bytes"]) > 1
     assert measured["bytes_down"] == pytest.approx(cost["download_bytes"], rel=1e-12)
     assert measured["bytes_up"] == cost["upload_bytes"]
@@ -304,7 +304,7 @@ def test_in_process_and_subprocess_end_in_one_digest(tmp_path: Path) -> None:
     )
     assert here.digest == outside.digest
     assert here.summary["ledger"]["measured"] == outside.summary["ledger"]["measured"]
-    assert not any("lost_residuals" in record for record in outside.told("round"))
+    assert not any("lost_residuals" in record for record in outside.reported("round"))
 
 
 # ---- resuming, and what counts
@@ -319,7 +319,7 @@ def test_stopped_anywhere_a_run_ends_in_the_same_digest(int8: Finished, tmp_path
         run_tiny(tmp_path, *options, options=RUN, emit=stop_at(kind, count))
     done = run_tiny(tmp_path, *options, options=RUN)
     assert done.digest == int8.digest
-    assert not any("lost_residuals" in record for record in done.told("round"))
+    assert not any("lost_residuals" in record for record in done.reported("round"))
 
 
 class Disturbed(InProcess):
@@ -345,7 +345,7 @@ def disturbed(before: Callable[..., bool], after: Callable[..., None]) -> Callab
 
 
 def test_the_residual_of_an_update_that_was_not_accepted_does_not_count(tmp_path: Path) -> None:
-    """A client whose update of round 2 is lost on the way goes on as if it had not trained at all in round 2."""
+    """A client whose update of round 2 is lost continues as if it had not trained in round 2."""
     options = (*INT8, *THREE, "stages.rounds=[3,0]", "evaluation.every=99")
     folders: list[set[str]] = []
 
@@ -365,7 +365,7 @@ def test_the_residual_of_an_update_that_was_not_accepted_does_not_count(tmp_path
     whole = run_tiny(tmp_path / "whole", *options)
     assert folders == [{"001"}, {"001", "002"}, {"001", "003"}], "what cannot count any more is removed"
     assert lost.digest == absent.digest != whole.digest
-    last = lost.told("round")[-1]["clients"][LATE]
+    last = lost.reported("round")[-1]["clients"][LATE]
     assert last["residual"] == "used"
     counted = last_accepted(round_of(Workbench(lost.store), lost.keys[0], 4))
     assert {client: item["round"] for client, item in counted.items()} == {FIRST: 3, "client-001": 3, LATE: 3}
@@ -373,26 +373,26 @@ def test_the_residual_of_an_update_that_was_not_accepted_does_not_count(tmp_path
     assert told is not None and told["counted"][LATE]["round"] == 1
 
 
-def test_a_lost_residual_is_told_and_changes_the_digest(int8: Finished, tmp_path: Path) -> None:
+def test_a_lost_residual_is_reported_and_changes_the_digest(int8: Finished, tmp_path: Path) -> None:
     def clear(task: Any) -> bool:
         if (task.client, task.server_round) == ("client-001", 3):
             shutil.rmtree(Path(task.place.cache) / "client-001" / "residuals")
         return True
 
     done = run_tiny(tmp_path, *INT8, "stages.rounds=[3,2]", launcher=disturbed(clear, lambda task, store: None))
-    records = done.told("round")
+    records = done.reported("round")
     assert [record.get("lost_residuals") for record in records] == [None, None, ["client-001"], None, None]
     assert [record["clients"]["client-001"]["residual"] for record in records] == [
         "fresh", "used", "lost", "fresh", "used",
     ]  # fmt: skip
     assert done.summary["stages"][0]["ledger"]["measured"]["lost_residuals"] == 1
-    assert any("client-001" in values["message"] for values in done.told("warning"))
-    assert [r["digest"] == told["digest"] for r, told in zip(records, int8.told("round"), strict=True)][:3] == [
+    assert any("client-001" in values["message"] for values in done.reported("warning"))
+    assert [r["digest"] == told["digest"] for r, told in zip(records, int8.reported("round"), strict=True)][:3] == [
         True, True, False,
     ]  # fmt: skip
 
 
-def test_without_a_folder_nothing_is_kept_and_that_is_told(tmp_path: Path) -> None:
+def test_without_a_folder_nothing_is_kept_and_that_is_reported(tmp_path: Path) -> None:
     bench, stage, _ = begun(tmp_path, *INT8)
     updates = accept(bench, stage, (FIRST, "client-001"))
     first = updates[FIRST]["metrics"]

@@ -125,7 +125,7 @@ print(json.dumps({"grown": peak - before, "update": size}))
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc")
 def test_the_servers_memory_is_flat_over_clients(tmp_path: Path) -> None:
-    """Measured: how far an aggregating process's resident memory rises above where it stood, for 4 and 40 clients.
+    """Measured: how far an aggregating process's resident memory rises above its start, for 4 and 40 clients.
 
     The C library is told to give freed memory back at once, so that what is counted is in use. What is left to grow is
     the manifests of the updates, a few tens of kB each.

@@ -1,4 +1,4 @@
-"""Laws of what is kept of frozen blocks: it is what they would compute, is had once, and is missed by nobody."""
+"""Laws of the prefix cache: it holds what the frozen blocks would compute, is filled once, and is optional."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from lwfed.spec.data import DataSpec
 from lwfed.spec.model import ModelSpec
 from lwfed.steps.experiment import run_stages
 from lwfed.store.local import LocalStore
-from tests.events import heard
+from tests.events import emit_to
 from tests.tiny import VALUES, Finished, begun, client_task, prepared, run_tiny, tiny_spec
 
 AUDIO = {
@@ -98,7 +98,7 @@ def test_what_is_kept_is_what_would_be_computed(modality: str, module: Multimoda
 
 @pytest.mark.parametrize("modality", ["image", "text", "audio"])
 def test_projections_of_what_is_kept_are_those_of_the_inputs(modality: str, module: Multimodal, tmp_path: Path) -> None:
-    """For texts within rounding, where another batch was padded otherwise; else exactly."""
+    """For texts within rounding, if another batch was padded differently; otherwise exactly."""
     inputs = inputs_of(modality)
     batches = raw_batches(modality, inputs)
     states = [module.prefix(modality, raw, cut=1) for raw in batches]
@@ -189,16 +189,16 @@ def test_what_is_damaged_or_half_written_is_not_used(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def prefix_told(done: Finished, stage: int) -> list[dict[str, Any]]:
-    """What each update of a stage tells of its frozen blocks."""
-    records = [record for record in done.told("round") if record["stage"] == stage]
+def prefix_metrics(done: Finished, stage: int) -> list[dict[str, Any]]:
+    """Returns what each update of a stage reports of its frozen blocks."""
+    records = [record for record in done.reported("round") if record["stage"] == stage]
     return [metrics for record in records for metrics in record["clients"].values()]
 
 
 def test_a_stage_fills_once_and_fetches_only_what_is_newly_frozen(tmp_path: Path) -> None:
     done = run_tiny(tmp_path, KEEP)
-    assert not any("prefix" in metrics for metrics in prefix_told(done, 1))
-    first, second = prefix_told(done, 2)[:2], prefix_told(done, 2)[2:]
+    assert not any("prefix" in metrics for metrics in prefix_metrics(done, 1))
+    first, second = prefix_metrics(done, 2)[:2], prefix_metrics(done, 2)[2:]
     assert [m["prefix"] for m in first] == [{"image": "filled", "text": "filled"}] * 2
     assert [m["prefix"] for m in second] == [{"image": "kept", "text": "kept"}] * 2
     start = done.checkpoint(2, 0)
@@ -208,34 +208,34 @@ def test_a_stage_fills_once_and_fetches_only_what_is_newly_frozen(tmp_path: Path
     assert all(m["prefix_cache_bytes"] > 0 for m in first)
 
 
-def test_training_on_what_is_kept_ends_where_training_on_inputs_does(tmp_path: Path) -> None:
+def test_training_on_cached_outputs_ends_in_the_digest_of_training_on_inputs(tmp_path: Path) -> None:
     """Within rounding: batches of another shape are summed in another order."""
     kept = run_tiny(tmp_path / "kept", KEEP)
     computed = run_tiny(tmp_path / "computed", "levers.prefix_cache=never")
     assert kept.checkpoint(1).digest == computed.checkpoint(1).digest
-    losses = [[r["metrics"]["train/loss"] for r in done.told("round")] for done in (kept, computed)]
+    losses = [[r["metrics"]["train/loss"] for r in done.reported("round")] for done in (kept, computed)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_no_room_is_told_and_costs_no_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room_is_reported_and_costs_no_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("lwfed.round.prefix.write_cache", full)
     done = run_tiny(tmp_path, KEEP)
-    told = prefix_told(done, 2)
-    assert all(m["prefix"]["image"].startswith("recomputed: ") for m in told)
-    assert all("No space left on device" in m["prefix"]["text"] for m in told)
-    records = [record for record in done.told("round") if record["stage"] == 2]
+    reported = prefix_metrics(done, 2)
+    assert all(m["prefix"]["image"].startswith("recomputed: ") for m in reported)
+    assert all("No space left on device" in m["prefix"]["text"] for m in reported)
+    records = [record for record in done.reported("round") if record["stage"] == 2]
     assert all(sorted(record["recomputed_prefixes"]) == ["client-000", "client-001"] for record in records)
-    assert len(done.told("warning")) == 2
+    assert len(done.reported("warning")) == 2
     monkeypatch.undo()
     monkeypatch.setattr("lwfed.round.prefix.shutil.disk_usage", lambda _: SimpleNamespace(free=0))
     small = run_tiny(tmp_path / "small", KEEP)
-    assert all("there is no room" in metrics["prefix"]["image"] for metrics in prefix_told(small, 2))
+    assert all("there is no room" in metrics["prefix"]["image"] for metrics in prefix_metrics(small, 2))
 
 
-def test_a_client_without_a_folder_computes_anew_each_round_and_ends_in_the_same_digest(tmp_path: Path) -> None:
+def test_a_client_without_a_folder_computes_again_each_round_and_ends_in_the_same_digest(tmp_path: Path) -> None:
     """As pods of a pool without a volume do."""
     bench = Workbench(LocalStore(tmp_path))
     run = prepared(tiny_spec(tmp_path, KEEP), store=bench.store)
@@ -245,10 +245,10 @@ def test_a_client_without_a_folder_computes_anew_each_round_and_ends_in_the_same
         if kind == "round":
             events.append(values)
 
-    summary = run_stages(run, launcher=InProcess(bench.store), store=bench.store, emit=heard(emit), cache=None)
+    summary = run_stages(run, launcher=InProcess(bench.store), store=bench.store, emit=emit_to(emit), cache=None)
     assert summary.digest == run_tiny(tmp_path / "with", KEEP).digest
-    told = [metrics["prefix"] for record in events for metrics in record["clients"].values() if "prefix" in metrics]
-    assert told == [{"image": "filled", "text": "filled"}] * 4
+    reported = [metrics["prefix"] for record in events for metrics in record["clients"].values() if "prefix" in metrics]
+    assert reported == [{"image": "filled", "text": "filled"}] * 4
 
 
 def test_another_encoder_precision_or_version_of_the_data_is_another_function(tmp_path: Path) -> None:
@@ -278,4 +278,4 @@ def test_processes_of_their_own_end_in_the_same_digest(tmp_path: Path) -> None:
         launcher=lambda store: Subprocess(store, parallel=2, devices=1, retries=0),
     )  # fmt: skip
     assert here.digest == there.digest
-    assert prefix_told(there, 2)[-1]["prefix"] == {"image": "kept", "text": "kept"}
+    assert prefix_metrics(there, 2)[-1]["prefix"] == {"image": "kept", "text": "kept"}

@@ -1,4 +1,4 @@
-"""Laws of the ranks of one client: they share the work on frozen blocks, keep what one rank keeps, and end alike."""
+"""Laws of the ranks of one client: they share the frozen blocks, write one cache as one rank would, and end alike."""
 
 from __future__ import annotations
 
@@ -74,18 +74,18 @@ def keep_on_a_rank(rank: int, folder: str) -> None:
     for modality in ("image", "text"):
         inputs = inputs_of(modality)
         write_cache(Path(folder) / "kept", inputs, outputs_of(inputs), chain=CHAIN, code=CODE)
-    told = []
+    states = []
     inputs = inputs_of("image")
     for error in (OSError(errno.ENOSPC, "No space left"), DataError("bad.jpg is no image", remedy="remove it")):
         with pytest.raises(type(error)) as caught:
             write_cache(Path(folder) / "kept", inputs, failing(inputs, error), chain=("other",), code=CODE)
-        told.append([type(caught.value).__name__, str(caught.value), getattr(caught.value, "errno", None)])
-    (Path(folder) / f"{rank}.json").write_text(json.dumps(told))
+        states.append([type(caught.value).__name__, str(caught.value), getattr(caught.value, "errno", None)])
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(states))
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_ranks_keep_the_file_that_one_rank_keeps_and_fail_alike(tmp_path: Path) -> None:
+def test_ranks_write_the_file_that_one_rank_writes_and_fail_together(tmp_path: Path) -> None:
     mp.spawn(keep_on_a_rank, args=(str(tmp_path),), nprocs=2)
     for modality in ("image", "text"):
         inputs = inputs_of(modality)
@@ -149,13 +149,13 @@ def test_two_ranks_fill_together_what_one_fills_alone_and_train_to_the_same_bits
 
 
 @pytest.mark.slow
-def test_a_rank_that_finds_no_room_leaves_all_to_compute_in_each_step(
+def test_if_one_rank_has_no_room_all_recompute_in_each_step(
     stores: Callable[[str], ClientTask], tmp_path: Path
 ) -> None:
     """The system itself refuses the second rank's writes, halfway through the images' file."""
     task = stores("full")
     mp.spawn(train_on_a_rank, args=(str(tmp_path), [task.model_dump_json()], 2000), nprocs=2)
-    told = train_client(task, bench=Workbench.at(task.store))["metrics"]["prefix"]
-    assert all(why.startswith("recomputed: ") and "too large" in why for why in told.values())
-    assert sorted(told) == ["image", "text"]
+    states = train_client(task, bench=Workbench.at(task.store))["metrics"]["prefix"]
+    assert all(why.startswith("recomputed: ") and "too large" in why for why in states.values())
+    assert sorted(states) == ["image", "text"]
     assert files_of(tmp_path / "full" / "own" / "client-000" / "prefix") == {}

@@ -32,8 +32,8 @@ def stop_at(kind: str, count: int) -> Callable[[str, dict[str, Any]], None]:
 
 
 def rounds(done: Finished) -> dict[int, str]:
-    """Global round -> digest, of the rounds that were told."""
-    return {record["global_round"]: record["digest"] for record in done.told("round")}
+    """Global round -> digest, of the reported rounds."""
+    return {record["global_round"]: record["digest"] for record in done.reported("round")}
 
 
 @pytest.mark.parametrize(
@@ -85,8 +85,8 @@ def test_what_is_committed_is_not_done_again(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         run_tiny(tmp_path, options=RUN, emit=stop_at("client_done", 5))  # the first client of stage 2
     done = run_tiny(tmp_path, options=RUN)
-    assert [(v["stage"], v["reused"]) for v in done.told("stage_started")] == [(1, True), (2, False)]
-    trained = [(v["stage"], v["round"], v["client"]) for v in done.told("client_done")]
+    assert [(v["stage"], v["reused"]) for v in done.reported("stage_started")] == [(1, True), (2, False)]
+    trained = [(v["stage"], v["round"], v["client"]) for v in done.reported("client_done")]
     left = [(2, 1, "client-001"), (2, 2, "client-000"), (2, 2, "client-001")]
     assert trained in (left, left[1:]), "the client after it may have committed before its news was heard"
 
@@ -102,8 +102,8 @@ def test_an_accepted_set_is_kept_though_the_coordinator_died_before_aggregating(
     accepted = store.read_ref(paths.accepted(key, 1))
     done = run_tiny(tmp_path, options=RUN)
     assert store.read_ref(paths.accepted(key, 1)) == accepted is not None
-    assert [v["client"] for v in done.told("client_done")][:1] == ["client-000"]
-    assert done.told("client_done")[0]["round"] == 2, "nobody trains round 1 again"
+    assert [v["client"] for v in done.reported("client_done")][:1] == ["client-000"]
+    assert done.reported("client_done")[0]["round"] == 2, "nobody trains round 1 again"
     assert done.digest == finished.digest
 
 
@@ -117,7 +117,7 @@ def test_a_commit_that_lost_its_record_is_picked_up(finished: Finished, tmp_path
     store.delete(paths.stage_checkpoint(second))
     store.delete(paths.summary("again"))
     done = run_tiny(tmp_path, options=RUN)
-    assert done.digest == finished.digest and not done.told("client_done")
+    assert done.digest == finished.digest and not done.reported("client_done")
     assert rounds(done).items() <= rounds(finished).items() and {3, 4} <= rounds(done).keys()
     assert store.has(paths.stage_record(first))
 

@@ -23,7 +23,7 @@ def test_a_second_run_of_the_same_spec_trains_nothing(tmp_path: Path) -> None:
     before = files(tmp_path)
     second = run_tiny(tmp_path, options=Options(run_id="second"))
     assert [stage["reused"] for stage in second.summary["stages"]] == [True, True]
-    assert not second.told("round_started") and not second.told("client_started")
+    assert not second.reported("round_started") and not second.reported("client_started")
     assert second.digest == first.digest and second.keys == first.keys
     assert files(tmp_path) - before == {"runs/second/run.json", "runs/second/summary.json"}
 
@@ -56,8 +56,8 @@ def test_fresh_trains_again_under_other_keys_and_ends_in_the_same_digest(tmp_pat
     fresh = run_tiny(tmp_path, options=Options(run_id="fresh", fresh=True))
     assert fresh.digest == first.digest
     assert not set(fresh.keys) & set(first.keys)
-    assert len(fresh.told("client_done")) == 8, "every client did train"
-    assert [r["digest"] for r in fresh.told("round")] == [r["digest"] for r in first.told("round")]
+    assert len(fresh.reported("client_done")) == 8, "every client did train"
+    assert [r["digest"] for r in fresh.reported("round")] == [r["digest"] for r in first.reported("round")]
 
 
 def test_a_rerun_keeps_the_stages_before_it(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_rerun_keeps_the_stages_before_it(tmp_path: Path) -> None:
     )  # fmt: skip
     assert again.keys[0] == first.keys[0] and again.keys[1] != first.keys[1]
     assert again.run.parent == Parent(run_id="first", stage=2)
-    assert {v["stage"] for v in again.told("client_done")} == {2}
+    assert {v["stage"] for v in again.reported("client_done")} == {2}
     assert again.digest != first.digest
     assert run_tiny(tmp_path, options=Options(run_id="third")).digest == first.digest, "the parent stands"
 

@@ -22,7 +22,7 @@ def test_with_one_stage_all_strategies_are_one(tmp_path: Path, last_block: str) 
     done = {s: run_tiny(tmp_path / s, *ONE_STAGE, f"strategy={s}", lever) for s in STRATEGIES}
     assert len({run.digest for run in done.values()}) == 1
     assert len({run.keys[0] for run in done.values()}) == 3, "and yet they are three plans"
-    rounds = {tuple(record["digest"] for record in run.told("round")) for run in done.values()}
+    rounds = {tuple(record["digest"] for record in run.reported("round")) for run in done.values()}
     assert len(rounds) == 1, "round by round"
 
 
@@ -90,7 +90,7 @@ def test_a_stage_without_rounds_appends_its_blocks_as_they_are_drawn(tmp_path: P
 
 
 def test_rounds_are_counted_over_all_stages(finished: Finished) -> None:
-    numbers = [(r["stage"], r["round"], r["global_round"]) for r in finished.told("round")]
+    numbers = [(r["stage"], r["round"], r["global_round"]) for r in finished.reported("round")]
     assert numbers == [(1, 1, 1), (1, 2, 2), (2, 1, 3), (2, 2, 4)]
     assert finished.store.has(paths.stage_checkpoint(finished.keys[1]))
 

@@ -60,7 +60,7 @@ def added(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def run_example(folder: Path, *arguments: Path) -> str:
-    """Runs an export's example where there is no lwfed; returns its last line."""
+    """Runs an export's example without lwfed; returns its last line."""
     command = [sys.executable, "-I", "-c", ALONE, str(folder / "example.py"), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -75,7 +75,7 @@ def assert_ledger(done: Finished) -> None:
         trained = [module.get_submodule(unit) for unit in plan.trained]
         assert cost["trained_params"] == sum(p.numel() for unit in trained for p in unit.parameters())
         folder = Path(done.store.uri) / f"stages/{key}/rounds"
-        for record in done.told("round"):
+        for record in done.reported("round"):
             if record["stage"] == plan.stage:
                 for client, metrics in record["clients"].items():
                     files = (folder / f"{record['round']:03d}/updates/{client}").glob("*.safetensors")
@@ -107,7 +107,7 @@ def test_an_encoder_is_planned_counted_trained_and_exported(tmp_path: Path) -> N
     assert done.plans[0].levers.last_block == {"image": "full", "text": "absorbed"}
     assert_ledger(done)
     for stage in (1, 2):
-        first = next(record for record in done.told("round") if record["stage"] == stage)
+        first = next(record for record in done.reported("round") if record["stage"] == stage)
         metrics = first["clients"]["client-000"]
         size, length = first_batch(done, stage, "client-000").inputs["text"]["ids"].shape
         cost, step = price(done, stage, tokens=length), metrics["step_flops"]
@@ -184,7 +184,7 @@ def test_a_fusion_s_memory_and_flops_are_the_ledgers(tmp_path: Path) -> None:
         run_tiny(tmp_path / name, f"model.objective={{kind: supervised, fusion: {name}, hidden: 12}}", *ONE_STAGE)
         for name in ("gated", "concat")
     )
-    steps = [done.told("round")[0]["clients"]["client-000"]["step_flops"] for done in (gated, plain)]
+    steps = [done.reported("round")[0]["clients"]["client-000"]["step_flops"] for done in (gated, plain)]
     wider = 2 * 8 * 12 - 8 * 12  # the prediction head of `concat` takes two projections, that of `gated` one
     assert steps[0]["batch"] == steps[1]["batch"]
     for way, factor in (("forward", 2), ("backward", 4)):
@@ -204,7 +204,7 @@ def test_one_client_s_fusion_is_the_aggregate(tmp_path: Path) -> None:
     assert len(fusion) == 2 and all(torch.equal(result[name], sent[name]) for name in fusion)
 
 
-def test_with_one_stage_all_strategies_train_a_fusion_alike(tmp_path: Path) -> None:
+def test_with_one_stage_all_strategies_train_a_fusion_equally(tmp_path: Path) -> None:
     digests = {run_tiny(tmp_path / s, *ONE_STAGE, GATED, f"strategy={s}").digest for s in ("layerwise", "end_to_end")}
     assert len(digests) == 1
 

@@ -51,7 +51,7 @@ def test_a_store_is_listed_and_shown(finished: Finished) -> None:
     assert (rows[run_id]["stages"], rows[run_id]["stages_done"]) == (2, 2)
     shown = call_json("show", run_id, "--store", uri)
     assert shown["digest"] == finished.digest
-    assert [r["digest"] for r in shown["round_records"]] == [r["digest"] for r in finished.told("round")]
+    assert [r["digest"] for r in shown["round_records"]] == [r["digest"] for r in finished.reported("round")]
     text = call("show", run_id, "--store", uri)
     assert finished.keys[1] in text and "temperature: 0.07" in text
     assert finished.digest[:12] in call("list", "--store", uri)

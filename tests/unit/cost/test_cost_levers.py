@@ -62,14 +62,14 @@ def test_keeping_the_prefix_saves_its_weights_and_its_flops_but_for_filling() ->
         ({"data": {"augment": False}, "stages": {"rounds": [1] * 6}}, [("image",)] * 5),
     ],
 )
-def test_a_prefix_is_kept_where_it_would_be_computed_more_often_than_it_has_views(
+def test_a_prefix_is_cached_if_it_would_be_computed_more_often_than_it_has_views(
     values: dict[str, Any], kept: list[tuple[str, ...]]
 ) -> None:
     stages, _ = planned(**values)
     assert [tuple(stage.levers.views) for stage in stages if stage.levers.views] == kept
 
 
-def test_blocks_are_fetched_again_where_what_is_kept_took_their_place_and_applied_to_what_was_not_kept() -> None:
+def test_blocks_replaced_by_cached_outputs_are_fetched_again_when_needed() -> None:
     """Stage 3 keeps and drops the blocks; a stage after it that keeps nothing fetches them all."""
     _, architectures = planned()
 

@@ -117,7 +117,7 @@ def test_shares_of_the_parts_add_up() -> None:
 
 
 class Counter:
-    """Counts as `lwfed.models.inspect.count` would, and how often it is asked."""
+    """Counts like `lwfed.models.inspect.count`, and records how often it is called."""
 
     def __init__(self) -> None:
         self.calls = 0

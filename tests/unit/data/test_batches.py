@@ -122,7 +122,7 @@ def test_evaluation_holds_every_example_once_in_order_with_its_first_caption() -
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_stream_may_be_told_its_length_or_left_early(workers: int) -> None:
+def test_a_stream_may_have_a_length_or_be_left_early(workers: int) -> None:
     stream = train_batches(
         SOURCE, examples=SOURCE.train, settings=SETTINGS, batch_size=5, seed="5", first_view=0, augment=False,
         workers=workers, num_batches=3,

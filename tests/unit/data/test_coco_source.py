@@ -65,7 +65,7 @@ def test_order_and_captions_are_the_json_s_own(tmp_path: Path) -> None:
     assert example.fields == {"stem": "000000000001"}
 
 
-def test_the_version_tells_content_and_not_place(tmp_path: Path) -> None:
+def test_the_version_depends_on_content_and_not_on_place(tmp_path: Path) -> None:
     tree = write_coco(tmp_path / "a")
     before = open_coco(tmp_path / "a").version()
     shutil.copytree(tmp_path / "a", tmp_path / "b")

@@ -61,7 +61,7 @@ def test_tables_have_a_row_a_stage_and_a_round(finished: Finished) -> None:
     console = Console(file=out, width=200, color_system=None)
     stages = [StageSummary.of(stage) for stage in finished.summary["stages"]]
     console.print(stages_table(stages, end_to_end=finished.run.end_to_end))
-    console.print(rounds_table([RoundRecord.of(values) for values in finished.told("round")]))
+    console.print(rounds_table([RoundRecord.of(values) for values in finished.reported("round")]))
     text = out.getvalue()
     assert "end_to_end" in text and len(re.findall(r"2/2", text)) == 4
     reused = [stage.changed(reused=True) for stage in stages]

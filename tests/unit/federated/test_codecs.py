@@ -84,7 +84,7 @@ def test_what_is_no_fp32_parameter_travels_as_it_is() -> None:
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_the_mean_of_many_roundings_is_the_item(codec: Codec) -> None:
-    """Each item 4,000 times: the mean is within five of its own standard errors, where rounding to nearest is not."""
+    """Each item 4,000 times: the mean is within five of its own standard errors, unlike rounding to nearest."""
     item = torch.tensor([1.0, 0.3, -0.3, 0.0101, -0.77, 1e-3, -1e-4, 0.0])
     trials = 4000
     tensor = item.repeat(trials, 1)

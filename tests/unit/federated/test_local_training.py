@@ -248,7 +248,7 @@ def test_dropout_follows_the_seed_and_the_global_generator_is_left_alone() -> No
     assert same(states[0], states[1]) and not same(states[0], states[2])
 
 
-def test_each_step_is_told() -> None:
+def test_each_step_is_reported() -> None:
     told: list[tuple[int, float]] = []
     module = network()
     train(

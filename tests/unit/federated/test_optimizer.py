@@ -147,7 +147,7 @@ def train_on_a_rank(rank: int, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_ranks_step_alike_inside_backward(tmp_path: Path) -> None:
+def test_ranks_step_equally_inside_backward(tmp_path: Path) -> None:
     mp.spawn(train_on_a_rank, args=(str(tmp_path),), nprocs=2)
     first, *others = (
         load_file(tmp_path / f"{rank}-{inside}.safetensors") for rank in (0, 1) for inside in (0 > 1, True)

@@ -72,7 +72,7 @@ def test_inputs_are_left_alone() -> None:
     assert counts["a"].tolist() == [1] and counts["b"].tolist() == [2]
 
 
-def test_nobody_is_no_mean() -> None:
+def test_a_mean_needs_a_client() -> None:
     with pytest.raises(ValueError, match="no client sent w"):
         WeightedMean().finish(WeightedMean().init("w"), name="w")
 

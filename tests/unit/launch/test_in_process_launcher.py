@@ -17,7 +17,7 @@ from lwfed.spec.run import RunSpec
 from lwfed.store import paths
 from lwfed.store.local import LocalStore
 from lwfed.types.errors import CheckpointError
-from tests.events import heard
+from tests.events import emit_to
 from tests.tiny import begun, client_task, ignore
 
 CLIENTS = ("client-000", "client-001")
@@ -28,7 +28,7 @@ def test_clients_train_one_after_another_and_are_told_of(tmp_path: Path) -> None
     told: list[tuple[str, dict[str, Any]]] = []
     tasks = [client_task(bench, stage, client) for client in CLIENTS]
     outcomes = InProcess(bench.store).clients(
-        "train-client", tasks, deadline_s=60, emit=heard(lambda kind, values: told.append((kind, values)))
+        "train-client", tasks, deadline_s=60, emit=emit_to(lambda kind, values: told.append((kind, values)))
     )
     for client in CLIENTS:
         assert next(outcomes) == Outcome(client)

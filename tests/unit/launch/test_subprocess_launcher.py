@@ -19,7 +19,7 @@ from lwfed.round.workbench import Workbench
 from lwfed.run.stage import Stage
 from lwfed.store import paths
 from lwfed.types.errors import CheckpointError
-from tests.events import heard
+from tests.events import emit_to
 from tests.tiny import begun, client_task, ignore
 
 CLIENTS = ("client-000", "client-001")
@@ -61,7 +61,7 @@ def test_updates_are_those_of_this_process_and_failures_are_named(
     told: list[tuple[str, dict[str, Any]]] = []
     tasks = [client_task(bench, stage, client) for client in ("client-000", "client-009")]
     outcomes = launcher(bench).clients(
-        "train-client", tasks, deadline_s=120, emit=heard(lambda kind, values: told.append((kind, values)))
+        "train-client", tasks, deadline_s=120, emit=emit_to(lambda kind, values: told.append((kind, values)))
     )
     found = {outcome.client: outcome for outcome in outcomes}
     assert found["client-000"].exit_code == 0 and found["client-000"].reason == ""
@@ -86,7 +86,7 @@ def test_a_store_that_is_damaged_ends_the_stage_with_its_own_error_after_a_secon
     logs: list[str] = []
     outcomes = launcher(bench, retries=1).clients(
         "train-client", [client_task(bench, stage, "client-000", server_round=5)], deadline_s=120,
-        emit=heard(lambda kind, values: logs.append(values["line"]) if kind == "client_log" else None),
+        emit=emit_to(lambda kind, values: logs.append(values["line"]) if kind == "client_log" else None),
     )  # fmt: skip
     with pytest.raises(CheckpointError, match=r"client-000: .*rounds/004/checkpoint.json is not committed"):
         list(outcomes)
@@ -109,7 +109,7 @@ def test_a_deadline_ends_processes_and_names_those_that_were_late(
             seen.extend(process.pid for process in processes())
 
     tasks = [client_task(bench, stage, client) for client in (*CLIENTS, "client-002")]
-    outcomes = list(clients.clients("train-client", tasks, deadline_s=1.5, emit=heard(look)))
+    outcomes = list(clients.clients("train-client", tasks, deadline_s=1.5, emit=emit_to(look)))
     assert time.monotonic() - started < 1.5 + 12, "asked to end, then ended"
     assert {o.client for o in outcomes} == {*CLIENTS, "client-002"}, "running and waiting ones alike"
     assert all(o.exit_code == 1 and "not done before the deadline of 1.5 s" in o.reason for o in outcomes)
@@ -126,7 +126,10 @@ def test_whoever_stops_listening_leaves_no_process_behind(tmp_path: Path, launch
             raise KeyboardInterrupt
 
     outcomes = launcher(bench).clients(
-        "train-client", [client_task(bench, stage, client) for client in CLIENTS], deadline_s=120, emit=heard(interrupt)
+        "train-client",
+        [client_task(bench, stage, client) for client in CLIENTS],
+        deadline_s=120,
+        emit=emit_to(interrupt),
     )  # fmt: skip
     with pytest.raises(KeyboardInterrupt):
         next(outcomes)
@@ -155,7 +158,7 @@ def test_a_killed_client_is_tried_again(tmp_path: Path, launcher: Callable[..., 
 
     outcomes = list(
         launcher(bench, retries=1).clients(
-            "train-client", [client_task(bench, stage, "client-000")], deadline_s=120, emit=heard(emit)
+            "train-client", [client_task(bench, stage, "client-000")], deadline_s=120, emit=emit_to(emit)
         )
     )
     assert [outcome.exit_code for outcome in outcomes] == [0] and len(killed) == 1

@@ -22,7 +22,7 @@ from lwfed.run.events import Emit
 from lwfed.run.stage import Stage
 from lwfed.store import paths
 from lwfed.types.errors import DivergedError, SpecError
-from tests.events import heard
+from tests.events import emit_to
 from tests.tiny import begun, client_task, ignore, run_tiny
 
 pytestmark = pytest.mark.slow
@@ -58,8 +58,10 @@ def test_a_slots_process_serves_all_its_clients_and_can_be_ended_by_itself(
     seen: set[int] = set()
     with of(bench) as launcher:
         look = lambda kind, values: seen.add(the_worker().pid)  # noqa: E731
-        assert train(launcher, bench, stage, emit=heard(look)) == dict.fromkeys(CLIENTS, 0)
-        assert train(launcher, bench, stage, emit=heard(look)) == dict.fromkeys(CLIENTS, 0), "nothing is trained twice"
+        assert train(launcher, bench, stage, emit=emit_to(look)) == dict.fromkeys(CLIENTS, 0)
+        assert train(launcher, bench, stage, emit=emit_to(look)) == dict.fromkeys(CLIENTS, 0), (
+            "nothing is trained twice"
+        )
         (pid,) = seen
         assert os.getsid(pid) == os.getpgid(pid) == pid, "Ctrl-C on the terminal is not for it"
         assert "MLFLOW_RUN_ID" not in the_worker().environ()
@@ -93,7 +95,7 @@ def test_workers_train_on_several_threads_with_loaders_and_end_in_the_same_diges
         tmp_path / "there", *options, launcher=lambda store: Subprocess(store, parallel=2, devices=1, retries=0)
     )
     assert here.digest == there.digest
-    assert not there.told("warning")
+    assert not there.reported("warning")
 
 
 def test_a_client_sees_the_gpus_of_its_slot(tmp_path: Path) -> None:
@@ -106,7 +108,9 @@ def test_a_client_sees_the_gpus_of_its_slot(tmp_path: Path) -> None:
         of(bench, parallel=2, devices=2, gpus=("GPU-a", "GPU-b", "GPU-c")) as launcher,
         pytest.raises(SpecError) as raised,
     ):
-        list(launcher.clients("evaluate-client", tasks, deadline_s=120, emit=heard(lambda *event: told.append(event))))
+        list(
+            launcher.clients("evaluate-client", tasks, deadline_s=120, emit=emit_to(lambda *event: told.append(event)))
+        )
     given = {values["client"]: values["gpus"] for kind, values in told if kind == "client_started"}
     assert given == {"client-000": ["GPU-a", "GPU-b"], "client-001": ["GPU-c", "GPU-a"]}
     found = re.match(r"(client-\d+): .*torch sees no GPU in CUDA_VISIBLE_DEVICES=(\S+) ", str(raised.value))

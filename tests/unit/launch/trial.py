@@ -12,7 +12,7 @@ from lwfed.run.launcher import Outcome
 from lwfed.run.tasks import ClientTask, RoundTask
 from lwfed.spec.load import build_spec
 from lwfed.store.local import LocalStore
-from tests.events import heard
+from tests.events import emit_to
 from tests.unit.launch.api_server import NAMESPACE
 
 KEY = "1a2b3c4d" * 8
@@ -77,12 +77,12 @@ class Trial:
         """Has clients train."""
         launcher, tasks = self.launcher(**values), self.tasks(clients)
         self.calls.append(
-            Working(lambda: launcher.clients("train-client", tasks, deadline_s=deadline_s, emit=heard(self.emit)))
+            Working(lambda: launcher.clients("train-client", tasks, deadline_s=deadline_s, emit=emit_to(self.emit)))
         )
         return self.calls[-1]
 
     def aggregate(self, **values: Any) -> Working:
         """Has the server aggregate."""
         launcher, task = self.launcher(**values), RoundTask(store="s", run_id="r", stage_key=KEY, server_round=1)
-        self.calls.append(Working(lambda: launcher.server("aggregate-round", task, emit=heard(self.emit))))
+        self.calls.append(Working(lambda: launcher.server("aggregate-round", task, emit=emit_to(self.emit))))
         return self.calls[-1]

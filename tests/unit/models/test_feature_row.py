@@ -53,7 +53,7 @@ def tokens_of(module: Encoder, *, masked: bool, batch: int = 3, length: int = 9)
 
 
 def feature_and_gradients(module: Encoder, state: State, how: LastBlock) -> dict[str, Tensor]:
-    """The feature of the last two blocks, and what a loss of it gives the tokens and every parameter."""
+    """Returns the feature of the last two blocks, and the gradients of the tokens and of every parameter."""
     start = len(module.blocks) - 2
     feature = module.feature(state, start=start, how=how)
     probe = torch.randn(feature.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -82,7 +82,7 @@ def test_the_row_is_the_full_block_in_value_and_gradient(name: str, how: LastBlo
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_the_row_is_computed_alone(name: str) -> None:
-    """And nothing is absorbed where each key is normalised; a block of another kind is computed whole."""
+    """Nothing is absorbed if each key is normalised; a block of another type is computed in full."""
     module = built(name)
     state = tokens_of(module, masked=False)
     for how in HOWS:

@@ -162,7 +162,7 @@ def test_what_is_wrong_is_named(folders: dict[str, Path], tmp_path: Path) -> Non
             _start(encoder)
 
 
-def test_an_unreachable_hub_is_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_unreachable_hub_is_reported_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))

@@ -42,7 +42,7 @@ def test_a_key_does_not_change_with_the_settings_of_a_source_that_is_not_used() 
     assert keys("data.test_fraction=0.5") == keys()
 
 
-def test_a_data_plan_says_which_data_wherever_they_lie() -> None:
+def test_a_data_plan_names_the_data_whatever_their_place() -> None:
     spec = build_spec(VALUES)
     plan = plan_stages(spec, depths=DEPTHS)[0].data
     written = plan.model_dump(mode="json")

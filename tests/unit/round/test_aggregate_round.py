@@ -1,4 +1,4 @@
-"""Laws of the server's step: it commits once, refuses what does not fit, and judges when it is due."""
+"""Laws of the server's step: it commits once, refuses what does not fit, and evaluates when it is due."""
 
 from __future__ import annotations
 
@@ -76,11 +76,11 @@ def test_an_update_that_is_not_what_was_accepted_is_refused(tmp_path: Path, dama
     assert not bench.store.has(paths.round_checkpoint(stage.key, 1)), "nothing is committed"
 
 
-@pytest.mark.parametrize(("every", "judged"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (9, [5])])
-def test_rounds_are_judged_when_it_is_due_and_at_the_end(tmp_path: Path, every: int, judged: list[int]) -> None:
+@pytest.mark.parametrize(("every", "evaluated"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (9, [5])])
+def test_rounds_are_evaluated_when_it_is_due_and_at_the_end(tmp_path: Path, every: int, evaluated: list[int]) -> None:
     done = run_tiny(tmp_path, "stages.rounds=[5,0]", f"evaluation.every={every}", "training.local_steps=1")
-    rounds = done.told("round")
-    assert [r["round"] for r in rounds if "test/loss" in r["metrics"]] == judged
+    rounds = done.reported("round")
+    assert [r["round"] for r in rounds if "test/loss" in r["metrics"]] == evaluated
     assert all("train/loss" in r["metrics"] for r in rounds)
 
 
@@ -89,14 +89,14 @@ def test_judging_less_often_changes_no_weight(tmp_path: Path) -> None:
     assert len(digests) == 1
 
 
-def test_clients_judge_on_what_they_held_out(tmp_path: Path) -> None:
+def test_clients_evaluate_on_what_they_held_out(tmp_path: Path) -> None:
     done = run_tiny(
         tmp_path, "stages.rounds=[3,0]", "evaluation.holdout_fraction=0.4", "evaluation.federated_every=2",
         "training.local_steps=1",
     )  # fmt: skip
-    rounds = done.told("round")
-    judged = [r["round"] for r in rounds if any(name.startswith("federated/") for name in r["metrics"])]
-    assert judged == [2, 3]
+    rounds = done.reported("round")
+    evaluated = [r["round"] for r in rounds if any(name.startswith("federated/") for name in r["metrics"])]
+    assert evaluated == [2, 3]
     assert done.run.data.clients == {"client-000": 7, "client-001": 7}, "5 of 12 are held out"
     part = done.store.read_ref(paths.client_evaluation(done.keys[0], 3, "client-000"))
     assert part is not None and part["num_examples"] == 5

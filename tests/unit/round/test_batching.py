@@ -76,7 +76,7 @@ def test_one_batch_is_read_ahead_and_no_more() -> None:
     assert len(made) == 4
 
 
-def test_what_goes_wrong_is_told_when_its_batch_is_due() -> None:
+def test_an_error_is_raised_when_its_batch_is_due() -> None:
     def broken() -> Iterator[list[Batch]]:
         yield [batch_of(4)]
         raise DataError("scene-7.jpg is cut short", remedy="fix it")

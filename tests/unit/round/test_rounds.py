@@ -49,11 +49,11 @@ def partial(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 
 def test_a_round_with_a_quorum_goes_on_and_says_who_failed(partial: Finished) -> None:
-    for record in partial.told("round"):
+    for record in partial.reported("round"):
         assert record["cohort"] == ["client-000", "client-001", "client-002"]
         assert set(record["clients"]) == {"client-000", "client-002"}
         assert record["failed"] == {"client-001": "killed by signal 9: out of memory"}
-    failed = [v for v in partial.told("client_done") if v["failed"]]
+    failed = [v for v in partial.reported("client_done") if v["failed"]]
     assert {v["client"] for v in failed} == {"client-001"} and all(v["metrics"] is None for v in failed)
 
 
@@ -64,7 +64,7 @@ def test_equal_sets_of_accepted_updates_end_in_the_same_digest(partial: Finished
     assert other.digest != partial.digest
 
 
-def test_a_round_below_quorum_fails_by_name_and_goes_on_once_mended(tmp_path: Path) -> None:
+def test_a_round_below_quorum_fails_by_name_and_resumes_once_fixed(tmp_path: Path) -> None:
     with pytest.raises(QuorumError) as caught:
         run_tiny(tmp_path, *THREE, options=RUN, launcher=without("client-000", "client-002"))
     message = str(caught.value)
@@ -76,7 +76,7 @@ def test_a_round_below_quorum_fails_by_name_and_goes_on_once_mended(tmp_path: Pa
     assert not store.has(paths.round_checkpoint(key, 1)), "old weights are never kept in silence"
     assert not store.has(paths.accepted(key, 1))
     done = run_tiny(tmp_path, *THREE, options=RUN)
-    assert [v["client"] for v in done.told("client_done") if v["stage"] == 1] == ["client-000", "client-002"]
+    assert [v["client"] for v in done.reported("client_done") if v["stage"] == 1] == ["client-000", "client-002"]
     assert done.digest == run_tiny(tmp_path / "whole", *THREE).digest
 
 
@@ -85,7 +85,7 @@ def test_a_deadline_that_passes_is_a_reason(tmp_path: Path) -> None:
         run_tiny(tmp_path, "federation.round_timeout_s=1e-9")
 
 
-def test_diverging_clients_are_named_and_their_errors_told(tmp_path: Path) -> None:
+def test_diverging_clients_are_named_with_their_errors(tmp_path: Path) -> None:
     with pytest.raises(QuorumError, match=r"client-000: .*(loss is (nan|inf)|not finite after training)"):
         run_tiny(tmp_path, "training.learning_rate=1e30", "training.local_epochs=3")
 
@@ -106,31 +106,31 @@ def test_only_the_sampled_clients_train(tmp_path: Path) -> None:
     done = run_tiny(
         tmp_path, "federation={num_clients: 4, fraction_fit: 0.5}", "stages.rounds=[4,0]", "training.local_steps=1"
     )  # fmt: skip
-    cohorts = [tuple(record["cohort"]) for record in done.told("round")]
+    cohorts = [tuple(record["cohort"]) for record in done.reported("round")]
     assert all(len(cohort) == 2 for cohort in cohorts) and len(set(cohorts)) > 1
-    for record in done.told("round"):
+    for record in done.reported("round"):
         assert list(record["clients"]) == record["cohort"]
-        trained = [v["client"] for v in done.told("client_done") if v["round"] == record["round"]]
+        trained = [v["client"] for v in done.reported("client_done") if v["round"] == record["round"]]
         assert sorted(trained) == record["cohort"]
 
 
 def test_records_say_what_happened(finished: Finished) -> None:
-    for record in finished.told("round"):
+    for record in finished.reported("round"):
         clients = record["clients"].values()
         loss = sum(m["num_examples"] * m["loss"] for m in clients) / sum(m["num_examples"] for m in clients)
         assert record["metrics"]["train/loss"] == pytest.approx(loss)
         assert set(record["wall_s"]) >= {"round", "train", "aggregate", "evaluate"}
         assert record["wall_s"]["round"] >= record["wall_s"]["train"] > 0
         assert record["failed"] == {}
-    for number, stage in enumerate(finished.told("stage"), start=1):
+    for number, stage in enumerate(finished.reported("stage"), start=1):
         assert stage["digest"] == finished.checkpoint(number).digest
         assert stage["input_digest"] == ("" if number == 1 else finished.checkpoint(number - 1).digest)
         assert stage["ledger"]["predicted"]["stage"] == number and not stage["reused"]
     summary = finished.summary
     assert summary["status"] == "finished" and summary["digest"] == finished.checkpoint(2).digest
     assert summary == finished.store.read_ref(paths.summary(finished.run.run_id))
-    assert summary["metrics"] == finished.told("round")[-1]["metrics"]
-    sent = sum(m["bytes_up"] for r in finished.told("round") for m in r["clients"].values()) / 2
+    assert summary["metrics"] == finished.reported("round")[-1]["metrics"]
+    sent = sum(m["bytes_up"] for r in finished.reported("round") for m in r["clients"].values()) / 2
     assert summary["ledger"]["measured"]["bytes_up"] == pytest.approx(sent), "of one client over all rounds"
 
 

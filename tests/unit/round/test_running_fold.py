@@ -1,4 +1,4 @@
-"""Laws of the fold that goes on while clients train: it is that of the stored updates, or it is not used."""
+"""Laws of folding while clients train: the fold equals that of the stored updates, or it is not used."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_client_that_fails_is_not_in_it(
         overrides = ("federation.num_clients=3", "federation.min_fit_clients=2", "data.shapes.train=31")
         done = run_tiny(tmp_path / launcher.__name__, *overrides, launcher=Lossy)
         digests.add(done.digest)
-        failed = [record["failed"] for record in done.told("round")]
+        failed = [record["failed"] for record in done.reported("round")]
         assert [bool(one) for one in failed] == [False, True, False, True]
         assert not any(taken)
     assert len(digests) == 1
@@ -138,5 +138,5 @@ def test_a_held_model_is_neither_read_again_nor_changed(tmp_path: Path, monkeypa
     assert 0 < len(read) == len(held.plans[0].trained), "the start of the stage, once for all clients"
     forgetful = run_tiny(tmp_path / "b", "stages.rounds=[3,0]", launcher=Forgetful)
     assert held.digest == forgetful.digest
-    bytes_down = [[c["bytes_down"] for c in r["clients"].values()] for r in held.told("round")]
-    assert bytes_down == [[c["bytes_down"] for c in r["clients"].values()] for r in forgetful.told("round")]
+    bytes_down = [[c["bytes_down"] for c in r["clients"].values()] for r in held.reported("round")]
+    assert bytes_down == [[c["bytes_down"] for c in r["clients"].values()] for r in forgetful.reported("round")]

@@ -25,7 +25,7 @@ def test_settings_are_put_back_whatever_happens(error: type[BaseException] | Non
     assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
 
 
-def test_threads_are_left_alone_where_none_are_named() -> None:
+def test_threads_do_not_change_if_none_are_named() -> None:
     before = torch.get_num_threads()
     with deterministic():
         assert torch.get_num_threads() == before
@@ -36,7 +36,7 @@ def test_threads_are_left_alone_where_none_are_named() -> None:
     [(MemoryError(), "the host"), (MemoryError("no room\nat all"), "no room"),
      (torch.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory")],
 )  # fmt: skip
-def test_too_little_memory_is_told_with_a_remedy(error: Exception, said: str) -> None:
+def test_too_little_memory_is_reported_with_a_remedy(error: Exception, said: str) -> None:
     with pytest.raises(OutOfMemoryError, match=said) as caught, deterministic():
         raise error
     assert "training.batch_size" in caught.value.remedy and "gradient_accumulation" in caught.value.remedy

@@ -115,7 +115,7 @@ def test_epochs_and_steps(tmp_path: Path, override: str, steps: int) -> None:
 
 def test_only_the_first_round_is_measured_and_that_changes_nothing_else(tmp_path: Path) -> None:
     done = run_tiny(tmp_path, "stages.rounds=[2,1]")
-    records = done.told("round")
+    records = done.reported("round")
     assert all("step_flops" in metrics for metrics in records[0]["clients"].values())
     assert all("step_flops" not in metrics for metrics in records[1]["clients"].values())
     assert all("step_flops" in metrics for metrics in records[2]["clients"].values())

@@ -167,12 +167,12 @@ class Misplaced(InProcess):
         yield from super().clients(step, [first, there], deadline_s=deadline_s, emit=emit)
 
 
-def test_a_client_that_keeps_nothing_says_why_and_its_coordinator_tells(tmp_path: Path) -> None:
+def test_a_client_that_keeps_nothing_says_why_and_its_coordinator_warns(tmp_path: Path) -> None:
     (tmp_path / "volume").write_text("a file")
     launcher = partial(Misplaced, cache=tmp_path / "volume/mine")
     done = run_tiny(tmp_path / "store", "exchange.upload=int8", "stages.rounds=[2,1]", launcher=launcher)
-    told = done.told("round")[1]["clients"]
-    assert told["client-001"]["unkept"].endswith("volume/mine/client-001 cannot be written: Not a directory")
-    assert "unkept" not in told["client-000"]
-    warnings = [values["message"] for values in done.told("warning")]
+    clients = done.reported("round")[1]["clients"]
+    assert clients["client-001"]["unkept"].endswith("volume/mine/client-001 cannot be written: Not a directory")
+    assert "unkept" not in clients["client-000"]
+    warnings = [values["message"] for values in done.reported("warning")]
     assert any(line.startswith("1 client(s) keep nothing") and "client-001: " in line for line in warnings)

@@ -6,7 +6,7 @@ from typing import Any
 
 from lwfed.run.events import read_event
 from lwfed.run.overhead import Overhead
-from tests.events import heard
+from tests.events import emit_to
 
 
 class Clock:
@@ -20,7 +20,7 @@ class Clock:
 def play(*events: tuple[float, str, dict[str, Any]]) -> tuple[list[dict[str, float]], list[tuple[str, dict[str, Any]]]]:
     """Plays events at their times; `close` ends a round with its walls."""
     clock, told = Clock(), list[tuple[str, dict[str, Any]]]()
-    overhead = Overhead(heard(lambda kind, values: told.append((kind, values))), clock=clock)
+    overhead = Overhead(emit_to(lambda kind, values: told.append((kind, values))), clock=clock)
     closed = []
     for when, kind, values in events:
         clock.now = when
@@ -61,7 +61,7 @@ def test_clients_that_evaluate_do_not_start_a_round() -> None:
     assert closed == [{}, {"between_rounds": 4.0, "overhead": 4.0}]
 
 
-def test_a_round_that_waited_for_nobody_tells_nothing() -> None:
+def test_a_round_that_waited_for_nobody_reports_nothing() -> None:
     closed, told = play((1, "close", {"aggregate": 1.0}), (2, "client_started", started("a")), (3, "close", {}))
     assert closed == [{}, {}]
     assert all(kind != "overhead" for kind, _ in told)

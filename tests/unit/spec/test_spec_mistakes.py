@@ -85,7 +85,7 @@ def test_a_message_names_key_and_remedy(override: str, named: str, remedy: str) 
     assert "tuple[" not in message and ".int`" not in message, "no type of Python is taken for a key"
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     with pytest.raises(SpecError) as caught:
         build_spec(VALUES, overrides=["seed=-1", "training.batch_sise=4", "federation.num_clients=x"])
     assert all(key in str(caught.value) for key in ("`seed`", "training.batch_sise", "federation.num_clients"))
@@ -120,7 +120,7 @@ def test_a_preset_that_is_not_there_is_guessed() -> None:
         load_spec("/nowhere.yaml")
 
 
-def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+def test_a_key_that_appears_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "twice.yaml").write_text("training:\n  batch_size: 8\n  batch_size: 16\n")
     with pytest.raises(SpecError, match=r"`batch_size` .*twice"):
         load_spec(str(tmp_path / "twice.yaml"))

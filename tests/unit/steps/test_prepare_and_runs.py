@@ -14,7 +14,7 @@ from lwfed.steps.prepare import draft, prepare
 from lwfed.store import paths
 from lwfed.store.local import LocalStore
 from lwfed.types.errors import CheckpointError, DataError, NotFoundError, ResumeError, SpecError
-from tests.events import heard
+from tests.events import emit_to
 from tests.tiny import DEPTHS, Finished, prepared, tiny_spec
 
 
@@ -82,7 +82,7 @@ def test_a_parent_must_be_there_and_have_the_stage(finished: Finished) -> None:
     store, spec = finished.store, tiny_spec(finished.store.uri)
     parent = finished.run.run_id
     for stage in (0, 3):
-        with pytest.raises(ResumeError, match=f"there is no stage {stage}"):
+        with pytest.raises(ResumeError, match=f"no stage {stage}"):
             draft(spec, store=store, options=Options(parent=(parent, stage)))
     with pytest.raises(NotFoundError, match=f"did you mean {parent}"):
         draft(spec, store=store, options=Options(parent=(parent[:-1], 2)))
@@ -110,8 +110,8 @@ def test_the_data_may_not_change_under_a_run(store: LocalStore) -> None:
 
 def test_history_is_what_is_committed(finished: Finished) -> None:
     stages, rounds = runs.history(finished.store, runs.read_run(finished.store, finished.run.run_id))
-    assert [record.to_values() for record in stages] == finished.told("stage")
-    assert [record.to_values() for record in rounds] == finished.told("round")
+    assert [record.to_values() for record in stages] == finished.reported("stage")
+    assert [record.to_values() for record in rounds] == finished.reported("round")
 
 
 def test_an_unknown_run_is_guessed(finished: Finished) -> None:
@@ -133,12 +133,12 @@ def test_what_is_predicted_is_of_the_batch_that_clients_reach(store: LocalStore)
     assert small.predicted[0]["tokens"]["text"] < 64, "captions as long as they are"
 
 
-def test_captions_that_are_cut_are_told(store: LocalStore) -> None:
+def test_truncated_captions_are_reported(store: LocalStore) -> None:
     told: list[tuple[str, dict[str, object]]] = []
     run = draft(tiny_spec(store.root, "model.encoders.text.max_tokens=10"), store=store, options=Options())
-    prepare(run, store=store, emit=heard(lambda kind, values: told.append((kind, values))))
+    prepare(run, store=store, emit=emit_to(lambda kind, values: told.append((kind, values))))
     messages = [str(values["message"]) for kind, values in told if kind == "warning"]
-    assert any("are cut at 10 tokens" in message and "max_tokens" in message for message in messages)
+    assert any("10 tokens" in message and "max_tokens" in message for message in messages)
 
 
 def test_a_spec_that_is_written_down_can_be_built_again(store: LocalStore) -> None:

@@ -46,7 +46,7 @@ def told(store: Store, run: RunRecord) -> list[tuple[str, int | None]]:
 
 def test_stages_whose_tasks_the_pipeline_left_out_are_told_by_the_next(finished: Finished, store: Store) -> None:
     run = runs.read_run(store, finished.run.run_id)
-    rounds = finished.told("round")
+    rounds = finished.reported("round")
     trackers = part(run.changed(stages=run.stages[:1]), store, 2)  # stage 1 was known to the pipeline
     trackers.round(rounds[2])
     first = [("start", None), ("round", 1), ("round", 2), ("stage", 1), ("round", 3)]
@@ -54,7 +54,7 @@ def test_stages_whose_tasks_the_pipeline_left_out_are_told_by_the_next(finished:
     trackers = part(run, store, 2)  # the task is tried again: stage 2 is committed by now
     for record in rounds[2:]:
         trackers.round(record)
-    trackers.stage(finished.told("stage")[1])
+    trackers.stage(finished.reported("stage")[1])
     again = [*first, ("start", None), ("round", 4), ("stage", 2)]
     assert told(store, run) == again
     trackers = part(run, store, NO_STAGE)

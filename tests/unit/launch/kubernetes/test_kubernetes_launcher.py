@@ -18,7 +18,7 @@ from lwfed.run.launcher import Outcome
 from lwfed.run.tasks import InspectTask
 from lwfed.store import paths
 from lwfed.types.errors import CheckpointError, DataError, LwfedError, SpecError, UnreachableError
-from tests.events import heard
+from tests.events import emit_to
 from tests.tiny import ignore
 from tests.unit.launch.api_server import NAMESPACE, ApiServer, until
 from tests.unit.launch.recordings import answer, recording
@@ -241,7 +241,7 @@ def test_another_coordinator_goes_on_with_what_is_there(server: ApiServer, trial
             raise KeyboardInterrupt
 
     first = Working(
-        lambda: trial.launcher().clients("train-client", tasks, deadline_s=60, emit=heard(stop)),
+        lambda: trial.launcher().clients("train-client", tasks, deadline_s=60, emit=emit_to(stop)),
     )
     job = server.job()
     begun += started(server, job)
@@ -372,7 +372,7 @@ def test_a_servers_step_that_is_done_needs_no_pod(server: ApiServer, trial: Tria
 def test_a_look_at_data_is_a_call_of_the_runs_own(server: ApiServer, trial: Trial) -> None:
     launcher = trial.launcher()
     tasks = [InspectTask(store="s", run_id="r", client=client, spec={}) for client in CLIENTS]
-    call = Working(lambda: launcher.clients("inspect-client", tasks, deadline_s=60, emit=heard(trial.emit)))
+    call = Working(lambda: launcher.clients("inspect-client", tasks, deadline_s=60, emit=emit_to(trial.emit)))
     job = server.job()
     assert "-inspect-clients-a1" in job["metadata"]["name"] and "-r0" not in job["metadata"]["name"]
     for pod in started(server, job):
