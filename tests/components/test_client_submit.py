@@ -181,7 +181,7 @@ def test_what_cannot_start_is_told_by_the_clusters_own_words(kfp: State, cluster
 
     threading.Thread(target=appear).start()
     said, error = submitted(kfp, spec)
-    line = f"lwfed-abc: its image cannot be had: ImagePullBackOff: {message}"
+    line = f"lwfed-abc: its image cannot be pulled: ImagePullBackOff: {message}"
     assert line in said and "other" not in said.replace("another", "")
     assert line in str(error) and "lwfed cancel" in str(error) and "no container" in str(error)
 

@@ -24,8 +24,8 @@ from tests.components.kfp_server import State
 from tests.components.recorded import recording
 from tests.components.scenes import QUICK
 
-SCHEDULER = "no node takes its pod: Unschedulable: 0/1 nodes are available: 1 Insufficient cpu"
-KUBELET = 'its container cannot be made: CreateContainerConfigError: secret "lwfed-store-nosuch" not found'
+SCHEDULER = "no node fits its pod: Unschedulable: 0/1 nodes are available: 1 Insufficient cpu"
+KUBELET = 'its container cannot be created: CreateContainerConfigError: secret "lwfed-store-nosuch" not found'
 
 
 @dataclass
