@@ -148,7 +148,7 @@ def test_out_of_memory_is_named_with_the_limit_and_the_prediction(trial: Trial) 
     outcome = trial.train("client-000")["client-000"]
     assert outcome.exit_code == OutOfMemoryError.exit_code
     assert "killed at its limit of 64Mi" in outcome.reason and "the ledger predicts" in outcome.reason
-    assert "raise memory of the pool `clients`" in outcome.reason
+    assert "raise the memory of the pool `clients`" in outcome.reason
     pods = trial.bed.pods(trial.selector)
     assert len(pods) == 2, "one retry, and then no more"
 
@@ -160,7 +160,7 @@ def test_a_pod_that_fits_nowhere_is_given_up_with_the_schedulers_words(trial: Tr
     started = time.monotonic()
     outcome = trial.train("client-000")["client-000"]
     assert time.monotonic() - started < 40
-    assert outcome.exit_code == 1 and outcome.reason.startswith("given up after 8 s: no node takes its pod")
+    assert outcome.exit_code == 1 and outcome.reason.startswith("given up after 8 s: no node fits its pod")
     assert "Insufficient cpu" in outcome.reason
     assert any("Insufficient cpu" in line for line in trial.lines("waiting"))
     until(lambda: not trial.bed.jobs(trial.selector), within_s=30, what="the Job is removed")
@@ -235,7 +235,7 @@ def test_a_failed_job_is_followed_by_another_and_a_deleted_one_replaced(trial: T
     with meanwhile(delete):
         outcomes = trial.train("client-000")
     assert outcomes["client-000"].exit_code == 0
-    assert any("the Job was deleted; another is made" in line for line in trial.lines("warning"))
+    assert any("the Job was deleted; creating another" in line for line in trial.lines("warning"))
 
 
 @pytest.mark.parametrize(

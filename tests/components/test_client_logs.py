@@ -70,7 +70,7 @@ def test_logs_that_are_not_there_are_told(lwfed: Command, kfp: State) -> None:
     ended = lwfed("logs", "latest")
     assert ended.code == 19 and "--follow" in ended.error
     ended = lwfed("logs", "latest", "--stage", "3")
-    assert ended.code == 19 and "its stages: 1, 2" in ended.error
+    assert ended.code == 19 and "1, 2" in ended.error
 
 
 @either_way
@@ -118,7 +118,7 @@ def test_logs_of_a_client_come_from_its_pods(training: str, lwfed: Command, clus
     assert ended.out.splitlines() == ["-- round 2, train-client of client-001  (train-1, running)", "step 1 of 1"]
     assert any("container=lwfed" in ask for ask in cluster.asked)
     ended = lwfed("logs", training, "--client", "client-007")
-    assert ended.code == 19 and "there are pods of client-000, client-001" in ended.error
+    assert ended.code == 19 and "client-000, client-001" in ended.error
 
     store = open_store(STORE)
     data = {"source": "shapes", "version": "", "num_train": 1, "num_test": 1}

@@ -47,7 +47,7 @@ def test_a_token_opens_and_a_wrong_one_does_not(
     monkeypatch.setenv("MY_TOKEN", "open-sesame")
     for wrong in ([], ["--token", "wrong"]):
         ended = lwfed("submit", spec, *wrong)
-        assert ended.code == 17 and "does not know who asks (401)" in ended.error and "--token-file" in ended.error
+        assert ended.code == 17 and "(401)" in ended.error and "--token-file" in ended.error
     assert not kfp.runs
     for right in (
         ["--token", kfp.token], ["--token-file", str(tmp_path / "token")], ["--existing-token-env", "MY_TOKEN"],
@@ -60,7 +60,7 @@ def test_a_token_opens_and_a_wrong_one_does_not(
 def test_a_multi_user_kubeflow_puts_all_into_the_namespace(lwfed: Command, kfp: State, spec: str) -> None:
     kfp.multi_user, kfp.experiments = True, []
     ended = lwfed("submit", spec)
-    assert ended.code == 17 and "forbids" in ended.error and "namespace kubeflow" in ended.error
+    assert ended.code == 17 and "(403)" in ended.error and "namespace kubeflow" in ended.error
     ended = lwfed("submit", spec, "--namespace", "alice", "--json")
     assert ended.code == 0, ended.err
     assert ended.json["namespace"] == kfp.experiments[0]["namespace"] == "alice"

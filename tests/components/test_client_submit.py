@@ -153,7 +153,7 @@ def test_wait_ends_with_the_named_reason_of_the_failed_task(lwfed: Command, kfp:
         ('{"event": "failed", "values": {"exit_code": 18, "message": "out of memory -> less"}}\n', 18, "out of memory"),
         ("ModuleNotFoundError: No module named 'lwfed'\n", 1, "ModuleNotFoundError: No module named 'lwfed'"),
         ("Killed\nexit status 137\n", 18, "killed from outside"),
-        ("one\ntwo\n", 1, "one | two -> lwfed logs "),
+        ("one\ntwo\n", 1, "one | two -> "),
         ("", 1, "no log of "),
     ],
 )
@@ -181,7 +181,7 @@ def test_what_cannot_start_is_told_by_the_clusters_own_words(kfp: State, cluster
 
     threading.Thread(target=appear).start()
     said, error = submitted(kfp, spec)
-    line = f"lwfed-abc: its image cannot be had: ImagePullBackOff: {message}"
+    line = f"lwfed-abc: its image cannot be pulled: ImagePullBackOff: {message}"
     assert line in said and "other" not in said.replace("another", "")
     assert line in str(error) and "lwfed cancel" in str(error) and "no container" in str(error)
 

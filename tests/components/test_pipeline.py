@@ -188,9 +188,9 @@ def test_stages_follow_the_parent(stages: list[int] | None, parent: int | None, 
 @pytest.mark.parametrize(
     ("stages", "parent", "words"),
     [
-        ([3], None, "begins at stage 3, and no stage before it"),
-        ([3, 4], 2, "begins at stage 3, and the parent is left at stage 2"),
-        ([1, 3], None, "no stages 1 to 3 in a row"),
+        ([3], None, "starts at stage 3, but there is no parent run"),
+        ([3, 4], 2, "starts at stage 3, but .* 2"),
+        ([1, 3], None, "no consecutive stages 1 to 3"),
         ([], None, "stages 1 to 6"),
         ([6, 7], 6, "6 to 7 .* stages 1 to 6"),
         (None, 7, "stages 1 to 6"),

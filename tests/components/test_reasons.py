@@ -36,8 +36,8 @@ def failed(message: str, *, is_driver: bool = False) -> Snapshot:
     ("message", "log", "code", "words"),
     [
         ("main: Error (exit code 1)", f"{WORDS}\n{RAISED}\n", 13, "stage 1 failed: round 1 is below the quorum"),
-        ("main: Error (exit code 143)", f"{WORDS}\n", 1, "ended from outside (exit code 143) -> lwfed retry 1234abcd"),
-        ("main: OOMKilled (exit code 137)", f"{WORDS}\n", 18, "want of memory (exit code 137)"),
+        ("main: Error (exit code 143)", f"{WORDS}\n", 1, "(exit code 143) -> resume with lwfed retry 1234abcd"),
+        ("main: OOMKilled (exit code 137)", f"{WORDS}\n", 18, "(exit code 137)"),
         ("main: OOMKilled (exit code 137)", None, 18, "OOMKilled"),
         ("main: Error (exit code 1)", f"{WORDS}\n", 1, WORDS),
         ("main: Error (exit code 1)", None, 1, "there is no log of pod"),

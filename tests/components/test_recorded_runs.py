@@ -191,7 +191,7 @@ def test_an_image_that_cannot_be_pulled_is_named_by_the_workflow_itself(kfp: Sta
     assert ended.value.exit_code == 21 and f"lwfed cancel {run_id}" in str(ended.value)
     assert "ImagePullBackOff: Back-off pulling image" in str(ended.value)
     assert watched.lines and all(
-        re.match(r"waits for \d+ s: [\w-]+-system-container-impl-\d+: (ErrImagePull|ImagePullBackOff): ", line)
+        re.match(r"has waited for \d+ s: [\w-]+-system-container-impl-\d+: (ErrImagePull|ImagePullBackOff): ", line)
         for line in watched.lines
     )
 
@@ -309,7 +309,7 @@ def test_a_server_whose_answers_nobody_knows_is_named_as_one(kfp: State, lwfed: 
         followed(kfp, run_id, pace=Pace(start_timeout_s=0))
     said = str(unknown.value)
     assert f"{run_id} is RUNNING" in said and "/#/runs/details/" in said
-    assert f"/apis/v1beta1/runs/{run_id}: not there" in said and "view=FULL: JSON with" in said
+    assert f"/apis/v1beta1/runs/{run_id}: not found" in said and "view=FULL: JSON with" in said
     for arguments in (["logs", run_id], ["logs", run_id, "--follow"]):
         ended = lwfed(*arguments)
         assert ended.code == 1 and "Kubeflow Pipelines 2.17" in ended.error

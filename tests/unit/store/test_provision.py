@@ -118,7 +118,7 @@ def refused(work: Callable[[], Any], what: str) -> None:
     try:
         found = work()
     except UnreachableError as error:
-        assert "forbids" in error.problem and "lwfed store" in error.remedy, what
+        assert "does not allow" in error.problem and "lwfed store" in error.remedy, what
         return
     assert found is False, what
 
@@ -159,7 +159,7 @@ def test_secrets_are_written_for_kubernetes(uri: str, minio: Server, tmp_path: P
     assert secrets[1]["stringData"]["AWS_ACCESS_KEY_ID"] == access_key_of(uri, "client-000")
     assert secrets[1]["stringData"]["AWS_ENDPOINT_URL_S3"] == "http://minio.fed:9000"
     again = CliRunner().invoke(app, command, env=variables, catch_exceptions=False)
-    assert again.stdout == "" and "3 were there" in again.stderr
+    assert again.stdout == "" and "3 existed" in again.stderr
     folder = tmp_path / "secrets"
     CliRunner().invoke(app, [*command, "-O", str(folder), "--rotate"], env=variables, catch_exceptions=False)
     files = sorted(folder.iterdir())

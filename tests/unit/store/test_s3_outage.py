@@ -226,7 +226,7 @@ def test_what_keeps_us_out_is_named(
         monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
     began = time.monotonic()
     for work in ("has", "read_ref", "size"):
-        with pytest.raises((UnreachableError, SpecError), match=f"{problem}{'|forbids' * bare}") as caught:
+        with pytest.raises((UnreachableError, SpecError), match=f"{problem}{'|does not allow' * bare}") as caught:
             getattr(open_store(uri), work)("x")
         assert remedy in caught.value.remedy or (bare and "check them" in caught.value.remedy)
     assert time.monotonic() - began < 5, "what waiting cannot fix is not waited for"

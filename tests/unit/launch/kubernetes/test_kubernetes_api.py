@@ -117,7 +117,7 @@ def test_patience_ends(server: ApiServer, cluster: Cluster) -> None:
 def test_a_list_is_asked_for_once(server: ApiServer, cluster: Cluster) -> None:
     """Polls have patience of their own."""
     server.refuse("list", "jobs", 503, {"message": "starting"})
-    with pytest.raises(UnreachableError, match="answers 503"):
+    with pytest.raises(UnreachableError, match="503"):
         cluster.find("jobs")
     assert len(server.asked("list", "jobs")) == 1
 
@@ -211,10 +211,10 @@ def test_a_log_yields_lines_until_the_connection_breaks(server: ApiServer, clust
 
 def test_a_log_is_asked_for_once_and_a_refusal_is_named(server: ApiServer, cluster: Cluster) -> None:
     server.refuse("get", "pods/log", *answer("a Job to make without the right to"))
-    with pytest.raises(DeniedError, match="we may not get pods/log"):
+    with pytest.raises(DeniedError, match="not allowed to get pods/log"):
         cluster.log("pod", container="lwfed")
     server.refuse("get", "pods/log", 503, {})
-    with pytest.raises(UnreachableError, match="answers 503"):
+    with pytest.raises(UnreachableError, match="503"):
         cluster.log("pod", container="lwfed")
     assert len(server.asked("get", "pods/log")) == 2
 

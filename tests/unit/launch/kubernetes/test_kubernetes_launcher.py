@@ -109,7 +109,7 @@ def test_a_failed_pod_is_told_of_while_the_job_starts_it_again(server: ApiServer
     (pod,) = started(server, job, [0])
     server.end_pod(pod, 137)
     until(lambda: trial.lines("waiting"), what="the kill is told")
-    assert trial.lines("waiting") == ["killed by signal 9: it left no word; the Job starts it again"]
+    assert trial.lines("waiting") == ["killed by signal 9: no message; the Job restarts it"]
     (again,) = started(server, job, [0])
     server.end_pod(again)
     assert call.wait() == {"client-000": Outcome("client-000")}
@@ -194,8 +194,8 @@ def test_a_quota_that_leaves_no_room_is_told_in_its_words(server: ApiServer, tri
     found = [one for one in recording("over-quota").events if one["reason"] == "FailedCreate"][-1]
     server.warn(job, found["reason"], found["message"])
     outcome = call.wait()["client-000"]
-    assert outcome.reason.startswith("given up after 1 s: its pod is not made: exceeded quota: few")
-    assert any(line.startswith("its pod is not made: exceeded quota") for line in trial.lines("waiting"))
+    assert outcome.reason.startswith("given up after 1 s: its pod is not created: exceeded quota: few")
+    assert any(line.startswith("its pod is not created: exceeded quota") for line in trial.lines("waiting"))
 
 
 def test_a_job_that_is_deleted_is_replaced_for_those_who_are_not_done(server: ApiServer, trial: Trial) -> None:
@@ -212,7 +212,7 @@ def test_a_job_that_is_deleted_is_replaced_for_those_who_are_not_done(server: Ap
     server.end_pod(pod)
     assert call.wait() == {client: Outcome(client) for client in CLIENTS}
     (line,) = trial.lines("warning")
-    assert line.endswith("ended with 1 task(s) undone: the Job was deleted; another is made")
+    assert line.endswith("ended with 1 task(s) unfinished: the Job was deleted; creating another")
 
 
 def test_after_so_many_jobs_a_client_is_given_up_with_its_own_reason(server: ApiServer, trial: Trial) -> None:

@@ -162,7 +162,7 @@ def test_people_hear_once_of_an_api_that_is_away_for_long(server: ApiServer, eye
 
 def test_who_may_not_list_hears_so_at_once(server: ApiServer, eye: Eye) -> None:
     server.refuse("list", "pods", *answer("a Job to make without the right to"), times=9)
-    with pytest.raises(DeniedError, match="we may not list pods"):
+    with pytest.raises(DeniedError, match="not allowed to list pods"):
         eye()
     assert len(server.asked("list", "pods")) == 1
 

@@ -43,7 +43,7 @@ def test_out_of_memory_names_the_limit_the_prediction_and_the_pool() -> None:
     assert found.exit_code == OutOfMemoryError.exit_code and not found.retried
     assert found.reason == (
         "out of memory: killed at its limit of 64Mi; the ledger predicts 70Mi of tensors"
-        " -> raise memory of the pool `p`, or lower training.batch_size"
+        " -> raise the memory of the pool `p`, or lower training.batch_size"
     )
     assert "killed at the node's memory ->" in failed("out-of-memory", memory_limit=None).reason
 
@@ -58,7 +58,7 @@ def test_out_of_memory_names_the_limit_the_prediction_and_the_pool() -> None:
         ("fails-twice", 0, Failure(1, "unexpected error: KeyError: 7")),
         ("coordinator-gone", 0, Failure(20, "coordinator gone: no sign of life for 120 s")),
         ("under-torchrun", 0, Failure(18, "out of GPU memory -> lower training.batch_size")),
-        ("deleted-pod", 0, Failure(143, "killed by signal 15: it left no word")),
+        ("deleted-pod", 0, Failure(143, "killed by signal 15: no message")),
     ],
 )
 def test_an_exit_code_is_named_and_its_words_are_the_programs(name: str, index: int, expected: Failure) -> None:
@@ -68,7 +68,7 @@ def test_an_exit_code_is_named_and_its_words_are_the_programs(name: str, index: 
 def test_a_pod_that_is_taken_away_is_started_again_whatever_its_exit_code() -> None:
     found = failed("evicted")
     assert found.retried and found.exit_code == 1
-    assert found.reason.startswith("its pod was taken away: EvictionByEvictionAPI: ")
+    assert found.reason.startswith("its pod was evicted: EvictionByEvictionAPI: ")
 
 
 def test_a_disruption_that_did_not_come_is_none() -> None:
@@ -88,7 +88,7 @@ def test_a_pod_without_a_container_has_its_own_words() -> None:
     found = failure(pod, container=CONTAINER, memory_limit=None)
     assert found == Failure(1, "its pod failed: Evicted: The node was low on resource: memory.")
     silent = failure({"status": {"phase": "Failed"}}, container=CONTAINER, memory_limit=None)
-    assert silent.reason == "its pod failed: it left no word"
+    assert silent.reason == "its pod failed: no message"
 
 
 def test_a_failed_pod_never_has_exit_code_0() -> None:
@@ -112,9 +112,13 @@ def kinds(name: str, index: int = 0, *, events: bool = True) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "kind", "words"),
     [
-        ("fits-nowhere", "scheduling", "no node takes its pod: Unschedulable: 0/1 nodes are available: 1 Insufficient"),
+        ("fits-nowhere", "scheduling", "no node fits its pod: Unschedulable: 0/1 nodes are available: 1 Insufficient"),
         ("no-image", "image", 'docker.io/lab/absent:1"'),
-        ("no-secret", "config", 'its container cannot be made: CreateContainerConfigError: secret "absent" not found'),
+        (
+            "no-secret",
+            "config",
+            'its container cannot be created: CreateContainerConfigError: secret "absent" not found',
+        ),
         ("no-volume", "starting", 'FailedMount: MountVolume.SetUp failed for volume "data" : configmap "absent" not'),
     ],
 )
@@ -143,7 +147,7 @@ def test_a_pull_is_told_while_it_lasts() -> None:
     pod = {"spec": {"nodeName": "n"}, "status": {"phase": "Pending"}}
     pulling = {"reason": "Pulling", "message": 'Pulling image "lwfed:1"'}
     wait = waiting(pod, container=CONTAINER, events=[pulling])
-    assert wait is not None and wait.line == 'its node pulls the image: Pulling image "lwfed:1"'
+    assert wait is not None and wait.line == 'its node is pulling the image: Pulling image "lwfed:1"'
     pulled = {"reason": "Pulled", "message": "Successfully pulled"}
     assert waiting(pod, container=CONTAINER, events=[pulling, pulled]) is None
 

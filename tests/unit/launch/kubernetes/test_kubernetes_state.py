@@ -159,14 +159,14 @@ def test_news_of_another_job_of_the_same_name_say_nothing(name: str) -> None:
 
 def test_a_killed_process_is_told_and_started_again() -> None:
     state, facts = replay("killed", retries=1)
-    assert lines(facts) == ["killed by signal 9: trains; the Job starts it again"]
+    assert lines(facts) == ["killed by signal 9: trains; the Job restarts it"]
     assert len([fact for fact in facts if isinstance(fact, Started)]) == 2, "each pod's log is followed"
     assert state.open == {"client-000"} and state.has_live_pods and not state.is_over
 
 
 def test_retries_are_counted() -> None:
     _, facts = replay("fails-twice", retries=1)
-    assert lines(facts) == ["unexpected error: KeyError: 7; the Job starts it again"], "the first time alone"
+    assert lines(facts) == ["unexpected error: KeyError: 7; the Job restarts it"], "the first time alone"
     _, none = replay("fails-twice", retries=0)
     assert not lines(none)
     assert ends(facts) == ends(none)
@@ -175,7 +175,7 @@ def test_retries_are_counted() -> None:
 def test_an_evicted_pod_is_started_again_though_there_are_no_retries() -> None:
     state, facts = replay("evicted", retries=0)
     (line,) = lines(facts)
-    assert line.startswith("its pod was taken away: EvictionByEvictionAPI") and line.endswith("starts it again")
+    assert line.startswith("its pod was evicted: EvictionByEvictionAPI") and line.endswith("restarts it")
     assert state.open == {"client-000"} and not ends(facts) and not lost(facts)
     assert len([fact for fact in facts if isinstance(fact, Started)]) == 2
 
@@ -251,7 +251,7 @@ def test_a_pod_that_fits_nowhere_is_given_up_when_its_time_is_over() -> None:
     facts = state.on_time(now=30)
     found = ends(facts)
     assert set(found) == {"client-000", "client-001"}
-    assert all(code == 1 and why.startswith("given up after 20 s: no node takes") for code, why in found.values())
+    assert all(code == 1 and why.startswith("given up after 20 s: no node fits") for code, why in found.values())
     assert not state.succeeded and not state.is_over, "its Job is to be removed"
 
 
@@ -260,7 +260,7 @@ def test_a_missing_image_is_given_up_sooner_and_told_once_though_pull_and_wait_t
     assert not ends(facts), "a minute from the first refusal on"
     _, facts = replay("no-image", until_s=BROKEN_S + 10)
     (code, why) = ends(facts)["client-000"]
-    assert code == 1 and why.startswith(f"given up after {BROKEN_S:g} s: its image cannot be had")
+    assert code == 1 and why.startswith(f"given up after {BROKEN_S:g} s: its image cannot be pulled")
     assert "docker.io/lab/absent:1" in why and "failed to resolve reference" in why
     assert "kubernetes.image" in why.partition(" -> ")[2], "with what helps"
     assert len(lines(facts)) == 1
@@ -331,12 +331,14 @@ def test_a_quota_is_told_once_in_its_words_and_given_up_in_time() -> None:
     assert state.lacks_pods() and state.without_pod() == ["client-000"]
     events = recorded.events_of(recorded.uid)
     (line,) = lines(state.on_job_events(events, now=5))
-    assert line.startswith("its pod is not made: exceeded quota: few")
+    assert line.startswith("its pod is not created: exceeded quota: few")
     assert not state.on_job_events(events, now=6)
-    assert state.why_open("client-000").startswith("its pod is not made: exceeded quota")
+    assert state.why_open("client-000").startswith("its pod is not created: exceeded quota")
     assert not state.on_time(now=24)
     _, why = ends(state.on_time(now=26))["client-000"]
-    assert why.startswith("given up after 20 s: its pod is not made: exceeded") and "quota" in why.partition(" -> ")[2]
+    assert (
+        why.startswith("given up after 20 s: its pod is not created: exceeded") and "quota" in why.partition(" -> ")[2]
+    )
 
 
 def test_a_quota_with_room_again_is_forgotten() -> None:
