@@ -82,11 +82,7 @@ def test_a_parent_must_be_there_and_have_the_stage(finished: Finished) -> None:
     store, spec = finished.store, tiny_spec(finished.store.uri)
     parent = finished.run.run_id
     for stage in (0, 3):
-<<<<<<< HEAD
         with pytest.raises(ResumeError, match=f"no stage {stage}"):
-=======
-        with pytest.raises(ResumeError, match=f"has no stage {stage}"):
->>>>>>> wordsb
             draft(spec, store=store, options=Options(parent=(parent, stage)))
     with pytest.raises(NotFoundError, match=f"did you mean {parent}"):
         draft(spec, store=store, options=Options(parent=(parent[:-1], 2)))
