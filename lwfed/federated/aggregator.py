@@ -88,7 +88,10 @@ class Aggregator(Protocol):
 
     @property
     def needs_all(self) -> bool:
-        """Whether `survey` must see all updates before the first is added."""
+        """Whether the first `add` must wait for all updates and for `survey`.
+
+        If false, updates may be added as they arrive, without `survey`, and another instance may finish the sum.
+        """
 
     def survey(self, updates: Sequence[Update]) -> Aggregator:
         """Returns the aggregator with what it must know about all updates before it begins.

@@ -56,7 +56,7 @@ class DivergedError(LwfedError, ArithmeticError):
 
 
 class ResumeError(LwfedError, ValueError):
-    """A run is resumed with a different spec than it was started with."""
+    """A run is resumed with another spec, other data or other code than it was started with."""
 
     exit_code = 15
     name = "resumed run differs"
@@ -116,7 +116,7 @@ EXIT_CODES: dict[int, str] = {
     **{kind.exit_code: kind.name for kind in KINDS},
     130: "interrupted",
 }
-"""Exit code -> meaning. `lwfed --help` and the README print this table."""
+"""Exit code -> meaning. `lwfed --help` and docs/cli.md print this table."""
 
 FINAL_CODES: frozenset[int] = frozenset({SpecError.exit_code, DataError.exit_code, DivergedError.exit_code})
 """Exit codes after which retrying the same work cannot help."""

@@ -137,7 +137,7 @@ def test_a_killed_pod_and_a_killed_process_are_started_again(trial: Trial) -> No
     assert [outcomes[client].exit_code for client in CLIENTS] == [0, 0]
     assert trial.update("client-000") and trial.update("client-001")
     told = {values["client"]: values["line"] for kind, values in trial.told if kind == "waiting"}
-    assert "was deleted; the Job creates another" in told["client-000"] or "signal 15" in told["client-000"], told
+    assert "deleted" in told["client-000"] or "signal" in told["client-000"], told
     assert "killed by signal 9" in told["client-001"] and "the Job restarts it" in told["client-001"], told
 
 
@@ -148,7 +148,7 @@ def test_out_of_memory_is_named_with_the_limit_and_the_prediction(trial: Trial) 
     outcome = trial.train("client-000")["client-000"]
     assert outcome.exit_code == OutOfMemoryError.exit_code
     assert "killed at its limit of 64Mi" in outcome.reason and "the ledger predicts" in outcome.reason
-    assert "raise the memory of the pool `clients`" in outcome.reason
+    assert "memory of the pool `clients`" in outcome.reason
     pods = trial.bed.pods(trial.selector)
     assert len(pods) == 2, "one retry, and then no more"
 
@@ -198,7 +198,7 @@ def test_an_evicted_pod_is_nobodys_fault(trial: Trial) -> None:
         outcomes = trial.train("client-000")
     assert outcomes["client-000"].exit_code == 0, outcomes
     told = trial.lines("waiting")
-    assert any("taken away: EvictionByEvictionAPI" in line for line in told), told
+    assert any("EvictionByEvictionAPI" in line for line in told), told
 
 
 @pytest.mark.parametrize("trial", [{"pools": [pool("clients", cpu="640")]}], indirect=True, ids=["640 CPUs"])
@@ -206,7 +206,8 @@ def test_a_client_that_is_late_is_given_up_with_what_it_waits_for(trial: Trial) 
     outcomes = trial.train(deadline_s=6)
     assert set(outcomes) == set(CLIENTS)
     for outcome in outcomes.values():
-        assert outcome.exit_code == 1 and "not done before the deadline of 6 s; no node takes" in outcome.reason
+        assert outcome.exit_code == 1 and "deadline of 6 s" in outcome.reason
+        assert "Insufficient cpu" in outcome.reason
     until(lambda: not trial.bed.jobs(trial.selector), within_s=30, what="the Job is removed")
 
 
@@ -235,7 +236,7 @@ def test_a_failed_job_is_followed_by_another_and_a_deleted_one_replaced(trial: T
     with meanwhile(delete):
         outcomes = trial.train("client-000")
     assert outcomes["client-000"].exit_code == 0
-    assert any("the Job was deleted; creating another" in line for line in trial.lines("warning"))
+    assert any("the Job was deleted" in line for line in trial.lines("warning"))
 
 
 @pytest.mark.parametrize(

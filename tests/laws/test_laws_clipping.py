@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from lwfed.catalog.aggregators.clipped import Settings
-from lwfed.federated.codecs import encode, generator_of
+from lwfed.federated.codecs import decode, encode, generator_of
 from lwfed.params import norm, sub
 from lwfed.types.encoded import Codec
 from tests.aggregating import aggregate
-from tests.tiny import run_tiny, tensors_of
+from tests.laws.test_laws_resume import RUN, stop_at
+from tests.tiny import Stopped, run_tiny, tensors_of
 
 CLIENTS = ("client-000", "client-001", "client-002")
 BUFFERS = ("running_mean",)
@@ -93,9 +94,6 @@ def test_encoded_changes_are_clipped_as_values_are(codec: Codec) -> None:
     sent = {k: far[k] for k in ("running_mean", "count")}
     for name in ("a", "b"):
         sent |= encode(name, far[name] - start[name], codec=codec, generator=generator_of("00"))
-    # `aggregate` takes decoded changes
-    from lwfed.federated.codecs import decode
-
     decoded = {n: decode(n, sent) if n in ("a", "b") else sent[n] for n in far}
     after = aggregate(
         {"client-000": decoded}, start=start, codec=codec, wrappers=[Settings(max_norm=2.0)], buffers=BUFFERS
@@ -122,7 +120,10 @@ def test_a_run_stays_within_the_bound_and_reports_it(tmp_path: Path) -> None:
     assert 0 < change <= bound * (1 + 1e-5)
 
 
-def test_clipping_meets_encodings_resumes_and_every_launcher(tmp_path: Path) -> None:
-    """With updates sent as int8 a run in memory and one that reads every update from the store have one digest."""
+def test_a_clipped_run_with_encoded_updates_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    """Of the round in which the run is stopped, one update lies in the store and is read from there."""
     options = ("federation.aggregators=[{kind: clipped, max_norm: 0.05}]", "exchange.upload=int8")
-    assert run_tiny(tmp_path / "a", *options).digest == run_tiny(tmp_path / "b", *options).digest
+    with pytest.raises(Stopped):
+        run_tiny(tmp_path / "stopped", *options, options=RUN, emit=stop_at("client_done", 3))
+    resumed = run_tiny(tmp_path / "stopped", *options, options=RUN)
+    assert resumed.digest == run_tiny(tmp_path / "whole", *options).digest

@@ -322,9 +322,8 @@ class JobState:
     def _fail(self, pod: _Pod, *, now: float) -> list[Fact]:
         found = self.explain(pod.value)
         self._failures[pod.client] = found
-        if found.exit_code in FINAL_CODES:  # torchrun may hide the code from the cluster
-            return self._end(pod.client, Outcome(pod.client, found.exit_code, found.reason))
-        if pod.client in self._failed_at:
+        # the cluster alone cannot tell a final code: torchrun may hide it
+        if found.exit_code in FINAL_CODES or pod.client in self._failed_at:
             return self._end(pod.client, Outcome(pod.client, found.exit_code, found.reason))
         tries = sum(other.client == pod.client and other.over for other in self._pods.values())
         if found.retried or tries <= self.retries:
