@@ -67,11 +67,6 @@ def child_environment(**extra: str) -> dict[str, str]:
     return {**inherited, **extra}
 
 
-def become(variables: Mapping[str, str]) -> None:
-    """Sets variables of this process, for a fork that needs another environment."""
-    os.environ.update(variables)
-
-
 def named_gpus() -> tuple[str, ...] | None:
     """The GPUs that this process may use, by number or UUID (`CUDA_VISIBLE_DEVICES`); None: all."""
     text = _text(_GPUS)
@@ -81,22 +76,6 @@ def named_gpus() -> tuple[str, ...] | None:
 def only_gpus(names: Sequence[str]) -> dict[str, str]:
     """Returns the variables that limit a child to these GPUs; no limit if none is named."""
     return {_GPUS: ",".join(names)} if names else {}
-
-
-@contextmanager
-def leaving_cuda_alone() -> Iterator[None]:
-    """While the body runs, torch finds GPUs by NVML, since CUDA itself does not survive a fork.
-
-    Keeps the user's own setting of `PYTORCH_NVML_BASED_CUDA_CHECK`.
-    """
-    name = "PYTORCH_NVML_BASED_CUDA_CHECK"
-    before = os.environ.get(name)
-    os.environ.setdefault(name, "1")
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(name, None)
 
 
 def debug() -> bool:

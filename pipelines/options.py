@@ -59,6 +59,6 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
             given[name] = record(**{field.name: given.pop(field.name) for field in fields(record)})
         command(**given)
 
-    plain.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    plain.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # inspect reads it
     plain.__annotations__ = {item.name: item.annotation for item in parameters}
     return plain

@@ -32,4 +32,4 @@ def describe(kind: str, name: str) -> ModuleType:
 def settings_of(kind: str) -> Any:
     """Returns the union of the settings types of a kind's choices, with their key `kind` as discriminator."""
     types = tuple(describe(kind, name).Settings for name in names(kind))
-    return types[0] if len(types) == 1 else Annotated[Union[types], Field(discriminator="kind")]  # noqa: UP007
+    return types[0] if len(types) == 1 else Annotated[Union[types], Field(discriminator="kind")]  # noqa: UP007  # of a tuple
