@@ -10,7 +10,6 @@ from typing import Any
 from lwfed import environment
 from lwfed.plan.cohort import client_ids, sample
 from lwfed.round.context import RoundContext
-from lwfed.round.last_accepted import last_accepted
 from lwfed.run.events import ClientDone, Emit
 from lwfed.run.launcher import Launcher
 from lwfed.store import paths
@@ -125,3 +124,17 @@ def _begin(ctx: RoundContext, cohort: Sequence[str], *, deadline_s: float) -> No
     if not is_lossless(ctx.plan.exchange.upload):
         task["counted"] = last_accepted(ctx)
     ctx.store.write_ref(paths.round_task(ctx.key, ctx.server_round), task, if_absent=True)
+
+
+def last_accepted(ctx: RoundContext) -> dict[str, dict[str, Any]]:
+    """Returns the round and digest of each client's last accepted update in earlier rounds of the stage.
+
+    Clients choose their residuals by it.
+    """
+    last = ctx.server_round - 1
+    if not last:
+        return {}
+    before = ctx.store.read_ref(paths.round_task(ctx.key, last)) or {}
+    accepted = ctx.store.read_ref(paths.accepted(ctx.key, last)) or {"clients": {}}
+    newer = {client: {"round": last, "digest": item["digest"]} for client, item in accepted["clients"].items()}
+    return {**before.get("counted", {}), **newer}

@@ -18,7 +18,7 @@ from lwfed.federated.local import LocalSettings, train
 from lwfed.models.build import load, set_trained, tensor_specs
 from lwfed.models.recompute import set_recomputed
 from lwfed.params import select
-from lwfed.round.client_batches import micro_batches
+from lwfed.round.batching import micro_batches
 from lwfed.round.client_metrics import client_metrics, refuse_non_finite
 from lwfed.round.context import ClientContext
 from lwfed.round.download import fetch_model

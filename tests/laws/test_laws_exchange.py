@@ -17,8 +17,8 @@ from lwfed.federated.exchange import add_changes, publish, upload
 from lwfed.launch.in_process import InProcess
 from lwfed.launch.subprocess import Subprocess
 from lwfed.models.build import tensor_specs
+from lwfed.round.accept import last_accepted
 from lwfed.round.context import RoundContext
-from lwfed.round.last_accepted import last_accepted
 from lwfed.round.residuals import open_residuals
 from lwfed.round.server import ROUNDED
 from lwfed.round.train_client import fetch_model, train_client
