@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 MISSING = "–"
@@ -53,6 +53,15 @@ def number_text(value: Any) -> str:
     if size >= 999.5 or size == 0:
         return f"{value:,.0f}"
     return _digits(value) if size >= 0.001 else f"{value:.1e}"
+
+
+def rates_text(rates: Mapping[str, Sequence[float | None]]) -> str:
+    """Returns learning rates by module group and stage: `image 0.0005 0.000375; text 0.0001`."""
+    groups: dict[str, list[str]] = {}
+    for group, by_stage in rates.items():
+        texts = [MISSING if rate is None else f"{rate:.4g}" for rate in by_stage]
+        groups.setdefault(texts[0] if len(set(texts)) == 1 else " ".join(texts), []).append(group)
+    return "; ".join(f"{', '.join(names)} {text}" for text, names in groups.items())
 
 
 def percent_text(value: Any) -> str:

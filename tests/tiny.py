@@ -68,7 +68,7 @@ VALUES: dict[str, Any] = {
         "projection": {"hidden": 16, "out": 8, "dropout": 0.1},
         "objective": {"kind": "contrastive", "temperature": 0.07},
     },
-    "training": {"local_epochs": 1, "batch_size": 8, "learning_rate": 4.0e-2},
+    "training": {"local_epochs": 1, "batch_size": 8, "learning_rate": 1.25e-3},
     "federation": {"num_clients": 2},
     "launch": {"device": "cpu"},
     "tracking": {"uri": None},

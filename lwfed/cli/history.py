@@ -9,8 +9,10 @@ import yaml
 from lwfed.cli import tables
 from lwfed.cli.options import DEFAULT_STORE, Json, RunId, StoreUri
 from lwfed.drive.console import make_console, make_table, print_json
-from lwfed.formats import HEADLINES, metric_text
+from lwfed.formats import HEADLINES, metric_text, rates_text
+from lwfed.plan.stages import learning_rates
 from lwfed.run import runs
+from lwfed.spec.stored import OLD_RATES, scales_implicitly, stored_values
 from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store
@@ -79,6 +81,9 @@ def show(run_id: RunId, store: StoreUri = DEFAULT_STORE, as_json: Json = False) 
     )
     if run.parent:
         console.print(f"from stage {run.parent.stage} of {run.parent.run_id}", highlight=False)
+    console.print(f"learning rates  {rates_text(learning_rates(runs.plans_of(run)))}", highlight=False)
+    if scales_implicitly(run.spec):
+        console.print(OLD_RATES, highlight=False)
     if stages:
         console.print(tables.stages_table(stages, end_to_end=run.end_to_end))
     if rounds:
@@ -88,7 +93,9 @@ def show(run_id: RunId, store: StoreUri = DEFAULT_STORE, as_json: Json = False) 
     if overview["digest"]:
         console.print(f"digest  {overview['digest']}", highlight=False)
     console.print("[bold]spec[/]")
-    console.print(yaml.safe_dump(run.spec, sort_keys=False, width=110).rstrip(), highlight=False, markup=False)
+    console.print(
+        yaml.safe_dump(stored_values(run.spec), sort_keys=False, width=110).rstrip(), highlight=False, markup=False
+    )
 
 
 def _from(parent: dict[str, Any] | None) -> str:

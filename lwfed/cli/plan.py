@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,11 +12,17 @@ from lwfed.catalog.source import data_source
 from lwfed.cli import tables
 from lwfed.cli.options import Json, Overrides, Spec
 from lwfed.drive.console import make_console, make_table, print_json
+from lwfed.formats import rates_text
 from lwfed.spec.load import DEFAULT_PRESET, load_spec, preset_names
 from lwfed.spec.run import RunSpec
 from lwfed.types.errors import DataError, SpecError
 
+if TYPE_CHECKING:
+    from lwfed.data.protocol import Source
+
 BAR = 40
+HIGH_RATE = 1e-2
+"""Learning rate above which a plan shows a warning."""
 
 
 def plan(
@@ -53,20 +59,27 @@ def plan(
     from lwfed.cost.fit import parse_size
     from lwfed.cost.ledger import end_to_end_cost, stage_costs
     from lwfed.cost.levers import savings
-    from lwfed.plan.stages import plan_stages
+    from lwfed.plan.stages import learning_rates, plan_stages
     from lwfed.steps.prepare import count_architecture
+    from lwfed.steps.sources import with_num_clients
 
     values = load_spec(spec, overrides=override or [])
+    source = _opened(values)
+    if source is not None:
+        values = with_num_clients(values, source)
     device_bytes = None if device_memory is None else parse_size(device_memory)
     architectures = architectures_of(values.model, folder=environment.cache_folder(), count=count_architecture)
     stages = plan_stages(values, depths={m: item.depth for m, item in architectures.items()})
-    num_classes = _num_classes(values)
+    num_classes = _num_classes(values, source)
     lengths = {m: item.tokens for m, item in architectures.items()}
     if tokens is not None and "text" in lengths:
         lengths["text"] = tokens
     costs = stage_costs(stages, architectures=architectures, num_classes=num_classes, tokens=lengths)
     whole = end_to_end_cost(stages, architectures=architectures, num_classes=num_classes, tokens=lengths)
-    examples = num_examples or _examples_per_client(values)
+    examples = num_examples
+    if examples is None and source is not None:
+        examples = max(1, len(source.examples("train")) // values.federation.clients)
+    rates = learning_rates(stages)
     count = examples or values.training.batch_size
     table = rows(
         stages, costs=costs, end_to_end=whole, num_examples=count, device_bytes=device_bytes,
@@ -80,6 +93,7 @@ def plan(
             {
                 "name": values.name,
                 "strategy": values.strategy,
+                "learning_rates": rates,
                 "rows": table,
                 "levers": [asdict(saving) for saving in levers],
                 "stages": [cost.to_values() for cost in costs],
@@ -94,6 +108,13 @@ def plan(
         + (f", {examples} examples per client" if examples else ""),
         highlight=False,
     )
+    console.print(f"learning rates: {rates_text(rates)}", highlight=False)
+    if any(rate is not None and rate > HIGH_RATE for by_stage in rates.values() for rate in by_stage):
+        console.print(
+            f"[yellow]warning[/] AdamW seldom trains with a learning rate above {HIGH_RATE}; rates are used as written "
+            "unless training.rate_scaling is set",
+            highlight=False,
+        )
     console.print(tables.plan_table(table))
     if any(not row.get("cache_fits", True) for row in table):
         console.print(
@@ -115,18 +136,19 @@ def partition(spec: Spec = None, override: Overrides = None, as_json: Json = Fal
     """Show how the training examples are divided among clients: sizes, and a histogram of the labels."""
     from lwfed.data.partition import describe
     from lwfed.round.shares import readable_examples, shares_of
-    from lwfed.steps.sources import server_source
+    from lwfed.steps.sources import server_source, with_num_clients
     from lwfed.store.opening import open_store
 
     values = load_spec(spec, overrides=override or [])
-    if values.federation.partition.kind == "local" and values.federation.num_clients > 1:
+    if values.federation.partition.kind == "local" and values.federation.clients > 1:
         raise SpecError("a local partition divides nothing: each client has its own folder", remedy="see data.root")
     source, store = server_source(values), open_store(values.store.uri)
+    values = with_num_clients(values, source)
     examples = readable_examples(source, "train", modalities=values.model.modalities, store=store)
     shares = shares_of(
         examples,
         kind=values.federation.partition,
-        num_clients=values.federation.num_clients,
+        num_clients=values.federation.clients,
         seed=str(values.seed),
     )
     clients = describe(examples, shares=shares, classes=source.classes)
@@ -170,26 +192,22 @@ def presets() -> None:
             " ".join(map(str, values.stages.rounds)),
             values.data.source,
             encoders,
-            str(values.federation.num_clients),
+            str(values.federation.num_clients or "one per group"),
         )
     console.print(table)
 
 
-def _num_classes(spec: RunSpec) -> int | None:
+def _opened(spec: RunSpec) -> Source | None:
+    """Opens the data, or returns None if they are not here."""
+    from lwfed.data.opening import open_source
+
+    try:
+        return open_source(spec.data)
+    except DataError:
+        return None
+
+
+def _num_classes(spec: RunSpec, source: Source | None) -> int | None:
     if spec.model.objective.kind != "supervised":
         return None
-    from lwfed.data.opening import open_source
-
-    try:
-        return len(open_source(spec.data).classes)
-    except DataError:
-        return data_source(spec.data.source).num_classes
-
-
-def _examples_per_client(spec: RunSpec) -> int | None:
-    from lwfed.data.opening import open_source
-
-    try:
-        return max(1, len(open_source(spec.data).examples("train")) // spec.federation.num_clients)
-    except DataError:
-        return None
+    return data_source(spec.data.source).num_classes if source is None else len(source.classes)

@@ -19,8 +19,9 @@ from lwfed.drive.console import make_console, print_json
 from lwfed.formats import metric_text, natural_order, seconds_text
 from lwfed.run import runs
 from lwfed.run.runs import Options
-from lwfed.spec.load import build_spec, load_spec
+from lwfed.spec.load import load_spec
 from lwfed.spec.run import RunSpec
+from lwfed.spec.stored import OLD_RATES, scales_implicitly
 from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store
@@ -86,7 +87,9 @@ def rerun(
     opened = open_runs(store)
     parent = pick_run(opened, run_id)
     changed = list(override or [])
-    values = build_spec(parent.spec, overrides=[f"store.uri={opened.uri}", *changed])
+    values = runs.spec_of(parent, overrides=[f"store.uri={opened.uri}", *changed])
+    if scales_implicitly(parent.spec):
+        make_console(stderr=True).print(OLD_RATES, highlight=False)
     if not changed and not fresh:
         fresh = True  # the user wants the same work again
     options = Options(run_id=_checked(new_id), fresh=fresh, parent=(parent.run_id, stage))

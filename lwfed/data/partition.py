@@ -147,15 +147,25 @@ def _proportions(alpha: float, num_clients: int, rng: np.random.Generator) -> np
     return np.eye(num_clients)[rng.integers(num_clients)]
 
 
-def _by_group(examples: Sequence[Example], *, plan: PartitionSpec, num_clients: int) -> list[list[int]]:
-    """Assigns one group to each client, in the groups' sorted order."""
+def group_members(examples: Sequence[Example], *, plan: PartitionSpec) -> dict[str, list[int]]:
+    """Returns the groups of a by_group partition: name -> indices into the examples.
+
+    Raises:
+        DataError: An example has no group, or the pattern is not a regular expression.
+    """
     groups: dict[str, list[int]] = {}
     for n, example in enumerate(examples):
         groups.setdefault(_group_of(example, plan=plan), []).append(n)
+    return groups
+
+
+def _by_group(examples: Sequence[Example], *, plan: PartitionSpec, num_clients: int) -> list[list[int]]:
+    """Assigns one group to each client, in the groups' sorted order."""
+    groups = group_members(examples, plan=plan)
     if len(groups) != num_clients:
         raise DataError(
             f"the data have {len(groups)} groups, but there are {num_clients} clients; groups: {_some(sorted(groups))}",
-            remedy=f"set federation.num_clients to {len(groups)}",
+            remedy=f"set federation.num_clients to {len(groups)}, or leave it out",
         )
     return [groups[name] for name in sorted(groups)]
 

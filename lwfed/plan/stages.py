@@ -6,7 +6,7 @@ left out, so that equal work has equal keys wherever it runs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import ConfigDict
@@ -22,9 +22,6 @@ from lwfed.spec.run import RunSpec, Strategy
 from lwfed.spec.training import EvaluationSpec
 from lwfed.types.canonical import digest_of
 from lwfed.types.seeds import derive
-
-REFERENCE_BATCH = 256
-"""The paper's code scales a base learning rate by batch / 256."""
 
 
 class DataPlan(Section):
@@ -178,11 +175,11 @@ def _plan_stage(
         model=_model_at(spec.model, stage=stage, depth=depth, only_stage=len(rounds) == 1),
         training=TrainingPlan.model_validate(spec.training.model_dump(include=set(TrainingPlan.model_fields))),
         cohort=CohortPlan(
-            num_clients=federation.num_clients,
+            num_clients=federation.clients,
             partition=federation.partition,
             fraction_fit=federation.fraction_fit,
             min_fit_clients=federation.quorum,
-            min_available_clients=min(federation.min_available_clients, federation.num_clients),
+            min_available_clients=min(federation.min_available_clients, federation.clients),
         ),
         aggregators=federation.aggregators,
         server=federation.server,
@@ -215,10 +212,20 @@ def _rates(spec: RunSpec, group: str, stage: int) -> Rates:
     base = training.learning_rates.get(group, training.learning_rate)
     if isinstance(base, tuple):
         base = base[stage - 1]
+    scaling = training.rate_scaling
     return Rates(
-        learning_rate=base * training.batch_size / REFERENCE_BATCH,
+        learning_rate=base if scaling is None else base * training.batch_size / scaling.reference_batch,
         weight_decay=training.weight_decays.get(group, training.weight_decay),
     )
+
+
+def learning_rates(stages: Sequence[StagePlan]) -> dict[str, tuple[float | None, ...]]:
+    """Returns the learning rates in force: module group -> its rate in each stage, None where it is not trained."""
+    groups = sorted({group for stage in stages for group in stage.rates})
+    return {
+        group: tuple(stage.rates[group].learning_rate if group in stage.rates else None for stage in stages)
+        for group in groups
+    }
 
 
 def stage_key(stage: StagePlan, *, input_digest: str, code_version: str, data_version: str) -> str:

@@ -22,11 +22,15 @@ from lwfed.formats import (
     flops_text,
     number_text,
     percent_text,
+    rates_text,
     seconds_text,
 )
+from lwfed.plan.stages import learning_rates
 from lwfed.report.ledger import Row, ledger_rows, totals
 from lwfed.report.pages import page
 from lwfed.report.series import stages_of
+from lwfed.run import runs
+from lwfed.spec.stored import stored_values
 from lwfed.types.canonical import digest_of
 from lwfed.types.records import RoundRecord, RunRecord, StageRecord
 
@@ -99,7 +103,8 @@ def render(
         lost_residuals=[(r.global_round, client) for r in rounds for client in r.lost_residuals],
         partition=figures["partition"],
         retrieval=[_query(item) for item in retrieval or ()],
-        spec=yaml.safe_dump(run.spec, sort_keys=False, allow_unicode=True, width=100),
+        rates=rates_text(learning_rates(runs.plans_of(run))) if run.depths else None,
+        spec=yaml.safe_dump(stored_values(run.spec), sort_keys=False, allow_unicode=True, width=100),
     )
 
 

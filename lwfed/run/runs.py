@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lwfed.plan.stages import StagePlan, plan_stages, stage_key
 from lwfed.spec.load import build_spec
 from lwfed.spec.model import ModelSpec
 from lwfed.spec.run import RunSpec
+from lwfed.spec.stored import stored_values
 from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.types.errors import CheckpointError, NotFoundError
@@ -55,9 +56,9 @@ def run_ids(store: Store) -> Iterator[str]:
             yield key.split("/")[1]
 
 
-def spec_of(run: RunRecord) -> RunSpec:
-    """Returns a run's spec."""
-    return build_spec(run.spec)
+def spec_of(run: RunRecord, *, overrides: Sequence[str] = ()) -> RunSpec:
+    """Returns a run's spec, with overrides. Raises SpecError if an override does not fit."""
+    return build_spec(stored_values(run.spec), overrides=overrides)
 
 
 def plans_of(run: RunRecord) -> tuple[StagePlan, ...]:

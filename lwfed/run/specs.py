@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lwfed.spec.load import build_spec, to_values
 from lwfed.spec.run import RunSpec
+from lwfed.spec.stored import stored_values
 from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.types.canonical import canonical, digest_of
@@ -53,13 +54,14 @@ def unpack_spec(text: str, *, store: Store) -> RunSpec:
             )
         if digest_of(values) != digest:
             raise SpecError(f"the spec {digest[:12]} in the store is damaged", remedy="submit the experiment again")
-        return build_spec(values)
+        return build_spec(stored_values(values))
     try:
-        return build_spec(json.loads(text))
+        values = json.loads(text)
     except ValueError as error:
-        if isinstance(error, SpecError):
-            raise
         raise SpecError(f"the spec is not JSON: {error}", remedy="pass what `lwfed compile` writes") from None
+    if not isinstance(values, dict):
+        raise SpecError("the spec is not a mapping of keys", remedy="pass what `lwfed compile` writes")
+    return build_spec(stored_values(values))
 
 
 def with_absolute_paths(spec: RunSpec, *, store: Store) -> RunSpec:

@@ -11,11 +11,15 @@ from lwfed.catalog.launcher import launcher_kind
 from lwfed.spec.base import Choice, Section
 from lwfed.spec.data import PartitionSpec
 from lwfed.types.encoded import is_lossless
+from lwfed.types.errors import SpecError
 
 if TYPE_CHECKING:
     AggregatorSpec = Section
 else:
     AggregatorSpec = catalog.settings_of("aggregators")
+
+NUM_CLIENTS = 10
+"""Number of clients by default."""
 
 
 class ServerSpec(Section):
@@ -48,7 +52,11 @@ class ServerSpec(Section):
 class FederationSpec(Section):
     """The clients that take part, and the server's part in a round."""
 
-    num_clients: int = Field(10, ge=1, description="clients that share the training examples")
+    num_clients: int | None = Field(
+        None,
+        ge=1,
+        description="clients that share the training examples; null: 10, or in a by_group partition one per group",
+    )
     partition: PartitionSpec = PartitionSpec()
     fraction_fit: float = Field(
         1.0,
@@ -77,10 +85,22 @@ class FederationSpec(Section):
 
     @model_validator(mode="after")
     def _quorum_can_be_met(self) -> Self:
+        if self.num_clients is None and self.partition.kind != "by_group":
+            object.__setattr__(self, "num_clients", NUM_CLIENTS)
         for key in ("min_fit_clients", "min_available_clients"):
-            if getattr(self, key) > max(self.num_clients, 2):  # 2 is the default
+            if self.num_clients is not None and getattr(self, key) > max(self.num_clients, 2):  # 2 is the default
                 raise ValueError(f"`{key}` is {getattr(self, key)}, more than the {self.num_clients} clients")
         return self
+
+    @property
+    def clients(self) -> int:
+        """Number of clients. Raises SpecError if it is not set and the groups of the data are not counted yet."""
+        if self.num_clients is None:
+            raise SpecError(
+                "`federation.num_clients` is null, and only the data tell the number of groups",
+                remedy="set federation.num_clients, or data.root to the data",
+            )
+        return self.num_clients
 
     @property
     def wrappers(self) -> tuple[str, ...]:
@@ -90,7 +110,7 @@ class FederationSpec(Section):
     @property
     def quorum(self) -> int:
         """Fewest updates that a round needs: `min_fit_clients`, or all clients if there are fewer."""
-        return min(self.min_fit_clients, self.num_clients)
+        return min(self.min_fit_clients, self.clients)
 
 
 class ExchangeSpec(Section):

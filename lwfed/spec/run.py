@@ -85,7 +85,7 @@ class RunSpec(Section):
         missing = set(self.model.modalities) - data.modalities
         if missing:
             raise ValueError(f"the {self.data.source} data have no {', '.join(sorted(missing))}")
-        if self.federation.partition.kind == "local" and self.federation.num_clients > 1:
+        if self.federation.partition.kind == "local" and self.federation.clients > 1:
             if "{client}" not in (self.data.root or ""):
                 raise ValueError(
                     "a local partition needs a folder per client and one for the server's test data: "

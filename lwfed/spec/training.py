@@ -11,6 +11,12 @@ from lwfed.spec.base import Section
 Rate = float | tuple[float, ...]
 
 
+class RateScalingSpec(Section):
+    """Scaling of learning rates with the batch size."""
+
+    reference_batch: int = Field(256, ge=1, description="rates are multiplied by batch_size / reference_batch")
+
+
 class TrainingSpec(Section):
     """A client's training in one round."""
 
@@ -18,10 +24,14 @@ class TrainingSpec(Section):
     local_steps: int | None = Field(None, ge=1, description="optimiser steps per round, instead of local_epochs")
     batch_size: int = Field(32, ge=2, description="examples per step; at most all of the client's")
     gradient_accumulation: int = Field(1, ge=1, description="micro-batches per step; a step still sees batch_size")
-    learning_rate: float = Field(1.0e-4, gt=0, description="base rate; scaled by batch_size / 256")
+    learning_rate: float = Field(1.0e-4, gt=0, description="AdamW's; as written unless rate_scaling is set")
     learning_rates: dict[str, Rate] = Field(
         default_factory=dict,
-        description="base rate per module group (a modality, projection, prediction with fusion), or one per stage",
+        description="rate per module group (a modality, projection, prediction with fusion), or one per stage",
+    )
+    rate_scaling: RateScalingSpec | None = Field(
+        None,
+        description="{reference_batch: 256} scales rates by batch_size / 256, as the paper's code does",
     )
     weight_decay: float = Field(0.0, ge=0, description="AdamW's")
     weight_decays: dict[str, float] = Field(default_factory=dict, description="weight decay per module group")

@@ -22,7 +22,14 @@ from lwfed.run.version import chosen_by, code_version
 from lwfed.spec.load import to_values
 from lwfed.spec.model import EncoderSpec, ModelSpec
 from lwfed.spec.run import RunSpec
-from lwfed.steps.sources import data_versions, server_source, spec_at, training_examples, usable
+from lwfed.steps.sources import (
+    data_versions,
+    server_source,
+    spec_at,
+    training_examples,
+    usable,
+    with_num_clients,
+)
 from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.types.canonical import digest_of
@@ -65,9 +72,10 @@ def draft(
     """
     architectures = architectures_of(spec.model, folder=cache, count=count_architecture)
     depths = {modality: item.depth for modality, item in architectures.items()}
-    plans = plan_stages(spec, depths=depths)
     spec = with_absolute_paths(spec, store=store)
     source = server_source(spec_at(spec, root=root))
+    spec = with_num_clients(spec, source)
+    plans = plan_stages(spec, depths=depths)
     _refuse_classes(spec, source)
     num_classes = len(source.classes) if spec.model.objective.kind == "supervised" else None
     now = datetime.now(UTC)

@@ -30,7 +30,7 @@ def prepare_remote(spec: RunSpec, *, options: Options, launcher: Launcher, store
     if CLIENT_MARK in (spec.data.root or ""):
         tasks = [
             InspectTask(store=store.uri, run_id=run_id, client=client, spec=values, place=place)
-            for client in client_ids(spec.federation.num_clients)
+            for client in client_ids(spec.federation.clients)
         ]
         seconds = spec.federation.round_timeout_s
         outcomes = launcher.clients("inspect-client", tasks, deadline_s=seconds, emit=emit)

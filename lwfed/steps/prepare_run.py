@@ -51,7 +51,7 @@ def _found(store: Store, run_id: str, spec: RunSpec) -> dict[str, Any] | None:
     """Returns clients' descriptions of data that only they see; None if all data are here."""
     if CLIENT_MARK not in (spec.data.root or ""):
         return None
-    clients = client_ids(spec.federation.num_clients)
+    clients = client_ids(spec.federation.clients)
     values = {client: store.read_ref(paths.client_data(run_id, client)) for client in clients}
     found = {client: value for client, value in values.items() if value is not None}
     if not found:

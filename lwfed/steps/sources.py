@@ -7,11 +7,13 @@ from typing import Any
 
 from lwfed.catalog.source import data_source
 from lwfed.data.opening import open_source
+from lwfed.data.partition import group_members
 from lwfed.data.protocol import Example, Source
 from lwfed.plan.cohort import client_ids
 from lwfed.round.shares import SERVER, root_for
 from lwfed.run.events import Checking, Emit, Warning
 from lwfed.spec.data import CLIENT_MARK
+from lwfed.spec.load import build_spec, to_values
 from lwfed.spec.run import RunSpec
 from lwfed.store import paths
 from lwfed.store.protocol import Store
@@ -29,8 +31,21 @@ def client_sources(spec: RunSpec) -> dict[str, Source]:
         return {}
     return {
         client: open_source(spec.data.model_copy(update={"root": root_for(spec.data.root, client)}))
-        for client in client_ids(spec.federation.num_clients)
+        for client in client_ids(spec.federation.clients)
     }
+
+
+def with_num_clients(spec: RunSpec, source: Source) -> RunSpec:
+    """Returns a spec with one client per group of the training examples, if it leaves the number of clients open.
+
+    Raises:
+        DataError: An example has no group.
+        SpecError: The quorum is larger than the number of groups.
+    """
+    if spec.federation.num_clients is not None:
+        return spec
+    groups = group_members(source.examples("train"), plan=spec.federation.partition)
+    return build_spec(to_values(spec), overrides=[f"federation.num_clients={len(groups)}"])
 
 
 def data_versions(spec: RunSpec, source: Source, *, found: Mapping[str, Any] | None = None) -> Any:
@@ -122,7 +137,7 @@ def training_examples(spec: RunSpec, source: Source, *, store: Store, emit: Emit
     if own:
         return {client: usable(its, "train", spec=spec, store=store, emit=emit) for client, its in own.items()}
     everything = usable(source, "train", spec=spec, store=store, emit=emit)
-    return dict.fromkeys(client_ids(spec.federation.num_clients), everything)
+    return dict.fromkeys(client_ids(spec.federation.clients), everything)
 
 
 def spec_at(spec: RunSpec, *, root: str | None) -> RunSpec:

@@ -6,7 +6,7 @@ from typing import Any
 
 from lwfed.cli.history import open_runs, pick_run
 from lwfed.run import runs
-from lwfed.spec.load import build_spec
+from lwfed.spec.stored import OLD_RATES, scales_implicitly
 from lwfed.store.opening import open_store
 from lwfed.types.errors import NotFoundError
 from pipelines.client.connection import Access
@@ -65,10 +65,13 @@ def resubmit(
     launcher = [] if before.kubernetes.image else ["launch.kind=kubernetes"]  # the parent was trained without a cluster
     where = [] if server.namespace is None else [f"kubernetes.namespace={server.namespace}"]
     overrides = [f"store.uri={opened.uri}", *where, *launcher, *(override or [])]
+    screen = make_screen(as_json)
+    if scales_implicitly(run.spec):
+        screen.say(OLD_RATES)
     work = Work(
-        spec=build_spec(run.spec, overrides=overrides),
+        spec=runs.spec_of(run, overrides=overrides),
         stages=[stage] if only else None,
         parent=parent,
         fresh=fresh or not override,  # without a change, the user wants the same work again
     )
-    submit_work(server, work, options=RunOptions(), screen=make_screen(as_json), wait=wait, pace=usual_pace())
+    submit_work(server, work, options=RunOptions(), screen=screen, wait=wait, pace=usual_pace())

@@ -52,7 +52,7 @@ TINY: dict[str, Any] = {
         "projection": {"hidden": 16, "out": 8, "dropout": 0.0},
         "objective": {"kind": "contrastive", "temperature": 0.07},
     },
-    "training": {"local_epochs": 1, "batch_size": 8, "learning_rate": 0.01},
+    "training": {"local_epochs": 1, "batch_size": 8, "learning_rate": 3.125e-4},
     "federation": {"num_clients": 2},
     "tracking": {"uri": None},
 }  # fmt: skip

@@ -82,7 +82,7 @@ def test_rerun_from_a_stage_and_fresh(copied: Path, trained: tuple[Path, Ended],
     shutil.copytree(copied, other)
     store = copied / "lwfed-runs"
     before = contents(store)
-    rate = ("-o", "training.learning_rate=0.05")
+    rate = ("-o", "training.learning_rate=0.0015")
     changed, only = together(
         partial(succeed, "rerun", "first", "--stage", "2", *rate, "--run-id", "changed", "--json", cwd=copied),
         partial(succeed, "rerun", "first", "--stage", "1", *rate, "--only", "--run-id", "only", "--json", cwd=other),

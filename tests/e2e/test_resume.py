@@ -132,7 +132,7 @@ def test_clients_in_processes_end_with_the_run_and_it_goes_on(tmp_path: Path) ->
 def test_two_runs_at_a_time_in_one_store_leave_each_others_weights(trained: tuple[Path, Ended], tmp_path: Path) -> None:
     """Two rates of one seed start from the same stored weights; the one that is ahead must not prune them."""
     spec, store = write_spec(tmp_path), tmp_path / "lwfed-runs"
-    ahead = start("run", spec, "-o", "training.learning_rate=0.05", cwd=tmp_path)
+    ahead = start("run", spec, "-o", "training.learning_rate=0.0015", cwd=tmp_path)
     until(lambda: committed(store, "rounds/001/round.json"), process=ahead)
     ahead.send_signal(signal.SIGSTOP)
     behind = start("run", spec, "--json", cwd=tmp_path)

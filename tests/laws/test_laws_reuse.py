@@ -44,7 +44,7 @@ def test_a_finished_run_is_found_whatever_decides_no_number(finished: Finished) 
 
 def test_stages_that_are_equal_are_shared_by_different_runs(tmp_path: Path) -> None:
     first = run_tiny(tmp_path, options=Options(run_id="first"))
-    other = run_tiny(tmp_path, "training.learning_rates={image: [4.0e-2, 1.0e-2]}", options=Options(run_id="other"))
+    other = run_tiny(tmp_path, "training.learning_rates={image: [1.25e-3, 3.0e-4]}", options=Options(run_id="other"))
     assert other.keys[0] == first.keys[0] and other.keys[1] != first.keys[1], "stage 1 has the rates it had"
     longer = run_tiny(tmp_path, "stages.rounds=[2,3]", options=Options(run_id="longer"))
     assert longer.keys[0] == first.keys[0] and longer.summary["stages"][0]["reused"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lwfed.plan.stages import REFERENCE_BATCH, StagePlan, plan_stages
+from lwfed.plan.stages import StagePlan, learning_rates, plan_stages
 from lwfed.plan.strategies import stage_rounds
 from lwfed.plan.units import group_of, units_of
 from lwfed.spec.load import build_spec
@@ -100,19 +100,20 @@ def test_cuts_that_do_not_fit_the_encoder_are_refused(blocks: str) -> None:
     assert "make them sum to 12" in message
 
 
-def test_rates_scale_with_the_batch_and_are_set_by_group_and_stage() -> None:
+@pytest.mark.parametrize(("scaling", "factor"), [("null", 1), ("{reference_batch: 256}", 64 / 256), ("{}", 64 / 256)])
+def test_rates_are_absolute_unless_scaled_and_are_set_by_group_and_stage(scaling: str, factor: float) -> None:
     stages = plans(
         PAPER, "training.batch_size=64", "training.learning_rate=1e-3", "training.weight_decay=0.1",
         "training.learning_rates={image: 2e-3, projection: [1, 2, 3, 4, 5, 6]}",
-        "training.weight_decays={text: 0.5, projection: 0}",
+        "training.weight_decays={text: 0.5, projection: 0}", f"training.rate_scaling={scaling}",
     )  # fmt: skip
     for number, stage in enumerate(stages, start=1):
-        factor = 64 / REFERENCE_BATCH
-        assert stage.rates["image"].learning_rate == pytest.approx(2e-3 * factor)
-        assert stage.rates["text"].learning_rate == pytest.approx(1e-3 * factor)
-        assert stage.rates["projection"].learning_rate == pytest.approx(number * factor)
+        assert stage.rates["image"].learning_rate == 2e-3 * factor
+        assert stage.rates["text"].learning_rate == 1e-3 * factor
+        assert stage.rates["projection"].learning_rate == number * factor
         decays = {group: rates.weight_decay for group, rates in stage.rates.items()}
         assert decays == {"image": 0.1, "text": 0.5, "projection": 0.0}
+    assert learning_rates(stages)["projection"] == tuple(number * factor for number in range(1, 7))
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def spec(*modalities: str, store: Path, **sections: Any) -> dict[str, Any]:
             "projection": {"hidden": 32, "out": 16, "dropout": 0.1},
             "objective": {"kind": "contrastive", "temperature": 0.07},
         },
-        "training": {"local_epochs": 2, "batch_size": 16, "learning_rate": 0.04},
+        "training": {"local_epochs": 2, "batch_size": 16, "learning_rate": 2.5e-3},
         "federation": {"num_clients": 2},
         "launch": {"device": "cpu"},
         "store": {"uri": str(store)},
