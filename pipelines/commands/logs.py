@@ -23,8 +23,8 @@ from pipelines.follow.follow import outcome_of
 from pipelines.logs.launcher_lines import own_lines
 from pipelines.logs.pods import PodLogs
 from pipelines.options import KfpRun
-from pipelines.states.reading import read_states
 from pipelines.states.records import Pod, Snapshot
+from pipelines.states.workflow import read_states
 
 
 def logs(

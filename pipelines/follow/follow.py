@@ -13,8 +13,8 @@ from pipelines.client.pace import Pace, left_running, with_retries
 from pipelines.client.runs import KnownRun, get_run, is_over, was_cancelled
 from pipelines.follow.reason import why_failed
 from pipelines.logs.pods import PodLogs
-from pipelines.states.reading import read_states
 from pipelines.states.records import Snapshot, TaskState
+from pipelines.states.workflow import read_states
 
 
 class Watcher(Protocol):
