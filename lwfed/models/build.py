@@ -38,11 +38,6 @@ def skeleton(model: ModelSpec, *, depth: Mapping[str, int], num_classes: int | N
         return Multimodal(model, encoders=encoders, num_classes=num_classes)
 
 
-def encoder_depth(encoder: EncoderSpec) -> int:
-    """Returns the number of blocks of a whole encoder. Raises SpecError if the architecture is wrong."""
-    return family_of(encoder).whole_depth(encoder)
-
-
 def input_settings(encoder: EncoderSpec) -> dict[str, Any]:
     """Returns an encoder's requirements for its inputs.
 

@@ -146,9 +146,6 @@ class Family(Protocol):
             SpecError: The architecture or an override is wrong.
         """
 
-    def whole_depth(self, encoder: EncoderSpec) -> int:
-        """Returns the number of blocks of the whole encoder."""
-
     def input_settings(self, encoder: EncoderSpec) -> dict[str, Any]:
         """Returns the encoder's requirements for its inputs."""
 
