@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from lwfed.types.errors import LwfedError, NotFoundError
-from pipelines.client.runs import KnownRun
+from pipelines.client.runs import KnownRun, get_run
 from pipelines.states.records import NEVER, Pod, Snapshot, TaskState
 from pipelines.tasks import Task
 
@@ -43,10 +43,6 @@ STATES: Mapping[str, str] = {
 }
 
 
-class UnknownAnswerError(LwfedError):
-    """A server reports tasks in an unknown format."""
-
-
 @dataclass(frozen=True, slots=True)
 class Node:
     """A node of a workflow.
@@ -64,6 +60,12 @@ class Node:
     pod: Pod
 
 
+def look(run: KnownRun) -> tuple[Any, Snapshot]:
+    """Reads a run now: the API's record of it, and the states of its tasks. Raises LwfedError as `read_states` does."""
+    found = get_run(run.kfp, run.id)
+    return found, read_states(run, found)
+
+
 def read_states(run: KnownRun, found: Any) -> Snapshot:
     """Reads the states of a run's tasks.
 
@@ -75,8 +77,7 @@ def read_states(run: KnownRun, found: Any) -> Snapshot:
         The snapshot; empty for a run that was just created.
 
     Raises:
-        UnknownAnswerError: The run has begun, and the server's answer has no workflow.
-        LwfedError: The server refuses or does not answer.
+        LwfedError: The server refuses or does not answer; or the run has begun, and the answer has no workflow.
     """
     path = f"/apis/v1beta1/runs/{run.id}"
     try:
@@ -91,7 +92,7 @@ def read_states(run: KnownRun, found: Any) -> Snapshot:
         problem = "JSON without a workflow"
     if found.state in NOT_BEGUN:
         return Snapshot()
-    raise UnknownAnswerError(
+    raise LwfedError(
         f"the run {run.id} is {found.state}, but {run.kfp.endpoint} reports its tasks in a format that lwfed does not "
         f"know ({path}: {problem})",
         remedy=f"use Kubeflow Pipelines 2.17 or a newer lwfed; the run itself is not affected: {run.page}",

@@ -17,7 +17,7 @@ from pipelines.client.pace import Pace
 from pipelines.client.runs import KnownRun, open_run
 from pipelines.follow.follow import Outcome, follow
 from pipelines.states.records import Snapshot, TaskState
-from pipelines.states.workflow import UnknownAnswerError, parse, read_states
+from pipelines.states.workflow import parse, read_states
 from tests.components.conftest import Command
 from tests.components.kfp_server import State
 from tests.components.recorded import recording
@@ -286,7 +286,7 @@ def test_a_server_whose_answers_nobody_knows_is_named_as_one(kfp: State, lwfed: 
     kfp.hides_tasks = True
     run_id = kfp.play("stage-fails", start=5, upto=5)
     assert kfp.runs[run_id].state == "RUNNING"
-    with pytest.raises(UnknownAnswerError) as unknown:
+    with pytest.raises(LwfedError) as unknown:
         followed(kfp, run_id, pace=Pace(start_timeout_s=0))
     said = str(unknown.value)
     assert f"{run_id} is RUNNING" in said and "/#/runs/details/" in said
