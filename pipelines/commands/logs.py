@@ -20,8 +20,7 @@ from pipelines.client.pace import left_running, usual_pace, with_retries
 from pipelines.client.runs import KnownRun, get_run, is_over, open_run
 from pipelines.commands.screen import make_screen
 from pipelines.follow.follow import outcome_of
-from pipelines.logs.launcher_lines import own_lines
-from pipelines.logs.pods import PodLogs
+from pipelines.logs import PodLogs, own_lines
 from pipelines.options import KfpRun
 from pipelines.states.records import Pod, Snapshot
 from pipelines.states.workflow import look

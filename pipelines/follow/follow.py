@@ -12,7 +12,7 @@ from lwfed.types.errors import LwfedError, NotStartedError
 from pipelines.client.pace import Pace, left_running, with_retries
 from pipelines.client.runs import KnownRun, is_over, was_cancelled
 from pipelines.follow.reason import why_failed
-from pipelines.logs.pods import PodLogs
+from pipelines.logs import PodLogs
 from pipelines.states.records import Snapshot, TaskState
 from pipelines.states.workflow import look
 

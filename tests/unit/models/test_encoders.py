@@ -9,7 +9,6 @@ import torch
 
 from lwfed.models.build import initial_tensors, input_settings, load, skeleton
 from lwfed.models.families import family_of
-from lwfed.models.names import to_library
 from lwfed.plan.units import units_of
 from lwfed.spec.model import EncoderSpec
 from lwfed.types.errors import SpecError
@@ -45,7 +44,7 @@ def test_split_is_the_library_model_bit_for_bit(modality: str) -> None:
         torch.manual_seed(1)
         library = _library(encoder).eval()
     ours = family_of(encoder).build(encoder, depth=None).eval()
-    names = {to_library(name, prefixes=family_of(encoder).PREFIXES): name for name in ours.state_dict()}
+    names = {family_of(encoder).PREFIXES.to_library(name): name for name in ours.state_dict()}
     assert set(names) == set(library.state_dict())  # every tensor of the library is one of ours, and no other
     ours.load_state_dict({names[name]: tensor for name, tensor in library.state_dict().items()})
     batch = small.inputs()[modality]
@@ -63,7 +62,7 @@ def test_text_without_padding_is_the_library_model() -> None:
     ours = family_of(encoder).build(encoder, depth=None).eval()
     state = library.state_dict()
     ours.load_state_dict(
-        {name: state[to_library(name, prefixes=family_of(SPECS["text"]).PREFIXES)] for name in ours.state_dict()}
+        {name: state[family_of(SPECS["text"]).PREFIXES.to_library(name)] for name in ours.state_dict()}
     )
     batch = small.inputs()["text"]
     batch = {"ids": batch["ids"][1:], "mask": batch["mask"][1:]}
