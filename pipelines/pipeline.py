@@ -17,7 +17,7 @@ from components.prepare.component import prepare
 from components.report.component import report
 from components.train_stage.component import PASSTHROUGHS, train_stage
 from lwfed.run.parent import parent_text
-from lwfed.spec.kubernetes import CoordinatorSpec
+from lwfed.spec.kubernetes import CoordinatorSpec, KubernetesSpec
 from lwfed.spec.run import RunSpec
 from lwfed.types.errors import SpecError
 from pipelines import DESCRIPTION, PIPELINE
@@ -36,13 +36,12 @@ SECRET_KEYS = (
 pod that waits for a required key would leave the run running forever."""
 
 
-def experiment_pipeline(work: Work, *, cache: bool = True, env: Mapping[str, str] | None = None) -> Any:
+def experiment_pipeline(work: Work, *, cache: bool = True) -> Any:
     """Builds the pipeline of an experiment, or of some of its stages.
 
     Args:
         work: The work to train.
         cache: Whether Kubeflow Pipelines may take tasks' results from its cache.
-        env: Additional environment of its tasks.
 
     Returns:
         A pipeline for `kfp.compiler`, which runs under `kfp.local` when called.
@@ -57,12 +56,11 @@ def experiment_pipeline(work: Work, *, cache: bool = True, env: Mapping[str, str
     for_clients = settings_are_for_clients(spec)
     passed = PASSTHROUGHS if for_clients else ()
     last = outlines[-1].stage
-    settings = {**spec.kubernetes.env, **(env or {})}
 
     def set_up(task: Any, title: str, *, cached: bool = False, sized: bool = True) -> Any:
         task.set_display_name(title)
         task.set_caching_options(cache and cached)
-        _set_pod(task, spec=spec, env=settings)
+        _set_pod(task, spec.kubernetes)
         if sized:
             _set_size_and_place(task, spec.kubernetes.coordinator)
         return task
@@ -101,14 +99,13 @@ def settings_are_for_clients(spec: RunSpec) -> bool:
     return spec.kubernetes.coordinator == CoordinatorSpec() and not all(pool.cpu and pool.memory for pool in pools)
 
 
-def _set_pod(task: Any, *, spec: RunSpec, env: Mapping[str, str]) -> None:
+def _set_pod(task: Any, settings: KubernetesSpec) -> None:
     """Sets the environment, the security context and the labels of a task's pod."""
-    settings = spec.kubernetes
     kubernetes.use_field_path_as_env(task, env_name=RUN_ID_ENV, field_path=RUN_ID_LABEL)
-    for name, value in sorted(env.items()):
+    for name, value in sorted(settings.env.items()):
         task.set_env_variable(name, value)
     if settings.secret:
-        keys = {key: key for key in SECRET_KEYS if key not in env}
+        keys = {key: key for key in SECRET_KEYS if key not in settings.env}
         kubernetes.use_secret_as_env(task, settings.secret, keys, optional=True)
     kubernetes.set_image_pull_policy(task, settings.image_pull_policy)
     if settings.image_pull_secrets:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from lwfed.formats import natural_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ def _parameters(task: Mapping[str, Any]) -> dict[str, Any]:
 
 def _in_order(tasks: Mapping[str, Any]) -> list[str]:
     """Returns tasks sorted by dependency, then by name with numbers in numeric order."""
-    left = sorted(tasks, key=lambda name: [int(part) if part.isdigit() else 0 for part in re.split(r"(\d+)", name)])
+    left = natural_order(tasks)
     done: list[str] = []
     while left:
         ready = [name for name in left if set(tasks[name].get("dependentTasks") or ()) <= set(done)] or left[:1]

@@ -47,14 +47,13 @@ def architecture_of(
     known = by_formulas(encoder)
     if known is not None:
         return known
-    path = folder / f"{cache_key(encoder)}.json" if folder is not None else None
-    if path is not None:
-        stored = _read(path)
-        if stored is not None:
-            return stored
-    architecture = Architecture.from_values(count(encoder))
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if folder is None:
+        return Architecture.from_values(count(encoder))
+    path = folder / f"{cache_key(encoder)}.json"
+    architecture = _read(path)
+    if architecture is None:
+        architecture = Architecture.from_values(count(encoder))
+        folder.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
         draft.write_bytes(readable(architecture.to_values()))
         draft.replace(path)

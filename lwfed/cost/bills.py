@@ -102,12 +102,9 @@ def with_cached_outputs(bills: Iterable[UnitBill], *, views: Mapping[str, int], 
         views: Modality -> number of cached views per example; other modalities are not cached.
         new: Newly frozen units.
     """
-    return tuple(_cached(bill, views=views, new=new) for bill in bills)
-
-
-def _cached(bill: UnitBill, *, views: Mapping[str, int], new: set[str]) -> UnitBill:
-    count = 0 if bill.trained else views.get(bill.unit.partition(".")[0], 0)
-    if not count:
-        return bill
-    fill = count * bill.forward_flops if bill.unit in new else 0
-    return replace(bill, nbytes=0, forward_flops=0, fill_flops=fill)
+    cached = []
+    for bill in bills:
+        count = 0 if bill.trained else views.get(bill.unit.partition(".")[0], 0)
+        fill = count * bill.forward_flops if bill.unit in new else 0
+        cached.append(replace(bill, nbytes=0, forward_flops=0, fill_flops=fill) if count else bill)
+    return tuple(cached)

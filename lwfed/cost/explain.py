@@ -41,16 +41,22 @@ def rows(
         for stages `fill_flops` and `cache_bytes` per client, with a disk `cache_fits`, with a link `link_s`, the
         seconds of a round's transfers.
     """
-    table = [
-        _row(cost, name=stage.stage, rounds=stage.rounds, end_to_end=end_to_end, device_bytes=device_bytes)
-        | _disk_and_link(cost, num_examples=num_examples, disk_bytes=disk_bytes, link_mbps=link_mbps)
-        for stage, cost in zip(stages, costs, strict=True)
-    ]
     own, whole = schedule_costs(stages, costs=costs, end_to_end=end_to_end, num_examples=num_examples)
-    table.append(
-        _row(end_to_end, name="end_to_end", rounds=own.rounds, end_to_end=end_to_end, device_bytes=device_bytes)
-        | _disk_and_link(end_to_end, num_examples=num_examples, disk_bytes=disk_bytes, link_mbps=link_mbps)
-    )
+    priced: list[tuple[int | str, int, StageCost]]
+    priced = [(stage.stage, stage.rounds, cost) for stage, cost in zip(stages, costs, strict=True)]
+    table = [
+        _row(
+            cost,
+            name=name,
+            rounds=rounds,
+            end_to_end=end_to_end,
+            num_examples=num_examples,
+            device_bytes=device_bytes,
+            disk_bytes=disk_bytes,
+            link_mbps=link_mbps,
+        )
+        for name, rounds, cost in [*priced, ("end_to_end", own.rounds, end_to_end)]
+    ]
     table.append(
         {
             "stage": "total",
@@ -69,9 +75,17 @@ def rows(
 
 
 def _row(
-    cost: StageCost, *, name: int | str, rounds: int, end_to_end: StageCost, device_bytes: int | None
+    cost: StageCost,
+    *,
+    name: int | str,
+    rounds: int,
+    end_to_end: StageCost,
+    num_examples: int,
+    device_bytes: int | None,
+    disk_bytes: int | None,
+    link_mbps: float | None,
 ) -> dict[str, Any]:
-    row = {
+    row: dict[str, Any] = {
         "stage": name,
         "rounds": rounds,
         "present_params": cost.present_params,
@@ -90,15 +104,8 @@ def _row(
     if device_bytes is not None:
         verdict = fit(cost, device_bytes=device_bytes)
         row |= {"fits": verdict.fits, "largest_batch": verdict.largest_batch, "verdict": verdict.verdict}
-    return row
-
-
-def _disk_and_link(
-    cost: StageCost, *, num_examples: int, disk_bytes: int | None, link_mbps: float | None
-) -> dict[str, Any]:
-    """Returns the demands on a client's disk and link."""
     cache = num_examples * cost.cache_bytes
-    row: dict[str, Any] = {"fill_flops": num_examples * cost.fill_flops, "cache_bytes": cache}
+    row |= {"fill_flops": num_examples * cost.fill_flops, "cache_bytes": cache}
     if disk_bytes is not None:
         row["cache_fits"] = cache <= disk_bytes
     if link_mbps:

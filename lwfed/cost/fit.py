@@ -22,14 +22,10 @@ class Fit:
 
     Attributes:
         fits: Whether the device holds the stage at its batch size.
-        device_bytes: The device's memory.
-        peak_bytes: The stage's peak memory.
         largest_batch: Largest number of examples per forward pass that fits; 0 if not even two fit.
     """
 
     fits: bool
-    device_bytes: int
-    peak_bytes: int
     largest_batch: int
 
     @property
@@ -73,8 +69,6 @@ def fit(cost: StageCost, *, device_bytes: int) -> Fit:
     largest = max(0, (device_bytes - constant) // cost.sample_bytes) if cost.sample_bytes else cost.micro_batch_size
     return Fit(
         fits=cost.peak_bytes <= device_bytes,
-        device_bytes=device_bytes,
-        peak_bytes=cost.peak_bytes,
         largest_batch=largest if largest >= 2 else 0,
     )
 

@@ -7,7 +7,7 @@ units, gradients and AdamW's two moments of the trained ones, and the activation
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from lwfed.catalog.costs import Architecture, Unit
 from lwfed.catalog.fusion import fusion_kind
@@ -16,6 +16,7 @@ from lwfed.cost.exchange import file_bytes, mean_download_bytes
 from lwfed.cost.heads import prediction_head, projection_head
 from lwfed.cost.memory import checkpointed, gradients_bytes, optimizer_bytes
 from lwfed.cost.stage_cost import StageCost
+from lwfed.plan.levers import LeversPlan
 from lwfed.plan.stages import StagePlan
 from lwfed.plan.units import units_of
 from lwfed.spec.federation import ExchangeSpec
@@ -50,19 +51,7 @@ def stage_costs(
     for stage in stages:
         keeps = {unit for unit in stage.frozen if unit.partition(".")[0] in stage.levers.views}
         new = {unit for unit in stage.frozen if unit not in (applied if unit in keeps else downloaded)}
-        costs.append(
-            _price(
-                stage,
-                number=stage.stage,
-                present=stage.present,
-                trained=stage.trained,
-                new=new,
-                units=model_units(stage.model, architectures=architectures, num_classes=num_classes),
-                tokens=_tokens(architectures, tokens),
-                widths={m: architecture.width for m, architecture in architectures.items()},
-                variants=last_blocks(stage),
-            )
-        )
+        costs.append(_price(stage, new=new, architectures=architectures, num_classes=num_classes, tokens=tokens))
         if stage.rounds:
             applied |= keeps
             downloaded = (downloaded | new) if stage.evaluation.federated_every else (downloaded | new) - keeps
@@ -80,19 +69,12 @@ def end_to_end_cost(
 
     Its `stage` is 0.
     """
-    last = stages[-1].model_copy(update={"exchange": ExchangeSpec()})
+    last = stages[-1]
     whole = units_of(last.model, {m: architectures[m].depth for m in last.model.modalities})
-    return _price(
-        last,
-        number=0,
-        present=whole,
-        trained=whole,
-        new=set(),
-        units=model_units(last.model, architectures=architectures, num_classes=num_classes),
-        tokens=_tokens(architectures, tokens),
-        widths={},
-        variants={},
-    )
+    no_levers = LeversPlan(last_block={}, views={})
+    changes = {"stage": 0, "present": whole, "trained": whole, "exchange": ExchangeSpec(), "levers": no_levers}
+    reference = last.model_copy(update=changes)
+    return _price(reference, new=set(), architectures=architectures, num_classes=num_classes, tokens=tokens)
 
 
 def last_blocks(stage: StagePlan) -> dict[str, str]:
@@ -137,32 +119,26 @@ def model_units(
     return units
 
 
-def _tokens(architectures: Mapping[str, Architecture], tokens: Mapping[str, int] | None) -> dict[str, int]:
-    return {m: (tokens or {}).get(m, architecture.tokens) for m, architecture in sorted(architectures.items())}
-
-
 def _price(
     stage: StagePlan,
     *,
-    number: int,
-    present: Iterable[str],
-    trained: Iterable[str],
     new: set[str],
-    units: Mapping[str, Unit],
-    tokens: Mapping[str, int],
-    widths: Mapping[str, int],
-    variants: Mapping[str, str],
+    architectures: Mapping[str, Architecture],
+    num_classes: int | None,
+    tokens: Mapping[str, int] | None,
 ) -> StageCost:
-    training = stage.training
+    """Prices a stage; `new` are the units that no earlier trained stage had frozen. See `stage_costs`."""
+    training, kept = stage.training, stage.levers.views
     micro = -(-training.batch_size // (training.gradient_accumulation * stage.devices))
-    kept = stage.levers.views if widths else {}
+    units = model_units(stage.model, architectures=architectures, num_classes=num_classes)
+    counts = {m: (tokens or {}).get(m, architecture.tokens) for m, architecture in sorted(architectures.items())}
     bills = unit_bills(
-        present,
-        trained=set(trained),
+        stage.present,
+        trained=set(stage.trained),
         units=units,
-        tokens=tokens,
+        tokens=counts,
         item_bytes=2 if training.precision == "bf16" else 4,
-        variants=variants,
+        variants=last_blocks(stage),
     )
     bills = with_cached_outputs(bills, views=kept, new=new)
     if training.activation_checkpointing:
@@ -182,7 +158,7 @@ def _price(
     sample = sum(bill.saved_bytes for bill in bills)
     activations = micro * sample + sum(bill.fixed_bytes for bill in bills)
     return StageCost(
-        stage=number,
+        stage=stage.stage,
         present_params=sum(bill.params for bill in bills),
         trained_params=trained_params,
         exchanged_params=trained_params,
@@ -195,7 +171,7 @@ def _price(
         newly_frozen_bytes=sum(bill.file_bytes for bill in frozen if bill.unit in new),
         forward_flops=sum(bill.forward_flops for bill in bills),
         backward_flops=sum(bill.backward_flops for bill in bills),
-        tokens=dict(tokens),
+        tokens=counts,
         weights_bytes=weights,
         gradients_bytes=gradients,
         optimizer_bytes=moments,
@@ -205,6 +181,6 @@ def _price(
         micro_batch_size=micro,
         sample_bytes=sample,
         fill_flops=sum(bill.fill_flops for bill in bills),
-        cache_bytes=sum(4 * views * tokens[modality] * widths[modality] for modality, views in kept.items()),
+        cache_bytes=sum(4 * views * counts[m] * architectures[m].width for m, views in kept.items()),
         units=bills,
     )

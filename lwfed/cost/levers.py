@@ -92,55 +92,40 @@ def _stage_flops(stage: StagePlan, cost: StageCost, *, num_examples: int) -> int
     return samples * cost.flops + num_examples * cost.fill_flops
 
 
-def _cached(stage: StagePlan) -> str:
-    words = {"text": "captions"}
-    return ", ".join(f"{m} {n} {words.get(m, 'views')}" if n > 1 else m for m, n in stage.levers.views.items())
+Lever = tuple[str, Callable[[StagePlan], str], Callable[[StagePlan], StagePlan]]
 
 
-def _last_block(stage: StagePlan) -> str:
-    chosen = {how for how in stage.levers.last_block.values() if how != "full"}
-    words = {"row": "one token", "absorbed": "one token, K and V absorbed"}
-    return " and ".join(words[how] for how in sorted(chosen))
+def _lever(path: str, words: Callable[[Any], str], *, off: Any, key: str | None = None) -> Lever:
+    """Describes a lever by its place in a stage's plan, and by the value there that switches it off."""
+    section, _, name = path.partition(".")
 
-
-def _training(key: str, words: Callable[[Any], str], off: Any) -> Lever:
     def active(stage: StagePlan) -> str:
-        value = getattr(stage.training, key)
+        value = getattr(getattr(stage, section), name)
         return "" if value == off else words(value)
 
     def without(stage: StagePlan) -> StagePlan:
-        return stage.model_copy(update={"training": stage.training.model_copy(update={key: off})})
+        return stage.model_copy(update={section: getattr(stage, section).model_copy(update={name: off})})
 
-    return f"training.{key}", active, without
-
-
-def _levers(key: str, active: Callable[[StagePlan], str], off: Callable[[StagePlan], Any]) -> Lever:
-    def without(stage: StagePlan) -> StagePlan:
-        return stage.model_copy(update={"levers": stage.levers.model_copy(update={key: off(stage)})})
-
-    return f"levers.{'prefix_cache' if key == 'views' else key}", active, without
+    return key or path, active, without
 
 
-def _exchange(way: str, words: str) -> Lever:
-    def active(stage: StagePlan) -> str:
-        codec = getattr(stage.exchange, way)
-        return "" if codec == "fp32" else words.format(codec)
-
-    def without(stage: StagePlan) -> StagePlan:
-        return stage.model_copy(update={"exchange": stage.exchange.model_copy(update={way: "fp32"})})
-
-    return f"exchange.{way}", active, without
+def _cached(views: Mapping[str, int]) -> str:
+    words = {"text": "captions"}
+    return ", ".join(f"{m} {n} {words.get(m, 'views')}" if n > 1 else m for m, n in views.items())
 
 
-Lever = tuple[str, Callable[[StagePlan], str], Callable[[StagePlan], StagePlan]]
+def _last_block(hows: Mapping[str, str]) -> str:
+    words = {"row": "one token", "absorbed": "one token, K and V absorbed"}
+    return " and ".join(words[how] for how in sorted(set(hows.values()) - {"full"}))
+
 
 LEVERS: tuple[Lever, ...] = (
-    _levers("views", _cached, lambda _: {}),
-    _levers("last_block", _last_block, lambda stage: dict.fromkeys(stage.levers.last_block, "full")),
-    _training("step_in_backward", lambda _: "gradients freed at once", off=False),
-    _training("moments", lambda value: f"AdamW's moments as {value}", off="fp32"),
-    _training("activation_checkpointing", lambda _: "activations recomputed", off=False),
-    _exchange("upload", "updates as {} changes"),
-    _exchange("download", "models as {} changes"),
+    _lever("levers.views", _cached, off={}, key="levers.prefix_cache"),
+    _lever("levers.last_block", _last_block, off={}),
+    _lever("training.step_in_backward", lambda _: "gradients freed at once", off=False),
+    _lever("training.moments", lambda value: f"AdamW's moments as {value}", off="fp32"),
+    _lever("training.activation_checkpointing", lambda _: "activations recomputed", off=False),
+    _lever("exchange.upload", lambda codec: f"updates as {codec} changes", off="fp32"),
+    _lever("exchange.download", lambda codec: f"models as {codec} changes", off="fp32"),
 )
 """Key in the spec, what it does in a stage (empty if it is not used), and the stage without it."""

@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from lwfed.catalog.encoder import encoder_family
-from lwfed.models import names
 from lwfed.models.families import family_of
 from lwfed.spec.model import EncoderSpec, ModelSpec
 
@@ -35,7 +34,7 @@ def to_library(
         owner, _, rest = name.partition(".")
         if owner != modality or rest.startswith("projection."):
             continue
-        state[names.to_library(rest, prefixes=family.PREFIXES)] = tensor
+        state[family.PREFIXES.to_library(rest)] = tensor
         if rest.startswith("blocks."):
             blocks.add(rest.split(".")[1])
     return state, family.library_config(encoder, depth=len(blocks))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lwfed.models.families import family_of
 from lwfed.models.initial import initial_unit
 from lwfed.models.multimodal import Multimodal
-from lwfed.models.pretrained import pretrained_tensors, require_complete
+from lwfed.models.pretrained import pretrained_tensors
 from lwfed.params import spec_of
 from lwfed.spec.model import EncoderSpec, ModelSpec
 from lwfed.types.errors import CheckpointError
@@ -36,11 +36,6 @@ def skeleton(model: ModelSpec, *, depth: Mapping[str, int], num_classes: int | N
     with torch.device("meta"):
         encoders = {m: family_of(encoder).build(encoder, depth=depth[m]) for m, encoder in model.encoders.items()}
         return Multimodal(model, encoders=encoders, num_classes=num_classes)
-
-
-def encoder_depth(encoder: EncoderSpec) -> int:
-    """Returns the number of blocks of a whole encoder. Raises SpecError if the architecture is wrong."""
-    return family_of(encoder).whole_depth(encoder)
 
 
 def input_settings(encoder: EncoderSpec) -> dict[str, Any]:
@@ -94,15 +89,12 @@ def initial_tensors(
         std = None if head else module.encoder(modality).init_std
         tensors |= initial_unit(module.get_submodule(unit), prefix=unit, seed=derive(seed, "init", unit), std=std)
     for modality, names in wanted.items():
-        encoder = model.encoders[modality]
-        found = pretrained_tensors(encoder, modality=modality, units=names)
         shapes = {
             f"{unit}.{name}": tuple(tensor.shape)
             for unit in names
             for name, tensor in module.get_submodule(unit).state_dict().items()
         }
-        require_complete(found, shapes=shapes, weights=encoder.weights)
-        tensors |= found
+        tensors |= pretrained_tensors(model.encoders[modality], modality=modality, shapes=shapes)
     return tensors
 
 

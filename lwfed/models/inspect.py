@@ -105,15 +105,11 @@ def count(encoder: EncoderSpec) -> dict[str, Any]:
     for unit in fitted:
         if unit.startswith("pooled") or "/" in unit:
             continue
-        tensors = {
-            name.removeprefix(f"{unit}."): [spec.dtype, list(spec.shape), spec.buffer]
-            for name, spec in specs.items()
-            if name.startswith(f"{unit}.")
-        }
-        weights = sum(spec.numel for name, spec in specs.items() if name.startswith(f"{unit}.") and len(spec.shape) > 1)
+        own = {name.removeprefix(f"{unit}."): spec for name, spec in specs.items() if name.startswith(f"{unit}.")}
+        weights = sum(spec.numel for spec in own.values() if len(spec.shape) > 1)
         weight_copies = 0 if unit == "stem" else weights
         units[unit] = {
-            "tensors": tensors,
+            "tensors": {name: [spec.dtype, list(spec.shape), spec.buffer] for name, spec in own.items()},
             **_cost(fitted[unit], weight_copies),
             "variants": {
                 how: _cost(fitted[f"{unit}/{how}"], weight_copies) for how in HOWS if f"{unit}/{how}" in fitted

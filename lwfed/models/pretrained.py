@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from lwfed.models.families import family_of
-from lwfed.models.names import to_canonical
 from lwfed.models.weights import read_tensors, tokenizer_of
 from lwfed.spec.model import EncoderSpec
 from lwfed.types.errors import DataError
 from lwfed.types.tensors import unit_of
 
 
-def pretrained_tensors(encoder: EncoderSpec, *, modality: str, units: Collection[str]) -> dict[str, Tensor]:
-    """Reads an encoder's pretrained tensors.
+def pretrained_tensors(
+    encoder: EncoderSpec, *, modality: str, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Tensor]:
+    """Reads the pretrained tensors of some units, and checks them against the encoder's.
 
     Args:
         encoder: The encoder; it names `weights`.
         modality: The encoder's name in the model.
-        units: The units to read, such as `image.stem` and `image.blocks.3`.
+        shapes: The encoder's tensors in the units to read: canonical name -> shape.
 
     Returns:
         Canonical name -> tensor, fp32.
@@ -30,29 +31,12 @@ def pretrained_tensors(encoder: EncoderSpec, *, modality: str, units: Collection
         DataError: The weights are missing, unreadable, a pickle, or have another architecture.
         UnreachableError: A hub id is not cached, and the hub cannot be reached.
     """
-    if encoder.weights is None:
+    weights, family = encoder.weights, family_of(encoder)
+    if weights is None:
         raise ValueError("the encoder names no weights")
-    family = family_of(encoder)
-    library = family.adapt(encoder, read_tensors(encoder.weights))
-    tensors = {f"{modality}.{to_canonical(name, prefixes=family.PREFIXES)}": value for name, value in library.items()}
-    return {
-        name: tensor.to(torch.float32).contiguous()
-        for name, tensor in sorted(tensors.items())
-        if unit_of(name) in units
-    }
-
-
-def require_complete(tensors: dict[str, Tensor], *, shapes: dict[str, tuple[int, ...]], weights: str | None) -> None:
-    """Checks pretrained tensors against the encoder's tensors.
-
-    Args:
-        tensors: The tensors read.
-        shapes: The encoder's tensors: canonical name -> shape.
-        weights: Name of the weights, for the message.
-
-    Raises:
-        DataError: A tensor is missing or has another shape.
-    """
+    library = family.adapt(encoder, read_tensors(weights))
+    tensors = {f"{modality}.{family.PREFIXES.to_canonical(name)}": value for name, value in library.items()}
+    units = {unit_of(name) for name in shapes}
     for name, shape in sorted(shapes.items()):
         if name not in tensors:
             raise DataError(
@@ -63,6 +47,11 @@ def require_complete(tensors: dict[str, Tensor], *, shapes: dict[str, tuple[int,
                 f"{name} is {tuple(tensors[name].shape)} in the weights {weights} and {shape} in the model",
                 remedy="make `config` agree with the weights",
             )
+    return {
+        name: tensor.to(torch.float32).contiguous()
+        for name, tensor in sorted(tensors.items())
+        if unit_of(name) in units
+    }
 
 
 def resolved(encoder: EncoderSpec) -> EncoderSpec:

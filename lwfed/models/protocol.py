@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from lwfed.models.recompute import through
+from lwfed.models.recompute import recomputing
 from lwfed.spec.model import EncoderSpec
 
 LastBlock = Literal["full", "row", "absorbed"]
@@ -61,7 +62,9 @@ class Encoder(nn.Module):
 
     def through(self, run: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
         """Runs a block in full, with recomputation if `recomputed` is set; every full block runs through this."""
-        return through(run, *inputs, recompute=self.recomputed)
+        if self.recomputed and torch.is_grad_enabled():  # without gradients, as in a frozen prefix, nothing is saved
+            return recomputing(run, *inputs)
+        return run(*inputs)
 
     def advance_row(self, state: State, *, index: int, how: LastBlock) -> State:
         """Passes the feature's token alone through the last block.
@@ -96,7 +99,9 @@ class Encoder(nn.Module):
 
 
 class Prefixes(NamedTuple):
-    """Prefixes of tensor names by which the library's model names an encoder's units.
+    """Prefixes of tensor names by which the library's model names an encoder's units, which change between releases.
+
+    Canonical names are `stem.*`, `blocks.<i>.*` and `norm.*`, after the modality; the rest is the library's name.
 
     Attributes:
         stem: Prefix of the stem; empty if everything except blocks and norm is the stem.
@@ -107,6 +112,26 @@ class Prefixes(NamedTuple):
     stem: str
     blocks: str
     norm: str | None
+
+    def to_library(self, name: str) -> str:
+        """Converts a canonical name without the modality, such as `blocks.3.attn.qkv.weight`, to the library's.
+
+        Raises:
+            ValueError: No tensor of the encoder has that name.
+        """
+        part, _, rest = name.partition(".")
+        prefix = self._asdict().get(part)
+        if prefix is None:
+            raise ValueError(f"this encoder has no tensor `{name}`")
+        return f"{prefix}{rest}"
+
+    def to_canonical(self, name: str) -> str:
+        """Converts a library's name to the canonical one without the modality; the inverse of `to_library`."""
+        for part in ("blocks", "norm", "stem"):  # the stem last: its prefix may be empty
+            prefix = getattr(self, part)
+            if prefix is not None and name.startswith(prefix):
+                return f"{part}.{name.removeprefix(prefix)}"
+        raise ValueError(f"the library's model has no tensor `{name}`")
 
 
 class Fusion(nn.Module):
@@ -145,9 +170,6 @@ class Family(Protocol):
         Raises:
             SpecError: The architecture or an override is wrong.
         """
-
-    def whole_depth(self, encoder: EncoderSpec) -> int:
-        """Returns the number of blocks of the whole encoder."""
 
     def input_settings(self, encoder: EncoderSpec) -> dict[str, Any]:
         """Returns the encoder's requirements for its inputs."""

@@ -18,21 +18,34 @@ from torch.autograd.graph import saved_tensors_hooks
 from lwfed.types.errors import SpecError
 
 
-def through(run: Callable[..., Tensor], *inputs: Tensor | None, recompute: bool) -> Tensor:
-    """Runs a block, or a part of one.
+def recomputing(run: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+    """Runs a block so that autograd saves indices instead of tensors; the first access recomputes all tensors.
 
     Args:
-        run: The block.
+        run: The block, or a part of one.
         inputs: Its inputs.
-        recompute: Whether the backward pass recomputes it. Without gradients, as in a frozen prefix, nothing is saved
-            in any case.
 
     Returns:
         The block's output.
     """
-    if not recompute or not torch.is_grad_enabled():
+    device = next(value.device for value in inputs if value is not None)
+    context = _context_of(device)
+    source: Any = _SaveInputs.apply(torch.empty(0, requires_grad=True), *inputs).grad_fn
+    num_saved = 0
+    found: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> int:
+        nonlocal num_saved
+        num_saved += 1
+        return num_saved - 1
+
+    def unpack(index: int) -> Tensor:
+        if index not in found:
+            _recompute(run, source.saved_tensors, context, count=num_saved, found=found)
+        return found.pop(index)
+
+    with saved_tensors_hooks(pack, unpack):
         return run(*inputs)
-    return _recomputing(run, inputs)
 
 
 def set_recomputed(module: nn.Module, recompute: bool) -> None:
@@ -56,28 +69,6 @@ def set_recomputed(module: nn.Module, recompute: bool) -> None:
                 remedy="set training.activation_checkpointing=false",
             )
         encoder.recomputed = recompute
-
-
-def _recomputing(run: Callable[..., Tensor], inputs: tuple[Tensor | None, ...]) -> Tensor:
-    """Runs a block so that autograd saves indices instead of tensors; the first access recomputes all tensors."""
-    device = next(value.device for value in inputs if value is not None)
-    context = _context_of(device)
-    source: Any = _SaveInputs.apply(torch.empty(0, requires_grad=True), *inputs).grad_fn
-    num_saved = 0
-    found: dict[int, Tensor] = {}
-
-    def pack(tensor: Tensor) -> int:
-        nonlocal num_saved
-        num_saved += 1
-        return num_saved - 1
-
-    def unpack(index: int) -> Tensor:
-        if index not in found:
-            _recompute(run, source.saved_tensors, context, count=num_saved, found=found)
-        return found.pop(index)
-
-    with saved_tensors_hooks(pack, unpack):
-        return run(*inputs)
 
 
 def _recompute(

@@ -84,17 +84,14 @@ class PoolSpec(Section):
 
     @model_validator(mode="after")
     def _cache_can_be_written(self) -> Self:
-        above = [volume for volume in self.volumes if self.cache and _holds(volume.mount_path, self.cache)]
+        cache = PurePosixPath(self.cache or "")
+        above = [volume for volume in self.volumes if cache.is_relative_to(volume.mount_path)]
         nearest = max(above, key=lambda volume: len(volume.mount_path), default=None)
         if nearest is not None and nearest.read_only and nearest.empty_dir is None:
             raise ValueError(
                 f"`cache` {self.cache} is on the volume `{nearest.name}`, which is read-only: set `read_only: false`"
             )
         return self
-
-
-def _holds(folder: str, path: str) -> bool:
-    return PurePosixPath(path).is_relative_to(folder)
 
 
 class CoordinatorSpec(Section):

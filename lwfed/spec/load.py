@@ -84,7 +84,7 @@ def build_spec(values: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> R
     try:
         return RunSpec.model_validate(tree)
     except ValidationError as error:
-        raise SpecError(*_explain(error)) from None
+        raise SpecError(_explain(error)) from None
 
 
 def to_values(spec: RunSpec) -> dict[str, Any]:
@@ -152,9 +152,9 @@ def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
     tree[ours if ours in tree else path[-1]] = value
 
 
-def _explain(error: ValidationError) -> tuple[str]:
+def _explain(error: ValidationError) -> str:
     # a value that fits none of several types has one error per type
-    return ("; ".join(dict.fromkeys(_explain_one(item) for item in error.errors(include_url=False))),)
+    return "; ".join(dict.fromkeys(_explain_one(item) for item in error.errors(include_url=False)))
 
 
 def _explain_one(item: Any) -> str:

@@ -12,9 +12,8 @@ from lwfed.spec.base import Section
 from lwfed.spec.data import DataSpec
 from lwfed.spec.federation import ExchangeSpec, FederationSpec, LaunchSpec, StoreSpec, TrackingSpec
 from lwfed.spec.kubernetes import KubernetesSpec
-from lwfed.spec.levers import LeversSpec
 from lwfed.spec.model import ModelSpec
-from lwfed.spec.training import EvaluationSpec, TrainingSpec
+from lwfed.spec.training import EvaluationSpec, LeversSpec, TrainingSpec
 
 Strategy = Literal["layerwise", "progressive", "end_to_end"]
 

@@ -1,4 +1,4 @@
-"""Local training on a client, and evaluation of the model."""
+"""Local training on a client, the levers that make it cheaper without changing what it learns, and evaluation."""
 
 from __future__ import annotations
 
@@ -56,6 +56,25 @@ class TrainingSpec(Section):
         if self.step_in_backward and self.clip_norm is not None:
             raise ValueError("`step_in_backward` never has all gradients, but `clip_norm` needs their norm: use one")
         return self
+
+
+class LeversSpec(Section):
+    """The levers that may be used; `lwfed plan` shows those in use and what each saves."""
+
+    last_block: Literal["auto", "full", "row", "absorbed"] = Field(
+        "auto",
+        description="the last present block, if the feature is one token: row computes it for that token alone, "
+        "absorbed also absorbs K and V into its query, auto is the cheapest, full computes all tokens",
+    )
+    prefix_cache: Literal["auto", "always", "never"] = Field(
+        "auto", description="clients cache the outputs of frozen blocks; auto: if that pays over the stage's rounds"
+    )
+    views: int = Field(
+        4,
+        ge=0,
+        description="augmented views of an image that are cached and cycled through; 0: each epoch crops again, and "
+        "frozen blocks of images run again too",
+    )
 
 
 class EvaluationSpec(Section):

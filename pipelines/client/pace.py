@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from lwfed.patience import Patience
 from lwfed.types.errors import LwfedError, UnreachableError
 
 T = TypeVar("T")
@@ -63,16 +64,15 @@ def with_retries(action: Callable[[], T], *, pace: Pace, say: Callable[[str], An
     Raises:
         UnreachableError: The server does not answer for `pace.patience_s`.
     """
-    began, wait_s = time.monotonic(), pace.first_poll_s
+    patience = Patience(bound_s=pace.patience_s, first_s=pace.first_poll_s, longest_s=pace.poll_s)
     while True:
         try:
             return action()
         except UnreachableError as error:
-            if time.monotonic() - began > pace.patience_s:
+            if (pause_s := patience.failed(error.problem)) is None:
                 raise
             say(f"{error.problem}; retrying")
-            time.sleep(wait_s)
-            wait_s = min(pace.poll_s, 1.5 * wait_s)
+            time.sleep(pause_s)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from lwfed.cli.options import Json
@@ -33,16 +34,23 @@ def cancel(run: KfpRun, *, access: Access, as_json: Json = False) -> None:
     screen, (known, found) = make_screen(as_json), open_run(access, run)
     jobs: list[str] | None = None  # None: not requested from the cluster
     pods: list[str] | None = None
-    cluster: Cluster | None = None
     error: LwfedError | None = None
+
+    def clean_up(*, ended: bool) -> None:
+        """Deletes the run's Jobs and, once it has ended, waiting pods; notes what it deleted, or what prevented it."""
+        nonlocal jobs, pods, error
+        try:
+            with closing(connect(known.namespace)) as cluster:
+                pods = end_waiting_pods(cluster, known.id) if ended else []
+                jobs = [*(jobs or ()), *_delete_jobs(cluster, known)]
+                error = None
+        except LwfedError as problem:
+            error = problem
+
     terminated = terminate(known, found)
     if terminated:
         screen.say(f"{known.title} is being terminated")
-    try:
-        cluster = connect(known.namespace)
-        jobs = _delete_jobs(cluster, known) if terminated else None
-    except LwfedError as problem:
-        error = problem
+        clean_up(ended=False)
     found = wait_until(known, over=True, seconds=END_S if terminated else 0, poll_s=POLL_S)
     if not terminated:
         screen.say(f"{known.title} had already ended: {found.state}")
@@ -50,15 +58,7 @@ def cancel(run: KfpRun, *, access: Access, as_json: Json = False) -> None:
         screen.say(f"{known.title} has ended")
     else:
         screen.say(f"{known.title} has not ended within {END_S:.0f} s: it is {found.state}; committed work is kept")
-    if cluster is not None:
-        try:
-            pods = end_waiting_pods(cluster, known.id) if is_over(found) else []
-            jobs = [*(jobs or ()), *_delete_jobs(cluster, known)]
-            error = None
-        except LwfedError as problem:
-            error = problem
-        finally:
-            cluster.close()
+    clean_up(ended=is_over(found))
     if jobs is not None:
         screen.say(f"deleted {len(jobs)} Jobs of its clients; committed work is kept")
     if pods:

@@ -20,11 +20,10 @@ from pipelines.client.pace import left_running, usual_pace, with_retries
 from pipelines.client.runs import KnownRun, get_run, is_over, open_run
 from pipelines.commands.screen import make_screen
 from pipelines.follow.follow import outcome_of
-from pipelines.logs.launcher_lines import own_lines
-from pipelines.logs.pods import PodLogs
+from pipelines.logs import PodLogs, own_lines
 from pipelines.options import KfpRun
-from pipelines.states.reading import read_states
 from pipelines.states.records import Pod, Snapshot
+from pipelines.states.workflow import look
 
 
 def logs(
@@ -83,9 +82,9 @@ def _task_logs(access: Access, text: str, *, stage: int | None, follow: bool, wh
                 missed.add(pod.node)
                 say(f"-- {title}: {pod.message}; {error}" if pod.message else f"-- {title}: {error}")
 
-    def look() -> tuple[Any, Snapshot]:
-        found = get_run(run.kfp, run.id)
-        snapshot = read_states(run, found)
+    def write_new() -> tuple[Any, Snapshot]:
+        """Prints the logs that are not printed yet; returns what the run does now."""
+        found, snapshot = look(run)
         for state in snapshot.tasks:
             for pod in state.pods if stage in (None, state.task.stage) else ():
                 of_interest = not pod.is_driver or pod.state == "FAILED"
@@ -97,13 +96,13 @@ def _task_logs(access: Access, text: str, *, stage: int | None, follow: bool, wh
     with closing(PodLogs(run)) as pod_logs:
         if follow:
             with left_running(run.id):
-                found, snapshot = with_retries(look, pace=pace, say=say)
+                found, snapshot = with_retries(write_new, pace=pace, say=say)
                 while not is_over(found):
                     time.sleep(pace.poll_s)
-                    found, snapshot = with_retries(look, pace=pace, say=say)
+                    found, snapshot = with_retries(write_new, pace=pace, say=say)
             _raise_outcome(run, found, snapshot)
             return
-        look()
+        write_new()
     if not shown:
         what = f"stage {stage}" if stage is not None else "any task"
         raise NotFoundError(f"there is no log of {what} of {text} yet", remedy="use --follow to wait for it")
@@ -145,13 +144,13 @@ def _client_logs(access: Access, text: str, *, client: str, stage: int | None, f
             time.sleep(usual_pace().poll_s)
             found = get_run(run.kfp, run.id)
     if follow and run is not None:
-        _raise_outcome(run, found, read_states(run, found))
+        _raise_outcome(run, *look(run))
 
 
 def _runs(run: KnownRun, pod: Pod) -> bool:
     """Whether a pod still runs; True if the server does not answer."""
     with suppress(UnreachableError):
-        snapshot = read_states(run, get_run(run.kfp, run.id))
+        _, snapshot = look(run)
         return any(now.node == pod.node and now.state == "RUNNING" for now in snapshot.pods)
     return True
 

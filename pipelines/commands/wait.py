@@ -8,7 +8,6 @@ from typing import Any
 
 from lwfed.formats import metric_text, natural_order, seconds_text
 from lwfed.store import paths
-from lwfed.store.opening import open_store
 from lwfed.types.errors import LwfedError
 from pipelines.client.cluster import waiting_reasons
 from pipelines.client.pace import Pace
@@ -80,13 +79,11 @@ def _result(run: KnownRun) -> dict[str, Any]:
     """Reads a run's result from its store; empty if the store is not reachable."""
     if run.store is None or run.name is None:
         return {}
-    try:
-        if run.store.startswith("s3://"):
-            from lwfed.store.s3.store import S3Store
+    from lwfed.store.s3.store import S3Store  # loads botocore
 
-            summary = S3Store(run.store, patience_s=STORE_PATIENCE_S).read_ref(paths.summary(run.name))
-        else:
-            summary = open_store(run.store).read_ref(paths.summary(run.name))
+    try:
+        store = S3Store(run.store, patience_s=STORE_PATIENCE_S)  # pods share no other kind of store
+        summary = store.read_ref(paths.summary(run.name))
     except (LwfedError, OSError):
         return {}
     return {} if summary is None else {"digest": summary["digest"], "metrics": summary["metrics"]}

@@ -10,11 +10,11 @@ from typing import Any, Protocol
 
 from lwfed.types.errors import LwfedError, NotStartedError
 from pipelines.client.pace import Pace, left_running, with_retries
-from pipelines.client.runs import KnownRun, get_run, is_over, was_cancelled
+from pipelines.client.runs import KnownRun, is_over, was_cancelled
 from pipelines.follow.reason import why_failed
-from pipelines.logs.pods import PodLogs
-from pipelines.states.reading import read_states
+from pipelines.logs import PodLogs
 from pipelines.states.records import Snapshot, TaskState
+from pipelines.states.workflow import look
 
 
 class Watcher(Protocol):
@@ -67,10 +67,6 @@ def follow(run: KnownRun, *, watcher: Watcher, pace: Pace, waiting: Waiting) -> 
 
     moved = checked = time.monotonic()  # when a container last ran, and when the reasons to wait were last requested
 
-    def look() -> tuple[Any, Snapshot]:
-        found = get_run(run.kfp, run.id)
-        return found, read_states(run, found)
-
     def say_away(line: str) -> None:
         nonlocal moved, checked
         watcher.say(line)
@@ -80,7 +76,7 @@ def follow(run: KnownRun, *, watcher: Watcher, pace: Pace, waiting: Waiting) -> 
     wait_s = pace.first_poll_s
     with left_running(run.id):
         while True:
-            found, snapshot = with_retries(look, pace=pace, say=say_away)
+            found, snapshot = with_retries(lambda: look(run), pace=pace, say=say_away)
             now = time.monotonic()
             watcher.tasks(found.state or "PENDING", snapshot.tasks)
             if is_over(found):

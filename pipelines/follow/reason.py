@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from lwfed.types.errors import EXIT_CODES, KINDS, LwfedError, error_of, exit_name
-from pipelines.logs.launcher_lines import own_lines
+from pipelines.logs import own_lines
 from pipelines.states.records import Pod, Snapshot, failed_pod
 
 LINE = re.compile(r"\berror: (?P<message>\S.* -> \S.*)$")

@@ -1,1 +1,1 @@
-"""The states of a run's tasks: common records, and one parser for each format of Kubeflow Pipelines."""
+"""The states of a run's tasks, from what Kubeflow Pipelines reports."""

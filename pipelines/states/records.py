@@ -1,9 +1,8 @@
-"""Records of a run's tasks and their pods, the same for every version of Kubeflow Pipelines."""
+"""Records of a run's tasks and their pods."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from pipelines.tasks import Task
@@ -53,7 +52,7 @@ class TaskState:
     state: str
     started: datetime | None = None
     ended: datetime | None = None
-    pods: tuple[Pod, ...] = field(default=())
+    pods: tuple[Pod, ...] = ()
 
     def seconds(self, now: datetime) -> float:
         """Returns its duration so far in seconds."""
@@ -95,13 +94,3 @@ def failed_pod(snapshot: Snapshot) -> tuple[TaskState | None, Pod] | None:
     found = [item for item in found if item[0] and item[0].task.name != EXIT_TASK] or found
     found = found or [(None, pod) for pod in snapshot.others if pod.state == "FAILED"]
     return min(found, key=lambda item: item[1].ended or NEVER, default=None)
-
-
-def oldest_first(pods: Iterable[Pod]) -> tuple[Pod, ...]:
-    """Returns a task's pods sorted: the driver's first, then by start."""
-    return tuple(sorted(pods, key=lambda pod: (not pod.is_driver, pod.started or NEVER, pod.name)))
-
-
-def date_of(text: str | None) -> datetime | None:
-    """Parses a date of the API; None if there is none."""
-    return datetime.fromisoformat(text) if text else None

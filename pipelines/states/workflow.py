@@ -1,6 +1,7 @@
-"""Parses tasks of Kubeflow Pipelines 2.17 from the nodes of the Argo workflow, which the v1beta1 API returns.
+"""Reads the states of a run's tasks from the nodes of its Argo workflow, which Kubeflow Pipelines' v1beta1 API returns.
 
-The v2beta1 API has no names of pods, and reports cached tasks as skipped. A node's name is its path in the workflow:
+This is the only module that knows the format of 2.17; according to its sources, 2.18 has the same. The v2beta1 API has
+no names of pods, and reports cached tasks as skipped. A node's name is its path in the workflow:
 `wf(0).root(0).exit-handler-1(0).train-stage-1(0).executor(1)` is the second try of stage 1's own pod; the node of its
 driver is next to the task, as `train-stage-1-driver`. Numbers in brackets are tries; only installations with retries
 have them.
@@ -17,9 +18,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from pipelines.states.records import Pod, Snapshot, TaskState, date_of, oldest_first
+from lwfed.types.errors import LwfedError, NotFoundError
+from pipelines.client.runs import KnownRun, get_run
+from pipelines.states.records import NEVER, Pod, Snapshot, TaskState
 from pipelines.tasks import Task
 
+NOT_BEGUN = (None, "", "PENDING", "CANCELING")
+"""States in which a run may have no tasks yet; 2.17.0 returns none for a moment after a run's creation."""
 TRY = re.compile(r"\(\d+\)$")
 EXECUTOR = "executor"
 DRIVER = "-driver"
@@ -55,8 +60,47 @@ class Node:
     pod: Pod
 
 
-def parse(answer: Mapping[str, Any], tasks: Mapping[str, Task]) -> Snapshot | None:
-    """Parses the states of a run's tasks, as seen on 2.17.0; according to its sources, 2.18 has the same format.
+def look(run: KnownRun) -> tuple[Any, Snapshot]:
+    """Reads a run now: the API's record of it, and the states of its tasks. Raises LwfedError as `read_states` does."""
+    found = get_run(run.kfp, run.id)
+    return found, read_states(run, found)
+
+
+def read_states(run: KnownRun, found: Any) -> Snapshot:
+    """Reads the states of a run's tasks.
+
+    Args:
+        run: The run.
+        found: The API's record of it, read before.
+
+    Returns:
+        The snapshot; empty for a run that was just created.
+
+    Raises:
+        LwfedError: The server refuses or does not answer; or the run has begun, and the answer has no workflow.
+    """
+    path = f"/apis/v1beta1/runs/{run.id}"
+    try:
+        answer = json.loads(run.kfp.read(path, about=f"the tasks of the run {run.id}"))
+    except NotFoundError:
+        problem = "not found"
+    except ValueError:
+        problem = "not JSON"
+    else:
+        if (snapshot := parse(answer, run.tasks)) is not None:
+            return snapshot
+        problem = "JSON without a workflow"
+    if found.state in NOT_BEGUN:
+        return Snapshot()
+    raise LwfedError(
+        f"the run {run.id} is {found.state}, but {run.kfp.endpoint} reports its tasks in a format that lwfed does not "
+        f"know ({path}: {problem})",
+        remedy=f"use Kubeflow Pipelines 2.17 or a newer lwfed; the run itself is not affected: {run.page}",
+    )
+
+
+def parse(answer: Any, tasks: Mapping[str, Task]) -> Snapshot | None:
+    """Parses the states of a run's tasks.
 
     Args:
         answer: The API's answer.
@@ -65,7 +109,8 @@ def parse(answer: Mapping[str, Any], tasks: Mapping[str, Task]) -> Snapshot | No
     Returns:
         The snapshot; None if the answer has no workflow.
     """
-    text = (answer.get("pipeline_runtime") or {}).get("workflow_manifest")
+    runtime = answer.get("pipeline_runtime") if isinstance(answer, dict) else None
+    text = (runtime or {}).get("workflow_manifest")
     workflow = json.loads(text) if text else {}
     if not isinstance(workflow, dict) or "metadata" not in workflow:
         return None
@@ -74,7 +119,7 @@ def parse(answer: Mapping[str, Any], tasks: Mapping[str, Task]) -> Snapshot | No
     states = [state for task in tasks.values() if (state := _state(task, nodes)) is not None]
     mine = {pod.node for state in states for pod in state.pods}
     others = [node.pod for node in nodes if node.kind == POD and node.pod.node not in mine]
-    return Snapshot(tuple(states), oldest_first(others), str(status.get("message") or ""))
+    return Snapshot(tuple(states), _oldest_first(others), str(status.get("message") or ""))
 
 
 def _nodes(status: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -92,8 +137,8 @@ def _node(workflow: Mapping[str, Any], values: Mapping[str, Any]) -> Node:
         name=_pod_name(workflow, values),
         state=STATES.get(str(values.get("phase") or "Pending"), "PENDING"),
         is_driver=path[-1].endswith(DRIVER),
-        started=date_of(values.get("startedAt")),
-        ended=date_of(values.get("finishedAt")),
+        started=_date_of(values.get("startedAt")),
+        ended=_date_of(values.get("finishedAt")),
         message=str(values.get("message") or ""),
     )
     return Node(path, str(values.get("type")), TRY.search(name) is not None, pod)
@@ -120,7 +165,7 @@ def _state(task: Task, nodes: Iterable[Node]) -> TaskState | None:
         state = "FAILED"  # its driver failed, so it has no pod of its own
     if state == "SUCCEEDED" and any(node.kind == SKIPPED_NODE for node in again):
         state = "CACHED"
-    pods = oldest_first(node.pod for node in [*drivers, *executors] if node.kind == POD)
+    pods = _oldest_first(node.pod for node in [*drivers, *executors] if node.kind == POD)
     last = next((pod for pod in reversed(pods) if not pod.is_driver), None)
     if state == "RUNNING" and (last is None or last.state == "PENDING"):
         state = "PENDING"  # Argo reports a task as running as soon as it requests the pod
@@ -148,3 +193,12 @@ def _pod_name(workflow: Mapping[str, Any], values: Mapping[str, Any]) -> str:
         return node
     prefix = f"{metadata['name']}-{values['templateName']}"[:LONGEST_PREFIX]
     return f"{prefix}-{node.rpartition('-')[2]}"
+
+
+def _oldest_first(pods: Iterable[Pod]) -> tuple[Pod, ...]:
+    """Returns a task's pods sorted: the driver's first, then by start."""
+    return tuple(sorted(pods, key=lambda pod: (not pod.is_driver, pod.started or NEVER, pod.name)))
+
+
+def _date_of(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None

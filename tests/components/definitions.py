@@ -7,9 +7,8 @@ the marker `unseen`. What is made shows as recorded ones do, and so does what fo
 from __future__ import annotations
 
 import json
-import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -32,13 +31,9 @@ def instead(state: State, ask: Ask) -> Answer | None:
     if state.is_ui and ask.path.startswith("/apis/v1alpha1/"):
         # frontend/server/app.ts: it passes on v1beta1 and v2beta1; other paths are those of its own files
         return Answer(b"Not Found", 404, "text/html; charset=utf-8")
-    if (state.has_tasks_api or state.hides_tasks) and ask.path.startswith("/apis/v1beta1/"):
-        # a guess: the branch has it still, but marks what it says of a run as deprecated
+    if state.hides_tasks and ask.path.startswith("/apis/v1beta1/"):
+        # a guess: of a version that has left it out
         return as_json({"code": 5, "message": "Not Found", "details": []}, status=404)
-    asked = ask.matches(rf"GET {V2}/runs/([^/:]+)(/tasks)?") if state.has_tasks_api else None
-    if asked and asked[1] in state.runs:
-        run = state.runs[asked[1]]
-        return as_json({"tasks": list(tasks_of(run))}) if asked[2] else _run_with_tasks(run, ask)
     return None
 
 
@@ -147,48 +142,6 @@ def _pod_log(state: State, ask: Ask) -> Answer:
 def pod_name(run: Played, node: str) -> str:
     """Returns the name of a node's pod: Argo's pod-name-format v2, which the recorded workflows name."""
     return f"{run.workflow}-{run.nodes[node]['templateName']}-{node.rpartition('-')[2]}"
-
-
-def _run_with_tasks(run: Played, ask: Ask) -> Answer:
-    """A run after 2.17: `tasks` take the place of `run_details`, and are left out unless `view=FULL` asks for them.
-
-    Branch pr-13986 (2026-08-20), which is not in master: backend/api/v2beta1/run.proto, messages Run and GetRunRequest;
-    backend/src/apiserver/server/api_converter.go.
-    """
-    shown = {key: value for key, value in run.look("v2beta1").items() if key != "run_details"}
-    tasks = list(tasks_of(run))
-    whole = {"tasks": tasks} if ask.query.get("view") == "FULL" else {}
-    return as_json({**shown, "task_count": len(tasks), **whole})
-
-
-def tasks_of(run: Played) -> Iterator[dict[str, Any]]:
-    """Yields the tasks of a run with their pods, as the code after 2.17 shows them.
-
-    Branch pr-13986: backend/api/v2beta1/run.proto, message PipelineTask with TaskPod, TaskState (CACHED among them) and
-    TaskType. What became of each is taken from the recorded nodes.
-    """
-    for node in run.nodes.values():
-        found = re.fullmatch(r"(.*)\.([\w-]+)-driver\(0\)", node["name"])
-        if found is None or node["templateName"] != "system-container-driver":
-            continue
-        inner = rf"{re.escape(found[1])}\.{re.escape(found[2])}(\(0\)\.executor(\(\d+\))?)?"
-        own = {item["name"]: item for item in run.nodes.values() if re.fullmatch(inner, item["name"])}
-        wrapper = own.get(f"{found[1]}.{found[2]}")
-        skipped = own.get(f"{found[1]}.{found[2]}(0).executor", {}).get("phase") == "Skipped"
-        state = "CACHED" if skipped else {"Error": "FAILED"}.get((wrapper or node)["phase"], (wrapper or node)["phase"])
-        pods = [(node, "DRIVER"), *((item, "EXECUTOR") for item in own.values() if item["type"] == "Pod")]
-        yield {
-            "name": found[2],
-            "display_name": found[2],
-            "task_id": str(uuid.uuid5(uuid.NAMESPACE_OID, node["id"])),
-            "run_id": run.run_id,
-            "type": "RUNTIME",
-            "state": {"PENDING": "RUNNING"}.get(state.upper(), state.upper()),
-            "create_time": node["startedAt"],
-            "end_time": (wrapper or node).get("finishedAt"),
-            "pods": [{"name": pod_name(run, item["id"]), "type": kind} for item, kind in pods],
-            "scope_path": f"root.{found[2]}",
-        }
 
 
 def _wrong_parameters(state: State, made: Mapping[str, Any]) -> Answer | None:

@@ -65,8 +65,7 @@ class State:
         multi_user: Whether a namespace is needed. Not recorded.
         namespaces: Those of its users.
         is_ui: Answers as the server of the web pages does. Not recorded.
-        has_tasks_api: Shows tasks as the code to come after 2.17 does. Not recorded.
-        hides_tasks: Has neither v1beta1 nor tasks in v2beta1, as a version that nobody knows yet. Not recorded.
+        hides_tasks: Has no v1beta1, as a version that nobody knows yet. Not recorded.
         asked: All requests.
         unseen: Those that were answered from definitions.
         refused: Those that nobody knows an answer to.
@@ -81,7 +80,6 @@ class State:
     multi_user: bool = False
     namespaces: tuple[str, ...] = ("alice",)
     is_ui: bool = False
-    has_tasks_api: bool = False
     hides_tasks: bool = False
     experiments: list[dict[str, Any]] = field(default_factory=lambda: items("experiments"))
     pipelines: list[dict[str, Any]] = field(default_factory=lambda: items("pipelines"))

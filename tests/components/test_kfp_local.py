@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from components.train_stage import train_stage
 from lwfed.run import runs
 from lwfed.store import paths
 from lwfed.store.local import LocalStore
-from pipelines.local import PipelineFailedError, run_locally
+from pipelines.pipeline import experiment_pipeline
 from pipelines.spec_text import spec_text
 from pipelines.stages import Work
 from tests.tiny import run_tiny, tiny_spec
@@ -24,6 +25,14 @@ SHORT = ("stages.rounds=[1,1]",)
 OUTSIDE = (*SHORT, "launch.kind=subprocess", "launch.parallel=2")
 PYTHON = "python"
 """No image is pulled; kfp warns of one that is not Python's."""
+
+
+def run_locally(work: Work, *, folder: Path) -> None:
+    """Runs the pipeline to its end; raises RuntimeError if a task fails. `folder` is for what the tasks hand on."""
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(folder), raise_on_error=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about images and Kubernetes' settings, which do not apply here
+        experiment_pipeline(work)()
 
 
 def parameters_of(task: Path) -> dict[str, str]:
@@ -46,8 +55,8 @@ def test_pipeline_ends_in_the_digest_of_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     here = run_tiny(tmp_path / "here", *SHORT)
-    spec = tiny_spec(tmp_path / "store", *OUTSIDE)
-    run_locally(Work(spec), folder=tmp_path / "tasks", run_id="piped")
+    spec = tiny_spec(tmp_path / "store", *OUTSIDE, "kubernetes.env={LWFED_RUN_ID: piped}")
+    run_locally(Work(spec), folder=tmp_path / "tasks")
 
     store = LocalStore(tmp_path / "store")
     run = runs.read_run(store, "piped")
@@ -87,7 +96,7 @@ def test_a_failed_task_ends_the_pipeline_and_what_it_leaves_is_cleaned_up(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     spec = tiny_spec(tmp_path / "store", "data={source: coco, root: /nowhere}")
-    with pytest.raises(PipelineFailedError, match="prepare"):
+    with pytest.raises(RuntimeError, match="prepare"):
         run_locally(Work(spec), folder=tmp_path / "tasks")
     told = capfd.readouterr().out
     assert "lwfed.types.errors.DataError: " in told and '"state": "FAILED"' in told

@@ -134,8 +134,8 @@ def test_what_nobody_asked_is_refused() -> None:
 def test_what_was_not_seen_needs_the_marker() -> None:
     with serving(State()) as kfp:
         kfp.check(unseen=False)
-        kfp.has_tasks_api = True
-        assert asked(kfp, f"/apis/v2beta1/runs/{kfp.play('cached')}")[0] == 200
+        kfp.hides_tasks = True
+        assert asked(kfp, f"/apis/v1beta1/runs/{kfp.play('cached')}")[0] == 404
         with pytest.raises(AssertionError, match="not marked `unseen`"):
             kfp.check(unseen=False)
         kfp.check(unseen=True)
@@ -149,15 +149,3 @@ def test_what_follows_an_accepted_request_is_recorded(kfp: State) -> None:
     run_id = kfp.play("as-shipped-importer-fails", upto=0)
     asked(kfp, f"/apis/v2beta1/runs/{run_id}:retry", "POST")
     assert [asked(kfp, f"/apis/v2beta1/runs/{run_id}")[1]["state"] for _ in range(2)] == ["RUNNING", "FAILED"]
-
-
-@pytest.mark.unseen
-def test_tasks_with_their_pods_are_made_from_recorded_nodes(kfp: State) -> None:
-    kfp.has_tasks_api = True
-    run_id = kfp.play("cached")
-    assert "tasks" not in asked(kfp, f"/apis/v2beta1/runs/{run_id}")[1]
-    _, answer = asked(kfp, f"/apis/v2beta1/runs/{run_id}?view=FULL")
-    states = {task["name"]: task["state"] for task in answer["tasks"]}
-    assert states["train-stage-1"] == states["evaluate"] == "CACHED" and states["report"] == "SUCCEEDED"
-    (report,) = [task for task in answer["tasks"] if task["name"] == "report"]
-    assert [pod["type"] for pod in report["pods"]] == ["DRIVER", "EXECUTOR"]

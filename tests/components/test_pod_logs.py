@@ -9,9 +9,9 @@ import pytest
 from lwfed.types.errors import NotFoundError
 from pipelines.client.connection import Access
 from pipelines.client.runs import open_run
-from pipelines.logs.pods import PodLogs, unwrapped
-from pipelines.states.reading import read_states
+from pipelines.logs import PodLogs, unwrapped
 from pipelines.states.records import Pod
+from pipelines.states.workflow import read_states
 from tests.components.cluster_server import Objects
 from tests.components.kfp_server import State
 from tests.components.scenes import QUICK

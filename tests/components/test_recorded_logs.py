@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from pipelines.logs.launcher_lines import own_lines
+from pipelines.logs import own_lines
 from tests.components.conftest import Command
 from tests.components.kfp_server import State
 from tests.components.recorded import FOLDER, whole_logs

@@ -5,7 +5,6 @@ Gong et al. 2021, arXiv 2104.01778; the paper uses the CLS token alone, not its 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from jaxtyping import Float
@@ -13,13 +12,16 @@ from torch import Tensor, nn
 from transformers.models.audio_spectrogram_transformer.configuration_audio_spectrogram_transformer import ASTConfig
 from transformers.models.audio_spectrogram_transformer.modeling_audio_spectrogram_transformer import ASTModel
 
-from lwfed.models import transformers_config
 from lwfed.models.feature_row import absorbed_attention, of_linears, row_attention
 from lwfed.models.protocol import Encoder, LastBlock, Prefixes, State, require_depth
+from lwfed.models.transformers_config import Library
 from lwfed.spec.model import EncoderSpec
 from lwfed.types.errors import SpecError
 
 PREFIXES = Prefixes(stem="embeddings.", blocks="layers.", norm="layernorm.")
+LIBRARY = Library(ASTConfig, ASTModel)
+config, library_config, adapt = LIBRARY.config, LIBRARY.library_config, LIBRARY.adapt
+"""See `protocol.Family`."""
 
 
 class Ast(Encoder):
@@ -62,7 +64,7 @@ class Ast(Encoder):
 
 def build(encoder: EncoderSpec, *, depth: int | None) -> Encoder:
     """Builds the encoder on the default device; see `protocol.Family`."""
-    settings = _config(encoder)
+    settings = LIBRARY.settings(encoder)
     depth = require_depth(depth, whole=settings.num_hidden_layers)
     settings.num_hidden_layers = depth
     if min(settings.max_length, settings.num_mel_bins) < settings.patch_size:
@@ -70,36 +72,10 @@ def build(encoder: EncoderSpec, *, depth: int | None) -> Encoder:
             f"`max_length` {settings.max_length} x `num_mel_bins` {settings.num_mel_bins} is smaller than a patch",
             remedy=f"make both at least `config.patch_size`, {settings.patch_size}",
         )
-    return Ast(transformers_config.build_model(encoder, ASTModel, settings), depth=depth)
-
-
-def whole_depth(encoder: EncoderSpec) -> int:
-    """Returns the number of blocks of the whole encoder."""
-    return int(_config(encoder).num_hidden_layers)
+    return Ast(LIBRARY.build(encoder, settings), depth=depth)
 
 
 def input_settings(encoder: EncoderSpec) -> dict[str, Any]:
     """Returns `num_mel_bins` and `max_length`, the number of frames."""
-    settings = _config(encoder)
+    settings = LIBRARY.settings(encoder)
     return {"num_mel_bins": int(settings.num_mel_bins), "max_length": int(settings.max_length)}
-
-
-def config(encoder: EncoderSpec) -> dict[str, Any]:
-    """Returns the settings of ASTConfig: those in the weights' folder, overridden by the spec's."""
-    return transformers_config.values(encoder, ASTConfig)
-
-
-def library_config(encoder: EncoderSpec, *, depth: int) -> dict[str, Any]:
-    """Returns the config.json that `ASTModel.from_pretrained` reads."""
-    settings = _config(encoder, architectures=["ASTModel"])
-    settings.num_hidden_layers = depth
-    return dict(settings.to_dict())
-
-
-def adapt(encoder: EncoderSpec, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Converts a checkpoint's names with transformers, and drops heads of other tasks."""
-    return transformers_config.adapt(encoder, ASTModel, _config(encoder), tensors)
-
-
-def _config(encoder: EncoderSpec, **extra: Any) -> Any:
-    return transformers_config.make(encoder, ASTConfig, **extra)

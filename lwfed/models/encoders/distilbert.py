@@ -13,14 +13,17 @@ from torch import Tensor, nn
 from transformers.models.distilbert.configuration_distilbert import DistilBertConfig
 from transformers.models.distilbert.modeling_distilbert import DistilBertModel
 
-from lwfed.models import transformers_config
 from lwfed.models.feature_row import absorbed_attention, of_linears, row_attention
 from lwfed.models.protocol import Encoder, LastBlock, Prefixes, State, require_depth
+from lwfed.models.transformers_config import Library
 from lwfed.models.weights import tokenizer_of
 from lwfed.spec.model import EncoderSpec
 from lwfed.types.errors import SpecError
 
 PREFIXES = Prefixes(stem="embeddings.", blocks="transformer.layer.", norm=None)
+LIBRARY = Library(DistilBertConfig, DistilBertModel)
+config, library_config, adapt = LIBRARY.config, LIBRARY.library_config, LIBRARY.adapt
+"""See `protocol.Family`."""
 
 
 class DistilBert(Encoder):
@@ -65,7 +68,7 @@ class DistilBert(Encoder):
 
 def build(encoder: EncoderSpec, *, depth: int | None) -> Encoder:
     """Builds the encoder on the default device; see `protocol.Family`."""
-    settings = _config(encoder)
+    settings = LIBRARY.settings(encoder)
     depth = require_depth(depth, whole=settings.n_layers)
     if encoder.max_tokens > settings.max_position_embeddings:
         raise SpecError(
@@ -73,12 +76,7 @@ def build(encoder: EncoderSpec, *, depth: int | None) -> Encoder:
             remedy="lower max_tokens or raise config.max_position_embeddings",
         )
     settings.n_layers = depth
-    return DistilBert(transformers_config.build_model(encoder, DistilBertModel, settings), depth=depth)
-
-
-def whole_depth(encoder: EncoderSpec) -> int:
-    """Returns the number of blocks of the whole encoder."""
-    return int(_config(encoder).n_layers)
+    return DistilBert(LIBRARY.build(encoder, settings), depth=depth)
 
 
 def input_settings(encoder: EncoderSpec) -> dict[str, Any]:
@@ -86,26 +84,5 @@ def input_settings(encoder: EncoderSpec) -> dict[str, Any]:
     return {
         "max_tokens": encoder.max_tokens,
         "tokenizer": tokenizer_of(encoder),
-        "vocab_size": int(_config(encoder).vocab_size),
+        "vocab_size": int(LIBRARY.settings(encoder).vocab_size),
     }
-
-
-def config(encoder: EncoderSpec) -> dict[str, Any]:
-    """Returns the settings of DistilBertConfig: those in the weights' folder, overridden by the spec's."""
-    return transformers_config.values(encoder, DistilBertConfig)
-
-
-def library_config(encoder: EncoderSpec, *, depth: int) -> dict[str, Any]:
-    """Returns the config.json that `DistilBertModel.from_pretrained` reads."""
-    settings = _config(encoder, architectures=["DistilBertModel"])
-    settings.n_layers = depth
-    return dict(settings.to_dict())
-
-
-def adapt(encoder: EncoderSpec, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Converts a checkpoint's names with transformers, and drops heads of other tasks."""
-    return transformers_config.adapt(encoder, DistilBertModel, _config(encoder), tensors)
-
-
-def _config(encoder: EncoderSpec, **extra: Any) -> Any:
-    return transformers_config.make(encoder, DistilBertConfig, **extra)

@@ -100,12 +100,6 @@ def build(encoder: EncoderSpec, *, depth: int | None) -> Encoder:
     return ViT(model, depth=require_depth(depth, whole=len(model.blocks)))
 
 
-def whole_depth(encoder: EncoderSpec) -> int:
-    """Returns the number of blocks of the whole encoder."""
-    with device("meta"):
-        return len(_library(encoder).blocks)
-
-
 def input_settings(encoder: EncoderSpec) -> dict[str, Any]:
     """Returns `image_size`, pixels per side."""
     return {"image_size": _image_size(encoder)}

@@ -33,7 +33,7 @@ def test_a_family_builds_what_its_description_says(name: str) -> None:
     model = ModelSpec.model_validate(
         {"encoders": {description.modality: encoder}, "objective": {"kind": "supervised"}, "projection": {"out": 8}}
     )
-    depth = {description.modality: family.whole_depth(encoder)}
+    depth = {description.modality: small.whole_depth(encoder)}
     module = skeleton(model, depth=depth, num_classes=2)
     assert {unit_of(tensor) for tensor in tensor_specs(module)} == set(units_of(model, depth))
     assert description.final_norm is (family.PREFIXES.norm is not None)

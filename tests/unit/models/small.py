@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from lwfed.models.families import family_of
 from lwfed.spec.model import EncoderSpec, ModelSpec
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}
@@ -31,6 +32,12 @@ def distilbert(**fields: Any) -> EncoderSpec:
 
 def ast(**fields: Any) -> EncoderSpec:
     return EncoderSpec(**{"family": "ast", "config": AST, **fields})
+
+
+def whole_depth(encoder: EncoderSpec) -> int:
+    """Returns the number of blocks of a whole encoder."""
+    with torch.device("meta"):
+        return len(family_of(encoder).build(encoder, depth=None).blocks)
 
 
 def contrastive(**encoders: EncoderSpec) -> ModelSpec:

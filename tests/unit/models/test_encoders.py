@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from lwfed.models.build import encoder_depth, initial_tensors, input_settings, load, skeleton
+from lwfed.models.build import initial_tensors, input_settings, load, skeleton
 from lwfed.models.families import family_of
-from lwfed.models.names import to_library
 from lwfed.plan.units import units_of
 from lwfed.spec.model import EncoderSpec
 from lwfed.types.errors import SpecError
@@ -45,7 +44,7 @@ def test_split_is_the_library_model_bit_for_bit(modality: str) -> None:
         torch.manual_seed(1)
         library = _library(encoder).eval()
     ours = family_of(encoder).build(encoder, depth=None).eval()
-    names = {to_library(name, prefixes=family_of(encoder).PREFIXES): name for name in ours.state_dict()}
+    names = {family_of(encoder).PREFIXES.to_library(name): name for name in ours.state_dict()}
     assert set(names) == set(library.state_dict())  # every tensor of the library is one of ours, and no other
     ours.load_state_dict({names[name]: tensor for name, tensor in library.state_dict().items()})
     batch = small.inputs()[modality]
@@ -63,7 +62,7 @@ def test_text_without_padding_is_the_library_model() -> None:
     ours = family_of(encoder).build(encoder, depth=None).eval()
     state = library.state_dict()
     ours.load_state_dict(
-        {name: state[to_library(name, prefixes=family_of(SPECS["text"]).PREFIXES)] for name in ours.state_dict()}
+        {name: state[family_of(SPECS["text"]).PREFIXES.to_library(name)] for name in ours.state_dict()}
     )
     batch = small.inputs()["text"]
     batch = {"ids": batch["ids"][1:], "mask": batch["mask"][1:]}
@@ -86,8 +85,8 @@ def test_padding_does_not_change_a_feature() -> None:
 
 
 def test_whole_depth_and_input_settings() -> None:
-    assert [encoder_depth(encoder) for encoder in SPECS.values()] == [4, 3, 3]
-    assert encoder_depth(EncoderSpec(family="vit", arch="vit_tiny_patch16_224")) == 12
+    assert [small.whole_depth(encoder) for encoder in SPECS.values()] == [4, 3, 3]
+    assert small.whole_depth(EncoderSpec(family="vit", arch="vit_tiny_patch16_224")) == 12
     assert input_settings(SPECS["image"]) == {"image_size": 32}
     assert input_settings(SPECS["text"]) == {"max_tokens": 12, "tokenizer": None, "vocab_size": 60}
     assert input_settings(SPECS["audio"]) == {"num_mel_bins": 16, "max_length": 40}

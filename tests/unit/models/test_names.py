@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from lwfed.models.families import family_of
-from lwfed.models.names import to_canonical, to_library
 from lwfed.models.protocol import Prefixes
 from tests.unit.models import small
 
@@ -28,14 +27,14 @@ def prefixes(family: str) -> Prefixes:
     ],
 )
 def test_there_and_back(family: str, canonical: str, library: str) -> None:
-    assert to_library(canonical, prefixes=prefixes(family)) == library
-    assert to_canonical(library, prefixes=prefixes(family)) == canonical
+    assert prefixes(family).to_library(canonical) == library
+    assert prefixes(family).to_canonical(library) == canonical
 
 
 def test_foreign_names_are_refused() -> None:
     with pytest.raises(ValueError, match="no tensor"):
-        to_library("projection.out.weight", prefixes=prefixes("vit"))
+        prefixes("vit").to_library("projection.out.weight")
     with pytest.raises(ValueError, match="no tensor"):
-        to_library("norm.weight", prefixes=prefixes("distilbert"))
+        prefixes("distilbert").to_library("norm.weight")
     with pytest.raises(ValueError, match="no tensor"):
-        to_canonical("classifier.weight", prefixes=prefixes("ast"))
+        prefixes("ast").to_canonical("classifier.weight")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lwfed.models.build import encoder_depth, initial_tensors, input_settings, skeleton, tensor_specs
+from lwfed.models.build import initial_tensors, input_settings, skeleton, tensor_specs
 from lwfed.models.pretrained import resolved
 from lwfed.models.weights import is_hub_id, weights_version
 from lwfed.plan.units import units_of
@@ -57,7 +57,7 @@ def _model(folders: dict[str, Path]) -> ModelSpec:
 
 def test_every_unit_starts_from_the_saved_tensors(folders: dict[str, Path]) -> None:
     model = _model(folders)
-    depth = {modality: encoder_depth(encoder) for modality, encoder in model.encoders.items()}
+    depth = {modality: small.whole_depth(encoder) for modality, encoder in model.encoders.items()}
     assert depth == {"image": 4, "text": 3, "audio": 3}
     units = units_of(model, depth)
     tensors = initial_tensors(model, units=units, depth=depth, num_classes=None, seed="0")

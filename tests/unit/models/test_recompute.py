@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from lwfed.models.build import initial_tensors, load, set_trained, skeleton
 from lwfed.models.inspect import SavedBytes
 from lwfed.models.multimodal import Multimodal
-from lwfed.models.recompute import set_recomputed, through
+from lwfed.models.protocol import Encoder
+from lwfed.models.recompute import set_recomputed
 from lwfed.objectives.contrastive import contrastive_loss
 from lwfed.plan.units import units_of
 from lwfed.spec.model import ModelSpec
@@ -89,11 +90,13 @@ def test_frozen_blocks_run_once() -> None:
         calls.append(torch.is_grad_enabled())
         return tokens.exp().sin()
 
+    encoder = Encoder(nn.Identity(), blocks=nn.ModuleList(), width=3, init_std=0.0)
+    encoder.recomputed = True
     tokens = torch.ones(3, requires_grad=True)
     with torch.no_grad():
-        through(run, tokens, recompute=True)
+        encoder.through(run, tokens)
     assert calls == [False]
-    through(run, tokens, recompute=True).sum().backward()
+    encoder.through(run, tokens).sum().backward()
     assert calls == [False, True, True]
     expected = torch.ones(3, requires_grad=True)
     expected.exp().sin().sum().backward()

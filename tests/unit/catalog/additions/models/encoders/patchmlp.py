@@ -55,10 +55,6 @@ def build(encoder: EncoderSpec, *, depth: int | None) -> Encoder:
     )
 
 
-def whole_depth(encoder: EncoderSpec) -> int:
-    return int(config(encoder)["depth"])
-
-
 def input_settings(encoder: EncoderSpec) -> dict[str, Any]:
     return {"image_size": config(encoder)["image_size"]}
 

@@ -1,5 +1,7 @@
 """Reads the log of a task's pod: from Kubeflow Pipelines if the pod has ended, from the cluster while it runs.
 
+Kubeflow's launcher and executor write about sixty lines around those of the task itself.
+
 Seen on Kubeflow Pipelines 2.17.0 for one user: for an ended pod's node, the API returns the archived log; for a running
 one it returns status 200 and an error as JSON, since it looks for the pod without a namespace. According to its
 sources, a multi-user server can read a running pod's log by the pod's name, and so can the server of the web pages;
@@ -11,12 +13,14 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
 from lwfed.types.errors import LwfedError, NotFoundError, UnreachableError
+from pipelines.client.cluster import MAIN
 from pipelines.client.errors import RefusedError
 from pipelines.client.pace import USUAL, Pace
 from pipelines.client.runs import KnownRun
@@ -25,8 +29,11 @@ from pipelines.states.records import Pod
 if TYPE_CHECKING:
     from lwfed.launch.kubernetes.api import Cluster
 
-CONTAINER = "main"
 ERROR_KEYS = {"error_message", "error_details"}
+LAUNCHER = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ [\w./-]+\.go:\d+\] ")
+EXECUTOR = re.compile(r"\[KFP Executor [^\]]*\]: ")
+ARGO = re.compile(r"time=\S+ level=\w+ .*\bargo=true\b")
+OPENS, CLOSES = "{", "}"
 
 
 class PodLogs:
@@ -95,7 +102,7 @@ class PodLogs:
         if cluster is not None:
             streamed = False
             try:
-                for line in cluster.log_lines(pod.name, container=CONTAINER, follow="true"):
+                for line in cluster.log_lines(pod.name, container=MAIN, follow="true"):
                     streamed = True
                     yield line
                 return
@@ -118,7 +125,7 @@ class PodLogs:
         if cluster is None:
             return ""
         try:
-            return "".join(f"{line}\n" for line in cluster.log_lines(pod.name, container=CONTAINER))
+            return "".join(f"{line}\n" for line in cluster.log_lines(pod.name, container=MAIN))
         except LwfedError as error:
             self._note_denial(error)
             return ""
@@ -173,3 +180,26 @@ def unwrapped(content: bytes) -> str:
             return ""
     text = content.decode("utf-8", "replace")
     return text if text.strip() else ""
+
+
+def own_lines(lines: Iterable[str]) -> Iterator[str]:
+    """Removes the lines of Kubeflow's launcher and executor and of Argo.
+
+    Args:
+        lines: The lines of a task's log, as they arrive.
+
+    Yields:
+        The component's own lines. JSON of the launcher and the executor is removed with the line before it.
+    """
+    theirs = False  # whether the last line was Kubeflow's: only such a line is followed by JSON
+    inside = False
+    for line in lines:
+        if inside:
+            inside = line != CLOSES
+        elif theirs and line == OPENS:
+            inside = True
+        elif LAUNCHER.match(line) or EXECUTOR.match(line) or ARGO.match(line):
+            theirs, inside = True, line.endswith(OPENS)
+        else:
+            theirs = False
+            yield line
