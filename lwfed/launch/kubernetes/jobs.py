@@ -89,7 +89,7 @@ class Jobs:
     def __init__(
         self, settings: KubernetesSpec, *, cluster: Cluster, store: Store, run_id: str, context: JobContext
     ) -> None:
-        self._settings, self._cluster, self._store = settings, cluster, store
+        self.settings, self.cluster, self._store = settings, cluster, store
         self._run_id, self._context = run_id, context
 
     def call(self, step: str, task: PoolTask | ServerTask, *, deadline_s: float | None) -> Call:
@@ -115,30 +115,30 @@ class Jobs:
             handle = self._adopted(value, wanted, template=self._template(call, pool, wanted))
             if handle is not None:
                 return handle
-            self._cluster.delete_job(value["metadata"]["name"], uid=value["metadata"]["uid"])
+            self.cluster.delete_job(value["metadata"]["name"], uid=value["metadata"]["uid"])
         for attempt in range(number, number + NAME_TRIES):
             name = job_name(call.step, tasks[0], run_id=self._run_id, pool=pool.name, attempt=attempt)
             if not self._listed(name, wanted):
                 continue
-            manifest = job(self._work(call, pool, wanted, name=name), pool, self._settings, context=self._context)
-            made = self._cluster.create_job(manifest)
+            manifest = job(self._work(call, pool, wanted, name=name), pool, self.settings, context=self._context)
+            made = self.cluster.create_job(manifest)
             if made is not None:
                 uid = str(made["metadata"]["uid"])
                 return JobHandle(name=name, uid=uid, clients=clients_of(wanted), adopted=False)
-            there = self._cluster.read_job(name)  # just created, by a request that seemed lost or by another
+            there = self.cluster.read_job(name)  # just created, by a request that seemed lost or by another
             if there is not None and not _is_over(there):
                 handle = self._adopted(there, wanted, template=manifest["metadata"]["annotations"][TEMPLATE_NOTE])
                 if handle is not None:
                     return replace(handle, adopted=False)
         raise LwfedError(
             f"found no free name for a Job of {call.step}; the last one tried was {name}",
-            remedy=f"list them: kubectl get jobs -n {self._settings.namespace} -l {call.selector}",
+            remedy=f"list them: kubectl get jobs -n {self.settings.namespace} -l {call.selector}",
         )
 
     def end(self, handle: JobHandle) -> None:
         """Deletes a Job and its pods; if the API does not answer, the Job ends by itself."""
         with suppress(LwfedError):
-            self._cluster.delete_job(handle.name, uid=handle.uid, patience_s=CLEAN_UP_S)
+            self.cluster.delete_job(handle.name, uid=handle.uid, patience_s=CLEAN_UP_S)
 
     def forget(self, handle: JobHandle) -> None:
         """Deletes the task list of a Job whose pods have all started and ended."""
@@ -150,13 +150,13 @@ class Jobs:
         key = paths.job(name)
         if self._store.write_ref(key, wanted, if_absent=True) or self._store.read_ref(key) == wanted:
             return True
-        if self._cluster.read_job(name) is not None:
+        if self.cluster.read_job(name) is not None:
             return False
         self._store.write_ref(key, wanted)  # left by a Job that is gone
         return True
 
     def _list_of(self, call: Call, tasks: Sequence[PoolTask | ServerTask]) -> dict[str, Any]:
-        settings = self._settings
+        settings = self.settings
         return task_list(
             call.step, tasks, run_id=self._run_id, heartbeat_s=settings.heartbeat_s,
             heartbeat_timeout_s=settings.heartbeat_timeout_s,
@@ -175,14 +175,14 @@ class Jobs:
         )
 
     def _template(self, call: Call, pool: PoolSpec, wanted: Mapping[str, Any]) -> str:
-        made = job(self._work(call, pool, wanted, name="any"), pool, self._settings, context=self._context)
+        made = job(self._work(call, pool, wanted, name="any"), pool, self.settings, context=self._context)
         return str(made["metadata"]["annotations"][TEMPLATE_NOTE])
 
     def _found(self, call: Call, pool: PoolSpec) -> Iterator[dict[str, Any]]:
-        found = self._cluster.find(
-            "jobs", patience_s=PATIENCE_S, labelSelector=f"{call.selector},{POOL_LABEL}={pool.name}"
+        labels = f"{call.selector},{POOL_LABEL}={pool.name}"
+        yield from sorted(
+            self.cluster.find("jobs", patience_s=PATIENCE_S, labelSelector=labels), key=_attempt_of, reverse=True
         )
-        yield from sorted(found.get("items") or (), key=_attempt_of, reverse=True)
 
     def _adopted(self, value: Mapping[str, Any], wanted: Mapping[str, Any], *, template: str) -> JobHandle | None:
         """Returns a handle of a Job to take over; None if the Job has other tasks or another template."""
@@ -207,7 +207,7 @@ def job_context(cluster: Cluster, *, run_id: str) -> JobContext:
     name = environment.pod_name()
     if name is None or current_namespace() != cluster.namespace:
         return JobContext(env=env)
-    pod = cluster.read_pod(name, namespace=cluster.namespace)
+    pod = cluster.read_pod(name)
     if pod is None:
         return JobContext(env=env)
     itself = {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": pod["metadata"]["uid"]}
@@ -219,7 +219,7 @@ def job_context(cluster: Cluster, *, run_id: str) -> JobContext:
 def delete_run_jobs(cluster: Cluster, run_id: str) -> list[str]:
     """Deletes all Jobs of a run and their pods, including those that have ended. Returns their names."""
     names = []
-    for value in cluster.find("jobs", patience_s=PATIENCE_S, labelSelector=run_selector(run_id)).get("items") or ():
+    for value in cluster.find("jobs", patience_s=PATIENCE_S, labelSelector=run_selector(run_id)):
         cluster.delete_job(value["metadata"]["name"], uid=value["metadata"]["uid"])
         names.append(str(value["metadata"]["name"]))
     return sorted(names)

@@ -84,10 +84,7 @@ class KubernetesLauncher:
     ) -> Collector:
         task = work[0][1][0]
         predicted = _predicted_memory(self._store, self._run_id, task) if call.step == "train-client" else ""
-        return Collector(
-            call, work, jobs=self._jobs, cluster=self._cluster, settings=self._settings, emit=emit,
-            predicted=predicted,
-        )  # fmt: skip
+        return Collector(call, work, jobs=self._jobs, emit=emit, predicted=predicted)
 
 
 def delete_jobs(run_id: str, *, namespace: str) -> int:
