@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -16,12 +16,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from lwfed.launch.kubernetes import reasons
-from lwfed.launch.kubernetes.jobs import Call, JobHandle, Jobs
+from lwfed.launch.kubernetes.jobs import Jobs
 from lwfed.launch.kubernetes.logs import Denied, Line, Lines, Logs
-from lwfed.launch.kubernetes.manifests import CONTAINER, memory_limit
+from lwfed.launch.kubernetes.manifests import CONTAINER, Call, memory_limit
 from lwfed.launch.kubernetes.names import SERVER
 from lwfed.launch.kubernetes.poll import Poll
-from lwfed.launch.kubernetes.state import Fact, JobState, Lost
+from lwfed.launch.kubernetes.state import Fact, JobState
 from lwfed.run.events import ClientLog, ClientStarted, ClientWaiting, Emit, Warning, read_event
 from lwfed.run.launcher import Outcome
 from lwfed.run.tasks import PoolTask, ServerTask
@@ -48,14 +48,12 @@ class _Job:
         pool: Its pool.
         tasks: The tasks that the call needs from it.
         number: Its number among the call's Jobs for that pool, from 1.
-        handle: Names it.
-        state: What is known of its clients.
+        state: What is known of it and of its clients.
     """
 
     pool: PoolSpec
     tasks: Sequence[PoolTask | ServerTask]
     number: int
-    handle: JobHandle
     state: JobState
 
 
@@ -99,8 +97,9 @@ class Collector:
                 self._begin(pool, tasks, number=1)
             while any(job.state.open for job in self._begun.values()) and time.monotonic() < ends_at:
                 self._show_lines(min(self._poll.due_in_s, max(0.0, ends_at - time.monotonic())))
-                for job, fact in self._look():
-                    yield from self._settle(job, fact)
+                yield from self._settle(self._look())
+                for job in [job for job in self._begun.values() if job.state.lost is not None and job.state.open]:
+                    yield from self._replace(job)
             yield from self._late()
             self._drain()
             self._clean_up()
@@ -113,28 +112,23 @@ class Collector:
     def end(self) -> None:
         """Deletes all the call's Jobs."""
         for job in self._begun.values():
-            self._jobs.end(job.handle)
-
-    def _busy(self) -> bool:
-        return any(job.state.works for job in self._begun.values())
+            self._jobs.end(job.state.handle)
 
     def _begin(self, pool: PoolSpec, tasks: Sequence[PoolTask | ServerTask], *, number: int) -> None:
         handle = self._jobs.begin(self._call, pool, tasks)
         if handle.adopted:
             self._warn(f"takes over the Job {handle.name}, which another coordinator created")
         state = JobState(
+            handle=handle,
             step=self._call.step,
-            uid=handle.uid,
-            clients=handle.clients,
             open={_client_of(task) for task in tasks},
             retries=self._jobs.settings.retries,
             pending_timeout_s=self._jobs.settings.pending_timeout_s,
             explain=partial(self._explain, pool),
-            busy=self._busy,
         )
-        self._begun[handle.uid] = _Job(pool=pool, tasks=tasks, number=number, handle=handle, state=state)
+        self._begun[handle.uid] = _Job(pool=pool, tasks=tasks, number=number, state=state)
 
-    def _look(self) -> list[tuple[_Job, Fact]]:
+    def _look(self) -> list[Fact]:
         """Polls the cluster; returns the facts that follow, none while the API does not answer."""
         seen = self._poll.look()
         if seen is None:
@@ -144,22 +138,23 @@ class Collector:
             self._looked_at = now
             self._read_events(now)
         jobs, pods = {job["metadata"]["uid"]: job for job in seen[0]}, seen[1]
-        return [
-            (job, fact) for uid, job in self._begun.items() for fact in job.state.look(jobs.get(uid), pods, now=now)
-        ]
+        facts: list[Fact] = []
+        for uid, job in self._begun.items():
+            busy = any(other.state.works for other in self._begun.values())
+            facts += job.state.look(jobs.get(uid), pods, now=now, busy=busy)
+        return facts
 
-    def _settle(self, job: _Job, fact: Fact) -> Iterator[Outcome]:
-        match fact:
-            case Outcome():
-                yield fact
-            case Lost(reason):
-                yield from self._replace(job, reason)
-            case ClientWaiting():
-                self._emit(fact)
-            case ClientStarted(client=client, pod=str(pod)):
-                self._clients[pod] = client
-                self._logs.follow(pod)
-                self._emit(fact)
+    def _settle(self, facts: Iterable[Fact]) -> Iterator[Outcome]:
+        for fact in facts:
+            match fact:
+                case Outcome():
+                    yield fact
+                case ClientWaiting():
+                    self._emit(fact)
+                case ClientStarted(client=client, pod=str(pod)):
+                    self._clients[pod] = client
+                    self._logs.follow(pod)
+                    self._emit(fact)
 
     def _read_events(self, now: float) -> None:
         """Reads the events of pods that do not start and of Jobs that lack pods."""
@@ -168,13 +163,13 @@ class Collector:
                 for uid in job.state.unexplained(now=now, after_s=LOOK_S)[:LOOKS]:
                     job.state.on_events(uid, self._jobs.cluster.events_of(uid))
 
-    def _replace(self, job: _Job, reason: str) -> Iterator[Outcome]:
+    def _replace(self, job: _Job) -> Iterator[Outcome]:
         """Creates another Job for the unfinished tasks of a lost one."""
-        name, state = job.handle.name, job.state
-        del self._begun[job.handle.uid]
+        state, name, reason = job.state, job.state.handle.name, job.state.lost
+        del self._begun[state.handle.uid]
         left = [task for task in job.tasks if _client_of(task) in state.open]
         if reasons.job_end(state.value) is None:
-            self._jobs.end(job.handle)
+            self._jobs.end(state.handle)
         if job.number < self._jobs.settings.attempts:
             self._warn(f"the Job {name} ended with {len(left)} task(s) unfinished: {reason}; creating another")
             self._begin(job.pool, left, number=job.number + 1)
@@ -195,8 +190,8 @@ class Collector:
         """Deletes Jobs that nobody needs any longer; finished Jobs stay for inspection until their TTL."""
         for job in self._begun.values():
             if not job.state.succeeded and not job.state.is_over:
-                self._jobs.end(job.handle)
-            self._jobs.forget(job.handle)
+                self._jobs.end(job.state.handle)
+            self._jobs.forget(job.state.handle)
 
     def _drain(self) -> None:
         """Waits for the last lines of ended pods and for the end of Jobs whose clients failed."""

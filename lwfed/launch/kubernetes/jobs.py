@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from lwfed import environment
 from lwfed.launch.kubernetes.api import PATIENCE_S, Cluster, current_namespace
-from lwfed.launch.kubernetes.manifests import JobContext, Work, job
+from lwfed.launch.kubernetes.manifests import Call, JobContext, Work, job
 from lwfed.launch.kubernetes.names import (
+    POOL_LABEL,
     TASKS_NOTE,
     TEMPLATE_NOTE,
     call_labels,
@@ -19,10 +21,10 @@ from lwfed.launch.kubernetes.names import (
     covers,
     job_name,
     run_selector,
-    selector,
     task_list,
 )  # fmt: skip
 from lwfed.launch.kubernetes.reasons import job_end
+from lwfed.launch.kubernetes.state import JobHandle
 from lwfed.run.tasks import PoolTask, ServerTask
 from lwfed.spec.kubernetes import KubernetesSpec, PoolSpec
 from lwfed.store import paths
@@ -30,49 +32,11 @@ from lwfed.store.protocol import Store
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import LwfedError
 
-POOL_LABEL = "lwfed/pool"
 NAME_TRIES = 20
 CLEAN_UP_S = 5.0
 """Seconds of retries to delete a Job: one that stays ends at its deadline, or when the heartbeat stops."""
 
 _ATTEMPT = re.compile(r"-a(\d+)$")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """One call of the launcher; its Jobs differ only in their pools.
-
-    Attributes:
-        step: The step that the pods run.
-        labels: Labels that select all its Jobs and pods.
-        deadline_s: Seconds it may take; None: no limit.
-    """
-
-    step: str
-    labels: Mapping[str, str]
-    deadline_s: float | None = None
-
-    @property
-    def selector(self) -> str:
-        """The label selector of its Jobs and pods."""
-        return selector(self.labels)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobHandle:
-    """A Job that works on tasks of a call.
-
-    Attributes:
-        name: Its name.
-        uid: Its UID.
-        clients: Its clients by index, including any that the call does not ask for.
-        adopted: Whether another coordinator created it.
-    """
-
-    name: str
-    uid: str
-    clients: tuple[str, ...]
-    adopted: bool
 
 
 class Jobs:
@@ -106,28 +70,33 @@ class Jobs:
             SpecError: The cluster rejects the Job as invalid.
             UnreachableError: The cluster does not answer, or denies access.
         """
-        wanted = self._list_of(call, tasks)
+        wanted = task_list(
+            call.step, tasks, run_id=self._run_id, heartbeat_s=self.settings.heartbeat_s,
+            heartbeat_timeout_s=self.settings.heartbeat_timeout_s,
+        )  # fmt: skip
+        work = Work(name="any", call=call, clients=clients_of(wanted), store=self._store.uri, digest=digest_of(wanted))
+        manifest = partial(job, pool=pool, spec=self.settings, context=self._context)
+        template = str(manifest(work)["metadata"]["annotations"][TEMPLATE_NOTE])
         number = 1
-        for value in self._found(call, pool):
+        labels = f"{call.selector},{POOL_LABEL}={pool.name}"
+        found = self.cluster.find("jobs", patience_s=PATIENCE_S, labelSelector=labels)
+        for value in sorted(found, key=_attempt_of, reverse=True):
             number = max(number, _attempt_of(value) + 1)
             if _is_over(value):
                 continue
-            handle = self._adopted(value, wanted, template=self._template(call, pool, wanted))
-            if handle is not None:
+            if (handle := self._adopted(value, wanted, template=template)) is not None:
                 return handle
             self.cluster.delete_job(value["metadata"]["name"], uid=value["metadata"]["uid"])
         for attempt in range(number, number + NAME_TRIES):
             name = job_name(call.step, tasks[0], run_id=self._run_id, pool=pool.name, attempt=attempt)
             if not self._listed(name, wanted):
                 continue
-            manifest = job(self._work(call, pool, wanted, name=name), pool, self.settings, context=self._context)
-            made = self.cluster.create_job(manifest)
+            made = self.cluster.create_job(manifest(replace(work, name=name)))
             if made is not None:
-                uid = str(made["metadata"]["uid"])
-                return JobHandle(name=name, uid=uid, clients=clients_of(wanted), adopted=False)
+                return JobHandle(name=name, uid=str(made["metadata"]["uid"]), clients=work.clients, adopted=False)
             there = self.cluster.read_job(name)  # just created, by a request that seemed lost or by another
             if there is not None and not _is_over(there):
-                handle = self._adopted(there, wanted, template=manifest["metadata"]["annotations"][TEMPLATE_NOTE])
+                handle = self._adopted(there, wanted, template=template)
                 if handle is not None:
                     return replace(handle, adopted=False)
         raise LwfedError(
@@ -154,35 +123,6 @@ class Jobs:
             return False
         self._store.write_ref(key, wanted)  # left by a Job that is gone
         return True
-
-    def _list_of(self, call: Call, tasks: Sequence[PoolTask | ServerTask]) -> dict[str, Any]:
-        settings = self.settings
-        return task_list(
-            call.step, tasks, run_id=self._run_id, heartbeat_s=settings.heartbeat_s,
-            heartbeat_timeout_s=settings.heartbeat_timeout_s,
-        )  # fmt: skip
-
-    def _work(self, call: Call, pool: PoolSpec, wanted: Mapping[str, Any], *, name: str) -> Work:
-        return Work(
-            name=name,
-            step=call.step,
-            count=len(wanted["tasks"]),
-            store=self._store.uri,
-            digest=digest_of(wanted),
-            labels={**call.labels, POOL_LABEL: pool.name},
-            clients=clients_of(wanted),
-            deadline_s=call.deadline_s,
-        )
-
-    def _template(self, call: Call, pool: PoolSpec, wanted: Mapping[str, Any]) -> str:
-        made = job(self._work(call, pool, wanted, name="any"), pool, self.settings, context=self._context)
-        return str(made["metadata"]["annotations"][TEMPLATE_NOTE])
-
-    def _found(self, call: Call, pool: PoolSpec) -> Iterator[dict[str, Any]]:
-        labels = f"{call.selector},{POOL_LABEL}={pool.name}"
-        yield from sorted(
-            self.cluster.find("jobs", patience_s=PATIENCE_S, labelSelector=labels), key=_attempt_of, reverse=True
-        )
 
     def _adopted(self, value: Mapping[str, Any], wanted: Mapping[str, Any], *, template: str) -> JobHandle | None:
         """Returns a handle of a Job to take over; None if the Job has other tasks or another template."""

@@ -14,8 +14,8 @@ from lwfed.catalog.launchers.kubernetes import DESCRIPTION
 from lwfed.formats import bytes_text
 from lwfed.launch.kubernetes.api import connect
 from lwfed.launch.kubernetes.collect import Collector
-from lwfed.launch.kubernetes.jobs import Call, Jobs, delete_run_jobs, job_context
-from lwfed.launch.kubernetes.names import committed
+from lwfed.launch.kubernetes.jobs import Jobs, job_context
+from lwfed.launch.kubernetes.manifests import Call
 from lwfed.run.launcher import Emit, Outcome
 from lwfed.run.tasks import PoolTask, RoundTask, ServerTask
 from lwfed.spec.kubernetes import PoolSpec
@@ -23,6 +23,9 @@ from lwfed.spec.run import RunSpec
 from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.types.errors import CheckpointError, error_of
+
+RESULTS = {"aggregate-round": paths.round_checkpoint, "evaluate-round": paths.round_metrics}
+"""Steps of the server whose result in the store shows that they are done, and its key."""
 
 
 class KubernetesLauncher:
@@ -66,7 +69,8 @@ class KubernetesLauncher:
 
     def server(self, step: str, task: ServerTask, *, emit: Emit) -> None:
         """Runs the server's step in a pod of the server pool, unless its result is committed already."""
-        if committed(self._store, step, task):
+        result = RESULTS.get(step)
+        if result and isinstance(task, RoundTask) and self._store.has(result(task.stage_key, task.server_round)):
             return
         pool = self._settings.server
         call = self._jobs.call(step, task, deadline_s=None)
@@ -85,19 +89,6 @@ class KubernetesLauncher:
         task = work[0][1][0]
         predicted = _predicted_memory(self._store, self._run_id, task) if call.step == "train-client" else ""
         return Collector(call, work, jobs=self._jobs, emit=emit, predicted=predicted)
-
-
-def delete_jobs(run_id: str, *, namespace: str) -> int:
-    """Deletes all Jobs of a run and their pods. Returns their number.
-
-    Raises:
-        UnreachableError: No cluster is configured, it does not answer, or it denies access.
-    """
-    cluster = connect(namespace)
-    try:
-        return len(delete_run_jobs(cluster, run_id))
-    finally:
-        cluster.close()
 
 
 def _in_pool(task: Any, pool: PoolSpec) -> Any:

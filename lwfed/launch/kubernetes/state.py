@@ -22,15 +22,25 @@ LOST_NODE_S = GRACE_S + 60.0
 SUSPENDED = "its Job is suspended until a queue admits it"
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """The Job has ended before its clients."""
-
-    reason: str
+Fact = ClientStarted | ClientWaiting | Outcome
+"""What follows for the clients of a Job: an event, or how a client's task has ended."""
 
 
-Fact = ClientStarted | ClientWaiting | Outcome | Lost
-"""What follows for the clients of a Job: an event, how a client's task has ended, or the end of the Job itself."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobHandle:
+    """A Job that works on tasks of a call.
+
+    Attributes:
+        name: Its name.
+        uid: Its UID; a later Job of the same name has another.
+        clients: Its clients by index, including any that the call does not ask for.
+        adopted: Whether another coordinator created it.
+    """
+
+    name: str
+    uid: str
+    clients: tuple[str, ...]
+    adopted: bool
 
 
 @dataclass(slots=True)
@@ -56,26 +66,24 @@ class JobState:
     """The state of one Job.
 
     Attributes:
+        handle: The Job.
         step: The step that its pods run.
-        uid: Its UID; a later Job of the same name has another.
-        clients: Its clients by index, including any that the call does not ask for.
         open: The clients whose tasks have not ended.
         retries: How often the cluster restarts a client.
         pending_timeout_s: Seconds after which a pod that does not start is given up.
         explain: Returns why a pod failed.
-        busy: Whether a pod of the same call is running, so that resources will become free.
+        value: The Job as last seen.
+        lost: Why the Job has ended before its clients; None: it has not.
     """
 
+    handle: JobHandle
     step: str
-    uid: str
-    clients: tuple[str, ...]
     open: set[str]
     retries: int
     pending_timeout_s: float
     explain: Callable[[Values], Failure]
-    busy: Callable[[], bool] = lambda: False
     value: Values = field(default_factory=dict)
-    lost: bool = False
+    lost: str | None = None
     _events: Sequence[Values] = ()
     _pods: dict[str, _Pod] = field(default_factory=dict)
     _failures: dict[str, Failure] = field(default_factory=dict)
@@ -86,26 +94,28 @@ class JobState:
     _ended_badly: bool = False
     _queue_reported: bool = False
 
-    def look(self, job: Values | None, pods: Iterable[Values], *, now: float) -> list[Fact]:
-        """Returns the facts that follow from lists of the cluster, and from the time that has passed.
+    def look(self, job: Values | None, pods: Iterable[Values], *, now: float, busy: bool) -> list[Fact]:
+        """Returns the facts that follow from lists of the cluster and from the time that has passed; may set `lost`.
 
         Args:
             job: The Job; None if it is gone.
             pods: Pods, listed no earlier than the Job; those of other Jobs are ignored.
             now: Seconds of a clock.
+            busy: Whether a pod of the same call is running, so that resources will become free.
         """
-        if self.lost:
-            return []
         if job is None:
-            return self._lose("the Job was deleted")
+            self.lost = self.lost or "the Job was deleted"
+        if job is None or self.lost is not None:
+            return []
         self.value = job
         facts = [*self._look_at_job(now), *self._look_at_pods(pods, now)]
         end = reasons.job_end(job)
         if end is not None and end[0] == "Failed" and not reasons.ended_by_indexes(job) and self.open:
-            return facts + self._lose(end[1])
+            self.lost = end[1]
+            return facts
         facts += [*self._end_failed(now), *self._report_refusal(now), *self._report_waits(now)]
-        gone = self._on_lost_node(now)
-        return facts + (self._give_up(now) if gone is None else self._lose(gone))
+        self.lost = self._on_lost_node(now)
+        return facts if self.lost is not None else facts + self._give_up(now, busy=busy)
 
     def unexplained(self, *, now: float, after_s: float) -> list[str]:
         """Returns UIDs of objects whose events may say why pods do not start: the Job if it lacks pods, and pods."""
@@ -116,11 +126,11 @@ class JobState:
             and now - pod.seen_at > after_s
             and reasons.is_being_made(pod.value, container=CONTAINER)
         ]
-        return [self.uid, *slow] if self._lacks_pods() else slow
+        return [self.handle.uid, *slow] if self._lacks_pods() else slow
 
     def on_events(self, uid: str, events: Sequence[Values]) -> None:
         """Keeps the events of the Job or of a pod, oldest first, for the next look."""
-        if uid == self.uid:
+        if uid == self.handle.uid:
             self._events = events
         elif uid in self._pods:
             self._pods[uid].events = events
@@ -128,12 +138,12 @@ class JobState:
     @property
     def succeeded(self) -> bool:
         """Whether all its clients have succeeded, so that the Job ends by itself."""
-        return not self.lost and not self.open and not self._ended_badly
+        return self.lost is None and not self.open and not self._ended_badly
 
     @property
     def is_over(self) -> bool:
         """Whether the Job has ended."""
-        return self.lost or reasons.job_end(self.value) is not None
+        return self.lost is not None or reasons.job_end(self.value) is not None
 
     @property
     def has_live_pods(self) -> bool:
@@ -186,7 +196,7 @@ class JobState:
         return facts
 
     def _look_at_pods(self, pods: Iterable[Values], now: float) -> list[Fact]:
-        owned = {pod["metadata"]["uid"]: pod for pod in pods if _is_owned(pod, self.uid)}
+        owned = {pod["metadata"]["uid"]: pod for pod in pods if _is_owned(pod, self.handle.uid)}
         before = self._live_pods()
         facts: list[Fact] = []
         for uid, pod in before.items():
@@ -242,11 +252,11 @@ class JobState:
         self._refused = why
         return self._notice(clients, "its pod is not created", why)
 
-    def _give_up(self, now: float) -> list[Fact]:
+    def _give_up(self, now: float, *, busy: bool) -> list[Fact]:
         """Ends the clients that have waited for too long."""
         facts: list[Fact] = []
         for pod in self._waiting():
-            if pod.waits is not None and pod.waits.kind == "scheduling" and self.busy():
+            if pod.waits is not None and pod.waits.kind == "scheduling" and busy:
                 pod.seen_at = now  # it waits for resources that other clients use
                 continue
             limit, since = self.pending_timeout_s, pod.seen_at
@@ -277,7 +287,7 @@ class JobState:
         return None
 
     def _client(self, index: int) -> str:
-        return self.clients[index] if index < len(self.clients) else ""
+        return self.handle.clients[index] if index < len(self.handle.clients) else ""
 
     def _live_pods(self) -> dict[str, _Pod]:
         return {uid: pod for uid, pod in self._pods.items() if not pod.over}
@@ -319,10 +329,6 @@ class JobState:
         self._ended_badly = self._ended_badly or bool(outcome.exit_code)
         self._failed_at.pop(outcome.client, None)
         return [outcome]
-
-    def _lose(self, reason: str) -> list[Fact]:
-        self.lost = True
-        return [Lost(reason)] if self.open else []
 
     def _notice(self, clients: Sequence[str], what: str, why: str = "") -> list[Fact]:
         """Reports something about the first of some clients, with the number of the others."""

@@ -12,9 +12,10 @@ import pytest
 from lwfed.launch.kubernetes import api as kubernetes_api
 from lwfed.launch.kubernetes import jobs as kubernetes_jobs
 from lwfed.launch.kubernetes.api import Cluster
-from lwfed.launch.kubernetes.jobs import Call, JobHandle, Jobs, delete_run_jobs, job_context
-from lwfed.launch.kubernetes.manifests import JobContext
+from lwfed.launch.kubernetes.jobs import Jobs, delete_run_jobs, job_context
+from lwfed.launch.kubernetes.manifests import Call, JobContext
 from lwfed.launch.kubernetes.names import RUN_LABEL
+from lwfed.launch.kubernetes.state import JobHandle
 from lwfed.run.tasks import ClientTask
 from lwfed.spec.kubernetes import KubernetesSpec
 from lwfed.spec.load import build_spec

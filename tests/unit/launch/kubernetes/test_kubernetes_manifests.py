@@ -13,6 +13,7 @@ from lwfed.launch.kubernetes.manifests import (
     CONTAINER,
     HOME,
     SLACK_S,
+    Call,
     JobContext,
     Work,
     job,
@@ -82,12 +83,12 @@ def made(
     spec = build_spec({"kubernetes": {"namespace": "lab", "image": "lwfed:1", "pools": pools, **values}}).kubernetes
     work = Work(
         name=name,
-        step=step,
-        count=count,
+        call=Call(
+            step=step, labels=labels or {"app.kubernetes.io/name": "lwfed", "lwfed/run": "r"}, deadline_s=deadline_s
+        ),
+        clients=tuple(f"client-{n:03d}" for n in range(count)),
         store="s3://bucket/prefix",
         digest=digest,
-        labels=labels or {"app.kubernetes.io/name": "lwfed", "lwfed/run": "r"},
-        deadline_s=deadline_s,
     )
     return job(work, spec.pools[0], spec, context=context or JobContext(env={"LWFED_RUN_ID": "r"}))
 

@@ -11,7 +11,7 @@ import pytest
 
 from lwfed.launch.kubernetes.manifests import CONTAINER
 from lwfed.launch.kubernetes.reasons import failure
-from lwfed.launch.kubernetes.state import BROKEN_S, SETTLE_S, SUSPENDED, Fact, JobState, Lost
+from lwfed.launch.kubernetes.state import BROKEN_S, SETTLE_S, SUSPENDED, Fact, JobHandle, JobState
 from lwfed.run.events import ClientStarted, ClientWaiting
 from lwfed.run.launcher import Outcome
 from tests.unit.launch.recordings import Recording, names, recording
@@ -24,7 +24,7 @@ class Watched(JobState):
 
     def __init__(self, **values: Any) -> None:
         super().__init__(**values)
-        self.jobs: dict[str, Any] = {self.uid: {"metadata": {"uid": self.uid}, "spec": {}}}
+        self.jobs: dict[str, Any] = {self.handle.uid: {"metadata": {"uid": self.handle.uid}, "spec": {}}}
         self.pods: dict[str, Any] = {}
 
     def hear(self, news: Iterable[tuple[float, str, str, dict[str, Any]]]) -> list[Fact]:
@@ -40,16 +40,24 @@ class Watched(JobState):
 
     def wait(self, *, now: float) -> list[Fact]:
         """Looks at what there is."""
-        return self.look(self.jobs.get(self.uid), self.pods.values(), now=now)
+        return self.look(self.jobs.get(self.handle.uid), self.pods.values(), now=now, busy=False)
 
 
-def state_of(recorded: Recording, *, retries: int = 0, pending_timeout_s: float = 600, **values: Any) -> Watched:
+def state_of(
+    recorded: Recording,
+    *,
+    uid: str = "",
+    clients: tuple[str, ...] = (),
+    retries: int = 0,
+    pending_timeout_s: float = 600,
+    **values: Any,
+) -> Watched:
+    name, clients = recorded.job["metadata"]["name"], clients or recorded.clients
     return Watched(
         **{
+            "handle": JobHandle(name=name, uid=uid or recorded.uid, clients=clients, adopted=False),
             "step": "train-client",
-            "uid": recorded.uid,
-            "clients": recorded.clients,
-            "open": set(recorded.clients),
+            "open": set(clients),
             "retries": retries,
             "pending_timeout_s": pending_timeout_s,
             "explain": partial(failure, container=CONTAINER, memory_limit="64Mi", pool="p"),
@@ -82,10 +90,6 @@ def ends(facts: Iterable[Fact]) -> dict[str, tuple[int, str]]:
 
 def lines(facts: Iterable[Fact]) -> list[str]:
     return [fact.line for fact in facts if isinstance(fact, ClientWaiting)]
-
-
-def lost(facts: Iterable[Fact]) -> list[str]:
-    return [fact.reason for fact in facts if isinstance(fact, Lost)]
 
 
 def test_pods_that_end_well_start_once_and_end_once() -> None:
@@ -125,7 +129,7 @@ def same_ends(name: str, facts: Iterable[Fact]) -> None:
 def test_clients_end_with_the_code_and_the_words_of_their_last_pod(name: str) -> None:
     state, facts = replay(name, retries=RETRIES.get(name, 0))
     same_ends(name, facts)
-    assert not state.open and not lost(facts)
+    assert not state.open and state.lost is None
     assert state.succeeded == (name == "succeeds") and state.is_over
 
 
@@ -191,7 +195,7 @@ def test_an_evicted_pod_is_started_again_though_there_are_no_retries() -> None:
     state, facts = replay("evicted", retries=0)
     (line,) = lines(facts)
     assert line.startswith("its pod was evicted: EvictionByEvictionAPI") and line.endswith("restarts it")
-    assert state.open == {"client-000"} and not ends(facts) and not lost(facts)
+    assert state.open == {"client-000"} and not ends(facts) and state.lost is None
     assert len([fact for fact in facts if isinstance(fact, ClientStarted)]) == 2
 
 
@@ -225,10 +229,9 @@ def test_a_failed_index_waits_a_little_for_its_pods_word() -> None:
 )
 def test_a_job_that_is_over_before_its_clients_is_lost_once(name: str, words: str) -> None:
     state, facts = replay(name, until_s=700)
-    (reason,) = lost(facts)
-    assert reason.startswith(words)
+    assert state.lost is not None and state.lost.startswith(words)
     assert not ends(facts) and state.open == set(recording(name).clients)
-    assert state.lost and state.is_over and not state.succeeded
+    assert state.is_over and not state.succeeded
 
 
 def test_a_lost_job_knows_why_its_client_failed() -> None:
@@ -239,7 +242,7 @@ def test_a_lost_job_knows_why_its_client_failed() -> None:
 
 def test_a_job_that_fails_after_its_clients_ended_is_not_lost() -> None:
     state, facts = replay("too-late", open=set())
-    assert not facts and not state.lost and state.is_over
+    assert not facts and state.lost is None and state.is_over
 
 
 def test_a_deleted_pod_is_told_of_and_another_is_awaited() -> None:
@@ -321,10 +324,10 @@ def test_where_one_is_given_up_those_who_wait_behind_it_are_too_unless_others_wo
     """Two pods at a time of four clients: one is stuck."""
     recorded = recording("fits-nowhere")
     clients = tuple(f"client-00{n}" for n in range(4))
-    state = state_of(recorded, clients=clients, open=set(clients), pending_timeout_s=20)
+    state = state_of(recorded, clients=clients, pending_timeout_s=20)
     state.hear(recorded.heard)
     assert set(ends(state.wait(now=30))) == set(clients)
-    other = state_of(recorded, clients=clients, open=set(clients), pending_timeout_s=20)
+    other = state_of(recorded, clients=clients, pending_timeout_s=20)
     running = recording("killed").pods()[-1]
     running["metadata"] |= {"ownerReferences": recorded.pods()[0]["metadata"]["ownerReferences"], "uid": "running"}
     running["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"] = "2"
@@ -335,7 +338,7 @@ def test_where_one_is_given_up_those_who_wait_behind_it_are_too_unless_others_wo
 def test_a_suspended_job_is_told_once_and_never_given_up() -> None:
     state, facts = replay("queued", until_s=2000, pending_timeout_s=5)
     assert lines(facts) == [f"waits (and 1 other): {SUSPENDED}"]
-    assert not ends(facts) and not lost(facts)
+    assert not ends(facts) and state.lost is None
     assert not state.unexplained(now=2000, after_s=5), "a queue has not let it go"
     assert state.why_open("client-000") == SUSPENDED
 
