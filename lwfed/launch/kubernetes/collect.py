@@ -16,8 +16,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from lwfed.launch.kubernetes import reasons
+from lwfed.launch.kubernetes.api import DeniedError
 from lwfed.launch.kubernetes.jobs import Jobs
-from lwfed.launch.kubernetes.logs import Denied, Line, Lines, Logs
+from lwfed.launch.kubernetes.logs import Line, Lines, Logs
 from lwfed.launch.kubernetes.manifests import CONTAINER, Call, memory_limit
 from lwfed.launch.kubernetes.names import SERVER
 from lwfed.launch.kubernetes.poll import Poll
@@ -210,10 +211,10 @@ class Collector:
         for _ in range(self._lines.qsize()):
             self._show(self._lines.get())
 
-    def _show(self, item: Line | Denied) -> None:
+    def _show(self, item: Line | DeniedError) -> None:
         match item:
-            case Denied(error):
-                self._warn(f"the logs of pods cannot be shown: {error}")
+            case DeniedError():
+                self._warn(f"the logs of pods cannot be shown: {item}")
             case Line(pod, text):
                 event = reasons.log_event(text)
                 with suppress(ValidationError):  # of another version of lwfed: shown as it is

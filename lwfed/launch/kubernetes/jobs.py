@@ -16,7 +16,6 @@ from lwfed.launch.kubernetes.names import (
     POOL_LABEL,
     TASKS_NOTE,
     TEMPLATE_NOTE,
-    call_labels,
     clients_of,
     covers,
     job_name,
@@ -55,10 +54,6 @@ class Jobs:
     ) -> None:
         self.settings, self.cluster, self._store = settings, cluster, store
         self._run_id, self._context = run_id, context
-
-    def call(self, step: str, task: PoolTask | ServerTask, *, deadline_s: float | None) -> Call:
-        """Returns a call; `task` is one of its tasks."""
-        return Call(step=step, labels=call_labels(step, task, run_id=self._run_id), deadline_s=deadline_s)
 
     def begin(self, call: Call, pool: PoolSpec, tasks: Sequence[PoolTask | ServerTask]) -> JobHandle:
         """Returns a Job that works on tasks in a pool: an existing one if possible, else a new one.

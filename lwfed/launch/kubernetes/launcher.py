@@ -16,6 +16,7 @@ from lwfed.launch.kubernetes.api import connect
 from lwfed.launch.kubernetes.collect import Collector
 from lwfed.launch.kubernetes.jobs import Jobs, job_context
 from lwfed.launch.kubernetes.manifests import Call
+from lwfed.launch.kubernetes.names import call_labels
 from lwfed.run.launcher import Emit, Outcome
 from lwfed.run.tasks import PoolTask, RoundTask, ServerTask
 from lwfed.spec.kubernetes import PoolSpec
@@ -58,8 +59,7 @@ class KubernetesLauncher:
             (pool, [_in_pool(of_client[client], pool) for client in clients])
             for pool, clients in self._settings.by_pool(of_client)
         ]
-        call = self._jobs.call(step, tasks[0], deadline_s=deadline_s)
-        collector = self._collector(call, work, emit=emit)
+        collector = self._collector(step, work, deadline_s=deadline_s, emit=emit)
         with closing(collector.outcomes()) as outcomes:
             for outcome in outcomes:
                 if outcome.exit_code == CheckpointError.exit_code:  # all clients read the same checkpoint
@@ -73,8 +73,7 @@ class KubernetesLauncher:
         if result and isinstance(task, RoundTask) and self._store.has(result(task.stage_key, task.server_round)):
             return
         pool = self._settings.server
-        call = self._jobs.call(step, task, deadline_s=None)
-        collector = self._collector(call, [(pool, [_in_pool(task, pool)])], emit=emit)
+        collector = self._collector(step, [(pool, [_in_pool(task, pool)])], deadline_s=None, emit=emit)
         for outcome in list(collector.outcomes()):  # to the end, which deletes Jobs that nobody needs
             if outcome.exit_code:
                 raise error_of(outcome.exit_code, outcome.reason)
@@ -84,10 +83,17 @@ class KubernetesLauncher:
         self._cluster.close()
 
     def _collector(
-        self, call: Call, work: Sequence[tuple[PoolSpec, Sequence[PoolTask | ServerTask]]], *, emit: Emit
+        self,
+        step: str,
+        work: Sequence[tuple[PoolSpec, Sequence[PoolTask | ServerTask]]],
+        *,
+        deadline_s: float | None,
+        emit: Emit,
     ) -> Collector:
         task = work[0][1][0]
-        predicted = _predicted_memory(self._store, self._run_id, task) if call.step == "train-client" else ""
+        labels = call_labels(step, task, run_id=self._run_id)
+        predicted = _predicted_memory(self._store, self._run_id, task) if step == "train-client" else ""
+        call = Call(step=step, labels=labels, deadline_s=deadline_s)
         return Collector(call, work, jobs=self._jobs, emit=emit, predicted=predicted)
 
 

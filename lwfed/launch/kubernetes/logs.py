@@ -32,14 +32,8 @@ class Line:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Denied:
-    """The cluster denies reading logs; no further line follows."""
-
-    error: DeniedError
-
-
-Lines = queue.SimpleQueue[Line | Denied]
+Lines = queue.SimpleQueue[Line | DeniedError]
+"""Lines of logs; after an error no further line follows, since the cluster denies reading logs."""
 
 
 class Logs:
@@ -104,7 +98,7 @@ class Logs:
                 with self._lock:
                     first, self._denied = not self._denied, True
                 if first:
-                    self._lines.put(Denied(error))
+                    self._lines.put(error)
             except LwfedError:
                 pass  # the pod is gone; `state` finds out why
             with self._lock:

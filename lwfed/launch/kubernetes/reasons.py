@@ -16,6 +16,8 @@ IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrI
 CONFIG = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 TROUBLE = frozenset({"FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", "FailedScheduling", "Failed"})
 """Reasons of pod events that explain why a pod does not start."""
+FROM_EVENTS = frozenset({"pulling", "starting"})
+"""Kinds of waits that only the events of a pod tell; they may tell more later."""
 MAX_LINE = 400
 REMEDIES: Mapping[str, str] = {
     "image": "set kubernetes.image to one that the node can pull, or set kubernetes.image_pull_secrets",
@@ -88,13 +90,6 @@ def waiting(pod: Values, *, container: str, events: Sequence[Values] = ()) -> Wa
     return None
 
 
-def is_being_made(pod: Values, *, container: str) -> bool:
-    """Whether a pod has a node but no container yet; its events may say what takes so long."""
-    if pod["status"].get("phase") != "Pending" or is_running(pod, container=container):
-        return False
-    return waiting(pod, container=container) is None and bool(pod["spec"].get("nodeName"))
-
-
 def is_running(pod: Values, *, container: str) -> bool:
     """Whether the container has been started. A pod may still be Pending when a short container has ended."""
     state = _container(pod, container).get("state") or {}
@@ -148,20 +143,20 @@ def text_lines(message: str) -> list[str]:
     return [line.rstrip() for line in message.splitlines() if line.strip() and log_event(line) is None]
 
 
-def job_end(job: Values) -> tuple[str, str] | None:
-    """Returns how a Job ended, as (type, words): `Complete`, or `Failed` with the reason; None while it runs."""
+def job_end(job: Values) -> tuple[Literal["Complete", "Failed", "FailedIndexes"], str] | None:
+    """Returns how a Job ended, and why; None while it runs.
+
+    Returns:
+        `Complete`; `FailedIndexes` if single indexes failed, so that each has its own reason; else `Failed`.
+    """
     for kind in ("Failed", "FailureTarget", "Complete"):
         found = _condition(job, kind)
         if found is not None and found.get("status") == "True":
-            words = _joined(found.get("reason", ""), found.get("message", ""))
-            return ("Complete", "") if kind == "Complete" else ("Failed", words)
+            reason, words = found.get("reason", ""), _joined(found.get("reason", ""), found.get("message", ""))
+            if kind == "Complete":
+                return "Complete", ""
+            return ("FailedIndexes" if reason == "FailedIndexes" else "Failed"), words
     return None
-
-
-def ended_by_indexes(job: Values) -> bool:
-    """Whether a Job failed because single indexes failed, so that each index has its own reason."""
-    conditions = (_condition(job, kind) or {} for kind in ("Failed", "FailureTarget"))
-    return any(found.get("reason") == "FailedIndexes" for found in conditions)
 
 
 def is_suspended(job: Values) -> bool:

@@ -110,7 +110,7 @@ class JobState:
         self.value = job
         facts = [*self._look_at_job(now), *self._look_at_pods(pods, now)]
         end = reasons.job_end(job)
-        if end is not None and end[0] == "Failed" and not reasons.ended_by_indexes(job) and self.open:
+        if end is not None and end[0] == "Failed" and self.open:
             self.lost = end[1]
             return facts
         facts += [*self._end_failed(now), *self._report_refusal(now), *self._report_waits(now)]
@@ -120,11 +120,11 @@ class JobState:
     def unexplained(self, *, now: float, after_s: float) -> list[str]:
         """Returns UIDs of objects whose events may say why pods do not start: the Job if it lacks pods, and pods."""
         slow = [
-            uid
-            for uid, pod in self._pods.items()
-            if pod.client in self.open
-            and now - pod.seen_at > after_s
-            and reasons.is_being_made(pod.value, container=CONTAINER)
+            str(pod.value["metadata"]["uid"])
+            for pod in self._waiting()
+            if now - pod.seen_at > after_s
+            and pod.value["spec"].get("nodeName")
+            and (pod.waits is None or pod.waits.kind in reasons.FROM_EVENTS)
         ]
         return [self.handle.uid, *slow] if self._lacks_pods() else slow
 

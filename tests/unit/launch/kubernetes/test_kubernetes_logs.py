@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import pytest
 
 from lwfed.launch.kubernetes import logs as kubernetes_logs
-from lwfed.launch.kubernetes.api import Cluster
-from lwfed.launch.kubernetes.logs import Denied, Line, Lines, Logs
+from lwfed.launch.kubernetes.api import Cluster, DeniedError
+from lwfed.launch.kubernetes.logs import Line, Lines, Logs
 from tests.unit.launch.api_server import ApiServer, until
 from tests.unit.launch.recordings import answer
 
@@ -176,7 +176,7 @@ def test_who_may_not_read_logs_is_told_so_once_and_asks_no_more(
         for name in names:
             logs.follow(name)
         item = lines.get(timeout=10)
-        assert isinstance(item, Denied) and "not allowed to" in item.error.problem
+        assert isinstance(item, DeniedError) and "not allowed to" in item.problem
         assert silent(lines)
         logs.follow("another")
         assert all(logs.misses(name) for name in names), "so that a failed pod's last lines are shown elsewise"

@@ -258,9 +258,10 @@ def test_a_deleted_pod_is_told_of_and_another_is_awaited() -> None:
 
 
 def test_waits_for_the_same_are_told_once_and_together() -> None:
-    _, facts = replay("fits-nowhere", until_s=60)
+    state, facts = replay("fits-nowhere", until_s=60)
     (line,) = lines(facts)
     assert line.startswith("waits (and 1 other): no node fits its pod: Unschedulable") and not ends(facts)
+    assert not state.unexplained(now=60, after_s=5), "its status says why"
 
 
 def test_a_pod_that_fits_nowhere_is_given_up_when_its_time_is_over() -> None:
