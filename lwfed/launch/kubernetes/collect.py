@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from lwfed.launch.kubernetes import reasons
 from lwfed.launch.kubernetes.api import DeniedError
 from lwfed.launch.kubernetes.jobs import Jobs
-from lwfed.launch.kubernetes.logs import Line, Lines, Logs
-from lwfed.launch.kubernetes.manifests import CONTAINER, Call, memory_limit
+from lwfed.launch.kubernetes.logs import Lines, Logs
+from lwfed.launch.kubernetes.manifests import CONTAINER, Call
 from lwfed.launch.kubernetes.names import SERVER
 from lwfed.launch.kubernetes.poll import Poll
 from lwfed.launch.kubernetes.state import Fact, JobState
@@ -176,7 +176,7 @@ class Collector:
             self._begin(job.pool, left, number=job.number + 1)
             return
         for client in map(_client_of, left):
-            failed = state.failure_of(client) or reasons.Failure(1, f"the Job {name} ended: {reason}")
+            failed = state.failures.get(client) or reasons.Failure(1, f"the Job {name} ended: {reason}")
             yield Outcome(client, failed.exit_code, failed.reason)
 
     def _late(self) -> Iterator[Outcome]:
@@ -211,11 +211,11 @@ class Collector:
         for _ in range(self._lines.qsize()):
             self._show(self._lines.get())
 
-    def _show(self, item: Line | DeniedError) -> None:
+    def _show(self, item: tuple[str, str] | DeniedError) -> None:
         match item:
             case DeniedError():
                 self._warn(f"the logs of pods cannot be shown: {item}")
-            case Line(pod, text):
+            case (pod, text):
                 event = reasons.log_event(text)
                 with suppress(ValidationError):  # of another version of lwfed: shown as it is
                     if event is not None:
@@ -231,7 +231,11 @@ class Collector:
         """Returns why a pod failed; shows the end of its log if that is not followed."""
         name = pod["metadata"]["name"]
         found = reasons.failure(
-            pod, container=CONTAINER, memory_limit=memory_limit(pool), predicted=self._predicted, pool=pool.name
+            pod,
+            container=CONTAINER,
+            memory_limit=pool.memory_limit or pool.memory,
+            predicted=self._predicted,
+            pool=pool.name,
         )
         if not found.retried and self._logs.misses(name):
             for line in reasons.text_lines(self._logs.tail(name, lines=TAIL)):

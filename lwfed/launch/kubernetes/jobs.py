@@ -65,10 +65,7 @@ class Jobs:
             SpecError: The cluster rejects the Job as invalid.
             UnreachableError: The cluster does not answer, or denies access.
         """
-        wanted = task_list(
-            call.step, tasks, run_id=self._run_id, heartbeat_s=self.settings.heartbeat_s,
-            heartbeat_timeout_s=self.settings.heartbeat_timeout_s,
-        )  # fmt: skip
+        wanted = task_list(call.step, tasks, run_id=self._run_id, settings=self.settings)
         work = Work(name="any", call=call, clients=clients_of(wanted), store=self._store.uri, digest=digest_of(wanted))
         manifest = partial(job, pool=pool, spec=self.settings, context=self._context)
         template = str(manifest(work)["metadata"]["annotations"][TEMPLATE_NOTE])

@@ -11,7 +11,6 @@ import queue
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Literal
 
 import urllib3
@@ -24,16 +23,8 @@ from lwfed.types.errors import LwfedError
 AT_A_TIME = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A line of a pod's log."""
-
-    pod: str
-    text: str
-
-
-Lines = queue.SimpleQueue[Line | DeniedError]
-"""Lines of logs; after an error no further line follows, since the cluster denies reading logs."""
+Lines = queue.SimpleQueue[tuple[str, str] | DeniedError]
+"""Lines of logs, each with its pod; an error says that the cluster denies reading logs, and no further line follows."""
 
 
 class Logs:
@@ -122,7 +113,7 @@ class Logs:
                     if when > known and not self._over.is_set():  # a new connection repeats the last lines
                         last = max(last, when)
                         patience.answered()
-                        self._lines.put(Line(pod, text))
+                        self._lines.put((pod, text))
                 return
             except DeniedError:
                 raise

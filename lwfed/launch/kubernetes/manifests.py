@@ -137,11 +137,6 @@ def pruned(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None and value not in ({}, [], ())}
 
 
-def memory_limit(pool: PoolSpec) -> str | None:
-    """Returns the memory limit of a pool's pods, or None."""
-    return pool.memory_limit or pool.memory
-
-
 def _failure_rules() -> list[dict[str, Any]]:
     """Ignores preemption and drains, and makes some exit codes final. A kill (137) has many causes: it is not final."""
 
@@ -236,7 +231,7 @@ def _resources(pool: PoolSpec) -> dict[str, Any]:
         "ephemeral-storage": pool.ephemeral_storage,
         **gpus,
     }
-    limits = {"cpu": pool.cpu_limit, "memory": memory_limit(pool), **gpus}
+    limits = {"cpu": pool.cpu_limit, "memory": pool.memory_limit or pool.memory, **gpus}
     return pruned({"requests": pruned(requests), "limits": pruned(limits)})
 
 

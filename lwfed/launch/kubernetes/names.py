@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lwfed.run.tasks import PoolTask, RoundTask, ServerTask
+from lwfed.spec.kubernetes import KubernetesSpec
 from lwfed.types.canonical import digest_of
 
 SERVER = "server"
@@ -77,13 +78,13 @@ def run_selector(run_id: str) -> str:
 
 
 def task_list(
-    step: str, tasks: Sequence[PoolTask | ServerTask], *, run_id: str, heartbeat_s: float, heartbeat_timeout_s: float
+    step: str, tasks: Sequence[PoolTask | ServerTask], *, run_id: str, settings: KubernetesSpec
 ) -> dict[str, Any]:
     """Returns a Job's task list, as the store has it: one task per pod, and the heartbeat that pods watch."""
     return {
         "step": step,
         "tasks": [task.model_dump(mode="json") for task in tasks],
-        "heartbeat": {"run_id": run_id, "every_s": heartbeat_s, "timeout_s": heartbeat_timeout_s},
+        "heartbeat": {"run_id": run_id, "every_s": settings.heartbeat_s, "timeout_s": settings.heartbeat_timeout_s},
     }
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lwfed.types.errors import OutOfMemoryError, exit_name
+from lwfed.launch.exits import last_words
+from lwfed.types.errors import OutOfMemoryError
 
 Values = Mapping[str, Any]
 
@@ -194,10 +195,7 @@ def _failure_from_log(code: int, message: str) -> Failure:
     failed = [values for kind, values in events if kind == "failed"]
     if failed:  # torchrun hides its processes' exit codes
         return Failure(int(failed[-1].get("exit_code", code)), one_line(str(failed[-1].get("message", ""))))
-    lines = text_lines(message)
-    named = [line for line in lines if line.startswith("error: ")]
-    last = named[-1].removeprefix("error: ") if named else (lines[-1] if lines else "no message")
-    return Failure(code, f"{exit_name(code)}: {one_line(last)}")
+    return Failure(code, one_line(last_words(code, "\n".join(text_lines(message)))))
 
 
 def _joined(reason: str, message: str) -> str:

@@ -74,6 +74,7 @@ class JobState:
         explain: Returns why a pod failed.
         value: The Job as last seen.
         lost: Why the Job has ended before its clients; None: it has not.
+        failures: Why the last pod of a client failed.
     """
 
     handle: JobHandle
@@ -84,9 +85,9 @@ class JobState:
     explain: Callable[[Values], Failure]
     value: Values = field(default_factory=dict)
     lost: str | None = None
+    failures: dict[str, Failure] = field(default_factory=dict)
     _events: Sequence[Values] = ()
     _pods: dict[str, _Pod] = field(default_factory=dict)
-    _failures: dict[str, Failure] = field(default_factory=dict)
     _failed_at: dict[str, float] = field(default_factory=dict)
     _stuck: dict[str, str] = field(default_factory=dict)
     _refused: str | None = None
@@ -164,13 +165,9 @@ class JobState:
             return SUSPENDED
         if not pods and self._refused is not None:
             return f"its pod is not created: {self._refused}"
-        if not pods and client in self._failures:
-            return f"its last pod failed: {self._failures[client].reason}"
+        if not pods and client in self.failures:
+            return f"its last pod failed: {self.failures[client].reason}"
         return "" if pods else "it has no pod yet"
-
-    def failure_of(self, client: str) -> Failure | None:
-        """Returns why a client's last pod failed; None if none did."""
-        return self._failures.get(client)
 
     @property
     def works(self) -> bool:
@@ -216,8 +213,8 @@ class JobState:
         """Ends the clients that the Job does not restart."""
         facts: list[Fact] = []
         for client, since in sorted(self._failed_at.items()):
-            if client in self._failures or now - since > SETTLE_S:
-                found = self._failures.get(client, Failure(1, "its pods failed without a message"))
+            if client in self.failures or now - since > SETTLE_S:
+                found = self.failures.get(client, Failure(1, "its pods failed without a message"))
                 facts += self._end(Outcome(client, found.exit_code, found.reason))
         return facts
 
@@ -313,7 +310,7 @@ class JobState:
 
     def _fail(self, pod: _Pod) -> list[Fact]:
         found = self.explain(pod.value)
-        self._failures[pod.client] = found
+        self.failures[pod.client] = found
         # the cluster alone cannot tell a final code: torchrun may hide it
         if found.exit_code in FINAL_CODES or pod.client in self._failed_at:
             return self._end(Outcome(pod.client, found.exit_code, found.reason))

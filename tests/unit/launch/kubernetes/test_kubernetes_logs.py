@@ -10,7 +10,7 @@ import pytest
 
 from lwfed.launch.kubernetes import logs as kubernetes_logs
 from lwfed.launch.kubernetes.api import Cluster, DeniedError
-from lwfed.launch.kubernetes.logs import Line, Lines, Logs
+from lwfed.launch.kubernetes.logs import Lines, Logs
 from tests.unit.launch.api_server import ApiServer, until
 from tests.unit.launch.recordings import answer
 
@@ -41,8 +41,8 @@ def told(lines: Lines, count: int) -> list[str]:
             item = lines.get(timeout=10)
         except queue.Empty:
             raise AssertionError(f"{count} lines were expected, {found} have come") from None
-        assert isinstance(item, Line), item
-        found.append(item.text)
+        assert isinstance(item, tuple), item
+        found.append(item[1])
     return found
 
 
@@ -77,9 +77,7 @@ def test_a_line_is_told_with_the_name_of_its_pod(server: ApiServer, cluster: Clu
             logs.follow(pod)
             server.say(pod, f"of {pod}")
         found = [lines.get(timeout=10) for _ in range(2)]
-    assert {(line.pod, line.text) for line in found if isinstance(line, Line)} == {
-        (one, f"of {one}"), (other, f"of {other}")
-    }  # fmt: skip
+    assert set(found) == {(one, f"of {one}"), (other, f"of {other}")}
 
 
 def test_lines_are_told_once_each_over_broken_connections(server: ApiServer, cluster: Cluster, lines: Lines) -> None:

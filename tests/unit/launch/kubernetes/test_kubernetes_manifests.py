@@ -17,11 +17,9 @@ from lwfed.launch.kubernetes.manifests import (
     JobContext,
     Work,
     job,
-    memory_limit,
     pruned,
 )
 from lwfed.launch.kubernetes.names import TASKS_NOTE, TEMPLATE_NOTE
-from lwfed.spec.kubernetes import PoolSpec
 from lwfed.spec.load import build_spec
 from lwfed.types.errors import EXIT_CODES, FINAL_CODES, CoordinatorGoneError, OutOfMemoryError, SpecError
 from tests.unit.k8s.restricted import breaches
@@ -274,7 +272,6 @@ def test_memory_is_limited_to_what_is_asked_for_unless_more_is_named() -> None:
     assert asked["limits"] == {"memory": "8Gi"}
     named = container_of(made({"memory": "8Gi", "memory_limit": "9Gi", "cpu_limit": "4"}))["resources"]
     assert named["limits"] == {"memory": "9Gi", "cpu": "4"}
-    assert memory_limit(PoolSpec(name="a")) is None and memory_limit(PoolSpec(name="a", memory="1Gi")) == "1Gi"
 
 
 @pytest.mark.parametrize(

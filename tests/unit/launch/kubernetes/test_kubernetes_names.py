@@ -23,7 +23,7 @@ from lwfed.launch.kubernetes.names import (
 )
 from lwfed.launch.step_process import STEPS
 from lwfed.run.tasks import ClientTask, RoundTask, RunTask
-from lwfed.spec.kubernetes import PoolSpec
+from lwfed.spec.kubernetes import KubernetesSpec, PoolSpec
 
 KEY = "1a2b3c4d" * 8
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
@@ -43,7 +43,7 @@ def round_task(**values: Any) -> RoundTask:
 
 
 def listed(*tasks: Any, step: str = "train-client", heartbeat_s: float = 15) -> dict[str, Any]:
-    return task_list(step, tasks, run_id="r", heartbeat_s=heartbeat_s, heartbeat_timeout_s=120)
+    return task_list(step, tasks, run_id="r", settings=KubernetesSpec(heartbeat_s=heartbeat_s))
 
 
 def test_names_say_what_they_are_of() -> None:

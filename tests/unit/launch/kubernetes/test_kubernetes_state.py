@@ -236,8 +236,7 @@ def test_a_job_that_is_over_before_its_clients_is_lost_once(name: str, words: st
 
 def test_a_lost_job_knows_why_its_client_failed() -> None:
     state, _ = replay("coordinator-gone")
-    found = state.failure_of("client-000")
-    assert found is not None and found.exit_code == 20 and state.failure_of("client-001") is None
+    assert state.failures["client-000"].exit_code == 20 and "client-001" not in state.failures
 
 
 def test_a_job_that_fails_after_its_clients_ended_is_not_lost() -> None:
