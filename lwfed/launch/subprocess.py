@@ -8,7 +8,6 @@ processes from torchrun, which run `lwfed step`. All processes end when the coor
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import json
 import os
@@ -110,20 +109,19 @@ class Subprocess:
         self._parallel, self._devices, self._retries, self._gpus = parallel, devices, retries, tuple(gpus)
         self._workers: dict[int, _Process] = {}
         self._lines: Lines = queue.SimpleQueue()
-        self._folder = tempfile.TemporaryDirectory(prefix="lwfed-")
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._numbers = itertools.count()
 
     def clients(self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit) -> Iterator[Outcome]:
         """Runs tasks, `parallel` at a time; see `Launcher.clients`."""
         ends_at = time.monotonic() + deadline_s
         waiting = deque((task, 1) for task in tasks)
-        free = list(range(self._parallel))
         running: dict[_Process, _Client] = {}
         try:
             while (waiting or running) and (left := ends_at - time.monotonic()) > 0:
-                if waiting and free:
+                if waiting and len(running) < self._parallel:
                     task, attempt = waiting.popleft()
-                    self._start(step, task, slot=heapq.heappop(free), attempt=attempt, running=running, emit=emit)
+                    self._start(step, task, attempt=attempt, running=running, emit=emit)
                     continue
                 try:
                     process, line = self._lines.get(timeout=left)
@@ -132,7 +130,6 @@ class Subprocess:
                 if process not in running or not _is_over(running[process], line, emit):
                     continue
                 client = running.pop(process)
-                heapq.heappush(free, client.slot)
                 outcome = _outcome(client, None if line is not None else process)
                 if outcome.exit_code not in {0, *FINAL_CODES} and client.attempt <= self._retries:
                     emit(ClientLog(client=outcome.client, line=f"tried again: {outcome.reason}"))
@@ -156,12 +153,13 @@ class Subprocess:
         """Ends the workers."""
         _end(self._workers.values())
         self._workers = {}
-        self._folder.cleanup()
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
 
-    def _start(
-        self, step: str, task: PoolTask, *, slot: int, attempt: int, running: dict[_Process, _Client], emit: Emit
-    ) -> None:
-        """Starts a client in a slot."""
+    def _start(self, step: str, task: PoolTask, *, attempt: int, running: dict[_Process, _Client], emit: Emit) -> None:
+        """Starts a client in the first free slot."""
+        slot = min(set(range(self._parallel)) - {client.slot for client in running.values()})
         gpus = gpus_of(slot, devices=self._devices, gpus=self._gpus)
         task = task.model_copy(update={"parent_pid": os.getpid()})
         if self._devices > 1 and step == "train-client":
@@ -200,6 +198,8 @@ class Subprocess:
         return process
 
     def _new_file(self, suffix: str) -> Path:
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="lwfed-")
         return Path(self._folder.name) / f"{next(self._numbers)}{suffix}"
 
 

@@ -54,12 +54,8 @@ class Cluster:
 
     def __init__(self, namespace: str, *, api: client.ApiClient) -> None:
         self.namespace = namespace
+        self.host = str(api.configuration.host)
         self._api = api
-
-    @property
-    def host(self) -> str:
-        """Address of the API server."""
-        return str(self._api.configuration.host)
 
     def check(self) -> None:
         """Requests the cluster's version. Raises UnreachableError if there is no answer within 10 s."""

@@ -21,6 +21,7 @@ from lwfed.patience import Patience
 from lwfed.types.errors import LwfedError
 
 AT_A_TIME = 16
+"""The most streams at a time."""
 
 
 Lines = queue.SimpleQueue[tuple[str, str] | DeniedError]
@@ -33,11 +34,10 @@ class Logs:
     Args:
         cluster: The cluster of the pods.
         lines: The queue.
-        at_a_time: The most streams at a time.
     """
 
-    def __init__(self, cluster: Cluster, *, lines: Lines, at_a_time: int = AT_A_TIME) -> None:
-        self._cluster, self._lines, self._most = cluster, lines, at_a_time
+    def __init__(self, cluster: Cluster, *, lines: Lines) -> None:
+        self._cluster, self._lines = cluster, lines
         self._pods: dict[str, Literal["waiting", "read", "done"]] = {}
         self._todo: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._threads = 0
@@ -52,7 +52,7 @@ class Logs:
             return
         self._pods[pod] = "waiting"
         self._todo.put(pod)
-        if self._threads < self._most:
+        if self._threads < AT_A_TIME:
             self._threads += 1
             threading.Thread(target=self._run, name="log", daemon=True).start()
 

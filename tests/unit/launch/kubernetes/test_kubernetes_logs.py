@@ -16,8 +16,8 @@ from tests.unit.launch.recordings import answer
 
 
 @contextmanager
-def following(cluster: Cluster, lines: Lines, *, at_a_time: int = 16) -> Iterator[Logs]:
-    logs = Logs(cluster, lines=lines, at_a_time=at_a_time)
+def following(cluster: Cluster, lines: Lines) -> Iterator[Logs]:
+    logs = Logs(cluster, lines=lines)
     try:
         yield logs
     finally:
@@ -150,11 +150,14 @@ def test_a_pod_is_followed_once(server: ApiServer, cluster: Cluster, lines: Line
         assert silent(lines)
 
 
-def test_so_many_at_a_time_and_the_others_are_not_lost(server: ApiServer, cluster: Cluster, lines: Lines) -> None:
+def test_so_many_at_a_time_and_the_others_are_not_lost(
+    server: ApiServer, cluster: Cluster, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubernetes_logs, "AT_A_TIME", 2)
     names = pods(server, 4)
     for name in names:
         server.say(name, f"first of {name}")
-    with following(cluster, lines, at_a_time=2) as logs:
+    with following(cluster, lines) as logs:
         for name in names:
             logs.follow(name)
         assert sorted(told(lines, 2)) == sorted(f"first of {name}" for name in names[:2])
@@ -166,11 +169,12 @@ def test_so_many_at_a_time_and_the_others_are_not_lost(server: ApiServer, cluste
 
 
 def test_who_may_not_read_logs_is_told_so_once_and_asks_no_more(
-    server: ApiServer, cluster: Cluster, lines: Lines
+    server: ApiServer, cluster: Cluster, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(kubernetes_logs, "AT_A_TIME", 1)
     names = pods(server, 3)
     server.refuse("get", "pods/log", *answer("a Job to make without the right to"), times=9)
-    with following(cluster, lines, at_a_time=1) as logs:
+    with following(cluster, lines) as logs:
         for name in names:
             logs.follow(name)
         item = lines.get(timeout=10)
