@@ -95,11 +95,8 @@ class Cluster:
 
     def events_of(self, uid: str) -> list[dict[str, Any]]:
         """Returns the events of an object, oldest first."""
-
-        def when(event: Mapping[str, Any]) -> str:
-            return str(event.get("lastTimestamp") or event.get("eventTime") or "")
-
-        return sorted(self.find("events", fieldSelector=f"involvedObject.uid={uid}"), key=when)
+        found = self.find("events", fieldSelector=f"involvedObject.uid={uid}")
+        return sorted(found, key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or ""))
 
     def log(self, pod: str, *, container: str, **query: Any) -> urllib3.BaseHTTPResponse:
         """Opens a pod's log in one try; `lines_of` reads it, and its `shutdown` stops that from any thread."""

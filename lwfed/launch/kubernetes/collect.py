@@ -41,6 +41,10 @@ PASSED_ON = frozenset({"client_step", "checking", "warning"})
 """Events of pods that are passed on to the run's events; all others are reserved for the coordinator."""
 
 
+PoolWork = tuple[PoolSpec, Sequence[PoolTask | ServerTask]]
+"""A pool and the tasks of its clients."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
     """A Job of the call.
@@ -69,15 +73,7 @@ class Collector:
         predicted: The ledger's prediction of a client's memory, for clients that run out of it; empty if unknown.
     """
 
-    def __init__(
-        self,
-        call: Call,
-        work: Sequence[tuple[PoolSpec, Sequence[PoolTask | ServerTask]]],
-        *,
-        jobs: Jobs,
-        emit: Emit,
-        predicted: str,
-    ) -> None:
+    def __init__(self, call: Call, work: Sequence[PoolWork], *, jobs: Jobs, emit: Emit, predicted: str) -> None:
         self._call, self._work, self._jobs = call, work, jobs
         self._emit, self._predicted = emit, predicted
         self._begun: dict[str, _Job] = {}
@@ -123,8 +119,7 @@ class Collector:
             handle=handle,
             step=self._call.step,
             open={_client_of(task) for task in tasks},
-            retries=self._jobs.settings.retries,
-            pending_timeout_s=self._jobs.settings.pending_timeout_s,
+            settings=self._jobs.settings,
             explain=partial(self._explain, pool),
         )
         self._begun[handle.uid] = _Job(pool=pool, tasks=tasks, number=number, state=state)
@@ -229,14 +224,8 @@ class Collector:
 
     def _explain(self, pool: PoolSpec, pod: Mapping[str, Any]) -> reasons.Failure:
         """Returns why a pod failed; shows the end of its log if that is not followed."""
-        name = pod["metadata"]["name"]
-        found = reasons.failure(
-            pod,
-            container=CONTAINER,
-            memory_limit=pool.memory_limit or pool.memory,
-            predicted=self._predicted,
-            pool=pool.name,
-        )
+        name, limit = pod["metadata"]["name"], pool.memory_limit or pool.memory
+        found = reasons.failure(pod, container=CONTAINER, memory_limit=limit, predicted=self._predicted, pool=pool.name)
         if not found.retried and self._logs.misses(name):
             for line in reasons.text_lines(self._logs.tail(name, lines=TAIL)):
                 self._emit(ClientLog(client=self._clients.get(name, name), line=line))

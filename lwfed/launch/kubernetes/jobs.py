@@ -137,9 +137,7 @@ def job_context(cluster: Cluster, *, run_id: str) -> JobContext:
     """
     env = environment.for_pods(run_id)
     name = environment.pod_name()
-    if name is None or current_namespace() != cluster.namespace:
-        return JobContext(env=env)
-    pod = cluster.read_pod(name)
+    pod = cluster.read_pod(name) if name is not None and current_namespace() == cluster.namespace else None
     if pod is None:
         return JobContext(env=env)
     itself = {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": pod["metadata"]["uid"]}

@@ -13,7 +13,7 @@ from typing import Any
 from lwfed.catalog.launchers.kubernetes import DESCRIPTION
 from lwfed.formats import bytes_text
 from lwfed.launch.kubernetes.api import connect
-from lwfed.launch.kubernetes.collect import Collector
+from lwfed.launch.kubernetes.collect import Collector, PoolWork
 from lwfed.launch.kubernetes.jobs import Jobs, job_context
 from lwfed.launch.kubernetes.manifests import Call
 from lwfed.launch.kubernetes.names import call_labels
@@ -82,14 +82,7 @@ class KubernetesLauncher:
         """Closes connections; pods keep running."""
         self._cluster.close()
 
-    def _collector(
-        self,
-        step: str,
-        work: Sequence[tuple[PoolSpec, Sequence[PoolTask | ServerTask]]],
-        *,
-        deadline_s: float | None,
-        emit: Emit,
-    ) -> Collector:
+    def _collector(self, step: str, work: Sequence[PoolWork], *, deadline_s: float | None, emit: Emit) -> Collector:
         task = work[0][1][0]
         labels = call_labels(step, task, run_id=self._run_id)
         predicted = _predicted_memory(self._store, self._run_id, task) if step == "train-client" else ""

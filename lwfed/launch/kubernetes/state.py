@@ -11,6 +11,7 @@ from lwfed.launch.kubernetes.names import INDEX_LABEL
 from lwfed.launch.kubernetes.reasons import Failure, Values, Wait
 from lwfed.run.events import ClientStarted, ClientWaiting
 from lwfed.run.launcher import Outcome
+from lwfed.spec.kubernetes import KubernetesSpec
 from lwfed.types.errors import FINAL_CODES
 
 BROKEN_S = 60.0
@@ -69,8 +70,7 @@ class JobState:
         handle: The Job.
         step: The step that its pods run.
         open: The clients whose tasks have not ended.
-        retries: How often the cluster restarts a client.
-        pending_timeout_s: Seconds after which a pod that does not start is given up.
+        settings: How often the cluster restarts a client, and how long a pod that does not start is waited for.
         explain: Returns why a pod failed.
         value: The Job as last seen.
         lost: Why the Job has ended before its clients; None: it has not.
@@ -80,8 +80,7 @@ class JobState:
     handle: JobHandle
     step: str
     open: set[str]
-    retries: int
-    pending_timeout_s: float
+    settings: KubernetesSpec
     explain: Callable[[Values], Failure]
     value: Values = field(default_factory=dict)
     lost: str | None = None
@@ -89,7 +88,7 @@ class JobState:
     _events: Sequence[Values] = ()
     _pods: dict[str, _Pod] = field(default_factory=dict)
     _failed_at: dict[str, float] = field(default_factory=dict)
-    _stuck: dict[str, str] = field(default_factory=dict)
+    _stuck: str | None = None
     _refused: str | None = None
     _refused_since: float = 0.0
     _ended_badly: bool = False
@@ -252,24 +251,27 @@ class JobState:
     def _give_up(self, now: float, *, busy: bool) -> list[Fact]:
         """Ends the clients that have waited for too long."""
         facts: list[Fact] = []
+        longest_s = self.settings.pending_timeout_s
         for pod in self._waiting():
-            if pod.waits is not None and pod.waits.kind == "scheduling" and busy:
+            wait = pod.waits or Wait("starting", "its pod does not start, for an unknown reason")
+            if wait.kind == "scheduling" and busy:
                 pod.seen_at = now  # it waits for resources that other clients use
                 continue
-            limit, since = self.pending_timeout_s, pod.seen_at
-            if pod.waits is not None and pod.waits.kind in ("image", "config") and limit > BROKEN_S:
+            limit, since = longest_s, pod.seen_at
+            if wait.kind in ("image", "config") and limit > BROKEN_S:
                 limit, since = BROKEN_S, pod.waits_since
             if now - since >= limit:
-                wait = pod.waits or Wait("starting", "its pod does not start, for an unknown reason")
-                self._stuck[pod.client] = f"given up after {limit:g} s: {wait.line} -> {reasons.REMEDIES[wait.kind]}"
-                facts += self._end(Outcome(pod.client, 1, self._stuck[pod.client]))
-        if self._refused is not None and now - self._refused_since >= self.pending_timeout_s and not self._live():
-            why = f"given up after {self.pending_timeout_s:g} s: its pod is not created: {self._refused}"
-            self._stuck |= dict.fromkeys(self.without_pod(), f"{why} -> {reasons.REMEDIES['refused']}")
-        if self._stuck and not self._live():  # nothing runs whose end would free resources for the others
-            why = next(iter(self._stuck.values()))
+                why = f"given up after {limit:g} s: {wait.line} -> {reasons.REMEDIES[wait.kind]}"
+                self._stuck = self._stuck or why
+                facts += self._end(Outcome(pod.client, 1, why))
+        if self._live():
+            return facts
+        if self._refused is not None and now - self._refused_since >= longest_s:
+            why = f"given up after {longest_s:g} s: its pod is not created: {self._refused}"
+            self._stuck = self._stuck or f"{why} -> {reasons.REMEDIES['refused']}"
+        if self._stuck is not None:  # nothing runs whose end would free resources for the others
             for client in self.without_pod():
-                facts += self._end(Outcome(client, 1, why))
+                facts += self._end(Outcome(client, 1, self._stuck))
         return facts
 
     def _on_lost_node(self, now: float) -> str | None:
@@ -315,7 +317,7 @@ class JobState:
         if found.exit_code in FINAL_CODES or pod.client in self._failed_at:
             return self._end(Outcome(pod.client, found.exit_code, found.reason))
         tries = sum(other.client == pod.client and other.over for other in self._pods.values())
-        if found.retried or tries <= self.retries:
+        if found.retried or tries <= self.settings.retries:
             return self._notice([pod.client], f"{found.reason}; the Job restarts it")
         return []
 

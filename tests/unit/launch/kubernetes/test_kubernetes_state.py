@@ -14,6 +14,7 @@ from lwfed.launch.kubernetes.reasons import failure
 from lwfed.launch.kubernetes.state import BROKEN_S, SETTLE_S, SUSPENDED, Fact, JobHandle, JobState
 from lwfed.run.events import ClientStarted, ClientWaiting
 from lwfed.run.launcher import Outcome
+from lwfed.spec.kubernetes import KubernetesSpec
 from tests.unit.launch.recordings import Recording, names, recording
 
 OTHERS_JOB = {"metadata": {"name": "other", "uid": "another"}, "spec": {}, "status": {"completedIndexes": "0"}}
@@ -58,8 +59,7 @@ def state_of(
             "handle": JobHandle(name=name, uid=uid or recorded.uid, clients=clients, adopted=False),
             "step": "train-client",
             "open": set(clients),
-            "retries": retries,
-            "pending_timeout_s": pending_timeout_s,
+            "settings": KubernetesSpec(retries=retries, pending_timeout_s=pending_timeout_s),
             "explain": partial(failure, container=CONTAINER, memory_limit="64Mi", pool="p"),
         }
         | values

@@ -7,6 +7,7 @@ from typing import Any
 from lwfed.launch.kubernetes.reasons import Failure
 from lwfed.launch.kubernetes.state import LOST_NODE_S, JobHandle, JobState
 from lwfed.run.launcher import Outcome
+from lwfed.spec.kubernetes import KubernetesSpec
 
 LIMIT_S = 10.0
 JOB: dict[str, Any] = {"metadata": {"uid": "job"}, "spec": {}}
@@ -31,7 +32,8 @@ def pod(status: dict[str, Any], **metadata: Any) -> dict[str, Any]:
 def state() -> JobState:
     return JobState(
         handle=JobHandle(name="j", uid="job", clients=("client-000",), adopted=False), step="train-client",
-        open={"client-000"}, retries=0, pending_timeout_s=LIMIT_S, explain=lambda _: Failure(1, "why"),
+        open={"client-000"}, settings=KubernetesSpec(retries=0, pending_timeout_s=LIMIT_S),
+        explain=lambda _: Failure(1, "why"),
     )  # fmt: skip
 
 
