@@ -73,18 +73,17 @@ def waiting(pod: Values, *, container: str, events: Sequence[Values] = ()) -> Wa
     if pod["status"].get("phase", "Pending") != "Pending" or is_running(pod, container=container):
         return None
     state = (_container(pod, container).get("state") or {}).get("waiting") or {}
-    reason, message = state.get("reason", ""), state.get("message", "")
-    if reason in IMAGE:
-        return Wait("image", f"its image cannot be pulled: {_joined(reason, message)}")
-    if reason in CONFIG:
-        return Wait("config", f"its container cannot be created: {_joined(reason, message)}")
-    scheduled = _condition(pod, "PodScheduled")
-    if scheduled is not None and scheduled.get("status") == "False":
-        words = scheduled.get("message", "").partition(" preemption:")[0].rstrip()
-        return Wait("scheduling", f"no node fits its pod: {_joined(scheduled.get('reason', ''), words)}")
+    if state.get("reason") in IMAGE:
+        return Wait("image", f"its image cannot be pulled: {_words(state)}")
+    if state.get("reason") in CONFIG:
+        return Wait("config", f"its container cannot be created: {_words(state)}")
+    scheduled = _condition(pod, "PodScheduled", status="False")
+    if scheduled is not None:
+        message = scheduled.get("message", "").partition(" preemption:")[0]
+        return Wait("scheduling", f"no node fits its pod: {_words({**scheduled, 'message': message})}")
     found = [event for event in events if event.get("reason") in TROUBLE]
     if found:
-        return Wait("starting", f"its pod does not start: {_joined(found[-1]['reason'], found[-1].get('message', ''))}")
+        return Wait("starting", f"its pod does not start: {_words(found[-1])}")
     pulling = [event for event in events if event.get("reason") in ("Pulling", "Pulled")]
     if pulling and pulling[-1]["reason"] == "Pulling":
         return Wait("pulling", f"its node is pulling the image: {one_line(pulling[-1].get('message', ''))}")
@@ -107,20 +106,17 @@ def failure(pod: Values, *, container: str, memory_limit: str | None, predicted:
         predicted: The ledger's prediction of the memory, in words; may be empty.
         pool: Its pool.
     """
-    status = pod["status"]
     state = (_container(pod, container).get("state") or {}).get("terminated") or {}
     disrupted = _condition(pod, "DisruptionTarget")
-    if disrupted is not None and disrupted.get("status") == "True":
-        words = _joined(disrupted.get("reason", ""), disrupted.get("message", ""))
-        return Failure(1, f"its pod was evicted: {words}", retried=True)
+    if disrupted is not None:
+        return Failure(1, f"its pod was evicted: {_words(disrupted)}", retried=True)
     if state.get("reason") == "OOMKilled":
         limit = f"its limit of {memory_limit}" if memory_limit else "the node's memory"
         beside = f"; {predicted}" if predicted else ""
         remedy = f"raise the memory of the pool `{pool}`, or lower training.batch_size"
         return Failure(OutOfMemoryError.exit_code, f"out of memory: killed at {limit}{beside} -> {remedy}")
     if not state:
-        words = _joined(status.get("reason", ""), status.get("message", ""))
-        return Failure(1, f"its pod failed: {words or 'no message'}")
+        return Failure(1, f"its pod failed: {_words(pod['status']) or 'no message'}")
     code = int(state.get("exitCode", 1)) or 1
     if state.get("reason") in ("StartError", "ContainerCannotRun"):
         return Failure(code, f"its container could not start: {one_line(state.get('message', ''))}")
@@ -152,11 +148,10 @@ def job_end(job: Values) -> tuple[Literal["Complete", "Failed", "FailedIndexes"]
     """
     for kind in ("Failed", "FailureTarget", "Complete"):
         found = _condition(job, kind)
-        if found is not None and found.get("status") == "True":
-            reason, words = found.get("reason", ""), _joined(found.get("reason", ""), found.get("message", ""))
-            if kind == "Complete":
-                return "Complete", ""
-            return ("FailedIndexes" if reason == "FailedIndexes" else "Failed"), words
+        if found is not None and kind == "Complete":
+            return "Complete", ""
+        if found is not None:
+            return ("FailedIndexes" if found.get("reason") == "FailedIndexes" else "Failed"), _words(found)
     return None
 
 
@@ -198,8 +193,9 @@ def _failure_from_log(code: int, message: str) -> Failure:
     return Failure(code, one_line(last_words(code, "\n".join(text_lines(message)))))
 
 
-def _joined(reason: str, message: str) -> str:
-    return ": ".join(part for part in (reason, one_line(message)) if part)
+def _words(values: Values) -> str:
+    """Returns the reason and the message of a condition, a container's state or an event in one line."""
+    return ": ".join(filter(None, (values.get("reason", ""), one_line(values.get("message", "")))))
 
 
 def _container(pod: Values, name: str) -> dict[str, Any]:
@@ -207,6 +203,6 @@ def _container(pod: Values, name: str) -> dict[str, Any]:
     return found[0] if found else {}
 
 
-def _condition(thing: Values, kind: str) -> dict[str, Any] | None:
+def _condition(thing: Values, kind: str, *, status: str = "True") -> dict[str, Any] | None:
     conditions = (thing.get("status") or {}).get("conditions") or ()
-    return next((condition for condition in conditions if condition["type"] == kind), None)
+    return next((one for one in conditions if one["type"] == kind and one.get("status") == status), None)
