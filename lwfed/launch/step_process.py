@@ -171,6 +171,7 @@ def exit_without_coordinator(uri: str, beat: dict[str, Any], *, as_json: bool) -
         sys.stderr.flush()
         os._exit(error.exit_code)
 
-    settings = {"every_s": beat["every_s"], "timeout_s": beat["timeout_s"], "on_gone": gone}
-    watching = (open_store(uri), beat["run_id"])
-    threading.Thread(target=watch, args=watching, kwargs=settings, daemon=True, name="heartbeat").start()
+    def look() -> None:
+        watch(open_store(uri), beat["run_id"], every_s=beat["every_s"], timeout_s=beat["timeout_s"], on_gone=gone)
+
+    threading.Thread(target=look, daemon=True, name="heartbeat").start()
