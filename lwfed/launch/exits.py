@@ -1,4 +1,4 @@
-"""Turns every error into one line on standard error and a numbered exit code."""
+"""Turns every error into one line on standard error and a numbered exit code, and reads those of other processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 
 from lwfed import environment
-from lwfed.types.errors import DiskFullError, LwfedError
+from lwfed.types.errors import DiskFullError, LwfedError, exit_name
 
 INTERRUPTED = "interrupted -> committed work is kept; run the command again to continue"
 
@@ -38,6 +38,13 @@ def run_to_exit(command: Callable[[], object]) -> None:
         _unexpected(error)
     except Exception as error:
         _unexpected(error)
+
+
+def last_words(code: int, log: str) -> str:
+    """Returns why a process failed: the meaning of its exit code, and its last error in our format or its last line."""
+    lines = [line.rstrip() for line in log.splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return f"{exit_name(code)}: {(errors or lines or ['no message'])[-1]}"
 
 
 def _unexpected(error: Exception) -> None:

@@ -1,27 +1,17 @@
-"""Makes the launcher that a spec names; only the launchers of this machine load torch."""
+"""Makes the launcher that a spec names; only the launchers of this machine load torch.
+
+The module of a launcher has a function `make`. That of a remote launcher, whose work may outlive the process that
+started it, also has `end_run`. Both have the arguments of the functions here.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Protocol, cast
+from types import ModuleType
 
 from lwfed.run.launcher import Launcher
 from lwfed.spec.run import RunSpec
 from lwfed.store.protocol import Store
-
-
-class Local(Protocol):
-    """The interface of a launcher's module."""
-
-    def make(self, spec: RunSpec, *, store: Store, run_id: str) -> Launcher:
-        """Makes the launcher; see `make_launcher`."""
-
-
-class Remote(Local, Protocol):
-    """The interface of a remote launcher's module; its work may outlive the process that started it."""
-
-    def end_run(self, spec: RunSpec, *, run_id: str) -> None:
-        """Ends a run's work that is still running; see `end_run`."""
 
 
 def make_launcher(spec: RunSpec, *, store: Store, run_id: str) -> Launcher:
@@ -36,7 +26,8 @@ def make_launcher(spec: RunSpec, *, store: Store, run_id: str) -> Launcher:
         UnreachableError: No Kubernetes cluster answers.
         SpecError: A client needs more devices than this machine has GPUs.
     """
-    return cast(Local, _module(spec)).make(spec, store=store, run_id=run_id)
+    launcher: Launcher = _module(spec).make(spec, store=store, run_id=run_id)
+    return launcher
 
 
 def end_run(spec: RunSpec, *, run_id: str) -> None:
@@ -45,8 +36,8 @@ def end_run(spec: RunSpec, *, run_id: str) -> None:
     Raises:
         UnreachableError: The cluster does not answer, or denies access.
     """
-    cast(Remote, _module(spec)).end_run(spec, run_id=run_id)
+    _module(spec).end_run(spec, run_id=run_id)
 
 
-def _module(spec: RunSpec) -> object:
+def _module(spec: RunSpec) -> ModuleType:
     return import_module(f"lwfed.launch.{spec.launch.kind}")

@@ -172,8 +172,6 @@ def exit_without_coordinator(uri: str, beat: dict[str, Any], *, as_json: bool) -
         os._exit(error.exit_code)
 
     def look() -> None:
-        watch(
-            open_store(uri), beat["run_id"], every_s=beat["every_s"], timeout_s=beat["timeout_s"], on_gone=gone
-        )  # fmt: skip
+        watch(open_store(uri), beat["run_id"], every_s=beat["every_s"], timeout_s=beat["timeout_s"], on_gone=gone)
 
     threading.Thread(target=look, daemon=True, name="heartbeat").start()

@@ -8,7 +8,7 @@ processes from torchrun, which run `lwfed step`. All processes end when the coor
 
 from __future__ import annotations
 
-import heapq
+import itertools
 import json
 import os
 import queue
@@ -25,17 +25,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lwfed.catalog.launchers.subprocess import DESCRIPTION
-from lwfed.environment import child_environment, only_gpus
+from lwfed.environment import child_environment, named_gpus, only_gpus
 from lwfed.launch import worker
-from lwfed.launch.devices import check_devices, gpus_here, gpus_of
+from lwfed.launch.exits import last_words
 from lwfed.launch.in_process import InProcess
 from lwfed.run.events import ClientLog, ClientStarted, Emit, read_event
 from lwfed.run.launcher import Outcome
-from lwfed.run.tasks import PoolTask, ServerTask
+from lwfed.run.tasks import Device, PoolTask, ServerTask
 from lwfed.spec.run import RunSpec
 from lwfed.store.protocol import Store
-from lwfed.types.errors import FINAL_CODES, SHARED_CODES, error_of, exit_name
+from lwfed.types.errors import FINAL_CODES, SHARED_CODES, SpecError, error_of
 
 GRACE_S = 5.0
 """Seconds between SIGTERM and SIGKILL."""
@@ -81,7 +83,11 @@ def make(spec: RunSpec, *, store: Store, run_id: str) -> Subprocess:
     """Makes the launcher; see `launchers.make_launcher`."""
     launch = spec.launch
     gpus = gpus_here(launch.device)
-    check_devices(launch.devices, gpus=gpus)
+    if gpus and launch.devices > len(gpus):
+        raise SpecError(
+            f"`launch.devices` is {launch.devices} and this process sees {len(gpus)} GPU(s): {', '.join(gpus)}",
+            remedy=f"set launch.devices={len(gpus)} or less, or launch.device=cpu",
+        )
     return Subprocess(store, parallel=launch.parallel, devices=launch.devices, retries=launch.retries, gpus=gpus)
 
 
@@ -104,18 +110,18 @@ class Subprocess:
         self._workers: dict[int, _Process] = {}
         self._lines: Lines = queue.SimpleQueue()
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._numbers = itertools.count()
 
     def clients(self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit) -> Iterator[Outcome]:
         """Runs tasks, `parallel` at a time; see `Launcher.clients`."""
         ends_at = time.monotonic() + deadline_s
         waiting = deque((task, 1) for task in tasks)
-        free = list(range(self._parallel))
         running: dict[_Process, _Client] = {}
         try:
             while (waiting or running) and (left := ends_at - time.monotonic()) > 0:
-                if waiting and free:
+                if waiting and len(running) < self._parallel:
                     task, attempt = waiting.popleft()
-                    self._start(step, task, slot=heapq.heappop(free), attempt=attempt, running=running, emit=emit)
+                    self._start(step, task, attempt=attempt, running=running, emit=emit)
                     continue
                 try:
                     process, line = self._lines.get(timeout=left)
@@ -124,7 +130,6 @@ class Subprocess:
                 if process not in running or not _is_over(running[process], line, emit):
                     continue
                 client = running.pop(process)
-                heapq.heappush(free, client.slot)
                 outcome = _outcome(client, None if line is not None else process)
                 if outcome.exit_code not in {0, *FINAL_CODES} and client.attempt <= self._retries:
                     emit(ClientLog(client=outcome.client, line=f"tried again: {outcome.reason}"))
@@ -152,10 +157,9 @@ class Subprocess:
             self._folder.cleanup()
             self._folder = None
 
-    def _start(
-        self, step: str, task: PoolTask, *, slot: int, attempt: int, running: dict[_Process, _Client], emit: Emit
-    ) -> None:
-        """Starts a client in a slot."""
+    def _start(self, step: str, task: PoolTask, *, attempt: int, running: dict[_Process, _Client], emit: Emit) -> None:
+        """Starts a client in the first free slot."""
+        slot = min(set(range(self._parallel)) - {client.slot for client in running.values()})
         gpus = gpus_of(slot, devices=self._devices, gpus=self._gpus)
         task = task.model_copy(update={"parent_pid": os.getpid()})
         if self._devices > 1 and step == "train-client":
@@ -196,9 +200,41 @@ class Subprocess:
     def _new_file(self, suffix: str) -> Path:
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="lwfed-")
-        descriptor, name = tempfile.mkstemp(suffix, dir=self._folder.name)
-        os.close(descriptor)
-        return Path(name)
+        return Path(self._folder.name) / f"{next(self._numbers)}{suffix}"
+
+
+def gpus_here(device: Device) -> tuple[str, ...]:
+    """Returns the names of the GPUs that clients of this process may use, without initialising one.
+
+    Args:
+        device: The spec's device; for `cpu` torch is not queried.
+
+    Returns:
+        Numbers, or the names that this process's own environment lists; empty without GPUs.
+    """
+    return () if device == "cpu" else names_of(torch.cuda.device_count(), named=named_gpus())
+
+
+def names_of(count: int, *, named: Sequence[str] | None) -> tuple[str, ...]:
+    """Returns the names under which a child process must receive GPUs.
+
+    Args:
+        count: The number of GPUs that this process sees.
+        named: The names that its environment lists; None: it lists none, and the process sees all. A GPU listed after
+            an unknown name is not visible, so the first `count` names are the right ones.
+    """
+    return tuple(str(number) for number in range(count)) if named is None else tuple(named[:count])
+
+
+def gpus_of(slot: int, *, devices: int, gpus: Sequence[str]) -> tuple[str, ...]:
+    """Returns the GPUs of a slot: the next ones after those of the slot before, wrapping around at the last.
+
+    Args:
+        slot: k, counted from 0.
+        devices: Devices per client, no more than there are GPUs.
+        gpus: All GPUs; if empty, the result is empty.
+    """
+    return tuple(gpus[(slot * devices + n) % len(gpus)] for n in range(devices)) if gpus else ()
 
 
 def _wrote(process: _Process, request: dict[str, Any]) -> bool:
@@ -253,10 +289,7 @@ def _outcome(client: _Client, process: _Process | None) -> Outcome:
         return Outcome(name)
     code = process.popen.returncode or 1  # a healthy worker writes `ready` and stays
     log = process.log.read_bytes()[client.log_start :].decode(errors="replace")
-    lines = [line for line in log.splitlines() if line.strip()]
-    named = [line for line in lines if line.startswith("error: ")]
-    last = named[-1].removeprefix("error: ") if named else (lines[-1] if lines else "no message")
-    return Outcome(name, code, f"{exit_name(code)}: {last}")
+    return Outcome(name, code, last_words(code, log))
 
 
 def _end(processes: Iterable[_Process]) -> None:

@@ -53,7 +53,7 @@ def waiting_reasons(run: KnownRun) -> list[str]:
     from lwfed.launch.kubernetes.api import connect  # loads the Kubernetes client
 
     with closing(connect(run.namespace)) as cluster:
-        pods = _pods(cluster, f"{RUN_LABEL}={run.id}")
+        pods = cluster.find("pods", labelSelector=f"{RUN_LABEL}={run.id}")
         lines = [f"{pod['metadata']['name']}: {line}" for pod in pods if (line := _why_waiting(cluster, pod))]
     if lines or any(_phase(pod) in ("Pending", "Running") for pod in pods):
         return list(dict.fromkeys(lines))
@@ -77,7 +77,7 @@ def end_waiting_pods(cluster: Cluster, run_id: str) -> list[str]:
     Raises:
         UnreachableError: The cluster does not answer, or denies access.
     """
-    pods = _pods(cluster, f"{RUN_LABEL}={run_id}")
+    pods = cluster.find("pods", labelSelector=f"{RUN_LABEL}={run_id}")
     waiting = [str(pod["metadata"]["name"]) for pod in pods if _phase(pod) == "Pending"]
     for name in waiting:
         cluster.delete_pod(name)
@@ -94,7 +94,7 @@ def client_pods(cluster: Cluster, run_id: str) -> list[ClientPod]:
     """
     clients: dict[str, list[str]] = {}
     found = []
-    pods = _pods(cluster, run_selector(run_id))
+    pods = cluster.find("pods", labelSelector=run_selector(run_id))
     for pod in sorted(pods, key=lambda pod: (pod["metadata"].get("creationTimestamp") or "", pod["metadata"]["name"])):
         labels = _labels(pod)
         job, index = labels.get(JOB_LABEL, ""), labels.get(INDEX_LABEL, "")
@@ -135,10 +135,6 @@ def _why_waiting(cluster: Cluster, pod: Mapping[str, Any]) -> str | None:
         return None
     late = reasons.waiting(flat, container=MAIN, events=events)
     return late.line if late else None
-
-
-def _pods(cluster: Cluster, selector: str) -> list[dict[str, Any]]:
-    return cluster.find("pods", labelSelector=selector).get("items") or []
 
 
 def _phase(pod: Mapping[str, Any]) -> str:

@@ -6,12 +6,14 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
 
-from lwfed.launch.kubernetes.launcher import KubernetesLauncher, delete_jobs
+from lwfed.launch.kubernetes.api import connect
+from lwfed.launch.kubernetes.jobs import delete_run_jobs
+from lwfed.launch.kubernetes.launcher import KubernetesLauncher
 from lwfed.launch.kubernetes.names import INDEX_LABEL, run_selector
 from lwfed.round.train_client import train_client
 from lwfed.run import runs
@@ -79,6 +81,12 @@ def trial(bed: Bed, uri: str, request: pytest.FixtureRequest) -> Iterator[Trial]
     made = Trial(bed, bed.spec(uri, *overrides, kubernetes=settings), *overrides)
     yield made
     delete_jobs(made.run_id, namespace=bed.namespace)
+
+
+def delete_jobs(run_id: str, *, namespace: str) -> int:
+    """Deletes all Jobs of a run; returns their number."""
+    with closing(connect(namespace)) as cluster:
+        return len(delete_run_jobs(cluster, run_id))
 
 
 def same(update: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

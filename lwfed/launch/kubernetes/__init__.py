@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ def make(spec: RunSpec, *, store: Store, run_id: str) -> Launcher:
 
 def end_run(spec: RunSpec, *, run_id: str) -> None:
     """Deletes a run's Jobs; see `launchers.end_run`."""
-    from lwfed.launch.kubernetes.launcher import delete_jobs
+    from lwfed.launch.kubernetes.api import connect
+    from lwfed.launch.kubernetes.jobs import delete_run_jobs
 
-    delete_jobs(run_id, namespace=spec.kubernetes.namespace)
+    with closing(connect(spec.kubernetes.namespace)) as cluster:
+        delete_run_jobs(cluster, run_id)

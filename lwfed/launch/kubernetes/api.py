@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import urllib3
 from kubernetes import client, config
@@ -31,7 +31,9 @@ CONNECTIONS = 32
 OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 ROLE = "the Role `lwfed-coordinator` of k8s/base"
 
-GROUPS: Mapping[str, str] = {"jobs": "/apis/batch/v1", "pods": "/api/v1", "pods/log": "/api/v1", "events": "/api/v1"}
+GROUPS: Mapping[str, str] = {"jobs": "/apis/batch/v1", "pods": "/api/v1", "events": "/api/v1"}
+Verb = Literal["get", "list", "create", "delete"]
+METHODS: Mapping[Verb, str] = {"get": "GET", "list": "GET", "create": "POST", "delete": "DELETE"}
 
 
 class DeniedError(UnreachableError):
@@ -52,16 +54,12 @@ class Cluster:
 
     def __init__(self, namespace: str, *, api: client.ApiClient) -> None:
         self.namespace = namespace
+        self.host = str(api.configuration.host)
         self._api = api
-
-    @property
-    def host(self) -> str:
-        """Address of the API server."""
-        return str(self._api.configuration.host)
 
     def check(self) -> None:
         """Requests the cluster's version. Raises UnreachableError if there is no answer within 10 s."""
-        self._ask("GET", "/version", doing="get version", patience_s=10)
+        self._ask("get", "version", patience_s=10)
 
     def create_job(self, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
         """Creates a Job; returns None if one with that name exists.
@@ -70,50 +68,41 @@ class Cluster:
             SpecError: The cluster rejects the manifest as invalid.
             UnreachableError: The cluster does not answer, or denies access.
         """
-        return self._ask("POST", self._path("jobs"), doing="create jobs", body=manifest, none_on=(409,))
+        return self._ask("create", "jobs", body=manifest, none_on=(409,))
 
     def read_job(self, name: str) -> dict[str, Any] | None:
         """Returns a Job, or None if it does not exist."""
-        return self._ask("GET", self._path("jobs", name), doing="get jobs", none_on=(404,))
+        return self._ask("get", "jobs", name, none_on=(404,))
 
     def delete_job(self, name: str, *, uid: str | None = None, patience_s: float = PATIENCE_S) -> None:
         """Deletes a Job and its pods; does nothing if it is gone or has another UID."""
         options: dict[str, Any] = {"propagationPolicy": "Background"}
         if uid is not None:
             options["preconditions"] = {"uid": uid}
-        self._ask(
-            "DELETE", self._path("jobs", name), doing="delete jobs", body=options, none_on=(404, 409),
-            patience_s=patience_s,
-        )  # fmt: skip
+        self._ask("delete", "jobs", name, body=options, none_on=(404, 409), patience_s=patience_s)
+
+    def read_pod(self, name: str) -> dict[str, Any] | None:
+        """Returns a pod, or None if it does not exist."""
+        return self._ask("get", "pods", name, none_on=(404,))
 
     def delete_pod(self, name: str) -> None:
         """Deletes a pod; does nothing if it is gone."""
-        self._ask("DELETE", self._path("pods", name), doing="delete pods", none_on=(404,), patience_s=0)
+        self._ask("delete", "pods", name, none_on=(404,), patience_s=0)
 
-    def find(self, resource: str, *, patience_s: float = 0, **query: Any) -> dict[str, Any]:
+    def find(self, resource: str, *, patience_s: float = 0, **query: Any) -> list[dict[str, Any]]:
         """Lists Jobs, pods or events; tries once unless `patience_s` allows retries."""
-        path = self._path(resource)
-        return self._ask("GET", path, doing=f"list {resource}", query=query, patience_s=patience_s) or {}
-
-    def read_pod(self, name: str, *, namespace: str) -> dict[str, Any] | None:
-        """Returns a pod of any namespace, or None if it does not exist."""
-        path = f"/api/v1/namespaces/{namespace}/pods/{name}"
-        return self._ask("GET", path, doing="get pods", none_on=(404,))
+        return self._ask("list", resource, query=query, read=_items, patience_s=patience_s) or []
 
     def events_of(self, uid: str) -> list[dict[str, Any]]:
         """Returns the events of an object, oldest first."""
         found = self.find("events", fieldSelector=f"involvedObject.uid={uid}")
-
-        def when(event: Mapping[str, Any]) -> str:
-            return str(event.get("lastTimestamp") or event.get("eventTime") or "")
-
-        return sorted(found.get("items") or (), key=when)
+        return sorted(found, key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or ""))
 
     def log(self, pod: str, *, container: str, **query: Any) -> urllib3.BaseHTTPResponse:
         """Opens a pod's log in one try; `lines_of` reads it, and its `shutdown` stops that from any thread."""
         answer = self._ask(
-            "GET", self._path("pods", f"{pod}/log"), doing="get pods/log", query={"container": container, **query},
-            read=lambda opened: opened, timeout=(ANSWER_S[0], None), patience_s=0,
+            "get", "pods/log", pod, query={"container": container, **query}, read=lambda opened: opened,
+            timeout=(ANSWER_S[0], None), patience_s=0,
         )  # fmt: skip
         assert answer is not None
         return answer
@@ -126,16 +115,18 @@ class Cluster:
         """Closes the connections."""
         self._api.rest_client.pool_manager.clear()
 
-    def _path(self, resource: str, name: str = "") -> str:
-        path = f"{GROUPS[resource]}/namespaces/{self.namespace}/{resource}"
-        return f"{path}/{name}" if name else path
+    def _path(self, resource: str, name: str) -> str:
+        if resource == "version":
+            return "/version"
+        kind, *part = resource.split("/")
+        return "/".join([f"{GROUPS[kind]}/namespaces/{self.namespace}", kind, *filter(None, [name]), *part])
 
     def _ask(
         self,
-        method: str,
-        path: str,
+        verb: Verb,
+        resource: str,
+        name: str = "",
         *,
-        doing: str,
         query: Mapping[str, Any] | None = None,
         body: Any = None,
         none_on: tuple[int, ...] = (),
@@ -147,15 +138,28 @@ class Cluster:
         patience = Patience(bound_s=patience_s)
         while True:
             try:
-                return read(self._call(method, path, query=query, body=body, timeout=timeout))
+                answer = self._api.call_api(
+                    self._path(resource, name),
+                    METHODS[verb],
+                    query_params=list((query or {}).items()),
+                    header_params={"Accept": "*/*", "Content-Type": "application/json"},
+                    body=body,
+                    auth_settings=["BearerToken"],
+                    _return_http_data_only=True,
+                    _preload_content=False,
+                    _request_timeout=timeout,
+                )
+                return read(answer)
             except ApiException as error:
                 if error.status in none_on:
                     return None
                 if not _passes(error.status):
-                    raise self._error(error, doing) from None
+                    raise self._error(error, f"{verb} {resource}") from None
                 problem = f"status {error.status} {error.reason}"
             except ValueError:
                 problem = "an answer that is not JSON"
+            except (KeyError, TypeError) as error:
+                problem = f"a malformed list of {resource}: {error!r}"
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 problem = one_line(str(error))
             if not patience.wait(problem):
@@ -163,22 +167,6 @@ class Cluster:
                     f"the Kubernetes API at {self.host} does not answer: {problem}",
                     remedy=f"check that it is up; then {environment.resume_hint()}",
                 )
-
-    def _call(
-        self, method: str, path: str, *, query: Mapping[str, Any] | None, timeout: Any, body: Any
-    ) -> urllib3.BaseHTTPResponse:
-        answer: urllib3.BaseHTTPResponse = self._api.call_api(
-            path,
-            method,
-            query_params=list((query or {}).items()),
-            header_params={"Accept": "*/*", "Content-Type": "application/json"},
-            body=body,
-            auth_settings=["BearerToken"],
-            _return_http_data_only=True,
-            _preload_content=False,
-            _request_timeout=timeout,
-        )
-        return answer
 
     def _error(self, error: ApiException, doing: str) -> LwfedError:
         message, what = _message(error), f"{doing} in namespace {self.namespace}"
@@ -252,6 +240,14 @@ def lines_of(answer: urllib3.BaseHTTPResponse) -> Iterator[str]:
         raise UnreachableError(f"the connection broke: {one_line(str(error))}") from None
     finally:
         answer.close()
+
+
+def _items(answer: urllib3.BaseHTTPResponse) -> list[dict[str, Any]]:
+    """Returns the objects of a list; raises KeyError or TypeError unless each has a UID."""
+    items: list[dict[str, Any]] = json.loads(answer.data)["items"] or []
+    for item in items:
+        item["metadata"]["uid"]
+    return items
 
 
 def _in_cluster() -> bool:

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from lwfed import environment
 from lwfed.launch.kubernetes.api import PATIENCE_S, Cluster, current_namespace
-from lwfed.launch.kubernetes.manifests import JobContext, Work, job
+from lwfed.launch.kubernetes.manifests import Call, JobContext, Work, job
 from lwfed.launch.kubernetes.names import (
+    POOL_LABEL,
     TASKS_NOTE,
     TEMPLATE_NOTE,
-    call_labels,
     clients_of,
     covers,
     job_name,
     run_selector,
-    selector,
     task_list,
 )  # fmt: skip
 from lwfed.launch.kubernetes.reasons import job_end
+from lwfed.launch.kubernetes.state import JobHandle
 from lwfed.run.tasks import PoolTask, ServerTask
 from lwfed.spec.kubernetes import KubernetesSpec, PoolSpec
 from lwfed.store import paths
@@ -30,49 +31,11 @@ from lwfed.store.protocol import Store
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import LwfedError
 
-POOL_LABEL = "lwfed/pool"
 NAME_TRIES = 20
 CLEAN_UP_S = 5.0
 """Seconds of retries to delete a Job: one that stays ends at its deadline, or when the heartbeat stops."""
 
 _ATTEMPT = re.compile(r"-a(\d+)$")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """One call of the launcher; its Jobs differ only in their pools.
-
-    Attributes:
-        step: The step that the pods run.
-        labels: Labels that select all its Jobs and pods.
-        deadline_s: Seconds it may take; None: no limit.
-    """
-
-    step: str
-    labels: Mapping[str, str]
-    deadline_s: float | None = None
-
-    @property
-    def selector(self) -> str:
-        """The label selector of its Jobs and pods."""
-        return selector(self.labels)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobHandle:
-    """A Job that works on tasks of a call.
-
-    Attributes:
-        name: Its name.
-        uid: Its UID.
-        clients: Its clients by index, including any that the call does not ask for.
-        adopted: Whether another coordinator created it.
-    """
-
-    name: str
-    uid: str
-    clients: tuple[str, ...]
-    adopted: bool
 
 
 class Jobs:
@@ -89,12 +52,8 @@ class Jobs:
     def __init__(
         self, settings: KubernetesSpec, *, cluster: Cluster, store: Store, run_id: str, context: JobContext
     ) -> None:
-        self._settings, self._cluster, self._store = settings, cluster, store
+        self.settings, self.cluster, self._store = settings, cluster, store
         self._run_id, self._context = run_id, context
-
-    def call(self, step: str, task: PoolTask | ServerTask, *, deadline_s: float | None) -> Call:
-        """Returns a call; `task` is one of its tasks."""
-        return Call(step=step, labels=call_labels(step, task, run_id=self._run_id), deadline_s=deadline_s)
 
     def begin(self, call: Call, pool: PoolSpec, tasks: Sequence[PoolTask | ServerTask]) -> JobHandle:
         """Returns a Job that works on tasks in a pool: an existing one if possible, else a new one.
@@ -106,39 +65,41 @@ class Jobs:
             SpecError: The cluster rejects the Job as invalid.
             UnreachableError: The cluster does not answer, or denies access.
         """
-        wanted = self._list_of(call, tasks)
+        wanted = task_list(call.step, tasks, run_id=self._run_id, settings=self.settings)
+        work = Work(name="any", call=call, clients=clients_of(wanted), store=self._store.uri, digest=digest_of(wanted))
+        manifest = partial(job, pool=pool, spec=self.settings, context=self._context)
+        template = str(manifest(work)["metadata"]["annotations"][TEMPLATE_NOTE])
         number = 1
-        for value in self._found(call, pool):
+        labels = f"{call.selector},{POOL_LABEL}={pool.name}"
+        found = self.cluster.find("jobs", patience_s=PATIENCE_S, labelSelector=labels)
+        for value in sorted(found, key=_attempt_of, reverse=True):
             number = max(number, _attempt_of(value) + 1)
             if _is_over(value):
                 continue
-            handle = self._adopted(value, wanted, template=self._template(call, pool, wanted))
-            if handle is not None:
+            if (handle := self._adopted(value, wanted, template=template)) is not None:
                 return handle
-            self._cluster.delete_job(value["metadata"]["name"], uid=value["metadata"]["uid"])
+            self.cluster.delete_job(value["metadata"]["name"], uid=value["metadata"]["uid"])
         for attempt in range(number, number + NAME_TRIES):
             name = job_name(call.step, tasks[0], run_id=self._run_id, pool=pool.name, attempt=attempt)
             if not self._listed(name, wanted):
                 continue
-            manifest = job(self._work(call, pool, wanted, name=name), pool, self._settings, context=self._context)
-            made = self._cluster.create_job(manifest)
+            made = self.cluster.create_job(manifest(replace(work, name=name)))
             if made is not None:
-                uid = str(made["metadata"]["uid"])
-                return JobHandle(name=name, uid=uid, clients=clients_of(wanted), adopted=False)
-            there = self._cluster.read_job(name)  # just created, by a request that seemed lost or by another
+                return JobHandle(name=name, uid=str(made["metadata"]["uid"]), clients=work.clients, adopted=False)
+            there = self.cluster.read_job(name)  # just created, by a request that seemed lost or by another
             if there is not None and not _is_over(there):
-                handle = self._adopted(there, wanted, template=manifest["metadata"]["annotations"][TEMPLATE_NOTE])
+                handle = self._adopted(there, wanted, template=template)
                 if handle is not None:
                     return replace(handle, adopted=False)
         raise LwfedError(
             f"found no free name for a Job of {call.step}; the last one tried was {name}",
-            remedy=f"list them: kubectl get jobs -n {self._settings.namespace} -l {call.selector}",
+            remedy=f"list them: kubectl get jobs -n {self.settings.namespace} -l {call.selector}",
         )
 
     def end(self, handle: JobHandle) -> None:
         """Deletes a Job and its pods; if the API does not answer, the Job ends by itself."""
         with suppress(LwfedError):
-            self._cluster.delete_job(handle.name, uid=handle.uid, patience_s=CLEAN_UP_S)
+            self.cluster.delete_job(handle.name, uid=handle.uid, patience_s=CLEAN_UP_S)
 
     def forget(self, handle: JobHandle) -> None:
         """Deletes the task list of a Job whose pods have all started and ended."""
@@ -150,39 +111,10 @@ class Jobs:
         key = paths.job(name)
         if self._store.write_ref(key, wanted, if_absent=True) or self._store.read_ref(key) == wanted:
             return True
-        if self._cluster.read_job(name) is not None:
+        if self.cluster.read_job(name) is not None:
             return False
         self._store.write_ref(key, wanted)  # left by a Job that is gone
         return True
-
-    def _list_of(self, call: Call, tasks: Sequence[PoolTask | ServerTask]) -> dict[str, Any]:
-        settings = self._settings
-        return task_list(
-            call.step, tasks, run_id=self._run_id, heartbeat_s=settings.heartbeat_s,
-            heartbeat_timeout_s=settings.heartbeat_timeout_s,
-        )  # fmt: skip
-
-    def _work(self, call: Call, pool: PoolSpec, wanted: Mapping[str, Any], *, name: str) -> Work:
-        return Work(
-            name=name,
-            step=call.step,
-            count=len(wanted["tasks"]),
-            store=self._store.uri,
-            digest=digest_of(wanted),
-            labels={**call.labels, POOL_LABEL: pool.name},
-            clients=clients_of(wanted),
-            deadline_s=call.deadline_s,
-        )
-
-    def _template(self, call: Call, pool: PoolSpec, wanted: Mapping[str, Any]) -> str:
-        made = job(self._work(call, pool, wanted, name="any"), pool, self._settings, context=self._context)
-        return str(made["metadata"]["annotations"][TEMPLATE_NOTE])
-
-    def _found(self, call: Call, pool: PoolSpec) -> Iterator[dict[str, Any]]:
-        found = self._cluster.find(
-            "jobs", patience_s=PATIENCE_S, labelSelector=f"{call.selector},{POOL_LABEL}={pool.name}"
-        )
-        yield from sorted(found.get("items") or (), key=_attempt_of, reverse=True)
 
     def _adopted(self, value: Mapping[str, Any], wanted: Mapping[str, Any], *, template: str) -> JobHandle | None:
         """Returns a handle of a Job to take over; None if the Job has other tasks or another template."""
@@ -205,9 +137,7 @@ def job_context(cluster: Cluster, *, run_id: str) -> JobContext:
     """
     env = environment.for_pods(run_id)
     name = environment.pod_name()
-    if name is None or current_namespace() != cluster.namespace:
-        return JobContext(env=env)
-    pod = cluster.read_pod(name, namespace=cluster.namespace)
+    pod = cluster.read_pod(name) if name is not None and current_namespace() == cluster.namespace else None
     if pod is None:
         return JobContext(env=env)
     itself = {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": pod["metadata"]["uid"]}
@@ -219,7 +149,7 @@ def job_context(cluster: Cluster, *, run_id: str) -> JobContext:
 def delete_run_jobs(cluster: Cluster, run_id: str) -> list[str]:
     """Deletes all Jobs of a run and their pods, including those that have ended. Returns their names."""
     names = []
-    for value in cluster.find("jobs", patience_s=PATIENCE_S, labelSelector=run_selector(run_id)).get("items") or ():
+    for value in cluster.find("jobs", patience_s=PATIENCE_S, labelSelector=run_selector(run_id)):
         cluster.delete_job(value["metadata"]["name"], uid=value["metadata"]["uid"])
         names.append(str(value["metadata"]["name"]))
     return sorted(names)

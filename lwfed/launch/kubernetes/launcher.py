@@ -13,9 +13,10 @@ from typing import Any
 from lwfed.catalog.launchers.kubernetes import DESCRIPTION
 from lwfed.formats import bytes_text
 from lwfed.launch.kubernetes.api import connect
-from lwfed.launch.kubernetes.collect import Collector
-from lwfed.launch.kubernetes.jobs import Call, Jobs, delete_run_jobs, job_context
-from lwfed.launch.kubernetes.names import committed
+from lwfed.launch.kubernetes.collect import Collector, PoolWork
+from lwfed.launch.kubernetes.jobs import Jobs, job_context
+from lwfed.launch.kubernetes.manifests import Call
+from lwfed.launch.kubernetes.names import call_labels
 from lwfed.run.launcher import Emit, Outcome
 from lwfed.run.tasks import PoolTask, RoundTask, ServerTask
 from lwfed.spec.kubernetes import PoolSpec
@@ -23,6 +24,9 @@ from lwfed.spec.run import RunSpec
 from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.types.errors import CheckpointError, error_of
+
+RESULTS = {"aggregate-round": paths.round_checkpoint, "evaluate-round": paths.round_metrics}
+"""Steps of the server whose result in the store shows that they are done, and its key."""
 
 
 class KubernetesLauncher:
@@ -55,8 +59,7 @@ class KubernetesLauncher:
             (pool, [_in_pool(of_client[client], pool) for client in clients])
             for pool, clients in self._settings.by_pool(of_client)
         ]
-        call = self._jobs.call(step, tasks[0], deadline_s=deadline_s)
-        collector = self._collector(call, work, emit=emit)
+        collector = self._collector(step, work, deadline_s=deadline_s, emit=emit)
         with closing(collector.outcomes()) as outcomes:
             for outcome in outcomes:
                 if outcome.exit_code == CheckpointError.exit_code:  # all clients read the same checkpoint
@@ -66,11 +69,11 @@ class KubernetesLauncher:
 
     def server(self, step: str, task: ServerTask, *, emit: Emit) -> None:
         """Runs the server's step in a pod of the server pool, unless its result is committed already."""
-        if committed(self._store, step, task):
+        result = RESULTS.get(step)
+        if result and isinstance(task, RoundTask) and self._store.has(result(task.stage_key, task.server_round)):
             return
         pool = self._settings.server
-        call = self._jobs.call(step, task, deadline_s=None)
-        collector = self._collector(call, [(pool, [_in_pool(task, pool)])], emit=emit)
+        collector = self._collector(step, [(pool, [_in_pool(task, pool)])], deadline_s=None, emit=emit)
         for outcome in list(collector.outcomes()):  # to the end, which deletes Jobs that nobody needs
             if outcome.exit_code:
                 raise error_of(outcome.exit_code, outcome.reason)
@@ -79,28 +82,12 @@ class KubernetesLauncher:
         """Closes connections; pods keep running."""
         self._cluster.close()
 
-    def _collector(
-        self, call: Call, work: Sequence[tuple[PoolSpec, Sequence[PoolTask | ServerTask]]], *, emit: Emit
-    ) -> Collector:
+    def _collector(self, step: str, work: Sequence[PoolWork], *, deadline_s: float | None, emit: Emit) -> Collector:
         task = work[0][1][0]
-        predicted = _predicted_memory(self._store, self._run_id, task) if call.step == "train-client" else ""
-        return Collector(
-            call, work, jobs=self._jobs, cluster=self._cluster, settings=self._settings, emit=emit,
-            predicted=predicted,
-        )  # fmt: skip
-
-
-def delete_jobs(run_id: str, *, namespace: str) -> int:
-    """Deletes all Jobs of a run and their pods. Returns their number.
-
-    Raises:
-        UnreachableError: No cluster is configured, it does not answer, or it denies access.
-    """
-    cluster = connect(namespace)
-    try:
-        return len(delete_run_jobs(cluster, run_id))
-    finally:
-        cluster.close()
+        labels = call_labels(step, task, run_id=self._run_id)
+        predicted = _predicted_memory(self._store, self._run_id, task) if step == "train-client" else ""
+        call = Call(step=step, labels=labels, deadline_s=deadline_s)
+        return Collector(call, work, jobs=self._jobs, emit=emit, predicted=predicted)
 
 
 def _in_pool(task: Any, pool: PoolSpec) -> Any:

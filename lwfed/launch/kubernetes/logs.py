@@ -11,7 +11,6 @@ import queue
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Literal
 
 import urllib3
@@ -22,24 +21,11 @@ from lwfed.patience import Patience
 from lwfed.types.errors import LwfedError
 
 AT_A_TIME = 16
+"""The most streams at a time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A line of a pod's log."""
-
-    pod: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Denied:
-    """The cluster denies reading logs; no further line follows."""
-
-    error: DeniedError
-
-
-Lines = queue.SimpleQueue[Line | Denied]
+Lines = queue.SimpleQueue[tuple[str, str] | DeniedError]
+"""Lines of logs, each with its pod; an error says that the cluster denies reading logs, and no further line follows."""
 
 
 class Logs:
@@ -48,11 +34,10 @@ class Logs:
     Args:
         cluster: The cluster of the pods.
         lines: The queue.
-        at_a_time: The most streams at a time.
     """
 
-    def __init__(self, cluster: Cluster, *, lines: Lines, at_a_time: int = AT_A_TIME) -> None:
-        self._cluster, self._lines, self._most = cluster, lines, at_a_time
+    def __init__(self, cluster: Cluster, *, lines: Lines) -> None:
+        self._cluster, self._lines = cluster, lines
         self._pods: dict[str, Literal["waiting", "read", "done"]] = {}
         self._todo: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._threads = 0
@@ -67,7 +52,7 @@ class Logs:
             return
         self._pods[pod] = "waiting"
         self._todo.put(pod)
-        if self._threads < self._most:
+        if self._threads < AT_A_TIME:
             self._threads += 1
             threading.Thread(target=self._run, name="log", daemon=True).start()
 
@@ -104,7 +89,7 @@ class Logs:
                 with self._lock:
                     first, self._denied = not self._denied, True
                 if first:
-                    self._lines.put(Denied(error))
+                    self._lines.put(error)
             except LwfedError:
                 pass  # the pod is gone; `state` finds out why
             with self._lock:
@@ -128,7 +113,7 @@ class Logs:
                     if when > known and not self._over.is_set():  # a new connection repeats the last lines
                         last = max(last, when)
                         patience.answered()
-                        self._lines.put(Line(pod, text))
+                        self._lines.put((pod, text))
                 return
             except DeniedError:
                 raise

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lwfed.launch.kubernetes.names import CLIENTS_NOTE, TASKS_NOTE, TEMPLATE_NOTE
+from lwfed.launch.kubernetes.names import CLIENTS_NOTE, POOL_LABEL, TASKS_NOTE, TEMPLATE_NOTE, selector
 from lwfed.spec.kubernetes import KubernetesSpec, PoolSpec, VolumeSpec
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import FINAL_CODES, CoordinatorGoneError
@@ -39,28 +39,42 @@ HOME: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One call of the launcher; its Jobs differ only in their pools.
+
+    Attributes:
+        step: The step that the pods run.
+        labels: Labels that select all its Jobs and pods.
+        deadline_s: Seconds it may take; None: no limit.
+    """
+
+    step: str
+    labels: Mapping[str, str]
+    deadline_s: float | None = None
+
+    @property
+    def selector(self) -> str:
+        """The label selector of its Jobs and pods."""
+        return selector(self.labels)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """The work of a Job.
 
     Attributes:
         name: The name of the Job and of its task list in the store.
-        step: The step that its pods run.
-        count: The number of pods that must succeed: one per task.
+        call: The call.
+        clients: Its clients by index, one pod each; also an annotation for people and `lwfed logs`.
         store: URI of the store.
         digest: Digest of its task list.
-        labels: Labels of the Job and its pods.
-        clients: The pods' clients by index, as an annotation for people and `lwfed logs`.
-        deadline_s: Seconds it may take; None: no limit.
     """
 
     name: str
-    step: str
-    count: int
+    call: Call
+    clients: tuple[str, ...]
     store: str
     digest: str
-    labels: Mapping[str, str]
-    clients: tuple[str, ...] = ()
-    deadline_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,25 +92,26 @@ class JobContext:
 
 def job(work: Work, pool: PoolSpec, spec: KubernetesSpec, *, context: JobContext) -> dict[str, Any]:
     """Returns the manifest of a Job: one index per task, each with its own retries."""
-    template = _pod(work, pool, spec, env=context.env)
+    count, deadline_s = len(work.clients), work.call.deadline_s
+    labels = {**work.call.labels, POOL_LABEL: pool.name}
     queue = {"kueue.x-k8s.io/queue-name": spec.queue} if spec.queue else {}
     values: dict[str, Any] = {
         "completionMode": "Indexed",
-        "completions": work.count,
-        "parallelism": min(work.count, pool.parallel or work.count),
+        "completions": count,
+        "parallelism": min(count, pool.parallel or count),
         "backoffLimitPerIndex": spec.retries,
         "podFailurePolicy": {"rules": _failure_rules()},
         "podReplacementPolicy": "Failed",  # never two pods of one client
         "ttlSecondsAfterFinished": spec.job_ttl_s,
         "suspend": True if spec.queue else None,  # Kueue resumes it
-        "activeDeadlineSeconds": None if work.deadline_s is None else math.ceil(work.deadline_s) + SLACK_S,
-        "template": template,
+        "activeDeadlineSeconds": None if deadline_s is None else math.ceil(deadline_s) + SLACK_S,
+        "template": _pod(work, pool, spec, labels=labels, env=context.env),
     }
     settings = pruned(values)
     metadata: dict[str, Any] = {
         "name": work.name,
         "namespace": spec.namespace,
-        "labels": dict(work.labels) | queue,
+        "labels": labels | queue,
         "annotations": {
             TASKS_NOTE: work.digest,
             CLIENTS_NOTE: ",".join(work.clients),
@@ -122,11 +137,6 @@ def pruned(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None and value not in ({}, [], ())}
 
 
-def memory_limit(pool: PoolSpec) -> str | None:
-    """Returns the memory limit of a pool's pods, or None."""
-    return pool.memory_limit or pool.memory
-
-
 def _failure_rules() -> list[dict[str, Any]]:
     """Ignores preemption and drains, and makes some exit codes final. A kill (137) has many causes: it is not final."""
 
@@ -142,7 +152,9 @@ def _failure_rules() -> list[dict[str, Any]]:
     ]
 
 
-def _pod(work: Work, pool: PoolSpec, spec: KubernetesSpec, *, env: Mapping[str, str]) -> dict[str, Any]:
+def _pod(
+    work: Work, pool: PoolSpec, spec: KubernetesSpec, *, labels: Mapping[str, str], env: Mapping[str, str]
+) -> dict[str, Any]:
     volumes, mounts = _volumes(pool)
     secret = pool.secret or spec.secret
     container = {
@@ -187,14 +199,14 @@ def _pod(work: Work, pool: PoolSpec, spec: KubernetesSpec, *, env: Mapping[str, 
     }
     mesh_off = {"sidecar.istio.io/inject": "false"}  # a sidecar would keep the pod running
     return {
-        "metadata": {"labels": {**work.labels, **mesh_off}, "annotations": mesh_off},
+        "metadata": {"labels": {**labels, **mesh_off}, "annotations": mesh_off},
         "spec": pruned(values),
     }
 
 
 def _command(work: Work, pool: PoolSpec) -> list[str]:
-    step = ["step", work.step, "--store", work.store, "--job", work.name, "--json"]
-    if pool.gpus > 1 and work.step in TRAINS:
+    step = ["step", work.call.step, "--store", work.store, "--job", work.name, "--json"]
+    if pool.gpus > 1 and work.call.step in TRAINS:
         run = ["python", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={pool.gpus}"]
         return [*run, "-m", "lwfed", *step]
     return ["lwfed", *step]
@@ -219,7 +231,7 @@ def _resources(pool: PoolSpec) -> dict[str, Any]:
         "ephemeral-storage": pool.ephemeral_storage,
         **gpus,
     }
-    limits = {"cpu": pool.cpu_limit, "memory": memory_limit(pool), **gpus}
+    limits = {"cpu": pool.cpu_limit, "memory": pool.memory_limit or pool.memory, **gpus}
     return pruned({"requests": pruned(requests), "limits": pruned(limits)})
 
 

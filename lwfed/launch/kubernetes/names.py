@@ -6,26 +6,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lwfed.run.tasks import ClientTask, PoolTask, RoundTask, ServerTask
-from lwfed.store import paths
-from lwfed.store.protocol import Store
+from lwfed.run.tasks import PoolTask, RoundTask, ServerTask
+from lwfed.spec.kubernetes import KubernetesSpec
 from lwfed.types.canonical import digest_of
-
-SHORT: Mapping[str, str] = {
-    "train-client": "train",
-    "evaluate-client": "evaluate",
-    "inspect-client": "inspect",
-    "prepare": "prepare",
-    "aggregate-round": "aggregate",
-    "evaluate-round": "evaluate",
-    "finish": "finish",
-}
-"""Step -> its word in Job names; a client's step and the server's differ in the pool that follows."""
 
 SERVER = "server"
 """Stands for a client's id in the server's Jobs."""
 
 RUN_LABEL = "lwfed/run"
+POOL_LABEL = "lwfed/pool"
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 JOB_LABEL = "batch.kubernetes.io/job-name"
 TASKS_NOTE = "lwfed/tasks"
@@ -46,13 +35,8 @@ def label_value(text: str) -> str:
     return f"{readable}-{digest_of(text)[:8]}".lstrip("-")
 
 
-def short_key(task: PoolTask | ServerTask, *, run_id: str) -> str:
-    """Returns eight digits that name a task's stage, or its run if it has no stage."""
-    return task.stage_key[:8] if isinstance(task, RoundTask) else digest_of(run_id)[:8]
-
-
 def job_name(step: str, task: PoolTask | ServerTask, *, run_id: str, pool: str, attempt: int) -> str:
-    """Returns the name of a Job, such as `lwfed-1a2b3c4d-r007-train-clients-a1`.
+    """Returns the name of a Job, such as `lwfed-1a2b3c4d-r007-train-clients-a1`: of its stage, or else of its run.
 
     Args:
         step: The step that its pods run.
@@ -61,10 +45,11 @@ def job_name(step: str, task: PoolTask | ServerTask, *, run_id: str, pool: str, 
         pool: Its pool.
         attempt: The number of this Job among those for the same work, from 1.
     """
-    parts = ["lwfed", short_key(task, run_id=run_id)]
+    parts = ["lwfed", digest_of(run_id)[:8]]
     if isinstance(task, RoundTask):
-        parts.append(f"r{task.server_round:03d}")
-    name = "-".join([*parts, SHORT[step], pool, f"a{attempt}"])
+        parts = ["lwfed", task.stage_key[:8], f"r{task.server_round:03d}"]
+    word = step.partition("-")[0]  # a client's step and the server's differ in the pool that follows
+    name = "-".join([*parts, word, pool, f"a{attempt}"])
     assert len(name) <= MAX_NAME, name
     return name
 
@@ -93,13 +78,13 @@ def run_selector(run_id: str) -> str:
 
 
 def task_list(
-    step: str, tasks: Sequence[PoolTask | ServerTask], *, run_id: str, heartbeat_s: float, heartbeat_timeout_s: float
+    step: str, tasks: Sequence[PoolTask | ServerTask], *, run_id: str, settings: KubernetesSpec
 ) -> dict[str, Any]:
     """Returns a Job's task list, as the store has it: one task per pod, and the heartbeat that pods watch."""
     return {
         "step": step,
         "tasks": [task.model_dump(mode="json") for task in tasks],
-        "heartbeat": {"run_id": run_id, "every_s": heartbeat_s, "timeout_s": heartbeat_timeout_s},
+        "heartbeat": {"run_id": run_id, "every_s": settings.heartbeat_s, "timeout_s": settings.heartbeat_timeout_s},
     }
 
 
@@ -113,17 +98,3 @@ def covers(listed: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     have = {task.get("client", SERVER): task for task in listed["tasks"]}
     same = listed["step"] == wanted["step"] and listed.get("heartbeat") == wanted.get("heartbeat")
     return same and all(have.get(task.get("client", SERVER)) == task for task in wanted["tasks"])
-
-
-def committed(store: Store, step: str, task: PoolTask | ServerTask) -> bool:
-    """Whether a task's result is in the store; never for inspections of data, whose results may be out of date."""
-    match step, task:
-        case "train-client", ClientTask():
-            return store.has(paths.update(task.stage_key, task.server_round, task.client))
-        case "evaluate-client", ClientTask():
-            return store.has(paths.client_evaluation(task.stage_key, task.server_round, task.client))
-        case "aggregate-round", RoundTask():
-            return store.has(paths.round_checkpoint(task.stage_key, task.server_round))
-        case "evaluate-round", RoundTask():
-            return store.has(paths.round_metrics(task.stage_key, task.server_round))
-    return False

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lwfed.types.errors import OutOfMemoryError, exit_name
+from lwfed.launch.exits import last_words
+from lwfed.types.errors import OutOfMemoryError
 
 Values = Mapping[str, Any]
 
@@ -16,6 +17,8 @@ IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrI
 CONFIG = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 TROUBLE = frozenset({"FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", "FailedScheduling", "Failed"})
 """Reasons of pod events that explain why a pod does not start."""
+FROM_EVENTS = frozenset({"pulling", "starting"})
+"""Kinds of waits that only the events of a pod tell; they may tell more later."""
 MAX_LINE = 400
 REMEDIES: Mapping[str, str] = {
     "image": "set kubernetes.image to one that the node can pull, or set kubernetes.image_pull_secrets",
@@ -70,29 +73,21 @@ def waiting(pod: Values, *, container: str, events: Sequence[Values] = ()) -> Wa
     if pod["status"].get("phase", "Pending") != "Pending" or is_running(pod, container=container):
         return None
     state = (_container(pod, container).get("state") or {}).get("waiting") or {}
-    reason, message = state.get("reason", ""), state.get("message", "")
-    if reason in IMAGE:
-        return Wait("image", f"its image cannot be pulled: {_joined(reason, message)}")
-    if reason in CONFIG:
-        return Wait("config", f"its container cannot be created: {_joined(reason, message)}")
-    scheduled = _condition(pod, "PodScheduled")
-    if scheduled is not None and scheduled.get("status") == "False":
-        words = scheduled.get("message", "").partition(" preemption:")[0].rstrip()
-        return Wait("scheduling", f"no node fits its pod: {_joined(scheduled.get('reason', ''), words)}")
+    if state.get("reason") in IMAGE:
+        return Wait("image", f"its image cannot be pulled: {_words(state)}")
+    if state.get("reason") in CONFIG:
+        return Wait("config", f"its container cannot be created: {_words(state)}")
+    scheduled = _condition(pod, "PodScheduled", status="False")
+    if scheduled is not None:
+        message = scheduled.get("message", "").partition(" preemption:")[0]
+        return Wait("scheduling", f"no node fits its pod: {_words({**scheduled, 'message': message})}")
     found = [event for event in events if event.get("reason") in TROUBLE]
     if found:
-        return Wait("starting", f"its pod does not start: {_joined(found[-1]['reason'], found[-1].get('message', ''))}")
+        return Wait("starting", f"its pod does not start: {_words(found[-1])}")
     pulling = [event for event in events if event.get("reason") in ("Pulling", "Pulled")]
     if pulling and pulling[-1]["reason"] == "Pulling":
         return Wait("pulling", f"its node is pulling the image: {one_line(pulling[-1].get('message', ''))}")
     return None
-
-
-def is_being_made(pod: Values, *, container: str) -> bool:
-    """Whether a pod has a node but no container yet; its events may say what takes so long."""
-    if pod["status"].get("phase") != "Pending" or is_running(pod, container=container):
-        return False
-    return waiting(pod, container=container) is None and bool(pod["spec"].get("nodeName"))
 
 
 def is_running(pod: Values, *, container: str) -> bool:
@@ -111,20 +106,17 @@ def failure(pod: Values, *, container: str, memory_limit: str | None, predicted:
         predicted: The ledger's prediction of the memory, in words; may be empty.
         pool: Its pool.
     """
-    status = pod["status"]
     state = (_container(pod, container).get("state") or {}).get("terminated") or {}
     disrupted = _condition(pod, "DisruptionTarget")
-    if disrupted is not None and disrupted.get("status") == "True":
-        words = _joined(disrupted.get("reason", ""), disrupted.get("message", ""))
-        return Failure(1, f"its pod was evicted: {words}", retried=True)
+    if disrupted is not None:
+        return Failure(1, f"its pod was evicted: {_words(disrupted)}", retried=True)
     if state.get("reason") == "OOMKilled":
         limit = f"its limit of {memory_limit}" if memory_limit else "the node's memory"
         beside = f"; {predicted}" if predicted else ""
         remedy = f"raise the memory of the pool `{pool}`, or lower training.batch_size"
         return Failure(OutOfMemoryError.exit_code, f"out of memory: killed at {limit}{beside} -> {remedy}")
     if not state:
-        words = _joined(status.get("reason", ""), status.get("message", ""))
-        return Failure(1, f"its pod failed: {words or 'no message'}")
+        return Failure(1, f"its pod failed: {_words(pod['status']) or 'no message'}")
     code = int(state.get("exitCode", 1)) or 1
     if state.get("reason") in ("StartError", "ContainerCannotRun"):
         return Failure(code, f"its container could not start: {one_line(state.get('message', ''))}")
@@ -148,20 +140,19 @@ def text_lines(message: str) -> list[str]:
     return [line.rstrip() for line in message.splitlines() if line.strip() and log_event(line) is None]
 
 
-def job_end(job: Values) -> tuple[str, str] | None:
-    """Returns how a Job ended, as (type, words): `Complete`, or `Failed` with the reason; None while it runs."""
+def job_end(job: Values) -> tuple[Literal["Complete", "Failed", "FailedIndexes"], str] | None:
+    """Returns how a Job ended, and why; None while it runs.
+
+    Returns:
+        `Complete`; `FailedIndexes` if single indexes failed, so that each has its own reason; else `Failed`.
+    """
     for kind in ("Failed", "FailureTarget", "Complete"):
         found = _condition(job, kind)
-        if found is not None and found.get("status") == "True":
-            words = _joined(found.get("reason", ""), found.get("message", ""))
-            return ("Complete", "") if kind == "Complete" else ("Failed", words)
+        if found is not None and kind == "Complete":
+            return "Complete", ""
+        if found is not None:
+            return ("FailedIndexes" if found.get("reason") == "FailedIndexes" else "Failed"), _words(found)
     return None
-
-
-def ended_by_indexes(job: Values) -> bool:
-    """Whether a Job failed because single indexes failed, so that each index has its own reason."""
-    conditions = (_condition(job, kind) or {} for kind in ("Failed", "FailureTarget"))
-    return any(found.get("reason") == "FailedIndexes" for found in conditions)
 
 
 def is_suspended(job: Values) -> bool:
@@ -199,14 +190,12 @@ def _failure_from_log(code: int, message: str) -> Failure:
     failed = [values for kind, values in events if kind == "failed"]
     if failed:  # torchrun hides its processes' exit codes
         return Failure(int(failed[-1].get("exit_code", code)), one_line(str(failed[-1].get("message", ""))))
-    lines = text_lines(message)
-    named = [line for line in lines if line.startswith("error: ")]
-    last = named[-1].removeprefix("error: ") if named else (lines[-1] if lines else "no message")
-    return Failure(code, f"{exit_name(code)}: {one_line(last)}")
+    return Failure(code, one_line(last_words(code, "\n".join(text_lines(message)))))
 
 
-def _joined(reason: str, message: str) -> str:
-    return ": ".join(part for part in (reason, one_line(message)) if part)
+def _words(values: Values) -> str:
+    """Returns the reason and the message of a condition, a container's state or an event in one line."""
+    return ": ".join(filter(None, (values.get("reason", ""), one_line(values.get("message", "")))))
 
 
 def _container(pod: Values, name: str) -> dict[str, Any]:
@@ -214,6 +203,6 @@ def _container(pod: Values, name: str) -> dict[str, Any]:
     return found[0] if found else {}
 
 
-def _condition(thing: Values, kind: str) -> dict[str, Any] | None:
+def _condition(thing: Values, kind: str, *, status: str = "True") -> dict[str, Any] | None:
     conditions = (thing.get("status") or {}).get("conditions") or ()
-    return next((condition for condition in conditions if condition["type"] == kind), None)
+    return next((one for one in conditions if one["type"] == kind and one.get("status") == status), None)

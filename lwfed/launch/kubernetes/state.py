@@ -1,16 +1,17 @@
-"""Derives what a Job's pods mean for its clients: takes changes, returns facts. No IO and no clock of its own."""
+"""Derives what a Job's pods mean for its clients: takes lists, returns facts. No IO and no clock of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from lwfed.launch.kubernetes import reasons
 from lwfed.launch.kubernetes.manifests import CONTAINER, GRACE_S
 from lwfed.launch.kubernetes.names import INDEX_LABEL
-from lwfed.launch.kubernetes.reasons import Failure, Wait
+from lwfed.launch.kubernetes.reasons import Failure, Values, Wait
+from lwfed.run.events import ClientStarted, ClientWaiting
 from lwfed.run.launcher import Outcome
+from lwfed.spec.kubernetes import KubernetesSpec
 from lwfed.types.errors import FINAL_CODES
 
 BROKEN_S = 60.0
@@ -22,55 +23,43 @@ LOST_NODE_S = GRACE_S + 60.0
 SUSPENDED = "its Job is suspended until a queue admits it"
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
-    """A client's container has been started."""
-
-    client: str
-    pod: str
-    node: str
+Fact = ClientStarted | ClientWaiting | Outcome
+"""What follows for the clients of a Job: an event, or how a client's task has ended."""
 
 
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """A line to report about a client."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobHandle:
+    """A Job that works on tasks of a call.
 
-    client: str
-    line: str
+    Attributes:
+        name: Its name.
+        uid: Its UID; a later Job of the same name has another.
+        clients: Its clients by index, including any that the call does not ask for.
+        adopted: Whether another coordinator created it.
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A client's task has ended in this Job."""
-
-    outcome: Outcome
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """The Job has ended before its clients."""
-
-    reason: str
-
-
-Fact = Started | Notice | Ended | Lost
+    name: str
+    uid: str
+    clients: tuple[str, ...]
+    adopted: bool
 
 
 @dataclass(slots=True)
 class _Pod:
     client: str
-    value: Mapping[str, Any]
+    value: Values
     seen_at: float
     started: bool = False
+    over: bool = False
     waits: Wait | None = None
     waits_since: float = 0.0
     reported: tuple[str, str] | None = None
     deleted_at: float | None = None
-    events: Sequence[Mapping[str, Any]] = ()
+    events: Sequence[Values] = ()
 
     @property
-    def over(self) -> bool:
-        return self.value["status"].get("phase") in ("Succeeded", "Failed")
+    def name(self) -> str:
+        return str(self.value["metadata"]["name"])
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,204 +67,217 @@ class JobState:
     """The state of one Job.
 
     Attributes:
-        name: Its name.
-        uid: Its UID; a later Job of the same name has another.
-        clients: Its clients by index, including any that the call does not ask for.
+        handle: The Job.
+        step: The step that its pods run.
         open: The clients whose tasks have not ended.
-        retries: How often the cluster restarts a client.
-        pending_timeout_s: Seconds after which a pod that does not start is given up.
+        settings: How often the cluster restarts a client, and how long a pod that does not start is waited for.
         explain: Returns why a pod failed.
-        busy: Whether a pod of the same call is running, so that resources will become free.
+        value: The Job as last seen.
+        lost: Why the Job has ended before its clients; None: it has not.
+        failures: Why the last pod of a client failed.
     """
 
-    name: str
-    uid: str
-    clients: tuple[str, ...]
+    handle: JobHandle
+    step: str
     open: set[str]
-    retries: int
-    pending_timeout_s: float
-    explain: Callable[[Mapping[str, Any]], Failure]
-    busy: Callable[[], bool] = lambda: False
-    value: Mapping[str, Any] = field(default_factory=dict)
-    lost: bool = False
+    settings: KubernetesSpec
+    explain: Callable[[Values], Failure]
+    value: Values = field(default_factory=dict)
+    lost: str | None = None
+    failures: dict[str, Failure] = field(default_factory=dict)
+    _events: Sequence[Values] = ()
     _pods: dict[str, _Pod] = field(default_factory=dict)
-    _failures: dict[str, Failure] = field(default_factory=dict)
     _failed_at: dict[str, float] = field(default_factory=dict)
-    _stuck: dict[str, str] = field(default_factory=dict)
+    _stuck: str | None = None
     _refused: str | None = None
     _refused_since: float = 0.0
     _ended_badly: bool = False
     _queue_reported: bool = False
 
-    def on_job(self, kind: str, value: Mapping[str, Any], *, now: float) -> list[Fact]:
-        """Handles a change of the Job; `kind` is ADDED, MODIFIED or DELETED."""
-        if value["metadata"]["uid"] != self.uid or self.lost:
-            return []
-        if kind == "DELETED":
-            return self._lose("the Job was deleted")
-        self.value = value
-        status = value.get("status") or {}
-        facts: list[Fact] = []
-        if reasons.is_suspended(value) and self.open and not self._queue_reported:
-            self._queue_reported = True
-            first, *others = sorted(self.open)
-            facts += self._notice(first, f"waits{_and_others(others)}: {SUSPENDED}")
-        for index in sorted(reasons.indexes(status.get("completedIndexes"))):
-            facts += self._end(self._client(index), Outcome(self._client(index)))
-        for index in sorted(reasons.indexes(status.get("failedIndexes"))):
-            self._failed_at.setdefault(self._client(index), now)
-        end = reasons.job_end(value)
-        if end is not None and end[0] == "Failed" and not reasons.ended_by_indexes(value) and self.open:
-            return facts + self._lose(end[1])
-        return facts + self.on_time(now=now)
+    def look(self, job: Values | None, pods: Iterable[Values], *, now: float, busy: bool) -> list[Fact]:
+        """Returns the facts that follow from lists of the cluster and from the time that has passed; may set `lost`.
 
-    def on_pod(self, kind: str, value: Mapping[str, Any], *, now: float) -> list[Fact]:
-        """Handles a change of a pod; ignores pods of other Jobs."""
-        owners = value["metadata"].get("ownerReferences") or ()
-        if self.lost or not any(owner["uid"] == self.uid for owner in owners):
+        Args:
+            job: The Job; None if it is gone.
+            pods: Pods, listed no earlier than the Job; those of other Jobs are ignored.
+            now: Seconds of a clock.
+            busy: Whether a pod of the same call is running, so that resources will become free.
+        """
+        if job is None:
+            self.lost = self.lost or "the Job was deleted"
+        if job is None or self.lost is not None:
             return []
-        index = int((value["metadata"].get("labels") or {}).get(INDEX_LABEL, "0"))
-        uid = value["metadata"]["uid"]
-        known = self._pods.get(uid)
-        pod = known or _Pod(self._client(index), value, seen_at=now)
-        was_over = known is not None and known.over
-        pod.value = value
-        self._refused = None  # one was created, so nothing forbids the next
-        if kind == "DELETED" and not pod.over:
-            self._pods.pop(uid, None)
-            return self._notice(pod.client, f"its pod {value['metadata']['name']} was deleted; the Job creates another")
-        self._pods[uid] = pod
-        facts: list[Fact] = []
-        if not pod.started and reasons.is_running(value, container=CONTAINER):
-            pod.started, pod.waits = True, None
-            if pod.client in self.open:
-                spec = value["spec"]
-                facts.append(Started(pod.client, value["metadata"]["name"], spec.get("nodeName", "")))
-        if value["status"].get("phase") == "Succeeded":
-            return facts + self._end(pod.client, Outcome(pod.client))
-        if value["status"].get("phase") == "Failed" and not was_over:
-            return facts + self._fail(pod, now=now)
-        self._look(pod, now=now)
-        return facts
+        self.value = job
+        facts = [*self._look_at_job(now), *self._look_at_pods(pods, now)]
+        end = reasons.job_end(job)
+        if end is not None and end[0] == "Failed" and self.open:
+            self.lost = end[1]
+            return facts
+        facts += [*self._end_failed(now), *self._report_refusal(now), *self._report_waits(now)]
+        self.lost = self._on_lost_node(now)
+        return facts if self.lost is not None else facts + self._give_up(now, busy=busy)
 
-    def on_pod_events(self, uid: str, events: Sequence[Mapping[str, Any]], *, now: float) -> None:
-        """Handles the events of a pod that does not start, oldest first."""
-        pod = self._pods.get(uid)
-        if pod is not None:
-            pod.events = events
-            self._look(pod, now=now)
+    def unexplained(self, *, now: float, after_s: float) -> list[str]:
+        """Returns UIDs of objects whose events may say why pods do not start: the Job if it lacks pods, and pods."""
+        slow = [
+            str(pod.value["metadata"]["uid"])
+            for pod in self._waiting()
+            if now - pod.seen_at > after_s
+            and pod.value["spec"].get("nodeName")
+            and (pod.waits is None or pod.waits.kind in reasons.FROM_EVENTS)
+        ]
+        return [self.handle.uid, *slow] if self._lacks_pods() else slow
 
-    def on_job_events(self, events: Sequence[Mapping[str, Any]], *, now: float) -> list[Fact]:
-        """Handles the events of the Job, oldest first."""
-        why = reasons.refused(events)
-        if why is None or not self.without_pod():
-            return []
-        if self._refused is None:
-            self._refused_since = now
-        if why == self._refused:
-            return []
-        self._refused = why
-        first, *others = self.without_pod()
-        return self._notice(first, f"its pod is not created{_and_others(others)}: {why}")
-
-    def on_time(self, *, now: float) -> list[Fact]:
-        """Returns the facts that follow from the time that has passed."""
-        if self.lost:
-            return []
-        facts: list[Fact] = []
-        for client, since in sorted(self._failed_at.items()):
-            if client in self._failures or now - since > SETTLE_S:
-                found = self._failures.get(client, Failure(1, "its pods failed without a message"))
-                facts += self._end(client, Outcome(client, found.exit_code, found.reason))
-        facts += self._report_waits(now)
-        gone = self._on_lost_node(now)
-        if gone is not None:
-            return [*facts, *self._lose(gone)]
-        for pod in self._waiting():
-            if pod.waits is not None and pod.waits.kind == "scheduling" and self.busy():
-                pod.seen_at = now  # it waits for resources that other clients use
-                continue
-            limit = self.pending_timeout_s
-            if pod.waits is not None and pod.waits.kind in ("image", "config"):
-                limit = min(limit, BROKEN_S)
-            since = pod.waits_since if pod.waits is not None and limit < self.pending_timeout_s else pod.seen_at
-            if now - since >= limit:
-                wait = pod.waits or Wait("starting", "its pod does not start, for an unknown reason")
-                self._stuck[pod.client] = f"given up after {limit:g} s: {wait.line} -> {reasons.REMEDIES[wait.kind]}"
-                facts += self._end(pod.client, Outcome(pod.client, 1, self._stuck[pod.client]))
-        if self._refused is not None and now - self._refused_since >= self.pending_timeout_s and not self._live():
-            why = f"given up after {self.pending_timeout_s:g} s: its pod is not created: {self._refused}"
-            self._stuck |= dict.fromkeys(self.without_pod(), f"{why} -> {reasons.REMEDIES['refused']}")
-        if self._stuck and not self._live():  # nothing runs whose end would free resources for the others
-            why = next(iter(self._stuck.values()))
-            for client in self.without_pod():
-                facts += self._end(client, Outcome(client, 1, why))
-        return facts
+    def on_events(self, uid: str, events: Sequence[Values]) -> None:
+        """Keeps the events of the Job or of a pod, oldest first, for the next look."""
+        if uid == self.handle.uid:
+            self._events = events
+        elif uid in self._pods:
+            self._pods[uid].events = events
 
     @property
     def succeeded(self) -> bool:
         """Whether all its clients have succeeded, so that the Job ends by itself."""
-        return not self.lost and not self.open and not self._ended_badly
+        return self.lost is None and not self.open and not self._ended_badly
 
     @property
     def is_over(self) -> bool:
         """Whether the Job has ended."""
-        return self.lost or reasons.job_end(self.value) is not None
+        return self.lost is not None or reasons.job_end(self.value) is not None
 
     @property
     def has_live_pods(self) -> bool:
         """Whether any of its pods has not ended."""
-        return any(not pod.over for pod in self._pods.values())
+        return bool(self._live_pods())
 
     def without_pod(self) -> list[str]:
         """Returns the open clients without a pod."""
-        have = {pod.client for pod in self._pods.values() if not pod.over}
+        have = {pod.client for pod in self._live_pods().values()}
         return sorted(self.open - have - set(self._failed_at))
-
-    def lacks_pods(self) -> bool:
-        """Whether the Job has fewer pods than it should have."""
-        if not self.value or reasons.is_suspended(self.value):
-            return False
-        most = self.value["spec"].get("parallelism", 1)
-        live = sum(not pod.over for pod in self._pods.values())
-        return live < most and bool(self.without_pod())
-
-    def slow_pods(self, *, now: float, after_s: float) -> list[tuple[str, str]]:
-        """Returns (uid, name) of pods whose status does not say why they do not start."""
-        return [
-            (uid, pod.value["metadata"]["name"])
-            for uid, pod in self._pods.items()
-            if pod.client in self.open
-            and now - pod.seen_at > after_s
-            and reasons.is_being_made(pod.value, container=CONTAINER)
-        ]
 
     def why_open(self, client: str) -> str:
         """Returns why a client is not done; empty if unknown."""
-        pods = [pod for pod in self._pods.values() if pod.client == client and not pod.over]
+        pods = [pod for pod in self._live_pods().values() if pod.client == client]
         if pods and pods[-1].waits is not None:
             return pods[-1].waits.line
         if not pods and reasons.is_suspended(self.value):
             return SUSPENDED
         if not pods and self._refused is not None:
             return f"its pod is not created: {self._refused}"
-        if not pods and client in self._failures:
-            return f"its last pod failed: {self._failures[client].reason}"
+        if not pods and client in self.failures:
+            return f"its last pod failed: {self.failures[client].reason}"
         return "" if pods else "it has no pod yet"
-
-    def failure_of(self, client: str) -> Failure | None:
-        """Returns why a client's last pod failed; None if none did."""
-        return self._failures.get(client)
 
     @property
     def works(self) -> bool:
         """Whether any of its pods runs, and not on a lost node."""
-        return any(pod.started and not pod.over and pod.deleted_at is None for pod in self._pods.values())
+        return any(pod.started and pod.deleted_at is None for pod in self._live_pods().values())
+
+    def _lacks_pods(self) -> bool:
+        """Whether the Job has fewer pods than it should have."""
+        if not self.value or reasons.is_suspended(self.value):
+            return False
+        return len(self._live_pods()) < self.value["spec"].get("parallelism", 1) and bool(self.without_pod())
+
+    def _look_at_job(self, now: float) -> list[Fact]:
+        status = self.value.get("status") or {}
+        facts: list[Fact] = []
+        if reasons.is_suspended(self.value) and self.open and not self._queue_reported:
+            self._queue_reported = True
+            facts += self._notice(sorted(self.open), "waits", SUSPENDED)
+        for index in sorted(reasons.indexes(status.get("completedIndexes"))):
+            facts += self._end(Outcome(self._client(index)))
+        for index in sorted(reasons.indexes(status.get("failedIndexes"))):
+            self._failed_at.setdefault(self._client(index), now)
+        return facts
+
+    def _look_at_pods(self, pods: Iterable[Values], now: float) -> list[Fact]:
+        owned = {pod["metadata"]["uid"]: pod for pod in pods if _is_owned(pod, self.handle.uid)}
+        before = self._live_pods()
+        facts: list[Fact] = []
+        for uid, pod in before.items():
+            if uid not in owned:
+                del self._pods[uid]
+                facts += self._notice([pod.client], f"its pod {pod.name} was deleted; the Job creates another")
+        for uid, value in owned.items():
+            index = int((value["metadata"].get("labels") or {}).get(INDEX_LABEL, "0"))
+            pod = self._pods.setdefault(uid, _Pod(self._client(index), value, seen_at=now))
+            pod.value = value
+            facts += self._look_at_pod(pod, now)
+        if self._live_pods().keys() != before.keys():
+            self._refused, self._events = None, ()  # one came or went: nothing may forbid the next
+        return facts
+
+    def _end_failed(self, now: float) -> list[Fact]:
+        """Ends the clients that the Job does not restart."""
+        facts: list[Fact] = []
+        for client, since in sorted(self._failed_at.items()):
+            if client in self.failures or now - since > SETTLE_S:
+                found = self.failures.get(client, Failure(1, "its pods failed without a message"))
+                facts += self._end(Outcome(client, found.exit_code, found.reason))
+        return facts
+
+    def _look_at_pod(self, pod: _Pod, now: float) -> list[Fact]:
+        phase, was_over = pod.value["status"].get("phase"), pod.over
+        pod.over = phase in ("Succeeded", "Failed")
+        facts: list[Fact] = []
+        if not pod.started and reasons.is_running(pod.value, container=CONTAINER):
+            pod.started, pod.waits = True, None
+            if pod.client in self.open:
+                node = pod.value["spec"].get("nodeName", "")
+                facts.append(ClientStarted(client=pod.client, step=self.step, pod=pod.name, node=node))
+        if phase == "Succeeded":
+            return facts + self._end(Outcome(pod.client))
+        if phase == "Failed":
+            return facts if was_over else facts + self._fail(pod)
+        found = None if pod.started else reasons.waiting(pod.value, container=CONTAINER, events=pod.events)
+        if found is None or pod.waits is None or found.kind != pod.waits.kind:
+            pod.waits_since = now
+        elif found.kind == "image" and len(found.line) < len(pod.waits.line):
+            return facts  # pulling and backing off alternate: the longer line has the reason
+        pod.waits = found
+        return facts
+
+    def _report_refusal(self, now: float) -> list[Fact]:
+        """Reports once why the cluster creates no pods."""
+        why, clients = reasons.refused(self._events), self.without_pod()
+        if why is None or why == self._refused or not clients:
+            return []
+        if self._refused is None:
+            self._refused_since = now
+        self._refused = why
+        return self._notice(clients, "its pod is not created", why)
+
+    def _give_up(self, now: float, *, busy: bool) -> list[Fact]:
+        """Ends the clients that have waited for too long."""
+        facts: list[Fact] = []
+        longest_s = self.settings.pending_timeout_s
+        for pod in self._waiting():
+            wait = pod.waits or Wait("starting", "its pod does not start, for an unknown reason")
+            if wait.kind == "scheduling" and busy:
+                pod.seen_at = now  # it waits for resources that other clients use
+                continue
+            limit, since = longest_s, pod.seen_at
+            if wait.kind in ("image", "config") and limit > BROKEN_S:
+                limit, since = BROKEN_S, pod.waits_since
+            if now - since >= limit:
+                why = f"given up after {limit:g} s: {wait.line} -> {reasons.REMEDIES[wait.kind]}"
+                self._stuck = self._stuck or why
+                facts += self._end(Outcome(pod.client, 1, why))
+        if self._live():
+            return facts
+        if self._refused is not None and now - self._refused_since >= longest_s:
+            why = f"given up after {longest_s:g} s: its pod is not created: {self._refused}"
+            self._stuck = self._stuck or f"{why} -> {reasons.REMEDIES['refused']}"
+        if self._stuck is not None:  # nothing runs whose end would free resources for the others
+            for client in self.without_pod():
+                facts += self._end(Outcome(client, 1, self._stuck))
+        return facts
 
     def _on_lost_node(self, now: float) -> str | None:
         """Returns which deleted pod stays because its node does not answer; its Job would not replace it. Else None."""
-        for pod in self._pods.values():
-            if pod.over or pod.client not in self.open or pod.value["metadata"].get("deletionTimestamp") is None:
+        for pod in self._live_pods().values():
+            if pod.client not in self.open or pod.value["metadata"].get("deletionTimestamp") is None:
                 continue
             pod.deleted_at = now if pod.deleted_at is None else pod.deleted_at
             if now - pod.deleted_at > LOST_NODE_S:
@@ -284,24 +286,17 @@ class JobState:
         return None
 
     def _client(self, index: int) -> str:
-        return self.clients[index] if index < len(self.clients) else ""
+        return self.handle.clients[index] if index < len(self.handle.clients) else ""
+
+    def _live_pods(self) -> dict[str, _Pod]:
+        return {uid: pod for uid, pod in self._pods.items() if not pod.over}
 
     def _live(self) -> bool:
         """Whether a pod of an open client runs or waits to start."""
-        return any(not pod.over and pod.client in self.open for pod in self._pods.values())
+        return any(pod.client in self.open for pod in self._live_pods().values())
 
     def _waiting(self) -> list[_Pod]:
-        return [
-            pod for pod in self._pods.values() if pod.client in self.open and not pod.started and not pod.over
-        ]  # fmt: skip
-
-    def _look(self, pod: _Pod, *, now: float) -> None:
-        found = None if pod.started else reasons.waiting(pod.value, container=CONTAINER, events=pod.events)
-        if found is None or pod.waits is None or found.kind != pod.waits.kind:
-            pod.waits_since = now
-        elif found.kind == "image" and len(found.line) < len(pod.waits.line):
-            return  # pulling and backing off alternate: the longer line has the reason
-        pod.waits = found
+        return [pod for pod in self._live_pods().values() if pod.client in self.open and not pod.started]
 
     def _report_waits(self, now: float) -> list[Fact]:
         """Reports each reason to wait once, together for all clients that wait for it."""
@@ -313,38 +308,35 @@ class JobState:
             if pod.reported != mark:
                 pod.reported = mark
                 news.setdefault((pod.waits.kind, pod.waits.line), []).append(pod.client)
-        facts: list[Fact] = []
-        for (_, line), clients in news.items():
-            first, *others = sorted(clients)
-            facts += self._notice(first, f"waits{_and_others(others)}: {line}")
-        return facts
+        return [fact for (_, line), clients in news.items() for fact in self._notice(sorted(clients), "waits", line)]
 
-    def _fail(self, pod: _Pod, *, now: float) -> list[Fact]:
+    def _fail(self, pod: _Pod) -> list[Fact]:
         found = self.explain(pod.value)
-        self._failures[pod.client] = found
+        self.failures[pod.client] = found
         # the cluster alone cannot tell a final code: torchrun may hide it
         if found.exit_code in FINAL_CODES or pod.client in self._failed_at:
-            return self._end(pod.client, Outcome(pod.client, found.exit_code, found.reason))
+            return self._end(Outcome(pod.client, found.exit_code, found.reason))
         tries = sum(other.client == pod.client and other.over for other in self._pods.values())
-        if found.retried or tries <= self.retries:
-            return self._notice(pod.client, f"{found.reason}; the Job restarts it")
+        if found.retried or tries <= self.settings.retries:
+            return self._notice([pod.client], f"{found.reason}; the Job restarts it")
         return []
 
-    def _end(self, client: str, outcome: Outcome) -> list[Fact]:
-        if client not in self.open:
+    def _end(self, outcome: Outcome) -> list[Fact]:
+        if outcome.client not in self.open:
             return []
-        self.open.discard(client)
+        self.open.discard(outcome.client)
         self._ended_badly = self._ended_badly or bool(outcome.exit_code)
-        self._failed_at.pop(client, None)
-        return [Ended(outcome)]
+        self._failed_at.pop(outcome.client, None)
+        return [outcome]
 
-    def _lose(self, reason: str) -> list[Fact]:
-        self.lost = True
-        return [Lost(reason)]
+    def _notice(self, clients: Sequence[str], what: str, why: str = "") -> list[Fact]:
+        """Reports something about the first of some clients, with the number of the others."""
+        first, *others = clients
+        if first not in self.open:
+            return []
+        more = f" (and {len(others)} other{'s' * (len(others) > 1)})" if others else ""
+        return [ClientWaiting(client=first, line=f"{what}{more}: {why}" if why else what)]
 
-    def _notice(self, client: str, line: str) -> list[Fact]:
-        return [Notice(client, line)] if client in self.open else []
 
-
-def _and_others(others: Sequence[str]) -> str:
-    return f" (and {len(others)} other{'s' * (len(others) > 1)})" if others else ""
+def _is_owned(pod: Values, uid: str) -> bool:
+    return any(owner["uid"] == uid for owner in pod["metadata"].get("ownerReferences") or ())

@@ -13,7 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from lwfed.launch.kubernetes.manifests import JobContext, Work, job
+from lwfed.launch.kubernetes.manifests import Call, JobContext, Work, job
 from lwfed.spec.kubernetes import KubernetesSpec
 from pipelines.pipeline import LABELS as TASK_LABELS
 from tests.unit.k8s.rendered import K8S, LWFED, OVERLAYS, Object, golden
@@ -25,7 +25,8 @@ WORK_LABELS = {"app.kubernetes.io/name": "lwfed", "app.kubernetes.io/managed-by"
 def launched(**settings: Any) -> Object:
     """Returns the Job of a pool, as the launcher makes it."""
     spec = KubernetesSpec.model_validate({"image": "lwfed:1", **settings})
-    work = Work(name="lwfed-1", step="train-client", count=2, store="s3://a", digest="0" * 64, labels=WORK_LABELS)
+    call = Call(step="train-client", labels=WORK_LABELS)
+    work = Work(name="lwfed-1", call=call, clients=("a", "b"), store="s3://a", digest="0" * 64)
     return job(work, spec.pools[0], spec, context=JobContext())
 
 

@@ -37,7 +37,7 @@ class Listening:
         """Hears of a request."""
         if path != "/version":  # everybody's
             self.asked.add(right(path, method))
-        return type("Answer", (), {"data": b"{}", "close": lambda self: None})()
+        return type("Answer", (), {"data": b'{"items": []}', "close": lambda self: None})()
 
 
 def right(path: str, method: str) -> Right:
@@ -65,15 +65,8 @@ def calls() -> Iterator[tuple[str, list[ast.expr]]]:
 
 
 def resources_of(method: str) -> set[str]:
-    """Returns the resources for which the launcher calls a method; a poll names its own by their type."""
-    found = set()
-    for name, arguments in calls():
-        if name == method and arguments:
-            if isinstance(arguments[0], ast.Constant):
-                found.add(str(arguments[0].value))
-            else:
-                found |= {"jobs", "pods"}
-    return found
+    """Returns the resources for which the launcher calls a method."""
+    return {ast.literal_eval(arguments[0]) for name, arguments in calls() if name == method and arguments}
 
 
 def asked() -> set[Right]:
@@ -86,7 +79,7 @@ def asked() -> set[Right]:
         "read_job": lambda: cluster.read_job("job"),
         "delete_job": lambda: cluster.delete_job("job", uid="uid"),
         "find": lambda: [cluster.find(resource) for resource in sorted(resources_of("find"))],
-        "read_pod": lambda: cluster.read_pod("pod", namespace="ns"),
+        "read_pod": lambda: cluster.read_pod("pod"),
         "events_of": lambda: cluster.events_of("uid"),
         "log": lambda: cluster.log("pod", container="lwfed"),
     }

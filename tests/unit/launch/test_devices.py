@@ -11,8 +11,8 @@ import torch
 
 from lwfed import environment
 from lwfed.launch import subprocess
-from lwfed.launch.devices import check_devices, gpus_here, gpus_of, names_of
 from lwfed.launch.launchers import make_launcher
+from lwfed.launch.subprocess import gpus_here, gpus_of, names_of
 from lwfed.round.workbench import Workbench
 from lwfed.run.launcher import Launcher
 from lwfed.spec.federation import LaunchSpec
@@ -52,7 +52,6 @@ def test_a_slot_has_its_neighbours_gpus_next_to_it() -> None:
 
 def test_without_gpus_nothing_is_said_of_them() -> None:
     assert gpus_of(3, devices=2, gpus=()) == () and environment.only_gpus(()) == {}
-    check_devices(2, gpus=())
 
 
 def test_names_are_those_that_this_process_was_given_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,12 +76,6 @@ def test_counting_takes_no_gpu() -> None:
     assert torch.cuda.is_initialized() == before
 
 
-def test_a_client_of_more_devices_than_there_are_is_refused() -> None:
-    check_devices(2, gpus=machine(2))
-    with pytest.raises(SpecError, match=r"`launch\.devices` is 3 and this process sees 2 GPU\(s\): 0, 1 -> set launch"):
-        check_devices(3, gpus=machine(2))
-
-
 def test_a_run_is_refused_before_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "gpus_here", lambda device: () if device == "cpu" else machine(2))
     bench = Workbench(LocalStore(tmp_path))
@@ -90,7 +83,7 @@ def test_a_run_is_refused_before_it_begins(tmp_path: Path, monkeypatch: pytest.M
     def launcher(**launch: Any) -> Launcher:
         return make_launcher(RunSpec(launch=LaunchSpec(kind="subprocess", **launch)), store=bench.store, run_id="r")
 
-    with pytest.raises(SpecError, match=r"`launch\.devices` is 3"):
+    with pytest.raises(SpecError, match=r"`launch\.devices` is 3 and this process sees 2 GPU\(s\): 0, 1 -> set launch"):
         launcher(devices=3)
     launcher(devices=3, device="cpu").close()
     launcher(devices=2, parallel=5).close()

@@ -64,9 +64,8 @@ def test_a_job_is_removed_with_its_pods(server: ApiServer, cluster: Cluster) -> 
 def test_a_list_has_what_labels_select(cluster: Cluster) -> None:
     for name, run in (("a", "r"), ("b", "r"), ("c", "s")):
         cluster.create_job(manifest(name, run=run))
-    found = cluster.find("jobs", labelSelector="run=r")
-    assert [item["metadata"]["name"] for item in found["items"]] == ["a", "b"]
-    assert int(found["metadata"]["resourceVersion"]) > 0
+    assert [item["metadata"]["name"] for item in cluster.find("jobs", labelSelector="run=r")] == ["a", "b"]
+    assert cluster.find("jobs", labelSelector="run=t") == []
 
 
 def test_events_of_an_object_come_oldest_first(server: ApiServer, cluster: Cluster) -> None:

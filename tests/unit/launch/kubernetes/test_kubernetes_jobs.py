@@ -12,9 +12,10 @@ import pytest
 from lwfed.launch.kubernetes import api as kubernetes_api
 from lwfed.launch.kubernetes import jobs as kubernetes_jobs
 from lwfed.launch.kubernetes.api import Cluster
-from lwfed.launch.kubernetes.jobs import Call, JobHandle, Jobs, delete_run_jobs, job_context
-from lwfed.launch.kubernetes.manifests import JobContext
-from lwfed.launch.kubernetes.names import RUN_LABEL
+from lwfed.launch.kubernetes.jobs import Jobs, delete_run_jobs, job_context
+from lwfed.launch.kubernetes.manifests import Call, JobContext
+from lwfed.launch.kubernetes.names import RUN_LABEL, call_labels
+from lwfed.launch.kubernetes.state import JobHandle
 from lwfed.run.tasks import ClientTask
 from lwfed.spec.kubernetes import KubernetesSpec
 from lwfed.spec.load import build_spec
@@ -50,7 +51,8 @@ class Coordinator:
         ]
 
     def call(self, tasks: Sequence[ClientTask], *, deadline_s: float = 60) -> Call:
-        return self.jobs.call("train-client", tasks[0], deadline_s=deadline_s)
+        labels = call_labels("train-client", tasks[0], run_id=self.run_id)
+        return Call(step="train-client", labels=labels, deadline_s=deadline_s)
 
     def begin(self, clients: Sequence[str] = CLIENTS, *, server_round: int = 1, deadline_s: float = 60) -> JobHandle:
         tasks = self.tasks(clients, server_round=server_round)

@@ -12,10 +12,11 @@ import pytest
 
 from lwfed.launch.kubernetes import api as kubernetes_api
 from lwfed.launch.kubernetes import collect as kubernetes_collect
+from lwfed.launch.kubernetes import end_run
 from lwfed.launch.kubernetes import poll as kubernetes_poll
-from lwfed.launch.kubernetes.launcher import delete_jobs
 from lwfed.run.launcher import Outcome
-from lwfed.run.tasks import InspectTask
+from lwfed.run.tasks import InspectTask, RoundTask
+from lwfed.spec.load import build_spec
 from lwfed.store import paths
 from lwfed.types.errors import CheckpointError, DataError, LwfedError, SpecError, UnreachableError
 from tests.events import emit_to
@@ -366,7 +367,19 @@ def test_a_servers_pod_that_cannot_start_is_not_left_behind(server: ApiServer, t
 def test_a_servers_step_that_is_done_needs_no_pod(server: ApiServer, trial: Trial) -> None:
     trial.store.write_ref(paths.round_checkpoint(KEY, 1), {})
     assert trial.aggregate().wait() == {}
+    trial.store.write_ref(paths.round_metrics(KEY, 1), {})
+    done = RoundTask(store="s", run_id="r", stage_key=KEY, server_round=1)
+    trial.launcher().server("evaluate-round", done, emit=ignore)
     assert not server.asked("create", "jobs")
+
+
+def test_a_step_is_not_done_because_another_is(server: ApiServer, trial: Trial) -> None:
+    for key in (paths.round_metrics(KEY, 1), paths.round_checkpoint(KEY, 2), paths.accepted(KEY, 1)):
+        trial.store.write_ref(key, {})
+    call = trial.aggregate()
+    (pod,) = started(server, server.job(), [0])
+    server.end_pod(pod)
+    assert call.wait() == {}
 
 
 def test_a_look_at_data_is_a_call_of_the_runs_own(server: ApiServer, trial: Trial) -> None:
@@ -424,8 +437,10 @@ def test_jobs_of_a_run_are_removed_by_its_name(server: ApiServer, trial: Trial) 
     for name, run in (("a", "r"), ("b", "r"), ("c", "another")):
         job = {"metadata": {"name": name, "labels": {**labels, "lwfed/run": run}}, "spec": {}}
         server.add("jobs", job)
-    assert delete_jobs("r", namespace=NAMESPACE) == 2
-    assert server.jobs() == ["c"] and delete_jobs("r", namespace=NAMESPACE) == 0
+    spec = build_spec({"kubernetes": {"namespace": NAMESPACE}})
+    for _ in range(2):
+        end_run(spec, run_id="r")
+        assert server.jobs() == ["c"]
 
 
 def test_without_a_cluster_no_launcher_is_made(

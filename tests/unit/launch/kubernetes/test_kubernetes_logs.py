@@ -9,15 +9,15 @@ from contextlib import contextmanager
 import pytest
 
 from lwfed.launch.kubernetes import logs as kubernetes_logs
-from lwfed.launch.kubernetes.api import Cluster
-from lwfed.launch.kubernetes.logs import Denied, Line, Lines, Logs
+from lwfed.launch.kubernetes.api import Cluster, DeniedError
+from lwfed.launch.kubernetes.logs import Lines, Logs
 from tests.unit.launch.api_server import ApiServer, until
 from tests.unit.launch.recordings import answer
 
 
 @contextmanager
-def following(cluster: Cluster, lines: Lines, *, at_a_time: int = 16) -> Iterator[Logs]:
-    logs = Logs(cluster, lines=lines, at_a_time=at_a_time)
+def following(cluster: Cluster, lines: Lines) -> Iterator[Logs]:
+    logs = Logs(cluster, lines=lines)
     try:
         yield logs
     finally:
@@ -41,8 +41,8 @@ def told(lines: Lines, count: int) -> list[str]:
             item = lines.get(timeout=10)
         except queue.Empty:
             raise AssertionError(f"{count} lines were expected, {found} have come") from None
-        assert isinstance(item, Line), item
-        found.append(item.text)
+        assert isinstance(item, tuple), item
+        found.append(item[1])
     return found
 
 
@@ -77,9 +77,7 @@ def test_a_line_is_told_with_the_name_of_its_pod(server: ApiServer, cluster: Clu
             logs.follow(pod)
             server.say(pod, f"of {pod}")
         found = [lines.get(timeout=10) for _ in range(2)]
-    assert {(line.pod, line.text) for line in found if isinstance(line, Line)} == {
-        (one, f"of {one}"), (other, f"of {other}")
-    }  # fmt: skip
+    assert set(found) == {(one, f"of {one}"), (other, f"of {other}")}
 
 
 def test_lines_are_told_once_each_over_broken_connections(server: ApiServer, cluster: Cluster, lines: Lines) -> None:
@@ -152,11 +150,14 @@ def test_a_pod_is_followed_once(server: ApiServer, cluster: Cluster, lines: Line
         assert silent(lines)
 
 
-def test_so_many_at_a_time_and_the_others_are_not_lost(server: ApiServer, cluster: Cluster, lines: Lines) -> None:
+def test_so_many_at_a_time_and_the_others_are_not_lost(
+    server: ApiServer, cluster: Cluster, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubernetes_logs, "AT_A_TIME", 2)
     names = pods(server, 4)
     for name in names:
         server.say(name, f"first of {name}")
-    with following(cluster, lines, at_a_time=2) as logs:
+    with following(cluster, lines) as logs:
         for name in names:
             logs.follow(name)
         assert sorted(told(lines, 2)) == sorted(f"first of {name}" for name in names[:2])
@@ -168,15 +169,16 @@ def test_so_many_at_a_time_and_the_others_are_not_lost(server: ApiServer, cluste
 
 
 def test_who_may_not_read_logs_is_told_so_once_and_asks_no_more(
-    server: ApiServer, cluster: Cluster, lines: Lines
+    server: ApiServer, cluster: Cluster, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(kubernetes_logs, "AT_A_TIME", 1)
     names = pods(server, 3)
     server.refuse("get", "pods/log", *answer("a Job to make without the right to"), times=9)
-    with following(cluster, lines, at_a_time=1) as logs:
+    with following(cluster, lines) as logs:
         for name in names:
             logs.follow(name)
         item = lines.get(timeout=10)
-        assert isinstance(item, Denied) and "not allowed to" in item.error.problem
+        assert isinstance(item, DeniedError) and "not allowed to" in item.problem
         assert silent(lines)
         logs.follow("another")
         assert all(logs.misses(name) for name in names), "so that a failed pod's last lines are shown elsewise"

@@ -13,14 +13,13 @@ from lwfed.launch.kubernetes.manifests import (
     CONTAINER,
     HOME,
     SLACK_S,
+    Call,
     JobContext,
     Work,
     job,
-    memory_limit,
     pruned,
 )
 from lwfed.launch.kubernetes.names import TASKS_NOTE, TEMPLATE_NOTE
-from lwfed.spec.kubernetes import PoolSpec
 from lwfed.spec.load import build_spec
 from lwfed.types.errors import EXIT_CODES, FINAL_CODES, CoordinatorGoneError, OutOfMemoryError, SpecError
 from tests.unit.k8s.restricted import breaches
@@ -82,12 +81,12 @@ def made(
     spec = build_spec({"kubernetes": {"namespace": "lab", "image": "lwfed:1", "pools": pools, **values}}).kubernetes
     work = Work(
         name=name,
-        step=step,
-        count=count,
+        call=Call(
+            step=step, labels=labels or {"app.kubernetes.io/name": "lwfed", "lwfed/run": "r"}, deadline_s=deadline_s
+        ),
+        clients=tuple(f"client-{n:03d}" for n in range(count)),
         store="s3://bucket/prefix",
         digest=digest,
-        labels=labels or {"app.kubernetes.io/name": "lwfed", "lwfed/run": "r"},
-        deadline_s=deadline_s,
     )
     return job(work, spec.pools[0], spec, context=context or JobContext(env={"LWFED_RUN_ID": "r"}))
 
@@ -273,7 +272,6 @@ def test_memory_is_limited_to_what_is_asked_for_unless_more_is_named() -> None:
     assert asked["limits"] == {"memory": "8Gi"}
     named = container_of(made({"memory": "8Gi", "memory_limit": "9Gi", "cpu_limit": "4"}))["resources"]
     assert named["limits"] == {"memory": "9Gi", "cpu": "4"}
-    assert memory_limit(PoolSpec(name="a")) is None and memory_limit(PoolSpec(name="a", memory="1Gi")) == "1Gi"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +12,8 @@ from lwfed.launch.kubernetes.names import (
     JOB_LABEL,
     MAX_NAME,
     SERVER,
-    SHORT,
     call_labels,
     clients_of,
-    committed,
     covers,
     job_name,
     label_value,
@@ -25,10 +22,8 @@ from lwfed.launch.kubernetes.names import (
     task_list,
 )
 from lwfed.launch.step_process import STEPS
-from lwfed.run.tasks import ClientTask, InspectTask, PrepareTask, RoundTask, RunTask
-from lwfed.spec.kubernetes import PoolSpec
-from lwfed.store import paths
-from lwfed.store.local import LocalStore
+from lwfed.run.tasks import ClientTask, RoundTask, RunTask
+from lwfed.spec.kubernetes import KubernetesSpec, PoolSpec
 
 KEY = "1a2b3c4d" * 8
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
@@ -48,7 +43,7 @@ def round_task(**values: Any) -> RoundTask:
 
 
 def listed(*tasks: Any, step: str = "train-client", heartbeat_s: float = 15) -> dict[str, Any]:
-    return task_list(step, tasks, run_id="r", heartbeat_s=heartbeat_s, heartbeat_timeout_s=120)
+    return task_list(step, tasks, run_id="r", settings=KubernetesSpec(heartbeat_s=heartbeat_s))
 
 
 def test_names_say_what_they_are_of() -> None:
@@ -60,11 +55,7 @@ def test_names_say_what_they_are_of() -> None:
     )
 
 
-def test_every_step_that_a_pod_runs_has_a_short_name() -> None:
-    assert set(SHORT) == set(STEPS) - {"train-stage"}, "the stage's own step is a pipeline's task, not a Job's"
-
-
-@pytest.mark.parametrize("step", sorted(SHORT))
+@pytest.mark.parametrize("step", sorted(STEPS))
 def test_the_longest_name_fits_a_label_with_the_index_of_its_last_pod(step: str) -> None:
     PoolSpec(name=LONGEST_POOL)
     with pytest.raises(ValueError, match="name"):
@@ -138,33 +129,3 @@ def test_the_servers_pod_has_a_name_among_clients() -> None:
     alone = listed(round_task(), step="aggregate-round")
     assert clients_of(alone) == (SERVER,)
     assert covers(alone, alone) and not covers(alone, listed(round_task(server_round=8), step="aggregate-round"))
-
-
-@pytest.mark.parametrize(
-    ("step", "task", "key"),
-    [
-        ("train-client", client_task(), paths.update(KEY, 7, "client-000")),
-        ("evaluate-client", client_task(), paths.client_evaluation(KEY, 7, "client-000")),
-        ("aggregate-round", round_task(), paths.round_checkpoint(KEY, 7)),
-        ("evaluate-round", round_task(), paths.round_metrics(KEY, 7)),
-    ],
-)
-def test_a_task_is_done_when_its_own_result_is_in_the_store(tmp_path: Path, step: str, task: Any, key: str) -> None:
-    store = LocalStore(tmp_path)
-    assert not committed(store, step, task)
-    later = task.model_copy(update={"server_round": 8})
-    for other in (paths.update(KEY, 7, "client-001"), paths.round_task(KEY, 7), paths.accepted(KEY, 7)):
-        store.write_ref(other, {})
-    assert not committed(store, step, task)
-    store.write_ref(key, {})
-    assert committed(store, step, task) and not committed(store, step, later)
-
-
-def test_looks_at_data_and_steps_of_a_run_are_never_taken_for_done(tmp_path: Path) -> None:
-    store = LocalStore(tmp_path)
-    store.write_ref(paths.client_data("r", "client-000"), {})
-    store.write_ref(paths.run("r"), {})
-    inspect = InspectTask(store="s", run_id="r", client="client-000", spec={})
-    prepare = PrepareTask(store="s", run_id="r", spec={})
-    assert not committed(store, "inspect-client", inspect)
-    assert not any(committed(store, step, prepare) for step in ("prepare", "finish"))

@@ -10,12 +10,11 @@ import pytest
 from lwfed.launch.kubernetes import reasons
 from lwfed.launch.kubernetes.manifests import CONTAINER
 from lwfed.launch.kubernetes.reasons import (
+    FROM_EVENTS,
     MAX_LINE,
     Failure,
-    ended_by_indexes,
     failure,
     indexes,
-    is_being_made,
     is_running,
     is_suspended,
     job_end,
@@ -139,8 +138,8 @@ def test_a_state_that_speaks_needs_no_events(name: str) -> None:
 def test_events_are_read_where_the_state_says_nothing() -> None:
     recorded = recording("no-volume")
     pod = recorded.pods()[-1]
-    assert waiting(pod, container=CONTAINER) is None and is_being_made(pod, container=CONTAINER)
-    assert not any(is_being_made(pod, container=CONTAINER) for pod in recording("fits-nowhere").pods())
+    wait = waiting(pod, container=CONTAINER, events=recorded.events_of(pod["metadata"]["uid"]))
+    assert waiting(pod, container=CONTAINER) is None and wait is not None and wait.kind in FROM_EVENTS
 
 
 def test_a_pull_is_told_while_it_lasts() -> None:
@@ -161,33 +160,31 @@ def test_who_runs_or_is_over_does_not_wait(name: str) -> None:
             told = recorded.events_of(pod["metadata"]["uid"])
             if over:
                 assert waiting(pod, container=CONTAINER, events=told) is None
-                assert is_running(pod, container=CONTAINER) and not is_being_made(pod, container=CONTAINER)
+                assert is_running(pod, container=CONTAINER)
             elif waiting(pod, container=CONTAINER, events=told) is not None:
                 assert not is_running(pod, container=CONTAINER)
 
 
 @pytest.mark.parametrize(
-    ("name", "end", "by_indexes"),
+    ("name", "end"),
     [
-        ("succeeds", ("Complete", ""), False),
-        ("final-codes", ("Failed", "FailedIndexes: Job has failed indexes"), True),
-        ("out-of-memory", ("Failed", "FailedIndexes: Job has failed indexes"), True),
-        ("too-late", ("Failed", "DeadlineExceeded: Job was active longer than specified deadline"), False),
-        ("killed", None, False),
-        ("evicted", None, False),
-        ("queued", None, False),
-        ("over-quota", None, False),
+        ("succeeds", ("Complete", "")),
+        ("final-codes", ("FailedIndexes", "FailedIndexes: Job has failed indexes")),
+        ("out-of-memory", ("FailedIndexes", "FailedIndexes: Job has failed indexes")),
+        ("too-late", ("Failed", "DeadlineExceeded: Job was active longer than specified deadline")),
+        ("killed", None),
+        ("evicted", None),
+        ("queued", None),
+        ("over-quota", None),
     ],
 )
-def test_a_jobs_end_is_read(name: str, end: tuple[str, str] | None, by_indexes: bool) -> None:
-    job = recording(name).job
-    assert job_end(job) == end and ended_by_indexes(job) == by_indexes
+def test_a_jobs_end_is_read(name: str, end: tuple[str, str] | None) -> None:
+    assert job_end(recording(name).job) == end
 
 
 def test_a_policy_that_fails_a_job_names_the_pod_and_the_code() -> None:
     end = job_end(recording("coordinator-gone").job)
     assert end is not None and end[0] == "Failed" and "exit code 20 matching FailJob" in end[1]
-    assert not ended_by_indexes(recording("coordinator-gone").job)
 
 
 def test_a_job_is_over_when_its_end_is_decided_though_pods_still_run() -> None:

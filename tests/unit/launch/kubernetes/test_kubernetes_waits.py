@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from lwfed.launch.kubernetes.reasons import Failure
-from lwfed.launch.kubernetes.state import LOST_NODE_S, Ended, JobState, Lost
+from lwfed.launch.kubernetes.state import LOST_NODE_S, JobHandle, JobState
+from lwfed.run.launcher import Outcome
+from lwfed.spec.kubernetes import KubernetesSpec
 
 LIMIT_S = 10.0
+JOB: dict[str, Any] = {"metadata": {"uid": "job"}, "spec": {}}
 UNSCHEDULABLE = {
     "phase": "Pending",
     "conditions": [
@@ -26,26 +29,26 @@ def pod(status: dict[str, Any], **metadata: Any) -> dict[str, Any]:
     }
 
 
-def state(*, busy: bool) -> JobState:
+def state() -> JobState:
     return JobState(
-        name="j", uid="job", clients=("client-000",), open={"client-000"}, retries=0, pending_timeout_s=LIMIT_S,
-        explain=lambda _: Failure(1, "why"), busy=lambda: busy,
+        handle=JobHandle(name="j", uid="job", clients=("client-000",), adopted=False), step="train-client",
+        open={"client-000"}, settings=KubernetesSpec(retries=0, pending_timeout_s=LIMIT_S),
+        explain=lambda _: Failure(1, "why"),
     )  # fmt: skip
 
 
 def test_nobody_is_given_up_while_others_use_what_it_waits_for() -> None:
     for busy, given_up in ((True, False), (False, True)):
-        job = state(busy=busy)
-        job.on_pod("ADDED", pod(UNSCHEDULABLE), now=0.0)
-        facts = [fact for second in range(1, 40) for fact in job.on_time(now=float(second))]
-        assert any(isinstance(fact, Ended) for fact in facts) is given_up
+        job, waiting = state(), [pod(UNSCHEDULABLE)]
+        facts = [fact for second in range(40) for fact in job.look(JOB, waiting, now=float(second), busy=busy)]
+        assert any(isinstance(fact, Outcome) for fact in facts) is given_up
 
 
 def test_a_pod_that_is_to_go_and_stays_is_lost_with_its_node() -> None:
-    job = state(busy=False)
-    job.on_pod("ADDED", pod(RUNNING), now=0.0)
+    job = state()
+    job.look(JOB, [pod(RUNNING)], now=0.0, busy=True)
     assert job.works
-    job.on_pod("MODIFIED", pod(RUNNING, deletionTimestamp="2026-01-01T00:00:00Z"), now=1.0)
-    assert not [fact for fact in job.on_time(now=2.0) if isinstance(fact, Lost)] and not job.works
-    (lost,) = job.on_time(now=2.5 + LOST_NODE_S)
-    assert isinstance(lost, Lost) and "the node n1, which does not answer" in lost.reason
+    leaving = pod(RUNNING, deletionTimestamp="2026-01-01T00:00:00Z")
+    assert not job.look(JOB, [leaving], now=2.0, busy=True) and not job.works and job.lost is None
+    assert not job.look(JOB, [leaving], now=2.5 + LOST_NODE_S, busy=True)
+    assert job.lost is not None and "the node n1, which does not answer" in job.lost
