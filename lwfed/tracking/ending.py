@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from lwfed.tracking.protocol import Record
+from lwfed.tracking.jsonlines import Record
 
 SUCCEEDED = frozenset({"COMPLETE", "SUCCEEDED", "SKIPPED"})
 FAILED = frozenset({"FAILED", "ERROR"})

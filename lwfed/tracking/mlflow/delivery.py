@@ -6,13 +6,12 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from lwfed.patience import Patience
-from lwfed.tracking.jsonlines import without_restarts
+from lwfed.tracking.jsonlines import Record, without_restarts
 from lwfed.tracking.mlflow.target import Target
-from lwfed.tracking.protocol import Record, dispatch
 
 TRIES = 3
 """Tries of an event that a healthy server refuses."""
@@ -45,17 +44,13 @@ class Status:
         """Whether MLflow has everything."""
         return self.delivered == self.told and not self.refused
 
-    def values(self) -> dict[str, Any]:
-        """Returns the status as JSON values."""
-        return {**asdict(self), "refused": list(self.refused)}
-
 
 class Delivery:
     """A queue of events for MLflow.
 
     Args:
         target: The place in MLflow.
-        live: Whether the run is still running.
+        live: Whether the run is still running, so that this process reports its end.
         clock: Returns seconds, for the pauses between tries.
     """
 
@@ -63,6 +58,7 @@ class Delivery:
         self._target = target
         self._live = live
         self._clock = clock
+        self._ended = False
         self._events: list[Record] = []
         self._next = 0
         self._tries = 0
@@ -75,6 +71,7 @@ class Delivery:
     def add(self, event: Record) -> None:
         """Appends an event."""
         self._events.append(event)
+        self._ended = self._ended or _is_end(event, stage=self._target.stage)
 
     def drain(self, *, now: bool = False) -> bool:
         """Delivers the queued events.
@@ -92,9 +89,7 @@ class Delivery:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # warnings of MLflow and SQLAlchemy for their own developers
-                    recorder = self._connected()
-                    recorder.recorded_at = event.get("time")
-                    dispatch(recorder, event)
+                    self._connected().record(event)
             except Exception as error:  # no failure of a server, database or library may stop training
                 if not self._after_failure(event, _line(error)):
                     return False
@@ -104,18 +99,12 @@ class Delivery:
             self._next += 1
         return True
 
-    def abandon(self) -> None:
-        """Marks the run as abandoned by its process; undelivered events remain in the JSON-lines log."""
-        try:
-            if self._recorder is not None and self._next:
-                self._recorder.abandon()
-        except Exception as error:
-            self._down = _line(error)
-
     def close(self) -> None:
-        """Closes the recorder."""
+        """Marks a live run without a recorded end as abandoned by its process, and closes the recorder."""
         try:
             if self._recorder is not None:
+                if self._live and not self._ended and self._next:
+                    self._recorder.abandon()
                 self._recorder.close()
         except Exception as error:
             self._down = _line(error)
@@ -182,6 +171,13 @@ def replay_to_mlflow(events: Iterable[Record], *, target: Target) -> Status:
     delivery.drain(now=True)
     delivery.close()
     return delivery.status()
+
+
+def _is_end(event: Record, *, stage: int | None) -> bool:
+    """Whether an event is the last one of a process, given its stage."""
+    if event["event"] == "stage":
+        return stage is not None and event["record"]["stage"] == stage
+    return event["event"] in ("finish", "fail")
 
 
 def _line(error: Exception) -> str:

@@ -15,8 +15,8 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 from lwfed import __version__
+from lwfed.tracking.jsonlines import Record
 from lwfed.tracking.mlflow.entries import log
-from lwfed.tracking.protocol import Record
 
 LOADER = "lwfed.export.serve:load_predictor"
 """The function that turns (uri, digest) into a predictor; the model names it, and imports it when loaded."""

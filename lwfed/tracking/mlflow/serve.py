@@ -10,13 +10,13 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 from lwfed import environment
 from lwfed.tracking.jsonlines import read_events
 from lwfed.tracking.mlflow.delivery import Delivery, Status
 from lwfed.tracking.mlflow.target import Target
-from lwfed.tracking.protocol import Record
 
 POLL_S = 0.1
 
@@ -29,51 +29,33 @@ def serve(folder: Path, *, gone: Callable[[], bool]) -> None:
         gone: Whether the writing process has ended.
     """
     target = Target(**json.loads((folder / "target.json").read_bytes()))
-    delivery = Delivery(target)
-    offset, closing, ended = 0, False, False
-    written: Status | None = None
-    while True:
-        lost = gone()
-        with (folder / "events.jsonl").open("rb") as file:
-            file.seek(offset)
-            data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        offset += len(whole)
-        for event in read_events(whole):
-            closing = closing or event["event"] == "close"
-            ended = ended or _is_end(event, stage=target.stage)
-            if event["event"] != "close":
-                delivery.add(event)
-        if lost and not closing and not ended:
-            delivery.abandon()
-            break
-        delivery.drain(now=closing or lost)
-        if delivery.status() != written:
-            written = delivery.status()
-            _publish(folder, written)
-        if closing and not ended:
-            delivery.abandon()  # after an unexpected error
-        if closing or lost:
-            break
-        if not whole:
-            time.sleep(POLL_S)
+    delivery, written = Delivery(target), Status()
+    torn, over = b"", False
+    with (folder / "events.jsonl").open("rb") as file:
+        while not over:
+            over = gone()
+            *lines, torn = (torn + file.read()).split(b"\n")
+            for event in read_events(b"\n".join(lines)):
+                if event["event"] == "close":
+                    over = True
+                else:
+                    delivery.add(event)
+            delivery.drain(now=over)
+            if delivery.status() != written:
+                written = delivery.status()
+                _publish(folder, written)
+            if not over and not lines:
+                time.sleep(POLL_S)
     delivery.close()
     _publish(folder, delivery.status())
     if gone():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_end(event: Record, *, stage: int | None) -> bool:
-    """Whether an event is the last one of a process, given its stage."""
-    if event["event"] == "stage":
-        return stage is not None and event["record"]["stage"] == stage
-    return event["event"] in ("finish", "fail")
-
-
 def _publish(folder: Path, status: Status) -> None:
     scratch = folder / "status.tmp"
     with suppress(OSError):  # the run's process has deleted the folder
-        scratch.write_text(json.dumps(status.values()), encoding="utf-8")
+        scratch.write_text(json.dumps(asdict(status)), encoding="utf-8")
         scratch.replace(folder / "status.json")
 
 

@@ -12,6 +12,8 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from lwfed.formats import finite
+from lwfed.tracking.jsonlines import Record
 from lwfed.tracking.mlflow.entries import log
 from lwfed.tracking.mlflow.runs import (
     MARK,
@@ -27,7 +29,6 @@ from lwfed.tracking.mlflow.runs import (
     whole_run,
 )
 from lwfed.tracking.mlflow.target import Target
-from lwfed.tracking.protocol import Record, finite
 
 
 class RunTree:
@@ -39,14 +40,14 @@ class RunTree:
         live: Whether the run is still running; if so, new runs start now.
 
     Attributes:
-        whole: The run of the whole experiment; None before `open`.
+        whole_id: The run of the whole experiment; empty before `open`.
         children: Stage -> its MLflow run, of the stages used so far.
         logged: MLflow run -> global round -> its date, ms since 1970.
     """
 
     def __init__(self, client: MlflowClient, target: Target, *, live: bool) -> None:
         self._client, self._target, self._live = client, target, live
-        self.whole: Run | None = None
+        self.whole_id = ""
         self.children: dict[int, str] = {}
         self.logged: dict[str, dict[int, int]] = {}
         self._name, self._created_ms = "", 0
@@ -58,18 +59,13 @@ class RunTree:
         target = self._target
         adopted = self._client.get_run(target.adopted_run_id) if target.adopted_run_id else None
         start_ms = self._start_of_new_ms()
-        self.whole = whole_run(self._client, target, run_id=self._name, adopted=adopted, start_ms=start_ms)
-        self._experiments = [str(self.whole.info.experiment_id)]
-        self._attach(self.whole)
-        if adopted is not None and target.stage is not None and adopted.info.run_id != self.whole_id():
+        whole = whole_run(self._client, target, run_id=self._name, adopted=adopted, start_ms=start_ms)
+        self.whole_id = str(whole.info.run_id)
+        self._experiments = [str(whole.info.experiment_id)]
+        self._attach(whole)
+        if adopted is not None and target.stage is not None and adopted.info.run_id != self.whole_id:
             self._adopt(adopted, stage=target.stage)
-        return self.whole
-
-    def whole_id(self) -> str:
-        """Returns the id of the whole run."""
-        if self.whole is None:
-            raise RuntimeError("call `start` before rounds and stages")
-        return str(self.whole.info.run_id)
+        return whole
 
     def child(self, stage: int) -> str:
         """Finds or creates the run of a stage, and returns its id."""
@@ -77,7 +73,7 @@ class RunTree:
             tags = self._tags_of(stage)
             run = find_run(self._client, self._experiments, tags)
             if run is None:
-                new = {**tags, RUN_ID: self._name, PARENT: self.whole_id()}
+                new = {**tags, RUN_ID: self._name, PARENT: self.whole_id}
                 start_ms = self._start_of_new_ms()
                 run = make_run(self._client, self._experiments[0], new, name=f"stage {stage}", start_ms=start_ms)
             self._attach(run)
@@ -100,7 +96,7 @@ class RunTree:
 
     def running(self) -> list[str]:
         """Returns the stages' runs that are still open; in a process of one stage only that stage's."""
-        query = f"tags.`{WHOLE}` = '{self.whole_id()}' and tags.`{ROLE}` = 'stage' and attributes.status = 'RUNNING'"
+        query = f"tags.`{WHOLE}` = '{self.whole_id}' and tags.`{ROLE}` = 'stage' and attributes.status = 'RUNNING'"
         found = [run.info.run_id for run in self._client.search_runs(self._experiments, filter_string=query)]
         stage = self._target.stage
         return [run_id for run_id in found if not stage or run_id == self.children.get(stage)]
@@ -113,7 +109,7 @@ class RunTree:
             seconds: Its duration.
             recorded_at: When it was recorded, as ISO 8601; None: now.
         """
-        dates = self.logged[self.whole_id()]
+        dates = self.logged[self.whole_id]
         if number in dates:
             return dates[number]
         before = self.date_up_to(number - 1)
@@ -122,7 +118,7 @@ class RunTree:
 
     def date_up_to(self, last: int) -> int:
         """Returns the latest date of the rounds up to `last`; the run's own date if there are none."""
-        dates = self.logged[self.whole_id()]
+        dates = self.logged[self.whole_id]
         return max((date for step, date in dates.items() if step <= last), default=self._created_ms)
 
     def _adopt(self, adopted: Run, *, stage: int) -> None:
@@ -130,25 +126,24 @@ class RunTree:
         run_id, experiment = adopted.info.run_id, str(adopted.info.experiment_id)
         if experiment not in self._experiments:
             self._experiments.append(experiment)
-        tags = {RUN_ID: self._name, ROLE: "stage" if stage else "task", WHOLE: self.whole_id()}
+        tags = {RUN_ID: self._name, ROLE: "stage" if stage else "task", WHOLE: self.whole_id}
         if stage:
             earlier = find_run(self._client, self._experiments, self._tags_of(stage))
             if earlier is not None and earlier.info.run_id != run_id:
                 self._client.set_tag(earlier.info.run_id, ROLE, "attempt")
-            tags |= {STAGE: str(stage)} | ({} if PARENT in adopted.data.tags else {PARENT: self.whole_id()})
+            tags |= {STAGE: str(stage)} | ({} if PARENT in adopted.data.tags else {PARENT: self.whole_id})
             self.children[stage] = run_id
             self._attach(adopted)
         log(self._client, run_id, tags=tags)
 
     def _tags_of(self, stage: int) -> dict[str, str]:
-        return {WHOLE: self.whole_id(), ROLE: "stage", STAGE: str(stage)}
+        return {WHOLE: self.whole_id, ROLE: "stage", STAGE: str(stage)}
 
     def _start_of_new_ms(self) -> int:
         """Returns the start of a new run: now, or the date of the last round of a run that has ended."""
         if self._live:
             return now_ms()
-        dates = {} if self.whole is None else self.logged[self.whole_id()]
-        return max(dates.values(), default=self._created_ms)
+        return max(self.logged.get(self.whole_id, {}).values(), default=self._created_ms)
 
     def _attach(self, run: Run) -> None:
         run_id, points = run.info.run_id, []
