@@ -16,12 +16,12 @@ from lwfed import environment
 from lwfed.drive.display import Display
 from lwfed.drive.interrupts import interrupting_on_sigterm
 from lwfed.drive.trackers import NO_STAGE, record_finish, start_trackers
+from lwfed.drive.training import RunRequest
 from lwfed.launch.launchers import make_launcher
 from lwfed.run import runs
 from lwfed.run.events import Event, RoundDone, RunStarted, StageDone
 from lwfed.run.heartbeat import beating
 from lwfed.run.launcher import Launcher
-from lwfed.run.runs import Options
 from lwfed.run.tasks import RunTask
 from lwfed.spec.run import RunSpec
 from lwfed.steps.experiment import place_of
@@ -67,24 +67,15 @@ class Session:
             return self.store.root / "cache"
         return environment.cache_folder() / "clients"
 
-    def prepare(self, options: Options, *, drafted: RunRecord | None = None) -> RunRecord:
-        """Prepares the run on a machine that has its data.
+    def prepare(self, request: RunRequest) -> RunRecord:
+        """Prepares a run on a machine that has its data. Raises any error of `lwfed.steps.prepare`."""
+        if request.drafted is None:
+            return prepare_remote(
+                self.spec, options=request.options, launcher=self.launcher, store=self.store, emit=self.emit
+            )
+        from lwfed.steps.prepare import prepare
 
-        Args:
-            options: The run's options, with its id.
-            drafted: The run as returned by `draft`, if drafted already.
-
-        Raises:
-            LwfedError: Any error of `lwfed.steps.prepare`.
-        """
-        if self.launcher.remote:
-            return prepare_remote(self.spec, options=options, launcher=self.launcher, store=self.store, emit=self.emit)
-        from lwfed.steps.prepare import draft, prepare
-
-        cache = environment.cache_folder()
-        if drafted is None:
-            drafted = draft(self.spec, store=self.store, options=options, cache=cache)
-        return prepare(drafted, store=self.store, emit=self.emit, cache=cache)
+        return prepare(request.drafted, store=self.store, emit=self.emit, cache=environment.cache_folder())
 
     def emit(self, event: Event) -> None:
         """Shows an event; records the run's start, its rounds and its stages."""

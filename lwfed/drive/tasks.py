@@ -6,8 +6,8 @@ tasks only name what it must find there. So a task that runs twice, or after its
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from lwfed import environment
@@ -17,6 +17,7 @@ from lwfed.drive.display import Display
 from lwfed.drive.session import Session, driving
 from lwfed.drive.task_resources import with_resources
 from lwfed.drive.trackers import NO_STAGE, start_trackers
+from lwfed.drive.training import look_up
 from lwfed.launch.launchers import end_run
 from lwfed.report.page import render
 from lwfed.round.train_stage import train_stage as run_stage
@@ -86,7 +87,8 @@ def prepare(*, spec: str, store: str, parent: str = "", fresh: bool = False) -> 
     """
     with task_session(spec, store) as session:
         taken = parse_parent(parent)
-        run = session.prepare(Options(run_id=session.run_id, fresh=fresh, parent=taken))
+        options = Options(run_id=session.run_id, fresh=fresh, parent=taken)
+        run = session.prepare(look_up(session.spec, options=options, store=session.store, whole=False))
         session.emit(RunStarted(record=run))
         first = taken[1] if taken else 1
         return Prepared(
@@ -129,18 +131,17 @@ def train_stage(
     """
     with task_session(spec, store, part=stage, resources=resources) as session:
         run = _run_at(session, stage)
-        expected = {"the plan": plan_digest or None, "the data": data_version, "the code": code_version}
-        found = {
-            "the plan": digest_of(runs.plans_of(run)[stage - 1].model_dump(mode="json")),
-            "the data": runs.data_version_of(run),
-            "the code": run.code_version,
-            "the input": runs.input_digest_of(session.store, run, stage),
-        }
-        for what, value in {**expected, "the input": input_digest}.items():
-            if value is not None and value != found[what]:
+        plan = digest_of(runs.plans_of(run)[stage - 1].model_dump(mode="json"))
+        for what, expected, found in (
+            ("the plan", plan_digest or plan, plan),
+            ("the data", data_version, runs.data_version_of(run)),
+            ("the code", code_version, run.code_version),
+            ("the input", input_digest, runs.input_digest_of(session.store, run, stage)),
+        ):
+            if expected != found:
                 raise SpecError(
-                    f"{what} of stage {stage} is {value[:12] or 'none'} for the pipeline and "
-                    f"{found[what][:12] or 'none'} for the run {session.run_id}",
+                    f"{what} of stage {stage} is {expected[:12] or 'none'} for the pipeline and "
+                    f"{found[:12] or 'none'} for the run {session.run_id}",
                     remedy="compile the pipeline again with the lwfed of the image, and submit it again",
                 )
         session.emit(RunStarted(record=run))
@@ -260,11 +261,10 @@ def cleanup(*, spec: str, store: str, state: str) -> None:
         raise problems[0]
 
 
-@contextmanager
 def task_session(
     spec: str, store: str, *, part: int = NO_STAGE, resources: Mapping[str, Any] | None = None
-) -> Iterator[Session]:
-    """Opens and closes a task's session; shows progress as plain lines, which are the task's log.
+) -> AbstractContextManager[Session]:
+    """Returns a task's session, to be entered; it shows progress as plain lines, which are the task's log.
 
     Args:
         spec: The spec, as returned by `pack_spec`.
@@ -277,8 +277,7 @@ def task_session(
     """
     opened = open_store(store)
     values = with_resources(unpack_spec(spec, store=opened), resources)
-    with driving(values, run_id=run_id_of(values), store=opened, console=make_console(), part=part) as session:
-        yield session
+    return driving(values, run_id=run_id_of(values), store=opened, console=make_console(), part=part)
 
 
 def run_id_of(spec: RunSpec) -> str:

@@ -83,7 +83,10 @@ def replay_log(run: RunRecord, spec: TrackingSpec, *, store: Store) -> dict[str,
     if target is None:
         raise SpecError(f"MLflow is switched off in run {run.run_id}", remedy="set tracking.uri when you start a run")
     events = read_events(store.read_log(paths.events(run.run_id)))
-    status = replay_to_mlflow([_with_local_files(event, run, store=store) for event in events], target=target)
+    for event in events:
+        if event["event"] == "finish":  # another machine may have recorded it, with paths of its own
+            event["artifacts"] = [str(path) for path in _files_of(run, store=store)]
+    status = replay_to_mlflow(events, target=target)
     return {"uri": target.uri, **asdict(status)}
 
 
@@ -131,13 +134,6 @@ def _missed(run: RunRecord, logged: Sequence[Record], *, store: Store) -> list[R
     events += [event_of("round", record.to_values()) for record in rounds if record.stage in committed]
     events += [event_of("stage", record.to_values()) for record in stages]
     return [event for event in without_restarts(events) if event["event"] in ("round", "stage")]
-
-
-def _with_local_files(event: Record, run: RunRecord, *, store: Store) -> Record:
-    """Returns an event with the paths of its files on this machine; another machine may have recorded it."""
-    if event["event"] != "finish":
-        return event
-    return {**event, "artifacts": [str(path) for path in _files_of(run, store=store)]}
 
 
 def _files_of(run: RunRecord, *, store: Store) -> list[Path]:

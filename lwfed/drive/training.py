@@ -92,7 +92,7 @@ def train(
         from lwfed.steps.experiment import run_stages
     run_id = request.options.run_id or ""
     with driving(request.spec, run_id=run_id, store=store, console=console, part=None) as session:
-        run = session.prepare(request.options, drafted=request.drafted)
+        run = session.prepare(request)
         try:
             summary = run_stages(
                 run, launcher=session.launcher, store=store, emit=session.emit, cache=session.cache,

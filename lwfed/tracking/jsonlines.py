@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic_core import to_json
+
 Record = Mapping[str, Any]
 """A JSON object: an event, or its RunRecord, RoundRecord, StageRecord or RunSummary."""
 
@@ -98,7 +100,7 @@ def dated(event: Mapping[str, Any]) -> dict[str, Any]:
 
 def encode_event(event: Mapping[str, Any]) -> bytes:
     """Encodes an event as one line; NaN and infinite numbers, which JSON lacks, become null."""
-    return json.dumps(_plain(event), separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    return to_json(event, inf_nan_mode="null") + b"\n"
 
 
 def read_events(data: bytes) -> list[dict[str, Any]]:
@@ -130,28 +132,17 @@ def without_restarts(events: Iterable[Record]) -> list[Record]:
     Returns:
         The start, the rounds of each stage before the stage, and the end if there is one.
     """
-    starts: list[Record] = []
-    ends: list[Record] = []
-    latest: dict[tuple[Any, ...], Record] = {}
+    start: list[Record] = []
+    end: list[Record] = []
+    latest: dict[tuple[int, float], Record] = {}  # by stage and global round; a stage's end comes after all its rounds
     for event in events:
-        kind = event["event"]
-        if kind == "start":
-            starts.append(event)
-            ends = []  # an end before this start does not count
-        elif kind in ("finish", "fail"):
-            ends.append(event)
-        elif kind in ("round", "stage"):
-            record = event["record"]
-            number = record["global_round"] if kind == "round" else -1
-            latest[(record["stage"], kind == "stage", number)] = event
-    return [*starts[-1:], *(latest[key] for key in sorted(latest)), *ends[-1:]]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+        match event["event"]:
+            case "start":
+                start, end = [event], []  # an end before this start does not count
+            case "finish" | "fail":
+                end = [event]
+            case "round":
+                latest[event["record"]["stage"], event["record"]["global_round"]] = event
+            case "stage":
+                latest[event["record"]["stage"], math.inf] = event
+    return [*start, *(latest[key] for key in sorted(latest)), *end]

@@ -31,12 +31,10 @@ def flatten(record: Mapping[str, Any]) -> dict[str, float]:
     metrics["clients/failed"] = len(record.get("failed") or ())
     if record.get("failed_evaluations"):
         metrics["clients/failed_evaluations"] = len(record["failed_evaluations"])
-    losses = _numbers(clients, "loss")
-    if losses:
-        metrics["clients/loss_min"] = min(losses)
-        metrics["clients/loss_max"] = max(losses)
-        metrics["clients/loss_std"] = statistics.pstdev(losses)
     for key, name, reduce in (
+        ("loss", "clients/loss_min", min),
+        ("loss", "clients/loss_max", max),
+        ("loss", "clients/loss_std", statistics.pstdev),
         ("num_examples", "clients/num_examples", sum),
         ("bytes_up", "bytes/up", sum),
         ("bytes_down", "bytes/down", sum),
@@ -51,8 +49,7 @@ def flatten(record: Mapping[str, Any]) -> dict[str, float]:
         values = _numbers([client.get("step_flops") or {} for client in clients], key)
         if values:
             metrics[f"flops/step_{key}"] = max(values)
-    for key, value in (record.get("wall_s") or {}).items():
-        metrics[f"wall_s/{key}"] = value
+    metrics |= {f"wall_s/{key}": value for key, value in (record.get("wall_s") or {}).items()}
     return {name: float(value) for name, value in metrics.items() if finite(value)}
 
 
@@ -74,12 +71,11 @@ def _numbers(items: Sequence[Mapping[str, Any]], key: str) -> list[float]:
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
+        value = dict(enumerate(value))
     if isinstance(value, Mapping) and value:
         for key, item in value.items():
             yield from _leaves(item, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
-        for index, item in enumerate(value):
-            yield from _leaves(item, f"{name}.{index}")
     else:
         yield name, value
 

@@ -1,18 +1,30 @@
-"""Delivers events to MLflow in order; after a failure it retries later."""
+"""Delivers events to MLflow in order; after a failure it retries later.
+
+`python -m lwfed.tracking.mlflow.delivery FOLDER PID` is the process that follows a live run; see `serve`.
+"""
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import shutil
+import signal
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from lwfed import environment
 from lwfed.patience import Patience
-from lwfed.tracking.jsonlines import Record, without_restarts
+from lwfed.tracking.jsonlines import Record, read_events, without_restarts
 from lwfed.tracking.mlflow.target import Target
 
+POLL_S = 0.1
 TRIES = 3
 """Tries of an event that a healthy server refuses."""
 
@@ -89,7 +101,11 @@ class Delivery:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # warnings of MLflow and SQLAlchemy for their own developers
-                    self._connected().record(event)
+                    if self._recorder is None:
+                        from lwfed.tracking.mlflow.recorder import Recorder
+
+                        self._recorder = Recorder(self._target, live=self._live)
+                    self._recorder.record(event)
             except Exception as error:  # no failure of a server, database or library may stop training
                 if not self._after_failure(event, _line(error)):
                     return False
@@ -121,13 +137,6 @@ class Delivery:
             experiment_id=recorder.experiment_id if recorder else None,
             model=recorder.model if recorder else None,
         )
-
-    def _connected(self) -> Any:
-        if self._recorder is None:
-            from lwfed.tracking.mlflow.recorder import Recorder
-
-            self._recorder = Recorder(self._target, live=self._live)
-        return self._recorder
 
     def _after_failure(self, event: Record, reason: str) -> bool:
         """Decides what to do after a failure.
@@ -173,6 +182,37 @@ def replay_to_mlflow(events: Iterable[Record], *, target: Target) -> Status:
     return delivery.status()
 
 
+def serve(folder: Path, *, gone: Callable[[], bool]) -> None:
+    """Delivers the events appended to `events.jsonl` until `close`, or until the writer is gone.
+
+    Args:
+        folder: Contains `target.json` and `events.jsonl`; receives `status.json`.
+        gone: Whether the writing process has ended.
+    """
+    target = Target(**json.loads((folder / "target.json").read_bytes()))
+    delivery, written = Delivery(target), Status()
+    torn, over = b"", False
+    with (folder / "events.jsonl").open("rb") as file:
+        while not over:
+            over = gone()
+            *lines, torn = (torn + file.read()).split(b"\n")
+            for event in read_events(b"\n".join(lines)):
+                if event["event"] == "close":
+                    over = True
+                else:
+                    delivery.add(event)
+            delivery.drain(now=over)
+            if delivery.status() != written:
+                written = delivery.status()
+                _publish(folder, written)
+            if not over and not lines:
+                time.sleep(POLL_S)
+    delivery.close()
+    _publish(folder, delivery.status())
+    if gone():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _is_end(event: Record, *, stage: int | None) -> bool:
     """Whether an event is the last one of a process, given its stage."""
     if event["event"] == "stage":
@@ -183,3 +223,22 @@ def _is_end(event: Record, *, stage: int | None) -> bool:
 def _line(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:299] + "…"
+
+
+def _publish(folder: Path, status: Status) -> None:
+    scratch = folder / "status.tmp"
+    with suppress(OSError):  # the run's process has deleted the folder
+        scratch.write_text(json.dumps(asdict(status)), encoding="utf-8")
+        scratch.replace(folder / "status.json")
+
+
+def main() -> None:
+    """Runs `serve` for the arguments FOLDER and PID; PID is that of the writer, its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run handles Ctrl-C and reports how it ended
+    environment.quiet()
+    writer = int(sys.argv[2])
+    serve(Path(sys.argv[1]), gone=lambda: os.getppid() != writer)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,7 @@
 
 A thread would share the interpreter's lock with training for the seconds that `import mlflow` takes, and a worker of a
 data loader forked meanwhile could inherit a module lock that is never released. So events are appended to a file in a
-scratch folder; the process (`serve`) reads the file, delivers the events, and writes its status.
+scratch folder; the process (`delivery.serve`) reads the file, delivers the events, and writes its status.
 """
 
 from __future__ import annotations
@@ -20,12 +20,9 @@ from pathlib import Path
 
 from lwfed import environment
 from lwfed.tracking.jsonlines import Record, encode_event
-from lwfed.tracking.mlflow import serve
+from lwfed.tracking.mlflow import delivery
 from lwfed.tracking.mlflow.delivery import Status
 from lwfed.tracking.mlflow.target import Target
-
-GRACE_S = 2.0
-"""Seconds between terminating a process and killing it."""
 
 
 class MlflowFollower:
@@ -81,12 +78,8 @@ class MlflowFollower:
                     late = _last_line(folder / "stderr.txt")
             except (OSError, subprocess.TimeoutExpired):
                 late = f"no answer within {timeout:g} s"
-                process.terminate()
-                try:
-                    process.wait(GRACE_S)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+                process.kill()
+                process.wait()
             self._read_status(folder, late=late)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -96,7 +89,7 @@ class MlflowFollower:
         path = os.pathsep.join(entry for entry in sys.path if entry)
         with (folder / "stderr.txt").open("wb") as output:
             return subprocess.Popen(
-                [sys.executable, "-P", "-m", serve.__name__, str(folder), str(os.getpid())],
+                [sys.executable, "-P", "-m", delivery.__name__, str(folder), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -28,9 +28,8 @@ from lwfed.tracking.mlflow.entries import (
     stage_tags,
 )
 from lwfed.tracking.mlflow.model import register_model
-from lwfed.tracking.mlflow.runs import ADOPTED, MARK, ROLE, RUN_ID, pipeline_tags
+from lwfed.tracking.mlflow.runs import ADOPTED, MARK, ROLE, RunTree, is_ours, pipeline_tags
 from lwfed.tracking.mlflow.target import Target
-from lwfed.tracking.mlflow.tree import RunTree, is_ours
 
 FAILURE = "lwfed.failure"
 """The tag with the reason why a run ended early; a run that then finishes loses it."""
@@ -159,9 +158,9 @@ class Recorder:
         """Ends the run before it uploads files, so that a failing upload leaves nothing open."""
         run_id, summary, model = self._tree.whole_id, event["record"], event.get("model")
         self.close()
-        tags = self.client.get_run(run_id).data.tags
+        run = self.client.get_run(run_id)
         log(self.client, run_id, tags={"lwfed.digest": summary.get("digest"), **keys_tag(self._keys)})
-        self._forget_failure(run_id, tags)
+        self._forget_failure(run_id, run.data.tags)
         self._tree.end(run_id, "FINISHED")
         self.client.log_dict(run_id, dict(summary), "summary.json")
         for path in map(Path, event.get("artifacts", ())):
@@ -170,29 +169,9 @@ class Recorder:
             elif path.is_file():
                 self.client.log_artifact(run_id, str(path))
         if model is not None:
-            self._register(model, run_id=run_id, tags=tags)
-
-    def _register(self, model: Record, *, run_id: str, tags: Mapping[str, str]) -> None:
-        """Registers a model, unless the run has already registered it."""
-        if tags.get("lwfed.model_digest") == model["digest"]:
-            self.model = tags["lwfed.model"]
-            return
-        name = self._target.register_as or f"{self._target.experiment}-{self._run['name']}"
-        version = register_model(
-            self.client,
-            model,
-            name=name,
-            run_id=run_id,
-            experiment_id=str(self.experiment_id),
-            step=max(self._tree.logged[run_id], default=0),
-            tags={
-                RUN_ID: str(self._run["run_id"]),
-                "lwfed.digest": str(model["digest"]),
-                "lwfed.uri": str(model["uri"]),
-            },
-        )
-        self.model = f"{name}/{version}"
-        log(self.client, run_id, tags={"lwfed.model": self.model, "lwfed.model_digest": model["digest"]})
+            name = self._target.register_as or f"{self._target.experiment}-{self._run['name']}"
+            last = max(self._tree.logged[run_id], default=0)
+            self.model = register_model(self.client, model, name=name, run=run, last_round=last)
 
     def _forget_failure(self, run_id: str, tags: Mapping[str, str]) -> None:
         if FAILURE in tags:

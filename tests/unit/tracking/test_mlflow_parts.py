@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from lwfed.tracking.jsonlines import encode_event, event_of, event_of_failure, event_of_finish
-from lwfed.tracking.mlflow.delivery import Delivery, Status, replay_to_mlflow
+from lwfed.tracking.mlflow.delivery import Delivery, Status, replay_to_mlflow, serve
 from lwfed.tracking.mlflow.process import MlflowFollower
-from lwfed.tracking.mlflow.serve import serve
 from lwfed.tracking.mlflow.target import Target
 
 pytestmark = pytest.mark.slow  # `import mlflow` and a database's migrations

@@ -28,7 +28,7 @@ from lwfed.tracking.jsonlines import (
     event_of_finish,
     read_events,
 )
-from lwfed.tracking.mlflow import serve
+from lwfed.tracking.mlflow import delivery
 from lwfed.tracking.mlflow.delivery import Delivery, replay_to_mlflow
 from lwfed.tracking.mlflow.process import MlflowFollower
 from lwfed.tracking.mlflow.target import Target, absolute_uri, artifact_location
@@ -342,7 +342,7 @@ def test_a_run_whose_process_is_gone_is_marked_killed(
     lines = [encode_event(event_of("start", make_run("killed-1"))), encode_event(event_of("round", rounds[0]))]
     (folder / "events.jsonl").write_bytes(b"".join(lines))
     writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER, serve.__name__, str(folder)], stdout=subprocess.PIPE,
+        [sys.executable, "-c", WRITER, delivery.__name__, str(folder)], stdout=subprocess.PIPE,
         env=environment.child_environment(PYTHONPATH=":".join(entry for entry in sys.path if entry)),
     )  # fmt: skip
     assert writer.stdout is not None
