@@ -66,12 +66,7 @@ def _key(event: Record) -> tuple[str, int, Any] | None:
 
 
 def event_of(kind: Literal["start", "round", "stage"], record: Record) -> dict[str, Any]:
-    """Returns the event of a run's start or resumption, a committed round or a committed stage.
-
-    Args:
-        kind: What happened.
-        record: Its RunRecord, RoundRecord or StageRecord.
-    """
+    """Returns the event of a run's start or resumption, or of a committed round or stage, with its record."""
     return {"event": kind, "record": record}
 
 

@@ -64,13 +64,16 @@ class Delivery:
         target: The place in MLflow.
         live: Whether the run is still running, so that this process reports its end.
         clock: Returns seconds, for the pauses between tries.
+
+    Attributes:
+        ended: Whether the last event of this process is among the events.
     """
 
     def __init__(self, target: Target, *, live: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
         self._target = target
         self._live = live
         self._clock = clock
-        self._ended = False
+        self.ended = False
         self._events: list[Record] = []
         self._next = 0
         self._tries = 0
@@ -83,7 +86,7 @@ class Delivery:
     def add(self, event: Record) -> None:
         """Appends an event."""
         self._events.append(event)
-        self._ended = self._ended or _is_end(event, stage=self._target.stage)
+        self.ended = self.ended or _is_end(event, stage=self._target.stage)
 
     def drain(self, *, now: bool = False) -> bool:
         """Delivers the queued events.
@@ -119,7 +122,7 @@ class Delivery:
         """Marks a live run without a recorded end as abandoned by its process, and closes the recorder."""
         try:
             if self._recorder is not None:
-                if self._live and not self._ended and self._next:
+                if self._live and not self.ended and self._next:
                     self._recorder.abandon()
                 self._recorder.close()
         except Exception as error:
@@ -139,11 +142,7 @@ class Delivery:
         )
 
     def _after_failure(self, event: Record, reason: str) -> bool:
-        """Decides what to do after a failure.
-
-        Returns:
-            Whether to continue at once.
-        """
+        """Gives up an event that a healthy server refuses, or waits; returns whether to continue at once."""
         self._tries += 1
         if event["event"] != "start" and self._healthy():
             if self._tries < TRIES:
@@ -194,14 +193,15 @@ def serve(folder: Path, *, gone: Callable[[], bool]) -> None:
     torn, over = b"", False
     with (folder / "events.jsonl").open("rb") as file:
         while not over:
-            over = gone()
+            over = lost = gone()
             *lines, torn = (torn + file.read()).split(b"\n")
             for event in read_events(b"\n".join(lines)):
                 if event["event"] == "close":
-                    over = True
+                    over, lost = True, False
                 else:
                     delivery.add(event)
-            delivery.drain(now=over)
+            if delivery.ended or not lost:  # else the run may already continue in another process
+                delivery.drain(now=over)
             if delivery.status() != written:
                 written = delivery.status()
                 _publish(folder, written)

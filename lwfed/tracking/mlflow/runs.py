@@ -128,12 +128,8 @@ class RunTree:
     def _whole(self, adopted: Run | None) -> Run:
         """Finds, adopts or creates the run of the whole experiment.
 
-        Args:
-            adopted: The run that the platform opened for this process.
-
-        Returns:
-            The run that `target.parent_run_id` names; else the adopted run, if this process has the whole experiment;
-            else the run with the tag of the run id; else the platform's run above the adopted one; else a new run.
+        It is the run that `target.parent_run_id` names; else the adopted run, if this process has the whole experiment;
+        else the run with the tag of the run id; else the platform's run above the adopted one; else a new run.
         """
         client, target = self._client, self._target
         if target.parent_run_id:
