@@ -17,7 +17,7 @@ class Deliverer(threading.Thread):
     """A follower's process, as a thread."""
 
     def __init__(self, command: list[str], **_: Any) -> None:
-        from lwfed.tracking.mlflow.serve import serve
+        from lwfed.tracking.mlflow.delivery import serve
 
         self.gone, self.returncode = threading.Event(), 0
         super().__init__(target=serve, args=(Path(command[-2]),), kwargs={"gone": self.gone.is_set})
@@ -29,7 +29,7 @@ class Deliverer(threading.Thread):
         if self.is_alive():
             raise subprocess.TimeoutExpired("serve", timeout or 0)
 
-    def terminate(self) -> None:
+    def kill(self) -> None:
         """Tells it to end."""
         self.gone.set()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 from typing import Self, assert_never
 
 from rich.console import Console
@@ -53,7 +52,6 @@ class Display:
         self._trained_s = 0.0
         self._trained = 0
         self._bytes = 0
-        self._metrics: dict[str, float] = {}
         self._round_started = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -61,9 +59,7 @@ class Display:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._live:
             self._live.stop()
 
@@ -154,16 +150,14 @@ class Display:
         if stage is not None and stage.reused:
             return
         self._done += 1
-        self._metrics = record.metrics
         self._bytes += sum(client.bytes_up + client.bytes_down for client in record.clients.values())
         if begun is not None and (begun.stage, begun.round) == (record.stage, record.round):
             self._trained += 1
             self._trained_s += record.wall_s["round"]
-        shown = ["train/loss", *(name for name in HEADLINES if name in self._metrics)]
-        shown += [
-            name for name in self._metrics if name.startswith("federated/") and name.endswith(("R@1", "accuracy"))
-        ]
-        scores = "  ".join(metric_text(name, self._metrics[name]) for name in shown[:6])
+        metrics = record.metrics
+        shown = ["train/loss", *(name for name in HEADLINES if name in metrics)]
+        shown += [name for name in metrics if name.startswith("federated/") and name.endswith(("R@1", "accuracy"))]
+        scores = "  ".join(metric_text(name, metrics[name]) for name in shown[:6])
         self._say(
             f"  round {record.round}/{stage.rounds if stage else '?'}  {len(record.clients)} clients  {scores}  "
             f"{seconds_text(record.wall_s['round'])}"

@@ -7,27 +7,32 @@ tasks only name what it must find there. So a task that runs twice, or after its
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
+from lwfed import environment
 from lwfed.catalog.launcher import launcher_kind
-from lwfed.drive import phases
 from lwfed.drive.console import make_console
 from lwfed.drive.display import Display
-from lwfed.drive.session import Session
-from lwfed.drive.task_session import page, run_id_of, task_session
-from lwfed.drive.trackers import NO_STAGE, make_trackers
+from lwfed.drive.session import Session, driving
+from lwfed.drive.task_resources import with_resources
+from lwfed.drive.trackers import NO_STAGE, start_trackers
+from lwfed.drive.training import look_up
 from lwfed.launch.launchers import end_run
+from lwfed.report.page import render
+from lwfed.round.train_stage import train_stage as run_stage
 from lwfed.run import runs
 from lwfed.run.events import RunEnding, RunStarted, Summarised
 from lwfed.run.parent import parse_parent
 from lwfed.run.runs import Options
 from lwfed.run.specs import unpack_spec
-from lwfed.run.tasks import RoundTask
+from lwfed.run.tasks import RoundTask, StageTask
+from lwfed.spec.run import RunSpec
 from lwfed.steps.experiment import place_of, summarise
 from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.tracking.ending import ending_of
-from lwfed.tracking.jsonlines import read_events
+from lwfed.tracking.jsonlines import event_of_failure, read_events
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import CheckpointError, LwfedError, SpecError
 from lwfed.types.records import RunRecord
@@ -82,8 +87,8 @@ def prepare(*, spec: str, store: str, parent: str = "", fresh: bool = False) -> 
     """
     with task_session(spec, store) as session:
         taken = parse_parent(parent)
-        run = phases.prepare(session, options=Options(run_id=session.run_id, fresh=fresh, parent=taken))
-        session.track(run, part=NO_STAGE)
+        options = Options(run_id=session.run_id, fresh=fresh, parent=taken)
+        run = session.prepare(look_up(session.spec, options=options, store=session.store, whole=False))
         session.emit(RunStarted(record=run))
         first = taken[1] if taken else 1
         return Prepared(
@@ -124,26 +129,27 @@ def train_stage(
         SpecError: The pipeline was built from another spec than the run's.
         LwfedError: Any error of `lwfed.round.train_stage`.
     """
-    with task_session(spec, store, resources=resources) as session:
+    with task_session(spec, store, part=stage, resources=resources) as session:
         run = _run_at(session, stage)
-        expected = {"the plan": plan_digest or None, "the data": data_version, "the code": code_version}
-        found = {
-            "the plan": digest_of(runs.plans_of(run)[stage - 1].model_dump(mode="json")),
-            "the data": runs.data_version_of(run),
-            "the code": run.code_version,
-            "the input": runs.input_digest_of(session.store, run, stage),
-        }
-        for what, value in {**expected, "the input": input_digest}.items():
-            if value is not None and value != found[what]:
+        plan = digest_of(runs.plans_of(run)[stage - 1].model_dump(mode="json"))
+        for what, expected, found in (
+            ("the plan", plan_digest or plan, plan),
+            ("the data", data_version, runs.data_version_of(run)),
+            ("the code", code_version, run.code_version),
+            ("the input", input_digest, runs.input_digest_of(session.store, run, stage)),
+        ):
+            if expected != found:
                 raise SpecError(
-                    f"{what} of stage {stage} is {value[:12] or 'none'} for the pipeline and "
-                    f"{found[what][:12] or 'none'} for the run {session.run_id}",
+                    f"{what} of stage {stage} is {expected[:12] or 'none'} for the pipeline and "
+                    f"{found[:12] or 'none'} for the run {session.run_id}",
                     remedy="compile the pipeline again with the lwfed of the image, and submit it again",
                 )
-        session.track(run, part=stage)
         session.emit(RunStarted(record=run))
-        record = phases.train_one(session, run, stage)
-        return StageDone(digest=record.digest, metrics=dict(record.metrics), html=page(session, run))
+        task = StageTask(
+            store=session.store.uri, run_id=run.run_id, stage=stage, place=place_of(run, cache=session.cache)
+        )
+        record = run_stage(task, launcher=session.launcher, store=session.store, emit=session.emit)
+        return StageDone(digest=record.digest, metrics=dict(record.metrics), html=_page(session, run))
 
 
 def evaluate(*, spec: str, store: str, stage: int, digest: str) -> Evaluated:
@@ -176,7 +182,7 @@ def evaluate(*, spec: str, store: str, stage: int, digest: str) -> Evaluated:
         if not session.store.has(ref):
             session.launcher.server("evaluate-round", task, emit=session.emit)
         metrics = (session.store.read_ref(ref) or {"metrics": {}})["metrics"]
-        return Evaluated(metrics=metrics, html=page(session, run))
+        return Evaluated(metrics=metrics, html=_page(session, run))
 
 
 def report(*, spec: str, store: str, stage: int, digest: str) -> Reported:
@@ -202,12 +208,11 @@ def report(*, spec: str, store: str, stage: int, digest: str) -> Reported:
         wall_s = sum(record.wall_s for record in stages if not record.reused)
         summary = summarise(run, stages, wall_s=wall_s, complete=len(stages) == len(runs.plans_of(run)))
         session.store.write_ref(paths.summary(run.run_id), summary.to_values())
-        session.track(run, part=NO_STAGE)
         session.emit(RunStarted(record=run))
-        phases.finish(session, run, summary)
+        session.finish(run, summary)
         session.emit(Summarised(record=summary))
         html = bytes(session.store.get(paths.report(run.run_id))).decode()
-        mlflow = session.mlflow()
+        mlflow = session.delivered()
         uri = session.store.uri if "://" in session.store.uri else f"file://{session.store.uri}"
         model = {
             "framework": "lwfed",
@@ -248,12 +253,53 @@ def cleanup(*, spec: str, store: str, state: str) -> None:
         except LwfedError as error:
             problems.append(error)
     if ending.status != "finished" and run is not None:
-        log, _ = make_trackers(run, values.tracking, store=opened, warn=display.warn, stage=NO_STAGE)
-        log.start(run.to_values())
-        log.fail(ending.reason, cancelled=ending.status == "cancelled", closing=True)
-        log.close()
+        log, mlflow = start_trackers(run, values.tracking, store=opened, warn=display.warn, part=NO_STAGE)
+        log.record(event_of_failure(ending.reason, cancelled=ending.status == "cancelled", closing=True))
+        if mlflow is not None:
+            mlflow.close()
     if problems:
         raise problems[0]
+
+
+def task_session(
+    spec: str, store: str, *, part: int = NO_STAGE, resources: Mapping[str, Any] | None = None
+) -> AbstractContextManager[Session]:
+    """Returns a task's session, to be entered; it shows progress as plain lines, which are the task's log.
+
+    Args:
+        spec: The spec, as returned by `pack_spec`.
+        store: The store's URI.
+        part: The part of the run that the task has; see `start_trackers`.
+        resources: See `with_resources`.
+
+    Raises:
+        LwfedError: The store, the spec in it or the cluster does not answer.
+    """
+    opened = open_store(store)
+    values = with_resources(unpack_spec(spec, store=opened), resources)
+    return driving(values, run_id=run_id_of(values), store=opened, console=make_console(), part=part)
+
+
+def run_id_of(spec: RunSpec) -> str:
+    """Returns the id of the run that this process works on.
+
+    Returns:
+        `LWFED_RUN_ID`; else the spec's name with the first characters of the pipeline run's id (`KFP_RUN_ID`) or, if
+        there is none, of the spec's digest.
+    """
+    named = environment.run_id()
+    if named:
+        return named
+    tail = environment.kfp_run_id() or digest_of(spec.model_dump(mode="json"))
+    return f"{spec.name}-{tail[:8]}"
+
+
+def _page(session: Session, run: RunRecord) -> str:
+    """Returns a report of the work committed so far, with a link to the run in MLflow."""
+    stages, rounds = runs.history(session.store, run)
+    mlflow = session.delivered()
+    address = mlflow.address() if mlflow is not None else ""
+    return render(run, stages, rounds, links={"MLflow": address} if address else {})
 
 
 def _run_at(session: Session, stage: int) -> RunRecord:

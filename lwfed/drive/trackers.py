@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lwfed import environment
 from lwfed.run import runs
@@ -12,49 +13,46 @@ from lwfed.spec.federation import TrackingSpec
 from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.tracking.ending import end_of
-from lwfed.tracking.jsonlines import JsonLines, read_events, without_restarts
+from lwfed.tracking.jsonlines import JsonLines, Record, event_of, event_of_finish, read_events, without_restarts
+from lwfed.tracking.mlflow.delivery import replay_to_mlflow
+from lwfed.tracking.mlflow.process import MlflowFollower
 from lwfed.tracking.mlflow.target import Target, absolute_uri
-from lwfed.tracking.protocol import Record, Tracker, event_of
 from lwfed.types.errors import SpecError
 from lwfed.types.records import RunRecord, RunSummary
-
-if TYPE_CHECKING:
-    from lwfed.tracking.mlflow.process import MlflowFollower
 
 NO_STAGE = 0
 """The part of a process that works on a run but on none of its stages: it prepares, evaluates or reports."""
 
 
-def make_trackers(
-    run: RunRecord, spec: TrackingSpec, *, store: Store, warn: Callable[[str], None], stage: int | None = None
+def start_trackers(
+    run: RunRecord, spec: TrackingSpec, *, store: Store, warn: Callable[[str], None], part: int | None
 ) -> tuple[JsonLines, MlflowFollower | None]:
-    """Opens a run's log for this process. The log's start also records what earlier processes could not.
+    """Opens a run's log for this process, and records its start and what earlier processes could not record.
 
     Args:
         run: The run.
         spec: The place in MLflow; a uri of None switches MLflow off.
         store: The run's store, which has the log.
         warn: Called with one line if MLflow does not answer.
-        stage: The part of the run that this process has: s for stage s, `NO_STAGE` for no stage, None for the whole
+        part: The part of the run that this process has: s for stage s, `NO_STAGE` for no stage, None for the whole
             run. A process with a part ends the run only by `finish`, or with `NO_STAGE` also by `fail`.
 
     Returns:
         The log, and its follower for MLflow; None if MLflow is off.
     """
+
+    def on_warning(line: str) -> None:
+        warn(line)
+        log.warn(line)
+
     key = paths.events(run.run_id)
     old = store.read_log(key)
-    mlflow = None
-    target = target_of(spec, stage=stage)
-    if target is not None:
-        from lwfed.tracking.mlflow.process import MlflowFollower
-
-        def on_warning(line: str) -> None:
-            warn(line)
-            log.warn(line)
-
-        mlflow = MlflowFollower(target, on_warning=on_warning)
-    missed = _missed(run, without_restarts(read_events(old)), store=store)
-    log = JsonLines(append=lambda data: store.append(key, data), read=lambda: old, follower=mlflow, missed=missed)
+    target = target_of(spec, stage=part)
+    mlflow = None if target is None else MlflowFollower(target, on_warning=on_warning)
+    log = JsonLines(lambda data: store.append(key, data), old=old, follow=None if mlflow is None else mlflow.send)
+    log.record(event_of("start", run.to_values()))
+    for event in _missed(run, read_events(old), store=store):
+        log.record(event)
     return log, mlflow
 
 
@@ -84,21 +82,22 @@ def replay_log(run: RunRecord, spec: TrackingSpec, *, store: Store) -> dict[str,
     target = target_of(spec)
     if target is None:
         raise SpecError(f"MLflow is switched off in run {run.run_id}", remedy="set tracking.uri when you start a run")
-    from lwfed.tracking.mlflow.delivery import replay_to_mlflow
-
     events = read_events(store.read_log(paths.events(run.run_id)))
-    status = replay_to_mlflow([_with_local_files(event, run, store=store) for event in events], target=target)
-    return {"uri": target.uri, **status.values()}
+    for event in events:
+        if event["event"] == "finish":  # another machine may have recorded it, with paths of its own
+            event["artifacts"] = [str(path) for path in _files_of(run, store=store)]
+    status = replay_to_mlflow(events, target=target)
+    return {"uri": target.uri, **asdict(status)}
 
 
-def record_finish(run: RunRecord, summary: RunSummary, *, store: Store, tracker: Tracker) -> None:
+def record_finish(run: RunRecord, summary: RunSummary, *, store: Store, log: JsonLines) -> None:
     """Records a run's end, with the files that the step `finish` wrote.
 
     Args:
         run: The run.
         summary: Its summary.
         store: The run's store.
-        tracker: Receives the record.
+        log: Its log.
     """
     run = runs.read_run(store, run.run_id)  # with the stages recorded meanwhile
     spec = runs.spec_of(run)
@@ -109,7 +108,7 @@ def record_finish(run: RunRecord, summary: RunSummary, *, store: Store, tracker:
         "modalities": list(spec.model.modalities),
         "classes": run.data.classes,
     }
-    tracker.finish(summary.to_values(), artifacts=_files_of(run, store=store), model=model)
+    log.record(event_of_finish(summary.to_values(), artifacts=_files_of(run, store=store), model=model))
 
 
 def uri_of(store: str, key: str) -> str:
@@ -128,26 +127,13 @@ def _missed(run: RunRecord, logged: Sequence[Record], *, store: Store) -> list[R
 
     A pipeline skips the task of a stage whose result it already knows, so no process records that stage.
     """
-    of_log: dict[int, list[Record]] = {}
-    for event in logged:
-        if event["event"] in ("round", "stage"):
-            of_log.setdefault(int(event["record"]["stage"]), []).append(event)
-    for item in run.stages:
-        events = of_log.get(item.stage, [])
-        if any(event["event"] == "stage" for event in events):
-            continue
-        stages, rounds = runs.history(store, run.changed(stages=[item]))
-        if stages:
-            of_log[item.stage] = [event_of("round", record.to_values()) for record in rounds]
-            of_log[item.stage] += [event_of("stage", record.to_values()) for record in stages]
-    return [event for stage in sorted(of_log) for event in of_log[stage]]
-
-
-def _with_local_files(event: Record, run: RunRecord, *, store: Store) -> Record:
-    """Returns an event with the paths of its files on this machine; another machine may have recorded it."""
-    if event["event"] != "finish":
-        return event
-    return {**event, "artifacts": [str(path) for path in _files_of(run, store=store)]}
+    events = without_restarts(logged)
+    known = {event["record"]["stage"] for event in events if event["event"] == "stage"}
+    stages, rounds = runs.history(store, run.changed(stages=[item for item in run.stages if item.stage not in known]))
+    committed = {record.stage for record in stages}
+    events += [event_of("round", record.to_values()) for record in rounds if record.stage in committed]
+    events += [event_of("stage", record.to_values()) for record in stages]
+    return [event for event in without_restarts(events) if event["event"] in ("round", "stage")]
 
 
 def _files_of(run: RunRecord, *, store: Store) -> list[Path]:

@@ -88,15 +88,17 @@ def train(
         KeyboardInterrupt: On an interrupt or SIGTERM; committed work stays.
     """
     with console.status("loading torch and the models") if console.is_terminal else nullcontext():
-        from lwfed.drive import phases
         from lwfed.drive.session import driving
+        from lwfed.steps.experiment import run_stages
     run_id = request.options.run_id or ""
-    with driving(request.spec, run_id=run_id, store=store, console=console, whole=True) as session:
-        run = phases.prepare(session, options=request.options, drafted=request.drafted)
-        session.track(run, part=None)
+    with driving(request.spec, run_id=run_id, store=store, console=console, part=None) as session:
+        run = session.prepare(request)
         try:
-            summary = phases.train_all(session, run, last_stage=last_stage)
-            phases.finish(session, run, summary)
+            summary = run_stages(
+                run, launcher=session.launcher, store=store, emit=session.emit, cache=session.cache,
+                last_stage=last_stage,
+            )  # fmt: skip
+            session.finish(run, summary)
         except KeyboardInterrupt:
             again = resume_with or f"lwfed run ... --run-id {run_id}"
             console.print(f"interrupted; continue with: {again}", highlight=False, soft_wrap=True)

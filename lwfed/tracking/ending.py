@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lwfed.tracking.protocol import Record
+from lwfed.tracking.jsonlines import Record
 
 SUCCEEDED = frozenset({"COMPLETE", "SUCCEEDED", "SKIPPED"})
 FAILED = frozenset({"FAILED", "ERROR"})
@@ -29,7 +29,7 @@ class Ending:
     reason: str = ""
 
 
-def end_of(events: Iterable[Record]) -> Record | None:
+def end_of(events: Sequence[Record]) -> Record | None:
     """Returns the event that ended a run's last attempt.
 
     Args:
@@ -38,14 +38,11 @@ def end_of(events: Iterable[Record]) -> Record | None:
     Returns:
         The last `finish` or `fail`; None if the run started again after it, or was killed.
     """
-    last = None
-    for event in events:
-        if event["event"] in ("start", "finish", "fail"):
-            last = event
+    last = next((event for event in reversed(events) if event["event"] in ("start", "finish", "fail")), None)
     return None if last is None or last["event"] == "start" else last
 
 
-def ending_of(events: Iterable[Record], *, state: str) -> Ending:
+def ending_of(events: Sequence[Record], *, state: str) -> Ending:
     """Decides how a run ended.
 
     Args:

@@ -1,4 +1,8 @@
-"""The log that every run has: one JSON object per line, from which all other records of the run can be rebuilt."""
+"""The log that every run has: one JSON object per line, from which all other records of the run can be rebuilt.
+
+An event says what happened to a run: `start`, `round`, `stage`, `finish` or `fail`. It is logged after its work is
+committed, so a slow, failing or absent follower changes no result.
+"""
 
 from __future__ import annotations
 
@@ -7,77 +11,44 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from lwfed.tracking.protocol import Follower, Record, event_of, event_of_failure, event_of_finish
+from pydantic_core import to_json
+
+Record = Mapping[str, Any]
+"""A JSON object: an event, or its RunRecord, RoundRecord, StageRecord or RunSummary."""
 
 
 class JsonLines:
-    """A tracker that appends events to a run's log and passes them on to a follower.
+    """A run's log, as one process appends to it.
 
     Args:
         append: Appends bytes to the log.
-        read: Returns the whole log; empty if there is none yet.
-        follower: Receives every event, including rounds and stages that the log already has: it may have missed them.
-        missed: Rounds and stages of earlier processes; the follower receives them after the first start.
+        old: The log so far; empty if there is none yet.
+        follow: Receives every event, including rounds and stages that the log already has: it may have missed them.
     """
 
     def __init__(
-        self,
-        *,
-        append: Callable[[bytes], None],
-        read: Callable[[], bytes],
-        follower: Follower | None = None,
-        missed: Sequence[Record] = (),
+        self, append: Callable[[bytes], None], *, old: bytes = b"", follow: Callable[[Record], None] | None = None
     ) -> None:
-        self._append, self._follower, self._missed = append, follower, missed
-        old = read()
+        self._append, self._follow = append, follow
         self._torn = bool(old) and not old.endswith(b"\n")  # the writer was killed in the middle of a line
-        self._logged = {_key(event) for event in read_events(old) if event["event"] in ("round", "stage")}
+        self._logged = {_key(event) for event in read_events(old)} - {None}
 
-    def start(self, run: Record) -> None:
-        """See `Tracker.start`."""
-        self._record(event_of("start", run))
-        missed, self._missed = self._missed, ()
-        for event in missed:
-            self._record_once(event)
-
-    def round(self, record: Record) -> None:
-        """See `Tracker.round`."""
-        self._record_once(event_of("round", record))
-
-    def stage(self, record: Record) -> None:
-        """See `Tracker.stage`."""
-        self._record_once(event_of("stage", record))
-
-    def finish(self, summary: Record, *, artifacts: Sequence[Path] = (), model: Record | None = None) -> None:
-        """See `Tracker.finish`."""
-        self._record(event_of_finish(summary, artifacts=artifacts, model=model))
-
-    def fail(self, reason: str, *, cancelled: bool = False, closing: bool = False) -> None:
-        """See `Tracker.fail`."""
-        self._record(event_of_failure(reason, cancelled=cancelled, closing=closing))
+    def record(self, event: Record) -> None:
+        """Logs an event, as returned by `event_of*`; a round or stage only once."""
+        event = dated(event)
+        key = _key(event)
+        if key not in self._logged:
+            self._write(event)
+        if key is not None:
+            self._logged.add(key)
+        if self._follow is not None:
+            self._follow(event)
 
     def warn(self, message: str) -> None:
-        """Logs a warning to users, such as an MLflow server that does not answer; followers do not receive it."""
+        """Logs a warning to users, such as an MLflow server that does not answer; it is not passed on."""
         self._write(dated({"event": "warning", "message": message}))
-
-    def close(self, timeout: float = 60.0) -> None:
-        """See `Tracker.close`."""
-        if self._follower is not None:
-            self._follower.close(timeout)
-
-    def _record_once(self, event: Record) -> None:
-        key = _key(event)
-        self._record(event, is_new=key not in self._logged)
-        self._logged.add(key)
-
-    def _record(self, event: Record, *, is_new: bool = True) -> None:
-        event = dated(event)
-        if is_new:
-            self._write(event)
-        if self._follower is not None:
-            self._follower.send(event)
 
     def _write(self, event: Record) -> None:
         line = encode_event(event)
@@ -85,10 +56,36 @@ class JsonLines:
         self._torn = False
 
 
-def _key(event: Record) -> tuple[str, int, Any]:
-    """Returns the key by which two events of a round or stage are the same."""
+def _key(event: Record) -> tuple[str, int, Any] | None:
+    """Returns the key by which two events of a round or stage are the same; None for other events."""
+    kind = event["event"]
+    if kind not in ("round", "stage"):
+        return None
     record = event["record"]
-    return event["event"], record["global_round" if event["event"] == "round" else "stage"], record.get("digest")
+    return kind, record["global_round" if kind == "round" else "stage"], record.get("digest")
+
+
+def event_of(kind: Literal["start", "round", "stage"], record: Record) -> dict[str, Any]:
+    """Returns the event of a run's start or resumption, or of a committed round or stage, with its record."""
+    return {"event": kind, "record": record}
+
+
+def event_of_finish(summary: Record, *, artifacts: Sequence[Path] = (), model: Record | None = None) -> dict[str, Any]:
+    """Returns the event of a run's end: its summary, files and folders to keep, and the model to register."""
+    paths = [str(path.absolute()) for path in artifacts]
+    return {"event": "finish", "record": summary, "artifacts": paths, "model": model}
+
+
+def event_of_failure(reason: str, *, cancelled: bool = False, closing: bool = False) -> dict[str, Any]:
+    """Returns the event of a run that ended early.
+
+    Args:
+        reason: The reason in one line.
+        cancelled: Whether somebody ended it on purpose.
+        closing: Whether the caller only closes a run that others left open; a later attempt may end differently.
+    """
+    marks = {name: True for name, holds in (("cancelled", cancelled), ("closing", closing)) if holds}
+    return {"event": "fail", "reason": reason, **marks}
 
 
 def dated(event: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,7 +95,7 @@ def dated(event: Mapping[str, Any]) -> dict[str, Any]:
 
 def encode_event(event: Mapping[str, Any]) -> bytes:
     """Encodes an event as one line; NaN and infinite numbers, which JSON lacks, become null."""
-    return json.dumps(_plain(event), separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    return to_json(event, inf_nan_mode="null") + b"\n"
 
 
 def read_events(data: bytes) -> list[dict[str, Any]]:
@@ -130,28 +127,17 @@ def without_restarts(events: Iterable[Record]) -> list[Record]:
     Returns:
         The start, the rounds of each stage before the stage, and the end if there is one.
     """
-    starts: list[Record] = []
-    ends: list[Record] = []
-    latest: dict[tuple[Any, ...], Record] = {}
+    start: list[Record] = []
+    end: list[Record] = []
+    latest: dict[tuple[int, float], Record] = {}  # by stage and global round; a stage's end comes after all its rounds
     for event in events:
-        kind = event["event"]
-        if kind == "start":
-            starts.append(event)
-            ends = []  # an end before this start does not count
-        elif kind in ("finish", "fail"):
-            ends.append(event)
-        elif kind in ("round", "stage"):
-            record = event["record"]
-            number = record["global_round"] if kind == "round" else -1
-            latest[(record["stage"], kind == "stage", number)] = event
-    return [*starts[-1:], *(latest[key] for key in sorted(latest)), *ends[-1:]]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+        match event["event"]:
+            case "start":
+                start, end = [event], []  # an end before this start does not count
+            case "finish" | "fail":
+                end = [event]
+            case "round":
+                latest[event["record"]["stage"], event["record"]["global_round"]] = event
+            case "stage":
+                latest[event["record"]["stage"], math.inf] = event
+    return [*start, *(latest[key] for key in sorted(latest)), *end]

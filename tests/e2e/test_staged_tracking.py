@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from lwfed import environment
-from lwfed.drive.trackers import NO_STAGE, make_trackers, record_finish
+from lwfed.drive.trackers import NO_STAGE, record_finish, start_trackers
 from lwfed.launch.in_process import InProcess
 from lwfed.round.train_stage import train_stage
 from lwfed.round.workbench import Workbench
@@ -27,6 +27,7 @@ from lwfed.run.runs import Options
 from lwfed.run.tasks import RunTask, StageTask
 from lwfed.spec.federation import TrackingSpec
 from lwfed.steps.experiment import place_of, summarise
+from lwfed.tracking.jsonlines import event_of_failure
 from lwfed.types.errors import QuorumError
 from tests.delivering import delivering_in_threads
 from tests.events import emit_to
@@ -108,25 +109,22 @@ class Experiment:
         self.warnings: list[str] = []
 
     def part(self, stage: int | None) -> Any:
-        """Makes the trackers of a process, and tells them that it is at work."""
+        """Starts the trackers of a process."""
         run = runs.read_run(self.bench.store, self.run.run_id)
         spec = TrackingSpec(uri="http://from-the-environment", experiment="lwfed")
-        trackers, mlflow = make_trackers(run, spec, store=self.bench.store, warn=self.warnings.append, stage=stage)
-        trackers.start(run.to_values())
-        return trackers, mlflow
+        return start_trackers(run, spec, store=self.bench.store, warn=self.warnings.append, part=stage)
 
     def prepare(self) -> None:
         """The first process."""
-        self.part(NO_STAGE)[0].close()
+        self.part(NO_STAGE)[1].close()
 
     def train(self, stage: int, *, trackers: Any = None, dies_after: int | None = None) -> None:
         """A stage's process; one that dies loses its quorum after a round."""
-        own = trackers is None
-        trackers = trackers or self.part(stage)[0]
+        log, mlflow = trackers or self.part(stage)
 
         def emit(kind: str, values: dict[str, Any]) -> None:
             if kind in ("round", "stage"):
-                getattr(trackers, kind)(values)
+                log.record({"event": kind, "record": values})
             if kind == "round" and values["round"] == dies_after:
                 raise QuorumError("too few updates", remedy="fix the clients")
 
@@ -136,21 +134,20 @@ class Experiment:
         try:
             train_stage(task, launcher=InProcess(self.bench.store), store=self.bench.store, emit=emit_to(emit))
         except QuorumError as error:
-            trackers.fail(str(error))
-        if own:
-            trackers.close()
+            log.record(event_of_failure(str(error)))
+        if trackers is None:
+            mlflow.close()
 
     def report(self, *, trackers: Any = None) -> None:
         """The last process."""
-        own = trackers is None
-        trackers = trackers or self.part(NO_STAGE)[0]
+        log, mlflow = trackers or self.part(NO_STAGE)
         run = runs.read_run(self.bench.store, self.run.run_id)
         summary = summarise(run, runs.history(self.bench.store, run)[0], wall_s=1.0, complete=True)
         task = RunTask(store=self.bench.store.uri, run_id=run.run_id, place=place_of(run, cache=None))
         InProcess(self.bench.store).server("finish", task, emit=emit_to(lambda kind, values: None))
-        record_finish(run, summary, store=self.bench.store, tracker=trackers)
-        if own:
-            trackers.close()
+        record_finish(run, summary, store=self.bench.store, log=log)
+        if trackers is None:
+            mlflow.close()
 
 
 class Platform:
@@ -221,11 +218,11 @@ def reference(server: str, tmp_path_factory: pytest.TempPathFactory) -> str:
             patch.setenv(name, value)
         patch.setenv("MLFLOW_TRACKING_URI", server)
         experiment = Experiment(tmp_path_factory.mktemp("one"), "one")
-        trackers, mlflow = experiment.part(None)
+        trackers = (_, mlflow) = experiment.part(None)
         for stage in (1, 2):
             experiment.train(stage, trackers=trackers)
         experiment.report(trackers=trackers)
-        trackers.close()
+        mlflow.close()
         assert mlflow.status.complete and experiment.warnings == []
         return str(mlflow.status.run_id)
 

@@ -14,7 +14,7 @@ import pytest
 from kubernetes.config import kube_config
 
 from lwfed import environment
-from lwfed.drive import phases, tasks
+from lwfed.drive import tasks
 from lwfed.round.train_stage import train_stage
 from lwfed.run.events import Event
 from lwfed.run.specs import pack_spec
@@ -165,7 +165,7 @@ def test_a_stage_that_fails_leaves_the_run_open_until_the_pipeline_is_over(
     pipeline = make("broken")
     pipeline.prepare()
     with monkeypatch.context() as patch:
-        patch.setattr(phases, "run_stage", breaks_after_a_round)
+        patch.setattr(tasks, "run_stage", breaks_after_a_round)
         with pytest.raises(QuorumError):
             pipeline.train(1)
     assert pipeline.states() == ["RUNNING", "FAILED"], "the pipeline may try the stage again"
@@ -221,7 +221,7 @@ def test_a_retry_that_is_cancelled_is_told_as_cancelled(
     pipeline = make("retried")
     pipeline.prepare()
     with monkeypatch.context() as patch:
-        patch.setattr(phases, "run_stage", breaks_after_a_round)
+        patch.setattr(tasks, "run_stage", breaks_after_a_round)
         with pytest.raises(QuorumError):
             pipeline.train(1)
     pipeline.cleanup("FAILED")

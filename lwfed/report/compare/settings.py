@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lwfed.tracking.protocol import flatten_params
+from lwfed.tracking.metrics import flatten_params
 from lwfed.types.records import RunRecord
 
 UNRELATED = ("seed", "name", "strategy", "store", "tracking", "launch", "kubernetes", "data.root", "data.workers")

@@ -1,19 +1,30 @@
-"""Delivers events to MLflow in order; after a failure it retries later."""
+"""Delivers events to MLflow in order; after a failure it retries later.
+
+`python -m lwfed.tracking.mlflow.delivery FOLDER PID` is the process that follows a live run; see `serve`.
+"""
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import shutil
+import signal
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from lwfed import environment
 from lwfed.patience import Patience
-from lwfed.tracking.jsonlines import without_restarts
+from lwfed.tracking.jsonlines import Record, read_events, without_restarts
 from lwfed.tracking.mlflow.target import Target
-from lwfed.tracking.protocol import Record, dispatch
 
+POLL_S = 0.1
 TRIES = 3
 """Tries of an event that a healthy server refuses."""
 
@@ -45,24 +56,24 @@ class Status:
         """Whether MLflow has everything."""
         return self.delivered == self.told and not self.refused
 
-    def values(self) -> dict[str, Any]:
-        """Returns the status as JSON values."""
-        return {**asdict(self), "refused": list(self.refused)}
-
 
 class Delivery:
     """A queue of events for MLflow.
 
     Args:
         target: The place in MLflow.
-        live: Whether the run is still running.
+        live: Whether the run is still running, so that this process reports its end.
         clock: Returns seconds, for the pauses between tries.
+
+    Attributes:
+        ended: Whether the last event of this process is among the events.
     """
 
     def __init__(self, target: Target, *, live: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
         self._target = target
         self._live = live
         self._clock = clock
+        self.ended = False
         self._events: list[Record] = []
         self._next = 0
         self._tries = 0
@@ -75,6 +86,7 @@ class Delivery:
     def add(self, event: Record) -> None:
         """Appends an event."""
         self._events.append(event)
+        self.ended = self.ended or _is_end(event, stage=self._target.stage)
 
     def drain(self, *, now: bool = False) -> bool:
         """Delivers the queued events.
@@ -92,9 +104,11 @@ class Delivery:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # warnings of MLflow and SQLAlchemy for their own developers
-                    recorder = self._connected()
-                    recorder.recorded_at = event.get("time")
-                    dispatch(recorder, event)
+                    if self._recorder is None:
+                        from lwfed.tracking.mlflow.recorder import Recorder
+
+                        self._recorder = Recorder(self._target, live=self._live)
+                    self._recorder.record(event)
             except Exception as error:  # no failure of a server, database or library may stop training
                 if not self._after_failure(event, _line(error)):
                     return False
@@ -104,18 +118,12 @@ class Delivery:
             self._next += 1
         return True
 
-    def abandon(self) -> None:
-        """Marks the run as abandoned by its process; undelivered events remain in the JSON-lines log."""
-        try:
-            if self._recorder is not None and self._next:
-                self._recorder.abandon()
-        except Exception as error:
-            self._down = _line(error)
-
     def close(self) -> None:
-        """Closes the recorder."""
+        """Marks a live run without a recorded end as abandoned by its process, and closes the recorder."""
         try:
             if self._recorder is not None:
+                if self._live and not self.ended and self._next:
+                    self._recorder.abandon()
                 self._recorder.close()
         except Exception as error:
             self._down = _line(error)
@@ -133,19 +141,8 @@ class Delivery:
             model=recorder.model if recorder else None,
         )
 
-    def _connected(self) -> Any:
-        if self._recorder is None:
-            from lwfed.tracking.mlflow.recorder import Recorder
-
-            self._recorder = Recorder(self._target, live=self._live)
-        return self._recorder
-
     def _after_failure(self, event: Record, reason: str) -> bool:
-        """Decides what to do after a failure.
-
-        Returns:
-            Whether to continue at once.
-        """
+        """Gives up an event that a healthy server refuses, or waits; returns whether to continue at once."""
         self._tries += 1
         if event["event"] != "start" and self._healthy():
             if self._tries < TRIES:
@@ -184,6 +181,64 @@ def replay_to_mlflow(events: Iterable[Record], *, target: Target) -> Status:
     return delivery.status()
 
 
+def serve(folder: Path, *, gone: Callable[[], bool]) -> None:
+    """Delivers the events appended to `events.jsonl` until `close`, or until the writer is gone.
+
+    Args:
+        folder: Contains `target.json` and `events.jsonl`; receives `status.json`.
+        gone: Whether the writing process has ended.
+    """
+    target = Target(**json.loads((folder / "target.json").read_bytes()))
+    delivery, written = Delivery(target), Status()
+    torn, over = b"", False
+    with (folder / "events.jsonl").open("rb") as file:
+        while not over:
+            over = lost = gone()
+            *lines, torn = (torn + file.read()).split(b"\n")
+            for event in read_events(b"\n".join(lines)):
+                if event["event"] == "close":
+                    over, lost = True, False
+                else:
+                    delivery.add(event)
+            if delivery.ended or not lost:  # else the run may already continue in another process
+                delivery.drain(now=over)
+            if delivery.status() != written:
+                written = delivery.status()
+                _publish(folder, written)
+            if not over and not lines:
+                time.sleep(POLL_S)
+    delivery.close()
+    _publish(folder, delivery.status())
+    if gone():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_end(event: Record, *, stage: int | None) -> bool:
+    """Whether an event is the last one of a process, given its stage."""
+    if event["event"] == "stage":
+        return stage is not None and event["record"]["stage"] == stage
+    return event["event"] in ("finish", "fail")
+
+
 def _line(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:299] + "…"
+
+
+def _publish(folder: Path, status: Status) -> None:
+    scratch = folder / "status.tmp"
+    with suppress(OSError):  # the run's process has deleted the folder
+        scratch.write_text(json.dumps(asdict(status)), encoding="utf-8")
+        scratch.replace(folder / "status.json")
+
+
+def main() -> None:
+    """Runs `serve` for the arguments FOLDER and PID; PID is that of the writer, its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run handles Ctrl-C and reports how it ended
+    environment.quiet()
+    writer = int(sys.argv[2])
+    serve(Path(sys.argv[1]), gone=lambda: os.getppid() != writer)
+
+
+if __name__ == "__main__":
+    main()

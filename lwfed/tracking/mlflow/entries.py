@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
-from lwfed.tracking.protocol import Record, finite, stage_numbers
+from lwfed.formats import finite
+from lwfed.tracking.jsonlines import Record
 from lwfed.types.canonical import digest_of
 
-METRICS_PER_BATCH = 900
-PARAMS_PER_BATCH = 100
 TAG_CHARS = 5000
 DIGEST_CHARS = 36
 """Longest digest of a dataset that MLflow stores."""
@@ -34,9 +32,9 @@ def log(
     params: Mapping[str, str] | None = None,
     tags: Mapping[str, Any] | None = None,
     step: int = 0,
-    time_ms: int | None = None,
+    time_ms: int = 0,
 ) -> None:
-    """Logs in as few batches as MLflow's limits allow: one per round.
+    """Logs metrics in order, then tags, so that what marks a round or stage as logged never arrives before the rest.
 
     Args:
         client: The client.
@@ -45,19 +43,13 @@ def log(
         params: Name -> text.
         tags: Name -> value; None values are skipped.
         step: The metrics' step.
-        time_ms: The metrics' time, ms since 1970; None: now.
+        time_ms: The metrics' time, ms since 1970.
     """
-    when = int(1000 * time.time()) if time_ms is None else time_ms
-    # order matters: the metric that marks a round as logged must not arrive before the others
-    numbers = [Metric(metric_name(name), value, when, step) for name, value in (metrics or {}).items()]
+    numbers = [Metric(metric_name(name), value, time_ms, step) for name, value in (metrics or {}).items()]
     texts = [Param(metric_name(name)[:250], value) for name, value in (params or {}).items()]
     marks = [RunTag(name, str(value)[:TAG_CHARS]) for name, value in (tags or {}).items() if value is not None]
-    for part in _parts(texts, PARAMS_PER_BATCH):
-        client.log_batch(run_id, params=part)
-    for part in _parts(numbers, METRICS_PER_BATCH):
-        client.log_batch(run_id, metrics=part)
-    for part in _parts(marks, PARAMS_PER_BATCH):
-        client.log_batch(run_id, tags=part)
+    client.log_batch(run_id, metrics=numbers, params=texts)
+    client.log_batch(run_id, tags=marks)
 
 
 def run_tags(run: Record) -> dict[str, Any]:
@@ -77,19 +69,9 @@ def run_tags(run: Record) -> dict[str, Any]:
     }
 
 
-def keys_of(run: Record) -> dict[int, str]:
-    """Returns stage -> key of the stages whose keys a run has recorded so far."""
-    return {int(stage["stage"]): str(stage["key"]) for stage in run.get("stages") or ()}
-
-
 def keys_tag(keys: Mapping[int, str]) -> dict[str, str]:
     """Returns a tag with the keys of a run's stages, in order; none without keys, so that an earlier tag stays."""
     return {"lwfed.stage_keys": ",".join(keys[stage] for stage in sorted(keys))} if keys else {}
-
-
-def output_tag(stage: int) -> str:
-    """Returns the name of a whole run's tag with a stage's output digest; it marks the stage's ledger as logged."""
-    return f"lwfed.output_digest.{stage}"
 
 
 def last_round(run: Record, stage: int) -> int:
@@ -148,7 +130,8 @@ def dataset_inputs(run: Record) -> list[DatasetInput]:
 def note_of(run: Record) -> str:
     """Returns a description of a run in Markdown, for its page in MLflow."""
     data = run.get("data") or {}
-    stages, clients = len(stage_numbers(run)), len(data.get("clients") or {})
+    known = [*(run.get("predicted") or ()), *(run.get("stages") or ())]  # a new run has keys of no stage yet
+    stages, clients = len({stage["stage"] for stage in known}), len(data.get("clients") or {})
     lines = [
         f"**{run.get('name')}**: {str(run.get('strategy')).replace('_', ' ')} over {stages} "
         f"stage{'' if stages == 1 else 's'}, {clients} client{'' if clients == 1 else 's'}, {data.get('source')} data "
@@ -159,8 +142,3 @@ def note_of(run: Record) -> str:
     if run.get("parent"):
         lines.append(f"Starts from stage {run['parent']['stage']} of `{run['parent']['run_id']}`.")
     return "\n".join(lines)
-
-
-def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 
 import mlflow.pyfunc
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, LoggedModelOutput
+from mlflow.entities import LoggedModel, LoggedModelOutput, Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 from lwfed import __version__
+from lwfed.tracking.jsonlines import Record
 from lwfed.tracking.mlflow.entries import log
-from lwfed.tracking.protocol import Record
+from lwfed.tracking.mlflow.runs import RUN_ID
 
 LOADER = "lwfed.export.serve:load_predictor"
 """The function that turns (uri, digest) into a predictor; the model names it, and imports it when loaded."""
@@ -33,48 +33,39 @@ def signature_of(kind: str, *, modalities: tuple[str, ...]) -> ModelSignature:
     Returns:
         The signature: images and sounds are paths or base64, texts are texts; `batch_size` is a parameter.
     """
+    classifies = kind == "supervised"
+    inputs = [ColSpec(DataType.string, modality, required=classifies) for modality in modalities]
+    if classifies:
+        outputs = [ColSpec(DataType.string, "label"), ColSpec(Array(DataType.double), "probabilities")]
+    else:
+        outputs = [ColSpec(Array(DataType.float), f"{modality}_embedding", required=False) for modality in modalities]
     params = ParamSchema([ParamSpec("batch_size", DataType.integer, 32)])
-    if kind == "supervised":
-        inputs = Schema([ColSpec(DataType.string, modality) for modality in modalities])
-        outputs = Schema([ColSpec(DataType.string, "label"), ColSpec(Array(DataType.double), "probabilities")])
-        return ModelSignature(inputs, outputs, params)
-    inputs = Schema([ColSpec(DataType.string, modality, required=False) for modality in modalities])
-    outputs = Schema(
-        [ColSpec(Array(DataType.float), f"{modality}_embedding", required=False) for modality in modalities]
-    )
-    return ModelSignature(inputs, outputs, params)
+    return ModelSignature(Schema(inputs), Schema(outputs), params)
 
 
-def register_model(
-    client: MlflowClient,
-    model: Record,
-    *,
-    name: str,
-    run_id: str,
-    experiment_id: str,
-    step: int,
-    tags: Mapping[str, str],
-) -> str:
-    """Logs a model to a run and registers it as a new version.
+def register_model(client: MlflowClient, model: Record, *, name: str, run: Run, last_round: int) -> str:
+    """Logs a model to a run and registers it as a new version, unless the run has registered it already.
 
     Args:
         client: The client of the tracking store, which is the registry too.
         model: `uri` of the store, `digest` of the checkpoint, `kind`, `modalities`, `classes`, and optionally `loader`.
         name: The registered model's name.
-        run_id: The MLflow run that made it.
-        experiment_id: That run's experiment.
-        step: The last global round.
-        tags: Tags of the version.
+        run: The MLflow run of the experiment that made it.
+        last_round: The last global round.
 
     Returns:
-        The new version.
+        The registered model, as `name/version`.
     """
+    if run.data.tags.get("lwfed.model_digest") == model["digest"]:
+        return str(run.data.tags["lwfed.model"])
+    run_id, digest = run.info.run_id, str(model["digest"])
+    tags = {RUN_ID: run.data.tags[RUN_ID], "lwfed.digest": digest, "lwfed.uri": str(model["uri"])}
     modalities = tuple(model["modalities"])
     logged = client.create_logged_model(
-        experiment_id,
+        run.info.experiment_id,
         name=name,
         source_run_id=run_id,
-        tags=dict(tags),
+        tags=tags,
         params={"kind": str(model["kind"]), "modalities": ", ".join(modalities)},
         model_type=str(model["kind"]),
     )
@@ -87,7 +78,7 @@ def register_model(
             client.delete_logged_model(logged.model_id)  # delivery retries with a new one
             raise
     client.finalize_logged_model(logged.model_id, "READY")
-    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=step)])
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=last_round)])
     try:
         client.create_registered_model(name, description="Trained by lwfed; fetches its weights when it is loaded.")
     except MlflowException as error:
@@ -95,10 +86,12 @@ def register_model(
             raise
     # the files' own URI, since a sqlite registry looks up models:/<id> in the global tracking store
     version = client.create_model_version(
-        name, source=logged.artifact_location, run_id=run_id, tags=dict(tags), model_id=logged.model_id
+        name, source=logged.artifact_location, run_id=run_id, tags=tags, model_id=logged.model_id
     )
-    log(client, run_id, tags={"lwfed.model_id": logged.model_id})
-    return str(version.version)
+    registered = f"{name}/{version.version}"
+    marks = {"lwfed.model_id": logged.model_id, "lwfed.model": registered, "lwfed.model_digest": digest}
+    log(client, run_id, tags=marks)
+    return registered
 
 
 def _save(model: Record, folder: Path, *, logged: LoggedModel, run_id: str) -> None:

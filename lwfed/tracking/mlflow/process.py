@@ -2,7 +2,7 @@
 
 A thread would share the interpreter's lock with training for the seconds that `import mlflow` takes, and a worker of a
 data loader forked meanwhile could inherit a module lock that is never released. So events are appended to a file in a
-scratch folder; the process (`serve`) reads the file, delivers the events, and writes its status.
+scratch folder; the process (`delivery.serve`) reads the file, delivers the events, and writes its status.
 """
 
 from __future__ import annotations
@@ -14,22 +14,19 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from lwfed import environment
-from lwfed.tracking.jsonlines import encode_event
-from lwfed.tracking.mlflow import serve
+from lwfed.tracking.jsonlines import Record, encode_event
+from lwfed.tracking.mlflow import delivery
 from lwfed.tracking.mlflow.delivery import Status
 from lwfed.tracking.mlflow.target import Target
-from lwfed.tracking.protocol import Record
-
-GRACE_S = 2.0
-"""Seconds between terminating a process and killing it."""
 
 
 class MlflowFollower:
-    """A follower of a run's log; its calls only append to a file.
+    """A follower of a run's log. Its calls only append to a file: none raises, and only `close` waits for a server.
 
     Args:
         target: The place in MLflow.
@@ -44,7 +41,6 @@ class MlflowFollower:
         self._on_warning = on_warning
         self._warned = False
         self.status = Status()
-        self._sent = 0
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -56,80 +52,60 @@ class MlflowFollower:
         return f"{uri.rstrip('/')}/#/experiments/{status.experiment_id}/runs/{status.run_id}"
 
     def send(self, event: Record) -> None:
-        """See `Follower.send`."""
+        """Passes an event on; the first one is a start. None is passed on after `close`: the run's log has it."""
         try:
-            if event["event"] == "start" and self._process is None:
-                self._open()
-            if self._folder is None:
-                return  # closed, or never started: the JSON-lines log has it
-            self._sent += 1
-            self._append(event)
-        except OSError as error:
-            self._give_up(str(error))
-        self._read_status()
+            if event["event"] == "start" and self._folder is None:
+                self._folder = Path(tempfile.mkdtemp(prefix="lwfed-mlflow-"))
+                self._process = self._open(self._folder)
+            if self._folder is not None:
+                self.status = replace(self.status, told=self.status.told + 1)
+                _append(self._folder, event)
+                self._read_status(self._folder)
+        except OSError as error:  # events cannot be written, or the process cannot start
+            self._show(replace(self.status, down=str(error)))
 
     def close(self, timeout: float = 60.0) -> None:
-        """See `Follower.close`."""
+        """Waits at most `timeout` seconds until all events are delivered, and ends the process."""
         process, folder = self._process, self._folder
-        if process is None or folder is None:
+        self._process = self._folder = None
+        if folder is None:
             return
-        try:
-            self._append({"event": "close"})
-            process.wait(timeout)
-            late = "" if process.returncode == 0 else _last_line(folder / "stderr.txt")
-        except (OSError, subprocess.TimeoutExpired):
-            late = f"no answer within {timeout:g} s"
-            process.terminate()
+        if process is not None:
+            late = ""
             try:
-                process.wait(GRACE_S)
-            except subprocess.TimeoutExpired:
+                _append(folder, {"event": "close"})
+                if process.wait(timeout) != 0:
+                    late = _last_line(folder / "stderr.txt")
+            except (OSError, subprocess.TimeoutExpired):
+                late = f"no answer within {timeout:g} s"
                 process.kill()
                 process.wait()
-        self._read_status(late=late)
+            self._read_status(folder, late=late)
         shutil.rmtree(folder, ignore_errors=True)
-        self._process = self._folder = None
 
-    def _open(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="lwfed-mlflow-"))
-        (self._folder / "target.json").write_text(json.dumps(asdict(self._target)), encoding="utf-8")
-        (self._folder / "events.jsonl").touch()
+    def _open(self, folder: Path) -> subprocess.Popen[bytes]:
+        (folder / "target.json").write_text(json.dumps(asdict(self._target)), encoding="utf-8")
+        (folder / "events.jsonl").touch()
         path = os.pathsep.join(entry for entry in sys.path if entry)
-        with (self._folder / "stderr.txt").open("wb") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", serve.__name__, str(self._folder), str(os.getpid())],
+        with (folder / "stderr.txt").open("wb") as output:
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", delivery.__name__, str(folder), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 env=environment.child_environment(PYTHONPATH=path),
             )
 
-    def _append(self, event: Record) -> None:
-        if self._folder is not None:
-            with (self._folder / "events.jsonl").open("ab") as file:
-                file.write(encode_event(event))
+    def _read_status(self, folder: Path, *, late: str = "") -> None:
+        told, status = self.status.told, self.status
+        with suppress(OSError):  # the process has not written any yet
+            values = json.loads((folder / "status.json").read_bytes())
+            status = Status(**{**values, "told": told, "refused": tuple(values["refused"])})
+        self._show(replace(status, down=late) if late and status.delivered != told else status)
 
-    def _read_status(self, *, late: str = "") -> None:
-        if self._folder is None:
-            return
-        try:
-            values = json.loads((self._folder / "status.json").read_bytes())
-        except (OSError, ValueError):
-            values = {}
-        values = {**values, "told": self._sent, "refused": tuple(values.get("refused", ()))}
-        if late and values.get("delivered") != self._sent:
-            values["down"] = late
-        self.status = Status(**values)
-        self._warn(self.status.down or "; ".join(self.status.refused))
-
-    def _give_up(self, problem: str) -> None:
-        """Continues without MLflow, since the events cannot be written or the process cannot start."""
-        self.status = replace(self.status, down=problem)
-        self._warn(problem)
-        if self._process is None and self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
-
-    def _warn(self, problem: str) -> None:
+    def _show(self, status: Status) -> None:
+        self.status = status
+        problem = status.down or "; ".join(status.refused)
         if problem and not self._warned:
             self._warned = True
             self._on_warning(
@@ -138,9 +114,11 @@ class MlflowFollower:
             )
 
 
+def _append(folder: Path, event: Record) -> None:
+    with (folder / "events.jsonl").open("ab") as file:
+        file.write(encode_event(event))
+
+
 def _last_line(path: Path) -> str:
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    except OSError:
-        lines = []
+    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1][:300] if lines else "its process ended early"

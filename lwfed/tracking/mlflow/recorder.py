@@ -7,38 +7,36 @@ processes send it and in whatever order.
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+from lwfed.formats import finite
+from lwfed.tracking.jsonlines import Record
+from lwfed.tracking.metrics import flatten, flatten_params
 from lwfed.tracking.mlflow.entries import (
     dataset_inputs,
-    keys_of,
     keys_tag,
     last_round,
     ledger_metrics,
     log,
     note_of,
-    output_tag,
     run_tags,
     stage_tags,
 )
 from lwfed.tracking.mlflow.model import register_model
-from lwfed.tracking.mlflow.runs import ADOPTED, MARK, ROLE, RUN_ID, pipeline_tags
+from lwfed.tracking.mlflow.runs import ADOPTED, MARK, ROLE, RunTree, is_ours, pipeline_tags
 from lwfed.tracking.mlflow.target import Target
-from lwfed.tracking.mlflow.tree import RunTree, is_ours
-from lwfed.tracking.protocol import Record, finite, flatten, flatten_params
 
 FAILURE = "lwfed.failure"
 """The tag with the reason why a run ended early; a run that then finishes loses it."""
 
 
 class Recorder:
-    """A tracker that writes to MLflow directly and raises MLflow's errors.
+    """Writes events to MLflow.
 
     Args:
         target: The place in MLflow.
@@ -49,7 +47,6 @@ class Recorder:
         run_id: The MLflow run of the experiment.
         experiment_id: Its experiment.
         model: The registered model, as `name/version`.
-        recorded_at: When the next record was recorded, as ISO 8601; None: now.
     """
 
     def __init__(self, target: Target, *, live: bool = True) -> None:
@@ -59,7 +56,6 @@ class Recorder:
         self.run_id: str | None = None
         self.experiment_id: str | None = None
         self.model: str | None = None
-        self.recorded_at: str | None = None
         self._target = target
         self._live = live
         self._tree = RunTree(self.client, target, live=live)
@@ -67,13 +63,38 @@ class Recorder:
         self._keys: dict[int, str] = {}
         self._monitor: SystemMetricsMonitor | None = None
 
-    def start(self, run: Record) -> None:
-        """See `Tracker.start`."""
+    def record(self, event: Record) -> None:
+        """Logs an event, as returned by `event_of*`; the first one is a start. Raises MLflow's errors."""
+        match event["event"]:
+            case "start":
+                self._start(event["record"])
+            case "round":
+                self._round(event["record"], recorded_at=event.get("time"))
+            case "stage":
+                self._stage(event["record"])
+            case "finish":
+                self._finish(event)
+            case "fail":
+                self._end_early(event["reason"], "KILLED" if event.get("cancelled") else "FAILED")
+
+    def abandon(self) -> None:
+        """Ends the runs of a process that ended without a record: its stage's run, or all of them."""
+        if self.run_id is not None and self._target.stage != 0:
+            self._end_early("the process ended without reporting why", "KILLED")
+
+    def close(self) -> None:
+        """Ends the sampling of system metrics."""
+        if self._monitor is not None:
+            self._monitor.finish()
+            self._monitor = None
+
+    def _start(self, run: Record) -> None:
         whole = self._tree.open(run)
         run_id = self.run_id = whole.info.run_id
         self.experiment_id = str(whole.info.experiment_id)
         ours = is_ours(whole)
-        self._run, self._keys = run, keys_of(run)
+        self._run = run
+        self._keys = {int(stage["stage"]): str(stage["key"]) for stage in run.get("stages") or ()}
         # the platform logs its own parameters into its run; the prefix avoids clashes
         params = flatten_params(run["spec"], prefix="" if ours else "lwfed.")
         known = whole.data.params
@@ -97,33 +118,31 @@ class Recorder:
             if self._target.stage != 0:  # a process without a stage ends soon
                 self._watch_system(self._tree.children.get(self._target.stage or 0, run_id))
 
-    def round(self, record: Record) -> None:
-        """See `Tracker.round`."""
+    def _round(self, record: Record, *, recorded_at: str | None) -> None:
         tree, number = self._tree, int(record["global_round"])
-        runs = (tree.child(int(record["stage"])), tree.whole_id())
+        runs = (tree.child(int(record["stage"])), tree.whole_id)
         missing = [run_id for run_id in runs if number not in tree.logged[run_id]]
         if not missing:
             return
         for run_id in missing:
             tree.reopen(run_id)
-        when = tree.date_of(number, (record.get("wall_s") or {}).get("round"), recorded_at=self.recorded_at)
+        when = tree.date_of(number, (record.get("wall_s") or {}).get("round"), recorded_at=recorded_at)
         metrics = {**flatten(record), MARK: float(number)}
         for run_id in missing:
             if number not in tree.logged[run_id]:  # unless another process has just logged it
                 log(self.client, run_id, metrics=metrics, step=number, time_ms=when)
                 tree.logged[run_id][number] = when
 
-    def stage(self, record: Record) -> None:
-        """See `Tracker.stage`."""
+    def _stage(self, record: Record) -> None:
         stage, tree = int(record["stage"]), self._tree
-        whole, child = tree.whole_id(), tree.child(stage)
+        whole, child = tree.whole_id, tree.child(stage)
         last = last_round(self._run, stage)
         when = tree.date_up_to(last)
         ledger = ledger_metrics(record)
         tags, child_tags = self.client.get_run(whole).data.tags, self.client.get_run(child).data.tags
-        if tags.get(output_tag(stage)) != record["digest"]:
-            mark = {output_tag(stage): record["digest"]}
-            log(self.client, whole, metrics=ledger, tags=mark, step=stage, time_ms=when)
+        mark = f"lwfed.output_digest.{stage}"  # the whole run has the stage's ledger
+        if tags.get(mark) != record["digest"]:
+            log(self.client, whole, metrics=ledger, tags={mark: record["digest"]}, step=stage, time_ms=when)
         if child_tags.get("lwfed.output_digest") != record["digest"]:
             tree.reopen(child)
             untrained = {} if record["rounds"] else record.get("metrics") or {}
@@ -135,57 +154,24 @@ class Recorder:
         if keys_tag(self._keys)["lwfed.stage_keys"] != tags.get("lwfed.stage_keys"):
             log(self.client, whole, tags=keys_tag(self._keys))
 
-    def finish(self, summary: Record, *, artifacts: Sequence[Path] = (), model: Record | None = None) -> None:
-        """See `Tracker.finish`. Ends the run before it uploads files, so that a failing upload leaves nothing open."""
-        run_id = self._tree.whole_id()
-        self._stop_watching()
-        tags = self.client.get_run(run_id).data.tags
+    def _finish(self, event: Record) -> None:
+        """Ends the run before it uploads files, so that a failing upload leaves nothing open."""
+        run_id, summary, model = self._tree.whole_id, event["record"], event.get("model")
+        self.close()
+        run = self.client.get_run(run_id)
         log(self.client, run_id, tags={"lwfed.digest": summary.get("digest"), **keys_tag(self._keys)})
-        self._forget_failure(run_id, tags)
+        self._forget_failure(run_id, run.data.tags)
         self._tree.end(run_id, "FINISHED")
-        self.client.log_dict(run_id, json.loads(json.dumps(summary, default=str)), "summary.json")
-        for path in artifacts:
+        self.client.log_dict(run_id, dict(summary), "summary.json")
+        for path in map(Path, event.get("artifacts", ())):
             if path.is_dir():
                 self.client.log_artifacts(run_id, str(path), path.name)
             elif path.is_file():
                 self.client.log_artifact(run_id, str(path))
         if model is not None:
-            self._register(model, run_id=run_id, tags=tags)
-
-    def fail(self, reason: str, *, cancelled: bool = False, closing: bool = False) -> None:
-        """See `Tracker.fail`."""
-        self._end_early(reason, "KILLED" if cancelled else "FAILED")
-
-    def abandon(self) -> None:
-        """Ends the runs of a process that ended without a record: its stage's run, or all of them."""
-        if self.run_id is not None and self._target.stage != 0:
-            self._end_early("the process ended without reporting why", "KILLED")
-
-    def close(self, timeout: float = 60.0) -> None:
-        """See `Tracker.close`."""
-        self._stop_watching()
-
-    def _register(self, model: Record, *, run_id: str, tags: Mapping[str, str]) -> None:
-        """Registers a model, unless the run has already registered it."""
-        if tags.get("lwfed.model_digest") == model["digest"]:
-            self.model = tags["lwfed.model"]
-            return
-        name = self._target.register_as or f"{self._target.experiment}-{self._run['name']}"
-        version = register_model(
-            self.client,
-            model,
-            name=name,
-            run_id=run_id,
-            experiment_id=str(self.experiment_id),
-            step=max(self._tree.logged[run_id], default=0),
-            tags={
-                RUN_ID: str(self._run["run_id"]),
-                "lwfed.digest": str(model["digest"]),
-                "lwfed.uri": str(model["uri"]),
-            },
-        )
-        self.model = f"{name}/{version}"
-        log(self.client, run_id, tags={"lwfed.model": self.model, "lwfed.model_digest": model["digest"]})
+            name = self._target.register_as or f"{self._target.experiment}-{self._run['name']}"
+            last = max(self._tree.logged[run_id], default=0)
+            self.model = register_model(self.client, model, name=name, run=run, last_round=last)
 
     def _forget_failure(self, run_id: str, tags: Mapping[str, str]) -> None:
         if FAILURE in tags:
@@ -193,8 +179,8 @@ class Recorder:
 
     def _end_early(self, reason: str, status: str) -> None:
         """Ends the runs that are still open; a process of one stage ends only that one, since a retry may follow."""
-        self._stop_watching()
-        stage, whole = self._target.stage, self._tree.whole_id()
+        self.close()
+        stage, whole = self._target.stage, self._tree.whole_id
         for child in self._tree.running():
             log(self.client, child, tags={FAILURE: reason})
             self._tree.end(child, status)
@@ -212,8 +198,3 @@ class Recorder:
                 tracking_uri=self._target.uri,
             )
             self._monitor.start()
-
-    def _stop_watching(self) -> None:
-        if self._monitor is not None:
-            self._monitor.finish()
-            self._monitor = None

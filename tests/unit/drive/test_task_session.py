@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lwfed.drive.task_resources import with_resources
-from lwfed.drive.task_session import run_id_of
+from lwfed.drive.tasks import run_id_of
 from lwfed.spec.load import build_spec
 from tests.tiny import VALUES
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lwfed.tracking.ending import CANCELLED_REASON, Ending, ending_of
-from lwfed.tracking.protocol import Record
+from lwfed.tracking.jsonlines import Record
 
 START: Record = {"event": "start", "record": {}}
 FINISH: Record = {"event": "finish", "record": {}}

@@ -11,12 +11,10 @@ from typing import Any
 
 import pytest
 
-from lwfed.tracking.jsonlines import encode_event
-from lwfed.tracking.mlflow.delivery import Delivery, Status, replay_to_mlflow
+from lwfed.tracking.jsonlines import encode_event, event_of, event_of_failure, event_of_finish
+from lwfed.tracking.mlflow.delivery import Delivery, Status, replay_to_mlflow, serve
 from lwfed.tracking.mlflow.process import MlflowFollower
-from lwfed.tracking.mlflow.serve import serve
 from lwfed.tracking.mlflow.target import Target
-from lwfed.tracking.protocol import event_of, event_of_failure, event_of_finish
 
 pytestmark = pytest.mark.slow  # `import mlflow` and a database's migrations
 Record = dict[str, Any]
@@ -72,18 +70,18 @@ def test_the_topmost_run_of_the_platform_is_the_experiments(
     inner = open_run(client, experiment, above=top)  # an exit handler is a graph of its own
     task = open_run(client, experiment, above=inner)
     recorder = part(experiment="unused", adopted_run_id=task, stage=3, pipeline_run_id="p")
-    recorder.start(make_run("climbed"))
-    recorder.round(rounds[2])
-    recorder.stage(stages[2])
+    recorder.record(event_of("start", make_run("climbed")))
+    recorder.record(event_of("round", rounds[2]))
+    recorder.record(event_of("stage", stages[2]))
     assert recorder.run_id == top
     assert stages_of(client, experiment, top) == {"3": task}
     cleaning = part(experiment="unused", adopted_run_id=open_run(client, experiment, above=top), stage=0)
-    cleaning.start(make_run("climbed"))
+    cleaning.record(event_of("start", make_run("climbed")))
     assert cleaning.run_id == top
     for record in rounds[:2]:  # the earlier stage was told by nobody
-        cleaning.round(record)
-    cleaning.stage(stages[0])
-    cleaning.round(rounds[2])
+        cleaning.record(event_of("round", record))
+    cleaning.record(event_of("stage", stages[0]))
+    cleaning.record(event_of("round", rounds[2]))
     assert sorted(rounds_in(client, top)) == [1, 2, 3]
     assert rounds_in(client, task) == [3]
     made = client.get_run(stages_of(client, experiment, top)["1"])
@@ -106,10 +104,10 @@ def test_a_run_submitted_again_goes_on_in_its_first_run_with_the_newest_task_as_
         tops.append(open_run(client, experiment, **{"kfp.pipeline_run_id": f"p{told}"}))
         tasks.append(open_run(client, experiment, above=tops[-1]))
         recorder = part(adopted_run_id=tasks[-1], stage=1)
-        recorder.start(make_run("again"))
+        recorder.record(event_of("start", make_run("again")))
         for record in rounds[:told]:
-            recorder.round(record)
-    recorder.stage(stages[0])
+            recorder.record(event_of("round", record))
+    recorder.record(event_of("stage", stages[0]))
     assert recorder.run_id == tops[0]
     assert rounds_in(client, tops[0]) == [1, 2] and rounds_in(client, tops[1]) == []
     assert stages_of(client, experiment, tops[0]) == {"1": tasks[1]}
@@ -126,7 +124,7 @@ def test_two_experiments_of_one_pipeline_have_runs_of_their_own(
     top = open_run(client, experiment)
     for name in ("two-a", "two-b"):
         recorder = part(adopted_run_id=open_run(client, experiment, above=top), stage=0)
-        recorder.start(make_run(name))
+        recorder.record(event_of("start", make_run(name)))
         if name == "two-a":
             assert recorder.run_id == top
     own = client.get_run(recorder.run_id)
@@ -138,29 +136,29 @@ def test_a_failure_is_the_stages_until_the_platform_gives_up(
     client: Any, part: Callable[..., Any], make_run: MakeRun, rounds: list[Record], stages: list[Record]
 ) -> None:
     first = part(experiment="failing", stage=1)
-    first.start(make_run("failing"))
-    first.round(rounds[0])
-    first.fail("too few updates")
+    first.record(event_of("start", make_run("failing")))
+    first.record(event_of("round", rounds[0]))
+    first.record(event_of_failure("too few updates"))
     whole = client.get_run(first.run_id)
     (child,) = stages_of(client, whole.info.experiment_id, whole.info.run_id).values()
     assert whole.info.status == "RUNNING" and client.get_run(child).info.status == "FAILED"
     assert whole.data.tags["lwfed.failure"] == "too few updates"
     again = part(experiment="failing", stage=1)
-    again.start(make_run("failing"))
+    again.record(event_of("start", make_run("failing")))
     assert "lwfed.failure" not in client.get_run(first.run_id).data.tags
-    again.round(rounds[0])
-    again.round(rounds[1])  # and is killed
+    again.record(event_of("round", rounds[0]))
+    again.record(event_of("round", rounds[1]))  # and is killed
     assert client.get_run(child).info.status == "RUNNING"
     last = part(experiment="failing", stage=0)
-    last.start(make_run("failing"))
-    last.fail("the pipeline failed")
+    last.record(event_of("start", make_run("failing")))
+    last.record(event_of_failure("the pipeline failed"))
     for run_id in (whole.info.run_id, child):
         assert client.get_run(run_id).info.status == "FAILED"
         assert rounds_in(client, run_id) == [1, 2]
     resumed = part(experiment="failing", stage=1)
-    resumed.start(make_run("failing"))
+    resumed.record(event_of("start", make_run("failing")))
     assert client.get_run(whole.info.run_id).info.status == "RUNNING"
-    resumed.stage(stages[0])
+    resumed.record(event_of("stage", stages[0]))
     assert client.get_run(child).info.status == "FINISHED"
     assert "lwfed.failure" not in client.get_run(child).data.tags
 
@@ -188,13 +186,13 @@ def test_rounds_that_come_late_are_logged_once_and_dated_before_those_that_follo
 ) -> None:
     one, other = (part(experiment="late", stage=stage) for stage in (1, 3))
     for recorder in (one, other):
-        recorder.start(make_run("late"))
-    other.round(rounds[2])
+        recorder.record(event_of("start", make_run("late")))
+    other.record(event_of("round", rounds[2]))
     for recorder in (one, other, part(experiment="late", stage=1)):
         if recorder not in (one, other):
-            recorder.start(make_run("late"))
+            recorder.record(event_of("start", make_run("late")))
         for record in rounds:
-            recorder.round(record)
+            recorder.record(event_of("round", record))
     assert sorted(rounds_in(client, one.run_id)) == [1, 2, 3]
     dates = {point.step: point.timestamp for point in client.get_metric_history(one.run_id, "train/loss")}
     assert dates[1] < dates[2]

@@ -20,12 +20,18 @@ import pytest
 from PIL import Image
 
 from lwfed import environment
-from lwfed.tracking.jsonlines import JsonLines, encode_event, read_events
-from lwfed.tracking.mlflow import serve
+from lwfed.tracking.jsonlines import (
+    JsonLines,
+    encode_event,
+    event_of,
+    event_of_failure,
+    event_of_finish,
+    read_events,
+)
+from lwfed.tracking.mlflow import delivery
 from lwfed.tracking.mlflow.delivery import Delivery, replay_to_mlflow
 from lwfed.tracking.mlflow.process import MlflowFollower
 from lwfed.tracking.mlflow.target import Target, absolute_uri, artifact_location
-from lwfed.tracking.protocol import Tracker, event_of, event_of_failure
 
 pytestmark = pytest.mark.slow  # `import mlflow` and a database's migrations
 Record = dict[str, Any]
@@ -47,18 +53,18 @@ def recorder_of(uri: str, **settings: Any) -> Any:
 def following(target: Target, warnings: list[str]) -> tuple[JsonLines, MlflowFollower]:
     """Opens an empty log that MLflow follows."""
     follower = MlflowFollower(target, on_warning=warnings.append)
-    return JsonLines(append=lambda data: None, read=lambda: b"", follower=follower), follower
+    return JsonLines(lambda data: None, follow=follower.send), follower
 
 
-def tell_all(tracker: Tracker, run: Record, rounds: Sequence[Record], stages: Sequence[Record], **end: Any) -> None:
+def tell_all(tracker: Any, run: Record, rounds: Sequence[Record], stages: Sequence[Record], **end: Any) -> None:
     """Tells a run as a coordinator does: the rounds of a stage, then the stage."""
-    tracker.start(run)
+    tracker.record(event_of("start", run))
     for stage in stages:
         for record in rounds:
             if record["stage"] == stage["stage"]:
-                tracker.round(record)
-        tracker.stage(stage)
-    tracker.finish({"run_id": run["run_id"], "digest": "final"}, **end)
+                tracker.record(event_of("round", record))
+        tracker.record(event_of("stage", stage))
+    tracker.record(event_of_finish({"run_id": run["run_id"], "digest": "final"}, **end))
 
 
 def children_of(client: Any, experiment_id: str, run_id: str) -> list[Any]:
@@ -126,16 +132,16 @@ def test_a_new_run_counts_its_stages_and_notes_their_keys_as_they_come(
         found: Record = client.get_run(recorder.run_id).data.tags
         return found
 
-    recorder.start(run)
+    recorder.record(event_of("start", run))
     assert "over 3 stages" in tags()["mlflow.note.content"]
     assert "lwfed.stage_keys" not in tags()
     for record in rounds[:2]:
-        recorder.round(record)
-    recorder.stage(stages[0])
+        recorder.record(event_of("round", record))
+    recorder.record(event_of("stage", stages[0]))
     assert tags()["lwfed.stage_keys"] == "key1"
-    recorder.stage(stages[1])
+    recorder.record(event_of("stage", stages[1]))
     assert tags()["lwfed.stage_keys"] == "key1,key2"
-    recorder.start(run)  # a replayed log's start knows no keys
+    recorder.record(event_of("start", run))  # a replayed log's start knows no keys
     assert tags()["lwfed.stage_keys"] == "key1,key2"
     tell_all(recorder, run, rounds, stages)
     assert tags()["lwfed.stage_keys"] == "key1,key2,key3"
@@ -150,7 +156,7 @@ def test_a_stage_that_another_run_trained_has_all_its_rounds(
     long_ago = [{**record, "wall_s": {"round": 3600.0}} if record["stage"] == 1 else record for record in rounds]
     told = [{**record, "reused": record["stage"] == 1} for record in stages]
     data = bytearray()
-    log = JsonLines(append=data.extend, read=lambda: bytes(data))
+    log = JsonLines(data.extend)
     tell_all(log, run, long_ago, told)
     end_ms = int(1000 * time.time())
     live = recorder_of(mlflow_uri, experiment="reused")
@@ -179,11 +185,11 @@ def test_a_resumed_run_goes_on_in_the_same_runs(
     mlflow_uri: str, make_run: MakeRun, rounds: list[Record], stages: list[Record]
 ) -> None:
     first = recorder_of(mlflow_uri, experiment="resume")
-    first.start(make_run("resume-1"))
+    first.record(event_of("start", make_run("resume-1")))
     for record in rounds[:2]:
-        first.round(record)
-    first.stage(stages[0])
-    first.fail("killed")
+        first.record(event_of("round", record))
+    first.record(event_of("stage", stages[0]))
+    first.record(event_of_failure("killed"))
     client = client_of(mlflow_uri)
     assert client.get_run(first.run_id).info.status == "FAILED"
     for _ in range(2):  # the second time there is nothing new
@@ -216,11 +222,11 @@ def test_an_adopted_run_is_never_ended(
         assert recorder.run_id == adopted
         assert client.get_run(adopted).data.params["lwfed.seed"] == "3"
     else:
-        recorder.start(make_run(f"adopted-{stage}"))
+        recorder.record(event_of("start", make_run(f"adopted-{stage}")))
         for record in rounds[:2]:
-            recorder.round(record)
-        recorder.stage(stages[0])
-        recorder.fail("stopped")
+            recorder.record(event_of("round", record))
+        recorder.record(event_of("stage", stages[0]))
+        recorder.record(event_of_failure("stopped"))
         assert recorder.run_id == above
         assert client.get_run(adopted).data.tags["lwfed.output_digest"] == "out1"
         assert client.get_run(above).info.status == "RUNNING"
@@ -241,11 +247,11 @@ def test_a_server_that_is_down_stops_nothing_and_is_told_later(
     warnings: list[str] = []
     data = bytearray()
     follower = MlflowFollower(Target(uri="http://127.0.0.1:9"), on_warning=warnings.append)
-    log = JsonLines(append=data.extend, read=lambda: bytes(data), follower=follower)
+    log = JsonLines(data.extend, follow=follower.send)
     begin = time.perf_counter()
     tell_all(log, make_run("down-1"), rounds, stages)
     assert time.perf_counter() - begin < 2
-    log.close(60)
+    follower.close(60)
     assert len(warnings) == 1
     assert "http://127.0.0.1:9" in warnings[0]
     assert follower.status.delivered == 0
@@ -300,24 +306,24 @@ def test_the_process_delivers_and_samples_the_machine(
     target = Target(uri=mlflow_uri, experiment="process", system_metrics_s=0.2)
     tracker, follower = following(target, warnings)
     begin = time.perf_counter()
-    tracker.start(make_run("process-1"))
-    tracker.round(rounds[0])
+    tracker.record(event_of("start", make_run("process-1")))
+    tracker.record(event_of("round", rounds[0]))
     assert time.perf_counter() - begin < 1
     client = client_of(mlflow_uri)
     deadline = time.monotonic() + 60
     while not follower.status.run_id and time.monotonic() < deadline:
         time.sleep(0.2)
-        tracker.round(rounds[0])
+        tracker.record(event_of("round", rounds[0]))
     time.sleep(1)
     tell_all(tracker, make_run("process-1"), rounds, stages)
-    tracker.close(60)
+    follower.close(60)
     assert warnings == []
     assert follower.status.complete
     run = client.get_run(follower.status.run_id)
     assert run.info.status == "FINISHED"
     assert [step for step, _ in history(client, run.info.run_id, "train/loss")] == [1, 2, 3]
     assert "system/cpu_utilization_percentage" in run.data.metrics
-    tracker.round(rounds[0])  # after the end: passed over
+    tracker.record(event_of("round", rounds[0]))  # after the end: passed over
 
 
 WRITER = """
@@ -336,7 +342,7 @@ def test_a_run_whose_process_is_gone_is_marked_killed(
     lines = [encode_event(event_of("start", make_run("killed-1"))), encode_event(event_of("round", rounds[0]))]
     (folder / "events.jsonl").write_bytes(b"".join(lines))
     writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER, serve.__name__, str(folder)], stdout=subprocess.PIPE,
+        [sys.executable, "-c", WRITER, delivery.__name__, str(folder)], stdout=subprocess.PIPE,
         env=environment.child_environment(PYTHONPATH=":".join(entry for entry in sys.path if entry)),
     )  # fmt: skip
     assert writer.stdout is not None
@@ -452,8 +458,8 @@ def test_closed_without_an_end(mlflow_uri: str, make_run: MakeRun, rounds: list[
     target = Target(uri=mlflow_uri, experiment="closed", system_metrics_s=0)
     warnings: list[str] = []
     tracker, follower = following(target, warnings)
-    tracker.start(make_run("closed"))
-    tracker.round(rounds[0])
-    tracker.close(60)
+    tracker.record(event_of("start", make_run("closed")))
+    tracker.record(event_of("round", rounds[0]))
+    follower.close(60)
     assert follower.status.complete and warnings == []
     assert client_of(mlflow_uri).get_run(follower.status.run_id).info.status == "KILLED"

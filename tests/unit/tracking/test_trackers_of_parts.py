@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from lwfed.drive.trackers import NO_STAGE, has_finish, make_trackers, target_of
+from lwfed.drive.trackers import NO_STAGE, has_finish, start_trackers, target_of
 from lwfed.run import runs
 from lwfed.spec.federation import TrackingSpec
 from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store
-from lwfed.tracking.jsonlines import JsonLines, read_events
+from lwfed.tracking.jsonlines import JsonLines, event_of, event_of_finish, read_events
 from lwfed.types.records import RunRecord
 from tests.tiny import Finished
 
@@ -29,9 +29,8 @@ def store(finished: Finished, tmp_path: Path) -> Store:
 
 def part(run: RunRecord, store: Store, stage: int | None) -> JsonLines:
     """Makes the trackers of a process, and tells them that it is at work."""
-    trackers, mlflow = make_trackers(run, OFF, store=store, warn=pytest.fail, stage=stage)
+    trackers, mlflow = start_trackers(run, OFF, store=store, warn=pytest.fail, part=stage)
     assert mlflow is None
-    trackers.start(run.to_values())
     return trackers
 
 
@@ -48,18 +47,18 @@ def test_stages_whose_tasks_the_pipeline_left_out_are_told_by_the_next(finished:
     run = runs.read_run(store, finished.run.run_id)
     rounds = finished.reported("round")
     trackers = part(run.changed(stages=run.stages[:1]), store, 2)  # stage 1 was known to the pipeline
-    trackers.round(rounds[2])
+    trackers.record(event_of("round", rounds[2]))
     first = [("start", None), ("round", 1), ("round", 2), ("stage", 1), ("round", 3)]
     assert told(store, run) == first
     trackers = part(run, store, 2)  # the task is tried again: stage 2 is committed by now
     for record in rounds[2:]:
-        trackers.round(record)
-    trackers.stage(finished.reported("stage")[1])
+        trackers.record(event_of("round", record))
+    trackers.record(event_of("stage", finished.reported("stage")[1]))
     again = [*first, ("start", None), ("round", 4), ("stage", 2)]
     assert told(store, run) == again
     trackers = part(run, store, NO_STAGE)
     assert not has_finish(run.run_id, store=store)
-    trackers.finish(finished.summary)
+    trackers.record(event_of_finish(finished.summary))
     assert told(store, run) == [*again, ("start", None), ("finish", None)]
     assert has_finish(run.run_id, store=store)
 

@@ -16,8 +16,17 @@ from typing import Any
 import pytest
 
 from lwfed.environment import child_environment
-from lwfed.tracking.jsonlines import JsonLines, dated, encode_event, read_events, without_restarts
-from lwfed.tracking.protocol import PARAM_CHARS, dispatch, flatten, flatten_params, stage_numbers
+from lwfed.tracking.jsonlines import (
+    JsonLines,
+    dated,
+    encode_event,
+    event_of,
+    event_of_failure,
+    event_of_finish,
+    read_events,
+    without_restarts,
+)
+from lwfed.tracking.metrics import PARAM_CHARS, flatten, flatten_params
 
 Record = dict[str, Any]
 
@@ -31,19 +40,16 @@ class Log:
     def append(self, data: bytes) -> None:
         self.data += data
 
-    def read(self) -> bytes:
-        return self.data
-
 
 def open_log(log: Log) -> JsonLines:
-    return JsonLines(append=log.append, read=log.read)
+    return JsonLines(log.append, old=log.data)
 
 
 def replay(log: Log, copy: Log) -> None:
     """Logs a whole log again, as it ended."""
     tracker = open_log(copy)
     for event in without_restarts(read_events(log.data)):
-        dispatch(tracker, event)
+        tracker.record(event)
 
 
 def test_a_round_becomes_its_metrics(rounds: list[Record]) -> None:
@@ -64,14 +70,6 @@ def test_evaluations_that_failed_are_counted_where_there_are_any(rounds: list[Re
     assert "clients/failed_evaluations" not in flatten({**rounds[0], "failed_evaluations": {}})
     failed = {"client-000": "lost", "client-004": "out of memory"}
     assert flatten({**rounds[0], "failed_evaluations": failed})["clients/failed_evaluations"] == 2
-
-
-def test_all_stages_of_a_run_are_known_before_they_are_noted(make_run: Callable[..., Record]) -> None:
-    foreseen = [{"stage": stage} for stage in (1, 2, 3)]
-    assert stage_numbers(make_run("r", stages=[], predicted=foreseen)) == [1, 2, 3]
-    assert stage_numbers(make_run("r", stages=[{"stage": 1, "key": "k"}], predicted=foreseen)) == [1, 2, 3]
-    assert stage_numbers(make_run("r")) == [1, 2, 3]
-    assert stage_numbers({}) == []
 
 
 def test_metrics_are_finite_numbers() -> None:
@@ -98,10 +96,10 @@ def test_a_resumed_run_logs_nothing_twice(
     log = Log()
     for _ in range(2):
         tracker = open_log(log)
-        tracker.start(make_run("r"))
+        tracker.record(event_of("start", make_run("r")))
         for record in rounds:
-            tracker.round(record)
-        tracker.stage(stages[0])
+            tracker.record(event_of("round", record))
+        tracker.record(event_of("stage", stages[0]))
     kinds = [event["event"] for event in read_events(log.data)]
     assert kinds == ["start", "round", "round", "round", "stage", "start"]
 
@@ -112,12 +110,12 @@ def test_a_reused_stage_is_told_with_its_rounds_and_once(
     log, copy = Log(), Log()
     for _ in range(2):  # told, stopped, and told again
         tracker = open_log(log)
-        tracker.start(make_run("new", stages=[]))
+        tracker.record(event_of("start", make_run("new", stages=[])))
         for record in rounds[:2]:
-            tracker.round(record)
-        tracker.stage({**stages[0], "reused": True})
-    tracker.stage(stages[1])
-    tracker.round(rounds[2])
+            tracker.record(event_of("round", record))
+        tracker.record(event_of("stage", {**stages[0], "reused": True}))
+    tracker.record(event_of("stage", stages[1]))
+    tracker.record(event_of("round", rounds[2]))
     told = [(event["event"], event["record"].get("global_round")) for event in without_restarts(read_events(log.data))]
     assert told == [("start", None), ("round", 1), ("round", 2), ("stage", None), ("stage", None), ("round", 3)]
     replay(log, copy)
@@ -135,14 +133,14 @@ def test_events_say_when_they_were_told_and_keep_it() -> None:
 def test_a_torn_line_is_passed_over_and_the_log_goes_on(make_run: Callable[..., Record], rounds: list[Record]) -> None:
     log = Log()
     tracker = open_log(log)
-    tracker.start(make_run("r"))
-    tracker.round(rounds[0])
+    tracker.record(event_of("start", make_run("r")))
+    tracker.record(event_of("round", rounds[0]))
     whole = log.data
     for cut in range(len(whole) - 40, len(whole)):
         torn = Log(whole[:cut])
         again = open_log(torn)
-        again.round(rounds[0])
-        again.round(rounds[1])
+        again.record(event_of("round", rounds[0]))
+        again.record(event_of("round", rounds[1]))
         events = read_events(torn.data)
         assert [event["event"] for event in events] == ["start", "round", "round"]
         assert [event["record"] for event in events[1:]] == rounds[:2]
@@ -159,17 +157,16 @@ def test_replay_logs_the_run_as_it_ended(
 ) -> None:
     log, copy = Log(), Log()
     tracker = open_log(log)
-    tracker.start(make_run("r"))
-    tracker.round(rounds[0])
-    tracker.fail("lost power")
+    tracker.record(event_of("start", make_run("r")))
+    tracker.record(event_of("round", rounds[0]))
+    tracker.record(event_of_failure("lost power"))
     tracker = open_log(log)
-    tracker.start(make_run("r"))
+    tracker.record(event_of("start", make_run("r")))
     for record in rounds:
-        tracker.round(record)
+        tracker.record(event_of("round", record))
     for record in stages:
-        tracker.stage(record)
-    tracker.finish({"digest": "d"}, artifacts=[tmp_path / "report.html"], model={"digest": "d"})
-    tracker.close()
+        tracker.record(event_of("stage", record))
+    tracker.record(event_of_finish({"digest": "d"}, artifacts=[tmp_path / "report.html"], model={"digest": "d"}))
     replay(log, copy)
     told = [
         (event["event"], event.get("record", {}).get("stage"), event.get("record", {}).get("round"))
@@ -187,9 +184,9 @@ def test_replay_logs_the_run_as_it_ended(
 def test_an_end_before_the_last_start_is_not_told(make_run: Callable[..., Record]) -> None:
     log, copy = Log(), Log()
     tracker = open_log(log)
-    tracker.start(make_run("r"))
-    tracker.fail("lost power")
-    tracker.start(make_run("r"))
+    tracker.record(event_of("start", make_run("r")))
+    tracker.record(event_of_failure("lost power"))
+    tracker.record(event_of("start", make_run("r")))
     tracker.warn("something")
     replay(log, copy)
     assert [event["event"] for event in read_events(copy.data)] == ["start"]
