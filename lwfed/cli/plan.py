@@ -178,7 +178,7 @@ def presets() -> None:
 def _num_classes(spec: RunSpec) -> int | None:
     if spec.model.objective.kind != "supervised":
         return None
-    from lwfed.data.opening import open_source
+    from lwfed.data.protocol import open_source
 
     try:
         return len(open_source(spec.data).classes)
@@ -187,7 +187,7 @@ def _num_classes(spec: RunSpec) -> int | None:
 
 
 def _examples_per_client(spec: RunSpec) -> int | None:
-    from lwfed.data.opening import open_source
+    from lwfed.data.protocol import open_source
 
     try:
         return max(1, len(open_source(spec.data).examples("train")) // spec.federation.num_clients)
