@@ -43,10 +43,6 @@ PLOT_HEIGHT = 240
 """Approximate height of a plot with names of stages above it."""
 LOG_FROM = 6.0
 """Ratio of the highest to the lowest cost of groups above which the axis is logarithmic."""
-OWN_COLOURS = {"end_to_end": "ink", "layerwise": "c1", "progressive": "c2"}
-SPARE_COLOURS = ("c4", "c3", "c5", "c6")
-DASHES = {"ink": (7, 4), "c2": (10, 3, 2, 3), "c3": (2, 3), "c5": (10, 3, 2, 3)}
-MARKS = {"ink": "s", "c2": "^", "c3": "s"}
 Cost = Callable[[Point], float]
 BUDGET_LINE: dict[str, Any] = {"color": COLOURS["bad"], "lw": 1.4, "ls": (0, (2, 3))}
 
@@ -62,8 +58,8 @@ class Style:
     """
 
     colour: str
-    dash: tuple[int, ...]
-    mark: str
+    dash: tuple[int, ...] = ()
+    mark: str = "o"
 
     @property
     def line(self) -> dict[str, Any]:
@@ -71,16 +67,18 @@ class Style:
         return {"color": COLOURS[self.colour], "ls": (0, self.dash) if self.dash else "-", "marker": self.mark}
 
 
+OWN_STYLES = {
+    "end_to_end": Style("ink", (7, 4), "s"),
+    "layerwise": Style("c1"),
+    "progressive": Style("c2", (10, 3, 2, 3), "^"),
+}
+SPARE_STYLES = (Style("c4"), Style("c3", (2, 3), "s"), Style("c5", (10, 3, 2, 3)), Style("c6"))
+
+
 def styles(groups: Sequence[Group]) -> dict[str, Style]:
-    """Returns each group's style, by label."""
-    found: dict[str, Style] = {}
-    spare = itertools.cycle(SPARE_COLOURS)
-    for group in groups:
-        colour = OWN_COLOURS.get(group.strategy)
-        if colour is None or any(style.colour == colour for style in found.values()):
-            colour = next(spare)
-        found[group.label] = Style(colour, DASHES.get(colour, ()), MARKS.get(colour, "o"))
-    return found
+    """Returns each group's style, by label: the first of a strategy has the strategy's own."""
+    own, spare = dict(OWN_STYLES), itertools.cycle(SPARE_STYLES)
+    return {group.label: own.pop(group.strategy) if group.strategy in own else next(spare) for group in groups}
 
 
 def comparison_figures(comparison: Comparison, *, budgets: Sequence[Budget] = ()) -> dict[str, tuple[str, Figure]]:
