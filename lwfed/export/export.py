@@ -67,7 +67,7 @@ def export_run(
         DiskFullError, UnreachableError: The folder cannot be written.
     """
     run = runs.read_run(bench.store, run_id)
-    number, key, checkpoint = committed_stage(run, bench=bench, stage=stage)
+    number, key, checkpoint = _committed_stage(run, bench=bench, stage=stage)
     found = bench.stage(key)
     if with_test_data and not data_source(found.plan.data.source).built_in:
         raise SpecError(
@@ -104,21 +104,8 @@ def export_run(
     }
 
 
-def committed_stage(run: RunRecord, *, bench: Workbench, stage: int | None) -> tuple[int, str, Checkpoint]:
-    """Finds a committed stage of a run.
-
-    Args:
-        run: The run.
-        bench: The process's workbench.
-        stage: Its number, counted from 1; None: the last committed stage.
-
-    Returns:
-        Its number, its key and its checkpoint.
-
-    Raises:
-        NotFoundError: The run has no such stage.
-        CheckpointError: The stage, or with None every stage, is not committed.
-    """
+def _committed_stage(run: RunRecord, *, bench: Workbench, stage: int | None) -> tuple[int, str, Checkpoint]:
+    """Returns the number, key and checkpoint of a run's stage, or with None of the last committed one."""
     total = len(runs.plans_of(run))
     if stage is not None and not 1 <= stage <= total:
         raise NotFoundError(f"run {run.run_id} has no stage {stage}", remedy=f"name a stage from 1 to {total}")

@@ -94,29 +94,23 @@ class Predictor:
         counts = {modality: None if items is None else len(items) for modality, items in columns.items()}
         if None in counts.values() or len(set(counts.values())) != 1:
             raise DataError(f"the counts of examples differ: {counts}", remedy="pass the same number for each modality")
-
-        def shares(part: slice) -> Tensor:
-            projected = {modality: self._project(modality, items[part]) for modality, items in columns.items()}
-            return self._module.classify(projected).float().softmax(-1)
-
-        probabilities = self._rows(shares, count=len(columns[self.modalities[0]]), width=len(self.classes))
+        shares = [torch.zeros(0, len(self.classes))]
+        with torch.inference_mode():
+            for start in range(0, len(columns[self.modalities[0]]), self._batch_size):
+                part = slice(start, start + self._batch_size)
+                projected = {modality: self._project(modality, items[part]) for modality, items in columns.items()}
+                shares.append(self._module.classify(projected).float().softmax(-1).cpu())
+        probabilities = torch.cat(shares).numpy()
         return [self.classes[index] for index in probabilities.argmax(axis=1)], probabilities
 
     def _embed(self, modality: str, items: Sequence[Any]) -> Floats:
         if modality not in self.modalities:
             raise SpecError(f"the model has no {modality} encoder", remedy=f"use one of: {', '.join(self.modalities)}")
-
-        def embeddings(part: slice) -> Tensor:
-            return torch.nn.functional.normalize(self._project(modality, items[part]).float(), dim=-1)
-
-        return self._rows(embeddings, count=len(items), width=self._width)
-
-    def _rows(self, compute: Callable[[slice], Tensor], *, count: int, width: int) -> Floats:
-        """Computes rows of numbers batch by batch: [count, width]."""
-        rows = [torch.zeros(0, width)]
+        rows = [torch.zeros(0, self._width)]
         with torch.inference_mode():
-            for start in range(0, count, self._batch_size):
-                rows.append(compute(slice(start, start + self._batch_size)).cpu())
+            for start in range(0, len(items), self._batch_size):
+                projected = self._project(modality, items[start : start + self._batch_size])
+                rows.append(torch.nn.functional.normalize(projected.float(), dim=-1).cpu())
         return torch.cat(rows).numpy()
 
     def _project(self, modality: str, items: Sequence[Any]) -> Tensor:
