@@ -150,7 +150,7 @@ def write_files(
 ) -> Path:
     """Writes the page and figures to a folder. Returns the page's path."""
     from lwfed.report.compare.figures import comparison_files  # matplotlib
-    from lwfed.report.compare.page import chance_of, render_comparison
+    from lwfed.report.compare.page import render_comparison
 
     if folder.exists() and not folder.is_dir():
         raise SpecError(f"{folder} is a file", remedy="name a folder with --output")
@@ -158,9 +158,7 @@ def write_files(
     for file, content in comparison_files(comparison, budgets=budgets).items():
         (folder / file).write_bytes(content)
     page = folder / "compare.html"
-    chance = chance_of(comparison.metric, data)
-    text = render_comparison(comparison, name=name, data=data, budgets=budgets, chance=chance)
-    page.write_text(text, encoding="utf-8")
+    page.write_text(render_comparison(comparison, name=name, data=data, budgets=budgets), encoding="utf-8")
     return page
 
 

@@ -199,7 +199,7 @@ def presets() -> None:
 
 def _opened(spec: RunSpec) -> Source | None:
     """Opens the data, or returns None if they are not here."""
-    from lwfed.data.opening import open_source
+    from lwfed.data.protocol import open_source
 
     try:
         return open_source(spec.data)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from lwfed.data.protocol import Waveform
@@ -94,8 +93,3 @@ def _filters(num_mel_bins: int) -> csr_array:
             triangularize_in_mel_space=True,
         )
     return csr_array(filters.T)
-
-
-def to_tensor(spectrograms: list[npt.NDArray[np.float32]]) -> Tensor:
-    """Stacks spectrograms into a tensor [B, F, M]."""
-    return torch.from_numpy(np.stack(spectrograms))

@@ -11,20 +11,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lwfed.data import buckets
-from lwfed.data.audio import normalise_log_mel
 from lwfed.data.inputs import InputSettings
 from lwfed.data.prefix_cache import CachedPrefix
 from lwfed.data.protocol import Example, Source
 from lwfed.data.reading import Raw, Reader, Row, caption_index, read_all
 from lwfed.data.tokens import tokenize
-from lwfed.data.transforms import normalise_pixels
 from lwfed.types.errors import DataError
 from lwfed.types.seeds import as_int, derive
 
@@ -43,18 +41,6 @@ class Batch:
     inputs: dict[str, Any]
     labels: Tensor | None
     ids: tuple[str, ...]
-
-
-class Checked(NamedTuple):
-    """The result of reading every file once.
-
-    Attributes:
-        good: The readable examples.
-        bad: Name of an unreadable example -> what is wrong with it.
-    """
-
-    good: tuple[Example, ...]
-    bad: dict[str, str]
 
 
 def train_batches(
@@ -105,14 +91,12 @@ def train_batches(
     cached = cached or {}
     read = tuple(modality for modality in settings.modalities if modality not in cached)
     reader = Reader(source, tuple(examples), replace(settings, modalities=read), seed, augment, views or {})
-    cuts = _cuts(len(examples), batch_size)
     by_length = length_buckets and "text" in settings.modalities
     plan = _training_plan(
-        reader.examples, cuts=cuts, seed=seed, first_view=first_view, by_length=by_length, num_batches=num_batches
+        reader.examples, batch_size, seed=seed, first_view=first_view, by_length=by_length, num_batches=num_batches
     )
-    return _batches(
-        reader, islice(plan, num_batches), workers=workers if set(read) - {"text"} else 0, cached=cached, pin=pin
-    )  # fmt: skip
+    workers = workers if set(read) - {"text"} else 0
+    return _batches(reader, islice(plan, num_batches), workers=workers, cached=cached, pin=pin)
 
 
 def epoch_length(num_examples: int, batch_size: int) -> int:
@@ -154,8 +138,8 @@ def check_examples(
     modalities: Iterable[str],
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> Checked:
-    """Reads every file once, to separate readable from unreadable examples.
+) -> dict[str, str]:
+    """Reads every file once, to find those that cannot be read.
 
     Args:
         source: Reads the files.
@@ -163,6 +147,9 @@ def check_examples(
         modalities: Which of `image` and `audio` to read.
         workers: Number of threads that read.
         progress: Called with (number done, total number).
+
+    Returns:
+        Name of an unreadable example -> what is wrong with it.
     """
     wanted = frozenset(modalities)
 
@@ -176,17 +163,14 @@ def check_examples(
             return error.problem
         return None
 
-    good: list[Example] = []
     bad: dict[str, str] = {}
     with ThreadPoolExecutor(max_workers=max(workers, 1)) as pool:
         for number, (example, found) in enumerate(zip(examples, pool.map(problem, examples), strict=True), start=1):
-            if found is None:
-                good.append(example)
-            else:
+            if found is not None:
                 bad[example.id] = found
             if progress is not None:
                 progress(number, len(examples))
-    return Checked(good=tuple(good), bad=bad)
+    return bad
 
 
 def _batches(
@@ -202,15 +186,11 @@ def _batches(
 
 
 def _finish(reader: Reader, raw: Raw, cached: Mapping[str, CachedPrefix], *, pin: bool) -> Batch:
-    chosen = [reader.examples[n] for n, _ in raw.rows]
     inputs: dict[str, Any] = {modality: prefix.gather(raw.rows, pin=pin) for modality, prefix in cached.items()}
-    if raw.pixels is not None:
-        pixels = normalise_pixels(raw.pixels)
-        inputs["image"] = pixels.pin_memory() if pin else pixels
-    if raw.captions is not None:
-        inputs["text"] = tokenize(raw.captions, settings=reader.settings)
-    if raw.spectrograms is not None:
-        inputs["audio"] = normalise_log_mel(raw.spectrograms)
+    inputs |= raw.inputs(reader.settings)
+    if pin and raw.pixels is not None:
+        inputs["image"] = inputs["image"].pin_memory()
+    chosen = [reader.examples[n] for n, _ in raw.rows]
     labels = [example.label for example in chosen]
     return Batch(
         inputs=dict(sorted(inputs.items())),
@@ -221,8 +201,8 @@ def _finish(reader: Reader, raw: Raw, cached: Mapping[str, CachedPrefix], *, pin
 
 def _training_plan(
     examples: Sequence[Example],
+    batch_size: int,
     *,
-    cuts: list[tuple[int, int]],
     seed: str,
     first_view: int,
     by_length: bool,
@@ -234,7 +214,7 @@ def _training_plan(
     for view in count(first_view):
         rng = np.random.default_rng(as_int(derive(seed, "order", view)))
         order = rng.permutation(len(examples)).tolist()
-        batches = [order[start:stop] for start, stop in cuts]
+        batches = [order[start:stop] for start, stop in _cuts(len(examples), batch_size)]
         if by_length:
             batches = buckets.by_length(batches, length=partial(length, view), rng=rng)
             if view == first_view:

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -22,12 +22,10 @@ import torch
 from torch import Tensor
 
 from lwfed import ranks
-from lwfed.data.audio import normalise_log_mel
 from lwfed.data.inputs import InputSettings
 from lwfed.data.protocol import Example, Source
 from lwfed.data.reading import Reader, Row, caption_index, read_all
 from lwfed.data.tokens import tokenize
-from lwfed.data.transforms import normalise_pixels
 from lwfed.types.canonical import digest_of
 
 TOKENS, INDEX = "tokens.f32", "index.json"
@@ -93,15 +91,12 @@ class Inputs:
             for start in self.batch_starts(batch_size):
                 yield tokenize(captions[start : start + batch_size], settings=self.settings)
             return
-        settings = InputSettings(**{**asdict(self.settings), "modalities": (self.modality,)})
+        settings = replace(self.settings, modalities=(self.modality,))
         reader = Reader(source, self.examples, settings, self.seed, self.augment)
         rows = [(n, view) for n in range(len(self.examples)) for view in range(self.views)]
         plan = (tuple(rows[start : start + batch_size]) for start in self.batch_starts(batch_size))
         for raw in read_all(reader, plan, workers=workers):
-            if raw.pixels is not None:
-                yield normalise_pixels(raw.pixels)
-            elif raw.spectrograms is not None:
-                yield normalise_log_mel(raw.spectrograms)
+            yield raw.inputs(settings)[self.modality]
 
 
 class CachedPrefix:

@@ -1,10 +1,14 @@
-"""The interface of data sources: they list their examples at once, and read pixels and samples on demand."""
+"""The interface of data sources: they list their examples at once, and read pixels and samples on demand.
+
+A source is the module of its name in `lwfed.data.sources`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from importlib import import_module
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -59,3 +63,18 @@ class SourceModule(Protocol):
 
     def open_data(self, data: DataSpec) -> Source:
         """Opens the data. Raises DataError, with the name of what is missing, before any work is done."""
+
+
+def open_source(data: DataSpec) -> Source:
+    """Opens the data that a spec names, and checks for missing files before any work is done.
+
+    Args:
+        data: The data section of a spec.
+
+    Returns:
+        The source.
+
+    Raises:
+        DataError: A folder, a file or the partner of a file is missing; the message names it and a remedy.
+    """
+    return cast(SourceModule, import_module(f"lwfed.data.sources.{data.source}")).open_data(data)

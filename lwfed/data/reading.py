@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lwfed.data.audio import log_mel, to_tensor
+from lwfed.data.audio import log_mel, normalise_log_mel
 from lwfed.data.inputs import InputSettings
 from lwfed.data.protocol import Example, Source
-from lwfed.data.transforms import evaluation_pixels, training_pixels
+from lwfed.data.tokens import tokenize
+from lwfed.data.transforms import crop_box, normalise_pixels, square_pixels
 from lwfed.types.errors import DataError
 from lwfed.types.seeds import as_int, derive
 
@@ -34,6 +35,17 @@ class Raw(NamedTuple):
     pixels: Tensor | None
     captions: list[str] | None
     spectrograms: Tensor | None
+
+    def inputs(self, settings: InputSettings) -> dict[str, Any]:
+        """Returns the encoders' inputs by modality: captions tokenized, and values normalised."""
+        inputs: dict[str, Any] = {}
+        if self.pixels is not None:
+            inputs["image"] = normalise_pixels(self.pixels)
+        if self.captions is not None:
+            inputs["text"] = tokenize(self.captions, settings=settings)
+        if self.spectrograms is not None:
+            inputs["audio"] = normalise_log_mel(self.spectrograms)
+        return inputs
 
 
 @dataclass(frozen=True)
@@ -67,7 +79,7 @@ class Reader:
             rows=rows,
             pixels=torch.from_numpy(np.stack(pixels)) if "image" in wanted else None,
             captions=list(captions) if "text" in wanted else None,
-            spectrograms=to_tensor(list(spectrograms)) if "audio" in wanted else None,
+            spectrograms=torch.from_numpy(np.stack(spectrograms)) if "audio" in wanted else None,
         )
 
     def _read(self, example: Example, view: int) -> tuple[Any, Any, Any]:
@@ -77,12 +89,11 @@ class Reader:
             caption = example.captions[caption_index(example, view, seed=self.seed)]
         if "image" in wanted:
             image = self.source.image(example)
-            if self.seed is None:
-                pixels = evaluation_pixels(image, size=settings.image_size)
-            else:
+            if self.augment and self.seed is not None:
                 number = view % self.views["image"] if self.views.get("image") else view
                 rng = np.random.default_rng(as_int(derive(self.seed, example.id, number, "crop")))
-                pixels = training_pixels(image, size=settings.image_size, rng=rng, augment=self.augment)
+                image = image.crop(crop_box(image.width, image.height, rng=rng))
+            pixels = square_pixels(image, size=settings.image_size)
         if "audio" in wanted:
             samples, rate = self.source.waveform(example)
             spectrogram = log_mel(samples, rate=rate, num_mel_bins=settings.num_mel_bins, frames=settings.frames)

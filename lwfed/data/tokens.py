@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lwfed.data.inputs import InputSettings
 from lwfed.types.errors import DataError, SpecError, UnreachableError
@@ -37,12 +38,9 @@ def tokenize(texts: Sequence[str], *, settings: InputSettings) -> dict[str, Tens
     """
     tokenizer = _checked(settings)
     rows = tokenizer(list(texts), truncation=True, max_length=settings.max_tokens)["input_ids"]
-    longest = max((len(row) for row in rows), default=0)
-    ids = torch.full((len(rows), longest), tokenizer.pad_token_id or 0, dtype=torch.int64)
-    mask = torch.zeros((len(rows), longest), dtype=torch.bool)
-    for n, row in enumerate(rows):
-        ids[n, : len(row)] = torch.tensor(row, dtype=torch.int64)
-        mask[n, : len(row)] = True
+    padded = [torch.tensor(row, dtype=torch.int64) for row in rows]
+    ids = pad_sequence(padded, batch_first=True, padding_value=tokenizer.pad_token_id or 0)
+    mask = torch.arange(ids.shape[1]) < torch.tensor([[len(row)] for row in rows])
     return {"ids": ids, "mask": mask}
 
 

@@ -5,8 +5,9 @@ The catalog's descriptions say how each encoder and fusion is used.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from textwrap import indent
 from typing import Any
 
 from lwfed.catalog.encoder import Usage, encoder_family
@@ -167,7 +168,8 @@ def _imports(usages: Iterable[Usage], *, json: bool, normalize: bool) -> str:
     others |= {line for usage in usages for line in usage.imports}
     if normalize:
         others.add("from torch.nn.functional import normalize")
-    return "\n".join([*standard, "", *_sorted(_merged(others) - {*standard})]) + "\n"
+    ordered = sorted(_merged(others) - {*standard}, key=lambda line: (line.startswith("from"), line.lower()))
+    return "\n".join([*standard, "", *ordered]) + "\n"
 
 
 def _merged(lines: Iterable[str]) -> set[str]:
@@ -179,10 +181,6 @@ def _merged(lines: Iterable[str]) -> set[str]:
     return {f"{module} import {', '.join(sorted(found))}" if found else module for module, found in names.items()}
 
 
-def _sorted(lines: Collection[str]) -> list[str]:
-    return sorted(lines, key=lambda line: (line.startswith("from"), line.lower()))
-
-
 def _projection(*, widths: Sequence[int], dropout: float) -> str:
     """Returns a projection head's layers; the input's width is an argument, since modalities differ only in it."""
     inputs = ["width", *(str(width) for width in widths[1:])]
@@ -191,13 +189,10 @@ def _projection(*, widths: Sequence[int], dropout: float) -> str:
         for a, b in pairwise(inputs[:-1])
     ]
     a, b = inputs[-2:]
-    return _indented([*lines, f"nn.Linear({a}, {b}, bias=False), nn.BatchNorm1d({b}, affine=False),"], by=8)
+    lines.append(f"nn.Linear({a}, {b}, bias=False), nn.BatchNorm1d({b}, affine=False),")
+    return indent("\n".join(lines), " " * 8)
 
 
 def _prediction(*, widths: Sequence[int], dropout: float) -> str:
     a, b, c = widths
-    return _indented([f"nn.Linear({a}, {b}), nn.Dropout({dropout:g}), nn.ReLU(),", f"nn.Linear({b}, {c}),"], by=4)
-
-
-def _indented(lines: Sequence[str], *, by: int) -> str:
-    return "\n".join(" " * by + line for line in lines)
+    return indent(f"nn.Linear({a}, {b}), nn.Dropout({dropout:g}), nn.ReLU(),\nnn.Linear({b}, {c}),", " " * 4)

@@ -67,7 +67,7 @@ def export_run(
         DiskFullError, UnreachableError: The folder cannot be written.
     """
     run = runs.read_run(bench.store, run_id)
-    number, key, checkpoint = committed_stage(run, bench=bench, stage=stage)
+    number, key, checkpoint = _committed_stage(run, bench=bench, stage=stage)
     found = bench.stage(key)
     if with_test_data and not data_source(found.plan.data.source).built_in:
         raise SpecError(
@@ -79,17 +79,15 @@ def export_run(
     tensors = bench.frozen(
         checkpoint, list(checkpoint.blocks), store=bench.store, cache=BlockCache(None), device=device
     )
-    info = _info(run, number, checkpoint, stage=found, bench=bench, tensors=tensors)
+    states = heads(found.plan.model, tensors)
+    info = _info(run, number, checkpoint, stage=found, bench=bench, states=states)
     code = export_example.example(info)
     with replacing(folder) as new:
         _write_encoders(new, found.plan.model, tensors, inputs=bench.inputs(found))
-        states, _ = heads(found.plan.model, tensors)
         (new / "heads").mkdir()
         for head, state in states.items():
-            _write_tensors(
-                new / "heads" / f"{head.partition('.')[0]}.safetensors",
-                state if head == "fusion" else sequential(state),
-            )
+            plain = state if head == "fusion" else sequential(state)
+            _write_tensors(new / "heads" / f"{head}.safetensors", plain)
         if with_test_data:
             _write_test_data(new / "test", stage=found, bench=bench)
         (new / "README.md").write_text(
@@ -97,7 +95,7 @@ def export_run(
         )
         (new / "example.py").write_text(code, encoding="utf-8")
         (new / MARKER).write_bytes(readable(info))
-    files = sorted(path for name in ENTRIES for path in _files(folder / name))
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         "folder": str(folder),
         **{name: info[name] for name in ("run_id", "stage", "digest", "metrics", "modalities")},
@@ -106,21 +104,8 @@ def export_run(
     }
 
 
-def committed_stage(run: RunRecord, *, bench: Workbench, stage: int | None) -> tuple[int, str, Checkpoint]:
-    """Finds a committed stage of a run.
-
-    Args:
-        run: The run.
-        bench: The process's workbench.
-        stage: Its number, counted from 1; None: the last committed stage.
-
-    Returns:
-        Its number, its key and its checkpoint.
-
-    Raises:
-        NotFoundError: The run has no such stage.
-        CheckpointError: The stage, or with None every stage, is not committed.
-    """
+def _committed_stage(run: RunRecord, *, bench: Workbench, stage: int | None) -> tuple[int, str, Checkpoint]:
+    """Returns the number, key and checkpoint of a run's stage, or with None of the last committed one."""
     total = len(runs.plans_of(run))
     if stage is not None and not 1 <= stage <= total:
         raise NotFoundError(f"run {run.run_id} has no stage {stage}", remedy=f"name a stage from 1 to {total}")
@@ -143,14 +128,10 @@ def sequential(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state: `hidden.0.linear.weight` ... `out.norm.running_mean` of a projection head, or `hidden.weight` ...
             `out.bias` of the prediction head (Linear, Dropout, ReLU, Linear).
     """
-    hidden = {name.split(".")[1] for name in state if name.startswith("hidden.") and name.count(".") > 1}
-    if not hidden and "hidden.weight" in state:
-        places = {"hidden": 0, "out": 3}
-    else:
-        places = {f"hidden.{i}.linear": 4 * int(i) for i in hidden} | {
-            f"hidden.{i}.norm": 4 * int(i) + 2 for i in hidden
-        }
-        places |= {"out.linear": 4 * len(hidden), "out.norm": 4 * len(hidden) + 1}
+    depth = len({name.split(".")[1] for name in state if name.startswith("hidden.") and name.count(".") > 1})
+    places = {"hidden": 0, "out": 3, "out.linear": 4 * depth, "out.norm": 4 * depth + 1}
+    for i in range(depth):
+        places |= {f"hidden.{i}.linear": 4 * i, f"hidden.{i}.norm": 4 * i + 2}
     split = {name: name.rpartition(".") for name in state}
     return {f"{places[layer]}.{rest}": state[name] for name, (layer, _, rest) in split.items()}
 
@@ -162,22 +143,13 @@ def _info(
     *,
     stage: Stage,
     bench: Workbench,
-    tensors: Mapping[str, Tensor],
+    states: Mapping[str, Mapping[str, Tensor]],
 ) -> dict[str, Any]:
     model, plan = stage.plan.model, stage.plan
     record = bench.store.read_ref(paths.stage_record(stage.key)) or {"metrics": {}}
-    module = bench.skeleton(stage.key)
-    widths = {
-        m: [module.encoder(m).width, *[model.projection.hidden] * (model.projection.layers - 1), model.projection.out]
-        for m in model.modalities
-    }
-    info_heads: dict[str, Any] = {m: {"widths": w, "dropout": model.projection.dropout} for m, w in widths.items()}
+    dropouts = dict.fromkeys(model.modalities, model.projection.dropout)
     if model.objective.kind == "supervised":
-        weight = tensors["prediction.hidden.weight"]
-        info_heads["prediction"] = {
-            "widths": [weight.shape[1], weight.shape[0], tensors["prediction.out.weight"].shape[0]],
-            "dropout": model.objective.dropout,
-        }
+        dropouts["prediction"] = model.objective.dropout
     return {
         "format": 1,
         "lwfed": __version__,
@@ -195,10 +167,16 @@ def _info(
         "classes": list(run.data.classes),
         "objective": model.objective.model_dump(mode="json"),
         "temperature": model.objective.temperature if model.objective.kind == "contrastive" else None,
-        "heads": info_heads,
+        "heads": {name: {"widths": _widths(states[name]), "dropout": share} for name, share in dropouts.items()},
         "preprocessing": _preprocessing(model, bench.inputs(stage)),
         "batch_size": plan.evaluation.batch_size,
     }
+
+
+def _widths(state: Mapping[str, Tensor]) -> list[int]:
+    """Returns the widths of a head: of its input, and of each linear layer's output."""
+    linear = {int(name.split(".")[0]): tensor for name, tensor in sequential(state).items() if tensor.ndim == 2}
+    return [linear[0].shape[1], *(weight.shape[0] for _, weight in sorted(linear.items()))]
 
 
 def _preprocessing(model: ModelSpec, inputs: InputSettings) -> dict[str, Any]:
@@ -279,10 +257,10 @@ def _write_test_data(folder: Path, *, stage: Stage, bench: Workbench) -> None:
 
 def _refuse_other(folder: Path) -> None:
     """Raises SpecError if a folder contains anything but an earlier export."""
-    if folder.exists() and not folder.is_dir():
-        raise SpecError(f"{folder} is a file", remedy="name a folder")
-    if not folder.is_dir():
+    if not folder.exists():
         return
+    if not folder.is_dir():
+        raise SpecError(f"{folder} is a file", remedy="name a folder")
     names = {path.name for path in folder.iterdir()}
     odd = sorted(name for name in names if name not in ENTRIES and not name.startswith(_WRITING))
     earlier = MARKER in names or any(name.startswith(_WRITING) for name in names)
@@ -300,21 +278,16 @@ def replacing(folder: Path) -> Iterator[Path]:
     created = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(prefix=_WRITING, dir=folder))
-        try:
+        with tempfile.TemporaryDirectory(prefix=_WRITING, dir=folder, ignore_cleanup_errors=True) as name:
+            new = Path(name)
             yield new
-            for name in ENTRIES:
-                _remove(folder / name)
-            for name in reversed(ENTRIES):
-                if (new / name).exists():
-                    (new / name).rename(folder / name)
-            for left in folder.glob(f"{_WRITING}*"):
-                shutil.rmtree(left, ignore_errors=True)
-        except BaseException:
-            shutil.rmtree(new, ignore_errors=True)
-            if created:
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
+            for entry in ENTRIES:
+                _remove(folder / entry)
+            for entry in reversed(ENTRIES):
+                if (new / entry).exists():
+                    (new / entry).rename(folder / entry)
+        for left in folder.glob(f"{_WRITING}*"):  # by a killed export
+            shutil.rmtree(left, ignore_errors=True)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError(
@@ -325,6 +298,9 @@ def replacing(folder: Path) -> Iterator[Path]:
                 f"cannot write the export to {folder}: {error.strerror}", remedy="name a writable folder"
             ) from error
         raise
+    finally:
+        if created and not (folder / MARKER).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove(path: Path) -> None:
@@ -332,7 +308,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _files(path: Path) -> Iterator[Path]:
-    return (found for found in (path, *path.rglob("*")) if found.is_file())

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from lwfed.catalog.encoder import encoder_family
 from lwfed.models.families import family_of
 from lwfed.spec.model import EncoderSpec, ModelSpec
 
@@ -27,20 +26,15 @@ def to_library(
         `timm.create_model("local-dir:FOLDER", pretrained=True)` or `AutoModel.from_pretrained(FOLDER)` reads from one
         folder. The model has as many blocks as `tensors` has.
     """
-    family = family_of(encoder)
-    state: dict[str, Tensor] = {}
-    blocks: set[str] = set()
-    for name, tensor in sorted(tensors.items()):
-        owner, _, rest = name.partition(".")
-        if owner != modality or rest.startswith("projection."):
-            continue
-        state[family.PREFIXES.to_library(rest)] = tensor
-        if rest.startswith("blocks."):
-            blocks.add(rest.split(".")[1])
+    family, prefix = family_of(encoder), f"{modality}."
+    own = {name.removeprefix(prefix): tensor for name, tensor in sorted(tensors.items()) if name.startswith(prefix)}
+    own = {name: tensor for name, tensor in own.items() if not name.startswith("projection.")}
+    state = {family.PREFIXES.to_library(name): tensor for name, tensor in own.items()}
+    blocks = {name.split(".")[1] for name in own if name.startswith("blocks.")}
     return state, family.library_config(encoder, depth=len(blocks))
 
 
-def heads(model: ModelSpec, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+def heads(model: ModelSpec, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Returns the heads, and the fusion if it has parameters.
 
     Args:
@@ -48,19 +42,12 @@ def heads(model: ModelSpec, tensors: Mapping[str, Tensor]) -> tuple[dict[str, di
         tensors: Canonical name -> tensor of the whole model.
 
     Returns:
-        Unit (`image.projection` ..., `fusion`, `prediction`) -> its state dict, and a description for readers.
+        A modality, whose head is its projection, `fusion` or `prediction` -> its state dict.
     """
-    states: dict[str, dict[str, Tensor]] = {}
-    for head in (*(f"{modality}.projection" for modality in model.modalities), "fusion", "prediction"):
-        state = {n.removeprefix(head + "."): t for n, t in sorted(tensors.items()) if n.startswith(head + ".")}
-        if state:
-            states[head] = state
-    config = {
-        "modalities": list(model.modalities),
-        "projection": model.projection.model_dump(mode="json"),
-        "projection_layers": "hidden.<i>: linear (no bias), dropout, BatchNorm1d, ReLU; out: linear (no bias), "
-        "BatchNorm1d without affine; then L2-normalise for retrieval",
-        "objective": model.objective.model_dump(mode="json"),
-        "feature": {m: encoder_family(e.family).usage.feature for m, e in model.encoders.items()},
+    units = {modality: f"{modality}.projection." for modality in model.modalities}
+    units |= {unit: f"{unit}." for unit in ("fusion", "prediction")}
+    states = {
+        head: {name.removeprefix(prefix): t for name, t in sorted(tensors.items()) if name.startswith(prefix)}
+        for head, prefix in units.items()
     }
-    return states, config
+    return {head: state for head, state in states.items() if state}

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lwfed.data.audio import log_mel, normalise_log_mel, to_tensor
+from lwfed.data.audio import log_mel, normalise_log_mel
 from lwfed.data.inputs import InputSettings
 from lwfed.data.protocol import Waveform
 from lwfed.data.tokens import tokenize
-from lwfed.data.transforms import evaluation_pixels, normalise_pixels
+from lwfed.data.transforms import normalise_pixels, square_pixels
 from lwfed.models.build import load
 from lwfed.models.multimodal import Multimodal
 from lwfed.round.runtime import pick_device
@@ -89,18 +89,18 @@ class Predictor:
         """
         if self.kind != "supervised":
             raise SpecError("a contrastive model does not classify", remedy="use its embeddings")
-        given = {"image": images, "audio": audios, "text": texts}
+        given: dict[str, Any] = {"image": images, "audio": audios, "text": texts}
         columns = {modality: given[modality] for modality in self.modalities}
         counts = {modality: None if items is None else len(items) for modality, items in columns.items()}
         if None in counts.values() or len(set(counts.values())) != 1:
             raise DataError(f"the counts of examples differ: {counts}", remedy="pass the same number for each modality")
-        shares = []
+        shares = [torch.zeros(0, len(self.classes))]
         with torch.inference_mode():
-            for start in range(0, next(n for n in counts.values() if n is not None), self._batch_size):
+            for start in range(0, len(columns[self.modalities[0]]), self._batch_size):
                 part = slice(start, start + self._batch_size)
-                projected = {m: self._project(m, items[part]) for m, items in columns.items() if items is not None}
+                projected = {modality: self._project(modality, items[part]) for modality, items in columns.items()}
                 shares.append(self._module.classify(projected).float().softmax(-1).cpu())
-        probabilities = torch.cat(shares).numpy() if shares else np.zeros((0, len(self.classes)), np.float32)
+        probabilities = torch.cat(shares).numpy()
         return [self.classes[index] for index in probabilities.argmax(axis=1)], probabilities
 
     def _embed(self, modality: str, items: Sequence[Any]) -> Floats:
@@ -170,13 +170,12 @@ def _classes(store: Store, key: str, *, made_by: str) -> tuple[str, ...]:
 
 
 def _images(images: Sequence[Image.Image], inputs: InputSettings, device: torch.device) -> Tensor:
-    pixels = np.stack([evaluation_pixels(image.convert("RGB"), size=inputs.image_size) for image in images])
+    pixels = np.stack([square_pixels(image.convert("RGB"), size=inputs.image_size) for image in images])
     return normalise_pixels(torch.from_numpy(pixels)).to(device)
 
 
 def _texts(texts: Sequence[str], inputs: InputSettings, device: torch.device) -> dict[str, Tensor]:
-    tokens = tokenize(texts, settings=inputs)
-    return {name: tensor.to(device) for name, tensor in tokens.items()}
+    return {name: tensor.to(device) for name, tensor in tokenize(texts, settings=inputs).items()}
 
 
 def _audios(audios: Sequence[tuple[Waveform, int]], inputs: InputSettings, device: torch.device) -> Tensor:
@@ -189,7 +188,7 @@ def _audios(audios: Sequence[tuple[Waveform, int]], inputs: InputSettings, devic
         log_mel(np.asarray(samples, np.float32), rate=rate, num_mel_bins=inputs.num_mel_bins, frames=inputs.frames)
         for samples, rate in audios
     ]
-    return normalise_log_mel(to_tensor(spectrograms)).to(device)
+    return normalise_log_mel(torch.from_numpy(np.stack(spectrograms))).to(device)
 
 
 _PREPARE: dict[str, Callable[[Sequence[Any], InputSettings, torch.device], Any]] = {

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -31,14 +31,12 @@ from lwfed.report.series import Panel, Stage, panels_of, stages_of
 from lwfed.types.records import RoundRecord, RunRecord, StageRecord
 
 RESOURCES = {
-    "memory": ("Peak memory per client", bytes_text),
-    "flops": ("FLOPs per training sample", flops_text),
-    "up": ("Upload per client per round", bytes_text),
-    "down": ("Download per client per round", bytes_text),
+    "memory": ("memory", "Peak memory per client", bytes_text),
+    "flops": ("flops", "FLOPs per training sample", flops_text),
+    "up": ("upload", "Upload per client per round", bytes_text),
+    "down": ("download", "Download per client per round", bytes_text),
 }
-"""Quantity of the ledger -> its title and format."""
-FILES = {"up": "upload", "down": "download"}
-"""Names of figures that differ from their quantities' names."""
+"""Quantity of the ledger -> its figure's name and title, and its format."""
 
 
 class Drawing(NamedTuple):
@@ -61,10 +59,10 @@ def draw_run(run: RunRecord, *, stages: Sequence[StageRecord], rounds: Sequence[
     """
     spans, rows = stages_of(run, stages, rounds), ledger_rows(run, stages)
     drawn = {panel.key: Drawing(panel.title, svg(metric_figure(panel, stages=spans))) for panel in panels_of(rounds)}
-    for key, (title, _) in RESOURCES.items():
+    for key, (name, title, _) in RESOURCES.items():
         figure = resource_figure(key, rows)
         if figure is not None:
-            drawn[f"resources-{FILES.get(key, key)}"] = Drawing(title, svg(figure))
+            drawn[f"resources-{name}"] = Drawing(title, svg(figure))
     if rounds:
         figure = participation_figure(run, stages=spans, rounds=rounds)
         drawn["participation"] = Drawing("Participation of clients", svg(figure))
@@ -102,7 +100,7 @@ def metric_figure(panel: Panel, *, stages: Sequence[Stage]) -> Figure:
 @styled
 def resource_figure(key: str, rows: Sequence[Row]) -> Figure | None:
     """Draws a quantity per stage, predicted and measured, against end to end; None if nothing is known."""
-    title, write = RESOURCES[key]
+    _, title, write = RESOURCES[key]
     *staged, last = rows
     whole = last["predicted"][key]
     pairs = [(row["predicted"][key], row["measured"][key]) for row in staged]
@@ -174,10 +172,9 @@ def partition_figure(run: RunRecord) -> Figure:
     every = math.ceil(14 / tall)
     figure = new_figure(560, tall * len(clients) + 12, label="Number of examples per client")
     axes = figure.subplots()
-    axes.barh(range(len(clients)), list(clients.values()), height=0.85, color=SERIES[2])
-    for index, count in enumerate(clients.values()):
-        if index % every == 0:
-            axes.annotate(count_text(count), (count, index), xytext=(6, 0), textcoords="offset points", va="center")
+    bars = axes.barh(range(len(clients)), list(clients.values()), height=0.85, color=SERIES[2])
+    counts = [count_text(count) if index % every == 0 else "" for index, count in enumerate(clients.values())]
+    axes.bar_label(bars, counts, padding=6)
     axes.set_yticks(range(0, len(clients), every), list(clients)[::every])
     axes.set_ylim(len(clients) - 0.5, -0.5)
     axes.set_xlim(0, max([1, *clients.values()]))
@@ -214,17 +211,12 @@ def _cells(axes: Axes, clients: Sequence[str], rounds: Sequence[RoundRecord], *,
 def _spread(axes: Axes, losses: Sequence[tuple[int, list[float]]]) -> None:
     """Draws the minimum, middle half, mean and maximum of the clients' losses in each round."""
     numbers = [number for number, _ in losses]
-    quarters = [
-        statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3 for _, values in losses
-    ]
-    low, high = [min(values) for _, values in losses], [max(values) for _, values in losses]
+    low, lower, upper, high = np.transpose([np.quantile(values, (0, 0.25, 0.75, 1)) for _, values in losses])
     blue: dict[str, Any] = {"color": SERIES[0], "lw": 0}
     axes.fill_between(numbers, low, high, alpha=0.16, label="least to largest", **blue)
-    axes.fill_between(
-        numbers, [q[0] for q in quarters], [q[2] for q in quarters], alpha=0.3, label="middle half", **blue
-    )
+    axes.fill_between(numbers, lower, upper, alpha=0.3, label="middle half", **blue)
     axes.vlines(numbers, low, high, color=SERIES[0], lw=1, alpha=0.45)
-    means = [statistics.fmean(values) for _, values in losses]
+    means = [np.mean(values) for _, values in losses]
     axes.plot(numbers, means, color=SERIES[0], label="mean", **dots(len(numbers)))
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.5, ncols=3)
 

@@ -38,27 +38,21 @@ def totals(rows: Sequence[Row]) -> dict[str, tuple[float, float, float | None]]:
     """
     *staged, whole = rows
     trained = [row for row in staged if row["rounds"]]
-
-    def spent(key: str) -> float:
-        return sum((row["rounds"] * _number(_known(row, key)) for row in trained), start=0.0)
-
-    def frozen(row: Row) -> float:
-        measured = row["measured"]["frozen"]
-        return row["rounds"] * measured if finite(measured) else float(row["predicted"]["frozen"] or 0)
-
-    def whole_of(key: str) -> float:
-        return _number(whole["predicted"][key])
-
     rounds = sum(row["rounds"] for row in trained)
+    theirs = {key: _number(value) for key, value in whole["predicted"].items()}
+
+    def spent(*keys: str) -> float:
+        return math.fsum(row["rounds"] * _known(row, key) for row in trained for key in keys)
+
     both = {
-        "traffic": (
-            spent("up") + spent("down") + sum(map(frozen, trained)),
-            rounds * (whole_of("up") + whole_of("down")),
-        ),
-        "flops": (spent("flops"), rounds * whole_of("flops")),
-        "memory": (max((_number(_known(row, "memory")) for row in trained), default=0.0), whole_of("memory")),
+        "traffic": (spent("up", "down", "frozen"), rounds * (theirs["up"] + theirs["down"])),
+        "flops": (spent("flops"), rounds * theirs["flops"]),
+        "memory": (max((_known(row, "memory") for row in trained), default=0.0), theirs["memory"]),
     }
-    return {key: (ours, theirs, _factor(ours, theirs)) for key, (ours, theirs) in both.items()}
+    return {
+        key: (own, whole, whole / own if finite(own) and finite(whole) and own > 0 else None)
+        for key, (own, whole) in both.items()
+    }
 
 
 def _row(
@@ -88,13 +82,10 @@ def _quantities(values: Mapping[str, Any]) -> Row:
     }
 
 
-def _known(row: Row, key: str) -> Any:
-    return row["measured"][key] if finite(row["measured"][key]) else row["predicted"][key]
+def _known(row: Row, key: str) -> float:
+    """Returns a measured quantity, else the predicted one; NaN if neither is known."""
+    return _number(row["measured"][key] if finite(row["measured"][key]) else row["predicted"][key])
 
 
 def _number(value: Any) -> float:
     return float(value) if finite(value) else math.nan
-
-
-def _factor(ours: float, theirs: float) -> float | None:
-    return theirs / ours if finite(ours) and finite(theirs) and ours > 0 else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import re
 import statistics
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from markupsafe import Markup
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from lwfed.formats import (
     bytes_text,
@@ -32,7 +31,7 @@ from lwfed.report.series import stages_of
 from lwfed.run import runs
 from lwfed.spec.stored import stored_values
 from lwfed.types.canonical import digest_of
-from lwfed.types.records import RoundRecord, RunRecord, StageRecord
+from lwfed.types.records import DataRecord, RoundRecord, RunRecord, StageRecord
 
 if TYPE_CHECKING:
     from lwfed.report.figures import Drawing
@@ -41,6 +40,13 @@ THUMBNAIL = 132
 """Pixels per side of a retrieved image."""
 MOST_FAILURES = 30
 """The most failures in the report; the records have all of them."""
+HEADLINES = {
+    "test/t2i/R@1": "Text to image R@1",
+    "test/i2t/R@1": "Image to text R@1",
+    "test/accuracy": "Test accuracy",
+    "test/f1": "Macro F1",
+}
+"""Metrics among the key figures -> their titles."""
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
@@ -51,7 +57,6 @@ def render(
     *,
     drawings: Mapping[str, Drawing] | None = None,
     retrieval: Sequence[Mapping[str, Any]] | None = None,
-    failure: str | None = None,
     links: Mapping[str, str] | None = None,
 ) -> str:
     """Renders a run's report.
@@ -61,9 +66,8 @@ def render(
         stages: StageRecords of the finished stages.
         rounds: RoundRecords of the committed rounds.
         drawings: The figures of the same records, as returned by `draw_run`; None: draws them here.
-        retrieval: Queries with results: `{"query": text, "results": [{"image": PIL image or
-            "png_base64": text, "score": cosine, "relevant": bool, "caption": text}]}`.
-        failure: Why the run ended early.
+        retrieval: Queries with results: `{"query": text, "results": [{"image": PIL image, "score": cosine, "relevant":
+            bool, "caption": text}]}`.
         links: Name -> URL of related pages.
 
     Returns:
@@ -76,17 +80,14 @@ def render(
 
         drawings = draw_run(run, stages=stages, rounds=rounds)
     figures = {name: (drawing.title, Markup(drawing.svg)) for name, drawing in drawings.items()}
-    resources = [figure for name, figure in figures.items() if name.startswith("resources-")]
     others = ("resources-", "participation", "partition")
-    rows = ledger_rows(run, stages)
-    failures = _failures(rounds)
+    rows, failures = ledger_rows(run, stages), _failures(rounds)
     return page(
         "report.html",
         run=run,
         num_stages=len(run.stage_numbers),
+        num_rounds=len(rounds),
         stages=stages,
-        status=_status(run, stages, rounds, failure),
-        failure=failure,
         links=dict(links or {}),
         digest=stages[-1].digest if stages else None,
         spec_digest=digest_of(run.spec),
@@ -94,7 +95,7 @@ def render(
         metrics=[figure for name, figure in figures.items() if not name.startswith(others)],
         held_out=any(name.startswith("federated/") for record in rounds for name in record.metrics),
         untrained=[stage.number for stage in stages_of(run, stages, rounds) if not stage.rounds],
-        resources=resources,
+        resources=[figure for name, figure in figures.items() if name.startswith("resources-")],
         ledger=rows,
         participation=figures.get("participation"),
         failures=failures[:MOST_FAILURES],
@@ -108,32 +109,15 @@ def render(
     )
 
 
-def _status(
-    run: RunRecord, stages: Sequence[StageRecord], rounds: Sequence[RoundRecord], failure: str | None
-) -> tuple[str, str]:
-    """Returns the run's status in words and as a class of the style sheet."""
-    total = len(run.stage_numbers)
-    if failure:
-        return "failed", "bad"
-    if len(stages) == total:
-        return "complete", "good"
-    return f"{len(stages)} of {total} stages, {len(rounds)} rounds", "open"
-
-
 def _tiles(
     run: RunRecord, stages: Sequence[StageRecord], rounds: Sequence[RoundRecord], *, rows: Sequence[Row]
 ) -> list[dict[str, str]]:
     """Returns the key figures: quality, size and savings."""
     tiles = []
-    metrics, data = final_metrics(stages, rounds), run.data
-    chances = {
-        "test/t2i/R@1": ("Text to image R@1", 1 / data.num_test if data.num_test else None),
-        "test/i2t/R@1": ("Image to text R@1", None),
-        "test/accuracy": ("Test accuracy", 1 / len(data.classes) if data.classes else None),
-        "test/f1": ("Macro F1", None),
-    }
-    for name, (title, chance) in chances.items():
+    metrics = final_metrics(stages, rounds)
+    for name, title in HEADLINES.items():
         if name in metrics:
+            chance = chance_of(name, run.data)
             note = f"{number_text(metrics[name] / chance)} times chance" if chance else "on the test set"
             tiles.append({"title": title, "value": percent_text(metrics[name]), "note": note})
     saved = totals(rows)
@@ -174,30 +158,26 @@ def _failures(rounds: Sequence[RoundRecord]) -> list[dict[str, Any]]:
     ]
 
 
+def chance_of(metric: str, data: DataRecord) -> float | None:
+    """Returns the score of guessing; None if unknown."""
+    if metric == "test/t2i/R@1" and data.num_test:
+        return 1 / data.num_test
+    if metric == "test/accuracy" and data.classes:
+        return 1 / len(data.classes)
+    return None
+
+
 def _query(item: Mapping[str, Any]) -> dict[str, Any]:
     results = []
     for result in item["results"]:
-        picture = _picture(result)
-        shape = 1.0 if picture is None else picture.width / picture.height
-        results.append({**result, "jpeg": _thumbnail(picture), "shape": f"{min(2.5, max(0.6, shape)):.3g}"})
+        picture = result["image"]
+        shape = min(2.5, max(0.6, picture.width / picture.height))
+        results.append({**result, "jpeg": _thumbnail(picture), "shape": f"{shape:.3g}"})
     return {"query": item["query"], "results": results, "hit": any(result["relevant"] for result in results)}
 
 
-def _picture(result: Mapping[str, Any]) -> Image.Image | None:
-    """Returns a result's image; None if it is missing or unreadable."""
-    image: Image.Image | None = result.get("image")
-    if image is not None:
-        return image
-    try:
-        return Image.open(io.BytesIO(base64.b64decode(result.get("png_base64") or "", validate=True)))
-    except (binascii.Error, UnidentifiedImageError, OSError):
-        return None
-
-
-def _thumbnail(image: Image.Image | None) -> str:
-    """Returns a small JPEG of an image as base64; empty for None."""
-    if image is None:
-        return ""
+def _thumbnail(image: Image.Image) -> str:
+    """Returns a small JPEG of an image as base64."""
     small = image.convert("RGB")
     factor = 2 * THUMBNAIL / max(small.size)
     method = Image.Resampling.NEAREST if factor >= 2 else Image.Resampling.LANCZOS  # small drawings stay sharp

@@ -140,7 +140,7 @@ def label_rounds(axes: Axes, stages: Sequence[Stage], *, last: int, names: bool 
             axes.axvspan(stage.first - 0.5, stage.last + 0.5, color=COLOURS["band"], lw=0, zorder=0)
         if names:
             name = f"stage {stage.number}" if stage.rounds > 0.12 * last else str(stage.number)
-            _above(axes, (stage.first + stage.last) / 2, name)
+            above(axes, (stage.first + stage.last) / 2, name)
     untrained: dict[int, list[int]] = {}
     for stage in stages:
         if not stage.rounds:
@@ -150,7 +150,7 @@ def label_rounds(axes: Axes, stages: Sequence[Stage], *, last: int, names: bool 
         at_end = first > 0.75 * last
         axes.axvline(first - 0.5, color=COLOURS["soft"], lw=1, ls=(0, (2, 4)), zorder=1)
         text = f"{name} untrained ◆" if at_end else f"◆ {name} untrained"
-        _above(axes, first - 0.5, text, lift=22, ha="right" if at_end else "left", shift=5 if at_end else -5)
+        above(axes, first - 0.5, text, lift=22, ha="right" if at_end else "left", shift=5 if at_end else -5)
 
 
 def round_ticks(last: int, *, count: int = 10) -> list[int]:
@@ -184,6 +184,16 @@ def label_ends(axes: Axes, ends: Iterable[tuple[float, str, str]], *, height: fl
         limit -= gap
 
 
+def above(
+    axes: Axes, x: float, text: str, *, lift: float = 8, shift: float = 0, ha: str = "center", **look: Any
+) -> None:
+    """Writes a text above a plot at x, moved by `shift` and `lift` pixels; `look`: matplotlib's keywords."""
+    axes.annotate(
+        text, (x, 1), xycoords=axes.get_xaxis_transform(), xytext=(shift, lift), textcoords="offset points", ha=ha,
+        annotation_clip=False, **look,
+    )  # fmt: skip
+
+
 def dots(count: int, *, marker: str = "o") -> dict[str, Any]:
     """Returns matplotlib's keywords for the markers of a line through `count` points."""
     return {"marker": marker, "ms": 6.5} if count <= 45 else {"marker": marker, "ms": 3, "mew": 0}
@@ -198,13 +208,6 @@ def legend_below(figure: Any, handles: Sequence[Any], *, width: float = 560) -> 
 def legend_columns(labels: Sequence[str], *, width: float = 560) -> int:
     """Returns the number of columns of a legend, from the length of the longest label."""
     return max(1, min(len(labels), int(width / (50 + 7.2 * max(map(len, labels))))))
-
-
-def _above(axes: Axes, x: float, text: str, *, lift: float = 8, shift: float = 0, ha: str = "center") -> None:
-    axes.annotate(
-        text, (x, 1), xycoords=axes.get_xaxis_transform(), xytext=(shift, lift), textcoords="offset points", ha=ha,
-        annotation_clip=False,
-    )  # fmt: skip
 
 
 def _is_empty(element: ElementTree.Element) -> bool:

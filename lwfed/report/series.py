@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from lwfed.formats import INITIALS, finite, natural_order
 from lwfed.types.records import RoundRecord, RunRecord, StageRecord
 
+LOSS = 4
+"""Rank of the panel of losses; panels of shares come before it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -71,9 +74,9 @@ def panels_of(rounds: Sequence[RoundRecord]) -> list[Panel]:
     """Returns a run's metrics by panel: recall in each direction, classification, loss, and others."""
     names = {name for record in rounds for name in record.metrics}
     sides = {"test": 0, "train": 1, "federated": 2}
-    series: dict[tuple[str, str], list[Series]] = {}
+    series: dict[tuple[int, str, str], list[Series]] = {}
     for name in sorted(natural_order(names), key=lambda name: sides.get(name.partition("/")[0], 1)):
-        key, title, label = _place(name)
+        rank, key, title, label = _place(name)
         points = tuple(
             (record.global_round, value if finite(value) else None)
             for record in rounds
@@ -81,29 +84,24 @@ def panels_of(rounds: Sequence[RoundRecord]) -> list[Panel]:
             for value in [record.metrics[name]]
         )
         if any(value is not None for _, value in points):
-            series.setdefault((key, title), []).append(Series(label, points, name.startswith("federated/")))
-    shares = ("recall", "class", "zero")
-    panels = [Panel(key, title, tuple(found), key.startswith(shares)) for (key, title), found in series.items()]
-    return sorted(panels, key=lambda panel: _rank(panel.key))
+            series.setdefault((rank, key, title), []).append(Series(label, points, name.startswith("federated/")))
+    return [Panel(key, title, tuple(found), rank < LOSS) for (rank, key, title), found in sorted(series.items())]
 
 
-def _place(name: str) -> tuple[str, str, str]:
-    """Returns a metric's panel, the panel's title and the metric's label in it."""
+def _place(name: str) -> tuple[int, str, str, str]:
+    """Returns the rank, the key and the title of a metric's panel, and the metric's label in it.
+
+    Text to image is first, then other recalls, classification, loss, and the rest; what comes before loss is a share.
+    """
     side, _, rest = name.partition("/")
     if name.endswith("/loss"):
-        return "loss", "Loss", {"train": "training", "federated": "test"}.get(side, side)
+        return LOSS, "loss", "Loss", {"train": "training", "federated": "test"}.get(side, side)
     pair, _, recall = rest.partition("/")
     if len(pair) == 3 and pair[1] == "2" and recall.startswith("R@"):
         query, found = INITIALS.get(pair[0], pair[0]), INITIALS.get(pair[2], pair[2])
-        return f"recall-{pair}", f"{query.capitalize()} to {found} recall", recall
+        return int(pair[0] != "t"), f"recall-{pair}", f"{query.capitalize()} to {found} recall", recall
     if rest in ("accuracy", "precision", "recall", "f1"):
-        return "classification", "Classification (macro averages)", rest.replace("f1", "F1")
+        return 2, "classification", "Classification (macro averages)", rest.replace("f1", "F1")
     if rest.startswith("zero_shot"):
-        return "zero-shot", "Zero-shot classification", rest.rpartition("/")[2]
-    return "other-" + name.replace("/", "-"), name, name
-
-
-def _rank(key: str) -> tuple[int, str]:
-    """Returns a panel's sort key: tasks first, text to image before image to text; then loss, then others."""
-    starts = ("recall-t2", "recall-", "classification", "zero-shot", "loss")
-    return next((rank for rank, start in enumerate(starts) if key.startswith(start)), len(starts)), key
+        return 3, "zero-shot", "Zero-shot classification", rest.rpartition("/")[2]
+    return LOSS + 1, "other-" + name.replace("/", "-"), name, name

@@ -13,8 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from lwfed.data.inputs import InputSettings, settings_for
-from lwfed.data.opening import open_source
-from lwfed.data.protocol import Example, Source
+from lwfed.data.protocol import Example, Source, open_source
 from lwfed.models.build import input_settings, skeleton, without_prefix
 from lwfed.models.multimodal import Multimodal
 from lwfed.plan.stages import DataPlan, StagePlan, key_of_values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lwfed.data.opening import open_source
+from lwfed.data.protocol import open_source
 from lwfed.round.shares import holdout_of, root_for
 from lwfed.run.events import Emit
 from lwfed.run.tasks import InspectTask

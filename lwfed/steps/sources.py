@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lwfed.catalog.source import data_source
-from lwfed.data.opening import open_source
 from lwfed.data.partition import group_members
-from lwfed.data.protocol import Example, Source
+from lwfed.data.protocol import Example, Source, open_source
 from lwfed.plan.cohort import client_ids
 from lwfed.round.shares import SERVER, root_for
 from lwfed.run.events import Checking, Emit, Warning
@@ -103,10 +102,9 @@ def unreadable(
     def report(done: int, total: int) -> None:
         emit(Checking(split=split, done=done, total=total))
 
-    checked = check_examples(
+    return check_examples(
         source, examples=doubtful, modalities=spec.model.modalities, workers=spec.data.workers, progress=report
     )
-    return checked.bad
 
 
 def readable(source: Source, split: str, bad: Mapping[str, str], *, spec: RunSpec, emit: Emit) -> Sequence[Example]:

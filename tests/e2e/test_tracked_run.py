@@ -24,7 +24,7 @@ import base64, io, json, sys, warnings
 warnings.simplefilter("ignore")
 import mlflow, numpy, pandas
 from mlflow import MlflowClient
-from lwfed.data.opening import open_source
+from lwfed.data.protocol import open_source
 from lwfed.spec.load import load_spec
 
 client = MlflowClient(sys.argv[1])

@@ -16,9 +16,8 @@ from torch import Tensor
 from lwfed.catalog.sources.shapes import ShapesSize
 from lwfed.data.batches import train_batches
 from lwfed.data.inputs import InputSettings
-from lwfed.data.opening import open_source
 from lwfed.data.prefix_cache import INDEX, CachedPrefix, Inputs, find_cached, write_cache
-from lwfed.data.protocol import Example
+from lwfed.data.protocol import Example, open_source
 from lwfed.launch.in_process import InProcess
 from lwfed.launch.subprocess import Subprocess
 from lwfed.models.build import initial_tensors, load, skeleton

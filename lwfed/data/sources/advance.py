@@ -47,23 +47,17 @@ class Advance:
 
 
 def open_data(data: DataSpec) -> Advance:
-    """Opens the pairs that a spec names; see `open_advance`."""
-    return open_advance(
-        data_root(data), test_fraction=data.own["test_fraction"], missing_ok=data.on_bad_example == "skip"
-    )
-
-
-def open_advance(root: Path, *, test_fraction: float, missing_ok: bool = False) -> Advance:
     """Opens pairs of images and sounds.
 
     Args:
-        root: A folder with vision/<class>/*.jpg and sound/<class>/*.wav, or with these in train/ and test/.
-        test_fraction: Without train/ and test/: fraction of each class held out, always the same examples.
-        missing_ok: Accept a file without its partner; `check_examples` then reports and counts it.
+        data: Its `root` is a folder with vision/<class>/*.jpg and sound/<class>/*.wav, or with these in train/ and
+            test/; without these two, `test_fraction` of each class is held out, always the same examples. With
+            `on_bad_example: skip`, a file may lack its partner: `check_examples` then reports and counts it.
 
     Raises:
         DataError: A folder is missing or empty, or a file has no partner.
     """
+    root, missing_ok = data_root(data), data.on_bad_example == "skip"
     names = [name for name in ("train", "test") if (root / name).is_dir()]
     if len(names) == 1:
         raise DataError(f"{root} has only {names[0]}/", remedy="create both train/ and test/, or neither")
@@ -74,7 +68,7 @@ def open_advance(root: Path, *, test_fraction: float, missing_ok: bool = False) 
         strange = sorted(set(pairs["test"]) - set(classes))
         if strange:
             raise DataError(f"the class {strange[0]} is in {root}/test but not in train", remedy="add it to train/")
-    held_out = set() if names else _hold_out(train, fraction=test_fraction)
+    held_out = set() if names else _hold_out(train, fraction=data.own["test_fraction"])
 
     splits: dict[str, list[Example]] = {"train": [], "test": []}
     paths: dict[str, tuple[Path, Path]] = {}

@@ -50,20 +50,16 @@ class Coco:
 
 
 def open_data(data: DataSpec) -> Coco:
-    """Opens the captioned images that a spec names; see `open_coco`."""
-    return open_coco(data_root(data), missing_ok=data.on_bad_example == "skip")
-
-
-def open_coco(root: Path, *, missing_ok: bool = False) -> Coco:
     """Opens captioned images.
 
     Args:
-        root: A folder with train2017/, val2017/ and annotations/captions_{train,val}2017.json.
-        missing_ok: Accept images that are not on disk; `check_examples` then reports and counts them.
+        data: Its `root` is a folder with train2017/, val2017/ and annotations/captions_{train,val}2017.json; with
+            `on_bad_example: skip`, images may be missing: `check_examples` then reports and counts them.
 
     Raises:
         DataError: A folder or json is missing or damaged, or a caption has no image.
     """
+    root, missing_ok = data_root(data), data.on_bad_example == "skip"
     entries: list[tuple[str, int | str]] = []
     splits = {split: _read_split(root, folder, entries, missing_ok) for split, folder in FOLDERS.items()}
     return Coco(root=root, train=splits["train"], test=splits["test"], digest=listing_digest("coco", entries=entries))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +32,6 @@ SIZES = {"small": 4.0, "large": 7.0}
 """Name -> half the width, in 32nds of the image's side."""
 RELATIONS = {"above": "below", "left of": "right of"}
 """Position of the first shape relative to the second -> position of the second relative to the first."""
-NUM_MEANINGS = (len(KINDS) * len(COLOURS) * len(SIZES)) ** 2 * len(RELATIONS)
-"""Number of scenes with different captions: 7,200."""
 SAMPLE_RATE = 16_000
 _PITCHES = (220.0, 330.0, 494.0, 740.0, 1100.0)
 _DRAWING = 1
@@ -45,6 +44,11 @@ class Shape:
     size: str
     colour: str
     kind: str
+
+
+SHAPES = tuple(Shape(size, colour, kind) for size, colour, kind in product(SIZES, COLOURS, KINDS))
+NUM_MEANINGS = len(SHAPES) ** 2 * len(RELATIONS)
+"""Number of scenes with different captions: 7,200."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,19 +96,15 @@ class Shapes:
 
 
 def open_data(data: DataSpec) -> Shapes:
-    """Opens the built-in source that a spec configures; see `open_shapes`."""
-    return open_shapes(data.own["shapes"])
-
-
-def open_shapes(size: ShapesSize) -> Shapes:
     """Opens the built-in source. Test scenes differ in meaning from each other and from all training scenes.
 
     Args:
-        size: Number and size of the scenes, and their seed.
+        data: Its `shapes` are the number and size of the scenes, and their seed.
 
     Raises:
-        DataError: There are not enough different scenes for `size.test`.
+        DataError: There are not enough different scenes for `shapes.test`.
     """
+    size: ShapesSize = data.own["shapes"]
     if size.test > NUM_MEANINGS // 2:
         raise DataError(
             f"data.shapes.test is {size.test}, but only {NUM_MEANINGS // 2} test scenes can have different captions",
@@ -121,8 +121,8 @@ def open_shapes(size: ShapesSize) -> Shapes:
 def scene_of(number: int) -> Scene:
     """Returns the scene of a number in [0, NUM_MEANINGS)."""
     number, relation = divmod(number, len(RELATIONS))
-    first, second = divmod(number, len(KINDS) * len(COLOURS) * len(SIZES))
-    return Scene(_shape_of(first), tuple(RELATIONS)[relation], _shape_of(second))
+    first, second = divmod(number, len(SHAPES))
+    return Scene(SHAPES[first], tuple(RELATIONS)[relation], SHAPES[second])
 
 
 def captions_of(scene: Scene) -> tuple[str, ...]:
@@ -213,12 +213,6 @@ def _example(name: str, scene: Scene) -> Example:
     first = scene.first
     fields = {"stem": name, "kind": first.kind, "colour": first.colour, "size": first.size, "relation": scene.relation}
     return Example(id=name, label=KINDS.index(first.kind), captions=captions_of(scene), fields=fields)
-
-
-def _shape_of(number: int) -> Shape:
-    number, kind = divmod(number, len(KINDS))
-    size, colour = divmod(number, len(COLOURS))
-    return Shape(tuple(SIZES)[size], tuple(COLOURS)[colour], KINDS[kind])
 
 
 def _words(shape: Shape) -> str:

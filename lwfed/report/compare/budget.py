@@ -6,15 +6,15 @@ import re
 from dataclasses import dataclass
 
 from lwfed.cost.fit import parse_size
-from lwfed.formats import bytes_text, flops_text, trimmed
-from lwfed.report.compare.records import Comparison, Group, Mean, Quantity, RunCurve, Spread, spread
+from lwfed.formats import PREFIXES, bytes_text, flops_text, trimmed
+from lwfed.report.compare.records import Comparison, Group, Quantity, RunCurve, Spread, spread
 from lwfed.types.errors import SpecError
 
 WRITE = {"bytes": bytes_text, "flops": flops_text, "memory": bytes_text}
 """Quantity -> its format."""
 TITLES = {"bytes": "bytes moved", "flops": "FLOPs computed", "memory": "memory"}
 FLOPS = re.compile(r"\s*(\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)\s*([kKmMgGtTpP]?)(?:flops?)?\s*", re.IGNORECASE)
-SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15}
+SCALES = {prefix.lower(): 1000**power for power, prefix in enumerate(PREFIXES)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,30 +38,30 @@ class Reach:
         group: The group.
         budget: The budget.
         rounds: Rounds within the budget, for the seed with the fewest.
-        total: Rounds of the whole schedule.
         best: Best metric within the budget, over seeds; None if no evaluated round fits.
-        last: The last round within the budget, as a mean over seeds; None if no round fits.
-        next_spent: The cost up to the first round beyond the budget; None if all rounds fit.
     """
 
     group: Group
     budget: Budget
     rounds: int
-    total: int
     best: Spread | None
-    last: Mean | None
-    next_spent: float | None
+
+    @property
+    def next_spent(self) -> float | None:
+        """The cost up to the first round beyond the budget; None if all rounds fit."""
+        beyond = self.group.means[self.rounds :]
+        return beyond[0].spent(self.budget.quantity) if beyond else None
 
     @property
     def verdict(self) -> str:
         """The result in words."""
+        quantity = self.budget.quantity
         if self.next_spent is None:
-            spent = WRITE[self.budget.quantity](self.group.last.spent(self.budget.quantity))
-            return f"fits entirely: {spent}"
-        needed = WRITE[self.budget.quantity](self.next_spent)
+            return f"fits entirely: {WRITE[quantity](self.group.last.spent(quantity))}"
+        needed = WRITE[quantity](self.next_spent)
         if self.rounds == 0:
             return f"does not fit: its first round needs {needed}"
-        return f"{self.rounds} of {self.total} rounds fit; round {self.rounds + 1} needs {needed}"
+        return f"{self.rounds} of {len(self.group.means)} rounds fit; round {self.rounds + 1} needs {needed}"
 
 
 def parse_budget(text: str) -> Budget:
@@ -71,15 +71,15 @@ def parse_budget(text: str) -> Budget:
         SpecError: The text is not a budget.
     """
     quantity, sign, value = text.partition("=")
-    if quantity == "flops" and sign:
+    if sign and quantity == "flops":
         match = FLOPS.fullmatch(value)
         amount = float(match[1]) * SCALES[match[2].lower()] if match else 0.0
         if amount > 0:
             return Budget("flops", amount)
         raise SpecError(f"`{value}` is not a number of FLOPs", remedy="write for example flops=3T or flops=2.5e12")
-    if quantity == "bytes" and sign:
+    if sign and quantity == "bytes":
         return Budget("bytes", parse_size(value))
-    if quantity == "memory" and sign:
+    if sign and quantity == "memory":
         return Budget("memory", parse_size(value))
     raise SpecError(f"`{text}` is not a budget", remedy="write bytes=200MB, flops=3T or memory=1GiB")
 
@@ -89,31 +89,17 @@ def reaches(comparison: Comparison, budget: Budget) -> tuple[Reach, ...]:
 
     A round counts if all rounds up to it fit: a client that cannot fit a stage in memory takes part in no later one.
     """
-    return tuple(_reach(group, budget, lower=comparison.lower_is_better) for group in comparison.groups)
+    pick = min if comparison.lower_is_better else max
+    found = []
+    for group in comparison.groups:
+        rounds = min(len(group.means), *(rounds_within(run, budget) for run in group.runs))
+        known = [[p.quality.mean for p in run.points[:rounds] if p.quality is not None] for run in group.runs]
+        found.append(
+            Reach(group, budget, rounds, best=spread([pick(values) for values in known]) if all(known) else None)
+        )
+    return tuple(found)
 
 
 def rounds_within(run: RunCurve, budget: Budget) -> int:
     """Returns the number of a run's rounds within a budget."""
-    return sum(1 for point in run.points if point.spent(budget.quantity) <= budget.amount)  # costs only grow
-
-
-def _reach(group: Group, budget: Budget, *, lower: bool) -> Reach:
-    counts = [rounds_within(run, budget) for run in group.runs]
-    total = len(group.means)
-    rounds = min(*counts, total)
-    pick = min if lower else max
-    best = []
-    for run in group.runs:
-        known = [point.quality for point in run.points[:rounds] if point.quality is not None]
-        if known:
-            best.append(pick(known))
-    beyond = group.means[rounds].at if rounds < total else None
-    return Reach(
-        group=group,
-        budget=budget,
-        rounds=rounds,
-        total=total,
-        best=spread(best) if len(best) == len(group.runs) else None,
-        last=group.means[rounds - 1] if rounds else None,
-        next_spent=None if beyond is None else beyond.spent(budget.quantity),
-    )
+    return sum(point.spent(budget.quantity) <= budget.amount for point in run.points)  # costs only grow

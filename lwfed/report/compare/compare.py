@@ -6,12 +6,13 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 from lwfed.cost.schedule import samples_per_round
 from lwfed.formats import HEADLINES, finite
-from lwfed.plan.stages import StagePlan
-from lwfed.report.compare.records import Comparison, Group, Mean, Memory, Point, RunCurve, spread
+from lwfed.report.compare.records import Comparison, Group, Memory, Point, RunCurve, Spread, spread
 from lwfed.report.compare.settings import differences, labels_of, setting_notes, work_of
 from lwfed.run import runs
 from lwfed.run.measured import clients_in, frozen_bytes, in_every_round
@@ -20,6 +21,8 @@ from lwfed.types.errors import SpecError
 from lwfed.types.records import ClientRecord, RoundRecord, RunRecord, StageRecord
 
 STRATEGIES = ("end_to_end", "layerwise", "progressive")
+AVERAGED = ("moved_bytes", "frozen_bytes", "flops", "wall_s")
+"""Sums of a point of which a group has the mean over its seeds."""
 
 RunHistory = tuple[RunRecord, Sequence[StageRecord], Sequence[RoundRecord]]
 """A RunRecord, its StageRecords and its RoundRecords."""
@@ -55,13 +58,10 @@ def compare_runs(histories: Sequence[RunHistory], *, metric: str | None = None, 
         work = work_of(run)
         key = f"{run.strategy}|{sorted(work.items())}"
         works[key] = work
-        group = grouped.setdefault(key, {})
-        if curve.seed in group:
-            if curve.run_id != group[curve.seed].run_id:
-                notes.append(f"Run {curve.run_id} does the same work as {group[curve.seed].run_id} and is left out.")
-            continue
-        group[curve.seed] = curve
-        if not curve.complete:
+        first = grouped.setdefault(key, {}).setdefault(curve.seed, curve)
+        if curve.run_id != first.run_id:
+            notes.append(f"Run {curve.run_id} does the same work as {first.run_id} and is left out.")
+        elif not curve.complete:
             notes.append(f"Run {curve.run_id} is not finished: {len(curve.points)} rounds are committed.")
     if len({run.code_version for run, _, _ in histories}) > 1:
         notes.append("The runs were made by different versions of the code or of its libraries.")
@@ -99,36 +99,33 @@ def curve_of(run: RunRecord, *, stages: Sequence[StageRecord], rounds: Sequence[
         raise SpecError(f"run {run.run_id} has no committed round", remedy="finish it with `lwfed run`")
     plans = {plan.stage: plan for plan in runs.plans_of(run)}
     predicted = {cost["stage"]: cost for cost in run.predicted}
-    by_stage: dict[int, list[RoundRecord]] = {}
-    for record in rounds:
-        by_stage.setdefault(record.stage, []).append(record)
     points: list[Point] = []
     memory: list[Memory] = []
     moved = frozen = flops = peak = wall = 0.0
     earlier: set[str] = set()
-    for stage, records in sorted(by_stage.items()):
-        cost = predicted.get(stage) or {}
+    for stage, found in groupby(rounds, key=attrgetter("stage")):
+        records, plan, cost = list(found), plans[stage], predicted.get(stage) or {}
         clients = [client for record in records for client in record.clients.values()]
         per_sample = _flops_per_sample(clients, cost)
-        found = [client.peak_tensor_bytes for client in clients if client.peak_tensor_bytes is not None]
-        expected = cost.get("peak_bytes")
-        memory.append(Memory(stage, expected, max(found, default=None)))
-        peak = max(peak, max(found, default=expected or 0.0))
+        peaks = [client.peak_tensor_bytes for client in clients if client.peak_tensor_bytes is not None]
+        memory.append(Memory(stage, cost.get("peak_bytes"), max(peaks, default=None)))
+        peak = max(peak, memory[-1].measured or memory[-1].predicted or 0.0)
         fetched = in_every_round(records, frozen_bytes, earlier=earlier)
         filled = in_every_round(records, partial(_filling, cost=cost), earlier=earlier)
         earlier = clients_in(records)
         for n, record in enumerate(records):
-            part = list(record.clients.values())
+            part = record.clients.values()
+            samples = statistics.fmean(samples_per_round(plan, num_examples=client.num_examples) for client in part)
             moved += statistics.fmean(client.bytes_up + client.bytes_down for client in part)
             frozen += fetched[n]
-            flops += per_sample * statistics.fmean(_samples(plans[stage], client) for client in part) + filled[n]
+            flops += per_sample * samples + filled[n]
             wall += record.wall_s.get("round", 0.0)
             value = record.metrics.get(metric)
             points.append(
                 Point(
                     round=record.global_round,
                     stage=stage,
-                    quality=float(value) if finite(value) else None,
+                    quality=Spread(float(value)) if finite(value) else None,
                     moved_bytes=moved,
                     frozen_bytes=frozen,
                     flops=flops,
@@ -137,7 +134,11 @@ def curve_of(run: RunRecord, *, stages: Sequence[StageRecord], rounds: Sequence[
                 )
             )
     if all(point.quality is None for point in points):
-        raise SpecError(*_without_metric(run, rounds, metric))
+        known = sorted({name for record in rounds for name in record.metrics})
+        if metric.startswith("test/") and not any(name.startswith("test/") for name in known):
+            names = ", ".join(known) or "none"
+            raise SpecError(f"run {run.run_id} was never evaluated", remedy=f"its metrics are: {names}")
+        raise SpecError(f"run {run.run_id} has no metric `{metric}`", remedy=f"known: {', '.join(known)}")
     return RunCurve(
         run_id=run.run_id,
         strategy=run.strategy,
@@ -162,14 +163,6 @@ def _headline(histories: Sequence[RunHistory]) -> str:
     return HEADLINES[0]  # no run has rounds, or they share no metric: the caller's error says which
 
 
-def _without_metric(run: RunRecord, rounds: Sequence[RoundRecord], metric: str) -> tuple[str]:
-    known = sorted({name for record in rounds for name in record.metrics})
-    tested = [name for name in known if name.startswith("test/")]
-    if not tested and metric.startswith("test/"):
-        return (f"run {run.run_id} was never evaluated -> its metrics are: {', '.join(known) or 'none'}",)
-    return (f"run {run.run_id} has no metric `{metric}` -> known: {', '.join(known)}",)
-
-
 def _filling(client: ClientRecord, *, cost: Mapping[str, Any]) -> float:
     """Returns the FLOPs, by the ledger, that a client spent in this round on filling its cache of frozen outputs."""
     filled = "filled" in client.prefix.values()
@@ -184,24 +177,17 @@ def _flops_per_sample(clients: Sequence[ClientRecord], cost: Mapping[str, Any]) 
     return float(cost.get("forward_flops") or 0) + float(cost.get("backward_flops") or 0)
 
 
-def _samples(plan: StagePlan, client: ClientRecord) -> int:
-    return samples_per_round(plan, num_examples=client.num_examples)
-
-
 def _group(label: str, curves: Sequence[RunCurve]) -> Group:
     means = []
     for points in zip(*(curve.points for curve in curves), strict=False):  # an unfinished seed ends the mean
-        values = [point.quality for point in points]
-        known = [value for value in values if value is not None]
-        at = Point(
-            round=points[0].round,
-            stage=points[0].stage,
-            quality=statistics.fmean(known) if len(known) == len(values) else None,
-            moved_bytes=statistics.fmean(point.moved_bytes for point in points),
-            frozen_bytes=statistics.fmean(point.frozen_bytes for point in points),
-            flops=statistics.fmean(point.flops for point in points),
-            peak_bytes=max(point.peak_bytes for point in points),
-            wall_s=statistics.fmean(point.wall_s for point in points),
+        known = [point.quality.mean for point in points if point.quality is not None]
+        means.append(
+            Point(
+                round=points[0].round,
+                stage=points[0].stage,
+                quality=spread(known) if len(known) == len(points) else None,
+                peak_bytes=max(point.peak_bytes for point in points),
+                **{name: statistics.fmean(getattr(point, name) for point in points) for name in AVERAGED},
+            )
         )
-        means.append(Mean(at, spread(known) if len(known) == len(values) else None))
     return Group(label, curves[0].strategy, tuple(curves), tuple(means))

@@ -5,21 +5,28 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Quantity = Literal["bytes", "flops", "memory"]
+QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 
-REFERENCE = "end_to_end"
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A mean over seeds, and the sample standard deviation if there are two or more."""
+
+    mean: float
+    std: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A run after a round. Sums are for a client that took part in every round so far.
+    """A run after a round, or the mean of several seeds. Sums are for a client that took part in every round so far.
 
     Attributes:
         round: Global round.
         stage: Its stage.
-        quality: The metric; None if the round was not evaluated.
+        quality: The metric; None if the round, or a seed's round, was not evaluated.
         moved_bytes: Bytes of trained tensors sent and received.
         frozen_bytes: Bytes of frozen blocks received, each block once if the client caches it.
         flops: FLOPs computed in training.
@@ -29,7 +36,7 @@ class Point:
 
     round: int
     stage: int
-    quality: float | None
+    quality: Spread | None
     moved_bytes: float
     frozen_bytes: float
     flops: float
@@ -75,25 +82,9 @@ class RunCurve:
     memory: tuple[Memory, ...]
 
     @property
-    def final(self) -> float:
+    def final(self) -> Spread:
         """The metric after the last evaluated round."""
         return [point.quality for point in self.points if point.quality is not None][-1]
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """A mean over seeds, and the sample standard deviation if there are two or more."""
-
-    mean: float
-    std: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Mean:
-    """A group after a round: means over its seeds; `quality` is None if a seed was not evaluated."""
-
-    at: Point
-    quality: Spread | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +101,12 @@ class Group:
     label: str
     strategy: str
     runs: tuple[RunCurve, ...]
-    means: tuple[Mean, ...]
+    means: tuple[Point, ...]
 
     @property
     def final(self) -> Spread:
         """The metric after the last evaluated round."""
-        return spread([run.final for run in self.runs])
+        return spread([run.final.mean for run in self.runs])
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -125,7 +116,7 @@ class Group:
     @property
     def last(self) -> Point:
         """The last round, with the total costs."""
-        return self.means[-1].at
+        return self.means[-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +141,7 @@ class Comparison:
     @property
     def reference(self) -> Group | None:
         """The end-to-end group, the reference of ratios; None if there is none, or several."""
-        found = [group for group in self.groups if group.strategy == REFERENCE]
+        found = [group for group in self.groups if group.strategy == "end_to_end"]
         return found[0] if len(found) == 1 else None
 
 

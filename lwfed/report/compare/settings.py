@@ -13,11 +13,10 @@ UNRELATED = ("seed", "name", "strategy", "store", "tracking", "launch", "kuberne
 
 def differences(runs: Sequence[RunRecord]) -> list[str]:
     """Returns the differences that make a comparison unfair: in data, test data or model."""
-    data = {run.run_id: _data(run) for run in runs}
-    model = {run.run_id: _model(run) for run in runs}
     found = []
-    for what, values in (("data", data), ("model", model)):
-        for key in sorted({key for value in values.values() for key in value}):
+    for what, settings in (("data", _data), ("model", _model)):
+        values = {run.run_id: settings(run) for run in runs}
+        for key in sorted(set().union(*values.values())):
             named: dict[str, str] = {}
             for run_id, value in values.items():
                 named.setdefault(value.get(key, "nothing"), run_id)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from lwfed.formats import MISSING, is_share, number_text, percent_text
 from lwfed.report.compare.budget import Reach
-from lwfed.report.compare.records import Comparison, Group, Memory, Spread
+from lwfed.report.compare.records import QUANTITIES, Comparison, Group, Memory, Spread
 
 Row = dict[str, Any]
 
@@ -26,13 +26,7 @@ def rows(comparison: Comparison) -> list[Row]:
 
 def curves(comparison: Comparison) -> dict[str, list[Row]]:
     """Returns the points of each group's lines: label -> one row per round, with means over its seeds."""
-    return {
-        group.label: [
-            {**asdict(mean.at), "quality": None if mean.quality is None else spread_values(mean.quality)}
-            for mean in group.means
-        ]
-        for group in comparison.groups
-    }
+    return {group.label: [asdict(point) for point in group.means] for group in comparison.groups}
 
 
 def budget_rows(reaches: Sequence[Reach]) -> list[Row]:
@@ -43,8 +37,8 @@ def budget_rows(reaches: Sequence[Reach]) -> list[Row]:
             "quantity": reach.budget.quantity,
             "budget": reach.budget.amount,
             "rounds": reach.rounds,
-            "of_rounds": reach.total,
-            "best": None if reach.best is None else spread_values(reach.best),
+            "of_rounds": len(reach.group.means),
+            "best": None if reach.best is None else asdict(reach.best),
             "crossed_in_round": None if reach.next_spent is None else reach.rounds + 1,
             "fits": reach.next_spent is None,
             "verdict": reach.verdict,
@@ -55,14 +49,13 @@ def budget_rows(reaches: Sequence[Reach]) -> list[Row]:
 
 def stage_memory(group: Group) -> tuple[Memory, ...]:
     """Returns a group's peak memory per trained stage: the largest over its seeds."""
-    found: dict[int, Memory] = {}
-    for run in group.runs:
-        for item in run.memory:
-            old = found.get(item.stage, item)
-            found[item.stage] = Memory(
-                item.stage, _largest(old.predicted, item.predicted), _largest(old.measured, item.measured)
-            )
-    return tuple(found[stage] for stage in sorted(found))
+    by_stage: dict[int, list[Memory]] = {}
+    for item in (item for run in group.runs for item in run.memory):
+        by_stage.setdefault(item.stage, []).append(item)
+    return tuple(
+        Memory(stage, _largest(item.predicted for item in items), _largest(item.measured for item in items))
+        for stage, items in sorted(by_stage.items())
+    )
 
 
 def quality_text(metric: str, value: Spread | None) -> str:
@@ -90,36 +83,18 @@ def _row(group: Group, reference: Group | None) -> Row:
         "runs": [run.run_id for run in group.runs],
         "digests": [run.digest for run in group.runs],
         "rounds": len(group.means),
-        "quality": spread_values(final),
+        "quality": asdict(final),
         "quality_difference": None,
-        "moved_bytes": last.moved_bytes,
-        "frozen_bytes": last.frozen_bytes,
-        "flops": last.flops,
-        "peak_bytes": last.peak_bytes,
-        "wall_s": last.wall_s,
+        **{name: getattr(last, name) for name in ("moved_bytes", "frozen_bytes", "flops", "peak_bytes", "wall_s")},
         "less": None,
-        "memory": [
-            {"stage": item.stage, "predicted": item.predicted, "measured": item.measured}
-            for item in stage_memory(group)
-        ],
+        "memory": [asdict(item) for item in stage_memory(group)],
     }
     if reference is not None:
-        whole = reference.last
+        spent = {quantity: (reference.last.spent(quantity), last.spent(quantity)) for quantity in QUANTITIES}
         row["quality_difference"] = final.mean - reference.final.mean
-        row["less"] = {
-            quantity: _ratio(whole.spent(quantity), last.spent(quantity)) for quantity in ("bytes", "flops", "memory")
-        }
+        row["less"] = {quantity: whole / own if own else None for quantity, (whole, own) in spent.items()}
     return row
 
 
-def spread_values(value: Spread) -> Row:
-    """Returns a mean and its standard deviation as JSON."""
-    return {"mean": value.mean, "std": value.std}
-
-
-def _ratio(whole: float, own: float) -> float | None:
-    return whole / own if own else None
-
-
-def _largest(*values: float | None) -> float | None:
+def _largest(values: Iterable[float | None]) -> float | None:
     return max((value for value in values if value is not None), default=None)

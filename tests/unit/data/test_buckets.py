@@ -11,9 +11,10 @@ from lwfed.catalog.sources.shapes import ShapesSize
 from lwfed.data.batches import Batch, train_batches
 from lwfed.data.buckets import WINDOW, by_length
 from lwfed.data.inputs import InputSettings
-from lwfed.data.sources.shapes import open_shapes
+from lwfed.data.sources.shapes import open_data
+from lwfed.spec.data import DataSpec
 
-SOURCE = open_shapes(ShapesSize(train=66, test=4, image_size=16))
+SOURCE = open_data(DataSpec(shapes=ShapesSize(train=66, test=4, image_size=16)))
 EPOCH = 17  # batches of 4; the last has 2
 
 

@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 
 from lwfed.catalog.sources.shapes import ShapesSize
-from lwfed.data.opening import open_source
-from lwfed.data.sources.shapes import KINDS, NUM_MEANINGS, captions_of, draw, open_shapes, scene_of, sound
+from lwfed.data.protocol import open_source
+from lwfed.data.sources.shapes import KINDS, NUM_MEANINGS, Shapes, captions_of, draw, open_data, scene_of, sound
 from lwfed.spec.data import DataSpec
 from lwfed.types.errors import DataError
+
+
+def open_shapes(size: ShapesSize) -> Shapes:
+    return open_data(DataSpec(shapes=size))
 
 
 def test_every_scene_has_its_own_captions() -> None:

@@ -22,7 +22,7 @@ from torch import nn
 from lwfed.data.audio import log_mel, normalise_log_mel
 from lwfed.data.inputs import InputSettings
 from lwfed.data.tokens import tokenize
-from lwfed.data.transforms import evaluation_pixels, normalise_pixels
+from lwfed.data.transforms import normalise_pixels, square_pixels
 from lwfed.drive.trackers import uri_of
 from lwfed.export.export import export_run, replacing, sequential
 from lwfed.export.serve import Predictor, load_predictor
@@ -220,7 +220,7 @@ def test_timms_own_transform_is_the_evaluations(exported: Path) -> None:
     transform = create_transform(**resolve_data_config(model=model))
     noise = np.random.default_rng(1).integers(0, 256, (37, 91, 3), dtype=np.uint8)
     image = Image.fromarray(noise)
-    ours = normalise_pixels(torch.from_numpy(evaluation_pixels(image, size=16)))
+    ours = normalise_pixels(torch.from_numpy(square_pixels(image, size=16)))
     assert torch.equal(transform(image), ours)
 
 

@@ -84,14 +84,13 @@ def test_an_export_is_weights_to_start_from(tensors: dict[str, torch.Tensor], tm
 
 
 def test_heads_are_plain_layers(tensors: dict[str, torch.Tensor]) -> None:
-    states, config = heads(MODEL, tensors)
-    assert set(states) == {"image.projection", "text.projection", "audio.projection"}
-    assert config["projection"]["out"] == 8
+    states = heads(MODEL, tensors)
+    assert set(states) == {"image", "text", "audio"}
     module = load(skeleton(MODEL, depth=DEPTH, num_classes=None), tensors).eval()
     batch = small.inputs()["image"]
-    state = states["image.projection"]
+    state = states["image"]
     value = _feature(module, "image", batch)
-    for i in range(config["projection"]["layers"] - 1):
+    for i in range(MODEL.projection.layers - 1):
         name = f"hidden.{i}."
         value = F.batch_norm(
             F.linear(value, state[name + "linear.weight"]),
@@ -110,6 +109,5 @@ def test_prediction_head_is_exported() -> None:
     model: ModelSpec = small.supervised()
     depth = {"image": 1, "audio": 1}
     tensors = initial_tensors(model, units=units_of(model, depth), depth=depth, num_classes=5, seed="4")
-    states, config = heads(model, tensors)
-    nn.Linear(16, 5).load_state_dict({name: states["prediction"][f"out.{name}"] for name in ("weight", "bias")})
-    assert config["objective"]["fusion"] == "concat"
+    prediction = heads(model, tensors)["prediction"]
+    nn.Linear(16, 5).load_state_dict({name: prediction[f"out.{name}"] for name in ("weight", "bias")})

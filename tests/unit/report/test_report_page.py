@@ -108,14 +108,12 @@ def test_runs_of_other_shapes(make_records: Make, changes: Record) -> None:
     assert "Retrieval" not in page.text
 
 
-def test_a_run_that_goes_on_or_failed(make_records: Make) -> None:
+def test_a_run_that_goes_on(make_records: Make) -> None:
     run, stages, rounds = make_records()
     assert "3 of 6 stages, 6 rounds" in Page(of_json(render)(run, stages[:3], rounds[:6])).text
     begun = {**run, "stages": run["stages"][:3]}  # a run notes its stages' keys while it goes on
     assert of_json(render)(begun, stages[:3], rounds[:6]) == of_json(render)(run, stages[:3], rounds[:6])
     assert "No round is committed yet." in Page(of_json(render)(run, [], [])).text
-    page = Page(of_json(render)(run, stages[:3], rounds[:6], failure="1 update <and> 2 needed"))
-    assert "1 update <and> 2 needed" in page.text
 
 
 def test_evaluations_that_failed_are_listed_with_the_failures(make_records: Make) -> None:
@@ -179,19 +177,6 @@ def test_text_of_others_is_escaped(make_records: Make) -> None:
     assert "<b>odd" not in found
     assert "<i>x" not in found
     assert "<u>" not in found
-
-
-def test_images_may_be_png_or_missing(make_records: Make, make_retrieval: Callable[[], list[Record]]) -> None:
-    run, stages, rounds = make_records(rounds=(1,))
-    results = make_retrieval()[0]["results"][:3]
-    raw = io.BytesIO()
-    results[0].pop("image").convert("RGBA").save(raw, format="PNG")
-    results[0]["png_base64"] = base64.b64encode(raw.getvalue()).decode()
-    results[1] = {"score": 0.1, "relevant": False, "caption": None}
-    results[2] = {"png_base64": "AAAA", "score": 0.1, "relevant": False}
-    page = Page(of_json(render)(run, stages, rounds, retrieval=[{"query": "q", "results": results}]))
-    assert page.counts["img"] == 1
-    assert page.text.count("no image") == 2
 
 
 def test_the_same_records_give_the_same_page(make_records: Make) -> None:

@@ -46,7 +46,9 @@ def test_sums_are_those_of_a_client_in_every_round(six: list[RunHistory]) -> Non
         flops += sum(12 * costs[stage]["fill_flops"] for stage in filled)
         assert last.flops == pytest.approx(flops, rel=1e-12)
         assert last.peak_bytes == max(s.ledger.measured["peak_tensor_bytes"] for s in stages)
-        assert [point.quality for point in curve.points] == [record.metrics[METRIC] for record in rounds]
+        assert [point.quality.mean for point in curve.points if point.quality] == [
+            record.metrics[METRIC] for record in rounds
+        ]
         assert [point.round for point in curve.points] == [1, 2, 3, 4] and curve.complete
         assert curve.digest == stages[-1].digest
 
@@ -54,7 +56,7 @@ def test_sums_are_those_of_a_client_in_every_round(six: list[RunHistory]) -> Non
 def test_what_a_client_spends_never_shrinks_and_frozen_blocks_count_once(six: list[RunHistory]) -> None:
     for group in compare_runs(six).groups:
         for quantity in ("bytes", "flops", "memory"):
-            spent = [mean.at.spent(quantity) for mean in group.means]  # type: ignore[arg-type]  # of three words
+            spent = [point.spent(quantity) for point in group.means]  # type: ignore[arg-type]  # of three words
             assert spent == sorted(spent)
         assert (group.last.frozen_bytes > 0) == (group.strategy == "layerwise")
         assert group.last.spent("bytes") == group.last.moved_bytes + group.last.frozen_bytes
@@ -78,11 +80,11 @@ def test_clients_that_join_late_do_not_fetch_for_one_that_is_always_there(make_h
 def test_means_and_deviations_over_seeds(six: list[RunHistory]) -> None:
     found = compare_runs(six)
     for group in found.groups:
-        finals = [curve.final for curve in group.runs]
+        finals = [curve.final.mean for curve in group.runs]
         assert group.final.mean == statistics.fmean(finals) and group.final.std == statistics.stdev(finals)
         for mean, *points in zip(group.means, *(curve.points for curve in group.runs), strict=True):
             assert mean.quality is not None
-            assert mean.quality.std == statistics.stdev([point.quality for point in points])
+            assert mean.quality.std == statistics.stdev([point.quality.mean for point in points])
     assert spread([0.5]).std is None
 
 
@@ -113,13 +115,13 @@ def test_memory_is_the_largest_over_seeds(six: list[RunHistory]) -> None:
 def test_a_budget_buys_the_rounds_that_it_pays_for(six: list[RunHistory]) -> None:
     found = compare_runs(six)
     whole = found.groups[0]
-    second = whole.means[1].at.spent("bytes")
+    second = whole.means[1].spent("bytes")
     exact, short = Budget("bytes", second), Budget("bytes", second - 1)
     assert [rounds_within(whole.runs[0], budget) for budget in (exact, short)] == [2, 1]
     reach = reaches(found, exact)[0]
-    assert (reach.rounds, reach.total, reach.next_spent) == (2, 4, whole.means[2].at.spent("bytes"))
+    assert (reach.rounds, reach.next_spent) == (2, whole.means[2].spent("bytes"))
     assert reach.best is not None
-    tops = [max(p.quality for p in t.points[:2] if p.quality is not None) for t in whole.runs]
+    tops = [max(p.quality.mean for p in t.points[:2] if p.quality is not None) for t in whole.runs]
     assert reach.best.mean == statistics.fmean(tops)
     assert "2 of 4 rounds fit; round 3 needs" in reach.verdict
     nothing = reaches(found, Budget("bytes", 10))
@@ -142,7 +144,7 @@ def test_a_loss_is_better_when_small(six: list[RunHistory]) -> None:
     found = compare_runs(six, metric="test/loss")
     assert found.lower_is_better
     reach = reaches(found, Budget("bytes", 1e12))[0]
-    lows = [min(p.quality for p in t.points if p.quality is not None) for t in found.groups[0].runs]
+    lows = [min(p.quality.mean for p in t.points if p.quality is not None) for t in found.groups[0].runs]
     assert reach.best is not None and reach.best.mean == statistics.fmean(lows)
 
 

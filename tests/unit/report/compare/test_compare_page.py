@@ -16,7 +16,7 @@ from PIL import Image
 from lwfed.report.compare.budget import Budget
 from lwfed.report.compare.compare import RunHistory, compare_runs
 from lwfed.report.compare.figures import comparison_figures, comparison_files, styles
-from lwfed.report.compare.page import chance_of, render_comparison
+from lwfed.report.compare.page import render_comparison
 from lwfed.report.compare.records import Comparison
 from lwfed.report.compare.table import stage_memory
 from lwfed.report.plots import COLOURS, svg
@@ -68,7 +68,7 @@ def test_the_page_needs_nothing_else_and_says_what_was_found(
     comparison: Comparison, budgets: list[Budget], six: list[RunHistory]
 ) -> None:
     data = six[0][0].data
-    html = render_comparison(comparison, name="tiny", data=data, budgets=budgets, chance=0.125)
+    html = render_comparison(comparison, name="tiny", data=data, budgets=budgets)
     page = Page(html)
     assert page.open == [] and not [at for at in page.references if not at.startswith("#")]
     assert not re.search(r"https?://|@import|url\((?!#)|<script", html)
@@ -77,9 +77,7 @@ def test_the_page_needs_nothing_else_and_says_what_was_found(
         assert run.run_id in page.text and rounds[-1].digest[:12] in page.text
     assert "n = 2 (seeds 0, 1)" in page.text and "12.5 %" in page.text
     assert "does not fit: its first round needs" in page.text and "fits entirely" in page.text
-    assert html == render_comparison(
-        compare_runs(six[::-1]), name="tiny", data=data, budgets=budgets, chance=chance_of("test/t2i/R@1", data)
-    )
+    assert html == render_comparison(compare_runs(six[::-1]), name="tiny", data=data, budgets=budgets)
 
 
 @pytest.mark.parametrize("wanted", [["layerwise:0"], ["end_to_end:0"], ["end_to_end:0 evaluation.every=3"]])
@@ -106,8 +104,8 @@ def test_lines_are_the_groups_means_and_bands_their_deviation(comparison: Compar
         assert len(lines) == len(bands) == len(comparison.groups) == 3
         for group in comparison.groups:
             line = lines[COLOURS[looks[group.label].colour]]
-            assert list(line.get_xdata()) == [x(mean.at) for mean in group.means]
-            assert list(line.get_ydata()) == [mean.quality.mean for mean in group.means if mean.quality]
+            assert list(line.get_xdata()) == [x(point) for point in group.means]
+            assert list(line.get_ydata()) == [point.quality.mean for point in group.means if point.quality]
     alone = compare_runs(make_histories("layerwise:0", "end_to_end:0"))
     assert not comparison_figures(alone)["quality-rounds"][1].axes[0].collections
 
