@@ -21,11 +21,7 @@ class Store(Protocol):
     """
 
     uri: str
-
-    @property
-    def verifies_writes(self) -> bool:
-        """See the attributes."""
-        ...
+    verifies_writes: bool
 
     def put(self, key: str, chunks: Iterable[Data]) -> int:
         """Writes an object completely or not at all; equal keys have equal bytes. Returns its length in bytes.
