@@ -110,14 +110,6 @@ def _first(folder: Path, names: Collection[str]) -> str | None:
 @lru_cache(maxsize=8)
 def _client(process: int, access: Access, patience_s: float, variables: tuple[tuple[str, str], ...]) -> Any:
     """Returns the client of a process and environment; a forked child gets its own."""
-    endpoint = access.endpoint or environment.s3_endpoint()
-    client = _make(access, patience_s, path_style=endpoint is not None)
-    if endpoint is None and ".amazonaws.com" not in client.meta.endpoint_url:  # the endpoint of a profile
-        client = _make(access, patience_s, path_style=True)
-    return client
-
-
-def _make(access: Access, patience_s: float, *, path_style: bool) -> Any:
     session = botocore.session.get_session()
     limit = max(1.0, patience_s)
     config = Config(
@@ -128,7 +120,7 @@ def _make(access: Access, patience_s: float, *, path_style: bool) -> Any:
         tcp_keepalive=True,
         # The signature covers the body's sha256, and servers check it. Some servers refuse botocore's trailing
         # checksums, and everything that is read is checked against our own digests.
-        s3={"addressing_style": "path" if path_style else "auto", "payload_signing_enabled": True},
+        s3={"payload_signing_enabled": True},
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )

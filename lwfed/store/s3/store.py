@@ -14,25 +14,16 @@ import tempfile
 import threading
 import uuid
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from lwfed.store.ahead import parallel_map
 from lwfed.store.keys import checked, missing_object, remedy_for, truncated_object, wrong_length
 from lwfed.store.protocol import Data
 from lwfed.store.s3.client import Connection, RefusedError
-from lwfed.store.s3.transfer import (
-    PART_BYTES,
-    RANGE_BYTES,
-    THREADS,
-    download,
-    head,
-    kind_of,
-    size_of,
-    upload,
-)
+from lwfed.store.s3.transfer import PART_BYTES, RANGE_BYTES, THREADS, download, head, kind_of, size_of, upload
 from lwfed.types.canonical import readable
 from lwfed.types.errors import CheckpointError, SpecError
 
@@ -51,6 +42,9 @@ class S3Store:
         part_bytes: Length of the parts of a large object's upload.
         patience_s: Seconds of retries while the server is down; None: `LWFED_S3_PATIENCE_S`.
 
+    Attributes:
+        conditional: Whether the server supports conditional writes; None until that is known.
+
     Raises:
         SpecError: The URI names no bucket.
     """
@@ -66,16 +60,9 @@ class S3Store:
         self.connection = Connection(self.uri, bucket, patience_s=patience_s)
         self._prefix = f"{prefix}/" if prefix else ""
         self._part_bytes = part_bytes
-        self._conditional: bool | None = None
-        self._lock = threading.Lock()
+        self.conditional: bool | None = None
         self._log_lock = threading.Lock()
         self._numbers: dict[str, int] = {}
-        self._scratch: Path | None = None
-
-    @property
-    def conditional(self) -> bool | None:
-        """Whether the server supports conditional writes; None until that is known."""
-        return self._conditional
 
     def put(self, key: str, chunks: Iterable[Data]) -> int:
         """Writes an object; see `Store.put`."""
@@ -84,9 +71,7 @@ class S3Store:
     def get(self, key: str, *, start: int = 0, stop: int | None = None) -> bytearray:
         """Reads an object or a part of it; see `Store.get`."""
         if stop is None or stop <= start:
-            size = self.size(key)
-            if size is None:
-                raise missing_object(key, store=self.uri)
+            size = self._size(key)
             if stop is not None and stop > size:
                 raise truncated_object(key, byte=stop)
             stop = size if stop is None else stop
@@ -104,20 +89,13 @@ class S3Store:
             raise wrong_length(key, found=total, expected=held)
         if held:
             download(self.connection, self._key(key), views, name=key, total=total)
-            return
-        size = self.size(key)
-        if size is None:
-            raise missing_object(key, store=self.uri)
-        if size != total:
+        elif (size := self._size(key)) != total:
             raise wrong_length(key, found=size, expected=total)
 
     def fetch(self, key: str, *, to: Path | None = None) -> Path:
         """Downloads an object to a file: to `to`, or to one that is deleted when the process ends."""
-        source = self._key(key)
-        size = self.size(key)
-        if size is None:
-            raise missing_object(key, store=self.uri)
-        path = to or self._scratch_folder() / key
+        source, size = self._key(key), self._size(key)
+        path = to or self._scratch / key
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
         try:
@@ -128,7 +106,7 @@ class S3Store:
                     download(self.connection, source, [piece], name=key, start=start)
                     os.pwrite(file.fileno(), piece, start)
 
-                _parallel_map(copy, range(0, size, RANGE_BYTES), threads=THREADS)
+                parallel_map(copy, range(0, size, RANGE_BYTES), threads=THREADS)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -155,7 +133,7 @@ class S3Store:
         names = [self._key(key) for key in keys]
         for key in keys:
             if not key.endswith(NEVER_LOGS):
-                names += [self._prefix + piece for piece in self._listed(f"{key}.d/") if LOG_PIECE.fullmatch(piece)]
+                names += self._pieces(key)
                 with self._log_lock:
                     self._numbers.pop(key, None)
 
@@ -164,7 +142,7 @@ class S3Store:
                 lambda c: c.delete_object(Bucket=self.connection.bucket, Key=name), about=f"to delete {name}"
             )
 
-        _parallel_map(remove, names)  # one by one: servers differ in how they sign bulk deletes
+        parallel_map(remove, names, threads=TOGETHER)  # one by one: servers differ in how they sign bulk deletes
 
     def read_ref(self, key: str) -> Any | None:
         """Reads a ref; None if it does not exist."""
@@ -190,21 +168,32 @@ class S3Store:
         with self._log_lock:
             number = self._numbers.get(key)
             if number is None:
-                number = self._pieces(key)
+                number = self._next_number(key)
             while not self._write_first(f"{name}.d/{number:09d}", bytes(data), name=key):
-                number = max(number + 1, self._pieces(key))  # another writer wrote pieces
+                number = max(number + 1, self._next_number(key))  # another writer wrote pieces
             self._numbers[key] = number + 1
 
     def read_log(self, key: str) -> bytes:
         """Reads a log, piece by piece."""
-        self._key(key)
-        names = sorted(self._prefix + piece for piece in self._listed(f"{key}.d/") if LOG_PIECE.fullmatch(piece))
-        return b"".join(piece or b"" for piece in _parallel_map(lambda name: self._read(name, name=key), names))
+        pieces = parallel_map(lambda name: self._read(name, name=key), self._pieces(key), threads=TOGETHER)
+        return b"".join(piece or b"" for piece in pieces)
 
-    def _pieces(self, key: str) -> int:
+    def _size(self, key: str) -> int:
+        """Returns the length of an object that must exist. Raises CheckpointError if it does not."""
+        size = self.size(key)
+        if size is None:
+            raise missing_object(key, store=self.uri)
+        return size
+
+    def _pieces(self, key: str) -> Sequence[str]:
+        """Returns the keys of a log's pieces in the bucket, in order."""
+        self._key(key)
+        return sorted(self._prefix + name for name in self._listed(f"{key}.d/") if LOG_PIECE.fullmatch(name))
+
+    def _next_number(self, key: str) -> int:
         """Returns the number of a log's next piece."""
-        numbers = [int(piece[2]) for name in self._listed(f"{key}.d/") if (piece := LOG_PIECE.fullmatch(name))]
-        return max(numbers, default=-1) + 1
+        pieces = self._pieces(key)
+        return int(pieces[-1].rpartition("/")[2]) + 1 if pieces else 0
 
     def _key(self, key: str) -> str:
         name = PurePosixPath(checked(key)).as_posix()
@@ -253,20 +242,20 @@ class S3Store:
         """
         token = uuid.uuid4().hex
         mark = {"Metadata": {WRITER: token}}
-        if self._conditional is not True and head(self.connection, key, name=name) is not None:
+        if self.conditional is not True and head(self.connection, key, name=name) is not None:
             return False
-        if self._conditional is not False:
+        if self.conditional is not False:
             try:
                 self._write(key, body, name=name, IfNoneMatch="*", **mark)
-                if self._conditional is None:
-                    self._conditional = self._refused_again(key, body, name=name, mark=mark)
-                return self._conditional or self._is_mine(key, body, name=name, token=token)
+                if self.conditional is None:
+                    self.conditional = self._refused_again(key, body, name=name, mark=mark)
+                return self.conditional or self._is_mine(key, body, name=name, token=token)
             except RefusedError as refused:
                 if refused.status != 501:
-                    self._conditional = True
+                    self.conditional = True
                     # if an answer was lost, this call may be the writer
                     return refused.repeated and self._is_mine(key, body, name=name, token=token)
-                self._conditional = False
+                self.conditional = False
         self._write(key, body, name=name, **mark)
         return self._is_mine(key, body, name=name, token=token)
 
@@ -285,23 +274,14 @@ class S3Store:
         marks = {mark.lower(): value for mark, value in answer.get("Metadata", {}).items()}
         return marks[WRITER] == token if WRITER in marks else self._read(key, name=name) == body
 
-    def _scratch_folder(self) -> Path:
-        with self._lock:
-            if self._scratch is None:
-                self._scratch = Path(tempfile.mkdtemp(prefix="lwfed-"))
-                weakref.finalize(self, _remove_scratch, self._scratch, os.getpid())
-            return self._scratch
-
-
-def _parallel_map(work: Callable[[Any], Any], items: Iterable[Any], *, threads: int = TOGETHER) -> list[Any]:
-    listed = list(items)
-    if len(listed) < 2:
-        return [work(item) for item in listed]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(work, listed))
+    @cached_property
+    def _scratch(self) -> Path:
+        """A folder that is deleted with the store, but not by a forked process."""
+        folder = Path(tempfile.mkdtemp(prefix="lwfed-"))
+        weakref.finalize(self, _remove_scratch, folder, os.getpid())
+        return folder
 
 
 def _remove_scratch(folder: Path, process: int) -> None:
     if os.getpid() == process:
-        with suppress(OSError):
-            shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
