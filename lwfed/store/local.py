@@ -58,17 +58,13 @@ class LocalStore:
         """Reads an object into buffers; see `Store.read_into`."""
         views = [memoryview(buffer).cast("B") for buffer in buffers]
         expected = sum(map(len, views)) if nbytes is None else nbytes
-        with self.fetch(key).open("rb", buffering=0) as file:
+        with self.fetch(key).open("rb") as file:
             found = os.fstat(file.fileno()).st_size
             if found != expected:
                 raise wrong_length(key, found=found, expected=expected)
             for view in views:
-                done = 0
-                while done < len(view):
-                    count = file.readinto(view[done:])
-                    if not count:  # truncated while it is read
-                        raise wrong_length(key, found=file.tell(), expected=expected)
-                    done += count
+                if file.readinto(view) < len(view):  # truncated while it is read
+                    raise wrong_length(key, found=file.tell(), expected=expected)
 
     def fetch(self, key: str, *, to: Path | None = None) -> Path:
         """Returns the object's own file, or a link to it or copy of it at `to`."""
