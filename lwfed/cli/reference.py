@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import annotated_types
 import typer
 from pydantic import AliasChoices, BaseModel
 from pydantic.fields import FieldInfo
@@ -21,6 +20,8 @@ from lwfed.spec.run import RunSpec
 from lwfed.types.errors import EXIT_CODES, FINAL_CODES
 
 WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null", Any: "anything"}
+LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+"""Attribute of pydantic's constraint -> the constraint in words."""
 GENERATED = "<!-- Written by `make docs` from the code; edit the code. -->"
 
 
@@ -125,10 +126,14 @@ def _row(name: str, field: FieldInfo, path: str) -> tuple[str, ...]:
     if isinstance(field.validation_alias, AliasChoices):
         others = [str(choice) for choice in field.validation_alias.choices if choice != name]
         key += "".join(f" or `{other}`" for other in others)
-    limits = ", ".join(filter(None, map(_limit, field.metadata)))
+    limits = [
+        f", {words} {getattr(mark, limit):g}"
+        for mark in field.metadata
+        for limit, words in LIMITS.items()
+        if hasattr(mark, limit)
+    ]
     choice = next((mark for mark in field.metadata if isinstance(mark, Choice)), None)
-    type_text = _type(field.annotation if choice is None else Literal[names(choice.kind)])
-    type_text += f", {limits}" if limits else ""
+    type_text = _type(field.annotation if choice is None else Literal[names(choice.kind)]) + "".join(limits)
     models = list(_models(field.annotation))
     meaning = field.description or " Or: ".join(map(_first_line, models))
     return key, type_text, _default(field), _cell(meaning)
@@ -152,19 +157,6 @@ def _type(annotation: Any) -> str:
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return "section"
     return WORDS[annotation]
-
-
-def _limit(constraint: Any) -> str:
-    """Returns one of pydantic's constraints in words."""
-    for kind, name, words in (
-        (annotated_types.Ge, "ge", "at least"),
-        (annotated_types.Gt, "gt", "above"),
-        (annotated_types.Le, "le", "at most"),
-        (annotated_types.Lt, "lt", "below"),
-    ):
-        if isinstance(constraint, kind):
-            return f"{words} {getattr(constraint, name):g}"
-    return ""
 
 
 def _default(field: FieldInfo) -> str:
