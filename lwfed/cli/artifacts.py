@@ -39,11 +39,11 @@ def report(
         print_json({"run_id": run.run_id, "report": str(written), "mlflow": status})
         return
     console = make_console()
-    console.print(f"report  {written}", highlight=False, soft_wrap=True)
+    console.print(f"report  {written}")
     if status is not None:
         problem = f"; {status['down']}" if status["down"] else ""
         line = f"mlflow  has {status['delivered']} of {status['told']} records, run {status['run_id']}{problem}"
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line)
 
 
 def export(
@@ -69,6 +69,6 @@ def export(
         print_json(status)
         return
     console = make_console()
-    console.print(f"exported run {run.run_id}, stage {status['stage']}, to {folder}", highlight=False, soft_wrap=True)
+    console.print(f"exported run {run.run_id}, stage {status['stage']}, to {folder}")
     for path in sorted(path for path in folder.rglob("*") if path.is_file())[:30]:
-        console.print(f"  {path.relative_to(folder)}", highlight=False)
+        console.print(f"  {path.relative_to(folder)}")

@@ -41,9 +41,8 @@ def list_runs(store: StoreUri = DEFAULT_STORE, as_json: Json = False) -> None:
     if as_json:
         print_json({"runs": rows})
         return
-    table = make_table()
-    for name in ("run", "started", "strategy", "status", "stages", "result", "digest"):
-        table.add_column(name, overflow="fold")
+    heads = ("run", "started", "strategy", "status", "stages", "result", "digest")
+    table = make_table(left=heads, overflow="fold")
     for row in rows:
         table.add_row(
             row["run_id"],
@@ -74,21 +73,19 @@ def show(run_id: RunId, store: StoreUri = DEFAULT_STORE, as_json: Json = False) 
         )
         return
     console = make_console()
-    console.print(
-        f"[bold]{run.run_id}[/]  {overview['status']}  {run.strategy}  started {run.created}", highlight=False
-    )
+    console.print(f"[bold]{run.run_id}[/]  {overview['status']}  {run.strategy}  started {run.created}")
     if run.parent:
-        console.print(f"from stage {run.parent.stage} of {run.parent.run_id}", highlight=False)
+        console.print(f"from stage {run.parent.stage} of {run.parent.run_id}")
     if stages:
         console.print(tables.stages_table(stages, end_to_end=run.end_to_end))
     if rounds:
         console.print(tables.rounds_table(rounds))
     for item in run.stages:
-        console.print(f"stage {item.stage}  key {item.key}", highlight=False)
+        console.print(f"stage {item.stage}  key {item.key}")
     if overview["digest"]:
-        console.print(f"digest  {overview['digest']}", highlight=False)
+        console.print(f"digest  {overview['digest']}")
     console.print("[bold]spec[/]")
-    console.print(yaml.safe_dump(run.spec, sort_keys=False, width=110).rstrip(), highlight=False, markup=False)
+    console.print(yaml.safe_dump(run.spec, sort_keys=False, width=110).rstrip(), markup=False)
 
 
 def _from(parent: dict[str, Any] | None) -> str:

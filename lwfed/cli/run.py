@@ -121,7 +121,6 @@ def _show_finished(run_id: str, *, store: Store, console: Console, as_json: bool
     summary = RunSummary.of(store.read_ref(paths.summary(run_id)))
     console.print(
         f"all {len(summary.stages)} stages are committed already, by run [bold]{run_id}[/]; --fresh trains again",
-        highlight=False,
     )
     summary = summary.changed(stages=[stage.changed(reused=True) for stage in summary.stages])
     console.print(tables.stages_table(summary.stages, end_to_end=run.end_to_end))
@@ -133,7 +132,7 @@ def _show_finished(run_id: str, *, store: Store, console: Console, as_json: bool
 def _closing_lines(summary: RunSummary, *, store: Store, console: Console, spec: RunSpec) -> None:
     shown = natural_order(name for name in summary.metrics if not name.startswith("train/"))
     scores = [metric_text(name, summary.metrics[name]) for name in shown]
-    console.print("  ".join(scores), highlight=False, soft_wrap=True)
+    console.print("  ".join(scores))
     lines = {"run": summary.run_id, "digest": summary.digest, "time": seconds_text(summary.wall_s)}
     report = paths.report(summary.run_id)
     if store.has(report):
@@ -141,7 +140,7 @@ def _closing_lines(summary: RunSummary, *, store: Store, console: Console, spec:
     if spec.tracking.uri is not None:
         lines["mlflow"] = _how_to_see(spec.tracking.ui or environment.mlflow_uri() or spec.tracking.uri)
     for name, value in lines.items():
-        console.print(f"{name:>8}  {value}", highlight=False, soft_wrap=True)
+        console.print(f"{name:>8}  {value}")
 
 
 def _how_to_see(tracking_uri: str) -> str:

@@ -144,9 +144,7 @@ def check(
     if as_json:
         print_json({"uri": uri, "good": found.good, **asdict(found)})
     else:
-        table = make_table(f"store {uri}")
-        for column in ("", "result"):
-            table.add_column(column)
+        table = make_table(f"store {uri}", left=("", "result"))
         wins = {True: "decided by the server", None: "decided by the file system"}
         for name, value in (
             ("data come back as written", "yes" if found.whole else "no"),
@@ -225,8 +223,6 @@ def _print_result(uri: str, done: Provisioned, folder: Path | None) -> None:
     console.print(
         f"{uri}: bucket {'created' if done.bucket_made else 'exists'}, {new} users created, {len(done.users) - new} "
         f"existed, {secrets} secrets {'printed' if folder is None else f'written to {folder}'}",
-        highlight=False,
-        soft_wrap=True,
     )
     for note in done.notes:
-        console.print(note, highlight=False, soft_wrap=True)
+        console.print(note)
