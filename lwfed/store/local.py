@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from lwfed import environment
 from lwfed.store.keys import checked, missing_object, remedy_for, truncated_object, wrong_length
-from lwfed.store.protocol import Data
+from lwfed.store.protocol import Data, Store
 from lwfed.types.canonical import readable
 from lwfed.types.errors import CheckpointError, DiskFullError, UnreachableError
 
@@ -23,7 +23,7 @@ SCRATCH = ".writing"
 SCRATCH_AGE_S = 86_400
 
 
-class LocalStore:
+class LocalStore(Store):
     """A store in a folder of this machine."""
 
     verifies_writes = False
@@ -78,10 +78,6 @@ class LocalStore:
         except OSError:  # another file system
             shutil.copyfile(path, to)
         return to
-
-    def has(self, key: str) -> bool:
-        """Whether an object, ref or log exists."""
-        return self._path(key).is_file()
 
     def size(self, key: str) -> int | None:
         """Returns an object's length."""

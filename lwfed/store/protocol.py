@@ -63,7 +63,7 @@ class Store(Protocol):
 
     def has(self, key: str) -> bool:
         """Whether an object or ref exists; see `read_log` for logs."""
-        ...
+        return self.size(key) is not None
 
     def size(self, key: str) -> int | None:
         """Returns an object's length in bytes; None if it does not exist."""
