@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from lwfed import environment
 from lwfed.store.policies import client_policy, server_policy, split_uri
 from lwfed.store.s3.client import Access, Connection, RefusedError
-from lwfed.types.errors import LwfedError, SpecError, UnreachableError
+from lwfed.types.errors import SpecError, UnreachableError
 
 T = TypeVar("T")
 
@@ -22,6 +22,7 @@ SERVER = "server"
 ABORT_DAYS = 7
 TIMEOUT_S = 15.0
 TRIES = 3
+BY_HAND = "on a server other than MinIO, create users by hand with `lwfed store policy`"
 ADMINISTRATOR = "set MINIO_ROOT_USER and MINIO_ROOT_PASSWORD to the server's own"
 
 
@@ -178,21 +179,11 @@ def _ask(work: Callable[[], T], connection: Connection) -> T:
     try:
         return work()
     except MinioAdminException as error:
-        raise _refused(str(error), connection) from None
+        if any(code in str(error) for code in ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch")):
+            raise UnreachableError(
+                f"{connection.endpoint} rejects the administrator's credentials", remedy=ADMINISTRATOR
+            ) from None
+        problem, remedy = f"refuses: {error}", BY_HAND
     except (HTTPError, ValueError) as error:  # no JSON: not MinIO
-        raise UnreachableError(
-            f"the admin API of {connection.endpoint} does not answer: {error}",
-            remedy="start it; on a server other than MinIO, create users by hand with `lwfed store policy`",
-        ) from None
-
-
-def _refused(text: str, connection: Connection) -> LwfedError:
-    if "AccessDenied" in text or "InvalidAccessKeyId" in text or "SignatureDoesNotMatch" in text:
-        return UnreachableError(
-            f"{connection.endpoint} rejects the administrator's credentials",
-            remedy=ADMINISTRATOR,
-        )
-    return UnreachableError(
-        f"the admin API of {connection.endpoint} refuses: {text}",
-        remedy="on a server other than MinIO, create users by hand with `lwfed store policy`",
-    )
+        problem, remedy = f"does not answer: {error}", f"start it; {BY_HAND}"
+    raise UnreachableError(f"the admin API of {connection.endpoint} {problem}", remedy=remedy)
