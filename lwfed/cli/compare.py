@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -100,7 +100,14 @@ def compare(
     comparison = compare_runs([(item, *runs.history(opened, item)) for item in records], metric=metric, force=force)
     folder = output or Path(f"compare-{name}")
     page = write_files(comparison, folder, name=name, data=records[0].data, budgets=budgets)
-    values = _values(comparison, budgets, name=name, page=page)
+    values = {
+        "name": name,
+        "metric": comparison.metric,
+        "groups": rows(comparison),
+        "budgets": [row for limit in budgets for row in budget_rows(reaches(comparison, limit))],
+        "notes": list(comparison.notes),
+        "page": str(page),
+    }
     numbers = json.dumps({**values, "curves": curves(comparison)}, ensure_ascii=False, allow_nan=False, indent=1)
     (folder / "compare.json").write_text(numbers + "\n", encoding="utf-8")
     _show(comparison, budgets, console=console)
@@ -218,14 +225,3 @@ def _show(comparison: Comparison, budgets: Sequence[Budget], *, console: Console
 
 def _factor(value: float | None) -> str:
     return "" if value is None else f" ({factor_text(value)})"
-
-
-def _values(comparison: Comparison, budgets: Sequence[Budget], *, name: str, page: Path) -> dict[str, Any]:
-    return {
-        "name": name,
-        "metric": comparison.metric,
-        "groups": rows(comparison),
-        "budgets": [row for budget in budgets for row in budget_rows(reaches(comparison, budget))],
-        "notes": list(comparison.notes),
-        "page": str(page),
-    }

@@ -105,26 +105,17 @@ def _execute(spec: RunSpec, *, options: Options, as_json: bool, last_stage: int 
     console = make_console(stderr=as_json)
     store = open_store(spec.store.uri)
     request = training.look_up(spec, options=options, store=store, whole=last_stage is None)
-    if request.done is not None:
-        _show_finished(request.done, store=store, console=console, as_json=as_json)
-        return
-    summary = training.train(request, store=store, console=console, last_stage=last_stage)
-    console.print()
+    if request.done is None:
+        summary = training.train(request, store=store, console=console, last_stage=last_stage)
+        console.print()
+    else:
+        spec = runs.spec_of(runs.read_run(store, request.done))
+        done = RunSummary.of(store.read_ref(paths.summary(request.done)))
+        summary = done.changed(stages=[stage.changed(reused=True) for stage in done.stages])
+        count = len(summary.stages)
+        console.print(f"all {count} stages are committed already, by run [bold]{request.done}[/]; --fresh trains again")
     console.print(tables.stages_table(summary.stages, end_to_end=summary.ledger["predicted"]["end_to_end"]))
     _closing_lines(summary, store=store, console=console, spec=spec)
-    if as_json:
-        print_json(summary.to_values())
-
-
-def _show_finished(run_id: str, *, store: Store, console: Console, as_json: bool) -> None:
-    run = runs.read_run(store, run_id)
-    summary = RunSummary.of(store.read_ref(paths.summary(run_id)))
-    console.print(
-        f"all {len(summary.stages)} stages are committed already, by run [bold]{run_id}[/]; --fresh trains again",
-    )
-    summary = summary.changed(stages=[stage.changed(reused=True) for stage in summary.stages])
-    console.print(tables.stages_table(summary.stages, end_to_end=run.end_to_end))
-    _closing_lines(summary, store=store, console=console, spec=runs.spec_of(run))
     if as_json:
         print_json(summary.to_values())
 

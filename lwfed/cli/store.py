@@ -23,14 +23,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Set up an S3 store, print its policies, test it.", no_args_is_help=True, rich_markup_mode=None)
 
-Uri = Annotated[str, typer.Argument(metavar="URI", help="s3://bucket/prefix")]
-Namespace = Annotated[str, typer.Option("--namespace", metavar="NS", help="The Secrets' namespace.")]
 SECRET_NAME = "lwfed-store"
 
 
 @app.command("init")
 def init(
-    uri: Uri,
+    uri: Annotated[str, typer.Argument(metavar="URI", help="s3://bucket/prefix")],
     clients: Annotated[
         int, typer.Option("--clients", metavar="N", min=0, help="Number of clients: client-000 ...")
     ] = 10,
@@ -64,7 +62,7 @@ def init(
             "--ca", metavar="FILE", help="The authority of the server's certificate; included in the Secrets."
         ),
     ] = None,
-    namespace: Namespace = "kubeflow",
+    namespace: Annotated[str, typer.Option("--namespace", metavar="NS", help="The Secrets' namespace.")] = "kubeflow",
     versioning: Annotated[
         bool, typer.Option("--versioning", help="Keep objects that are overwritten or deleted.")
     ] = False,
