@@ -15,11 +15,11 @@ from lwfed.cli.options import Json
 from lwfed.drive.console import make_console, make_table, print_json
 from lwfed.formats import bytes_text
 from lwfed.plan.cohort import client_ids
-from lwfed.store.policies import client_policy, server_policy
+from lwfed.store.policies import SERVER, client_policy, policies_of, server_policy
 from lwfed.types.errors import LwfedError, SpecError, UnreachableError
 
 if TYPE_CHECKING:
-    from lwfed.store.provision import Provisioned
+    from lwfed.store.provision import Provisioned, User
 
 app = typer.Typer(help="Set up an S3 store, print its policies, test it.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -76,8 +76,7 @@ def init(
     """
     ids = list(client or client_ids(clients))
     if dry_run:
-        policies = {"server": server_policy(uri), **{one: client_policy(uri, one) for one in ids}}
-        print_json({"uri": uri, "policies": policies})
+        print_json({"uri": uri, "policies": policies_of(uri, ids)})
         return
     from lwfed.store.provision import provision
     from lwfed.store.s3.client import Access
@@ -90,7 +89,6 @@ def init(
         access_key=admin_user or name,
         secret_key=admin_password or password,
         endpoint=address,
-        region=environment.s3_region(),
         ca_bundle=None if authority is None else str(authority),
     )
     folder = None if output == "-" else Path(output)
@@ -100,9 +98,7 @@ def init(
     if authority is not None:
         shared["ca.crt"] = _text_of(authority)
     manifests = {
-        user.who: _secret(user.who, user.access_key, user.secret_key, shared, namespace=namespace)
-        for user in done.users
-        if user.secret_key is not None
+        user.who: _secret(user, shared, namespace=namespace) for user in done.users if user.secret_key is not None
     }
     if folder is not None:
         _write(folder, manifests)
@@ -125,7 +121,7 @@ def policy(
     ] = True,
 ) -> None:
     """Print the policy of a client's credentials, for AWS, SeaweedFS or another server with IAM policies."""
-    print_json(server_policy(uri) if client == "server" else client_policy(uri, client, may_list=may_list))
+    print_json(server_policy(uri) if client == SERVER else client_policy(uri, client, may_list=may_list))
 
 
 @app.command("check")
@@ -169,20 +165,18 @@ def _secret_name(who: str) -> str:
     return f"{SECRET_NAME}-{who}".lower().replace("_", "-")
 
 
-def _secret(
-    who: str, access_key: str, secret_key: str | None, shared: dict[str, str], *, namespace: str
-) -> dict[str, Any]:
+def _secret(user: User, shared: dict[str, str], *, namespace: str) -> dict[str, Any]:
     """Returns a Kubernetes Secret, for use as environment or mounted at LWFED_S3_SECRET_DIR."""
     return {
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": {
-            "name": _secret_name(who),
+            "name": _secret_name(user.who),
             "namespace": namespace,
             "labels": {"app.kubernetes.io/part-of": "lwfed"},
         },
         "type": "Opaque",
-        "stringData": {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key, **shared},
+        "stringData": {"AWS_ACCESS_KEY_ID": user.access_key, "AWS_SECRET_ACCESS_KEY": user.secret_key, **shared},
     }
 
 

@@ -7,10 +7,12 @@ a round's number three or four. A client's folder ends in a slash, so that clien
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from lwfed.types.errors import SpecError
 
+SERVER = "server"
 STAGE = "stages/" + "?" * 64
 ROUNDS = (f"{STAGE}/rounds/???", f"{STAGE}/rounds/????")
 
@@ -77,6 +79,11 @@ def server_policy(uri: str) -> Policy:
     if prefix:
         listing["Condition"] = {"StringLike": {"s3:prefix": [f"{prefix}*"]}}
     return {"Version": "2012-10-17", "Statement": [everything, listing]}
+
+
+def policies_of(uri: str, clients: Iterable[str]) -> dict[str, Policy]:
+    """Returns the policy of the server, and of each client by its id. Raises SpecError as `client_policy` does."""
+    return {SERVER: server_policy(uri), **{client: client_policy(uri, client) for client in clients}}
 
 
 def _statement(effect: str, actions: list[str], resources: list[str]) -> dict[str, Any]:

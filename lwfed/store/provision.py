@@ -12,13 +12,12 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from lwfed import environment
-from lwfed.store.policies import client_policy, server_policy, split_uri
+from lwfed.store.policies import policies_of, split_uri
 from lwfed.store.s3.client import Access, Connection, RefusedError
 from lwfed.types.errors import SpecError, UnreachableError
 
 T = TypeVar("T")
 
-SERVER = "server"
 ABORT_DAYS = 7
 TIMEOUT_S = 15.0
 TRIES = 3
@@ -88,7 +87,7 @@ def provision(
         UnreachableError: The server does not answer, or rejects the administrator.
     """
     bucket, _ = split_uri(uri)
-    policies = {SERVER: server_policy(uri), **{client: client_policy(uri, client) for client in clients}}
+    policies = policies_of(uri, clients)
     if admin.access_key is None or admin.secret_key is None:
         raise SpecError("no administrator is set", remedy="set MINIO_ROOT_USER and MINIO_ROOT_PASSWORD")
     connection = Connection(uri, bucket, access=admin, remedy=ADMINISTRATOR)
