@@ -91,12 +91,12 @@ def plan(
     counted = ", ".join(f"{count} {m} tokens" for m, count in lengths.items())
     console.print(
         f"[bold]{values.name}[/]  {values.strategy}, batch {values.training.batch_size}, {counted}"
-        + (f", {examples} examples per client" if examples else ""),
+        + (f", {examples} examples per client" if examples else "")
     )
     console.print(tables.plan_table(table))
     if any(not row.get("cache_fits", True) for row in table):
         console.print(
-            "Outputs of frozen blocks that do not fit are computed in each step; fewer levers.views need less space.",
+            "Outputs of frozen blocks that do not fit are computed in each step; fewer levers.views need less space."
         )
     if levers:
         console.print(tables.levers_table(levers))
@@ -104,7 +104,7 @@ def plan(
     if heads is not None and heads["exchange_share"] > 0.5:
         console.print(
             f"The projection heads are {heads['exchange_share']:.0%} of the bytes that the last stage exchanges; "
-            "a smaller model.projection.hidden makes them smaller.",
+            "a smaller model.projection.hidden makes them smaller."
         )
 
 

@@ -25,7 +25,7 @@ from lwfed.store.ahead import parallel_map
 from lwfed.store.keys import checked, remedy_for, truncated_object, wrong_length
 from lwfed.store.protocol import Data, Store
 from lwfed.store.s3.client import Connection, RefusedError
-from lwfed.store.s3.transfer import PART_BYTES, RANGE_BYTES, THREADS, S3Object
+from lwfed.store.s3.transfer import PART_BYTES, S3Object
 from lwfed.types.canonical import readable
 from lwfed.types.errors import CheckpointError, SpecError
 
@@ -103,20 +103,12 @@ class S3Store(Store):
 
     def fetch(self, key: str, *, to: Path | None = None) -> Path:
         """Downloads an object to a file: to `to`, or to one that is deleted when the process ends."""
-        source = self._object(key)
-        size = source.length()
+        content = self.get(key)
         path = to or self._scratch / key
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
         try:
-            with temporary.open("xb") as file:
-
-                def copy(start: int) -> None:
-                    piece = memoryview(bytearray(min(RANGE_BYTES, size - start)))
-                    source.download([piece], start=start)
-                    os.pwrite(file.fileno(), piece, start)
-
-                parallel_map(copy, range(0, size, RANGE_BYTES), threads=THREADS)
+            temporary.write_bytes(content)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -194,19 +186,17 @@ class S3Store(Store):
             raise CheckpointError(f"`{key}` is not a key", remedy="keys are relative and hold no `..`")
         return S3Object(self.connection, self._prefix + name, key)
 
-    def _listed(self, prefix: str) -> Iterator[str]:
-        """Yields the keys of objects in the bucket below the store's prefix, page by page."""
-        query: dict[str, Any] = {"Bucket": self.connection.bucket, "Prefix": self._prefix + prefix}
-        while True:
-            page = self.connection.request(
-                lambda c: c.list_objects_v2(**query), about=f"to list {prefix or 'its keys'}"
+    def _listed(self, prefix: str) -> Sequence[str]:
+        """Returns the keys of objects in the bucket below the store's prefix."""
+
+        def keys(client: Any) -> Sequence[str]:
+            pages = client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.connection.bucket, Prefix=self._prefix + prefix
             )
-            for item in page.get("Contents", ()):
-                if not item["Key"].endswith("/"):  # a folder that a web console made
-                    yield item["Key"][len(self._prefix) :]
-            if not page.get("IsTruncated"):
-                return
-            query["ContinuationToken"] = page["NextContinuationToken"]
+            return [item["Key"][len(self._prefix) :] for page in pages for item in page.get("Contents", ())]
+
+        found = self.connection.request(keys, about=f"to list {prefix or 'its keys'}")
+        return [key for key in found if not key.endswith("/")]  # without the folders that a web console made
 
     def _write_first(self, target: S3Object, body: bytes) -> bool:
         """Writes an object that must not exist yet. Returns whether this call wrote it.
