@@ -181,17 +181,12 @@ def _obtain(specs: Sequence[RunSpec], *, store: Store, console: Console) -> list
             continue
         what = f"{item.spec.strategy}, seed {item.spec.seed}"
         console.rule(f"run {number} of {len(wanted)}: {what}", align="left", style="dim")
+        again = f"the same command; {len(ids)} of {len(wanted)} runs are done"
         try:
-            summary = training.train(
-                item,
-                store=store,
-                console=console,
-                resume_with=f"the same command; {len(ids)} of {len(wanted)} runs are done",
-            )
+            ids.append(training.train(item, store=store, console=console, resume_with=again).run_id)
         except LwfedError:
             console.print(f"run {number} of {len(wanted)} ({what}) failed; {len(ids)} runs are done")
             raise
-        ids.append(summary.run_id)
     return ids
 
 
@@ -217,8 +212,7 @@ def _show(comparison: Comparison, budgets: Sequence[Budget], *, console: Console
     for budget in budgets:
         for reach in reaches(comparison, budget):
             best = quality_text(comparison.metric, reach.best)
-            line = f"{budget.quantity} {budget.text}  {reach.group.label}: best {best}; {reach.verdict}"
-            console.print(line)
+            console.print(f"{budget.quantity} {budget.text}  {reach.group.label}: best {best}; {reach.verdict}")
     for note in comparison.notes:
         console.print(f"[yellow]note:[/] {note}")
 

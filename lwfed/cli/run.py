@@ -85,20 +85,18 @@ def rerun(
         return
     opened = open_runs(store)
     parent = pick_run(opened, run_id)
-    changed = list(override or [])
-    values = build_spec(parent.spec, overrides=[f"store.uri={opened.uri}", *changed])
-    if not changed and not fresh:
-        fresh = True  # the user wants the same work again
-    options = Options(run_id=_checked(new_id), fresh=fresh, parent=(parent.run_id, stage))
+    values = build_spec(parent.spec, overrides=[f"store.uri={opened.uri}", *(override or [])])
+    again = fresh or not override  # without a change, the user wants the same work again
+    options = Options(run_id=_checked(new_id), fresh=again, parent=(parent.run_id, stage))
     _execute(values, options=options, as_json=as_json, last_stage=stage if only else None)
 
 
 def _resubmit(run_id: str, **options: Any) -> None:
     """Passes a rerun on the cluster to the plugin for Kubeflow Pipelines."""
-    for plugin in metadata.entry_points(group="lwfed.reruns"):
-        plugin.load()(run_id, **options)
-        return
-    raise NotFoundError("support for Kubeflow Pipelines is not installed", remedy="pip install 'lwfed[kubeflow]'")
+    plugin = next(iter(metadata.entry_points(group="lwfed.reruns")), None)
+    if plugin is None:
+        raise NotFoundError("support for Kubeflow Pipelines is not installed", remedy="pip install 'lwfed[kubeflow]'")
+    plugin.load()(run_id, **options)
 
 
 def _execute(spec: RunSpec, *, options: Options, as_json: bool, last_stage: int | None = None) -> None:

@@ -214,7 +214,7 @@ def _print_result(uri: str, done: Provisioned, folder: Path | None) -> None:
     secrets = sum(user.secret_key is not None for user in done.users)
     console.print(
         f"{uri}: bucket {'created' if done.bucket_made else 'exists'}, {new} users created, {len(done.users) - new} "
-        f"existed, {secrets} secrets {'printed' if folder is None else f'written to {folder}'}",
+        f"existed, {secrets} secrets {'printed' if folder is None else f'written to {folder}'}"
     )
     for note in done.notes:
         console.print(note)

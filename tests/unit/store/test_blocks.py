@@ -114,7 +114,7 @@ def test_a_file_of_another_length_is_noticed(store: LocalStore, change: str) -> 
     with pytest.raises(CheckpointError, match="corrupted"):
         read_block(store, block_key(block), block)
     if change in ("shorter", "empty", "header alone"):
-        last = max(block.file.spans, key=lambda name: block.spans[name][1])
+        last = max(block.file.spans, key=lambda name: block.file.spans[name][1])
         with pytest.raises(CheckpointError, match="ends before byte"):
             read_tensor(store, block_key(block), block, last)
 
