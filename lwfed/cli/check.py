@@ -39,7 +39,7 @@ def doctor(store: StoreUri = DEFAULT_STORE, as_json: Json = False) -> None:
         colours = {"ok": "green", "warn": "yellow", "fail": "red"}
         for level, what, remedy in findings:
             table.add_row(f"[{colours[level]}]{level}[/]", what + (f"  -> {remedy}" if remedy else ""))
-        make_console().print(table, highlight=False)
+        make_console().print(table)
     if failed:
         raise typer.Exit(1)
 

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -100,13 +100,18 @@ def compare(
     comparison = compare_runs([(item, *runs.history(opened, item)) for item in records], metric=metric, force=force)
     folder = output or Path(f"compare-{name}")
     page = write_files(comparison, folder, name=name, data=records[0].data, budgets=budgets)
-    values = _values(comparison, budgets, name=name, page=page)
+    values = {
+        "name": name,
+        "metric": comparison.metric,
+        "groups": rows(comparison),
+        "budgets": [row for limit in budgets for row in budget_rows(reaches(comparison, limit))],
+        "notes": list(comparison.notes),
+        "page": str(page),
+    }
     numbers = json.dumps({**values, "curves": curves(comparison)}, ensure_ascii=False, allow_nan=False, indent=1)
     (folder / "compare.json").write_text(numbers + "\n", encoding="utf-8")
     _show(comparison, budgets, console=console)
-    console.print(
-        f"    page  {page}\n figures  {folder}/*.svg, *.png; numbers: compare.json", highlight=False, soft_wrap=True
-    )
+    console.print(f"    page  {page}\n figures  {folder}/*.svg, *.png; numbers: compare.json")
     if as_json:
         print_json(values)
 
@@ -166,7 +171,7 @@ def _obtain(specs: Sequence[RunSpec], *, store: Store, console: Console) -> list
     """Finds or trains a run per spec. Returns their ids."""
     wanted = [training.look_up(spec, options=Options(), store=store) for spec in specs]
     done = sum(item.done is not None for item in wanted)
-    console.print(f"{done} of {len(wanted)} runs are committed already", highlight=False)
+    console.print(f"{done} of {len(wanted)} runs are committed already")
     ids = []
     for number, item in enumerate(wanted, start=1):
         if item.done is not None:
@@ -174,33 +179,20 @@ def _obtain(specs: Sequence[RunSpec], *, store: Store, console: Console) -> list
             continue
         what = f"{item.spec.strategy}, seed {item.spec.seed}"
         console.rule(f"run {number} of {len(wanted)}: {what}", align="left", style="dim")
+        again = f"the same command; {len(ids)} of {len(wanted)} runs are done"
         try:
-            summary = training.train(
-                item,
-                store=store,
-                console=console,
-                resume_with=f"the same command; {len(ids)} of {len(wanted)} runs are done",
-            )
+            ids.append(training.train(item, store=store, console=console, resume_with=again).run_id)
         except LwfedError:
-            console.print(f"run {number} of {len(wanted)} ({what}) failed; {len(ids)} runs are done", highlight=False)
+            console.print(f"run {number} of {len(wanted)} ({what}) failed; {len(ids)} runs are done")
             raise
-        ids.append(summary.run_id)
     return ids
 
 
 def _show(comparison: Comparison, budgets: Sequence[Budget], *, console: Console) -> None:
-    table = make_table("Cost per client; in brackets, the reduction against end to end")
-    heads = (
-        "strategy",
-        "seeds",
-        metric_title(comparison.metric, short=True),
-        "moved",
-        "frozen, once",
-        "computed",
-        "memory",
-    )
-    for head in heads:
-        table.add_column(head, justify="left" if head == "strategy" else "right")
+    title = "Cost per client; in brackets, the reduction against end to end"
+    score = metric_title(comparison.metric, short=True)
+    heads = ("seeds", score, "moved", "frozen, once", "computed", "memory")
+    table = make_table(title, left=("strategy",), right=heads)
     for group, row in zip(comparison.groups, rows(comparison), strict=True):
         reference = group is comparison.reference
         less = {} if row["less"] is None or reference else row["less"]
@@ -218,22 +210,10 @@ def _show(comparison: Comparison, budgets: Sequence[Budget], *, console: Console
     for budget in budgets:
         for reach in reaches(comparison, budget):
             best = quality_text(comparison.metric, reach.best)
-            line = f"{budget.quantity} {budget.text}  {reach.group.label}: best {best}; {reach.verdict}"
-            console.print(line, highlight=False, soft_wrap=True)
+            console.print(f"{budget.quantity} {budget.text}  {reach.group.label}: best {best}; {reach.verdict}")
     for note in comparison.notes:
-        console.print(f"[yellow]note:[/] {note}", highlight=False, soft_wrap=True)
+        console.print(f"[yellow]note:[/] {note}")
 
 
 def _factor(value: float | None) -> str:
     return "" if value is None else f" ({factor_text(value)})"
-
-
-def _values(comparison: Comparison, budgets: Sequence[Budget], *, name: str, page: Path) -> dict[str, Any]:
-    return {
-        "name": name,
-        "metric": comparison.metric,
-        "groups": rows(comparison),
-        "budgets": [row for budget in budgets for row in budget_rows(reaches(comparison, budget))],
-        "notes": list(comparison.notes),
-        "page": str(page),
-    }

@@ -1,14 +1,17 @@
-"""`lwfed list` and `lwfed show`: the runs of a store."""
+"""`lwfed list`, `show`, `report` and `export`: the runs of a store, and what is made of them."""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
+import typer
 import yaml
 
 from lwfed.cli import tables
 from lwfed.cli.options import DEFAULT_STORE, Json, RunId, StoreUri
 from lwfed.drive.console import make_console, make_table, print_json
+from lwfed.drive.trackers import replay_log
 from lwfed.formats import HEADLINES, metric_text, rates_text
 from lwfed.plan.stages import learning_rates
 from lwfed.run import runs
@@ -43,9 +46,8 @@ def list_runs(store: StoreUri = DEFAULT_STORE, as_json: Json = False) -> None:
     if as_json:
         print_json({"runs": rows})
         return
-    table = make_table()
-    for name in ("run", "started", "strategy", "status", "stages", "result", "digest"):
-        table.add_column(name, overflow="fold")
+    heads = ("run", "started", "strategy", "status", "stages", "result", "digest")
+    table = make_table(left=heads, overflow="fold")
     for row in rows:
         table.add_row(
             row["run_id"],
@@ -76,26 +78,81 @@ def show(run_id: RunId, store: StoreUri = DEFAULT_STORE, as_json: Json = False) 
         )
         return
     console = make_console()
-    console.print(
-        f"[bold]{run.run_id}[/]  {overview['status']}  {run.strategy}  started {run.created}", highlight=False
-    )
+    console.print(f"[bold]{run.run_id}[/]  {overview['status']}  {run.strategy}  started {run.created}")
     if run.parent:
-        console.print(f"from stage {run.parent.stage} of {run.parent.run_id}", highlight=False)
-    console.print(f"learning rates  {rates_text(learning_rates(runs.plans_of(run)))}", highlight=False)
+        console.print(f"from stage {run.parent.stage} of {run.parent.run_id}")
+    console.print(f"learning rates  {rates_text(learning_rates(runs.plans_of(run)))}")
     if scales_implicitly(run.spec):
-        console.print(OLD_RATES, highlight=False)
+        console.print(OLD_RATES)
     if stages:
         console.print(tables.stages_table(stages, end_to_end=run.end_to_end))
     if rounds:
         console.print(tables.rounds_table(rounds))
     for item in run.stages:
-        console.print(f"stage {item.stage}  key {item.key}", highlight=False)
+        console.print(f"stage {item.stage}  key {item.key}")
     if overview["digest"]:
-        console.print(f"digest  {overview['digest']}", highlight=False)
+        console.print(f"digest  {overview['digest']}")
     console.print("[bold]spec[/]")
-    console.print(
-        yaml.safe_dump(stored_values(run.spec), sort_keys=False, width=110).rstrip(), highlight=False, markup=False
-    )
+    console.print(yaml.safe_dump(stored_values(run.spec), sort_keys=False, width=110).rstrip(), markup=False)
+
+
+def report(
+    run_id: RunId,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-O", metavar="FILE", help="The file to write; default: in the run's store."),
+    ] = None,
+    mlflow: Annotated[
+        bool, typer.Option("--mlflow", help="Also log records that MLflow lacks, from the run's log.")
+    ] = False,
+    store: StoreUri = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Write a run's report again: one HTML file with curves, costs, clients and retrieved images."""
+    opened = open_runs(store)
+    run = pick_run(opened, run_id)
+    from lwfed.round.workbench import Workbench
+    from lwfed.steps.finish import write_report
+
+    written = write_report(run, bench=Workbench(opened), output=output)
+    status = replay_log(run, runs.spec_of(run).tracking, store=opened) if mlflow else None
+    if as_json:
+        print_json({"run_id": run.run_id, "report": str(written), "mlflow": status})
+        return
+    console = make_console()
+    console.print(f"report  {written}")
+    if status is not None:
+        problem = f"; {status['down']}" if status["down"] else ""
+        told = f"{status['delivered']} of {status['told']} records"
+        console.print(f"mlflow  has {told}, run {status['run_id']}{problem}")
+
+
+def export(
+    run_id: RunId,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write.")],
+    stage: Annotated[
+        int | None, typer.Option("--stage", metavar="S", help="The stage to export; default: the last.")
+    ] = None,
+    with_test_data: Annotated[
+        bool, typer.Option("--with-test-data", help="Also write the built-in test scenes, to check the scores.")
+    ] = False,
+    store: StoreUri = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Export plain timm and transformers weights with their configs, and the heads; usable without lwfed."""
+    opened = open_runs(store)
+    run = pick_run(opened, run_id)
+    from lwfed.export.export import export_run
+    from lwfed.round.workbench import Workbench
+
+    status = export_run(run.run_id, folder, bench=Workbench(opened), stage=stage, with_test_data=with_test_data)
+    if as_json:
+        print_json(status)
+        return
+    console = make_console()
+    console.print(f"exported run {run.run_id}, stage {status['stage']}, to {folder}")
+    for path in sorted(path for path in folder.rglob("*") if path.is_file())[:30]:
+        console.print(f"  {path.relative_to(folder)}")
 
 
 def _from(parent: dict[str, Any] | None) -> str:

@@ -7,7 +7,7 @@ from importlib import metadata
 import typer
 
 from lwfed import __version__
-from lwfed.cli import artifacts, check, compare, history, plan, run, step, store
+from lwfed.cli import check, compare, history, plan, run, step, store
 from lwfed.launch.exits import run_to_exit
 from lwfed.types.errors import EXIT_CODES
 
@@ -34,8 +34,8 @@ app.command("partition")(plan.partition)
 app.command("compare")(compare.compare)
 app.command("list")(history.list_runs)
 app.command("show")(history.show)
-app.command("report")(artifacts.report)
-app.command("export")(artifacts.export)
+app.command("report")(history.report)
+app.command("export")(history.export)
 app.command("presets")(plan.presets)
 app.command("doctor")(check.doctor)
 app.command("step")(step.step)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,4 +18,3 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Train again even if equal 
 Json = Annotated[bool, typer.Option("--json", help="Print a JSON object as the last line, and progress to stderr.")]
 StoreUri = Annotated[str, typer.Option("--store", metavar="URI", help="The store to read.")]
 DEFAULT_STORE = StoreSpec().uri
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write.")]

@@ -105,8 +105,7 @@ def plan(
     counted = ", ".join(f"{count} {m} tokens" for m, count in lengths.items())
     console.print(
         f"[bold]{values.name}[/]  {values.strategy}, batch {values.training.batch_size}, {counted}"
-        + (f", {examples} examples per client" if examples else ""),
-        highlight=False,
+        + (f", {examples} examples per client" if examples else "")
     )
     console.print(f"learning rates: {rates_text(rates)}", highlight=False)
     if any(rate is not None and rate > HIGH_RATE for by_stage in rates.values() for rate in by_stage):
@@ -118,8 +117,7 @@ def plan(
     console.print(tables.plan_table(table))
     if any(not row.get("cache_fits", True) for row in table):
         console.print(
-            "Outputs of frozen blocks that do not fit are computed in each step; fewer levers.views need less space.",
-            highlight=False,
+            "Outputs of frozen blocks that do not fit are computed in each step; fewer levers.views need less space."
         )
     if levers:
         console.print(tables.levers_table(levers))
@@ -127,8 +125,7 @@ def plan(
     if heads is not None and heads["exchange_share"] > 0.5:
         console.print(
             f"The projection heads are {heads['exchange_share']:.0%} of the bytes that the last stage exchanges; "
-            "a smaller model.projection.hidden makes them smaller.",
-            highlight=False,
+            "a smaller model.projection.hidden makes them smaller."
         )
 
 
@@ -159,12 +156,10 @@ def partition(spec: Spec = None, override: Overrides = None, as_json: Json = Fal
 
 
 def _draw_partition(clients: list[dict[str, Any]], *, kind: str) -> None:
-    console = make_console()
     sizes = [item["num_examples"] for item in clients]
     labelled = any(item["labels"] for item in clients)
-    table = make_table(f"{kind}: {sum(sizes)} examples, {len(sizes)} clients")
-    table.add_column("client")
-    table.add_column("examples", justify="right")
+    title = f"{kind}: {sum(sizes)} examples, {len(sizes)} clients"
+    table = make_table(title, left=("client",), right=("examples",))
     table.add_column("")
     if labelled:
         table.add_column("labels")
@@ -174,15 +169,12 @@ def _draw_partition(clients: list[dict[str, Any]], *, kind: str) -> None:
         if labelled:
             cells.append("  ".join(f"{name} {count}" for name, count in item["labels"].items() if count))
         table.add_row(*cells)
-    console.print(table)
+    make_console().print(table)
 
 
 def presets() -> None:
     """List the presets that ship with lwfed."""
-    console = make_console()
-    table = make_table()
-    for name in ("preset", "strategy", "rounds", "data", "encoders", "clients"):
-        table.add_column(name)
+    table = make_table(left=("preset", "strategy", "rounds", "data", "encoders", "clients"))
     for name in preset_names():
         values = load_spec(name)
         encoders = ", ".join(encoder.arch or encoder.family for encoder in values.model.encoders.values())
@@ -194,7 +186,7 @@ def presets() -> None:
             encoders,
             str(values.federation.num_clients or "one per group"),
         )
-    console.print(table)
+    make_console().print(table)
 
 
 def _opened(spec: RunSpec) -> Source | None:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import json
 import sys
-import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, get_args, get_origin
 
-import annotated_types
 import typer
 from pydantic import AliasChoices, BaseModel
 from pydantic.fields import FieldInfo
 
-from lwfed.catalog import names
 from lwfed.cli.main import app
-from lwfed.spec.base import Choice, Section
+from lwfed.spec.base import Section
 from lwfed.spec.run import RunSpec
 from lwfed.types.errors import EXIT_CODES, FINAL_CODES
 
-WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null", Any: "anything"}
+WORDS = {
+    "integer": "integer", "number": "number", "string": "text", "boolean": "true or false", "null": "null",
+    "object": "mapping",
+}  # fmt: skip
+"""A JSON schema's type, in the reference's words."""
+LIMITS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
 GENERATED = "<!-- Written by `make docs` from the code; edit the code. -->"
 
 
@@ -44,10 +46,9 @@ def spec_reference() -> str:
             lines += [f"It has the same keys as `{described[kind]}`.", ""]
             continue
         described[kind] = path
-        lines += _table(
-            ("key", "type", "default", "meaning"),
-            [_row(name, field, path) for name, field in kind.fields().items()],
-        )
+        schemas = kind.model_json_schema(by_alias=False)["properties"]
+        rows = [_row(name, field, schemas[name]) for name, field in kind.fields().items()]
+        lines += _table(("key", "type", "default", "meaning"), rows)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -120,51 +121,39 @@ def _models(annotation: Any) -> Iterator[type[Section]]:
         yield from _models(argument)
 
 
-def _row(name: str, field: FieldInfo, path: str) -> tuple[str, ...]:
+def _row(name: str, field: FieldInfo, schema: Mapping[str, Any]) -> tuple[str, ...]:
     key = f"`{name}`"
     if isinstance(field.validation_alias, AliasChoices):
         others = [str(choice) for choice in field.validation_alias.choices if choice != name]
         key += "".join(f" or `{other}`" for other in others)
-    limits = ", ".join(filter(None, map(_limit, field.metadata)))
-    choice = next((mark for mark in field.metadata if isinstance(mark, Choice)), None)
-    type_text = _type(field.annotation if choice is None else Literal[names(choice.kind)])
-    type_text += f", {limits}" if limits else ""
-    models = list(_models(field.annotation))
-    meaning = field.description or " Or: ".join(map(_first_line, models))
-    return key, type_text, _default(field), _cell(meaning)
+    limits = [
+        f", {words} {part[limit]:g}"
+        for part in schema.get("anyOf", [schema])
+        for limit, words in LIMITS.items()
+        if limit in part
+    ]
+    meaning = field.description or " Or: ".join(map(_first_line, _models(field.annotation)))
+    return key, _type(schema) + "".join(limits), _default(field), _cell(meaning)
 
 
-def _type(annotation: Any) -> str:
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return _type(arguments[0])
-    if origin is Literal:
-        return " / ".join(f"`{choice}`" for choice in arguments)
-    if origin in (Union, types.UnionType):
-        models = list(_models(annotation))
-        return "section" if models else " or ".join(map(_type, arguments))
-    if origin is tuple:
-        return f"list of {_type(arguments[0])}s"
-    if origin is dict:
-        if list(_models(annotation)):
+def _type(schema: Mapping[str, Any]) -> str:
+    """Returns a value's type in words, from its JSON schema."""
+    match schema:
+        case {"enum": choices}:
+            return " / ".join(f"`{choice}`" for choice in choices)
+        case {"const": choice}:
+            return f"`{choice}`"
+        case {"$ref": _} | {"oneOf": _} | {"anyOf": [{"$ref": _}, *_]}:
+            return "section"
+        case {"anyOf": kinds}:
+            return " or ".join(map(_type, kinds))
+        case {"type": "array", "items": item}:
+            return f"list of {_type(item)}s"
+        case {"type": "object", "additionalProperties": {"$ref": _}}:
             return "mapping of sections"
-        return "mapping" if arguments[1] is Any else f"mapping to {_type(arguments[1])}"
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return "section"
-    return WORDS[annotation]
-
-
-def _limit(constraint: Any) -> str:
-    """Returns one of pydantic's constraints in words."""
-    for kind, name, words in (
-        (annotated_types.Ge, "ge", "at least"),
-        (annotated_types.Gt, "gt", "above"),
-        (annotated_types.Le, "le", "at most"),
-        (annotated_types.Lt, "lt", "below"),
-    ):
-        if isinstance(constraint, kind):
-            return f"{words} {getattr(constraint, name):g}"
-    return ""
+        case {"type": "object", "additionalProperties": dict() as item}:
+            return f"mapping to {_type(item)}"
+    return WORDS[schema["type"]]
 
 
 def _default(field: FieldInfo) -> str:

@@ -86,49 +86,37 @@ def rerun(
         return
     opened = open_runs(store)
     parent = pick_run(opened, run_id)
-    changed = list(override or [])
-    values = runs.spec_of(parent, overrides=[f"store.uri={opened.uri}", *changed])
+    values = runs.spec_of(parent, overrides=[f"store.uri={opened.uri}", *(override or [])])
     if scales_implicitly(parent.spec):
-        make_console(stderr=True).print(OLD_RATES, highlight=False)
-    if not changed and not fresh:
-        fresh = True  # the user wants the same work again
-    options = Options(run_id=_checked(new_id), fresh=fresh, parent=(parent.run_id, stage))
+        make_console(stderr=True).print(OLD_RATES)
+    again = fresh or not override  # without a change, the user wants the same work again
+    options = Options(run_id=_checked(new_id), fresh=again, parent=(parent.run_id, stage))
     _execute(values, options=options, as_json=as_json, last_stage=stage if only else None)
 
 
 def _resubmit(run_id: str, **options: Any) -> None:
     """Passes a rerun on the cluster to the plugin for Kubeflow Pipelines."""
-    for plugin in metadata.entry_points(group="lwfed.reruns"):
-        plugin.load()(run_id, **options)
-        return
-    raise NotFoundError("support for Kubeflow Pipelines is not installed", remedy="pip install 'lwfed[kubeflow]'")
+    plugin = next(iter(metadata.entry_points(group="lwfed.reruns")), None)
+    if plugin is None:
+        raise NotFoundError("support for Kubeflow Pipelines is not installed", remedy="pip install 'lwfed[kubeflow]'")
+    plugin.load()(run_id, **options)
 
 
 def _execute(spec: RunSpec, *, options: Options, as_json: bool, last_stage: int | None = None) -> None:
     console = make_console(stderr=as_json)
     store = open_store(spec.store.uri)
     request = training.look_up(spec, options=options, store=store, whole=last_stage is None)
-    if request.done is not None:
-        _show_finished(request.done, store=store, console=console, as_json=as_json)
-        return
-    summary = training.train(request, store=store, console=console, last_stage=last_stage)
-    console.print()
+    if request.done is None:
+        summary = training.train(request, store=store, console=console, last_stage=last_stage)
+        console.print()
+    else:
+        spec = runs.spec_of(runs.read_run(store, request.done))
+        done = RunSummary.of(store.read_ref(paths.summary(request.done)))
+        summary = done.changed(stages=[stage.changed(reused=True) for stage in done.stages])
+        count = len(summary.stages)
+        console.print(f"all {count} stages are committed already, by run [bold]{request.done}[/]; --fresh trains again")
     console.print(tables.stages_table(summary.stages, end_to_end=summary.ledger["predicted"]["end_to_end"]))
     _closing_lines(summary, store=store, console=console, spec=spec)
-    if as_json:
-        print_json(summary.to_values())
-
-
-def _show_finished(run_id: str, *, store: Store, console: Console, as_json: bool) -> None:
-    run = runs.read_run(store, run_id)
-    summary = RunSummary.of(store.read_ref(paths.summary(run_id)))
-    console.print(
-        f"all {len(summary.stages)} stages are committed already, by run [bold]{run_id}[/]; --fresh trains again",
-        highlight=False,
-    )
-    summary = summary.changed(stages=[stage.changed(reused=True) for stage in summary.stages])
-    console.print(tables.stages_table(summary.stages, end_to_end=run.end_to_end))
-    _closing_lines(summary, store=store, console=console, spec=runs.spec_of(run))
     if as_json:
         print_json(summary.to_values())
 
@@ -136,7 +124,7 @@ def _show_finished(run_id: str, *, store: Store, console: Console, as_json: bool
 def _closing_lines(summary: RunSummary, *, store: Store, console: Console, spec: RunSpec) -> None:
     shown = natural_order(name for name in summary.metrics if not name.startswith("train/"))
     scores = [metric_text(name, summary.metrics[name]) for name in shown]
-    console.print("  ".join(scores), highlight=False, soft_wrap=True)
+    console.print("  ".join(scores))
     lines = {"run": summary.run_id, "digest": summary.digest, "time": seconds_text(summary.wall_s)}
     report = paths.report(summary.run_id)
     if store.has(report):
@@ -144,7 +132,7 @@ def _closing_lines(summary: RunSummary, *, store: Store, console: Console, spec:
     if spec.tracking.uri is not None:
         lines["mlflow"] = _how_to_see(spec.tracking.ui or environment.mlflow_uri() or spec.tracking.uri)
     for name, value in lines.items():
-        console.print(f"{name:>8}  {value}", highlight=False, soft_wrap=True)
+        console.print(f"{name:>8}  {value}")
 
 
 def _how_to_see(tracking_uri: str) -> str:

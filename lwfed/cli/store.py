@@ -15,22 +15,20 @@ from lwfed.cli.options import Json
 from lwfed.drive.console import make_console, make_table, print_json
 from lwfed.formats import bytes_text
 from lwfed.plan.cohort import client_ids
-from lwfed.store.policies import client_policy, server_policy
+from lwfed.store.policies import SERVER, client_policy, policies_of, server_policy
 from lwfed.types.errors import LwfedError, SpecError, UnreachableError
 
 if TYPE_CHECKING:
-    from lwfed.store.provision import Provisioned
+    from lwfed.store.provision import Provisioned, User
 
 app = typer.Typer(help="Set up an S3 store, print its policies, test it.", no_args_is_help=True, rich_markup_mode=None)
 
-Uri = Annotated[str, typer.Argument(metavar="URI", help="s3://bucket/prefix")]
-Namespace = Annotated[str, typer.Option("--namespace", metavar="NS", help="The Secrets' namespace.")]
 SECRET_NAME = "lwfed-store"
 
 
 @app.command("init")
 def init(
-    uri: Uri,
+    uri: Annotated[str, typer.Argument(metavar="URI", help="s3://bucket/prefix")],
     clients: Annotated[
         int, typer.Option("--clients", metavar="N", min=0, help="Number of clients: client-000 ...")
     ] = 10,
@@ -64,7 +62,7 @@ def init(
             "--ca", metavar="FILE", help="The authority of the server's certificate; included in the Secrets."
         ),
     ] = None,
-    namespace: Namespace = "kubeflow",
+    namespace: Annotated[str, typer.Option("--namespace", metavar="NS", help="The Secrets' namespace.")] = "kubeflow",
     versioning: Annotated[
         bool, typer.Option("--versioning", help="Keep objects that are overwritten or deleted.")
     ] = False,
@@ -78,8 +76,7 @@ def init(
     """
     ids = list(client or client_ids(clients))
     if dry_run:
-        policies = {"server": server_policy(uri), **{one: client_policy(uri, one) for one in ids}}
-        print_json({"uri": uri, "policies": policies})
+        print_json({"uri": uri, "policies": policies_of(uri, ids)})
         return
     from lwfed.store.provision import provision
     from lwfed.store.s3.client import Access
@@ -92,7 +89,6 @@ def init(
         access_key=admin_user or name,
         secret_key=admin_password or password,
         endpoint=address,
-        region=environment.s3_region(),
         ca_bundle=None if authority is None else str(authority),
     )
     folder = None if output == "-" else Path(output)
@@ -102,9 +98,7 @@ def init(
     if authority is not None:
         shared["ca.crt"] = _text_of(authority)
     manifests = {
-        user.who: _secret(user.who, user.access_key, user.secret_key, shared, namespace=namespace)
-        for user in done.users
-        if user.secret_key is not None
+        user.who: _secret(user, shared, namespace=namespace) for user in done.users if user.secret_key is not None
     }
     if folder is not None:
         _write(folder, manifests)
@@ -127,7 +121,7 @@ def policy(
     ] = True,
 ) -> None:
     """Print the policy of a client's credentials, for AWS, SeaweedFS or another server with IAM policies."""
-    print_json(server_policy(uri) if client == "server" else client_policy(uri, client, may_list=may_list))
+    print_json(server_policy(uri) if client == SERVER else client_policy(uri, client, may_list=may_list))
 
 
 @app.command("check")
@@ -144,9 +138,7 @@ def check(
     if as_json:
         print_json({"uri": uri, "good": found.good, **asdict(found)})
     else:
-        table = make_table(f"store {uri}")
-        for column in ("", "result"):
-            table.add_column(column)
+        table = make_table(f"store {uri}", left=("", "result"))
         wins = {True: "decided by the server", None: "decided by the file system"}
         for name, value in (
             ("data come back as written", "yes" if found.whole else "no"),
@@ -173,20 +165,18 @@ def _secret_name(who: str) -> str:
     return f"{SECRET_NAME}-{who}".lower().replace("_", "-")
 
 
-def _secret(
-    who: str, access_key: str, secret_key: str | None, shared: dict[str, str], *, namespace: str
-) -> dict[str, Any]:
+def _secret(user: User, shared: dict[str, str], *, namespace: str) -> dict[str, Any]:
     """Returns a Kubernetes Secret, for use as environment or mounted at LWFED_S3_SECRET_DIR."""
     return {
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": {
-            "name": _secret_name(who),
+            "name": _secret_name(user.who),
             "namespace": namespace,
             "labels": {"app.kubernetes.io/part-of": "lwfed"},
         },
         "type": "Opaque",
-        "stringData": {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key, **shared},
+        "stringData": {"AWS_ACCESS_KEY_ID": user.access_key, "AWS_SECRET_ACCESS_KEY": user.secret_key, **shared},
     }
 
 
@@ -224,9 +214,7 @@ def _print_result(uri: str, done: Provisioned, folder: Path | None) -> None:
     secrets = sum(user.secret_key is not None for user in done.users)
     console.print(
         f"{uri}: bucket {'created' if done.bucket_made else 'exists'}, {new} users created, {len(done.users) - new} "
-        f"existed, {secrets} secrets {'printed' if folder is None else f'written to {folder}'}",
-        highlight=False,
-        soft_wrap=True,
+        f"existed, {secrets} secrets {'printed' if folder is None else f'written to {folder}'}"
     )
     for note in done.notes:
-        console.print(note, highlight=False, soft_wrap=True)
+        console.print(note)

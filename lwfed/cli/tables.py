@@ -31,10 +31,9 @@ def stages_table(stages: Sequence[StageRecord | StageSummary], *, end_to_end: Re
         end_to_end: The predicted cost of end-to-end training.
     """
     metrics = [name for name in HEADLINES if any(name in stage.metrics for stage in stages)][:2]
-    table = make_table("Stages; in brackets, the predictions")
-    heads = ("up per round", "peak memory", "FLOP per sample", "time")
-    for name in ("stage", "rounds", *(metric_title(metric, short=True) for metric in metrics), *heads):
-        table.add_column(name, justify="right", no_wrap=True)
+    scores = [metric_title(metric, short=True) for metric in metrics]
+    heads = ("stage", "rounds", *scores, "up per round", "peak memory", "FLOP per sample", "time")
+    table = make_table("Stages; in brackets, the predictions", right=heads, no_wrap=True)
     for stage in stages:
         measured, predicted = stage.ledger.measured, stage.ledger.predicted or {}
         table.add_row(
@@ -71,26 +70,27 @@ def _flops(ledger: Record) -> float | None:
 
 def plan_table(rows: Sequence[Record]) -> Table:
     """Returns a table of predicted costs: a row per stage, one for end_to_end, and the total over the schedule."""
-    table = make_table("Cost per client; in brackets, the reduction against end to end")
-    with_device = any("verdict" in row for row in rows)
-    heads = ("stage", "rounds", "present", "trained", "each way per round", "FLOP per sample", "peak memory")
-    for name in heads:
-        table.add_column(name, justify="right")
-    further: list[tuple[str, Callable[[Record], str]]] = []
-    if any(row.get("cache_bytes") for row in rows):
-        further.append(("disk", _disk))
-    if any("link_s" in row for row in rows):
-        further.append(("on the link", lambda row: seconds_text(row["link_s"]) if "link_s" in row else ""))
-    if with_device:
-        further.append(("this device", _verdict))
-    for name, _ in further:
-        table.add_column(name, justify="right")
+    columns = [(head, write) for head, key, write in PLAN_COLUMNS if key is None or any(row.get(key) for row in rows)]
+    table = make_table("Cost per client; in brackets, the reduction against end to end", right=[h for h, _ in columns])
     for row in rows:
         if row["stage"] in ("end_to_end", "total"):
             table.add_section()
-        cells = _total_cells(row) if row["stage"] == "total" else _stage_cells(row)
-        table.add_row(*cells, *(write(row) for _, write in further))
+        table.add_row(*(write(row) for _, write in columns))
     return table
+
+
+def _params(key: str) -> Callable[[Record], str]:
+    return lambda row: amount_text(row[key]) if key in row else ""
+
+
+def _exchange(row: Record) -> str:
+    """Returns the exchanged bytes: one number if both directions are equal."""
+    up, down = bytes_text(row["exchanged_bytes"]), bytes_text(row["download_bytes"])
+    return f"{up if up == down else f'{up} up, {down} down'} ({factor_text(row['exchange_factor'])})"
+
+
+def _computed(row: Record) -> str:
+    return f"{flops_text(row['flops'] if 'flops' in row else _flops(row))} ({factor_text(row['flops_factor'])})"
 
 
 def _disk(row: Record) -> str:
@@ -100,13 +100,32 @@ def _disk(row: Record) -> str:
     return f"{bytes_text(row['cache_bytes'])}{verdict}"
 
 
+def _verdict(row: Record) -> str:
+    if "fits" not in row:
+        return ""
+    return f"{'yes' if row['fits'] else 'no'}, batch <= {row['largest_batch']}" if row["largest_batch"] else "no"
+
+
+PLAN_COLUMNS: tuple[tuple[str, str | None, Callable[[Record], str]], ...] = (
+    ("stage", None, lambda row: str(row["stage"])),
+    ("rounds", None, lambda row: str(row["rounds"])),
+    ("present", None, _params("present_params")),
+    ("trained", None, _params("trained_params")),
+    ("each way per round", None, _exchange),
+    ("FLOP per sample", None, _computed),
+    ("peak memory", None, lambda row: f"{bytes_text(row['peak_bytes'])} ({factor_text(row['peak_factor'])})"),
+    ("disk", "cache_bytes", _disk),
+    ("on the link", "link_s", lambda row: seconds_text(row["link_s"]) if "link_s" in row else ""),
+    ("this device", "verdict", _verdict),
+)
+"""Head, the entry of some row that the column needs (None: always there), and a row's cell."""
+
+
 def levers_table(savings: Sequence[Any]) -> Table:
     """Returns a table of each lever's savings, with one row for stages that use it in the same way."""
-    table = make_table("Levers; what each saves while the others stay in use")
-    table.add_column("lever", no_wrap=True)
-    table.add_column("stages", justify="right")
-    for name in ("FLOPs", "peak memory", "moved per round", "disk space"):
-        table.add_column(name, justify="right")
+    heads = ("stages", "FLOPs", "peak memory", "moved per round", "disk space")
+    table = make_table("Levers; what each saves while the others stay in use", left=("lever",), right=heads)
+    table.columns[0].no_wrap = True
     alike: dict[tuple[str, str], list[Any]] = {}
     for saving in savings:
         alike.setdefault((saving.lever, saving.how), []).append(saving)
@@ -139,49 +158,12 @@ def _signed(nbytes: float) -> str:
     return f"{bytes_text(abs(nbytes))} {'less' if nbytes > 0 else 'more'}" if nbytes else "none"
 
 
-def _verdict(row: Record) -> str:
-    if "fits" not in row:
-        return ""
-    return f"{'yes' if row['fits'] else 'no'}, batch <= {row['largest_batch']}" if row["largest_batch"] else "no"
-
-
-def _stage_cells(row: Record) -> list[str]:
-    return [
-        str(row["stage"]),
-        str(row["rounds"]),
-        amount_text(row["present_params"]),
-        amount_text(row["trained_params"]),
-        _exchange(row),
-        f"{flops_text(row['forward_flops'] + row['backward_flops'])} ({factor_text(row['flops_factor'])})",
-        f"{bytes_text(row['peak_bytes'])} ({factor_text(row['peak_factor'])})",
-    ]
-
-
-def _exchange(row: Record) -> str:
-    """Returns the exchanged bytes: one number if both directions are equal."""
-    up, down = bytes_text(row["exchanged_bytes"]), bytes_text(row["download_bytes"])
-    return f"{up if up == down else f'{up} up, {down} down'} ({factor_text(row['exchange_factor'])})"
-
-
-def _total_cells(row: Record) -> list[str]:
-    return [
-        "total",
-        str(row["rounds"]),
-        "",
-        "",
-        _exchange(row),
-        f"{flops_text(row['flops'])} ({factor_text(row['flops_factor'])})",
-        f"{bytes_text(row['peak_bytes'])} ({factor_text(row['peak_factor'])})",
-    ]
-
-
 def rounds_table(rounds: Sequence[RoundRecord]) -> Table:
     """Returns a table with one row per round."""
     metrics = [name for name in HEADLINES if any(name in item.metrics for item in rounds)][:4]
-    table = make_table("Rounds")
-    heads = ("stage", "round", "global", "clients", "failed", "train loss")
-    for name in (*heads, *(metric_title(metric, short=True) for metric in metrics), "time"):
-        table.add_column(name, justify="right")
+    scores = [metric_title(metric, short=True) for metric in metrics]
+    heads = ("stage", "round", "global", "clients", "failed", "train loss", *scores, "time")
+    table = make_table("Rounds", right=heads)
     for item in rounds:
         table.add_row(
             str(item.stage),

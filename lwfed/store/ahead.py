@@ -53,7 +53,10 @@ def _answer(requests: SimpleQueue[Callable[[], R] | None], answers: SimpleQueue[
         del answer, job  # while this thread waits, only the caller holds the result
 
 
-def parallel_map(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+def parallel_map(work: Callable[[T], R], items: Iterable[T], *, threads: int = THREADS) -> list[R]:
     """Applies a function to items, a few at a time; returns the results in order."""
-    with ThreadPoolExecutor(max_workers=THREADS) as pool:
-        return list(pool.map(work, items))
+    listed = list(items)
+    if len(listed) < 2:
+        return [work(item) for item in listed]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, listed))

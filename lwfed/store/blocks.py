@@ -68,15 +68,14 @@ def read_block(store: Store, key: str, block: Block) -> dict[str, Tensor]:
     Raises:
         CheckpointError: The block is missing, or does not match its manifest.
     """
-    plan = layout(block.specs)
-    header = bytearray(len(plan.header))
+    header = bytearray(len(block.file.header))
     tensors = {
         name: torch.empty(block.tensors[name][1].shape, dtype=DTYPES[block.tensors[name][1].dtype])
-        for name in plan.spans
+        for name in block.file.spans
     }
     data = {name: raw_bytes(tensor) for name, tensor in tensors.items()}
-    store.read_into(key, [header, *data.values()], nbytes=plan.nbytes)
-    if header != plan.header:
+    store.read_into(key, [header, *data.values()], nbytes=block.nbytes)
+    if header != block.file.header:
         raise _corrupted(key, "its header is wrong")
     for name, content in data.items():
         digest, spec = block.tensors[name]
@@ -88,7 +87,7 @@ def read_block(store: Store, key: str, block: Block) -> dict[str, Tensor]:
 def read_tensor(store: Store, key: str, block: Block, name: str) -> Tensor:
     """Reads one tensor of a block by its byte range and checks its digest. Raises CheckpointError."""
     digest, spec = block.tensors[name]
-    start, stop = block.spans[name]
+    start, stop = block.file.spans[name]
     data = store.get(key, start=start, stop=stop)
     if digest_raw(data, spec=spec) != digest:
         raise _corrupted(key, f"the digest of {name} is wrong")

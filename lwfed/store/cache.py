@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,49 +37,38 @@ class BlockCache:
         Raises:
             CheckpointError: The store's own copy is missing or damaged.
         """
-        path = self._keep(store, block)
-        if path is None:
-            return read_block(store, block_key(block), block)
-        try:
-            return read_block(LocalStore(path.parent), path.name, block)
-        except CheckpointError:
-            path.unlink(missing_ok=True)
-        return read_block(store, block_key(block), block)
+        self._fetch(store, block)
+        cached = self.read_cached(block)
+        return read_block(store, block_key(block), block) if cached is None else cached
 
     def hold(self, store: Store, block: Block) -> None:
         """Caches a block whose tensors this process already has, as a process of the client's own would."""
         if self._folder is None and isinstance(store, CountingStore):
             store.count_as_read(block.nbytes)
-        self._keep(store, block)
+        self._fetch(store, block)
 
     def has(self, block: Block) -> bool:
         """Whether a block is cached, judging by its length."""
-        path = None if self._folder is None else self._folder / _name(block)
-        return path is not None and path.is_file() and path.stat().st_size == block.nbytes
+        return self._folder is not None and LocalStore(self._folder).size(_name(block)) == block.nbytes
 
     def read_cached(self, block: Block) -> dict[str, Tensor] | None:
-        """Reads a block from the cache alone; returns None if it is missing or damaged."""
+        """Reads a block from the cache alone; returns None if it is missing, or damaged and hence deleted."""
         if self._folder is None:
             return None
         try:
             return read_block(LocalStore(self._folder), _name(block), block)
         except CheckpointError:
+            _remove(self._folder / _name(block))
             return None
 
     def add(self, block: Block, tensors: Mapping[str, Tensor]) -> None:
         """Caches a block that this client made itself; skips it if there is no space."""
-        if self._folder is None:
-            return
-        path = self._folder / _name(block)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                for chunk in file_chunks(tensors):
-                    file.write(chunk)
-            temporary.replace(path)
-        except OSError:
-            _remove(temporary)
+
+        def write(path: Path) -> None:
+            with path.open("wb") as file:
+                file.writelines(file_chunks(tensors))
+
+        self._keep(block, write)
 
     def keep_only(self, blocks: Collection[Block]) -> None:
         """Deletes all other blocks, so that the cache does not grow from stage to stage."""
@@ -90,26 +79,27 @@ class BlockCache:
             if path.name not in wanted:
                 path.unlink(missing_ok=True)
 
-    def _keep(self, store: Store, block: Block) -> Path | None:
-        """Returns the cached file of a block, fetched if necessary; None if it cannot be cached."""
+    def _fetch(self, store: Store, block: Block) -> None:
+        """Fetches a block that is not cached yet."""
+        if not self.has(block):
+            self._keep(block, lambda path: store.fetch(block_key(block), to=path))
+
+    def _keep(self, block: Block, write: Callable[[Path], object]) -> None:
+        """Caches a block, completely or not at all, whose file `write` makes; skips it if there is no space."""
         if self._folder is None:
-            return None
+            return
         path = self._folder / _name(block)
-        if path.is_file() and path.stat().st_size == block.nbytes:
-            return path
         temporary = path.with_suffix(f".{os.getpid()}")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             temporary.unlink(missing_ok=True)  # left by a process that was killed
-            store.fetch(block_key(block), to=temporary)
+            write(temporary)
             temporary.replace(path)
-        except LwfedError:
+        except OSError as error:
+            if isinstance(error, LwfedError):  # of the store
+                raise
+        finally:
             _remove(temporary)
-            raise
-        except OSError:
-            _remove(temporary)
-            return None
-        return path
 
 
 def _name(block: Block) -> str:

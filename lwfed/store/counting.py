@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from lwfed.store.protocol import Data, Store
 
 
 class CountingStore:
-    """Wraps a store and counts bytes.
+    """Wraps a store and counts the bytes of tensor files; refs and logs pass through uncounted.
 
     Attributes:
         bytes_read: Bytes of tensor files read.
@@ -20,15 +19,13 @@ class CountingStore:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self.uri = store.uri
+        self._lock = threading.Lock()
         self.bytes_read = 0
         self.bytes_written = 0
-        self._lock = threading.Lock()
-
-    @property
-    def verifies_writes(self) -> bool:
-        """See `Store`."""
-        return self._store.verifies_writes
+        self.uri, self.verifies_writes = store.uri, store.verifies_writes
+        self.has, self.size, self.list, self.delete = store.has, store.size, store.list, store.delete
+        self.read_ref, self.write_ref = store.read_ref, store.write_ref
+        self.append, self.read_log = store.append, store.read_log
 
     def put(self, key: str, chunks: Iterable[Data]) -> int:
         """Writes an object and counts it."""
@@ -59,38 +56,6 @@ class CountingStore:
         """Counts bytes that a process of the client's own would have read."""
         with self._lock:
             self.bytes_read += nbytes
-
-    def has(self, key: str) -> bool:
-        """Whether an object or ref exists."""
-        return self._store.has(key)
-
-    def size(self, key: str) -> int | None:
-        """Returns an object's length."""
-        return self._store.size(key)
-
-    def list(self, prefix: str) -> Iterator[str]:
-        """Yields keys."""
-        return self._store.list(prefix)
-
-    def delete(self, *keys: str) -> None:
-        """Deletes objects, refs or logs."""
-        self._store.delete(*keys)
-
-    def read_ref(self, key: str) -> Any | None:
-        """Reads a ref; refs are not counted."""
-        return self._store.read_ref(key)
-
-    def write_ref(self, key: str, value: Any, *, if_absent: bool = False) -> bool:
-        """Writes a ref; refs are not counted."""
-        return self._store.write_ref(key, value, if_absent=if_absent)
-
-    def append(self, key: str, data: Data) -> None:
-        """Appends to a log; logs are not counted."""
-        self._store.append(key, data)
-
-    def read_log(self, key: str) -> bytes:
-        """Reads a log; logs are not counted."""
-        return self._store.read_log(key)
 
     def _count(self, key: str, nbytes: int) -> None:
         if key.endswith(".safetensors"):

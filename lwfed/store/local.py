@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from lwfed import environment
 from lwfed.store.keys import checked, missing_object, remedy_for, truncated_object, wrong_length
-from lwfed.store.protocol import Data
+from lwfed.store.protocol import Data, Store
 from lwfed.types.canonical import readable
 from lwfed.types.errors import CheckpointError, DiskFullError, UnreachableError
 
@@ -23,7 +23,7 @@ SCRATCH = ".writing"
 SCRATCH_AGE_S = 86_400
 
 
-class LocalStore:
+class LocalStore(Store):
     """A store in a folder of this machine."""
 
     verifies_writes = False
@@ -58,17 +58,13 @@ class LocalStore:
         """Reads an object into buffers; see `Store.read_into`."""
         views = [memoryview(buffer).cast("B") for buffer in buffers]
         expected = sum(map(len, views)) if nbytes is None else nbytes
-        with self.fetch(key).open("rb", buffering=0) as file:
+        with self.fetch(key).open("rb") as file:
             found = os.fstat(file.fileno()).st_size
             if found != expected:
                 raise wrong_length(key, found=found, expected=expected)
             for view in views:
-                done = 0
-                while done < len(view):
-                    count = file.readinto(view[done:])
-                    if not count:  # truncated while it is read
-                        raise wrong_length(key, found=file.tell(), expected=expected)
-                    done += count
+                if file.readinto(view) < len(view):  # truncated while it is read
+                    raise wrong_length(key, found=file.tell(), expected=expected)
 
     def fetch(self, key: str, *, to: Path | None = None) -> Path:
         """Returns the object's own file, or a link to it or copy of it at `to`."""
@@ -82,10 +78,6 @@ class LocalStore:
         except OSError:  # another file system
             shutil.copyfile(path, to)
         return to
-
-    def has(self, key: str) -> bool:
-        """Whether an object, ref or log exists."""
-        return self._path(key).is_file()
 
     def size(self, key: str) -> int | None:
         """Returns an object's length."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import CheckpointError
-from lwfed.types.tensors import TensorSpec, layout
+from lwfed.types.tensors import Layout, TensorSpec, layout
 
 _REMEDY = "restore it, or train again with --fresh"
 
@@ -34,14 +34,14 @@ class Block:
         return digest_of({name: digest for name, (digest, _) in self.tensors.items()})
 
     @cached_property
-    def spans(self) -> dict[str, tuple[int, int]]:
-        """Tensor name -> its byte range in the file."""
-        return layout(self.specs).spans
+    def file(self) -> Layout:
+        """The layout of its file."""
+        return layout(self.specs)
 
-    @cached_property
+    @property
     def nbytes(self) -> int:
         """Length of the file in bytes."""
-        return layout(self.specs).nbytes
+        return self.file.nbytes
 
     @property
     def specs(self) -> dict[str, TensorSpec]:

@@ -7,10 +7,12 @@ a round's number three or four. A client's folder ends in a slash, so that clien
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from lwfed.types.errors import SpecError
 
+SERVER = "server"
 STAGE = "stages/" + "?" * 64
 ROUNDS = (f"{STAGE}/rounds/???", f"{STAGE}/rounds/????")
 
@@ -20,6 +22,9 @@ SHARED = (
     *(f"{folder}/{name}.json" for folder in ROUNDS for name in ("round", "checkpoint")),
 )  # fmt: skip
 """Objects that every client may read: the global model, plans and tasks, but no update of another client."""
+
+UPLOADS = ("s3:AbortMultipartUpload", "s3:ListMultipartUploadParts")
+"""Actions on the uploads of large objects."""
 
 Policy = dict[str, Any]
 
@@ -48,43 +53,38 @@ def client_policy(uri: str, client: str, *, may_list: bool = False) -> Policy:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", client):
         raise SpecError(f"`{client}` is not a client id", remedy="use letters, digits, dots, dashes and underscores")
     bucket, prefix = split_uri(uri)
-    own = [f"{folder}/updates/{client}/*" for folder in ROUNDS] + [f"runs/*/clients/{client}/*"]
-
-    def named(patterns: tuple[str, ...] | list[str]) -> list[str]:
-        return [f"arn:aws:s3:::{bucket}/{prefix}{pattern}" for pattern in patterns]
-
-    statements: list[dict[str, Any]] = [
-        {"Effect": "Allow", "Action": ["s3:GetObject"], "Resource": named([*SHARED, *own])},
-        {
-            "Effect": "Allow",
-            "Action": ["s3:PutObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"],
-            "Resource": named(own),
-        },
+    arn = f"arn:aws:s3:::{bucket}"
+    below = f"{arn}/{prefix}"
+    shared = [below + pattern for pattern in SHARED]
+    own = [*(f"{below}{folder}/updates/{client}/*" for folder in ROUNDS), f"{below}runs/*/clients/{client}/*"]
+    statements = [
+        _statement("Allow", ["s3:GetObject"], [*shared, *own]),
+        _statement("Allow", ["s3:PutObject", *UPLOADS], own),
         # `*` for the run could match another client's folder
-        {"Effect": "Deny", "Action": ["s3:PutObject"], "Resource": named([f"runs/*/*/clients/{client}/*"])},
+        _statement("Deny", ["s3:PutObject"], [f"{below}runs/*/*/clients/{client}/*"]),
     ]
     if may_list:
-        statements.append({"Effect": "Allow", "Action": ["s3:ListBucket"], "Resource": [f"arn:aws:s3:::{bucket}"]})
+        statements.append(_statement("Allow", ["s3:ListBucket"], [arn]))
     return {"Version": "2012-10-17", "Statement": statements}
 
 
 def server_policy(uri: str) -> Policy:
     """Returns the policy of the coordinator and the server: full access below the store's prefix."""
     bucket, prefix = split_uri(uri)
-    listing: dict[str, Any] = {"Effect": "Allow", "Action": ["s3:ListBucket"], "Resource": [f"arn:aws:s3:::{bucket}"]}
+    arn = f"arn:aws:s3:::{bucket}"
+    everything = _statement(
+        "Allow", ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", *UPLOADS], [f"{arn}/{prefix}*"]
+    )
+    listing = _statement("Allow", ["s3:ListBucket"], [arn])
     if prefix:
         listing["Condition"] = {"StringLike": {"s3:prefix": [f"{prefix}*"]}}
-    return {
-        "Version": "2012-10-17",
-        "Statement": [
-            {
-                "Effect": "Allow",
-                "Action": [
-                    "s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload",
-                    "s3:ListMultipartUploadParts",
-                ],
-                "Resource": [f"arn:aws:s3:::{bucket}/{prefix}*"],
-            },
-            listing,
-        ],
-    }  # fmt: skip
+    return {"Version": "2012-10-17", "Statement": [everything, listing]}
+
+
+def policies_of(uri: str, clients: Iterable[str]) -> dict[str, Policy]:
+    """Returns the policy of the server, and of each client by its id. Raises SpecError as `client_policy` does."""
+    return {SERVER: server_policy(uri), **{client: client_policy(uri, client) for client in clients}}
+
+
+def _statement(effect: str, actions: list[str], resources: list[str]) -> dict[str, Any]:
+    return {"Effect": effect, "Action": actions, "Resource": resources}

@@ -21,11 +21,7 @@ class Store(Protocol):
     """
 
     uri: str
-
-    @property
-    def verifies_writes(self) -> bool:
-        """See the attributes."""
-        ...
+    verifies_writes: bool
 
     def put(self, key: str, chunks: Iterable[Data]) -> int:
         """Writes an object completely or not at all; equal keys have equal bytes. Returns its length in bytes.
@@ -67,7 +63,7 @@ class Store(Protocol):
 
     def has(self, key: str) -> bool:
         """Whether an object or ref exists; see `read_log` for logs."""
-        ...
+        return self.size(key) is not None
 
     def size(self, key: str) -> int | None:
         """Returns an object's length in bytes; None if it does not exist."""

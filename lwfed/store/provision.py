@@ -12,16 +12,16 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from lwfed import environment
-from lwfed.store.policies import client_policy, server_policy, split_uri
+from lwfed.store.policies import policies_of, split_uri
 from lwfed.store.s3.client import Access, Connection, RefusedError
-from lwfed.types.errors import LwfedError, SpecError, UnreachableError
+from lwfed.types.errors import SpecError, UnreachableError
 
 T = TypeVar("T")
 
-SERVER = "server"
 ABORT_DAYS = 7
 TIMEOUT_S = 15.0
 TRIES = 3
+BY_HAND = "on a server other than MinIO, create users by hand with `lwfed store policy`"
 ADMINISTRATOR = "set MINIO_ROOT_USER and MINIO_ROOT_PASSWORD to the server's own"
 
 
@@ -87,7 +87,7 @@ def provision(
         UnreachableError: The server does not answer, or rejects the administrator.
     """
     bucket, _ = split_uri(uri)
-    policies = {SERVER: server_policy(uri), **{client: client_policy(uri, client) for client in clients}}
+    policies = policies_of(uri, clients)
     if admin.access_key is None or admin.secret_key is None:
         raise SpecError("no administrator is set", remedy="set MINIO_ROOT_USER and MINIO_ROOT_PASSWORD")
     connection = Connection(uri, bucket, access=admin, remedy=ADMINISTRATOR)
@@ -178,21 +178,11 @@ def _ask(work: Callable[[], T], connection: Connection) -> T:
     try:
         return work()
     except MinioAdminException as error:
-        raise _refused(str(error), connection) from None
+        if any(code in str(error) for code in ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch")):
+            raise UnreachableError(
+                f"{connection.endpoint} rejects the administrator's credentials", remedy=ADMINISTRATOR
+            ) from None
+        problem, remedy = f"refuses: {error}", BY_HAND
     except (HTTPError, ValueError) as error:  # no JSON: not MinIO
-        raise UnreachableError(
-            f"the admin API of {connection.endpoint} does not answer: {error}",
-            remedy="start it; on a server other than MinIO, create users by hand with `lwfed store policy`",
-        ) from None
-
-
-def _refused(text: str, connection: Connection) -> LwfedError:
-    if "AccessDenied" in text or "InvalidAccessKeyId" in text or "SignatureDoesNotMatch" in text:
-        return UnreachableError(
-            f"{connection.endpoint} rejects the administrator's credentials",
-            remedy=ADMINISTRATOR,
-        )
-    return UnreachableError(
-        f"the admin API of {connection.endpoint} refuses: {text}",
-        remedy="on a server other than MinIO, create users by hand with `lwfed store policy`",
-    )
+        problem, remedy = f"does not answer: {error}", f"start it; {BY_HAND}"
+    raise UnreachableError(f"the admin API of {connection.endpoint} {problem}", remedy=remedy)

@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -70,13 +70,19 @@ class Access:
 
 
 class RefusedError(Exception):
-    """An error status that the caller expects: `status`, `code`, and whether an earlier try may have succeeded."""
+    """An error's `status`, `code` and `text`, and whether an earlier try may have succeeded (`repeated`)."""
 
-    def __init__(self, status: int, code: str, *, repeated: bool) -> None:
-        super().__init__(f"{status} {code}")
-        self.status = status
-        self.code = code
+    def __init__(self, error: exceptions.ClientError, *, repeated: bool) -> None:
+        metadata, problem = error.response.get("ResponseMetadata", {}), error.response.get("Error", {})
+        self.status = int(metadata.get("HTTPStatusCode", 0))
+        self.code = str(problem.get("Code", ""))
+        if self.code.isdigit() or not self.code:  # the answer to HEAD has no body, so its code may be in a header
+            self.code = metadata.get("HTTPHeaders", {}).get("x-minio-error-code", self.code)
+        if self.status == 500 and "no space left" in str(error):  # MinIO's answer before it has measured its space
+            self.code = FULL
+        self.text = problem.get("Message") or str(error)
         self.repeated = repeated
+        super().__init__(f"{self.status} {self.code}")
 
 
 class BrokenOffError(OSError):
@@ -110,14 +116,6 @@ def _first(folder: Path, names: Collection[str]) -> str | None:
 @lru_cache(maxsize=8)
 def _client(process: int, access: Access, patience_s: float, variables: tuple[tuple[str, str], ...]) -> Any:
     """Returns the client of a process and environment; a forked child gets its own."""
-    endpoint = access.endpoint or environment.s3_endpoint()
-    client = _make(access, patience_s, path_style=endpoint is not None)
-    if endpoint is None and ".amazonaws.com" not in client.meta.endpoint_url:  # the endpoint of a profile
-        client = _make(access, patience_s, path_style=True)
-    return client
-
-
-def _make(access: Access, patience_s: float, *, path_style: bool) -> Any:
     session = botocore.session.get_session()
     limit = max(1.0, patience_s)
     config = Config(
@@ -128,7 +126,7 @@ def _make(access: Access, patience_s: float, *, path_style: bool) -> Any:
         tcp_keepalive=True,
         # The signature covers the body's sha256, and servers check it. Some servers refuse botocore's trailing
         # checksums, and everything that is read is checked against our own digests.
-        s3={"addressing_style": "path" if path_style else "auto", "payload_signing_enabled": True},
+        s3={"payload_signing_enabled": True},
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
@@ -144,40 +142,33 @@ def _make(access: Access, patience_s: float, *, path_style: bool) -> Any:
     )
 
 
+@dataclass(eq=False)
 class Connection:
     """One store's connection to a bucket.
 
-    Args:
+    Attributes:
         uri: The store's URI, for messages.
         bucket: Its bucket.
-        patience_s: Seconds of retries; None: `LWFED_S3_PATIENCE_S`.
+        patience_s: Seconds of retries.
         access: The server and credentials; None: the mounted secret, else botocore's own chain.
         remedy: The remedy if the server rejects the credentials; None: the one for a run.
     """
 
-    def __init__(
-        self,
-        uri: str,
-        bucket: str,
-        *,
-        patience_s: float | None = None,
-        access: Access | None = None,
-        remedy: str | None = None,
-    ) -> None:
-        self.uri = uri
-        self.bucket = bucket
-        self._remedy = remedy
-        self.patience_s = environment.s3_patience_s() if patience_s is None else patience_s
-        self._access = access
-        self._given = access is not None
+    uri: str
+    bucket: str
+    patience_s: float = field(default_factory=environment.s3_patience_s)
+    access: Access | None = None
+    remedy: str | None = None
+    _mounted: Access | None = None
 
     @property
     def client(self) -> Any:
         """The process's client."""
-        if self._access is None:
-            self._access = read_access()
+        access = self.access or self._mounted
+        if access is None:
+            access = self._mounted = read_access()
         try:
-            return _client(os.getpid(), self._access, self.patience_s, environment.aws_variables())
+            return _client(os.getpid(), access, self.patience_s, environment.aws_variables())
         except (exceptions.BotoCoreError, ValueError) as error:
             raise SpecError(
                 f"the S3 server of {self.uri} is not configured correctly: {error}",
@@ -227,16 +218,15 @@ class Connection:
             except LwfedError:
                 raise
             except exceptions.ClientError as error:
-                status, code = _answer(error)
-                if status == 500 and "no space left" in str(error):  # MinIO's answer before it has measured its space
-                    code = FULL
+                refused = RefusedError(error, repeated=repeated)
+                status, code = refused.status, refused.code
                 if status in expected and code not in TRANSIENT_CODES and code != "NoSuchBucket":
-                    raise RefusedError(status, code, repeated=repeated) from None
+                    raise refused from None
                 if (code in CREDENTIAL_CODES or code == "403") and self._renewed():  # HEAD has no body to say why
                     continue
                 if code == FULL or not (status in TRANSIENT_STATUS or code in TRANSIENT_CODES):
-                    raise self._refusal(error, status, code, about) from None
-                problem = f"{status} {code}"
+                    raise self.refusal(refused, about) from None
+                problem = str(refused)
             except (exceptions.BotoCoreError, HTTPError, OSError) as error:
                 final = self._final(error)
                 if final is not None:
@@ -253,20 +243,16 @@ class Connection:
                     remedy=f"start it, or set AWS_ENDPOINT_URL_S3 to its address; then {environment.resume_hint()}",
                 )
 
-    def refusal(self, refused: RefusedError, about: str) -> LwfedError:
-        """Returns the error for an expected status that the caller cannot handle after all."""
-        return self._refusal(refused, refused.status, refused.code, about)
-
     def _renewed(self) -> bool:
         """Reads the mounted secret again. Returns whether it has changed."""
-        if self._given:
-            return False
-        access = read_access()
-        changed = access != self._access
-        self._access = access
-        return changed
+        known = self._mounted
+        if self.access is None:
+            self._mounted = read_access()
+        return self._mounted != known
 
-    def _refusal(self, error: Exception, status: int, code: str, about: str) -> LwfedError:
+    def refusal(self, refused: RefusedError, about: str) -> LwfedError:
+        """Returns the error for an answer that the caller cannot handle."""
+        status, code = refused.status, refused.code
         who = f"the S3 server {self.endpoint} of {self.uri}"
         if status == 507 or code in FULL_CODES:
             return DiskFullError(
@@ -278,17 +264,16 @@ class Connection:
                 f"{who} has no bucket {self.bucket}", remedy=f"create it with `lwfed store init {self.uri}`"
             )
         if code in CREDENTIAL_CODES:
-            return UnreachableError(f"{who} rejects these credentials ({code})", remedy=self._remedy or CREDENTIALS)
+            return UnreachableError(f"{who} rejects these credentials ({code})", remedy=self.remedy or CREDENTIALS)
         if status in (401, 403):
             return UnreachableError(
                 f"{who} does not allow these credentials {about} ({code})",
-                remedy=self._remedy
+                remedy=self.remedy
                 or f"check {'them' if code.isdigit() else 'their policy'}: `lwfed store policy` prints what they need, "
                 f"`lwfed store init {self.uri}` creates others",
             )
-        text = getattr(error, "response", {}).get("Error", {}).get("Message") or str(error)
         return UnreachableError(
-            f"{who} refuses {about}: {status} {code} {text}", remedy="`lwfed store check` shows what it can do"
+            f"{who} refuses {about}: {refused} {refused.text}", remedy="`lwfed store check` shows what it can do"
         )
 
     def _final(self, error: Exception) -> LwfedError | None:
@@ -308,16 +293,6 @@ class Connection:
                 "ca.crt; for a server without TLS, use http://",
             )
         return None
-
-
-def _answer(error: exceptions.ClientError) -> tuple[int, str]:
-    """Returns an answer's status and code; the answer to HEAD has no body, so its code may be in a header."""
-    metadata = error.response.get("ResponseMetadata", {})
-    status = int(metadata.get("HTTPStatusCode", 0))
-    code = str(error.response.get("Error", {}).get("Code", ""))
-    if code.isdigit() or not code:
-        code = metadata.get("HTTPHeaders", {}).get("x-minio-error-code", code)
-    return status, code
 
 
 def _reason(error: Exception) -> str:

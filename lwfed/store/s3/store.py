@@ -14,42 +14,41 @@ import tempfile
 import threading
 import uuid
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lwfed.store.keys import checked, missing_object, remedy_for, truncated_object, wrong_length
-from lwfed.store.protocol import Data
+from lwfed import environment
+from lwfed.store.ahead import parallel_map
+from lwfed.store.keys import checked, remedy_for, truncated_object, wrong_length
+from lwfed.store.protocol import Data, Store
 from lwfed.store.s3.client import Connection, RefusedError
-from lwfed.store.s3.transfer import (
-    PART_BYTES,
-    RANGE_BYTES,
-    THREADS,
-    download,
-    head,
-    kind_of,
-    size_of,
-    upload,
-)
+from lwfed.store.s3.transfer import PART_BYTES, RANGE_BYTES, S3Object
 from lwfed.types.canonical import readable
 from lwfed.types.errors import CheckpointError, SpecError
 
 LOG_PIECE = re.compile(r"(.+)\.d/(\d{9})")
 TOGETHER = 8
 WRITER = "lwfed-writer"
+UNSUPPORTED = 501
+REFUSALS = (409, 412, UNSUPPORTED)
+"""Statuses of a conditional write that did not write."""
 NEVER_LOGS = (".json", ".safetensors")
 """Endings that a log's key never has: deleting such a key does not list pieces."""
 
 
-class S3Store:
+class S3Store(Store):
     """A store in a bucket.
 
     Args:
         uri: `s3://bucket/prefix`.
         part_bytes: Length of the parts of a large object's upload.
         patience_s: Seconds of retries while the server is down; None: `LWFED_S3_PATIENCE_S`.
+
+    Attributes:
+        conditional: Whether the server supports conditional writes; None until that is known.
 
     Raises:
         SpecError: The URI names no bucket.
@@ -63,36 +62,30 @@ class S3Store:
         if not re.fullmatch(r"[a-zA-Z0-9.\-_]{3,255}", bucket):
             raise SpecError(f"`store.uri` {uri} names no bucket", remedy="write it as s3://bucket/prefix")
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
-        self.connection = Connection(self.uri, bucket, patience_s=patience_s)
+        self.connection = Connection(
+            self.uri, bucket, patience_s=environment.s3_patience_s() if patience_s is None else patience_s
+        )
         self._prefix = f"{prefix}/" if prefix else ""
         self._part_bytes = part_bytes
-        self._conditional: bool | None = None
-        self._lock = threading.Lock()
+        self.conditional: bool | None = None
         self._log_lock = threading.Lock()
         self._numbers: dict[str, int] = {}
-        self._scratch: Path | None = None
-
-    @property
-    def conditional(self) -> bool | None:
-        """Whether the server supports conditional writes; None until that is known."""
-        return self._conditional
 
     def put(self, key: str, chunks: Iterable[Data]) -> int:
         """Writes an object; see `Store.put`."""
-        return upload(self.connection, self._key(key), chunks, part_bytes=self._part_bytes, name=key)
+        return self._object(key).upload(chunks, part_bytes=self._part_bytes)
 
     def get(self, key: str, *, start: int = 0, stop: int | None = None) -> bytearray:
         """Reads an object or a part of it; see `Store.get`."""
+        source = self._object(key)
         if stop is None or stop <= start:
-            size = self.size(key)
-            if size is None:
-                raise missing_object(key, store=self.uri)
+            size = source.length()
             if stop is not None and stop > size:
                 raise truncated_object(key, byte=stop)
             stop = size if stop is None else stop
         data = bytearray(max(0, stop - start))
         if data:
-            download(self.connection, self._key(key), [memoryview(data)], name=key, start=start)
+            source.download([memoryview(data)], start=start)
         return data
 
     def read_into(self, key: str, buffers: Sequence[memoryview | bytearray], *, nbytes: int | None = None) -> None:
@@ -102,45 +95,36 @@ class S3Store:
         total = held if nbytes is None else nbytes
         if held > total:
             raise wrong_length(key, found=total, expected=held)
+        source = self._object(key)
         if held:
-            download(self.connection, self._key(key), views, name=key, total=total)
-            return
-        size = self.size(key)
-        if size is None:
-            raise missing_object(key, store=self.uri)
-        if size != total:
+            source.download(views, total=total)
+        elif (size := source.length()) != total:
             raise wrong_length(key, found=size, expected=total)
 
     def fetch(self, key: str, *, to: Path | None = None) -> Path:
         """Downloads an object to a file: to `to`, or to one that is deleted when the process ends."""
-        source = self._key(key)
-        size = self.size(key)
-        if size is None:
-            raise missing_object(key, store=self.uri)
-        path = to or self._scratch_folder() / key
+        source = self._object(key)
+        size = source.length()
+        path = to or self._scratch / key
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
         try:
             with temporary.open("xb") as file:
 
                 def copy(start: int) -> None:
-                    piece = memoryview(bytearray(min(RANGE_BYTES, size - start)))
-                    download(self.connection, source, [piece], name=key, start=start)
+                    piece = bytearray(min(RANGE_BYTES, size - start))
+                    source.download([memoryview(piece)], start=start)
                     os.pwrite(file.fileno(), piece, start)
 
-                _parallel_map(copy, range(0, size, RANGE_BYTES), threads=THREADS)
+                parallel_map(copy, range(0, size, RANGE_BYTES))
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
         return path
 
-    def has(self, key: str) -> bool:
-        """Whether an object or ref exists."""
-        return self.size(key) is not None
-
     def size(self, key: str) -> int | None:
         """Returns an object's length."""
-        return size_of(self.connection, self._key(key), name=key)
+        return self._object(key).size()
 
     def list(self, prefix: str) -> Iterator[str]:
         """Yields the keys that start with a prefix, sorted; a log is one key."""
@@ -152,23 +136,17 @@ class S3Store:
 
     def delete(self, *keys: str) -> None:
         """Deletes objects, refs or logs; ignores those that do not exist."""
-        names = [self._key(key) for key in keys]
+        objects = [self._object(key) for key in keys]
         for key in keys:
             if not key.endswith(NEVER_LOGS):
-                names += [self._prefix + piece for piece in self._listed(f"{key}.d/") if LOG_PIECE.fullmatch(piece)]
+                objects += self._pieces(key)
                 with self._log_lock:
                     self._numbers.pop(key, None)
-
-        def remove(name: str) -> None:
-            self.connection.request(
-                lambda c: c.delete_object(Bucket=self.connection.bucket, Key=name), about=f"to delete {name}"
-            )
-
-        _parallel_map(remove, names)  # one by one: servers differ in how they sign bulk deletes
+        parallel_map(S3Object.delete, objects, threads=TOGETHER)  # one by one: servers sign bulk deletes differently
 
     def read_ref(self, key: str) -> Any | None:
         """Reads a ref; None if it does not exist."""
-        content = self._read(self._key(key), name=key)
+        content = self._object(key).read()
         if content is None:
             return None
         try:
@@ -178,130 +156,105 @@ class S3Store:
 
     def write_ref(self, key: str, value: Any, *, if_absent: bool = False) -> bool:
         """Writes a ref atomically; see `Store.write_ref`."""
-        body = readable(value)
         if if_absent:
-            return self._write_first(self._key(key), body, name=key)
-        self._write(self._key(key), body, name=key)
+            return self._write_first(self._object(key), readable(value))
+        self._object(key).write(readable(value))
         return True
 
     def append(self, key: str, data: Data) -> None:
         """Appends a piece to a log."""
-        name = self._key(key)
+        log = self._object(key)
         with self._log_lock:
             number = self._numbers.get(key)
             if number is None:
-                number = self._pieces(key)
-            while not self._write_first(f"{name}.d/{number:09d}", bytes(data), name=key):
-                number = max(number + 1, self._pieces(key))  # another writer wrote pieces
+                number = self._next_number(key)
+            while not self._write_first(replace(log, key=f"{log.key}.d/{number:09d}"), bytes(data)):
+                number = max(number + 1, self._next_number(key))  # another writer wrote pieces
             self._numbers[key] = number + 1
 
     def read_log(self, key: str) -> bytes:
         """Reads a log, piece by piece."""
-        self._key(key)
-        names = sorted(self._prefix + piece for piece in self._listed(f"{key}.d/") if LOG_PIECE.fullmatch(piece))
-        return b"".join(piece or b"" for piece in _parallel_map(lambda name: self._read(name, name=key), names))
+        pieces = parallel_map(S3Object.read, self._pieces(key), threads=TOGETHER)
+        return b"".join(piece or b"" for piece in pieces)
 
-    def _pieces(self, key: str) -> int:
+    def _pieces(self, key: str) -> Sequence[S3Object]:
+        """Returns a log's pieces, in order."""
+        log = self._object(key)
+        names = sorted(name for name in self._listed(f"{key}.d/") if LOG_PIECE.fullmatch(name))
+        return [replace(log, key=self._prefix + name) for name in names]
+
+    def _next_number(self, key: str) -> int:
         """Returns the number of a log's next piece."""
-        numbers = [int(piece[2]) for name in self._listed(f"{key}.d/") if (piece := LOG_PIECE.fullmatch(name))]
-        return max(numbers, default=-1) + 1
+        pieces = self._pieces(key)
+        return int(pieces[-1].key.rpartition("/")[2]) + 1 if pieces else 0
 
-    def _key(self, key: str) -> str:
+    def _object(self, key: str) -> S3Object:
         name = PurePosixPath(checked(key)).as_posix()
         if name == ".":
             raise CheckpointError(f"`{key}` is not a key", remedy="keys are relative and hold no `..`")
-        return self._prefix + name
+        return S3Object(self.connection, self._prefix + name, key)
 
-    def _listed(self, prefix: str) -> Iterator[str]:
-        """Yields the keys of objects in the bucket below the store's prefix, page by page."""
-        query: dict[str, Any] = {"Bucket": self.connection.bucket, "Prefix": self._prefix + prefix}
-        while True:
-            page = self.connection.request(
-                lambda c: c.list_objects_v2(**query), about=f"to list {prefix or 'its keys'}"
+    def _listed(self, prefix: str) -> Sequence[str]:
+        """Returns the keys of objects in the bucket below the store's prefix."""
+
+        def keys(client: Any) -> Sequence[str]:
+            pages = client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.connection.bucket, Prefix=self._prefix + prefix
             )
-            for item in page.get("Contents", ()):
-                if not item["Key"].endswith("/"):  # a folder that a web console made
-                    yield item["Key"][len(self._prefix) :]
-            if not page.get("IsTruncated"):
-                return
-            query["ContinuationToken"] = page["NextContinuationToken"]
+            return [item["Key"][len(self._prefix) :] for page in pages for item in page.get("Contents", ())]
 
-    def _read(self, key: str, *, name: str) -> bytes | None:
-        def read(client: Any) -> bytes:
-            return bytes(client.get_object(Bucket=self.connection.bucket, Key=key)["Body"].read())
+        found = self.connection.request(keys, about=f"to list {prefix or 'its keys'}")
+        return [key for key in found if not key.endswith("/")]  # without the folders that a web console made
 
-        try:
-            return self.connection.request(read, about=f"to read {name}", expected=(404,))
-        except RefusedError:
-            return None
-
-    def _write(self, key: str, body: bytes, *, name: str, **more: Any) -> None:
-        expected = (409, 412, 501) if "IfNoneMatch" in more else ()
-        self.connection.request(
-            lambda c: c.put_object(
-                Bucket=self.connection.bucket, Key=key, Body=body, ContentType=kind_of(name), **more
-            ),
-            about=f"to write {name}",
-            expected=expected,
-        )
-
-    def _write_first(self, key: str, body: bytes, *, name: str) -> bool:
+    def _write_first(self, target: S3Object, body: bytes) -> bool:
         """Writes an object that must not exist yet. Returns whether this call wrote it.
 
         The server decides (`If-None-Match: *`). The first such write finds out whether the server supports that. If it
         does not, the last of several simultaneous writers wins, and each checks afterwards whether it was the one.
         """
         token = uuid.uuid4().hex
-        mark = {"Metadata": {WRITER: token}}
-        if self._conditional is not True and head(self.connection, key, name=name) is not None:
+        marked: dict[str, Any] = {"Metadata": {WRITER: token}}
+        if self.conditional is not True and target.head() is not None:
             return False
-        if self._conditional is not False:
+        if self.conditional is not False:
             try:
-                self._write(key, body, name=name, IfNoneMatch="*", **mark)
-                if self._conditional is None:
-                    self._conditional = self._refused_again(key, body, name=name, mark=mark)
-                return self._conditional or self._is_mine(key, body, name=name, token=token)
+                target.write(body, expected=REFUSALS, IfNoneMatch="*", **marked)
+                if self.conditional is None:
+                    self.conditional = _is_refused(target, body, marked)
+                return self.conditional or _is_mine(target, body, token)
             except RefusedError as refused:
-                if refused.status != 501:
-                    self._conditional = True
-                    # if an answer was lost, this call may be the writer
-                    return refused.repeated and self._is_mine(key, body, name=name, token=token)
-                self._conditional = False
-        self._write(key, body, name=name, **mark)
-        return self._is_mine(key, body, name=name, token=token)
+                self.conditional = refused.status != UNSUPPORTED
+                if self.conditional:  # if an answer was lost, this call may be the writer
+                    return refused.repeated and _is_mine(target, body, token)
+        target.write(body, **marked)
+        return _is_mine(target, body, token)
 
-    def _refused_again(self, key: str, body: bytes, *, name: str, mark: dict[str, Any]) -> bool:
-        try:
-            self._write(key, body, name=name, IfNoneMatch="*", **mark)
-        except RefusedError as refused:
-            return refused.status != 501
-        return False
-
-    def _is_mine(self, key: str, body: bytes, *, name: str, token: str) -> bool:
-        """Whether this call wrote an object, by its mark, or by its bytes if the server does not store metadata."""
-        answer = head(self.connection, key, name=name)
-        if answer is None:
-            return False
-        marks = {mark.lower(): value for mark, value in answer.get("Metadata", {}).items()}
-        return marks[WRITER] == token if WRITER in marks else self._read(key, name=name) == body
-
-    def _scratch_folder(self) -> Path:
-        with self._lock:
-            if self._scratch is None:
-                self._scratch = Path(tempfile.mkdtemp(prefix="lwfed-"))
-                weakref.finalize(self, _remove_scratch, self._scratch, os.getpid())
-            return self._scratch
-
-
-def _parallel_map(work: Callable[[Any], Any], items: Iterable[Any], *, threads: int = TOGETHER) -> list[Any]:
-    listed = list(items)
-    if len(listed) < 2:
-        return [work(item) for item in listed]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(work, listed))
+    @cached_property
+    def _scratch(self) -> Path:
+        """A folder that is deleted with the store, but not by a forked process."""
+        folder = Path(tempfile.mkdtemp(prefix="lwfed-"))
+        weakref.finalize(self, _remove_scratch, folder, os.getpid())
+        return folder
 
 
 def _remove_scratch(folder: Path, process: int) -> None:
     if os.getpid() == process:
-        with suppress(OSError):
-            shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_refused(target: S3Object, body: bytes, marked: dict[str, Any]) -> bool:
+    """Whether the server refuses to write an object again that must not exist."""
+    try:
+        target.write(body, expected=REFUSALS, IfNoneMatch="*", **marked)
+    except RefusedError as refused:
+        return refused.status != UNSUPPORTED
+    return False
+
+
+def _is_mine(target: S3Object, body: bytes, token: str) -> bool:
+    """Whether this call wrote an object, by its mark, or by its bytes if the server does not store metadata."""
+    answer = target.head()
+    if answer is None:
+        return False
+    marks = {mark.lower(): value for mark, value in answer.get("Metadata", {}).items()}
+    return marks[WRITER] == token if WRITER in marks else target.read() == body

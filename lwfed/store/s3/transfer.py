@@ -8,9 +8,10 @@ parts of an object share one time limit.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -52,134 +53,207 @@ def parts_of(chunks: Iterable[Data], size: int) -> Iterator[bytearray]:
     yield part
 
 
-def upload(connection: Connection, key: str, chunks: Iterable[Data], *, part_bytes: int, name: str) -> int:
-    """Writes an object completely or not at all: in one request if it fits into one part, else part by part.
+@dataclass(frozen=True)
+class S3Object:
+    """An object in a bucket.
 
-    At most `THREADS` + 2 parts are in memory.
-
-    Args:
-        connection: The object's bucket.
+    Attributes:
+        connection: The bucket.
         key: Its key in the bucket.
-        chunks: Its bytes.
-        part_bytes: Length of a part; S3 requires at least 5 MiB.
         name: Its key in the store, for messages.
-
-    Returns:
-        Its length in bytes.
     """
-    parts = parts_of(chunks, part_bytes)
-    first = next(parts)
-    second = next(parts, None)
-    named: dict[str, Any] = {"Bucket": connection.bucket, "Key": key}
-    about = f"to write {name}"
-    if second is None:
-        connection.request(lambda c: c.put_object(**named, Body=first, ContentType=kind_of(name)), about=about)
-        return len(first)
-    started = connection.request(lambda c: c.create_multipart_upload(**named, ContentType=kind_of(name)), about=about)
-    named["UploadId"] = started["UploadId"]
-    try:
-        sent, nbytes = _send(connection, chain((first, second), parts), named=named, about=about)
-        listed = {"Parts": [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(sent, start=1)]}
+
+    connection: Connection
+    key: str
+    name: str
+
+    def head(self) -> dict[str, Any] | None:
+        """Returns its metadata; None if it does not exist."""
         try:
-            connection.request(
-                lambda c: c.complete_multipart_upload(**named, MultipartUpload=listed), about=about, expected=(404,)
-            )
-        except RefusedError as refused:  # an earlier try's answer was lost: the upload is complete, or gone
-            if not refused.repeated or size_of(connection, key, name=name) != nbytes:
-                raise connection.refusal(refused, about) from None
-    except BaseException:
-        with suppress(LwfedError):
-            connection.request(lambda c: c.abort_multipart_upload(**named), about=about, patience=Patience(bound_s=0))
-        raise
-    return nbytes
+            answer: dict[str, Any] = self._request("head_object", "to look for", expected=(404,))
+        except RefusedError:
+            return None
+        return answer
 
+    def size(self) -> int | None:
+        """Returns its length; None if it does not exist."""
+        answer = self.head()
+        return None if answer is None else int(answer["ContentLength"])
 
-def _send(
-    connection: Connection, parts: Iterable[bytearray], *, named: dict[str, Any], about: str
-) -> tuple[list[str], int]:
-    """Uploads parts, a few at a time. Returns their ETags and their total length."""
-    patience = connection.patience()
-    waiting: deque[Future[str]] = deque()
-    tags: list[str] = []
-    nbytes = 0
+    def length(self) -> int:
+        """Returns its length. Raises CheckpointError if it does not exist."""
+        size = self.size()
+        if size is None:
+            raise missing_object(self.name, store=self.connection.uri)
+        return size
 
-    def send(number: int, part: bytearray) -> str:
-        answer = connection.request(
-            lambda c: c.upload_part(**named, PartNumber=number, Body=part), about=about, patience=patience
-        )
-        return str(answer["ETag"])
+    def read(self) -> bytes | None:
+        """Returns the bytes of a small object; None if it does not exist."""
 
-    with ThreadPoolExecutor(THREADS) as pool:
+        def read(client: Any) -> bytes:
+            return bytes(client.get_object(Bucket=self.connection.bucket, Key=self.key)["Body"].read())
+
         try:
-            for number, part in enumerate(parts, start=1):
-                nbytes += len(part)
-                if len(waiting) == THREADS:
-                    tags.append(waiting.popleft().result())
-                waiting.append(pool.submit(send, number, part))
-            tags += [future.result() for future in waiting]
+            return self.connection.request(read, about=f"to read {self.name}", expected=(404,))
+        except RefusedError:
+            return None
+
+    def write(self, body: Data, *, expected: Collection[int] = (), **more: Any) -> None:
+        """Writes a small object; `more` are parameters of S3's PutObject. For `expected` see `Connection.request`."""
+        self._request("put_object", "to write", expected=expected, Body=body, ContentType=kind_of(self.name), **more)
+
+    def delete(self) -> None:
+        """Deletes it, if it exists."""
+        self._request("delete_object", "to delete")
+
+    def upload(self, chunks: Iterable[Data], *, part_bytes: int) -> int:
+        """Writes it completely or not at all: in one request if it fits into one part, else part by part.
+
+        At most `THREADS` + 2 parts are in memory.
+
+        Args:
+            chunks: Its bytes.
+            part_bytes: Length of a part; S3 requires at least 5 MiB.
+
+        Returns:
+            Its length in bytes.
+        """
+        parts = parts_of(chunks, part_bytes)
+        first = next(parts)
+        second = next(parts, None)
+        if second is None:
+            self.write(first)
+            return len(first)
+        begun = self._request("create_multipart_upload", "to write", ContentType=kind_of(self.name))["UploadId"]
+        try:
+            tags, nbytes = self._send(chain((first, second), parts), begun)
+            sent = {"Parts": [{"PartNumber": number, "ETag": tag} for number, tag in enumerate(tags, start=1)]}
+            try:
+                self._request(
+                    "complete_multipart_upload", "to write", expected=(404,), UploadId=begun, MultipartUpload=sent
+                )
+            except RefusedError as refused:  # an earlier try's answer was lost: the upload is complete, or gone
+                if not refused.repeated or self.size() != nbytes:
+                    raise self.connection.refusal(refused, f"to write {self.name}") from None
         except BaseException:
-            patience.over.set()
-            pool.shutdown(cancel_futures=True)
-            for future in waiting:  # a full disk is the cause; other parts' errors follow from it
-                if not future.cancelled() and isinstance(future.exception(), DiskFullError):
-                    future.result()
+            with suppress(LwfedError):
+                self._request("abort_multipart_upload", "to write", patience=Patience(bound_s=0), UploadId=begun)
             raise
-    return tags, nbytes
+        return nbytes
 
+    def _send(self, parts: Iterable[bytearray], begun: str) -> tuple[list[str], int]:
+        """Uploads parts, a few at a time. Returns their ETags and their total length."""
+        patience = self.connection.patience()
+        waiting: deque[Future[str]] = deque()
+        tags: list[str] = []
+        nbytes = 0
 
-def download(
-    connection: Connection,
-    key: str,
-    buffers: Sequence[memoryview],
-    *,
-    name: str,
-    start: int = 0,
-    total: int | None = None,
-) -> None:
-    """Fills buffers from an object, several ranges at a time.
+        def send(number: int, part: bytearray) -> str:
+            answer = self._request(
+                "upload_part", "to write", patience=patience, UploadId=begun, PartNumber=number, Body=part
+            )
+            return str(answer["ETag"])
 
-    Args:
-        connection: The object's bucket.
-        key: Its key in the bucket.
-        buffers: The buffers to fill, in order.
-        name: Its key in the store, for messages.
-        start: The first byte to read.
-        total: The length that the object must have; None: any sufficient length.
+        with ThreadPoolExecutor(THREADS) as pool:
+            try:
+                for number, part in enumerate(parts, start=1):
+                    nbytes += len(part)
+                    if len(waiting) == THREADS:
+                        tags.append(waiting.popleft().result())
+                    waiting.append(pool.submit(send, number, part))
+                tags += [future.result() for future in waiting]
+            except BaseException:
+                patience.over.set()
+                pool.shutdown(cancel_futures=True)
+                for future in waiting:  # a full disk is the cause; other parts' errors follow from it
+                    if not future.cancelled() and isinstance(future.exception(), DiskFullError):
+                        future.result()
+                raise
+        return tags, nbytes
 
-    Raises:
-        CheckpointError: The object is missing, or has another length.
-    """
-    ranges = list(_ranges(buffers, start))
-    patience = connection.patience()
+    def download(self, buffers: Sequence[memoryview], *, start: int = 0, total: int | None = None) -> None:
+        """Fills buffers from it, several ranges at a time.
 
-    def fill(item: tuple[int, list[memoryview]]) -> None:
-        _fill(connection, key, *item, name=name, total=total, patience=patience)
+        Args:
+            buffers: The buffers to fill, in order.
+            start: The first byte to read.
+            total: The length that it must have; None: any sufficient length.
 
-    if len(ranges) == 1:
-        fill(ranges[0])
-        return
-    with ThreadPoolExecutor(THREADS) as pool:
+        Raises:
+            CheckpointError: It is missing, or has another length.
+        """
+        ranges = list(_ranges(buffers, start))
+        patience = self.connection.patience()
+
+        def fill(item: tuple[int, list[memoryview]]) -> None:
+            self._fill(*item, total=total, patience=patience)
+
+        if len(ranges) == 1:
+            fill(ranges[0])
+            return
+        with ThreadPoolExecutor(THREADS) as pool:
+            try:
+                list(pool.map(fill, ranges))  # if one fails, those that have not started are cancelled
+            finally:
+                patience.over.set()
+
+    def _fill(self, start: int, pieces: Sequence[memoryview], *, total: int | None, patience: Patience) -> None:
+        """Fills pieces of memory with one range; after an answer that breaks off, requests the rest."""
+        stop = start + sum(map(len, pieces))
+        left = deque(pieces)
+        done = 0
+
+        def read(client: Any) -> None:
+            nonlocal done
+            headers = {} if (start + done, stop) == (0, total) else {"Range": f"bytes={start + done}-{stop - 1}"}
+            answer = client.get_object(Bucket=self.connection.bucket, Key=self.key, **headers)
+            length, body = _length_of(answer), answer["Body"]
+            try:
+                if total is not None and length != total:
+                    raise wrong_length(self.name, found=length, expected=total)
+                if length < stop:
+                    raise truncated_object(self.name, byte=stop)
+                if headers and "ContentRange" not in answer:
+                    raise BrokenOffError("the server ignores byte ranges")
+                while left:
+                    count = body.readinto(left[0][:READ_BYTES])
+                    if not count:
+                        raise BrokenOffError(f"{self.name} broke off after {start + done} bytes")
+                    done += count
+                    patience.answered()
+                    left[0] = left[0][count:]
+                    if not len(left[0]):
+                        left.popleft()
+                body.read()  # at the end of the body: returns the connection to the pool
+            except BaseException:
+                body.close()
+                raise
+
         try:
-            list(pool.map(fill, ranges))  # if one fails, those that have not started are cancelled
-        finally:
-            patience.over.set()
+            self.connection.request(read, about=f"to read {self.name}", expected=(404, 416), patience=patience)
+        except RefusedError as refused:
+            if refused.status == 404:
+                raise missing_object(self.name, store=self.connection.uri) from None
+            if total is None:
+                raise truncated_object(self.name, byte=stop) from None
+            raise wrong_length(self.name, found=self.size() or 0, expected=total) from None
 
-
-def size_of(connection: Connection, key: str, *, name: str) -> int | None:
-    """Returns an object's length; None if it does not exist."""
-    answer = head(connection, key, name=name)
-    return None if answer is None else int(answer["ContentLength"])
-
-
-def head(connection: Connection, key: str, *, name: str) -> dict[str, Any] | None:
-    """Returns an object's metadata; None if it does not exist."""
-    try:
-        answer: dict[str, Any] = connection.request(
-            lambda c: c.head_object(Bucket=connection.bucket, Key=key), about=f"to look for {name}", expected=(404,)
+    def _request(
+        self,
+        operation: str,
+        about: str,
+        *,
+        expected: Collection[int] = (),
+        patience: Patience | None = None,
+        **more: Any,
+    ) -> Any:
+        """Requests an operation of S3 on this object; see `Connection.request`."""
+        return self.connection.request(
+            lambda client: getattr(client, operation)(Bucket=self.connection.bucket, Key=self.key, **more),
+            about=f"{about} {self.name}",
+            expected=expected,
+            patience=patience,
         )
-    except RefusedError:
-        return None
-    return answer
 
 
 def _ranges(buffers: Sequence[memoryview], start: int) -> Iterator[tuple[int, list[memoryview]]]:
@@ -197,57 +271,6 @@ def _ranges(buffers: Sequence[memoryview], start: int) -> Iterator[tuple[int, li
                 start, pieces, length = start + length, [], 0
     if pieces:
         yield start, pieces
-
-
-def _fill(
-    connection: Connection,
-    key: str,
-    start: int,
-    pieces: Sequence[memoryview],
-    *,
-    name: str,
-    total: int | None,
-    patience: Patience,
-) -> None:
-    """Fills pieces of memory with one range; after an answer that breaks off, requests the rest."""
-    stop = start + sum(map(len, pieces))
-    left = deque(pieces)
-    done = 0
-
-    def read(client: Any) -> None:
-        nonlocal done
-        headers = {} if (start + done, stop) == (0, total) else {"Range": f"bytes={start + done}-{stop - 1}"}
-        answer = client.get_object(Bucket=connection.bucket, Key=key, **headers)
-        length, body = _length_of(answer), answer["Body"]
-        try:
-            if total is not None and length != total:
-                raise wrong_length(name, found=length, expected=total)
-            if length < stop:
-                raise truncated_object(name, byte=stop)
-            if headers and "ContentRange" not in answer:
-                raise BrokenOffError("the server ignores byte ranges")
-            while left:
-                count = body.readinto(left[0][:READ_BYTES])
-                if not count:
-                    raise BrokenOffError(f"{name} broke off after {start + done} bytes")
-                done += count
-                patience.answered()
-                left[0] = left[0][count:]
-                if not len(left[0]):
-                    left.popleft()
-            body.read()  # at the end of the body: returns the connection to the pool
-        except BaseException:
-            body.close()
-            raise
-
-    try:
-        connection.request(read, about=f"to read {name}", expected=(404, 416), patience=patience)
-    except RefusedError as refused:
-        if refused.status == 404:
-            raise missing_object(name, store=connection.uri) from None
-        if total is None:
-            raise truncated_object(name, byte=stop) from None
-        raise wrong_length(name, found=size_of(connection, key, name=name) or 0, expected=total) from None
 
 
 def _length_of(answer: dict[str, Any]) -> int:

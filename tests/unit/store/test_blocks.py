@@ -93,7 +93,7 @@ def test_a_wrong_bit_anywhere_is_noticed(store: LocalStore) -> None:
         with pytest.raises(CheckpointError, match="corrupted") as caught:
             read_block(store, block_key(block), block)
         assert "--fresh" in caught.value.remedy and caught.value.exit_code == 12
-        hit = [name for name, (start, stop) in block.spans.items() if start <= position < stop]
+        hit = [name for name, (start, stop) in block.file.spans.items() if start <= position < stop]
         for name in hit:
             with pytest.raises(CheckpointError, match=f"the digest of {name} is wrong"):
                 read_tensor(store, block_key(block), block, name)
@@ -114,7 +114,7 @@ def test_a_file_of_another_length_is_noticed(store: LocalStore, change: str) -> 
     with pytest.raises(CheckpointError, match="corrupted"):
         read_block(store, block_key(block), block)
     if change in ("shorter", "empty", "header alone"):
-        last = max(block.spans, key=lambda name: block.spans[name][1])
+        last = max(block.file.spans, key=lambda name: block.file.spans[name][1])
         with pytest.raises(CheckpointError, match="ends before byte"):
             read_tensor(store, block_key(block), block, last)
 

@@ -19,9 +19,9 @@ from lwfed.store import paths
 from lwfed.store.blocks import read_block, write_block
 from lwfed.store.manifest import block_key
 from lwfed.store.opening import open_store
-from lwfed.store.policies import client_policy, server_policy
+from lwfed.store.policies import SERVER, client_policy, server_policy
 from lwfed.store.protocol import Store
-from lwfed.store.provision import SERVER, access_key_of, provision
+from lwfed.store.provision import access_key_of, provision
 from lwfed.store.s3.client import Access
 from lwfed.store.s3.store import S3Store
 from lwfed.types.errors import SpecError, UnreachableError
