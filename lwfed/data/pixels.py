@@ -71,11 +71,13 @@ def as_seen(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         flat = Image.fromarray(_grey(image)).convert("RGB")
     elif image.has_transparency_data:
-        colours = image.convert("RGBA")
-        flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours).convert("RGB")
+        white = Image.new("RGBA", image.size, "white")
+        flat = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     else:
         flat = image.convert("RGB")
-    return flat if turn is None else flat.transpose(turn)
+    seen = flat if turn is None else flat.transpose(turn)
+    seen.info.clear()  # an orientation that is applied twice would turn the picture again
+    return seen
 
 
 def _orientation(image: Image.Image) -> Any:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from lwfed.data.files import read_image
-from lwfed.data.pixels import ORIENTATION
+from lwfed.data.pixels import ORIENTATION, as_seen
 from lwfed.types.errors import DataError
 
 GREYS = {0: 0, 256: 1, 32768: 128, 65535: 255}
@@ -158,6 +158,7 @@ def test_the_orientation_is_applied(tmp_path: Path, name: str, orientation: int)
     seen = np.asarray(read_image(tmp_path / name)).astype(int)
     assert seen.shape == (24, 16, 3)
     assert np.abs(seen - upright[..., None]).max() <= (12 if name == "a.webp" else 2)
+    assert np.array_equal(as_seen(read_image(tmp_path / name)), seen)  # and applied once
 
 
 @pytest.mark.parametrize("block", [b"", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0" + b"x" * 40])
