@@ -14,6 +14,7 @@ from lwfed.types.errors import DataError
 _FORMAT = "use a captions json in COCO format, with `images` and `annotations`"
 _NAMES = {str: "a text", int: "an integer", list: "a list", dict: "an object"}
 _MISSING = object()
+_LONGEST = 255  # bytes of a name, on every file system
 
 
 def parse_captions(path: Path, content: bytes) -> dict[str, tuple[str, ...]]:
@@ -45,7 +46,7 @@ def parse_captions(path: Path, content: bytes) -> dict[str, tuple[str, ...]]:
     for n, (note, image, caption) in enumerate(zip(note_ids, note_images, texts, strict=True)):
         if image not in file_of:
             raise DataError(
-                f"{path}: {_place(tree, 'annotations', n)}: the caption {caption!r} has the image id {image!r}, "
+                f"{path}: {_place(tree, 'annotations', n)}: the caption {caption[:60]!r} has the image id {image!r}, "
                 "which is not in `images`",
                 remedy="add the image to `images`, or remove its captions",
             )
@@ -128,9 +129,10 @@ def _refuse_twice(path: Path, key: str, field: str, values: Sequence[Hashable]) 
 def _inside(path: Path, n: int, name: str) -> str:
     """Returns a file name in its shortest form. Raises DataError if it does not lie in the folder of the images."""
     short = posixpath.normpath(name)
-    if short in (".", "..") or short.startswith(("/", "../")) or "\0" in name:
+    outside = short in (".", "..") or short.startswith(("/", "../"))
+    if outside or "\0" in name or any(len(part.encode()) > _LONGEST for part in short.split("/")):
         raise DataError(
-            f"{path}: images[{n}]: the file_name {name!r} is not in the folder of the images",
+            f"{path}: images[{n}]: the file_name {name[:60]!r} is not in the folder of the images",
             remedy="name the image by its path in that folder",
         )
     return short
