@@ -13,7 +13,7 @@ from lwfed.types.errors import DataError
 
 _FORMAT = "use a captions json in COCO format, with `images` and `annotations`"
 _NAMES = {str: "a text", int: "an integer", list: "a list", dict: "an object"}
-_MISSING = object()
+_MISSING: Any = object()
 _LONGEST = 255  # bytes of a name, on every file system
 
 
