@@ -5,6 +5,7 @@ A source is the module of its name in `lwfed.data.sources`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from lwfed.spec.data import DataSpec
+from lwfed.types.errors import DataError, LwfedError
 
 Waveform = npt.NDArray[np.float32]
 """Mono samples in [-1, 1]."""
@@ -75,6 +77,16 @@ def open_source(data: DataSpec) -> Source:
         The source.
 
     Raises:
-        DataError: A folder, a file or the partner of a file is missing; the message names it and a remedy.
+        DataError: A folder, a file or the partner of a file is missing or cannot be read; the message names it and a
+            remedy.
     """
-    return cast(SourceModule, import_module(f"lwfed.data.sources.{data.source}")).open_data(data)
+    module = cast(SourceModule, import_module(f"lwfed.data.sources.{data.source}"))
+    try:
+        return module.open_data(data)
+    except LwfedError:
+        raise
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or data.root} cannot be read: {error.strerror or error}",
+            remedy=f"make data.root and what it holds readable for the user {os.getuid()}",
+        ) from None

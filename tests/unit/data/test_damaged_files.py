@@ -1,0 +1,157 @@
+"""Whatever is done to a file, it is read or refused by name: no other error, no warning, no values out of range."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from lwfed.data.audio import log_mel
+from lwfed.data.files import read_image, read_sound
+from lwfed.data.sources.coco import open_coco
+from lwfed.data.transforms import square_pixels
+from lwfed.types.errors import DataError
+
+TIMES = 60
+"""Number of damaged copies of each file."""
+IMAGES = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+SOUNDS = {
+    "WAV": "PCM_16", "RF64": "PCM_16", "W64": "PCM_16", "AIFF": "PCM_16", "AU": "PCM_16", "CAF": "PCM_16",
+    "FLAC": "PCM_16", "OGG": "VORBIS", "MP3": "MPEG_LAYER_III",
+}  # fmt: skip
+NUMBERS = (0, 1, 0x7F, 0xFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)
+
+
+def damaged(content: bytes, rng: np.random.Generator) -> bytes:
+    """Returns a copy with up to four faults: other bits, other numbers (most in the header), cuts, holes, doubles."""
+    made = bytearray(content)
+    for _ in range(rng.integers(1, 5)):
+        place = int(rng.integers(min(len(made), 120) if rng.random() < 0.6 else len(made)))
+        match rng.integers(5):
+            case 0:
+                made[place] ^= 1 << int(rng.integers(8))
+            case 1:
+                order = "<I" if rng.random() < 0.5 else ">I"
+                made[place : place + 4] = struct.pack(order, NUMBERS[rng.integers(len(NUMBERS))])
+            case 2:
+                del made[max(place, 1) :]
+            case 3:
+                del made[place : place + int(rng.integers(1, 40))]
+            case _:
+                made[place:place] = made[place : place + int(rng.integers(1, 40))]
+        made = made or bytearray(b"\0")
+    return bytes(made)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Hides what libraries in C write about damaged files."""
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+
+
+def refused(error: DataError, path: Path) -> None:
+    assert str(path) in error.problem and error.remedy and str(error).isprintable(), str(error)
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_a_damaged_image_is_read_or_refused(tmp_path: Path, kind: str) -> None:
+    content, rng = io.BytesIO(), np.random.default_rng(IMAGES.index(kind))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(rng.integers(0, 256, (9, 13, 3), dtype=np.uint8)).save(content, kind, exif=exif)
+    path = tmp_path / "a.png"
+    with quiet_libraries():
+        for _ in range(TIMES):
+            path.write_bytes(damaged(content.getvalue(), rng))
+            try:
+                image = read_image(path)
+            except DataError as error:
+                refused(error, path)
+            else:
+                assert image.mode == "RGB" and square_pixels(image, size=8).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("kind", SOUNDS)
+def test_a_damaged_sound_is_read_or_refused(tmp_path: Path, kind: str) -> None:
+    content, rng = io.BytesIO(), np.random.default_rng(list(SOUNDS).index(kind))
+    soundfile.write(content, rng.uniform(-0.5, 0.5, (3_000, 2)), 8_000, format=kind, subtype=SOUNDS[kind])
+    path = tmp_path / "a.wav"
+    with quiet_libraries():
+        for _ in range(TIMES):
+            path.write_bytes(damaged(content.getvalue(), rng))
+            try:
+                samples, rate = read_sound(path)
+            except DataError as error:
+                refused(error, path)
+            else:
+                assert samples.ndim == 1 and len(samples) and np.isfinite(samples).all()
+                assert log_mel(samples, rate=rate, num_mel_bins=16, frames=20).shape == (20, 16)
+
+
+VALUES: tuple[Any, ...] = (
+    None, True, 0, -1, 1.5, float("nan"), float("inf"), 10**400, "", " ", "\0", "\ud83d", "../a", "a" * 5_000,
+    [], {}, [[]], {"id": 1},
+)  # fmt: skip
+
+
+def altered(tree: Any, rng: np.random.Generator) -> Any:
+    """Returns a json tree with a value anywhere replaced, removed or doubled."""
+    if rng.random() < 0.05 or not isinstance(tree, dict | list) or not tree:
+        return VALUES[rng.integers(len(VALUES))]
+    key: Any = list(tree)[rng.integers(len(tree))] if isinstance(tree, dict) else int(rng.integers(len(tree)))
+    copy = dict(tree) if isinstance(tree, dict) else list(tree)
+    match rng.integers(6):
+        case 0:
+            del copy[key]
+        case 1 if isinstance(copy, list):
+            copy.append(copy[key])
+        case _:
+            copy[key] = altered(copy[key], rng)
+    return copy
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_damaged_captions_are_read_or_refused(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    names = [f"{n}.jpg" for n in range(3)]
+    tree = {
+        "images": [{"id": n, "file_name": name} for n, name in enumerate(names)],
+        "annotations": [{"id": n, "image_id": n % 3, "caption": f"text {n}"} for n in range(6)],
+    }
+    (tmp_path / "annotations").mkdir()
+    for folder in ("train2017", "val2017"):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / name).touch()
+        (tmp_path / "annotations" / f"captions_{folder}.json").write_text(json.dumps(tree))
+    path = tmp_path / "annotations" / "captions_train2017.json"
+    for n in range(TIMES):
+        if n % 2:
+            path.write_bytes(damaged(json.dumps(tree).encode(), rng))
+        else:
+            path.write_text(json.dumps(altered(altered(tree, rng), rng)))
+        for missing_ok in (False, True):
+            try:
+                source = open_coco(tmp_path, missing_ok=missing_ok)
+            except DataError as error:
+                assert path.name in error.problem and error.remedy and str(error).isprintable(), str(error)
+            else:
+                texts = [text for example in source.train for text in (example.id, *example.captions)]
+                assert "".join(texts).encode() and len({example.id for example in source.train}) == len(source.train)
