@@ -134,7 +134,7 @@ def plan(
 
 def partition(spec: Spec = None, override: Overrides = None, as_json: Json = False) -> None:
     """Show how the training examples are divided among clients: sizes, and a histogram of the labels."""
-    from lwfed.data.partition import describe
+    from lwfed.data.partition import describe, split_validation
     from lwfed.round.shares import readable_examples, shares_of
     from lwfed.steps.sources import server_source, with_num_clients
     from lwfed.store.opening import open_store
@@ -145,6 +145,7 @@ def partition(spec: Spec = None, override: Overrides = None, as_json: Json = Fal
     source, store = server_source(values), open_store(values.store.uri)
     values = with_num_clients(values, source)
     examples = readable_examples(source, "train", modalities=values.model.modalities, store=store)
+    examples, validation = split_validation(examples, fraction=values.data.validation_fraction)
     shares = shares_of(
         examples,
         kind=values.federation.partition,
@@ -153,9 +154,17 @@ def partition(spec: Spec = None, override: Overrides = None, as_json: Json = Fal
     )
     clients = describe(examples, shares=shares, classes=source.classes)
     if as_json:
-        print_json({"partition": values.federation.partition.model_dump(mode="json"), "clients": clients})
+        print_json(
+            {
+                "partition": values.federation.partition.model_dump(mode="json"),
+                "clients": clients,
+                "num_validation": len(validation) or len(source.examples("validation")),
+            }
+        )
         return
     _draw_partition(clients, kind=values.federation.partition.kind)
+    if validation:
+        make_console().print(f"{len(validation)} further examples are set apart for validation", highlight=False)
 
 
 def _draw_partition(clients: list[dict[str, Any]], *, kind: str) -> None:

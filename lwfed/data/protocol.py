@@ -41,7 +41,10 @@ class Source(Protocol):
         """Names of the classes; empty if the data have none."""
 
     def examples(self, split: str) -> Sequence[Example]:
-        """Returns the examples of `train` or `test`, always in the same order."""
+        """Returns the examples of `train`, `validation` or `test`, always in the same order.
+
+        Few sources have validation examples of their own; see `data.validation_fraction`.
+        """
 
     def version(self) -> str:
         """Returns a digest of the data's content, wherever they are stored."""

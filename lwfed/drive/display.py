@@ -113,9 +113,10 @@ class Display:
     def _on_run(self, run: RunRecord) -> None:
         sizes = list(run.data.clients.values())
         spread = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
+        validation = f", {run.data.num_validation} for validation" if run.data.num_validation else ""
         self._say(
             f"[bold]{run.run_id}[/]  {run.strategy}, {len(sizes)} clients with {spread} examples each, "
-            f"{run.data.num_test} test examples ({run.data.source})"
+            f"{run.data.num_test} test examples{validation} ({run.data.source})"
         )
         if run.parent:
             self._say(f"from stage {run.parent.stage - 1} of {run.parent.run_id}")

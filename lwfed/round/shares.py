@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lwfed.data.partition import holdout, partition
+from lwfed.data.partition import holdout, partition, split_validation
 from lwfed.data.protocol import Example, Source
 from lwfed.plan.stages import StagePlan
 from lwfed.spec.data import CLIENT_MARK, PartitionSpec
@@ -26,6 +26,18 @@ def readable_examples(source: Source, split: str, *, modalities: Sequence[str], 
     known = store.read_ref(paths.checked_data(source.version(), modalities, split))
     bad = known["bad"] if known else {}
     return [example for example in source.examples(split) if example.id not in bad]
+
+
+def examples_of(source: Source, split: str, *, plan: StagePlan, store: Store) -> list[Example]:
+    """Returns the readable examples of `train`, `validation` or `test`, as a plan divides the source.
+
+    Validation examples are the source's own, or else a fraction of its training examples. In a local partition clients
+    train on all of their own, so the server's training examples are for validation alone.
+    """
+    fraction, local = plan.data.validation_fraction, plan.cohort.partition.kind == "local"
+    whole = not fraction or split == "test" or (split == "train" and local)
+    readable = readable_examples(source, split if whole else "train", modalities=plan.model.modalities, store=store)
+    return readable if whole else split_validation(readable, fraction=fraction)[split == "validation"]
 
 
 def shares_of(examples: Sequence[Example], *, kind: PartitionSpec, num_clients: int, seed: str) -> dict[str, list[int]]:

@@ -20,7 +20,7 @@ from lwfed.models.multimodal import Multimodal
 from lwfed.plan.stages import DataPlan, StagePlan, key_of_values
 from lwfed.round.context import ClientContext, RoundContext
 from lwfed.round.runtime import pick_device
-from lwfed.round.shares import SERVER, readable_examples, root_for, shares_at, split_share
+from lwfed.round.shares import SERVER, examples_of, root_for, shares_at, split_share
 from lwfed.run.stage import Stage
 from lwfed.run.tasks import ClientTask, Place, RoundTask
 from lwfed.spec.model import ModelSpec
@@ -110,8 +110,7 @@ class Workbench:
 
     def examples(self, stage: Stage, place: Place, split: str, who: str = SERVER) -> list[Example]:
         """Returns the readable examples of a split."""
-        source = self.data(stage, place, who)
-        return readable_examples(source, split, modalities=stage.plan.model.modalities, store=self.store)
+        return examples_of(self.data(stage, place, who), split, plan=stage.plan, store=self.store)
 
     def share(self, stage: Stage, place: Place, client: str) -> tuple[list[Example], list[Example]]:
         """Returns a client's examples: those it trains on and those it holds out.

@@ -28,6 +28,7 @@ from lwfed.steps.sources import (
     spec_at,
     training_examples,
     usable,
+    validation_examples,
     with_num_clients,
 )
 from lwfed.store import paths
@@ -145,6 +146,7 @@ def prepare(
     spec = spec_at(runs.spec_of(run), root=root)
     source = server_source(spec)
     num_test = len(usable(source, "test", spec=spec, store=store, emit=emit))
+    num_validation = len(validation_examples(spec, source, store=store, emit=emit))
     tokens: dict[str, int] = {}
     if found:
         for its in found.values():  # clients may not write it: their credentials only allow their own prefix
@@ -163,7 +165,8 @@ def prepare(
         num_classes=run.num_classes,
         tokens={modality: item.tokens for modality, item in architectures.items()} | tokens,
     )
-    run = run.changed(data=run.data.changed(num_test=num_test, num_train=num_train, clients=clients), **predicted)
+    sizes = {"num_test": num_test, "num_train": num_train, "num_validation": num_validation}
+    run = run.changed(data=run.data.changed(**sizes, clients=clients), **predicted)
     if not store.write_ref(paths.run(run.run_id), run.to_values(), if_absent=True):  # another process was first
         return _resumed(run, store=store) or run
     return run

@@ -7,7 +7,7 @@ from typing import Any
 
 from lwfed.catalog.source import data_source
 from lwfed.data.opening import open_source
-from lwfed.data.partition import group_members
+from lwfed.data.partition import group_members, split_validation
 from lwfed.data.protocol import Example, Source
 from lwfed.plan.cohort import client_ids
 from lwfed.round.shares import SERVER, root_for
@@ -137,7 +137,27 @@ def training_examples(spec: RunSpec, source: Source, *, store: Store, emit: Emit
     if own:
         return {client: usable(its, "train", spec=spec, store=store, emit=emit) for client, its in own.items()}
     everything = usable(source, "train", spec=spec, store=store, emit=emit)
+    if spec.data.validation_fraction:
+        everything, _ = split_validation(everything, fraction=spec.data.validation_fraction)
     return dict.fromkeys(client_ids(spec.federation.clients), everything)
+
+
+def validation_examples(spec: RunSpec, source: Source, *, store: Store, emit: Emit) -> Sequence[Example]:
+    """Returns the examples for validation: the source's own, or a fraction of the server's training examples.
+
+    Raises:
+        DataError: A fraction is wanted and is fewer than two examples.
+    """
+    fraction = spec.data.validation_fraction
+    if not fraction:
+        return source.examples("validation")
+    _, chosen = split_validation(usable(source, "train", spec=spec, store=store, emit=emit), fraction=fraction)
+    if len(chosen) < 2:
+        raise DataError(
+            f"data.validation_fraction {fraction:g} leaves {len(chosen)} example(s) for validation",
+            remedy="raise it, set it to 0, or in a local partition add training examples to the server's folder",
+        )
+    return chosen
 
 
 def spec_at(spec: RunSpec, *, root: str | None) -> RunSpec:

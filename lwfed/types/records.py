@@ -201,6 +201,7 @@ class DataRecord(Record):
         version: Digest of the data's content, wherever it is stored, and of pretrained weights.
         num_train: Number of all clients' training examples.
         num_test: Number of examples that the server evaluates on.
+        num_validation: Number of examples set apart for validation.
         clients: Client -> number of examples it trains on.
         classes: Names of the classes; empty if there are no labels.
     """
@@ -209,6 +210,7 @@ class DataRecord(Record):
     version: str
     num_train: int
     num_test: int
+    num_validation: int = 0
     clients: dict[str, int] = Field(default_factory=dict)
     classes: list[str] = Field(default_factory=list)
 
