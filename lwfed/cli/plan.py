@@ -59,6 +59,7 @@ def plan(
     from lwfed.cost.fit import parse_size
     from lwfed.cost.ledger import end_to_end_cost, stage_costs
     from lwfed.cost.levers import savings
+    from lwfed.models.weights import inputs_text
     from lwfed.plan.stages import learning_rates, plan_stages
     from lwfed.steps.prepare import count_architecture
     from lwfed.steps.sources import with_num_clients
@@ -79,7 +80,7 @@ def plan(
     examples = num_examples
     if examples is None and source is not None:
         examples = max(1, len(source.examples("train")) // values.federation.clients)
-    rates = learning_rates(stages)
+    rates, inputs = learning_rates(stages), inputs_text(values.model.encoders)
     count = examples or values.training.batch_size
     table = rows(
         stages, costs=costs, end_to_end=whole, num_examples=count, device_bytes=device_bytes,
@@ -94,6 +95,7 @@ def plan(
                 "name": values.name,
                 "strategy": values.strategy,
                 "learning_rates": rates,
+                "inputs": inputs,
                 "rows": table,
                 "levers": [asdict(saving) for saving in levers],
                 "stages": [cost.to_values() for cost in costs],
@@ -109,6 +111,7 @@ def plan(
         highlight=False,
     )
     console.print(f"learning rates: {rates_text(rates)}", highlight=False)
+    console.print(f"inputs: {inputs}", highlight=False, markup=False)
     if any(rate is not None and rate > HIGH_RATE for by_stage in rates.values() for rate in by_stage):
         console.print(
             f"[yellow]warning[/] AdamW seldom trains with a learning rate above {HIGH_RATE}; rates are used as written "

@@ -205,12 +205,12 @@ def _finish(reader: Reader, raw: Raw, cached: Mapping[str, CachedPrefix], *, pin
     chosen = [reader.examples[n] for n, _ in raw.rows]
     inputs: dict[str, Any] = {modality: prefix.gather(raw.rows, pin=pin) for modality, prefix in cached.items()}
     if raw.pixels is not None:
-        pixels = normalise_pixels(raw.pixels)
+        pixels = normalise_pixels(raw.pixels, reader.settings.image_normalise)
         inputs["image"] = pixels.pin_memory() if pin else pixels
     if raw.captions is not None:
         inputs["text"] = tokenize(raw.captions, settings=reader.settings)
     if raw.spectrograms is not None:
-        inputs["audio"] = normalise_log_mel(raw.spectrograms)
+        inputs["audio"] = normalise_log_mel(raw.spectrograms, reader.settings.audio_normalise)
     labels = [example.label for example in chosen]
     return Batch(
         inputs=dict(sorted(inputs.items())),

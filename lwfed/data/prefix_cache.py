@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -93,15 +93,15 @@ class Inputs:
             for start in self.batch_starts(batch_size):
                 yield tokenize(captions[start : start + batch_size], settings=self.settings)
             return
-        settings = InputSettings(**{**asdict(self.settings), "modalities": (self.modality,)})
+        settings = replace(self.settings, modalities=(self.modality,))
         reader = Reader(source, self.examples, settings, self.seed, self.augment)
         rows = [(n, view) for n in range(len(self.examples)) for view in range(self.views)]
         plan = (tuple(rows[start : start + batch_size]) for start in self.batch_starts(batch_size))
         for raw in read_all(reader, plan, workers=workers):
             if raw.pixels is not None:
-                yield normalise_pixels(raw.pixels)
+                yield normalise_pixels(raw.pixels, settings.image_normalise)
             elif raw.spectrograms is not None:
-                yield normalise_log_mel(raw.spectrograms)
+                yield normalise_log_mel(raw.spectrograms, settings.audio_normalise)
 
 
 class CachedPrefix:

@@ -171,7 +171,7 @@ def _classes(store: Store, key: str, *, made_by: str) -> tuple[str, ...]:
 
 def _images(images: Sequence[Image.Image], inputs: InputSettings, device: torch.device) -> Tensor:
     pixels = np.stack([evaluation_pixels(image.convert("RGB"), size=inputs.image_size) for image in images])
-    return normalise_pixels(torch.from_numpy(pixels)).to(device)
+    return normalise_pixels(torch.from_numpy(pixels), inputs.image_normalise).to(device)
 
 
 def _texts(texts: Sequence[str], inputs: InputSettings, device: torch.device) -> dict[str, Tensor]:
@@ -189,7 +189,7 @@ def _audios(audios: Sequence[tuple[Waveform, int]], inputs: InputSettings, devic
         log_mel(np.asarray(samples, np.float32), rate=rate, num_mel_bins=inputs.num_mel_bins, frames=inputs.frames)
         for samples, rate in audios
     ]
-    return normalise_log_mel(to_tensor(spectrograms)).to(device)
+    return normalise_log_mel(to_tensor(spectrograms), inputs.audio_normalise).to(device)
 
 
 _PREPARE: dict[str, Callable[[Sequence[Any], InputSettings, torch.device], Any]] = {
