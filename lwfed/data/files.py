@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import struct
-import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
 from PIL import Image
 
+from lwfed.data.pixels import decode_image
 from lwfed.data.protocol import Waveform
 from lwfed.types.errors import DataError
 
-_SKIP = "fix or remove it, or set data.on_bad_example=skip"
-_LENGTH_UNKNOWN = (0, 0xFFFFFFFF)
+Decoded = TypeVar("Decoded")
+
+_SKIP = ", or set data.on_bad_example=skip"
 
 
 def read_image(path: Path) -> Image.Image:
@@ -23,28 +24,24 @@ def read_image(path: Path) -> Image.Image:
         path: A file that Pillow can read.
 
     Returns:
-        The decoded image, RGB.
+        The image as people see it, RGB; see `lwfed.data.pixels.as_seen`.
 
     Raises:
-        DataError: The file is missing, truncated or not an image.
+        DataError: The file is missing, truncated, too large or not an image, or its values have no known range.
     """
-    try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            if image.mode == "P" and "transparency" in image.info:
-                return image.convert("RGBA").convert("RGB")
-            return image.convert("RGB")
-    except FileNotFoundError:
-        raise DataError(f"there is no image {path}", remedy=_SKIP.replace("fix or remove", "restore")) from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"the image {path} cannot be read: {_line(error)}", remedy=_SKIP) from None
+
+    def decode(path: Path) -> Image.Image:
+        with path.open("rb") as file:
+            return decode_image(file)
+
+    return _read("image", path, decode)
 
 
 def read_sound(path: Path) -> tuple[Waveform, int]:
     """Reads a sound file of any sampling rate and number of channels.
 
     Args:
-        path: A file that libsndfile can read (wav, flac, ogg).
+        path: A file in one of `lwfed.data.sounds.FORMATS`.
 
     Returns:
         Samples [N], the mean over channels, and samples per second.
@@ -52,32 +49,30 @@ def read_sound(path: Path) -> tuple[Waveform, int]:
     Raises:
         DataError: The file is missing, truncated, empty or not a sound.
     """
-    import soundfile
+    from lwfed.data.sounds import decode_sound  # soundfile loads a library that only sounds need
 
-    if not path.is_file():
-        raise DataError(f"there is no sound {path}", remedy=_SKIP.replace("fix or remove", "restore"))
+    return _read("sound", path, decode_sound)
+
+
+def _read(what: str, path: Path, decode: Callable[[Path], Decoded]) -> Decoded:
+    """Decodes a file. Raises DataError for whatever goes wrong: decoders of damaged files raise errors of any type."""
     try:
-        missing = _missing_bytes(path)
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"the sound {path} cannot be read: {_line(error)}", remedy=_SKIP) from None
-    if missing:
-        raise DataError(f"the sound {path} is truncated: its last {missing} bytes are missing", remedy=_SKIP)
-    mono = samples.mean(axis=1, dtype=np.float32)
-    if not mono.size or not np.isfinite(mono).all():
-        what = "has values that are not finite" if mono.size else "is empty"
-        raise DataError(f"the sound {path} {what}", remedy=_SKIP)
-    return mono, int(rate)
-
-
-def _missing_bytes(path: Path) -> int:
-    """Returns the number of bytes missing from a RIFF (wav) file by its header, which libsndfile does not report."""
-    with path.open("rb") as file:
-        header = file.read(8)
-    if len(header) < 8 or header[:4] != b"RIFF":
-        return 0
-    promised = struct.unpack("<I", header[4:])[0]
-    return 0 if promised in _LENGTH_UNKNOWN else max(promised + 8 - path.stat().st_size, 0)
+        if not path.is_file():  # reading from a pipe could wait for ever
+            raise FileNotFoundError
+        return decode(path)
+    except FileNotFoundError:
+        raise DataError(f"there is no {what} {path}", remedy=f"restore or remove it{_SKIP}") from None
+    except DataError as error:
+        problem, remedy = error.problem, error.remedy or "fix or remove it"
+        raise DataError(f"the {what} {path} {problem}", remedy=f"{remedy}{_SKIP}") from None
+    except PermissionError:
+        problem = f"the {what} {path} cannot be read: permission denied"
+        raise DataError(problem, remedy=f"make it readable{_SKIP}") from None
+    except MemoryError:
+        raise
+    except Exception as error:
+        problem = f"the {what} {path} cannot be read: {_line(error)}"
+        raise DataError(problem, remedy=f"fix or remove it{_SKIP}") from None
 
 
 def _line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,14 +14,29 @@ from lwfed.types.errors import DataError
 
 
 def data_root(data: DataSpec) -> Path:
-    """Returns the root folder of data on disk. Raises DataError if it does not exist."""
-    root = Path(data.root or "").expanduser()
+    """Returns the root folder of data on disk. Raises DataError if it does not exist or its name is not UTF-8."""
+    try:
+        root = Path(data.root or "").expanduser()
+    except RuntimeError:
+        raise DataError(f"there is no home folder for {data.root}", remedy="write data.root in full") from None
+    require_unicode(root)
     if not data.root or not root.is_dir():
         raise DataError(
             f"there is no folder {data.root} for the {data.source} data",
             remedy="set data.root to the data's folder, or try `data.source: shapes`, which is built in",
         )
     return root
+
+
+def require_unicode(path: Path) -> None:
+    """Raises DataError if a path cannot be stored as text, because its name is not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"the name {os.fsencode(path)!r} is not UTF-8",
+            remedy="rename it, for example by `convmv -r --notest -f latin1 -t utf8 <folder>`",
+        ) from None
 
 
 def require_folder(folder: Path, *, remedy: str) -> Path:

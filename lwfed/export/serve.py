@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lwfed.data.audio import log_mel, normalise_log_mel, to_tensor
 from lwfed.data.inputs import InputSettings
+from lwfed.data.pixels import as_seen
 from lwfed.data.protocol import Waveform
 from lwfed.data.tokens import tokenize
 from lwfed.data.transforms import evaluation_pixels, normalise_pixels
@@ -56,7 +57,7 @@ class Predictor:
         self._width = stage.plan.model.projection.out
 
     def embed_images(self, images: Sequence[Image.Image]) -> Floats:
-        """Embeds images of any size: [N, P], rows of length 1."""
+        """Embeds images of any size and mode, as people see them: [N, P], rows of length 1."""
         return self._embed("image", images)
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:
@@ -170,8 +171,15 @@ def _classes(store: Store, key: str, *, made_by: str) -> tuple[str, ...]:
 
 
 def _images(images: Sequence[Image.Image], inputs: InputSettings, device: torch.device) -> Tensor:
-    pixels = np.stack([evaluation_pixels(image.convert("RGB"), size=inputs.image_size) for image in images])
+    pixels = np.stack([evaluation_pixels(_as_seen(n, image), size=inputs.image_size) for n, image in enumerate(images)])
     return normalise_pixels(torch.from_numpy(pixels), inputs.image_normalise).to(device)
+
+
+def _as_seen(number: int, image: Image.Image) -> Image.Image:
+    try:
+        return as_seen(image)
+    except DataError as error:
+        raise DataError(f"image {number} {error.problem}", remedy=error.remedy) from None
 
 
 def _texts(texts: Sequence[str], inputs: InputSettings, device: torch.device) -> dict[str, Tensor]:

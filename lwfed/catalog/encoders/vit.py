@@ -121,8 +121,9 @@ DESCRIPTION = EncoderDescription(
         feature="the output itself",
         needs=("timm", "pillow"),
         imports=(
+            "import numpy",
             "import timm",
-            "from PIL import Image",
+            "from PIL import Image, ImageOps",
             "from timm.data import create_transform, resolve_data_config",
         ),
         code="""\
@@ -131,8 +132,18 @@ transform = create_transform(**resolve_data_config(model=vit))
 image_head = projection("image", %(width)d)
 
 
+def read_image(path):  # as people see it: upright, on white, 16 bits scaled to 8
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((numpy.asarray(image) / 257).round().astype("uint8"))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"{path} has values of an unknown range -> save it with 8 or 16 bits")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+
+
 def encode_images(paths):
-    pixels = torch.stack([transform(Image.open(path).convert("RGB")) for path in paths])
+    pixels = torch.stack([transform(read_image(path)) for path in paths])
     return image_head(vit(pixels.to(device)))
 """,
     ),

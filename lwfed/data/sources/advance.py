@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from lwfed.data.files import read_image, read_sound
-from lwfed.data.folders import data_root, listing_digest, of_split, require_folder
+from lwfed.data.folders import data_root, listing_digest, of_split, require_folder, require_unicode
 from lwfed.data.protocol import Example, Waveform
 from lwfed.spec.data import DataSpec
 from lwfed.types.errors import DataError
@@ -138,10 +138,12 @@ def _files(folder: Path, side: str) -> dict[str, dict[str, Path]]:
     for path in sorted(folder.iterdir()):
         if not path.is_dir() or path.name.startswith("."):
             continue
+        require_unicode(path)
         files = classes.setdefault(path.name, {})
         for file in sorted(path.iterdir()):
             if file.suffix.lower() not in SUFFIXES[side] or file.name.startswith("."):
                 continue
+            require_unicode(file)
             if file.stem in files:
                 raise DataError(f"{file} and {files[file.stem].name} have the same stem", remedy="rename one of them")
             files[file.stem] = file

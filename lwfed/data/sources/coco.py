@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
+from lwfed.data.captions import parse_captions
 from lwfed.data.files import read_image
 from lwfed.data.folders import data_root, listing_digest, of_split, require_folder
 from lwfed.data.protocol import Example, Waveform
@@ -76,46 +74,24 @@ def _read_split(root: Path, folder: str, entries: list[tuple[str, int | str]], m
     if not path.is_file():
         raise DataError(f"there is no file {path}", remedy=layout)
     content = path.read_bytes()
-    names, captions = _parse(path, content)
+    captions = parse_captions(path, content)
     with os.scandir(images) as listing:
         sizes = {entry.name: entry.stat().st_size for entry in listing if entry.is_file()}
     entries.append((f"annotations/{path.name}", hashlib.sha256(content).hexdigest()))
     examples = []
-    for name, image_id in sorted((names[image_id], image_id) for image_id in captions):
-        if name not in sizes and not missing_ok:
+    for name, texts in sorted(captions.items()):
+        size = sizes[name] if name in sizes else _nested_size(images / name)
+        if size is None and not missing_ok:
             raise DataError(
                 f"the image {images / name} of a caption in {path.name} is missing",
                 remedy="restore the image, or set data.on_bad_example=skip",
             )
         identity = f"{folder}/{name}"
-        entries.append((identity, sizes.get(name, -1)))
-        texts = tuple(text for _, text in sorted(captions[image_id]))
+        entries.append((identity, -1 if size is None else size))
         examples.append(Example(id=identity, label=None, captions=texts, fields={"stem": Path(name).stem}))
     return tuple(examples)
 
 
-def _parse(path: Path, content: bytes) -> tuple[dict[int, str], dict[int, list[tuple[int, str]]]]:
-    """Returns image id -> file name, and image id -> (annotation id, caption) of a captions json."""
-    remedy = "use a captions json in COCO format, with `images` and `annotations`"
-    try:
-        tree: Any = json.loads(content)
-        names = {image["id"]: str(image["file_name"]) for image in tree["images"]}
-        captions: dict[int, list[tuple[int, str]]] = defaultdict(list)
-        for note in tree["annotations"]:
-            text = " ".join(note["caption"].split())
-            if text:
-                captions[note["image_id"]].append((note["id"], text))
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}", remedy="download it again") from None
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is not a captions json: {type(error).__name__} at {error}", remedy=remedy) from None
-    if not captions:
-        raise DataError(f"{path} has no captions", remedy=remedy)
-    orphan = next((image_id for image_id in sorted(captions) if image_id not in names), None)
-    if orphan is not None:
-        text = captions[orphan][0][1]
-        raise DataError(
-            f"{path}: the caption {text!r} has the image id {orphan}, which is not in `images`",
-            remedy="add the image to `images`, or remove its captions",
-        )
-    return names, dict(captions)
+def _nested_size(path: Path) -> int | None:
+    """Returns the size of an image below the folder, in bytes; None if it is missing."""
+    return path.stat().st_size if path.is_file() else None

@@ -60,9 +60,10 @@ def read_bytes(value: Any, *, column: str) -> bytes:
 
 
 def read_image(value: Any) -> Image.Image:
-    """Reads an image as RGB."""
-    with Image.open(io.BytesIO(read_bytes(value, column="image"))) as image:
-        return image.convert("RGB")
+    """Reads an image; the predictor converts it to RGB as in training."""
+    image = Image.open(io.BytesIO(read_bytes(value, column="image")))
+    image.load()
+    return image
 
 
 def read_audio(value: Any) -> tuple[np.ndarray, int]:

@@ -110,7 +110,12 @@ def test_a_caption_without_its_image_is_named(tmp_path: Path) -> None:
     [
         ("{", "is not JSON"),
         ("[]", "captions json"),
-        ('{"images": [{"id": 1}], "annotations": []}', "captions json: KeyError at 'file_name'"),
+        ('{"images": [{"id": 1}], "annotations": []}', r"captions json: images\[0\] .*`file_name` is missing"),
+        ('{"images": {}, "annotations": []}', "captions json: it has no list `images`"),
+        ('{"images": [7], "annotations": []}', r"images\[0\]: `id` is missing"),
+        ('{"images": [], "annotations": [], "images": []}', "the key 'images' twice"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a":' * 100_000, "nested too deeply"),
         ('{"images": [], "annotations": [{"id": 1, "image_id": 1, "caption": null}]}', "captions json"),
         ('{"images": [], "annotations": []}', "no captions"),
     ],
@@ -121,6 +126,85 @@ def test_a_damaged_json_is_named(tmp_path: Path, content: str, problem: str) -> 
     with pytest.raises(DataError, match=f"captions_train2017.json .*{problem}.* -> ") as caught:
         open_coco(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_json_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    (tmp_path / "annotations" / "captions_train2017.json").write_bytes('{"a": "caf\u00e9"}'.encode("latin-1"))
+    with pytest.raises(DataError, match=r"captions_train2017.json is not UTF-8: .* -> save"):
+        open_coco(tmp_path)
+
+
+def with_image(tree: Any, **values: Any) -> None:
+    tree["images"].append({"id": 7, "file_name": "7.jpg"} | values)
+
+
+def with_note(tree: Any, **values: Any) -> None:
+    tree["annotations"].append({"id": 77, "image_id": 0, "caption": "a text"} | values)
+
+
+@pytest.mark.parametrize("split", ["train2017", "val2017"])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda tree: with_image(tree, id=1), r"images\[1\] and images\[3\] have the same id, 1"),
+        (lambda tree: with_image(tree, file_name="000000000001.jpg"), r"images\[1\] and images\[3\] .*same file_name"),
+        (lambda tree: with_image(tree, file_name="./000000000001.jpg"), r"images\[1\] and images\[3\] .*file_name"),
+        (lambda tree: with_image(tree, file_name="a/../000000000001.jpg"), r"images\[1\] and images\[3\] .*file_name"),
+        (lambda tree: with_note(tree, id=10), r"annotations\[4\] and annotations\[6\] have the same id, 10"),
+        (lambda tree: with_note(tree, id=10, caption=" "), r"annotations\[4\] and annotations\[6\] have the same id"),
+        (lambda tree: with_image(tree, id="1"), r'images\[3\] \(id "1"\): `id` is a text, "1", and an integer before'),
+        (lambda tree: with_note(tree, id="a"), r"annotations\[6\] .*`id` is a text"),
+        (lambda tree: with_note(tree, image_id="1"), r"annotations\[6\] \(id 77\): `image_id` is a text"),
+        (lambda tree: with_image(tree, id=1.0), r"images\[3\]: `id` is 1\.0, not an integer or a text"),
+        (lambda tree: with_image(tree, id=True), r"images\[3\]: `id` is true"),
+        (lambda tree: with_image(tree, id=None), r"images\[3\]: `id` is null"),
+        (lambda tree: with_image(tree, id=[1]), r"images\[3\]: `id` is a list"),
+        (lambda tree: with_note(tree, image_id={}), r"annotations\[6\] \(id 77\): `image_id` is an object"),
+        (lambda tree: with_note(tree, image_id=5), r"annotations\[6\] \(id 77\): .* the image id 5, which is not in"),
+        (lambda tree: with_note(tree, image_id=5, caption=""), r"annotations\[6\] \(id 77\): .* the image id 5"),
+        (
+            lambda tree: with_note(tree, caption=float("nan")),
+            r"annotations\[6\] \(id 77\): `caption` is NaN, not a text",
+        ),
+        (lambda tree: with_note(tree, caption=None), r"annotations\[6\] \(id 77\): `caption` is null, not a text"),
+        (lambda tree: with_note(tree, caption=["a"]), r"annotations\[6\] \(id 77\): `caption` is a list, not a text"),
+        (
+            lambda tree: with_note(tree, caption="a \ud83d b"),
+            r"annotations\[6\] \(id 77\): `caption` has half of a surr",
+        ),
+        (lambda tree: with_image(tree, file_name="caf\udce9.jpg"), r"images\[3\] \(id 7\): `file_name` has half"),
+        (lambda tree: with_image(tree, file_name=7), r"images\[3\] \(id 7\): `file_name` is 7, not a text"),
+        (lambda tree: with_image(tree, file_name=""), r"images\[3\]: the file_name '' is not in the folder"),
+        (lambda tree: with_image(tree, file_name="../val2017/0.jpg"), r"images\[3\]: .* is not in the folder"),
+        (lambda tree: with_image(tree, file_name="/etc/passwd"), r"images\[3\]: .* is not in the folder"),
+        (lambda tree: with_image(tree, file_name="a\0b.jpg"), r"images\[3\]: .* is not in the folder"),
+    ],
+)
+def test_entries_that_do_not_fit_are_named(tmp_path: Path, split: str, change: Any, words: str) -> None:
+    tree = write_coco(tmp_path)
+    change(tree)
+    save(tmp_path, split, tree)
+    for missing_ok in (False, True):  # what to skip are files, not entries
+        with pytest.raises(DataError, match=rf"annotations/captions_{split}\.json.* {words}.* -> ") as caught:
+            open_coco(tmp_path, missing_ok=missing_ok)
+        assert str(caught.value).isprintable()
+
+
+def test_ids_may_be_texts_and_images_in_folders(tmp_path: Path) -> None:
+    tree = write_coco(tmp_path)
+    for entry in (*tree["images"], *tree["annotations"]):
+        entry.update({key: f"x{entry[key]}" for key in ("id", "image_id") if key in entry})
+    (tmp_path / "train2017" / "more").mkdir()
+    (tmp_path / "train2017" / "000000000001.jpg").rename(tmp_path / "train2017" / "more" / "1.jpg")
+    tree["images"][1]["file_name"] = "more//1.jpg"
+    save(tmp_path, "train2017", tree)
+    source = open_coco(tmp_path)
+    assert [example.id for example in source.train] == [
+        "train2017/000000000000.jpg", "train2017/000000000002.jpg", "train2017/more/1.jpg"
+    ]  # fmt: skip
+    assert source.train[2].captions == ("thing 1, said 0", "thing 1, said 1")
+    assert source.image(source.train[2]).size == (40, 30)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lwfed.data.batches import eval_batches
+from lwfed.data.pixels import ORIENTATION
 from lwfed.drive.trackers import uri_of
 from lwfed.export.serve import Predictor, load_predictor
 from lwfed.models.build import load
@@ -100,6 +103,24 @@ def test_it_embeds_as_evaluation_does(contrastive: Served) -> None:
     for modality, rows in found.items():
         assert rows.dtype == np.float32 and np.array_equal(rows, expected.of[modality].numpy())
     assert np.allclose(np.linalg.norm(found["image"], axis=1), 1, atol=1e-6)
+
+
+def test_images_are_embedded_as_people_see_them(contrastive: Served) -> None:
+    predictor = _predictor(contrastive)
+    seen = np.random.default_rng(0).integers(0, 256, (8, 16), dtype=np.uint8)
+    image = Image.fromarray(seen).convert("RGB")
+    turned = image.transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[ORIENTATION] = 6
+    wide = Image.fromarray(seen.astype(np.uint16) * 257)
+    clear = Image.new("RGBA", image.size, (9, 9, 9, 0))
+    white = Image.new("RGB", image.size, "white")
+    content = io.BytesIO()
+    turned.save(content, "PNG", exif=turned.getexif())
+    found = predictor.embed_images([image, Image.open(content), wide, white, clear])
+    assert np.array_equal(found[1], found[0]) and np.array_equal(found[2], found[0])
+    assert np.array_equal(found[4], found[3]) and not np.array_equal(found[3], found[0])
+    with pytest.raises(DataError, match=r"image 1 has floats from 0 to 2"):
+        predictor.embed_images([image, Image.fromarray(np.array([[0, 2]], np.float32))])
 
 
 def test_it_classifies_as_was_reported(supervised: Served) -> None:
