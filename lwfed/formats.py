@@ -94,7 +94,7 @@ def trimmed(text: str) -> str:
 
 def is_share(metric: str) -> bool:
     """Whether a metric is a share between 0 and 1, to be shown in per cent."""
-    return not metric.endswith(("loss", "norm"))
+    return not metric.endswith(("loss", "norm", "files"))
 
 
 def metric_title(metric: str, *, short: bool = False) -> str:

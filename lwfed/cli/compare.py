@@ -166,7 +166,7 @@ def write_files(
 
 def _obtain(specs: Sequence[RunSpec], *, store: Store, console: Console) -> list[str]:
     """Finds or trains a run per spec. Returns their ids."""
-    wanted = [training.look_up(spec, options=Options(), store=store) for spec in specs]
+    wanted = [training.look_up(spec, options=Options(), store=store, console=console) for spec in specs]
     done = sum(item.done is not None for item in wanted)
     console.print(f"{done} of {len(wanted)} runs are committed already", highlight=False)
     ids = []

@@ -12,6 +12,7 @@ from lwfed.catalog.source import data_source
 from lwfed.cli import tables
 from lwfed.cli.options import Json, Overrides, Spec
 from lwfed.drive.console import make_console, make_table, print_json
+from lwfed.drive.display import Display
 from lwfed.formats import rates_text
 from lwfed.spec.load import DEFAULT_PRESET, load_spec, preset_names
 from lwfed.spec.run import RunSpec
@@ -137,9 +138,10 @@ def plan(
 
 def partition(spec: Spec = None, override: Overrides = None, as_json: Json = False) -> None:
     """Show how the training examples are divided among clients: sizes, and a histogram of the labels."""
+    from lwfed.data.digests import FileDigests, version_of
     from lwfed.data.partition import describe, split_validation
     from lwfed.round.shares import readable_examples, shares_of
-    from lwfed.steps.sources import server_source, with_num_clients
+    from lwfed.steps.sources import hashed, server_source, with_num_clients
     from lwfed.store.opening import open_store
 
     values = load_spec(spec, overrides=override or [])
@@ -147,7 +149,9 @@ def partition(spec: Spec = None, override: Overrides = None, as_json: Json = Fal
         raise SpecError("a local partition divides nothing: each client has its own folder", remedy="see data.root")
     source, store = server_source(values), open_store(values.store.uri)
     values = with_num_clients(values, source)
-    examples = readable_examples(source, "train", modalities=values.model.modalities, store=store)
+    with Display(make_console(stderr=as_json)) as display:
+        version = version_of(source, hashed(source, FileDigests(environment.cache_folder()), emit=display))
+    examples = readable_examples(source, "train", version=version, modalities=values.model.modalities, store=store)
     examples, validation = split_validation(examples, fraction=values.data.validation_fraction)
     shares = shares_of(
         examples,

@@ -107,7 +107,7 @@ def _resubmit(run_id: str, **options: Any) -> None:
 def _execute(spec: RunSpec, *, options: Options, as_json: bool, last_stage: int | None = None) -> None:
     console = make_console(stderr=as_json)
     store = open_store(spec.store.uri)
-    request = training.look_up(spec, options=options, store=store, whole=last_stage is None)
+    request = training.look_up(spec, options=options, store=store, console=console, whole=last_stage is None)
     if request.done is not None:
         _show_finished(request.done, store=store, console=console, as_json=as_json)
         return

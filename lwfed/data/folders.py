@@ -60,12 +60,12 @@ def of_split(
     return splits[split]
 
 
-def listing_digest(kind: str, *, entries: Iterable[tuple[str, int | str]]) -> str:
-    """Returns the digest of a sorted listing of names with sizes or digests, without reading large files.
+def listing_digest(kind: str, *, entries: Iterable[tuple[str, str]]) -> str:
+    """Returns the digest of a sorted listing of names, without reading large files.
 
     Args:
         kind: Name of the source.
-        entries: (path relative to the root, size in bytes or digest) of each file.
+        entries: (path relative to the root, digest of a small file or nothing) of each file.
 
     Returns:
         64 hex digits.

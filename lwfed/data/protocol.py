@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -37,6 +38,14 @@ class Source(Protocol):
     """A source of examples."""
 
     @property
+    def root(self) -> Path | None:
+        """The folder of its files; None if the data are generated."""
+
+    @property
+    def files(self) -> Mapping[str, tuple[str, ...]]:
+        """Example id -> paths below the root of the files that it is read from; empty if the data are generated."""
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes; empty if the data have none."""
 
@@ -47,7 +56,7 @@ class Source(Protocol):
         """
 
     def version(self) -> str:
-        """Returns a digest of the data's content, wherever they are stored."""
+        """Returns a digest of everything but the files' contents: names, splits, captions, settings of the drawing."""
 
     def image(self, example: Example) -> Image.Image:
         """Reads the example's image (RGB). Raises DataError, with the file's name, if it cannot."""

@@ -21,6 +21,7 @@ from lwfed.run.events import (
     ClientStep,
     ClientWaiting,
     Event,
+    Hashing,
     OverheadMeasured,
     RoundDone,
     RoundStarted,
@@ -72,8 +73,10 @@ class Display:
         match event:
             case RunStarted(record=run):
                 self._on_run(run)
-            case Checking():
-                self._on_checking(event)
+            case Checking(split=split, done=done, total=total):
+                self._on_files(f"reading {split} files", done, total)
+            case Hashing(done=done, total=total):
+                self._on_files("hashing data files", done, total)
             case Warning(message=message):
                 self._say(f"[yellow]warning:[/] {escape(message)}")
             case StageStarted():
@@ -121,11 +124,10 @@ class Display:
         if run.parent:
             self._say(f"from stage {run.parent.stage - 1} of {run.parent.run_id}")
 
-    def _on_checking(self, event: Checking) -> None:
-        done, total = event.done, event.total
-        self._clients = {"": f"reading {event.split} files {done}/{total}"}
+    def _on_files(self, what: str, done: int, total: int) -> None:
+        self._clients = {"": f"{what} {done}/{total}"}
         if self._live is None and (done == total or done % max(1, total // 4) == 0):
-            self._say(f"reading {event.split} files {done}/{total}")
+            self._say(f"{what} {done}/{total}")
 
     def _on_stage_started(self, event: StageStarted) -> None:
         self._stage = event

@@ -37,7 +37,7 @@ def prepare(session: Session, *, options: Options, drafted: RunRecord | None = N
 
     cache = environment.cache_folder()
     if drafted is None:
-        drafted = draft(session.spec, store=session.store, options=options, cache=cache)
+        drafted = draft(session.spec, store=session.store, options=options, emit=session.emit, cache=cache)
     return prepare_drafted(drafted, store=session.store, emit=session.emit, cache=cache)
 
 

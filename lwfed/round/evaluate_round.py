@@ -53,7 +53,10 @@ def evaluate_checkpoint(
     module = load(bench.skeleton(ctx.key), {**frozen, **trained})
     metrics: dict[str, float] = {}
     for split in ("test", "validation"):
-        examples = bench.examples(ctx.stage, ctx.place, split)
+        known = bench.examples(ctx.stage, ctx.place, split)
+        examples = bench.unchanged(ctx.stage, ctx.place, known)
+        if len(examples) < len(known):
+            metrics[f"{split}/changed_files"] = len(known) - len(examples)
         if examples:
             metrics |= evaluate(
                 module,

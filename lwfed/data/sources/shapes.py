@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -67,6 +68,8 @@ class Shapes:
     validation: tuple[Example, ...] = field(default=(), repr=False)
     classes: tuple[str, ...] = KINDS
     drawn: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict, repr=False)
+    root: None = None
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     def examples(self, split: str) -> tuple[Example, ...]:
         """Returns the examples of `train`, `validation` or `test`."""
