@@ -120,7 +120,7 @@ def _refuse_twice(path: Path, key: str, field: str, values: Sequence[Hashable]) 
         if value in first:
             raise DataError(
                 f"{path}: {key}[{first[value]}] and {key}[{n}] have the same {field}, {value!r}",
-                remedy=f"remove one of them, or give it a {field} of its own",
+                remedy=f"remove one of them, or give it another {field}",
             )
         first[value] = n
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -73,23 +74,36 @@ def open_tokenizer(name: str | None) -> Any:
         from transformers import ByT5Tokenizer
 
         return ByT5Tokenizer(extra_ids=0)
-    path = Path(name).expanduser()
-    if path.is_file():
-        path = path.parent
-    if path.is_dir():
-        if not any((path / file).is_file() for file in _FILES):
-            raise DataError(
-                f"the folder {path} has no tokenizer ({_FILES[0]} or {_FILES[2]})",
-                remedy=f"add it, name another in model.encoders.text.tokenizer, or set that to `{BYTES}`",
-            )
-        return _from_pretrained(str(path), local=True)
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+    try:
+        folder = _folder(name)
+    except OSError as error:
+        raise DataError(
+            f"the tokenizer {name} cannot be read: {error.strerror}", remedy=f"make it readable, or {_NAME_ONE}"
+        ) from None
+    if folder is not None:
+        return _from_pretrained(str(folder), local=True)
+    if name.startswith((".", "~", "/")) or name.count("/") > 1:
         raise DataError(f"there is no folder {name} for the tokenizer", remedy="fix model.encoders.text.tokenizer")
     try:
         return _from_pretrained(name, local=True)
     except DataError:
         _probe_hub(name)
         return _from_pretrained(name, local=False)
+
+
+def _folder(name: str) -> Path | None:
+    """Returns the folder of a tokenizer, or None if its name is no path here. Raises DataError if it has none in it."""
+    path = Path(os.path.expanduser(name))  # noqa: PTH111 - an unknown home leaves the name as it is
+    if path.is_file():
+        path = path.parent
+    if not path.is_dir():
+        return None
+    if not any((path / file).is_file() for file in _FILES):
+        raise DataError(
+            f"the folder {path} has no tokenizer ({_FILES[0]} or {_FILES[2]})",
+            remedy=f"add it, name another in model.encoders.text.tokenizer, or set that to `{BYTES}`",
+        )
+    return path
 
 
 def _checked(settings: InputSettings) -> Any:
@@ -108,7 +122,7 @@ def _from_pretrained(name: str, *, local: bool) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(name, local_files_only=local)
-    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+    except Exception as error:  # the tokenizers' Rust code raises plain Exceptions for damaged and unreadable files
         reason = " ".join(str(error).split())[:200]
         raise DataError(
             f"the tokenizer {name} cannot be loaded: {reason}",

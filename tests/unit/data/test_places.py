@@ -17,6 +17,7 @@ from PIL import Image
 
 from lwfed.data.batches import check_examples
 from lwfed.data.opening import open_source
+from lwfed.data.tokens import open_tokenizer
 from lwfed.spec.data import DataSpec
 from lwfed.types.errors import DataError
 
@@ -120,5 +121,16 @@ def test_a_file_in_latin_1_that_no_caption_names_is_left_alone(root: Path) -> No
 
 
 def test_a_home_that_is_unknown_is_refused() -> None:
-    with pytest.raises(DataError, match=r"data\.root in full"):
+    with pytest.raises(DataError, match=r"there is no folder ~no-such-user/data"):
         open_source(DataSpec(source="coco", root="~no-such-user/data"))
+
+
+def test_a_tokenizer_without_read_permission_is_named(root: Path) -> None:
+    (root / "tokenizer").mkdir()
+    for place in ("tokenizer/tokenizer.json", "tokenizer"):
+        path = root / place
+        if not path.exists():
+            path.write_text("{}")
+        path.chmod(0)
+        with unprivileged(), pytest.raises(DataError, match=rf"tokenizer {root}/tokenizer cannot be .* -> "):
+            open_tokenizer(str(root / "tokenizer"))

@@ -72,6 +72,14 @@ def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", "null", '{"version": "1.0"}', "[" * 100_000, "\ud83d"])
+def test_a_damaged_tokenizer_is_named_in_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(content.encode(errors="surrogatepass"))
+    with pytest.raises(DataError, match=rf"the tokenizer {tmp_path} cannot be loaded: .* -> name") as caught:
+        open_tokenizer(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_hub_that_is_not_there_is_not_waited_for() -> None:
     begin = time.monotonic()
     with pytest.raises(UnreachableError, match=r"is not on this machine, and the hub does not answer .* `bytes`"):

@@ -22,6 +22,7 @@ from torch import nn
 from lwfed.catalog.encoder import AUDIOSET, HALF
 from lwfed.data.audio import log_mel, normalise_log_mel
 from lwfed.data.inputs import InputSettings
+from lwfed.data.pixels import ORIENTATION
 from lwfed.data.tokens import tokenize
 from lwfed.data.transforms import evaluation_pixels, normalise_pixels
 from lwfed.drive.trackers import uri_of
@@ -131,7 +132,11 @@ def test_the_example_of_a_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert info["heads"]["prediction"] == {"widths": [32, 16, 5], "dropout": 0.1} and info["temperature"] is None
     samples = np.random.default_rng(0).normal(0, 0.1, 9000).astype(np.float32)
     soundfile.write(tmp_path / "sound.wav", samples, 16_000, subtype="FLOAT")
-    picture = folder / "test/images/test-000003.png"
+    with Image.open(folder / "test/images/test-000003.png") as scene:  # with a hidden colour, and lying on its side
+        scene.putalpha(Image.linear_gradient("L").resize(scene.size))
+        scene.getexif()[ORIENTATION] = 6
+        picture = tmp_path / "picture.png"
+        scene.save(picture, exif=scene.getexif())
     line, found = _here(folder, tmp_path / "sound.wav", picture, patch=monkeypatch)
     names, shares = _predictor(run).classify([Image.open(picture)], [(samples, 16_000)])
     np.testing.assert_allclose(
