@@ -77,7 +77,7 @@ class FileDigests:
         path = self._file(root)
         if path is None:
             return {}
-        with suppress(OSError, ValueError, AttributeError):
+        with suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
             values = json.loads(path.read_bytes())
             return {
                 name: ((size, mtime, ctime, inode), digest)

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from lwfed.data.batches import check_examples, eval_batches
-from lwfed.data.inputs import InputSettings
 from lwfed.data.digests import FileDigests, list_files, version_of
+from lwfed.data.inputs import InputSettings
 from lwfed.data.opening import open_source
 from lwfed.data.sources.coco import open_coco
 from lwfed.spec.data import DataSpec
