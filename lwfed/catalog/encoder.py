@@ -49,6 +49,22 @@ class Input(NamedTuple):
     dtype: str = "float32"
 
 
+class Normalise(NamedTuple):
+    """The mean and standard deviation that inputs are normalised by, one of each per channel.
+
+    Pixels in [0, 1] become (x - mean) / std, and a log-mel spectrogram, as in AST's training, (x - mean) / (2 std).
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+HALF = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+"""Pixels in [-1, 1]."""
+AUDIOSET = Normalise((-4.2677393,), (4.5689974,))
+"""Mean and standard deviation of AudioSet's log-mels (Gong et al. 2021, arXiv 2104.01778)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """How an exported encoder is used without lwfed.
@@ -88,6 +104,7 @@ class EncoderDescription:
         inputs: Returns an example's input, or name -> input, from the architecture's settings: those of
             `Family.config` and `Family.input_settings`.
         usage: How an export of it is used.
+        normalise: How inputs are normalised unless the spec or the weights say otherwise; None for text.
         check: Raises ValueError if the spec's settings do not fit the family.
         architecture: Returns its tensors and costs by formulas, or None for a spec with a key that they do not cover.
             A family without formulas is counted on PyTorch's meta device, for which `lwfed plan` loads torch.
@@ -99,6 +116,7 @@ class EncoderDescription:
     feature_token: bool
     inputs: Callable[[Mapping[str, Any]], Input | Mapping[str, Input]]
     usage: Usage
+    normalise: Normalise | None = None
     check: Callable[[EncoderSettings], None] = without_arch
     architecture: Callable[[EncoderSettings], Architecture | None] | None = None
     hub: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from lwfed.cli.history import open_runs, pick_run
 from lwfed.cli.options import DEFAULT_STORE, Json, Spec, StoreUri
 from lwfed.drive import training
 from lwfed.drive.console import make_console, make_table, print_json
+from lwfed.drive.display import Display
 from lwfed.formats import bytes_text, factor_text, flops_text, metric_title
 from lwfed.report.compare.budget import Budget, parse_budget, reaches
 from lwfed.report.compare.compare import STRATEGIES, compare_runs, plausible
@@ -169,7 +170,8 @@ def write_files(
 
 def _obtain(specs: Sequence[RunSpec], *, store: Store, console: Console) -> list[str]:
     """Finds or trains a run per spec. Returns their ids."""
-    wanted = [training.look_up(spec, options=Options(), store=store) for spec in specs]
+    with Display(console) as display:
+        wanted = [training.look_up(spec, options=Options(), store=store, emit=display) for spec in specs]
     done = sum(item.done is not None for item in wanted)
     console.print(f"{done} of {len(wanted)} runs are committed already")
     ids = []

@@ -13,8 +13,10 @@ from lwfed.cli.options import DEFAULT_STORE, Json, RunId, StoreUri
 from lwfed.drive.console import make_console, make_table, print_json
 from lwfed.drive.trackers import replay_log
 from lwfed.formats import HEADLINES, metric_text, rates_text
+from lwfed.models.weights import inputs_text
 from lwfed.plan.stages import learning_rates
 from lwfed.run import runs
+from lwfed.spec.model import ModelSpec
 from lwfed.spec.stored import OLD_RATES, scales_implicitly, stored_values
 from lwfed.store import paths
 from lwfed.store.opening import open_store
@@ -82,6 +84,8 @@ def show(run_id: RunId, store: StoreUri = DEFAULT_STORE, as_json: Json = False) 
     if run.parent:
         console.print(f"from stage {run.parent.stage} of {run.parent.run_id}")
     console.print(f"learning rates  {rates_text(learning_rates(runs.plans_of(run)))}")
+    if run.model:
+        console.print(f"inputs  {inputs_text(ModelSpec.model_validate(run.model).encoders)}", markup=False)
     if scales_implicitly(run.spec):
         console.print(OLD_RATES)
     if stages:

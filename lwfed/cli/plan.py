@@ -12,6 +12,7 @@ from lwfed.catalog.source import data_source
 from lwfed.cli import tables
 from lwfed.cli.options import Json, Overrides, Spec
 from lwfed.drive.console import make_console, make_table, print_json
+from lwfed.drive.display import Display
 from lwfed.formats import rates_text
 from lwfed.spec.load import DEFAULT_PRESET, load_spec, preset_names
 from lwfed.spec.run import RunSpec
@@ -59,6 +60,7 @@ def plan(
     from lwfed.cost.fit import parse_size
     from lwfed.cost.ledger import end_to_end_cost, stage_costs
     from lwfed.cost.levers import savings
+    from lwfed.models.weights import inputs_text
     from lwfed.plan.stages import learning_rates, plan_stages
     from lwfed.steps.prepare import count_architecture
     from lwfed.steps.sources import with_num_clients
@@ -79,7 +81,7 @@ def plan(
     examples = num_examples
     if examples is None and source is not None:
         examples = max(1, len(source.examples("train")) // values.federation.clients)
-    rates = learning_rates(stages)
+    rates, inputs = learning_rates(stages), inputs_text(values.model.encoders)
     count = examples or values.training.batch_size
     table = rows(
         stages, costs=costs, end_to_end=whole, num_examples=count, device_bytes=device_bytes,
@@ -94,6 +96,7 @@ def plan(
                 "name": values.name,
                 "strategy": values.strategy,
                 "learning_rates": rates,
+                "inputs": inputs,
                 "rows": table,
                 "levers": [asdict(saving) for saving in levers],
                 "stages": [cost.to_values() for cost in costs],
@@ -108,6 +111,7 @@ def plan(
         + (f", {examples} examples per client" if examples else "")
     )
     console.print(f"learning rates: {rates_text(rates)}", highlight=False)
+    console.print(f"inputs: {inputs}", highlight=False, markup=False)
     if any(rate is not None and rate > HIGH_RATE for by_stage in rates.values() for rate in by_stage):
         console.print(
             f"[yellow]warning[/] AdamW seldom trains with a learning rate above {HIGH_RATE}; rates are used as written "
@@ -131,9 +135,10 @@ def plan(
 
 def partition(spec: Spec = None, override: Overrides = None, as_json: Json = False) -> None:
     """Show how the training examples are divided among clients: sizes, and a histogram of the labels."""
-    from lwfed.data.partition import describe
+    from lwfed.data.digests import FileDigests, version_of
+    from lwfed.data.partition import describe, split_validation
     from lwfed.round.shares import readable_examples, shares_of
-    from lwfed.steps.sources import server_source, with_num_clients
+    from lwfed.steps.sources import hashed, server_source, with_num_clients
     from lwfed.store.opening import open_store
 
     values = load_spec(spec, overrides=override or [])
@@ -141,7 +146,10 @@ def partition(spec: Spec = None, override: Overrides = None, as_json: Json = Fal
         raise SpecError("a local partition divides nothing: each client has its own folder", remedy="see data.root")
     source, store = server_source(values), open_store(values.store.uri)
     values = with_num_clients(values, source)
-    examples = readable_examples(source, "train", modalities=values.model.modalities, store=store)
+    with Display(make_console(stderr=as_json)) as display:
+        version = version_of(source, hashed(source, FileDigests(environment.cache_folder()), emit=display))
+    examples = readable_examples(source, "train", version=version, modalities=values.model.modalities, store=store)
+    examples, validation = split_validation(examples, fraction=values.data.validation_fraction)
     shares = shares_of(
         examples,
         kind=values.federation.partition,
@@ -150,9 +158,17 @@ def partition(spec: Spec = None, override: Overrides = None, as_json: Json = Fal
     )
     clients = describe(examples, shares=shares, classes=source.classes)
     if as_json:
-        print_json({"partition": values.federation.partition.model_dump(mode="json"), "clients": clients})
+        print_json(
+            {
+                "partition": values.federation.partition.model_dump(mode="json"),
+                "clients": clients,
+                "num_validation": len(validation) or len(source.examples("validation")),
+            }
+        )
         return
     _draw_partition(clients, kind=values.federation.partition.kind)
+    if validation:
+        make_console().print(f"{len(validation)} further examples are set apart for validation", highlight=False)
 
 
 def _draw_partition(clients: list[dict[str, Any]], *, kind: str) -> None:

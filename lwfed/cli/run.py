@@ -16,6 +16,7 @@ from lwfed.cli.history import open_runs, pick_run
 from lwfed.cli.options import DEFAULT_STORE, Fresh, Json, Overrides, RunId, Spec, StoreUri
 from lwfed.drive import training
 from lwfed.drive.console import make_console, print_json
+from lwfed.drive.display import Display
 from lwfed.formats import metric_text, natural_order, seconds_text
 from lwfed.run import runs
 from lwfed.run.runs import Options
@@ -105,7 +106,8 @@ def _resubmit(run_id: str, **options: Any) -> None:
 def _execute(spec: RunSpec, *, options: Options, as_json: bool, last_stage: int | None = None) -> None:
     console = make_console(stderr=as_json)
     store = open_store(spec.store.uri)
-    request = training.look_up(spec, options=options, store=store, whole=last_stage is None)
+    with Display(console) as display:
+        request = training.look_up(spec, options=options, store=store, emit=display, whole=last_stage is None)
     if request.done is None:
         summary = training.train(request, store=store, console=console, last_stage=last_stage)
         console.print()

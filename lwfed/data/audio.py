@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from lwfed.catalog.encoder import Normalise
 from lwfed.data.protocol import Waveform
 
 if TYPE_CHECKING:  # scipy takes more than a second to import, and only sounds need it
@@ -24,8 +25,6 @@ SAMPLE_RATE = 16_000
 WINDOW, HOP, FFT = 400, 160, 512
 PREEMPHASIS = 0.97
 FLOOR = 1.192092955078125e-07
-MEAN, STD = -4.2677393, 4.5689974
-"""Mean and standard deviation of AudioSet's log-mels (Gong et al. 2021, AST)."""
 
 
 def log_mel(samples: Waveform, *, rate: int, num_mel_bins: int, frames: int) -> npt.NDArray[np.float32]:
@@ -54,9 +53,9 @@ def log_mel(samples: Waveform, *, rate: int, num_mel_bins: int, frames: int) -> 
     return out
 
 
-def normalise_log_mel(spectrogram: Tensor) -> Tensor:
-    """Normalises log-mels as in AST's training: by AudioSet's mean and twice its standard deviation."""
-    return (spectrogram - MEAN) / (2 * STD)
+def normalise_log_mel(spectrogram: Tensor, normalise: Normalise) -> Tensor:
+    """Normalises log-mels as in AST's training: by the mean and twice the standard deviation."""
+    return (spectrogram - normalise.mean[0]) / (2 * normalise.std[0])
 
 
 def resample(samples: Waveform, *, rate: int) -> Waveform:

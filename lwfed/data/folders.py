@@ -43,19 +43,26 @@ def require_folder(folder: Path, *, remedy: str) -> Path:
     return folder
 
 
-def of_split(split: str, *, train: tuple[Example, ...], test: tuple[Example, ...]) -> tuple[Example, ...]:
+def of_split(
+    split: str,
+    *,
+    train: tuple[Example, ...],
+    test: tuple[Example, ...],
+    validation: tuple[Example, ...] = (),
+) -> tuple[Example, ...]:
     """Returns the examples of a split by its name."""
-    if split not in ("train", "test"):
-        raise ValueError(f"there is no split {split!r} -> use 'train' or 'test'")
-    return train if split == "train" else test
+    splits = {"train": train, "validation": validation, "test": test}
+    if split not in splits:
+        raise ValueError(f"there is no split {split!r} -> use one of: {', '.join(splits)}")
+    return splits[split]
 
 
-def listing_digest(kind: str, *, entries: Iterable[tuple[str, int | str]]) -> str:
-    """Returns the digest of a sorted listing of names with sizes or digests, without reading large files.
+def listing_digest(kind: str, *, entries: Iterable[tuple[str, str]]) -> str:
+    """Returns the digest of a sorted listing of names, without reading large files.
 
     Args:
         kind: Name of the source.
-        entries: (path relative to the root, size in bytes or digest) of each file.
+        entries: (path relative to the root, digest of a small file or nothing) of each file.
 
     Returns:
         64 hex digits.

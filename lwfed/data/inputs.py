@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lwfed.catalog.encoder import AUDIOSET, HALF, Normalise
+
 
 @dataclass(frozen=True, slots=True)
 class InputSettings:
@@ -19,6 +21,8 @@ class InputSettings:
         vocab_size: Upper bound of token ids (exclusive); None if unknown.
         num_mel_bins: Mel bins M of a spectrogram.
         frames: Frames F of a spectrogram, 10 ms each (AST's max_length).
+        image_normalise: Mean and standard deviation of pixels in [0, 1], three of each.
+        audio_normalise: Mean and standard deviation of log-mels, one of each; AudioSet's by default.
     """
 
     modalities: tuple[str, ...]
@@ -28,6 +32,8 @@ class InputSettings:
     vocab_size: int | None = None
     num_mel_bins: int = 128
     frames: int = 1024
+    image_normalise: Normalise = HALF
+    audio_normalise: Normalise = AUDIOSET
 
 
 def settings_for(inputs: Mapping[str, Mapping[str, Any]]) -> InputSettings:
@@ -36,7 +42,7 @@ def settings_for(inputs: Mapping[str, Mapping[str, Any]]) -> InputSettings:
     Args:
         inputs: Modality -> its encoder's settings, as returned by `lwfed.models.build.input_settings`: `image_size` (a
             number, or two equal ones); `tokenizer`, `max_tokens` and optionally `vocab_size`; `num_mel_bins` and
-            `max_length` (frames). Missing settings keep their defaults.
+            `max_length` (frames); `normalise`. Missing settings keep their defaults.
 
     Raises:
         ValueError: A key is unknown, or images are not square.
@@ -44,7 +50,7 @@ def settings_for(inputs: Mapping[str, Mapping[str, Any]]) -> InputSettings:
     values: dict[str, Any] = {"modalities": tuple(sorted(inputs))}
     for modality, wanted in inputs.items():
         for key, value in wanted.items():
-            name = "frames" if key == "max_length" else key
+            name = {"max_length": "frames", "normalise": f"{modality}_normalise"}.get(key, key)
             if name == "modalities" or name not in InputSettings.__dataclass_fields__:
                 raise ValueError(f"the {modality} encoder has the unknown input setting `{key}`")
             if name == "image_size" and not isinstance(value, int):

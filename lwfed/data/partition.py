@@ -58,6 +58,29 @@ def partition(examples: Sequence[Example], *, plan: PartitionSpec, num_clients: 
     return shares
 
 
+def split_validation(examples: Sequence[Example], *, fraction: float) -> tuple[list[Example], list[Example]]:
+    """Sets a fraction of the training examples apart for validation, before they are partitioned.
+
+    An example is chosen by a hash of its name, whatever the run's seed and the order of the examples; with labels, the
+    fraction is taken of each class. A class of two or more keeps and gives at least one example.
+
+    Args:
+        examples: The training examples.
+        fraction: Fraction to set apart, in [0, 1).
+
+    Returns:
+        Examples to train on, and examples for validation, both in their old order.
+    """
+    classes: dict[int | None, list[Example]] = {}
+    for example in examples if fraction else ():
+        classes.setdefault(example.label, []).append(example)
+    chosen: set[str] = set()
+    for members in classes.values():
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        chosen |= set(sorted((e.id for e in members), key=lambda name: derive("validation", name))[:count])
+    return [e for e in examples if e.id not in chosen], [e for e in examples if e.id in chosen]
+
+
 def holdout(indices: Sequence[int], *, fraction: float, seed: str) -> tuple[list[int], list[int]]:
     """Holds out a fraction of a client's examples, but always leaves at least two to train on.
 

@@ -6,9 +6,10 @@ A source is the module of its name in `lwfed.data.sources`.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -43,14 +44,25 @@ class Source(Protocol):
     """A source of examples."""
 
     @property
+    def root(self) -> Path | None:
+        """The folder of its files; None if the data are generated."""
+
+    @property
+    def files(self) -> Mapping[str, tuple[str, ...]]:
+        """Example id -> paths below the root of the files that it is read from; empty if the data are generated."""
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes; empty if the data have none."""
 
     def examples(self, split: str) -> Sequence[Example]:
-        """Returns the examples of `train` or `test`, always in the same order."""
+        """Returns the examples of `train`, `validation` or `test`, always in the same order.
+
+        Few sources have validation examples of their own; see `data.validation_fraction`.
+        """
 
     def version(self) -> str:
-        """Returns a digest of the data's content, wherever they are stored."""
+        """Returns a digest of everything but the files' contents: names, splits, captions, settings of the drawing."""
 
     def image(self, example: Example) -> Image.Image:
         """Reads the example's image (RGB). Raises DataError, with the file's name, if it cannot."""

@@ -40,11 +40,11 @@ class Raw(NamedTuple):
         """Returns the encoders' inputs by modality: captions tokenized, and values normalised."""
         inputs: dict[str, Any] = {}
         if self.pixels is not None:
-            inputs["image"] = normalise_pixels(self.pixels)
+            inputs["image"] = normalise_pixels(self.pixels, settings.image_normalise)
         if self.captions is not None:
             inputs["text"] = tokenize(self.captions, settings=settings)
         if self.spectrograms is not None:
-            inputs["audio"] = normalise_log_mel(self.spectrograms)
+            inputs["audio"] = normalise_log_mel(self.spectrograms, settings.audio_normalise)
         return inputs
 
 

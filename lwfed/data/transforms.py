@@ -6,8 +6,11 @@ import math
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 from torch import Tensor
+
+from lwfed.catalog.encoder import Normalise
 
 Box = tuple[int, int, int, int]
 """Left, upper, right and lower edge, in pixels."""
@@ -48,6 +51,7 @@ def crop_box(width: int, height: int, *, rng: np.random.Generator) -> Box:
     return left, upper, left + w, upper + h
 
 
-def normalise_pixels(pixels: Tensor) -> Tensor:
-    """Converts bytes [B, 3, H, W] to floats in [-1, 1], by a mean of 0.5 and a standard deviation of 0.5."""
-    return pixels.float().div_(255).sub_(0.5).div_(0.5)
+def normalise_pixels(pixels: Tensor, normalise: Normalise) -> Tensor:
+    """Converts bytes [B, 3, H, W] to floats in [0, 1], then normalises each channel."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalise)
+    return pixels.float().div_(255).sub_(mean).div_(std)

@@ -20,6 +20,7 @@ from lwfed.run.events import (
     ClientStep,
     ClientWaiting,
     Event,
+    Hashing,
     OverheadMeasured,
     RoundDone,
     RoundStarted,
@@ -68,8 +69,10 @@ class Display:
         match event:
             case RunStarted(record=run):
                 self._on_run(run)
-            case Checking():
-                self._on_checking(event)
+            case Checking(split=split, done=done, total=total):
+                self._on_files(f"reading {split} files", done, total)
+            case Hashing(done=done, total=total):
+                self._on_files("hashing data files", done, total)
             case Warning(message=message):
                 self._say(f"[yellow]warning:[/] {escape(message)}")
             case StageStarted():
@@ -109,18 +112,18 @@ class Display:
     def _on_run(self, run: RunRecord) -> None:
         sizes = list(run.data.clients.values())
         spread = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
+        validation = f", {run.data.num_validation} for validation" if run.data.num_validation else ""
         self._say(
             f"[bold]{run.run_id}[/]  {run.strategy}, {len(sizes)} clients with {spread} examples each, "
-            f"{run.data.num_test} test examples ({run.data.source})"
+            f"{run.data.num_test} test examples{validation} ({run.data.source})"
         )
         if run.parent:
             self._say(f"from stage {run.parent.stage - 1} of {run.parent.run_id}")
 
-    def _on_checking(self, event: Checking) -> None:
-        done, total = event.done, event.total
-        self._clients = {"": f"reading {event.split} files {done}/{total}"}
+    def _on_files(self, what: str, done: int, total: int) -> None:
+        self._clients = {"": f"{what} {done}/{total}"}
         if self._live is None and (done == total or done % max(1, total // 4) == 0):
-            self._say(f"reading {event.split} files {done}/{total}")
+            self._say(f"{what} {done}/{total}")
 
     def _on_stage_started(self, event: StageStarted) -> None:
         self._stage = event

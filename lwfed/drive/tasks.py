@@ -88,7 +88,9 @@ def prepare(*, spec: str, store: str, parent: str = "", fresh: bool = False) -> 
     with task_session(spec, store) as session:
         taken = parse_parent(parent)
         options = Options(run_id=session.run_id, fresh=fresh, parent=taken)
-        run = session.prepare(look_up(session.spec, options=options, store=session.store, whole=False))
+        run = session.prepare(
+            look_up(session.spec, options=options, store=session.store, emit=session.emit, whole=False)
+        )
         session.emit(RunStarted(record=run))
         first = taken[1] if taken else 1
         return Prepared(

@@ -12,6 +12,7 @@ from lwfed import environment
 from lwfed.catalog.launcher import launcher_kind
 from lwfed.drive.trackers import has_finish
 from lwfed.run import runs
+from lwfed.run.events import Emit
 from lwfed.run.runs import Options
 from lwfed.spec.run import RunSpec
 from lwfed.store.protocol import Store
@@ -35,13 +36,14 @@ class RunRequest:
     done: str | None
 
 
-def look_up(spec: RunSpec, *, options: Options, store: Store, whole: bool = True) -> RunRequest:
+def look_up(spec: RunSpec, *, options: Options, store: Store, emit: Emit, whole: bool = True) -> RunRequest:
     """Names a run and checks by its stages' keys whether it is committed already. Needs no torch.
 
     Args:
         spec: The experiment.
         options: Its options.
         store: The run's store.
+        emit: Receives `Hashing`.
         whole: Whether all stages are wanted; a part of a run never counts as done.
 
     Raises:
@@ -54,7 +56,7 @@ def look_up(spec: RunSpec, *, options: Options, store: Store, whole: bool = True
     if launcher_kind(spec.launch.kind).remote:  # only the clients' machines see the data
         run_id = options.run_id or new_run_id(spec, now=datetime.now(UTC))
         return RunRequest(spec, replace(options, run_id=run_id), drafted=None, done=None)
-    drafted = draft(spec, store=store, options=options, cache=environment.cache_folder())
+    drafted = draft(spec, store=store, options=options, emit=emit, cache=environment.cache_folder())
     done = None
     if whole and not options.fresh and options.parent is None:
         found = runs.find_finished(store, drafted)

@@ -185,16 +185,16 @@ def _preprocessing(model: ModelSpec, inputs: InputSettings) -> dict[str, Any]:
             "image_size": inputs.image_size,
             "resize": "squash: the whole image to a square",
             "interpolation": "bilinear",
-            "mean": [0.5] * 3,
-            "std": [0.5] * 3,
+            "mean": list(inputs.image_normalise.mean),
+            "std": list(inputs.image_normalise.std),
         },
         "text": {"tokenizer": inputs.tokenizer or BYTES, "max_tokens": inputs.max_tokens},
         "audio": {
             "sample_rate": audio.SAMPLE_RATE,
             "num_mel_bins": inputs.num_mel_bins,
             "frames": inputs.frames,
-            "mean": audio.MEAN,
-            "std": audio.STD,
+            "mean": inputs.audio_normalise.mean[0],
+            "std": inputs.audio_normalise.std[0],
             "normalise": "(x - mean) / (2 * std)",
         },
     }
@@ -229,8 +229,8 @@ def _write_feature_extractor(folder: Path, inputs: InputSettings) -> None:
         sampling_rate=audio.SAMPLE_RATE,
         num_mel_bins=inputs.num_mel_bins,
         max_length=inputs.frames,
-        mean=audio.MEAN,
-        std=audio.STD,
+        mean=inputs.audio_normalise.mean[0],
+        std=inputs.audio_normalise.std[0],
     ).save_pretrained(folder)
 
 

@@ -172,7 +172,7 @@ def _classes(store: Store, key: str, *, made_by: str) -> tuple[str, ...]:
 
 def _images(images: Sequence[Image.Image], inputs: InputSettings, device: torch.device) -> Tensor:
     pixels = np.stack([square_pixels(_as_seen(n, image), size=inputs.image_size) for n, image in enumerate(images)])
-    return normalise_pixels(torch.from_numpy(pixels)).to(device)
+    return normalise_pixels(torch.from_numpy(pixels), inputs.image_normalise).to(device)
 
 
 def _as_seen(number: int, image: Image.Image) -> Image.Image:
@@ -196,7 +196,7 @@ def _audios(audios: Sequence[tuple[Waveform, int]], inputs: InputSettings, devic
         log_mel(np.asarray(samples, np.float32), rate=rate, num_mel_bins=inputs.num_mel_bins, frames=inputs.frames)
         for samples, rate in audios
     ]
-    return normalise_log_mel(torch.from_numpy(np.stack(spectrograms))).to(device)
+    return normalise_log_mel(torch.from_numpy(np.stack(spectrograms)), inputs.audio_normalise).to(device)
 
 
 _PREPARE: dict[str, Callable[[Sequence[Any], InputSettings, torch.device], Any]] = {

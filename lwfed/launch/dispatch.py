@@ -37,7 +37,7 @@ def run_step(step: str, task: PoolTask | ServerTask, *, emit: Emit, bench: Workb
         case "inspect-client", InspectTask():
             from lwfed.steps.inspect_client import inspect_client
 
-            return inspect_client(task, store=store, emit=emit)
+            return inspect_client(task, store=store, emit=emit, cache=cache_folder())
         case "train-client", ClientTask():
             from lwfed.round.train_client import train_client
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lwfed.models.families import family_of
-from lwfed.models.weights import read_tensors, tokenizer_of
-from lwfed.spec.model import EncoderSpec
+from lwfed.models.weights import normalise_of, read_tensors, tokenizer_of
+from lwfed.spec.model import EncoderSpec, NormaliseSpec
 from lwfed.types.errors import DataError
 from lwfed.types.tensors import unit_of
 
@@ -58,7 +58,7 @@ def resolved(encoder: EncoderSpec) -> EncoderSpec:
     """Writes the weights' architecture into `config`, so that building the encoder needs no file.
 
     Returns:
-        The same architecture without `weights`, and with the effective `tokenizer`.
+        The same architecture without `weights`, and with the effective `tokenizer` and `normalise`.
 
     Raises:
         DataError: The weights' config.json is missing or of another kind.
@@ -66,6 +66,12 @@ def resolved(encoder: EncoderSpec) -> EncoderSpec:
     """
     if encoder.weights is None:
         return encoder
+    normalise = normalise_of(encoder)
     return encoder.model_copy(
-        update={"weights": None, "tokenizer": tokenizer_of(encoder), "config": family_of(encoder).config(encoder)}
+        update={
+            "weights": None,
+            "tokenizer": tokenizer_of(encoder),
+            "normalise": None if normalise is None else NormaliseSpec(mean=normalise.mean, std=normalise.std),
+            "config": family_of(encoder).config(encoder),
+        }
     )

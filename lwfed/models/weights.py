@@ -5,18 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
+from lwfed.catalog.encoder import Normalise, encoder_family
 from lwfed.spec.model import EncoderSpec
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import DataError, UnreachableError
 
+if TYPE_CHECKING:  # `lwfed plan` reads configs without loading torch
+    from torch import Tensor
+
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".h5")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
+PREPROCESSOR = "preprocessor_config.json"
 PROBE_TIMEOUT_S = 5.0
 
 
@@ -98,20 +102,94 @@ def read_config(weights: str | None) -> dict[str, Any]:
 
 
 def tokenizer_of(encoder: EncoderSpec) -> str | None:
-    """Returns the effective tokenizer: the spec's, else that of the weights; None for bytes, which need no file."""
+    """Returns the effective tokenizer: the spec's, else that of the weights; None for bytes, which need no file.
+
+    Raises:
+        DataError: Pretrained text weights have no tokenizer, and the spec names none.
+    """
     weights = encoder.weights
-    if encoder.tokenizer or weights is None:
+    if encoder.tokenizer or weights is None or encoder_family(encoder.family).modality != "text":
         return encoder.tokenizer
     if is_hub_id(weights):
         return weights
-    return weights if any((_local(weights) / name).is_file() for name in TOKENIZER_FILES) else None
+    folder = _folder(weights)
+    if any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return weights
+    raise DataError(
+        f"the weights {weights} have no tokenizer ({TOKENIZER_FILES[0]} or {TOKENIZER_FILES[2]} next to them)",
+        remedy="copy it there, or name the one that they were trained with in model.encoders.text.tokenizer",
+    )
+
+
+def normalise_of(encoder: EncoderSpec) -> Normalise | None:
+    """Returns how an encoder's inputs are normalised: as the spec says, else its weights, else its family.
+
+    Raises:
+        DataError: The weights' own values do not fit the family's inputs.
+    """
+    family = encoder_family(encoder.family).normalise
+    if family is None:
+        return None
+    if encoder.normalise is not None:
+        return Normalise(encoder.normalise.mean, encoder.normalise.std)
+    found = None if encoder.weights is None else _stored_normalise(encoder.weights, channels=len(family.mean))
+    return found or family
+
+
+def inputs_text(encoders: Mapping[str, EncoderSpec]) -> str:
+    """Describes the inputs' normalisation and the tokenizer, each as in use: `image mean 0.5 0.5 0.5, std ...`."""
+    texts = []
+    for modality, encoder in encoders.items():
+        normalise = normalise_of(encoder)
+        if normalise is not None:
+            mean, std = (" ".join(f"{value:.4g}" for value in values) for values in normalise)
+            texts.append(f"{modality} mean {mean}, std {std}")
+        elif encoder_family(encoder.family).modality == "text":
+            texts.append(f"{modality} tokenizer {tokenizer_of(encoder) or 'bytes'}")
+    return "; ".join(texts)
+
+
+def _stored_normalise(weights: str, *, channels: int) -> Normalise | None:
+    """Reads mean and std from timm's `pretrained_cfg` or transformers' preprocessor_config.json, if there is one."""
+    found = _optional(weights, "config.json").get("pretrained_cfg") or _optional(weights, PREPROCESSOR)
+    mean, std = (found.get(f"image_{name}", found.get(name)) for name in ("mean", "std"))
+    if not found.get("do_normalize", True):
+        mean, std = 0.0, (1.0 if channels > 1 else 0.5)  # a spectrogram is divided by 2 std
+    if mean is None or std is None:
+        return None
+    both = [tuple(map(float, value)) if isinstance(value, list) else (float(value),) for value in (mean, std)]
+    mean, std = (value * channels if len(value) == 1 else value for value in both)
+    if len(mean) != channels or len(std) != channels or min(std) <= 0:
+        raise DataError(
+            f"the weights {weights} normalise inputs by a mean of {list(mean)} and a std of {list(std)}, "
+            f"which is not {channels} of each",
+            remedy="set model.encoders.<modality>.normalise",
+        )
+    return Normalise(mean, std)
+
+
+def _optional(weights: str, name: str) -> dict[str, Any]:
+    """Reads a JSON file next to weights; {} if there is none."""
+    if not is_hub_id(weights):
+        path = _folder(weights) / name
+        return _json(path) if path.is_file() else {}
+    try:
+        return _json(hub_file(weights, name))
+    except DataError:
+        return {}
+
+
+def _folder(weights: str) -> Path:
+    path = _local(weights)
+    return path.parent if path.is_file() else path
 
 
 def weights_version(encoder: EncoderSpec) -> str:
     """Identifies weights by their content, not their location.
 
     Returns:
-        A digest of the files' names and sha256 (config.json included); for a hub id, the id itself; "" without weights.
+        A digest of the files' names and sha256 (configs and tokenizer included); for a hub id, the id itself; ""
+        without weights.
 
     Raises:
         DataError: There is no such folder or file.
@@ -120,10 +198,9 @@ def weights_version(encoder: EncoderSpec) -> str:
         return ""
     if is_hub_id(encoder.weights):
         return encoder.weights
-    files = tensor_files(encoder.weights)
-    if len(files) == 1 and _local(encoder.weights).is_file():
-        return _sha256(files[0])
-    return digest_of({file.name: _sha256(file) for file in (*files, files[0].parent / "config.json") if file.is_file()})
+    files, folder = tensor_files(encoder.weights), _folder(encoder.weights)
+    others = (folder / name for name in ("config.json", PREPROCESSOR, *TOKENIZER_FILES))
+    return digest_of({file.name: _sha256(file) for file in (*files, *others) if file.is_file()})
 
 
 def hub_file(repo: str, name: str) -> Path:

@@ -33,6 +33,7 @@ class DataPlan(Section):
     on_bad_example: str
     augment: bool
     length_buckets: bool
+    validation_fraction: float = 0.0
 
     def at(self, *, root: str | None, workers: int) -> DataSpec:
         """Returns the data spec for a machine's data folder and workers."""
@@ -191,6 +192,7 @@ def _plan_stage(
             on_bad_example=data.on_bad_example,
             augment=data.augment,
             length_buckets=data.length_buckets,
+            validation_fraction=data.validation_fraction,
             **data.model_dump(mode="json", include=set(data.own)),
         ),
         devices=spec.launch.devices,

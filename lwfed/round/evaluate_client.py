@@ -34,7 +34,8 @@ def evaluate_client(task: ClientTask, *, bench: Workbench) -> dict[str, Any]:
         return done
     maintain_folder(task, store=bench.store)
     ctx = bench.client(task)
-    _, held_out = bench.share(ctx.stage, ctx.place, ctx.client)
+    _, share = bench.share(ctx.stage, ctx.place, ctx.client)
+    held_out = bench.unchanged(ctx.stage, ctx.place, share, ctx.client)
     metrics: dict[str, float] = {}
     if len(held_out) > 1:
         with deterministic(threads=ctx.plan.training.threads):

@@ -1,4 +1,4 @@
-"""Evaluation of a round's result on the server's test data."""
+"""Evaluation of a round's result on the server's test and validation data."""
 
 from __future__ import annotations
 
@@ -46,20 +46,28 @@ def evaluate_round(task: RoundTask, *, bench: Workbench) -> dict[str, float]:
 def evaluate_checkpoint(
     ctx: RoundContext, checkpoint: Checkpoint, *, trained: Mapping[str, Tensor], bench: Workbench
 ) -> dict[str, float]:
-    """Evaluates a checkpoint on the test data, reusing the trained tensors already in memory."""
+    """Evaluates a checkpoint on the test and validation data, reusing the trained tensors already in memory."""
     plan, device = ctx.plan, pick_device(ctx.place.device)
     missing = [unit for unit in plan.present if not any(name in trained for name in checkpoint.blocks[unit].tensors)]
     frozen = bench.frozen(checkpoint, missing, store=ctx.store, cache=BlockCache(None), device=device)
     module = load(bench.skeleton(ctx.key), {**frozen, **trained})
-    metrics = evaluate(
-        module,
-        source=bench.data(ctx.stage, ctx.place),
-        examples=bench.examples(ctx.stage, ctx.place, "test"),
-        inputs=bench.inputs(ctx.stage),
-        model=plan.model,
-        evaluation=plan.evaluation,
-        workers=ctx.place.workers,
-        device=device,
-    )
+    metrics: dict[str, float] = {}
+    for split in ("test", "validation"):
+        known = bench.examples(ctx.stage, ctx.place, split)
+        examples = bench.unchanged(ctx.stage, ctx.place, known)
+        if len(examples) < len(known):
+            metrics[f"{split}/changed_files"] = len(known) - len(examples)
+        if examples:
+            metrics |= evaluate(
+                module,
+                source=bench.data(ctx.stage, ctx.place),
+                examples=examples,
+                inputs=bench.inputs(ctx.stage),
+                model=plan.model,
+                evaluation=plan.evaluation,
+                workers=ctx.place.workers,
+                device=device,
+                prefix=split,
+            )
     module.to("meta")  # the bench keeps it, and not its weights
     return metrics

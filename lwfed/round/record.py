@@ -115,6 +115,7 @@ def _round_record(
         "failed_evaluations": dict(evaluated.failed),
         "recomputed_prefixes": recomputed_in(clients),
         "lost_residuals": lost_in(clients),
+        "changed_files": {client: one.changed_files for client, one in clients.items() if one.changed_files},
     }
     return RoundRecord(
         stage=ctx.plan.stage,
@@ -145,6 +146,10 @@ def _warnings(record: RoundRecord) -> list[str]:
     if record.lost_residuals:
         lost = ", ".join(record.lost_residuals)
         found.append(f"{lost} lost the rounding error of the last upload: equal runs may differ")
+    if record.changed_files:
+        clients = ", ".join(record.changed_files)
+        total = sum(record.changed_files.values())
+        found.append(f"{total} example(s) of {clients} are left out: their files changed after the run was prepared")
     return found
 
 

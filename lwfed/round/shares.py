@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lwfed.data.partition import holdout, partition
+from lwfed.data.partition import holdout, partition, split_validation
 from lwfed.data.protocol import Example, Source
 from lwfed.plan.stages import StagePlan
 from lwfed.spec.data import CLIENT_MARK, PartitionSpec
@@ -21,11 +21,35 @@ def root_for(root: str | None, who: str) -> str | None:
     return None if root is None else root.replace(CLIENT_MARK, who)
 
 
-def readable_examples(source: Source, split: str, *, modalities: Sequence[str], store: Store) -> list[Example]:
-    """Returns the examples of a split, except those that preparing the run found unreadable."""
-    known = store.read_ref(paths.checked_data(source.version(), modalities, split))
+def readable_examples(
+    source: Source, split: str, *, version: str | None, modalities: Sequence[str], store: Store
+) -> list[Example]:
+    """Returns the examples of a split, except those that preparing the run found unreadable.
+
+    Args:
+        source: The data.
+        split: `train`, `validation` or `test`.
+        version: The version of the data when they were checked; None if it is not known.
+        modalities: The modalities that are read.
+        store: Holds the results of the check.
+    """
+    known = None if version is None else store.read_ref(paths.checked_data(version, modalities, split))
     bad = known["bad"] if known else {}
     return [example for example in source.examples(split) if example.id not in bad]
+
+
+def examples_of(source: Source, split: str, *, plan: StagePlan, version: str | None, store: Store) -> list[Example]:
+    """Returns the readable examples of `train`, `validation` or `test`, as a plan divides the source.
+
+    Validation examples are the source's own, or else a fraction of its training examples. In a local partition clients
+    train on all of their own, so the server's training examples are for validation alone.
+    """
+    fraction, local = plan.data.validation_fraction, plan.cohort.partition.kind == "local"
+    whole = not fraction or split == "test" or (split == "train" and local)
+    readable = readable_examples(
+        source, split if whole else "train", version=version, modalities=plan.model.modalities, store=store
+    )
+    return readable if whole else split_validation(readable, fraction=fraction)[split == "validation"]
 
 
 def shares_of(examples: Sequence[Example], *, kind: PartitionSpec, num_clients: int, seed: str) -> dict[str, list[int]]:

@@ -92,7 +92,8 @@ def train_locally(task: ClientTask, *, bench: Workbench, on_step: OnStep | None 
     ctx = bench.client(task)
     plan, training = ctx.plan, ctx.plan.training
     with deterministic(threads=training.threads), prefix_folder(ctx) as folder:
-        examples, _ = bench.share(ctx.stage, ctx.place, ctx.client)
+        share, _ = bench.share(ctx.stage, ctx.place, ctx.client)
+        examples = bench.unchanged(ctx.stage, ctx.place, share, ctx.client)
         checkpoint = ctx.start()
         prefixes = prefixes_of(ctx, checkpoint, examples=examples, folder=folder)
         model = fetch_model(ctx, checkpoint, without=tuple(prefixes.cached))
@@ -123,13 +124,14 @@ def train_locally(task: ClientTask, *, bench: Workbench, on_step: OnStep | None 
         trained = select({name: t.detach() for name, t in module.state_dict().items()}, units=plan.trained)
         metrics = client_metrics(result, module, model, num_examples=len(examples), proximal_mu=training.proximal_mu)
         module.to("meta")  # the workbench keeps the module, but not its weights
+    troubles = {"unkept": unkept, "changed_files": len(share) - len(examples)}
     return Trained(
         ctx=ctx,
         specs={name: specs[name] for name in trained},
         tensors=trained,
         start=start,
         num_examples=len(examples),
-        metrics={**metrics, **prefixes.metrics(), **({"unkept": unkept} if unkept else {})},
+        metrics={**metrics, **prefixes.metrics(), **{name: value for name, value in troubles.items() if value}},
     )
 
 

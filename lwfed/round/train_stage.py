@@ -85,6 +85,7 @@ def _stage_of(run: RunRecord, number: int, *, store: Store) -> Stage:
         input_digest=digest,
         num_classes=run.num_classes,
         data_version=runs.data_version_of(run),
+        data_versions=run.data.versions,
     )
 
 
@@ -97,6 +98,7 @@ def _begin(stage: Stage, run: RunRecord, *, store: Store) -> None:
         "input_digest": stage.input_digest,
         "code_version": run.code_version,
         "data_version": runs.data_version_of(run),
+        "data_versions": run.data.versions,
         "num_classes": stage.num_classes,
         "run_id": run.run_id,
     }

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from lwfed import environment
+from lwfed.data.digests import FileDigests, changed_files, list_files, version_of
 from lwfed.data.inputs import InputSettings, settings_for
 from lwfed.data.protocol import Example, Source, open_source
 from lwfed.models.build import input_settings, skeleton, without_prefix
@@ -19,7 +22,7 @@ from lwfed.models.multimodal import Multimodal
 from lwfed.plan.stages import DataPlan, StagePlan, key_of_values
 from lwfed.round.context import ClientContext, RoundContext
 from lwfed.round.runtime import pick_device
-from lwfed.round.shares import SERVER, readable_examples, root_for, shares_at, split_share
+from lwfed.round.shares import SERVER, examples_of, root_for, shares_at, split_share
 from lwfed.run.stage import Stage
 from lwfed.run.tasks import ClientTask, Place, RoundTask
 from lwfed.spec.model import ModelSpec
@@ -31,7 +34,7 @@ from lwfed.store.counting import CountingStore
 from lwfed.store.manifest import block_key
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store
-from lwfed.types.errors import CheckpointError
+from lwfed.types.errors import CheckpointError, DataError
 
 
 class Workbench:
@@ -50,6 +53,7 @@ class Workbench:
         self.skeleton = lru_cache(maxsize=2)(self._skeleton)
         self._shares = lru_cache(maxsize=1)(self._share)
         self._inputs = lru_cache(maxsize=1)(lambda key: inputs_of(self.stage(key).plan.model))
+        self._file_digests: dict[Path, FileDigests] = {}
         self._frozen: dict[str, dict[str, Tensor]] = {}
         self._model: dict[str, dict[str, Tensor]] = {}
 
@@ -101,6 +105,7 @@ class Workbench:
             input_digest=values["input_digest"],
             num_classes=values["num_classes"],
             data_version=values["data_version"],
+            data_versions=values.get("data_versions", {}),
         )
 
     def data(self, stage: Stage, place: Place, who: str = SERVER) -> Source:
@@ -109,8 +114,39 @@ class Workbench:
 
     def examples(self, stage: Stage, place: Place, split: str, who: str = SERVER) -> list[Example]:
         """Returns the readable examples of a split."""
-        source = self.data(stage, place, who)
-        return readable_examples(source, split, modalities=stage.plan.model.modalities, store=self.store)
+        source, version = self.data(stage, place, who), self._version(stage, who)
+        return examples_of(source, split, plan=stage.plan, version=version, store=self.store)
+
+    def unchanged(self, stage: Stage, place: Place, examples: Sequence[Example], who: str = SERVER) -> list[Example]:
+        """Returns the examples whose files still have the contents that were checked.
+
+        A client with its own folder keeps its files' digests to itself: only the version of all its data is compared.
+
+        Raises:
+            DataError: A file has changed, and the spec does not skip such examples or the file is not known.
+        """
+        source, version, digests = self.data(stage, place, who), self._version(stage, who), self._digests(place)
+        if version is None or source.root is None:
+            return list(examples)
+        listed = self.store.read_ref(paths.data_files(version))
+        if listed is None:
+            if version_of(source, list_files(source, digests)) != version:
+                raise DataError(f"the data of {who} changed after the run was prepared", remedy="start a new run")
+            return list(examples)
+        changed = changed_files(source, examples, listing=listed, digests=digests)
+        if changed and stage.plan.data.on_bad_example == "fail":
+            raise DataError(
+                f"{len(changed)} file(s) of {who} changed after the run was prepared, such as {min(changed.values())}",
+                remedy="restore them, start a new run, or skip them with -o data.on_bad_example=skip",
+            )
+        return [example for example in examples if example.id not in changed]
+
+    def _version(self, stage: Stage, who: str) -> str | None:
+        return stage.data_versions.get(who, stage.data_versions.get(SERVER))
+
+    def _digests(self, place: Place) -> FileDigests:
+        folder = environment.cache_folder() if place.cache is None else Path(place.cache).parent
+        return self._file_digests.setdefault(folder, FileDigests(folder))
 
     def share(self, stage: Stage, place: Place, client: str) -> tuple[list[Example], list[Example]]:
         """Returns a client's examples: those it trains on and those it holds out.
@@ -118,12 +154,13 @@ class Workbench:
         Raises:
             DataError: The client has too few to train on.
         """
-        examples, shares = self._shares(stage.key, place.model_copy(update={"root": root_for(place.root, client)}))
+        local = stage.plan.cohort.partition.kind == "local"
+        examples, shares = self._shares(stage.key, place, client if local else SERVER)
         return split_share(client, examples=examples, shares=shares, plan=stage.plan)
 
-    def _share(self, key: str, place: Place) -> tuple[list[Example], dict[str, list[int]]]:
+    def _share(self, key: str, place: Place, who: str) -> tuple[list[Example], dict[str, list[int]]]:
         stage = self.stage(key)
-        examples = self.examples(stage, place, "train")
+        examples = self.examples(stage, place, "train", who)
         return examples, shares_at(stage.plan, examples)
 
     def _skeleton(self, key: str, without: tuple[str, ...] = ()) -> Multimodal:

@@ -30,6 +30,14 @@ class Checking(Section):
     total: int
 
 
+class Hashing(Section):
+    """The contents of the data's files are being hashed, those whose digests are not known yet."""
+
+    kind: Literal["hashing"] = "hashing"
+    done: int
+    total: int
+
+
 class Warning(Section):
     """Something that the user should know but that does not stop the run."""
 
@@ -164,6 +172,7 @@ class RunEnding(Section):
 Event = (
     RunStarted
     | Checking
+    | Hashing
     | Warning
     | StageStarted
     | RoundStarted

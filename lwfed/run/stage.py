@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from lwfed.plan.stages import StagePlan
 
@@ -17,6 +18,7 @@ class Stage:
         input_digest: Digest of the checkpoint that it starts from; empty for the first stage.
         num_classes: C, or None if the data have no labels.
         data_version: Version of the data and of pretrained weights.
+        data_versions: The data's own versions; see `DataRecord.versions`. Empty for a stage of an old run.
     """
 
     key: str
@@ -24,3 +26,4 @@ class Stage:
     input_digest: str
     num_classes: int | None
     data_version: str = ""
+    data_versions: Mapping[str, str] = field(default_factory=dict)

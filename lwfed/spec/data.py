@@ -36,6 +36,9 @@ class DataSpec(Section):
         "fail", description="fail: an unreadable image or sound stops the run; skip: it is left out and counted"
     )
     augment: bool = Field(True, description="random resized crops of training images")
+    validation_fraction: float = Field(
+        0.0, ge=0, lt=1, description="fraction of the training examples set apart for validation, always the same ones"
+    )
     length_buckets: bool = Field(
         False,
         description="put captions of similar length into one batch, the longest first; less padding, other batches",

@@ -14,6 +14,13 @@ FAMILIES = "; ".join(f"{name}: {encoder_family(name).usage.what}" for name in na
 """Description of each family."""
 
 
+class NormaliseSpec(Section):
+    """How an encoder's inputs are normalised."""
+
+    mean: tuple[float, ...] = Field(description="per channel: three for images, one for sounds")
+    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(description="per channel")
+
+
 class EncoderSpec(Section):
     """One modality's encoder."""
 
@@ -23,7 +30,10 @@ class EncoderSpec(Section):
     )
     weights: str | None = Field(None, description="pretrained weights: a folder, a file or a hub id; null: seeded")
     tokenizer: str | None = Field(
-        None, description="text: a folder or a hub id; null: the one in `weights`, else bytes (no file needed)"
+        None, description="text: a folder, a hub id or `bytes` (no file needed); null: that of `weights`, else bytes"
+    )
+    normalise: NormaliseSpec | None = Field(
+        None, description="image, audio: mean and std of inputs; null: those of `weights`, else the family's"
     )
     max_tokens: int = Field(40, ge=2, description="text: captions are truncated to this many tokens")
     blocks_per_stage: int | tuple[int, ...] = Field(1, description="blocks appended per stage: one number, or a list")
@@ -34,7 +44,14 @@ class EncoderSpec(Section):
 
     @model_validator(mode="after")
     def _fits_its_family(self) -> Self:
-        encoder_family(self.family).check(self)
+        family = encoder_family(self.family)
+        family.check(self)
+        if self.normalise is not None:
+            if family.normalise is None:
+                raise ValueError(f"`normalise` is not for {self.family}, whose inputs are not normalised")
+            channels = len(family.normalise.mean)
+            if {len(self.normalise.mean), len(self.normalise.std)} != {channels}:
+                raise ValueError(f"`normalise` of a {self.family} needs {channels} of each of mean and std")
         return self
 
     def blocks_at(self, stage: int) -> int:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from lwfed.data.digests import FileDigests, version_of
 from lwfed.data.protocol import open_source
 from lwfed.round.shares import holdout_of, root_for
 from lwfed.run.events import Emit
 from lwfed.run.tasks import InspectTask
 from lwfed.spec.load import build_spec
-from lwfed.steps.sources import readable, spec_at, unreadable
+from lwfed.steps.sources import hashed, readable, spec_at, unreadable
 from lwfed.store import paths
 from lwfed.store.protocol import Store
 
 
-def inspect_client(task: InspectTask, *, store: Store, emit: Emit) -> dict[str, Any]:
+def inspect_client(task: InspectTask, *, store: Store, emit: Emit, cache: Path | None = None) -> dict[str, Any]:
     """Opens and checks a client's own data, and commits their description.
 
     Args:
         task: The client and its spec.
         store: The run's store.
-        emit: Receives `Checking` and `Warning`.
+        emit: Receives `Hashing`, `Checking` and `Warning`.
+        cache: Folder for digests of files.
 
     Returns:
         The committed value: client, version, num_train (training examples), num_examples, bad (example -> why it
@@ -31,9 +34,11 @@ def inspect_client(task: InspectTask, *, store: Store, emit: Emit) -> dict[str, 
     """
     spec = spec_at(build_spec(task.spec), root=task.place.root)
     source = open_source(spec.data.model_copy(update={"root": root_for(spec.data.root, task.client)}))
+    folder = cache if task.place.cache is None else Path(task.place.cache).parent
+    version = version_of(source, hashed(source, FileDigests(folder), emit=emit))
     ref = paths.client_data(task.run_id, task.client)
     known = store.read_ref(ref)
-    if known is not None and known["version"] != source.version():
+    if known is not None and known["version"] != version:
         known = None
     bad = unreadable(source, "train", spec=spec, known=None if known is None else known["bad"], emit=emit)
     examples = readable(source, "train", bad, spec=spec, emit=emit)
@@ -46,7 +51,7 @@ def inspect_client(task: InspectTask, *, store: Store, emit: Emit) -> dict[str, 
     )
     value = {
         "client": task.client,
-        "version": source.version(),
+        "version": version,
         "num_examples": len(examples),
         "num_train": len(train),
         "bad": dict(bad),

@@ -11,9 +11,10 @@ from typing import Any
 from lwfed.catalog.costs import Architecture
 from lwfed.cost.architectures import architectures_of
 from lwfed.cost.ledger import end_to_end_cost, stage_costs
+from lwfed.data.digests import FileDigests, version_of
 from lwfed.data.protocol import Example, Source
 from lwfed.plan.stages import StagePlan, plan_stages
-from lwfed.round.shares import shares_at, split_share
+from lwfed.round.shares import SERVER, shares_at, split_share
 from lwfed.run import runs
 from lwfed.run.events import Emit, Warning
 from lwfed.run.runs import Options
@@ -23,17 +24,20 @@ from lwfed.spec.load import to_values
 from lwfed.spec.model import EncoderSpec, ModelSpec
 from lwfed.spec.run import RunSpec
 from lwfed.steps.sources import (
+    client_sources,
     data_versions,
+    hashed,
     server_source,
     spec_at,
     training_examples,
     usable,
+    validation_examples,
     with_num_clients,
 )
 from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.types.canonical import digest_of
-from lwfed.types.errors import ResumeError, SpecError
+from lwfed.types.errors import DataError, ResumeError, SpecError
 from lwfed.types.records import DataRecord, Parent, RunRecord
 from lwfed.types.seeds import derive
 
@@ -48,6 +52,7 @@ def draft(
     *,
     store: Store,
     options: Options,
+    emit: Emit = lambda event: None,
     cache: Path | None = None,
     root: str | None = None,
     found: Mapping[str, Any] | None = None,
@@ -58,7 +63,8 @@ def draft(
         spec: The experiment.
         store: The store with its parent run.
         options: Its options.
-        cache: Folder for counted architectures.
+        emit: Receives `Hashing`.
+        cache: Folder for counted architectures and digests of files.
         root: The data's folder on this machine; None: the spec's.
         found: Client -> its description of data that only it can see; see `inspect_client`.
 
@@ -78,6 +84,9 @@ def draft(
     plans = plan_stages(spec, depths=depths)
     _refuse_classes(spec, source)
     num_classes = len(source.classes) if spec.model.objective.kind == "supervised" else None
+    here = spec_at(spec, root=root)
+    versions = data_versions(here, source, digests=FileDigests(cache), emit=emit, found=found)
+    data = versions if len(versions) > 1 else versions[SERVER]
     now = datetime.now(UTC)
     run_id = options.run_id or new_run_id(spec, now=now)
     run = RunRecord(
@@ -94,12 +103,8 @@ def draft(
         num_classes=num_classes,
         data=DataRecord(
             source=spec.data.source,
-            version=digest_of(
-                {
-                    "data": data_versions(spec_at(spec, root=root), source, found=found),
-                    "weights": _weights_versions(spec),
-                }
-            ),
+            version=digest_of({"data": data, "weights": _weights_versions(spec)}),
+            versions=versions,
             num_train=len(source.examples("train")),
             num_test=len(source.examples("test")),
             clients={},
@@ -128,8 +133,8 @@ def prepare(
     Args:
         run: The run, as returned by `draft`.
         store: The store.
-        emit: Receives `Checking` and `Warning`.
-        cache: Folder for counted architectures.
+        emit: Receives `Hashing`, `Checking` and `Warning`.
+        cache: Folder for counted architectures and digests of files.
         root: The data's folder on this machine; None: the spec's.
         found: Client -> its description of data that only it can see.
 
@@ -143,8 +148,11 @@ def prepare(
     if existing is not None:
         return existing
     spec = spec_at(runs.spec_of(run), root=root)
-    source = server_source(spec)
-    num_test = len(usable(source, "test", spec=spec, store=store, emit=emit))
+    source, versions = server_source(spec), run.data.versions
+    _list_files(spec, source, versions=versions, digests=FileDigests(cache), store=store, emit=emit, own=not found)
+    version = versions[SERVER]
+    num_test = len(usable(source, "test", version=version, spec=spec, store=store, emit=emit))
+    num_validation = len(validation_examples(spec, source, version=version, store=store, emit=emit))
     tokens: dict[str, int] = {}
     if found:
         for its in found.values():  # clients may not write it: their credentials only allow their own prefix
@@ -152,7 +160,7 @@ def prepare(
         clients = {client: its["num_train"] for client, its in sorted(found.items())}
         num_train = sum(its["num_examples"] for its in found.values())
     else:
-        train = training_examples(spec, source, store=store, emit=emit)
+        train = training_examples(spec, source, versions=versions, store=store, emit=emit)
         clients = _client_sizes(runs.plans_of(run)[0], train)
         num_train = sum(len(examples) for examples in {id(e): e for e in train.values()}.values())
         tokens = _check_captions(spec, next(iter(train.values())), emit=emit)
@@ -163,10 +171,34 @@ def prepare(
         num_classes=run.num_classes,
         tokens={modality: item.tokens for modality, item in architectures.items()} | tokens,
     )
-    run = run.changed(data=run.data.changed(num_test=num_test, num_train=num_train, clients=clients), **predicted)
+    sizes = {"num_test": num_test, "num_train": num_train, "num_validation": num_validation}
+    run = run.changed(data=run.data.changed(**sizes, clients=clients), **predicted)
     if not store.write_ref(paths.run(run.run_id), run.to_values(), if_absent=True):  # another process was first
         return _resumed(run, store=store) or run
     return run
+
+
+def _list_files(
+    spec: RunSpec,
+    source: Source,
+    *,
+    versions: Mapping[str, str],
+    digests: FileDigests,
+    store: Store,
+    emit: Emit,
+    own: bool,
+) -> None:
+    """Writes the digests of all files that this machine sees, by which a file that changes later is found.
+
+    Raises:
+        DataError: A file has changed since the run was drafted.
+    """
+    for who, data in {SERVER: source, **(client_sources(spec) if own else {})}.items():
+        listing = hashed(data, digests, emit=emit)
+        if version_of(data, listing) != versions[who]:
+            raise DataError("the data are changing", remedy="wait until nothing writes to them, and start again")
+        if listing:
+            store.write_ref(paths.data_files(versions[who]), listing, if_absent=True)
 
 
 def new_run_id(spec: RunSpec, *, now: datetime) -> str:

@@ -25,8 +25,8 @@ def prepare_run(task: PrepareTask, *, store: Store, emit: Emit, cache: Path | No
     Args:
         task: The spec, the options and the run id.
         store: The store.
-        emit: Receives `Checking` and `Warning`.
-        cache: Folder for counted architectures.
+        emit: Receives `Hashing`, `Checking` and `Warning`.
+        cache: Folder for counted architectures and digests of files.
 
     Returns:
         The RunRecord, as stored.
@@ -39,7 +39,7 @@ def prepare_run(task: PrepareTask, *, store: Store, emit: Emit, cache: Path | No
     spec = build_spec(task.spec)
     options = Options(run_id=task.run_id, fresh=task.fresh, parent=task.parent)
     found = _found(store, task.run_id, spec)
-    run = draft(spec, store=store, options=options, cache=cache, root=task.place.root, found=found)
+    run = draft(spec, store=store, options=options, emit=emit, cache=cache, root=task.place.root, found=found)
     run = prepare(run, store=store, emit=emit, cache=cache, root=task.place.root, found=found)
     from lwfed.round.initial import draw_all  # loads torch
 

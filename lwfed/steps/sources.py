@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lwfed.catalog.source import data_source
-from lwfed.data.partition import group_members
+from lwfed.data.digests import FileDigests, list_files, version_of
+from lwfed.data.partition import group_members, split_validation
 from lwfed.data.protocol import Example, Source, open_source
 from lwfed.plan.cohort import client_ids
 from lwfed.round.shares import SERVER, root_for
-from lwfed.run.events import Checking, Emit, Warning
+from lwfed.run.events import Checking, Emit, Hashing, Warning
 from lwfed.spec.data import CLIENT_MARK
 from lwfed.spec.load import build_spec, to_values
 from lwfed.spec.run import RunSpec
@@ -47,23 +48,31 @@ def with_num_clients(spec: RunSpec, source: Source) -> RunSpec:
     return build_spec(to_values(spec), overrides=[f"federation.num_clients={len(groups)}"])
 
 
-def data_versions(spec: RunSpec, source: Source, *, found: Mapping[str, Any] | None = None) -> Any:
-    """Returns the versions of all data of a run: one digest, or one for the server and each client.
+def data_versions(
+    spec: RunSpec, source: Source, *, digests: FileDigests, emit: Emit, found: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """Returns the versions of all data of a run: of the server's, and of each client's own.
 
     Args:
         spec: The experiment.
         source: The server's data.
+        digests: Digests of the files.
+        emit: Receives `Hashing`.
         found: Client -> its description of data that only it can see (`inspect_client`); None: all data are here.
     """
+    versions = {SERVER: version_of(source, hashed(source, digests, emit=emit))}
     if found:
-        return {SERVER: source.version(), **{client: its["version"] for client, its in sorted(found.items())}}
+        return versions | {client: its["version"] for client, its in sorted(found.items())}
     clients = client_sources(spec)
-    if not clients:
-        return source.version()
-    return {SERVER: source.version(), **{client: own.version() for client, own in clients.items()}}
+    return versions | {c: version_of(own, hashed(own, digests, emit=emit)) for c, own in clients.items()}
 
 
-def usable(source: Source, split: str, *, spec: RunSpec, store: Store, emit: Emit) -> Sequence[Example]:
+def hashed(source: Source, digests: FileDigests, *, emit: Emit) -> dict[str, str]:
+    """Returns the digests of a source's files and reports progress."""
+    return list_files(source, digests, progress=lambda done, total: emit(Hashing(done=done, total=total)))
+
+
+def usable(source: Source, split: str, *, version: str, spec: RunSpec, store: Store, emit: Emit) -> Sequence[Example]:
     """Returns the readable examples; each file is checked once per version of the data, and the result is stored.
 
     Raises:
@@ -71,7 +80,7 @@ def usable(source: Source, split: str, *, spec: RunSpec, store: Store, emit: Emi
     """
     if data_source(spec.data.source).built_in:
         return source.examples(split)
-    ref = paths.checked_data(source.version(), spec.model.modalities, split)
+    ref = paths.checked_data(version, spec.model.modalities, split)
     known = store.read_ref(ref)
     bad = unreadable(source, split, spec=spec, known=None if known is None else known["bad"], emit=emit)
     if known is None or known["bad"] != bad:
@@ -129,13 +138,39 @@ def readable(source: Source, split: str, bad: Mapping[str, str], *, spec: RunSpe
     return kept
 
 
-def training_examples(spec: RunSpec, source: Source, *, store: Store, emit: Emit) -> dict[str, Sequence[Example]]:
+def training_examples(
+    spec: RunSpec, source: Source, *, versions: Mapping[str, str], store: Store, emit: Emit
+) -> dict[str, Sequence[Example]]:
     """Returns client -> the examples from which its share is cut."""
     own = client_sources(spec)
     if own:
-        return {client: usable(its, "train", spec=spec, store=store, emit=emit) for client, its in own.items()}
-    everything = usable(source, "train", spec=spec, store=store, emit=emit)
+        return {
+            client: usable(its, "train", version=versions[client], spec=spec, store=store, emit=emit)
+            for client, its in own.items()
+        }
+    everything = usable(source, "train", version=versions[SERVER], spec=spec, store=store, emit=emit)
+    if spec.data.validation_fraction:
+        everything, _ = split_validation(everything, fraction=spec.data.validation_fraction)
     return dict.fromkeys(client_ids(spec.federation.clients), everything)
+
+
+def validation_examples(spec: RunSpec, source: Source, *, version: str, store: Store, emit: Emit) -> Sequence[Example]:
+    """Returns the examples for validation: the source's own, or a fraction of the server's training examples.
+
+    Raises:
+        DataError: A fraction is wanted and is fewer than two examples.
+    """
+    fraction = spec.data.validation_fraction
+    if not fraction:
+        return source.examples("validation")
+    readable = usable(source, "train", version=version, spec=spec, store=store, emit=emit)
+    _, chosen = split_validation(readable, fraction=fraction)
+    if len(chosen) < 2:
+        raise DataError(
+            f"data.validation_fraction {fraction:g} leaves {len(chosen)} example(s) for validation",
+            remedy="raise it, set it to 0, or in a local partition add training examples to the server's folder",
+        )
+    return chosen
 
 
 def spec_at(spec: RunSpec, *, root: str | None) -> RunSpec:

@@ -105,6 +105,11 @@ def checked_data(version: str, modalities: Sequence[str], split: str) -> str:
     return f"data/{version}/{split}-{'-'.join(modalities)}.json"
 
 
+def data_files(version: str) -> str:
+    """The digests of the files of a version of the data."""
+    return f"data/{version}/files.json"
+
+
 def spec(digest: str) -> str:
     """A spec that is too long for a pipeline's parameter."""
     return f"specs/{digest}.json"

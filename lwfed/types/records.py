@@ -82,6 +82,7 @@ class ClientRecord(Record):
         residual: State of the last upload's residual: `fresh`, `used` or `lost`.
         residual_kept: Whether this upload's residual was kept.
         unkept: Why the client keeps nothing between rounds.
+        changed_files: Number of its examples left out because a file changed after its check.
     """
 
     num_examples: int
@@ -105,6 +106,7 @@ class ClientRecord(Record):
     residual: str | None = None
     residual_kept: bool | None = None
     unkept: str | None = None
+    changed_files: int = 0
 
 
 class RoundRecord(Record):
@@ -123,6 +125,7 @@ class RoundRecord(Record):
         failed_evaluations: Client -> why it could not evaluate.
         recomputed_prefixes: Client -> why its frozen blocks' outputs could not be cached.
         lost_residuals: Clients that lost their last upload's residual.
+        changed_files: Clients -> number of examples left out because a file changed after its check.
     """
 
     stage: int
@@ -137,6 +140,7 @@ class RoundRecord(Record):
     failed_evaluations: dict[str, str] = Field(default_factory=dict)
     recomputed_prefixes: dict[str, str] = Field(default_factory=dict)
     lost_residuals: list[str] = Field(default_factory=list)
+    changed_files: dict[str, int] = Field(default_factory=dict)
 
 
 class Ledger(Record):
@@ -199,16 +203,20 @@ class DataRecord(Record):
     Attributes:
         source: Name of the source.
         version: Digest of the data's content, wherever it is stored, and of pretrained weights.
+        versions: The data's own versions: of `server`, and of each client that has its own folder.
         num_train: Number of all clients' training examples.
         num_test: Number of examples that the server evaluates on.
+        num_validation: Number of examples set apart for validation.
         clients: Client -> number of examples it trains on.
         classes: Names of the classes; empty if there are no labels.
     """
 
     source: str
     version: str
+    versions: dict[str, str] = Field(default_factory=dict)
     num_train: int
     num_test: int
+    num_validation: int = 0
     clients: dict[str, int] = Field(default_factory=dict)
     classes: list[str] = Field(default_factory=list)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lwfed.catalog.blocks import BlockShape, block, linear, norm, patches_cost, transformer
 from lwfed.catalog.costs import Architecture, Count, Unit
-from lwfed.catalog.encoder import EncoderDescription, EncoderSettings, Input, Usage
+from lwfed.catalog.encoder import AUDIOSET, EncoderDescription, EncoderSettings, Input, Usage
 from lwfed.catalog.stored import transformers_settings
 from lwfed.types.tensors import TensorSpec
 
@@ -96,6 +96,7 @@ DESCRIPTION = EncoderDescription(
     final_norm=True,
     feature_token=True,
     inputs=inputs,
+    normalise=AUDIOSET,
     architecture=architecture,
     hub=HUB,
     usage=Usage(

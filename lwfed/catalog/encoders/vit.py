@@ -8,7 +8,7 @@ from typing import Any
 
 from lwfed.catalog.blocks import BlockShape, block, linear, norm, patches_cost, transformer
 from lwfed.catalog.costs import Architecture, Unit
-from lwfed.catalog.encoder import EncoderDescription, EncoderSettings, Input, Usage
+from lwfed.catalog.encoder import HALF, EncoderDescription, EncoderSettings, Input, Usage
 from lwfed.catalog.stored import are_valid, stored_config
 from lwfed.types.tensors import TensorSpec
 
@@ -112,6 +112,7 @@ DESCRIPTION = EncoderDescription(
     final_norm=True,
     feature_token=True,
     inputs=inputs,
+    normalise=HALF,
     check=check,
     architecture=architecture,
     usage=Usage(

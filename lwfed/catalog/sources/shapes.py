@@ -13,6 +13,7 @@ class ShapesSize(Section):
 
     train: int = Field(960, ge=4, description="scenes for training")
     test: int = Field(200, ge=4, description="scenes for testing")
+    validation: int = Field(0, ge=0, description="scenes for validation, besides those for training and testing")
     image_size: int = Field(32, ge=16, description="pixels per side")
     seed: int = Field(0, description="seed of the scenes, independent of the run's seed")
 

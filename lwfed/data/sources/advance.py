@@ -26,7 +26,8 @@ class Advance:
     train: tuple[Example, ...] = field(repr=False)
     test: tuple[Example, ...] = field(repr=False)
     classes: tuple[str, ...]
-    paths: Mapping[str, tuple[Path, Path]] = field(repr=False)
+    root: Path
+    files: Mapping[str, tuple[str, str]] = field(repr=False)
     digest: str
 
     def examples(self, split: str) -> tuple[Example, ...]:
@@ -34,16 +35,16 @@ class Advance:
         return of_split(split, train=self.train, test=self.test)
 
     def version(self) -> str:
-        """Returns the digest of the files' names, sizes and splits."""
+        """Returns the digest of the files' names and splits."""
         return self.digest
 
     def image(self, example: Example) -> Image.Image:
         """Reads the image."""
-        return read_image(self.paths[example.id][0])
+        return read_image(self.root / self.files[example.id][0])
 
     def waveform(self, example: Example) -> tuple[Waveform, int]:
         """Reads the sound."""
-        return read_sound(self.paths[example.id][1])
+        return read_sound(self.root / self.files[example.id][1])
 
 
 def open_data(data: DataSpec) -> Advance:
@@ -71,8 +72,8 @@ def open_data(data: DataSpec) -> Advance:
     held_out = set() if names else _hold_out(train, fraction=data.own["test_fraction"])
 
     splits: dict[str, list[Example]] = {"train": [], "test": []}
-    paths: dict[str, tuple[Path, Path]] = {}
-    entries: list[tuple[str, int | str]] = []
+    files: dict[str, tuple[str, str]] = {}
+    entries: list[tuple[str, str]] = []
     for folder, by_class in pairs.items():
         for name, stems in sorted(by_class.items()):
             for stem, pair in sorted(stems.items()):
@@ -80,8 +81,9 @@ def open_data(data: DataSpec) -> Advance:
                 split = folder or ("test" if (name, stem) in held_out else "train")
                 fields = {"stem": stem, "class": name}
                 splits[split].append(Example(id=identity, label=classes.index(name), fields=fields))
-                paths[identity] = pair
-                entries.append((f"{split}:{identity}", " ".join(_size(path) for path in pair)))
+                image, sound = (str(path.relative_to(root)) for path in pair)
+                files[identity] = (image, sound)
+                entries.append((f"{split}:{identity}", ""))
     for split, examples in splits.items():
         if not examples:
             raise DataError(f"{root} has no examples for {split}", remedy="add at least two pairs to a class")
@@ -89,7 +91,8 @@ def open_data(data: DataSpec) -> Advance:
         train=tuple(splits["train"]),
         test=tuple(splits["test"]),
         classes=classes,
-        paths=paths,
+        root=root,
+        files=files,
         digest=listing_digest("advance", entries=entries),
     )
 
@@ -157,7 +160,3 @@ def _hold_out(train: Mapping[str, Mapping[str, object]], *, fraction: float) -> 
         order = sorted(stems, key=lambda stem: derive("advance", "test", name, stem))
         held_out |= {(name, stem) for stem in order[:count]}
     return held_out
-
-
-def _size(path: Path) -> str:
-    return str(path.stat().st_size) if path.is_file() else "missing"

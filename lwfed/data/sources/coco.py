@@ -34,8 +34,13 @@ class Coco:
         """Returns the examples of `train` or `test`."""
         return of_split(split, train=self.train, test=self.test)
 
+    @property
+    def files(self) -> dict[str, tuple[str, ...]]:
+        """Example id -> path of its image, which is the same."""
+        return {example.id: (example.id,) for example in (*self.train, *self.test)}
+
     def version(self) -> str:
-        """Returns the digest of the captions and of the images' names and sizes."""
+        """Returns the digest of the captions and of the images' names."""
         return self.digest
 
     def image(self, example: Example) -> Image.Image:
@@ -58,12 +63,12 @@ def open_data(data: DataSpec) -> Coco:
         DataError: A folder or json is missing or damaged, or a caption has no image.
     """
     root, missing_ok = data_root(data), data.on_bad_example == "skip"
-    entries: list[tuple[str, int | str]] = []
+    entries: list[tuple[str, str]] = []
     splits = {split: _read_split(root, folder, entries, missing_ok) for split, folder in FOLDERS.items()}
     return Coco(root=root, train=splits["train"], test=splits["test"], digest=listing_digest("coco", entries=entries))
 
 
-def _read_split(root: Path, folder: str, entries: list[tuple[str, int | str]], missing_ok: bool) -> tuple[Example, ...]:
+def _read_split(root: Path, folder: str, entries: list[tuple[str, str]], missing_ok: bool) -> tuple[Example, ...]:
     layout = "data.root needs train2017/, val2017/ and annotations/captions_{train,val}2017.json"
     images = require_folder(root / folder, remedy=layout)
     path = root / "annotations" / f"captions_{folder}.json"
@@ -72,22 +77,16 @@ def _read_split(root: Path, folder: str, entries: list[tuple[str, int | str]], m
     content = path.read_bytes()
     captions = parse_captions(path, content)
     with os.scandir(images) as listing:
-        sizes = {entry.name: entry.stat().st_size for entry in listing if entry.is_file()}
+        there = {entry.name for entry in listing if entry.is_file()}
     entries.append((f"annotations/{path.name}", hashlib.sha256(content).hexdigest()))
     examples = []
     for name, texts in sorted(captions.items()):
-        size = sizes[name] if name in sizes else _nested_size(images / name)
-        if size is None and not missing_ok:
+        if name not in there and not (images / name).is_file() and not missing_ok:
             raise DataError(
                 f"the image {images / name} of a caption in {path.name} is missing",
                 remedy="restore the image, or set data.on_bad_example=skip",
             )
         identity = f"{folder}/{name}"
-        entries.append((identity, -1 if size is None else size))
+        entries.append((identity, ""))
         examples.append(Example(id=identity, label=None, captions=texts, fields={"stem": Path(name).stem}))
     return tuple(examples)
-
-
-def _nested_size(path: Path) -> int | None:
-    """Returns the size of an image below the folder, in bytes; None if it is missing."""
-    return path.stat().st_size if path.is_file() else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -14,7 +15,7 @@ from lwfed.data.folders import of_split
 from lwfed.data.protocol import Example, Waveform
 from lwfed.spec.data import DataSpec
 from lwfed.types.canonical import digest_of
-from lwfed.types.errors import DataError
+from lwfed.types.errors import DataError, SpecError
 from lwfed.types.seeds import as_int, derive
 
 KINDS = ("circle", "square", "triangle", "cross", "ring")
@@ -68,16 +69,20 @@ class Shapes:
     scenes: dict[str, Scene] = field(repr=False)
     train: tuple[Example, ...] = field(repr=False)
     test: tuple[Example, ...] = field(repr=False)
+    validation: tuple[Example, ...] = field(default=(), repr=False)
     classes: tuple[str, ...] = KINDS
     drawn: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict, repr=False)
+    root: None = None
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     def examples(self, split: str) -> tuple[Example, ...]:
-        """Returns the examples of `train` or `test`."""
-        return of_split(split, train=self.train, test=self.test)
+        """Returns the examples of `train`, `validation` or `test`."""
+        return of_split(split, train=self.train, test=self.test, validation=self.validation)
 
     def version(self) -> str:
         """Returns the digest of everything that the scenes depend on."""
-        return digest_of({"source": "shapes", "drawing": _DRAWING, **self.size.model_dump(mode="json")})
+        size = self.size.model_dump(mode="json", exclude=None if self.validation else {"validation"})
+        return digest_of({"source": "shapes", "drawing": _DRAWING, **size})
 
     def image(self, example: Example) -> Image.Image:
         """Draws the scene."""
@@ -96,26 +101,48 @@ class Shapes:
 
 
 def open_data(data: DataSpec) -> Shapes:
-    """Opens the built-in source. Test scenes differ in meaning from each other and from all training scenes.
+    """Opens the built-in source.
+
+    Test and validation scenes differ in meaning from each other and from all training scenes. The number of validation
+    scenes changes neither the training nor the test scenes.
 
     Args:
         data: Its `shapes` are the number and size of the scenes, and their seed.
 
     Raises:
-        DataError: There are not enough different scenes for `shapes.test`.
+        SpecError: Validation examples are asked for twice.
+        DataError: There are not enough different scenes for `shapes.test` or `shapes.validation`.
     """
     size: ShapesSize = data.own["shapes"]
+    if size.validation and data.validation_fraction:
+        raise SpecError(
+            "`data.shapes.validation` and `data.validation_fraction` both ask for validation examples", remedy="use one"
+        )
     if size.test > NUM_MEANINGS // 2:
         raise DataError(
             f"data.shapes.test is {size.test}, but only {NUM_MEANINGS // 2} test scenes can have different captions",
             remedy=f"set data.shapes.test to {NUM_MEANINGS // 2} or less",
         )
+    if size.validation and size.train + size.validation > NUM_MEANINGS - size.test:
+        raise DataError(
+            f"data.shapes has {size.train} training and {size.test} test scenes, which leave fewer than "
+            f"{size.validation} of {NUM_MEANINGS} different scenes for validation",
+            remedy="lower data.shapes.validation or data.shapes.train",
+        )
     order = np.random.default_rng(as_int(derive(size.seed, "shapes", "meanings"))).permutation(NUM_MEANINGS)
     rest = order[size.test :]
     scenes = {f"test-{n:06d}": scene_of(int(order[n])) for n in range(size.test)}
     scenes |= {f"train-{n:06d}": scene_of(int(rest[n % len(rest)])) for n in range(size.train)}
-    examples = [_example(name, scene) for name, scene in scenes.items()]
-    return Shapes(size=size, scenes=scenes, train=tuple(examples[size.test :]), test=tuple(examples[: size.test]))
+    scenes |= {f"validation-{n:06d}": scene_of(int(rest[-1 - n])) for n in range(size.validation)}
+    examples = tuple(_example(name, scene) for name, scene in scenes.items())
+    first = size.test + size.train
+    return Shapes(
+        size=size,
+        scenes=scenes,
+        train=examples[size.test : first],
+        test=examples[: size.test],
+        validation=examples[first:],
+    )
 
 
 def scene_of(number: int) -> Scene:

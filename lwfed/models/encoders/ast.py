@@ -5,9 +5,11 @@ Gong et al. 2021, arXiv 2104.01778; the paper uses the CLS token alone, not its 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from jaxtyping import Float
+from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 from transformers.models.audio_spectrogram_transformer.configuration_audio_spectrogram_transformer import ASTConfig
 from transformers.models.audio_spectrogram_transformer.modeling_audio_spectrogram_transformer import ASTModel
@@ -15,12 +17,14 @@ from transformers.models.audio_spectrogram_transformer.modeling_audio_spectrogra
 from lwfed.models.feature_row import absorbed_attention, of_linears, row_attention
 from lwfed.models.protocol import Encoder, LastBlock, Prefixes, State, require_depth
 from lwfed.models.transformers_config import Library
+from lwfed.models.weights import normalise_of
 from lwfed.spec.model import EncoderSpec
 from lwfed.types.errors import SpecError
 
+POSITIONS = "embeddings.position_embeddings"
 PREFIXES = Prefixes(stem="embeddings.", blocks="layers.", norm="layernorm.")
 LIBRARY = Library(ASTConfig, ASTModel)
-config, library_config, adapt = LIBRARY.config, LIBRARY.library_config, LIBRARY.adapt
+config, library_config = LIBRARY.config, LIBRARY.library_config
 """See `protocol.Family`."""
 
 
@@ -76,6 +80,29 @@ def build(encoder: EncoderSpec, *, depth: int | None) -> Encoder:
 
 
 def input_settings(encoder: EncoderSpec) -> dict[str, Any]:
-    """Returns `num_mel_bins` and `max_length`, the number of frames."""
+    """Returns `num_mel_bins`, `max_length`, the number of frames, and `normalise`."""
     settings = LIBRARY.settings(encoder)
-    return {"num_mel_bins": int(settings.num_mel_bins), "max_length": int(settings.max_length)}
+    return {
+        "num_mel_bins": int(settings.num_mel_bins),
+        "max_length": int(settings.max_length),
+        "normalise": normalise_of(encoder),
+    }
+
+
+def adapt(encoder: EncoderSpec, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Converts a checkpoint's names, resizes position embeddings to another `max_length`, drops heads of other tasks.
+
+    Positions are resized bicubically over the grid of patches, by timm, as a ViT's are.
+    """
+    saved = _grid(LIBRARY.settings(encoder.model_copy(update={"config": {}})))
+    wanted, resized = _grid(LIBRARY.settings(encoder)), dict(tensors)
+    for name, tensor in tensors.items():
+        if name.endswith(POSITIONS) and saved != wanted and tensor.shape[1] == 2 + saved[0] * saved[1]:
+            resized[name] = resample_abs_pos_embed(tensor, list(wanted), list(saved), num_prefix_tokens=2)
+    return LIBRARY.adapt(encoder, resized)
+
+
+def _grid(config: Any) -> tuple[int, int]:
+    """Returns the number of patches along the mel bins and along the frames."""
+    bins = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
+    return bins, (config.max_length - config.patch_size) // config.time_stride + 1

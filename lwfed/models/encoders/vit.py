@@ -17,13 +17,12 @@ from torch import Tensor, device, nn
 
 from lwfed.models.feature_row import absorbed_attention, of_fused, plain_norm, row_attention
 from lwfed.models.protocol import Encoder, LastBlock, Prefixes, State, require_depth
-from lwfed.models.weights import read_config
+from lwfed.models.weights import normalise_of, read_config
 from lwfed.spec.model import EncoderSpec
 from lwfed.types.errors import DataError, SpecError
 
 PREFIXES = Prefixes(stem="", blocks="blocks.", norm="norm.")
 INIT_STD = 0.02
-MEAN_STD = 0.5
 FIXED = {"num_classes": 0, "global_pool": "token"}
 """Settings of every encoder, whatever the spec: no classifier, and the CLS token as the feature."""
 
@@ -101,8 +100,8 @@ def build(encoder: EncoderSpec, *, depth: int | None) -> Encoder:
 
 
 def input_settings(encoder: EncoderSpec) -> dict[str, Any]:
-    """Returns `image_size`, pixels per side."""
-    return {"image_size": _image_size(encoder)}
+    """Returns `image_size`, pixels per side, and `normalise`."""
+    return {"image_size": _image_size(encoder), "normalise": normalise_of(encoder)}
 
 
 def config(encoder: EncoderSpec) -> dict[str, Any]:
@@ -134,7 +133,8 @@ def config(encoder: EncoderSpec) -> dict[str, Any]:
 
 def library_config(encoder: EncoderSpec, *, depth: int) -> dict[str, Any]:
     """Returns the config.json that `timm.create_model("local-dir:FOLDER", pretrained=True)` reads."""
-    size = _image_size(encoder)
+    size, normalise = _image_size(encoder), normalise_of(encoder)
+    assert normalise is not None
     return {
         "architecture": str(encoder.arch).split(".")[0],
         **FIXED,
@@ -146,8 +146,8 @@ def library_config(encoder: EncoderSpec, *, depth: int) -> dict[str, Any]:
             "interpolation": "bilinear",
             "crop_pct": 1.0,
             "crop_mode": "squash",  # timm's own transform is then the one used in evaluation
-            "mean": [MEAN_STD] * 3,
-            "std": [MEAN_STD] * 3,
+            "mean": list(normalise.mean),
+            "std": list(normalise.std),
             "first_conv": "patch_embed.proj",
             "classifier": "head",
         },

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import ASTFeatureExtractor
 
+from lwfed.catalog.encoder import AUDIOSET
 from lwfed.data.audio import log_mel, normalise_log_mel, resample
 
 
@@ -18,7 +19,8 @@ def test_equals_transformers_feature_extractor(bins: int, frames: int, count: in
         warnings.simplefilter("ignore", UserWarning)
         extractor = ASTFeatureExtractor(num_mel_bins=bins, max_length=frames)
     theirs = extractor(samples, sampling_rate=16_000, return_tensors="pt")["input_values"]
-    ours = normalise_log_mel(torch.from_numpy(log_mel(samples, rate=16_000, num_mel_bins=bins, frames=frames)))[None]
+    spectrogram = torch.from_numpy(log_mel(samples, rate=16_000, num_mel_bins=bins, frames=frames))
+    ours = normalise_log_mel(spectrogram, AUDIOSET)[None]
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 

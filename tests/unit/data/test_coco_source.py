@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from lwfed.data.batches import check_examples, eval_batches
+from lwfed.data.digests import FileDigests, list_files, version_of
 from lwfed.data.inputs import InputSettings
 from lwfed.data.protocol import open_source
 from lwfed.data.sources.coco import Coco, open_data
@@ -70,14 +71,22 @@ def test_order_and_captions_are_the_json_s_own(tmp_path: Path) -> None:
 
 def test_the_version_depends_on_content_and_not_on_place(tmp_path: Path) -> None:
     tree = write_coco(tmp_path / "a")
-    before = open_coco(tmp_path / "a").version()
+
+    def version(name: str) -> str:
+        source = open_coco(tmp_path / name)
+        return version_of(source, list_files(source, FileDigests()))
+
+    before = version("a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    assert open_coco(tmp_path / "b").version() == before
+    assert version("b") == before
     tree["annotations"][0]["caption"] = "another"
     save(tmp_path / "b", "train2017", tree)
-    assert open_coco(tmp_path / "b").version() != before
-    Image.new("RGB", (90, 90)).save(tmp_path / "a" / "val2017" / "000000000000.jpg")
-    assert open_coco(tmp_path / "a").version() != before
+    assert version("b") != before
+    image = tmp_path / "a" / "val2017" / "000000000000.jpg"
+    content = bytearray(image.read_bytes())
+    content[-3] ^= 1
+    image.write_bytes(content)
+    assert version("a") != before, "the same length, another content"
 
 
 def test_a_missing_root_folder_or_json_is_named(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from PIL import Image
 
 from lwfed.data.audio import log_mel
 from lwfed.data.files import read_image, read_sound
-from lwfed.data.sources.coco import open_coco
+from lwfed.data.protocol import open_source
 from lwfed.data.transforms import square_pixels
+from lwfed.spec.data import DataSpec
 from lwfed.types.errors import DataError
 
 TIMES = 60
@@ -147,11 +148,13 @@ def test_damaged_captions_are_read_or_refused(tmp_path: Path, seed: int) -> None
             path.write_bytes(damaged(json.dumps(tree).encode(), rng))
         else:
             path.write_text(json.dumps(altered(altered(tree, rng), rng)))
-        for missing_ok in (False, True):
+        for bad in ("fail", "skip"):
             try:
-                source = open_coco(tmp_path, missing_ok=missing_ok)
+                source = open_source(DataSpec(source="coco", root=str(tmp_path), on_bad_example=bad))
             except DataError as error:
                 assert path.name in error.problem and error.remedy and str(error).isprintable(), str(error)
             else:
-                texts = [text for example in source.train for text in (example.id, *example.captions)]
-                assert "".join(texts).encode() and len({example.id for example in source.train}) == len(source.train)
+                texts = [text for example in source.examples("train") for text in (example.id, *example.captions)]
+                assert "".join(texts).encode() and len({example.id for example in source.examples("train")}) == len(
+                    source.examples("train")
+                )

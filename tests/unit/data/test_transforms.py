@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional
 
+from lwfed.catalog.encoder import HALF
 from lwfed.data.transforms import crop_box, normalise_pixels, square_pixels
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
@@ -13,7 +14,7 @@ PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3),
 
 def test_pixels_are_those_of_torchvision() -> None:
     """A user who evaluates with torchvision on PIL images sees the same numbers."""
-    ours = normalise_pixels(torch.from_numpy(square_pixels(PICTURE, size=32))[None])[0]
+    ours = normalise_pixels(torch.from_numpy(square_pixels(PICTURE, size=32))[None], HALF)[0]
     resized = functional.resize(PICTURE, [32, 32], antialias=True)
     theirs = functional.normalize(functional.to_tensor(resized), [0.5] * 3, [0.5] * 3)
     assert torch.equal(ours, theirs)

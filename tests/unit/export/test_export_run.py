@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
+from lwfed.catalog.encoder import AUDIOSET, HALF
 from lwfed.data.audio import log_mel, normalise_log_mel
 from lwfed.data.inputs import InputSettings
 from lwfed.data.pixels import ORIENTATION
@@ -149,7 +150,7 @@ def _check_feature_extractor(folder: Path, samples: np.ndarray) -> None:
     from transformers import AutoFeatureExtractor
 
     theirs = AutoFeatureExtractor.from_pretrained(folder)(samples, sampling_rate=16_000, return_tensors="pt")
-    ours = normalise_log_mel(torch.from_numpy(log_mel(samples, rate=16_000, num_mel_bins=16, frames=72)))
+    ours = normalise_log_mel(torch.from_numpy(log_mel(samples, rate=16_000, num_mel_bins=16, frames=72)), AUDIOSET)
     torch.testing.assert_close(theirs["input_values"][0], ours, atol=1e-4, rtol=0)
 
 
@@ -225,7 +226,7 @@ def test_timms_own_transform_is_the_evaluations(exported: Path) -> None:
     transform = create_transform(**resolve_data_config(model=model))
     noise = np.random.default_rng(1).integers(0, 256, (37, 91, 3), dtype=np.uint8)
     image = Image.fromarray(noise)
-    ours = normalise_pixels(torch.from_numpy(square_pixels(image, size=16)))
+    ours = normalise_pixels(torch.from_numpy(square_pixels(image, size=16)), HALF)
     assert torch.equal(transform(image), ours)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from lwfed.catalog.encoder import AUDIOSET, HALF
 from lwfed.models.build import initial_tensors, input_settings, load, skeleton
 from lwfed.models.families import family_of
 from lwfed.plan.units import units_of
@@ -87,9 +88,9 @@ def test_padding_does_not_change_a_feature() -> None:
 def test_whole_depth_and_input_settings() -> None:
     assert [small.whole_depth(encoder) for encoder in SPECS.values()] == [4, 3, 3]
     assert small.whole_depth(EncoderSpec(family="vit", arch="vit_tiny_patch16_224")) == 12
-    assert input_settings(SPECS["image"]) == {"image_size": 32}
+    assert input_settings(SPECS["image"]) == {"image_size": 32, "normalise": HALF}
     assert input_settings(SPECS["text"]) == {"max_tokens": 12, "tokenizer": None, "vocab_size": 60}
-    assert input_settings(SPECS["audio"]) == {"num_mel_bins": 16, "max_length": 40}
+    assert input_settings(SPECS["audio"]) == {"num_mel_bins": 16, "max_length": 40, "normalise": AUDIOSET}
 
 
 @pytest.mark.parametrize(

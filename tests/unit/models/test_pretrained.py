@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lwfed.catalog.encoder import HALF
 from lwfed.models.build import initial_tensors, input_settings, skeleton, tensor_specs
 from lwfed.models.pretrained import resolved
 from lwfed.models.weights import is_hub_id, weights_version
@@ -50,7 +51,7 @@ def _spec(kind: Any, folder: Path, **fields: Any) -> EncoderSpec:
 def _model(folders: dict[str, Path]) -> ModelSpec:
     return small.contrastive(
         image=_spec(small.vit, folders["image"]),
-        text=_spec(small.distilbert, folders["text"]),
+        text=_spec(small.distilbert, folders["text"], tokenizer="bytes"),
         audio=_spec(small.ast, folders["audio"]),
     )
 
@@ -96,7 +97,7 @@ def test_resolved_needs_no_file_any_more(folders: dict[str, Path]) -> None:
 def test_overrides_stand_above_the_folder_and_positions_are_resized(folders: dict[str, Path]) -> None:
     encoder = _spec(small.vit, folders["image"], config={"img_size": 48})
     model = small.contrastive(image=encoder, text=small.distilbert())
-    assert input_settings(encoder) == {"image_size": 48}
+    assert input_settings(encoder) == {"image_size": 48, "normalise": HALF}
     tensors = initial_tensors(model, units=["image.stem"], depth={"image": 1, "text": 1}, num_classes=None, seed="0")
     assert tensors["image.stem.pos_embed"].shape == (1, 37, 24)
 

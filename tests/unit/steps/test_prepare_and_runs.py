@@ -53,6 +53,20 @@ def test_preparing_again_gives_the_run_as_it_is(store: LocalStore) -> None:
     assert [item.key for item in again.stages] == ["k" * 64] and again.created == first.created
 
 
+def test_the_number_of_clients_may_follow_the_groups_of_the_data(store: LocalStore) -> None:
+    groups = "federation={num_clients: null, partition: {kind: by_group, field: colour}}"
+    run = prepared(tiny_spec(store.root, groups), store=store)
+    found = len(run.data.clients)
+    assert found > 2 and run.spec["federation"]["num_clients"] == found == runs.plans_of(run)[0].cohort.num_clients
+    given = groups.replace("null", str(found))
+    assert prepared(tiny_spec(store.root, given), store=store).data.clients == run.data.clients
+    assert tiny_spec(store.root, "federation={partition: {kind: iid}}").federation.num_clients == 10
+    with pytest.raises(SpecError, match="num_clients"):
+        plan_stages(tiny_spec(store.root, groups), depths=DEPTHS)
+    with pytest.raises(SpecError, match="min_fit_clients"):
+        prepared(tiny_spec(store.root, groups, "federation.min_fit_clients=99"), store=store)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

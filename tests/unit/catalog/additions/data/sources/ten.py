@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
@@ -20,6 +21,8 @@ class Ten:
 
     brightness: int
     classes: tuple[str, ...] = ("left", "right")
+    root: None = None
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def examples(self, split: str) -> tuple[Example, ...]:
         made = tuple(
