@@ -1,31 +1,37 @@
-"""The server's part of a round as a step: aggregate the accepted updates, evaluate the result, commit it."""
+"""The server's part of a round as a step: aggregate the accepted updates, step the model, evaluate it, commit it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, Self
 
 from torch import Tensor
 
 from lwfed import environment
-from lwfed.federated.aggregator import GlobalModel, make_aggregator
+from lwfed.federated.aggregator import Aggregator, GlobalModel, Update, fold, make_aggregator
+from lwfed.federated.exchange import publish
+from lwfed.federated.server import server_step
 from lwfed.models.build import tensor_specs
 from lwfed.plan.stages import StagePlan
-from lwfed.round.accept import read_accepted
 from lwfed.round.context import RoundContext
 from lwfed.round.evaluate_round import evaluate_checkpoint
-from lwfed.round.round import aggregate
 from lwfed.round.runtime import deterministic, pick_device
 from lwfed.round.updates import RunningFold, read_updates
 from lwfed.round.workbench import Workbench
 from lwfed.run.tasks import RoundTask
 from lwfed.store import paths
-from lwfed.store.ahead import THREADS
-from lwfed.store.blocks import read_tensor
-from lwfed.store.manifest import block_key
+from lwfed.store.ahead import THREADS, parallel_map
+from lwfed.store.blocks import read_block, read_tensor, write_block
+from lwfed.store.checkpoint import Checkpoint
+from lwfed.store.manifest import Block, block_key
 from lwfed.types.errors import CheckpointError
 from lwfed.types.tensors import unit_of
+
+ROUNDED = "rounded"
+"""Slot of the server's state that holds the rounding error of its published changes."""
 
 
 def aggregate_round(task: RoundTask, *, bench: Workbench, running: RunningFold | None = None) -> str:
@@ -46,7 +52,7 @@ def aggregate_round(task: RoundTask, *, bench: Workbench, running: RunningFold |
     done = ctx.result()
     if done is not None:
         return done.digest
-    accepted = read_accepted(ctx)
+    accepted = ctx.accepted()
     if accepted is None:
         raise CheckpointError(
             f"round {ctx.server_round} of stage {ctx.key[:12]} has no accepted set", remedy=environment.resume_hint()
@@ -58,7 +64,7 @@ def aggregate_round(task: RoundTask, *, bench: Workbench, running: RunningFold |
         digests = {client: item.digest for client, item in clients.items()}
         made = aggregate(
             ctx,
-            aggregator=make_aggregator(plan.aggregators, model=model),
+            aggregator=make_aggregator(plan.aggregators, model=model),  # the weighted mean, in the plan's wrappers
             updates=read_updates(ctx, clients, model=model),
             model=model,
             folded=None if running is None else running.take(ctx.key, ctx.server_round, accepted=digests),
@@ -80,6 +86,154 @@ def aggregate_round(task: RoundTask, *, bench: Workbench, running: RunningFold |
     committed = paths.round_checkpoint(ctx.key, ctx.server_round)
     ctx.store.write_ref(committed, made.checkpoint.to_values(), if_absent=True)
     return made.checkpoint.digest
+
+
+@dataclass(frozen=True)
+class NewTensor:
+    """A tensor of the new global model.
+
+    Attributes:
+        value: theta.
+        sent: The tensors that clients receive for it.
+        state: Slot -> the server's state.
+        encoded: Whether clients receive an encoded change.
+    """
+
+    value: Tensor
+    sent: Mapping[str, Tensor]
+    state: Mapping[str, Tensor]
+    encoded: bool
+
+
+@dataclass(frozen=True)
+class NewUnit:
+    """A unit of the new global model: blocks of its values, its published change and its server state; its tensors."""
+
+    block: Block
+    change: Block | None
+    server: Block | None
+    tensors: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Aggregated:
+    """A new global model that is written but not committed yet.
+
+    Attributes:
+        checkpoint: Its manifest.
+        tensors: Its trained tensors, on the CPU.
+        metrics: The aggregator's metrics.
+    """
+
+    checkpoint: Checkpoint
+    tensors: dict[str, Tensor]
+    metrics: dict[str, float]
+
+    @classmethod
+    def of(cls, before: Checkpoint, units: Mapping[str, NewUnit], *, metrics: dict[str, float]) -> Self:
+        """Replaces units of the previous checkpoint with new ones."""
+        checkpoint = Checkpoint(
+            blocks={**before.blocks, **{unit: new.block for unit, new in units.items()}},
+            server={unit: new.server for unit, new in units.items() if new.server is not None},
+            change={unit: new.change for unit, new in units.items() if new.change is not None},
+        )
+        tensors = {name: tensor for new in units.values() for name, tensor in new.tensors.items()}
+        return cls(checkpoint=checkpoint, tensors=tensors, metrics=metrics)
+
+
+def aggregate(
+    ctx: RoundContext,
+    *,
+    aggregator: Aggregator,
+    updates: Sequence[Update],
+    model: GlobalModel,
+    folded: Mapping[str, Any] | None = None,
+) -> Aggregated:
+    """Computes the new global model, a few units at a time and one tensor at a time within each unit.
+
+    Args:
+        ctx: The round.
+        aggregator: Combines the updates into one.
+        updates: The accepted updates, in sorted client order.
+        model: The model that the clients started from.
+        folded: The aggregator's states, if the updates were added as they arrived.
+
+    Returns:
+        The new checkpoint, with its blocks already written, its trained tensors, and the aggregator's metrics.
+
+    Raises:
+        CheckpointError: A tensor is missing or corrupted.
+        DivergedError: A change to be published is not finite.
+    """
+    before = ctx.start()
+    if folded is None:
+        aggregator = aggregator.survey(updates)
+
+    def new_unit(unit: str) -> NewUnit:
+        states = read_states(ctx, before, unit)
+        new: dict[str, NewTensor] = {}
+        for name in before.blocks[unit].tensors:
+            sums = folded if folded is not None else fold(aggregator, updates, names=[name])
+            mean = model.value(name, aggregator.finish(sums[name], name=name))
+            new[name] = step_and_publish(ctx, name, mean, model=model, state=states.get(name, {}))
+        return write_unit(ctx, new)
+
+    units = dict(zip(ctx.plan.trained, parallel_map(new_unit, ctx.plan.trained), strict=True))
+    return Aggregated.of(before, units, metrics=aggregator.metrics())
+
+
+def read_states(ctx: RoundContext, before: Checkpoint, unit: str) -> dict[str, dict[str, Tensor]]:
+    """Reads a unit's server state after the previous round: tensor -> slot -> state; empty at a stage's start."""
+    block = before.server.get(unit)
+    states: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in read_block(ctx.store, block_key(block), block).items() if block is not None else ():
+        owner, _, slot = name.rpartition(":")
+        states.setdefault(owner, {})[slot] = tensor
+    return states
+
+
+def step_and_publish(
+    ctx: RoundContext, name: str, mean: Tensor, *, model: GlobalModel, state: Mapping[str, Tensor]
+) -> NewTensor:
+    """Applies the server's step to the aggregated tensor and encodes the change that clients receive.
+
+    Args:
+        ctx: The round.
+        name: The tensor.
+        mean: Its aggregated value.
+        model: The model that the clients started from.
+        state: The server's state after the previous round.
+    """
+    plan, slots = ctx.plan, dict(state)
+    rounded = slots.pop(ROUNDED, None)
+    theta = mean
+    if name in model.parameters and not plan.server.is_identity:
+        theta, slots = server_step(plan.server)(model.start(name), mean, slots)
+    published = publish(
+        name,
+        theta,
+        start=model.start,
+        residual=rounded,
+        spec=model.specs[name],
+        codec=plan.exchange.download,
+        seed=ctx.seed("download"),
+    )
+    if published.left is not None:
+        slots[ROUNDED] = published.left
+    return NewTensor(published.value, published.sent, slots, encoded=published.left is not None)
+
+
+def write_unit(ctx: RoundContext, new: Mapping[str, NewTensor]) -> NewUnit:
+    """Writes a unit's tensors, their published change, and the server's state."""
+    tensors = {name: item.value for name, item in new.items()}
+    sent = {part: tensor for item in new.values() for part, tensor in item.sent.items()}
+    states = {f"{name}:{slot}": tensor for name, item in new.items() for slot, tensor in item.state.items()}
+    return NewUnit(
+        block=write_block(ctx.store, tensors),
+        change=write_block(ctx.store, sent) if any(item.encoded for item in new.values()) else None,
+        server=write_block(ctx.store, states) if states else None,
+        tensors=tensors,
+    )
 
 
 def global_model(ctx: RoundContext, *, bench: Workbench) -> GlobalModel:

@@ -38,7 +38,9 @@ class ClientBatches:
 def micro_batches(
     ctx: ClientContext, examples: Sequence[Example], *, cached: Mapping[str, CachedPrefix]
 ) -> ClientBatches:
-    """Draws a client's batches of a round; the next batch is read while one is in use.
+    """Draws a client's batches of a round: `local_steps`, or those of `local_epochs` epochs.
+
+    The next batch is read while one is in use.
 
     Args:
         ctx: The client's part of the round.

@@ -15,6 +15,7 @@ from lwfed.store import paths
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
 from lwfed.store.protocol import Store
 from lwfed.types.errors import CheckpointError
+from lwfed.types.records import Accepted
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +74,11 @@ class RoundContext:
     def result(self) -> Checkpoint | None:
         """Reads the round's committed result, or None before the commit."""
         return read_checkpoint(self.store, paths.round_checkpoint(self.key, self.server_round))
+
+    def accepted(self) -> Accepted | None:
+        """Reads the round's accepted set, or None before it is committed."""
+        values = self.store.read_ref(paths.accepted(self.key, self.server_round))
+        return None if values is None else Accepted.of(values)
 
     def start(self) -> Checkpoint:
         """Reads the model that the round starts from.

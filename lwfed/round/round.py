@@ -1,28 +1,29 @@
-"""One round on one screen: sample, train, accept, aggregate, step, commit.
+"""One round on one screen: sample, train, accept, aggregate, commit.
 
 FedAvg (McMahan et al. 2017, arXiv 1602.05629, Algorithm 1) with a quorum, and with any server optimiser instead of the
-plain mean (Reddi et al. 2021, arXiv 2003.00295, Algorithm 1). Two processes share a round: the coordinator, which does
-not load torch, runs `run_round`; the server's machine runs `aggregate`. Either can be killed at any point and started
-again: the accepted set never changes once committed, and committed work is never repeated.
+plain mean (Reddi et al. 2021, arXiv 2003.00295, Algorithm 1). This is the coordinator's part, which loads no torch;
+clients run `train_client.py` and the server `aggregate_round.py`, by default in the same process. Each can be killed at
+any point and started again: the accepted set never changes once committed, and committed work is never repeated.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
-from lwfed.round.accept import accept, read_accepted, sample_cohort, train
+from lwfed import environment
+from lwfed.plan.cohort import client_ids, sample
 from lwfed.round.context import RoundContext
 from lwfed.round.record import commit_record, evaluate_on_clients, read_record
-from lwfed.run.events import Aggregating, RoundDone, RoundStarted
+from lwfed.run.events import Aggregating, ClientDone, Emit, RoundDone, RoundStarted
 from lwfed.run.launcher import Launcher
 from lwfed.run.overhead import Overhead
-from lwfed.types.records import RoundRecord
-
-if TYPE_CHECKING:
-    from lwfed.federated.aggregator import Aggregator, GlobalModel, Update
-    from lwfed.round.server import Aggregated, NewTensor, NewUnit
+from lwfed.store import paths
+from lwfed.types.encoded import is_lossless
+from lwfed.types.errors import QuorumError
+from lwfed.types.records import Accepted, AcceptedUpdate, RoundRecord
 
 
 def run_round(ctx: RoundContext, *, launcher: Launcher, overhead: Overhead, deadline_s: float) -> RoundRecord:
@@ -49,56 +50,129 @@ def run_round(ctx: RoundContext, *, launcher: Launcher, overhead: Overhead, dead
     started = time.monotonic()
     cohort = sample_cohort(ctx)
     emit(RoundStarted(stage=ctx.plan.stage, round=ctx.server_round, cohort=cohort))
-    accepted = read_accepted(ctx)
+    accepted = ctx.accepted()
     if accepted is None:
-        trained = train(ctx, cohort, launcher=launcher, emit=emit, deadline_s=deadline_s)
-        accepted = accept(ctx, cohort, trained)
+        training = train_cohort(ctx, cohort, launcher=launcher, emit=emit, deadline_s=deadline_s)  # train_client.py
+        accepted = accept(ctx, cohort, training)
     emit(Aggregating(stage=ctx.plan.stage, round=ctx.server_round, clients=len(accepted.clients)))
-    launcher.server("aggregate-round", ctx.task, emit=emit)  # runs `aggregate`, below
+    launcher.server("aggregate-round", ctx.task, emit=emit)  # aggregate_round.py
     evaluated = evaluate_on_clients(ctx, launcher=launcher, emit=emit, deadline_s=deadline_s)
     return commit_record(ctx, accepted, evaluated, overhead=overhead, wall_s=time.monotonic() - started)
 
 
-def aggregate(
-    ctx: RoundContext,
-    *,
-    aggregator: Aggregator,
-    updates: Sequence[Update],
-    model: GlobalModel,
-    folded: Mapping[str, Any] | None = None,
-) -> Aggregated:
-    """Computes the new global model, a few units at a time and one tensor at a time within each unit.
+@dataclass(frozen=True, slots=True)
+class CohortTraining:
+    """How a cohort's training ended.
+
+    Attributes:
+        failed: Client -> why it has no update.
+        wall_s: Seconds that training took.
+    """
+
+    failed: Mapping[str, str]
+    wall_s: float
+
+
+def sample_cohort(ctx: RoundContext) -> tuple[str, ...]:
+    """Samples a round's clients with the round's seed: max(int(fraction_fit x N), min_fit_clients) of them."""
+    cohort = ctx.plan.cohort
+    return sample(
+        ctx.seed("cohort"),
+        clients=client_ids(cohort.num_clients),
+        fraction_fit=cohort.fraction_fit,
+        min_fit_clients=cohort.min_fit_clients,
+        min_available_clients=cohort.min_available_clients,
+    )
+
+
+def train_cohort(
+    ctx: RoundContext, cohort: Sequence[str], *, launcher: Launcher, emit: Emit, deadline_s: float
+) -> CohortTraining:
+    """Trains the cohort until all clients have ended or the deadline passes. Skips clients with a committed update.
 
     Args:
         ctx: The round.
-        aggregator: Combines the updates into one.
-        updates: The accepted updates, in sorted client order.
-        model: The model that the clients started from.
-        folded: The aggregator's states, if the updates were added as they arrived.
+        cohort: Its clients.
+        launcher: Runs the clients.
+        emit: Receives `ClientDone` as each client ends.
+        deadline_s: Seconds from now.
+    """
+    _begin(ctx, cohort, deadline_s=deadline_s)
+    started = time.monotonic()
+    failed: dict[str, str] = {}
+    waiting = [client for client in cohort if not ctx.store.has(paths.update(ctx.key, ctx.server_round, client))]
+    tasks = ctx.client_tasks(waiting)
+    for outcome in launcher.clients("train-client", tasks, deadline_s=deadline_s, emit=emit):
+        update = ctx.store.read_ref(paths.update(ctx.key, ctx.server_round, outcome.client))
+        if update is None:
+            failed[outcome.client] = outcome.reason or "it ended without an update"
+        emit(
+            ClientDone(
+                stage=ctx.plan.stage,
+                round=ctx.server_round,
+                client=outcome.client,
+                failed=failed.get(outcome.client),
+                metrics=None if update is None else update["metrics"],
+            )
+        )
+    return CohortTraining(failed=failed, wall_s=time.monotonic() - started)
 
-    Returns:
-        The new checkpoint, with its blocks already written, its trained tensors, and the aggregator's metrics.
+
+def accept(ctx: RoundContext, cohort: Sequence[str], training: CohortTraining) -> Accepted:
+    """Commits the accepted set: every update that is in the store.
+
+    Args:
+        ctx: The round.
+        cohort: Its clients.
+        training: How their training ended.
 
     Raises:
-        CheckpointError: A tensor is missing or corrupted.
-        DivergedError: A change to be published is not finite.
+        QuorumError: There are too few updates.
     """
-    from lwfed.federated.aggregator import fold
-    from lwfed.round.server import Aggregated, read_states, step_and_publish, write_unit
-    from lwfed.store.ahead import parallel_map
+    updates = {client: ctx.store.read_ref(paths.update(ctx.key, ctx.server_round, client)) for client in cohort}
+    clients = {
+        client: AcceptedUpdate.of({key: update[key] for key in ("digest", "num_examples", "metrics")})
+        for client, update in updates.items()
+        if update is not None
+    }
+    quorum = ctx.plan.cohort.min_fit_clients
+    if len(clients) < quorum:
+        raise QuorumError(
+            f"round {ctx.server_round} of stage {ctx.plan.stage} has {len(clients)} of {len(cohort)} updates and needs "
+            f"{quorum} ({grouped(training.failed)})",
+            remedy=f"fix what made them fail; then {environment.resume_hint()}",
+        )
+    accepted = Accepted(clients=clients, failed=dict(training.failed), cohort=list(cohort), wall_s=training.wall_s)
+    ctx.store.write_ref(paths.accepted(ctx.key, ctx.server_round), accepted.to_values(), if_absent=True)
+    return ctx.accepted() or accepted
 
-    before = ctx.start()
-    if folded is None:
-        aggregator = aggregator.survey(updates)
 
-    def new_unit(unit: str) -> NewUnit:
-        states = read_states(ctx, before, unit)
-        new: dict[str, NewTensor] = {}
-        for name in before.blocks[unit].tensors:
-            sums = folded if folded is not None else fold(aggregator, updates, names=[name])
-            mean = model.value(name, aggregator.finish(sums[name], name=name))
-            new[name] = step_and_publish(ctx, name, mean, model=model, state=states.get(name, {}))
-        return write_unit(ctx, new)
+def grouped(failed: Mapping[str, str]) -> str:
+    """Describes why clients failed: each reason once, with its clients; the log lines above have the remedies."""
+    clients: dict[str, list[str]] = {}
+    for client, reason in sorted(failed.items()):
+        clients.setdefault(reason.partition(" -> ")[0], []).append(client)
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in clients.items())
 
-    units = dict(zip(ctx.plan.trained, parallel_map(new_unit, ctx.plan.trained), strict=True))
-    return Aggregated.of(before, units, metrics=aggregator.metrics())
+
+def _begin(ctx: RoundContext, cohort: Sequence[str], *, deadline_s: float) -> None:
+    """Writes the round's description (`round.json`), for clients and for people."""
+    before = ctx.store.read_ref(paths.round_checkpoint(ctx.key, ctx.server_round - 1)) or {}
+    task: dict[str, Any] = {"cohort": list(cohort), "deadline_s": deadline_s, "input": before.get("digest")}
+    if not is_lossless(ctx.plan.exchange.upload):
+        task["counted"] = last_accepted(ctx)
+    ctx.store.write_ref(paths.round_task(ctx.key, ctx.server_round), task, if_absent=True)
+
+
+def last_accepted(ctx: RoundContext) -> dict[str, dict[str, Any]]:
+    """Returns the round and digest of each client's last accepted update in earlier rounds of the stage.
+
+    Clients choose their residuals by it.
+    """
+    last = ctx.server_round - 1
+    if not last:
+        return {}
+    before = ctx.store.read_ref(paths.round_task(ctx.key, last)) or {}
+    accepted = ctx.store.read_ref(paths.accepted(ctx.key, last)) or {"clients": {}}
+    newer = {client: {"round": last, "digest": item["digest"]} for client, item in accepted["clients"].items()}
+    return {**before.get("counted", {}), **newer}

@@ -119,7 +119,7 @@ def train_locally(task: ClientTask, *, bench: Workbench, on_step: OnStep | None 
                 ),
                 device=ctx.device,
                 on_step=None if on_step is None else lambda step, loss: on_step(step, batches.num_steps, loss),
-                known=list(model.tensors.values()) if ctx.server_round == 1 else None,
+                measure=list(model.tensors.values()) if ctx.server_round == 1 else None,
             )
         trained = select({name: t.detach() for name, t in module.state_dict().items()}, units=plan.trained)
         metrics = client_metrics(result, module, model, num_examples=len(examples), proximal_mu=training.proximal_mu)

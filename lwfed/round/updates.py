@@ -75,7 +75,8 @@ def _reader(
 class RunningFold:
     """A round's updates, folded while other clients still train.
 
-    For a process that trains the clients itself: it already has every update in memory and need not read it again.
+    For a process that trains the clients itself: it already has every update in memory and need not read it again. The
+    result counts only if exactly the expected clients were accepted; otherwise the updates are read from the store.
 
     Args:
         stage_key: The stage.

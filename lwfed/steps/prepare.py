@@ -237,12 +237,16 @@ def _refuse_other(run: RunRecord, *, store: Store) -> None:
         raise ResumeError(f"the run {run.run_id} exists and has another parent", remedy="choose another --run-id")
     before, now = runs.plans_of(existing), runs.plans_of(run)
     if before != now:
-        differing = next((b.stage for b, n in zip(before, now, strict=False) if b != n), min(len(before), len(now)) + 1)
-        old, new = existing.spec, run.spec
-        keys = sorted(key for key in old if old[key] != new.get(key))
+        pairs = [(b, n) for b, n in zip(before, now, strict=False) if b != n]
+        stage = pairs[0][0].stage if pairs else min(len(before), len(now)) + 1
+        names = [
+            name
+            for name in StagePlan.model_fields
+            if pairs and getattr(pairs[0][0], name) != getattr(pairs[0][1], name)
+        ]
         raise ResumeError(
-            f"the run {run.run_id} was started with another spec: {', '.join(keys) or 'the plan'} differ(s) from "
-            f"stage {differing} on",
+            f"the run {run.run_id} was started with another spec: {', '.join(names) or 'the stages'} differ(s) from "
+            f"stage {stage} on",
             remedy="use the spec it was started with, or omit --run-id to start another run",
         )
     if existing.data.version != run.data.version:

@@ -93,7 +93,7 @@ def make(preset: str, overrides: tuple[str, ...], *, batch: int, device: torch.d
     widths = {m: a.width for m, a in architectures.items()}
     value = inputs_of(plan, kept=kept, tokens=cost.tokens, widths=widths, device=device)
 
-    def run(steps: int = 1, known: list[Tensor] | None = None) -> Any:
+    def run(steps: int = 1, measure: list[Tensor] | None = None) -> Any:
         micro = MicroBatch(value=value, share=1.0, rows=batch, name="a batch", tensors=tensors_of(value))
         return train(
             parameter_groups(module, plan),
@@ -104,7 +104,7 @@ def make(preset: str, overrides: tuple[str, ...], *, batch: int, device: torch.d
                 moments=plan.training.moments, step_in_backward=plan.training.step_in_backward,
             ),
             device=device,
-            known=known,
+            measure=measure,
         )  # fmt: skip
 
     def timed(steps: int) -> float:
@@ -115,7 +115,7 @@ def make(preset: str, overrides: tuple[str, ...], *, batch: int, device: torch.d
             _wait(device)
         return (time.perf_counter() - started) / steps
 
-    found = run(known=list(tensors.values())).cost
+    found = run(measure=list(tensors.values())).cost
     weights = sum(t.numel() * t.element_size() for t in tensors.values())
     peak = weights + found.gradients_bytes + found.optimizer_bytes + found.activations_bytes
     return Variant(

@@ -17,10 +17,10 @@ from lwfed.federated.exchange import add_changes, publish, upload
 from lwfed.launch.in_process import InProcess
 from lwfed.launch.subprocess import Subprocess
 from lwfed.models.build import tensor_specs
-from lwfed.round.accept import last_accepted
+from lwfed.round.aggregate_round import ROUNDED
 from lwfed.round.context import RoundContext
 from lwfed.round.residuals import open_residuals
-from lwfed.round.server import ROUNDED
+from lwfed.round.round import last_accepted
 from lwfed.round.train_client import fetch_model, train_client
 from lwfed.round.workbench import Workbench
 from lwfed.run.launcher import Emit, Outcome

@@ -59,7 +59,7 @@ def settings(steps: int, **changes: Any) -> LocalSettings:
     return LocalSettings(**(values | changes))
 
 
-def run(module: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], *, parts: int = 1, known: Any = None,
+def run(module: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], *, parts: int = 1, measure: Any = None,
         groups: Any = None, **changes: Any) -> LocalResult:  # fmt: skip
     return train(
         groups or [(list(module.parameters()), RATES)],
@@ -67,7 +67,7 @@ def run(module: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], *, parts: i
         batches=whole(batches, parts=parts),
         settings=settings(len(batches), **changes),
         device=CPU,
-        known=known,
+        measure=measure,
     )
 
 
@@ -212,7 +212,7 @@ def test_a_loss_that_is_not_finite_names_its_batch_and_stops(bad: float, parts: 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_measuring_changes_no_bit(norm: bool, parts: int) -> None:
     ours, plain = network(norm=norm, dropout=0.3), network(norm=norm, dropout=0.3)
-    measured = run(ours, data(3), parts=parts, known=[*ours.parameters(), *ours.buffers()])
+    measured = run(ours, data(3), parts=parts, measure=[*ours.parameters(), *ours.buffers()])
     unmeasured = run(plain, data(3), parts=parts)
     assert same(ours, plain)
     assert (measured.loss, measured.loss_first) == (unmeasured.loss, unmeasured.loss_first)
@@ -221,15 +221,15 @@ def test_measuring_changes_no_bit(norm: bool, parts: int) -> None:
 
 def test_what_is_measured_is_the_first_step() -> None:
     module = network()
-    cost = run(module, data(3), known=[*module.parameters(), *module.buffers()]).cost
+    cost = run(module, data(3), measure=[*module.parameters(), *module.buffers()]).cost
     assert cost is not None
     products = 2 * 8 * (6 * 8 + 8 * 3)
     assert cost.forward_flops == products
     assert cost.backward_flops == 2 * products - 2 * 8 * 6 * 8, "no gradient of the inputs"
     params = sum(p.numel() for p in module.parameters())
     assert (cost.gradients_bytes, cost.optimizer_bytes) == (4 * params, 8 * params)
-    halves = run(network(), data(1), parts=2, known=[]).cost
-    wholes = run(network(), data(1), known=[]).cost
+    halves = run(network(), data(1), parts=2, measure=[]).cost
+    wholes = run(network(), data(1), measure=[]).cost
     assert halves is not None and wholes is not None
     assert halves.forward_flops == wholes.forward_flops and halves.backward_flops == wholes.backward_flops
     assert halves.activations_bytes < 0.75 * wholes.activations_bytes, "one part's activations are kept at a time"

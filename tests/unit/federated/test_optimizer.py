@@ -14,10 +14,10 @@ from torch import nn
 
 from lwfed.cost import memory
 from lwfed.federated import moments
+from lwfed.federated.local import nbytes, states_bytes, stepping
 from lwfed.federated.moments import MOMENTS
 from lwfed.federated.optimizer import make_optimizer
 from lwfed.federated.rounding import from_squares, random_bits, split_bits, to_bf16, to_squares
-from lwfed.federated.updates import nbytes, states_bytes, updating
 from lwfed.plan.stages import Rates, TrainingPlan
 from lwfed.spec.training import TrainingSpec
 from lwfed.types.tensors import TensorSpec
@@ -111,7 +111,7 @@ def test_a_step_inside_backward_gives_the_same_bits(kind: str, mu: float) -> Non
         groups = [(list(module[0].parameters()), SLOW), (list(module[1:].parameters()), FAST)]
         result = run(
             module, data(4), groups=groups, moments=kind, proximal_mu=mu, step_in_backward=inside,
-            known=[*module.parameters(), *module.buffers()],
+            measure=[*module.parameters(), *module.buffers()],
         )  # fmt: skip
         modules.append(module)
         assert result.cost is not None
@@ -137,7 +137,7 @@ def train_on_a_rank(rank: int, folder: str) -> None:
     for inside in (False, True):
         module: Any = network()
         optimizer = make_optimizer([(list(module.parameters()), FAST)], moments="bf16", seed="s")
-        with updating(optimizer, in_backward=inside, proximal_mu=0.1, clip_norm=None) as updates:
+        with stepping(optimizer, in_backward=inside, proximal_mu=0.1, clip_norm=None) as updates:
             for x, y in data(2):
                 rows = slice(0, 5) if rank == 0 else slice(5, 8)
                 (loss_of(module)((x[rows], y[rows])) * (3 / 8 if rank else 5 / 8)).backward()
