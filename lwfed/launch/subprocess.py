@@ -25,8 +25,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lwfed import cpus
 from lwfed.catalog.launchers.subprocess import DESCRIPTION
-from lwfed.environment import child_environment, only_gpus
+from lwfed.environment import child_environment, only_cpus, only_gpus
 from lwfed.launch import worker
 from lwfed.launch.devices import check_devices, gpus_here, gpus_of
 from lwfed.launch.in_process import InProcess
@@ -39,6 +40,10 @@ from lwfed.types.errors import FINAL_CODES, SHARED_CODES, error_of, exit_name
 
 GRACE_S = 5.0
 """Seconds between SIGTERM and SIGKILL."""
+NO_MESSAGE = {
+    -signal.SIGKILL: "no message; the system does so when memory runs out: lower launch.parallel or batch_size"
+}
+"""What to say of a process that ended without a message, by its exit code."""
 Lines = queue.SimpleQueue[tuple["_Process", str | None]]
 """Lines of the processes' output; None when a process has ended."""
 
@@ -86,7 +91,7 @@ def make(spec: RunSpec, *, store: Store, run_id: str) -> Subprocess:
 
 
 class Subprocess:
-    """The launcher of operating-system processes.
+    """The launcher of operating-system processes; the slots share the CPUs equally.
 
     Args:
         store: The run's store, for the server's part.
@@ -187,7 +192,8 @@ class Subprocess:
         with log.open("wb") as errors:
             popen = subprocess.Popen(
                 [sys.executable, *command], stdin=stdin, stdout=subprocess.PIPE, stderr=errors, text=True,
-                encoding="utf-8", errors="replace", start_new_session=True, env=child_environment(**only_gpus(gpus)),
+                encoding="utf-8", errors="replace", start_new_session=True,
+                env=child_environment(**only_gpus(gpus), **only_cpus(max(1, cpus.usable() // self._parallel))),
             )  # fmt: skip
         process = _Process(popen, log)
         threading.Thread(target=_listen, args=(process, self._lines), daemon=True).start()
@@ -255,7 +261,7 @@ def _outcome(client: _Client, process: _Process | None) -> Outcome:
     log = process.log.read_bytes()[client.log_start :].decode(errors="replace")
     lines = [line for line in log.splitlines() if line.strip()]
     named = [line for line in lines if line.startswith("error: ")]
-    last = named[-1].removeprefix("error: ") if named else (lines[-1] if lines else "no message")
+    last = named[-1].removeprefix("error: ") if named else (lines[-1] if lines else NO_MESSAGE.get(code, "no message"))
     return Outcome(name, code, f"{exit_name(code)}: {last}")
 
 

@@ -21,7 +21,7 @@ from lwfed.round.updates import RunningFold, read_updates
 from lwfed.round.workbench import Workbench
 from lwfed.run.tasks import RoundTask
 from lwfed.store import paths
-from lwfed.store.ahead import THREADS
+from lwfed.store.ahead import num_threads
 from lwfed.store.blocks import read_tensor
 from lwfed.store.manifest import block_key
 from lwfed.types.errors import CheckpointError
@@ -87,7 +87,7 @@ def global_model(ctx: RoundContext, *, bench: Workbench) -> GlobalModel:
     before, trained = ctx.start(), set(ctx.plan.trained)
     specs = {n: spec for n, spec in tensor_specs(bench.skeleton(ctx.key)).items() if unit_of(n) in trained}
 
-    @lru_cache(maxsize=THREADS)  # one per unit in work
+    @lru_cache(maxsize=num_threads())  # one per unit in work
     def start(name: str) -> Tensor:
         block = before.blocks[unit_of(name)]
         return read_tensor(ctx.store, block_key(block), block, name)
