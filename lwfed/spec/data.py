@@ -32,7 +32,7 @@ class DataSpec(Section):
         "test data",
     )
     workers: int = Field(
-        2, ge=0, description="threads that decode and augment, at most one per CPU; 0: one, no further ahead than a batch"
+        2, ge=0, description="threads that decode and augment, at most one per CPU; 0: one, at most a batch ahead"
     )
     on_bad_example: Literal["fail", "skip"] = Field(
         "fail", description="fail: an unreadable image or sound stops the run; skip: it is left out and counted"
