@@ -53,8 +53,8 @@ def cgroup_quota(proc: Path = PROC) -> float | None:
         proc: The folder with the process's `cgroup` and `mountinfo`.
     """
     try:
-        groups = (proc / "cgroup").read_text(encoding="utf-8").splitlines()
-        mounts = (proc / "mountinfo").read_text(encoding="utf-8").splitlines()
+        groups = (proc / "cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
+        mounts = (proc / "mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:  # not Linux
         return None
     of = {version: PurePosixPath(path) for line in groups for version, path in _membership(line)}
@@ -81,9 +81,9 @@ def _membership(line: str) -> Iterator[tuple[int, str]]:
 def _mount(line: str) -> Iterator[tuple[int, PurePosixPath, Path]]:
     """Yields the version, root and place of a line of /proc/PID/mountinfo, if it mounts a hierarchy with CPU quotas."""
     left, _, right = line.partition(" - ")
-    root, mount = (name.encode().decode("unicode_escape") for name in left.split()[3:5])
-    kind, _, options = right.split()[:3]
+    kind, _, options = [*right.split(), "", "", ""][:3]
     if kind == "cgroup2" or (kind == "cgroup" and "cpu" in options.split(",")):
+        root, mount = (name.encode().decode("unicode_escape") for name in left.split()[3:5])
         yield 2 if kind == "cgroup2" else 1, PurePosixPath(root), Path(mount)
 
 

@@ -34,7 +34,8 @@ def proc_of(folder: Path, *, group: str, mount: str, files: dict[str, str]) -> P
     proc.mkdir()
     (proc / "cgroup").write_text(group)
     escaped = str(at).replace(" ", "\\040")
-    (proc / "mountinfo").write_text(f"23 1 8:1 / / rw - ext4 /dev/sda rw\n{mount.format(at=escaped)}\n")
+    mounts = f"23 1 8:1 / / rw - ext4 /dev/sda rw\n{mount.format(at=escaped)}\n24 1 0:9 / /x rw - none\n"
+    (proc / "mountinfo").write_bytes(b"22 1 8:2 / /mnt/\xff\\134 rw - ext4 /dev/\xfc rw\n" + mounts.encode())
     return proc
 
 
