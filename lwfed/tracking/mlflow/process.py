@@ -1,7 +1,7 @@
 """Follows a run's log for MLflow in a separate process, so that training waits for no import, database or server.
 
 A thread would share the interpreter's lock with training for the seconds that `import mlflow` takes. So events are
-appended to a file in a scratch folder; the process (`serve`) reads the file, delivers the events, and writes its status.
+appended to a file in a scratch folder; the process (`serve`) reads the file, delivers the events and writes its status.
 """
 
 from __future__ import annotations
