@@ -14,6 +14,9 @@ QUIET: Mapping[str, str] = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "true",  # MLflow reads "true", the Hugging Face hub any of 1, true, yes, on
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    # threads that wait for each other sleep: spinning takes the CPUs that the others wait for, and 20 times as long in
+    # all, as soon as there are more threads than free CPUs
+    "OMP_WAIT_POLICY": "PASSIVE",
     # allocate gradients in huge pages: clearing small pages takes longer than AdamW's step
     "THP_MEM_ALLOC_ENABLE": "1",
     # deterministic sums on a GPU
@@ -35,6 +38,7 @@ QUIET: Mapping[str, str] = {
 """Variables that `quiet` sets unless the user has set them."""
 
 _ADOPTED = "MLFLOW_RUN_ID"
+_CPUS = "LWFED_CPUS"
 _GPUS = "CUDA_VISIBLE_DEVICES"
 _PARENT = "LWFED_MLFLOW_PARENT_RUN_ID"
 _PIPELINE_RUN = "KFP_RUN_ID"
@@ -78,6 +82,21 @@ def only_gpus(names: Sequence[str]) -> dict[str, str]:
     return {_GPUS: ",".join(names)} if names else {}
 
 
+def cpu_limit() -> int | None:
+    """The number of CPUs to use at most (`LWFED_CPUS`); None: all that the system allows."""
+    text = _text(_CPUS)
+    if text is None:
+        return None
+    if not text.isdecimal() or int(text) == 0:
+        raise SpecError(f"{_CPUS}={text} is not a number of CPUs", remedy="set it to 1 or more, or unset it")
+    return int(text)
+
+
+def only_cpus(count: int) -> dict[str, str]:
+    """Returns the variables that limit a child to a number of CPUs."""
+    return {_CPUS: str(count)}
+
+
 def debug() -> bool:
     """Whether to show tracebacks and not just one-line errors (`LWFED_DEBUG`)."""
     return (_text("LWFED_DEBUG") or "0").lower() not in ("0", "false", "no", "off")
@@ -98,6 +117,11 @@ def _text(name: str) -> str | None:
 def rank() -> int:
     """The rank of this process among those of its client (`RANK`, set by torchrun), from 0."""
     return int(_text("RANK") or 0)
+
+
+def num_ranks_here() -> int:
+    """The number of ranks on this machine (`LOCAL_WORLD_SIZE`, set by torchrun)."""
+    return int(_text("LOCAL_WORLD_SIZE") or 1)
 
 
 @contextmanager
@@ -189,14 +213,27 @@ def named(name: str) -> str | None:
 
 def s3_patience_s() -> float:
     """Seconds of retries while an S3 server is down (`LWFED_S3_PATIENCE_S`)."""
-    text = _text("LWFED_S3_PATIENCE_S") or "120"
+    return _seconds("LWFED_S3_PATIENCE_S", default=120)
+
+
+def read_patience_s() -> float:
+    """Seconds that reading one example may take (`LWFED_READ_PATIENCE_S`).
+
+    The default is 300: a hard-mounted network file system reports nothing while its server restarts or fails over,
+    which takes minutes, and no healthy disk takes that long for one file.
+    """
+    return _seconds("LWFED_READ_PATIENCE_S", default=300)
+
+
+def _seconds(name: str, *, default: int) -> float:
+    text = _text(name) or str(default)
     try:
         seconds = float(text)
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
         raise SpecError(
-            f"LWFED_S3_PATIENCE_S={text} is not a number of seconds", remedy="set it to 0 or more; 120 is the default"
+            f"{name}={text} is not a number of seconds", remedy=f"set it to 0 or more; {default} is the default"
         )
     return seconds
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 
 import typer
 from rich.table import Table
 
-from lwfed import __version__, environment
+from lwfed import __version__, cpus, environment
 from lwfed.cli.options import DEFAULT_STORE, Json, StoreUri
 from lwfed.drive.console import make_console, print_json
 from lwfed.formats import bytes_text
@@ -60,7 +59,8 @@ def _machine_findings() -> Iterator[Finding]:
     import psutil
 
     memory = psutil.virtual_memory()
-    yield "ok", f"{os.cpu_count()} CPUs, {bytes_text(memory.total)} memory, {bytes_text(memory.available)} free", ""
+    yield "ok", _cpus_text(cpus.usable(), cpus.limits()), ""
+    yield "ok", f"{bytes_text(memory.total)} memory, {bytes_text(memory.available)} free", ""
     import torch
 
     if torch.cuda.is_available():
@@ -70,6 +70,13 @@ def _machine_findings() -> Iterator[Finding]:
             yield "ok", f"GPU {index}: {device.name}, {bytes_text(device.total_memory)}, {bf16}", ""
     else:
         yield "ok", "no GPU: clients train on the CPU in fp32", ""
+
+
+def _cpus_text(usable: int, limits: Mapping[str, float]) -> str:
+    """Returns how many CPUs there are, and if this process may use fewer, what limits it."""
+    machine = limits["machine"]
+    lower = ", ".join(f"{name} {count:g}" for name, count in limits.items() if count < machine)
+    return f"{usable} CPU(s)" + (f" of the machine's {machine:g}, by {lower}" if lower else "")
 
 
 def _store_findings(uri: str) -> Iterator[Finding]:

@@ -1,13 +1,12 @@
-"""Batches of examples: the same seeds give the same tensors, whatever the number of worker processes.
+"""Batches of examples: the same seeds give the same tensors, whatever the number of workers.
 
-Workers read, crop and compute spectrograms; the training process tokenizes captions and normalises values, so that
-little data pass between processes (bytes, not floats) and no tokenizer threads are forked.
+Workers read, crop and compute spectrograms; captions are tokenized and values normalised a batch at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, islice
@@ -21,10 +20,13 @@ from lwfed.data import buckets
 from lwfed.data.inputs import InputSettings
 from lwfed.data.prefix_cache import CachedPrefix
 from lwfed.data.protocol import Example, Source
-from lwfed.data.reading import Raw, Reader, Row, caption_index, read_all
+from lwfed.data.reading import Raw, Reader, Row, caption_index, read_all, read_in_threads, result_of
 from lwfed.data.tokens import tokenize
 from lwfed.types.errors import DataError
 from lwfed.types.seeds import as_int, derive
+
+CHECKED_TOGETHER = 64
+"""Examples that `check_examples` begins at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ def train_batches(
         seed: Hex text.
         first_view: Number of the first epoch's view; each later epoch adds one.
         augment: Whether images are cropped at random.
-        workers: Number of processes that read; 0 reads in this process.
+        workers: Number of threads that read ahead; see `read_in_threads`.
         num_batches: Number of batches, if known, so that workers do not read ahead in vain; None for no end.
         views: Modality -> number of views that epochs cycle through; other modalities have a new view each epoch.
         cached: Modality -> outputs of its frozen blocks, which replace its inputs.
@@ -95,7 +97,6 @@ def train_batches(
     plan = _training_plan(
         reader.examples, batch_size, seed=seed, first_view=first_view, by_length=by_length, num_batches=num_batches
     )
-    workers = workers if set(read) - {"text"} else 0
     return _batches(reader, islice(plan, num_batches), workers=workers, cached=cached, pin=pin)
 
 
@@ -114,7 +115,7 @@ def eval_batches(
         examples: The examples to evaluate on.
         settings: The encoders' input settings.
         batch_size: B; the last batch may be shorter.
-        workers: Number of processes that read; 0 reads in this process.
+        workers: Number of threads that read ahead; see `read_in_threads`.
 
     Raises:
         DataError: A file cannot be read.
@@ -122,7 +123,7 @@ def eval_batches(
     reader = Reader(source, tuple(examples), settings, None, False)
     starts = range(0, len(examples), batch_size)
     plan = (tuple((n, 0) for n in range(len(examples))[start : start + batch_size]) for start in starts)
-    return _batches(reader, plan, workers=min(workers, len(starts)), cached={})
+    return _batches(reader, plan, workers=workers, cached={})
 
 
 def caption_batches(texts: Sequence[str], *, settings: InputSettings, batch_size: int) -> Iterator[dict[str, Tensor]]:
@@ -145,11 +146,15 @@ def check_examples(
         source: Reads the files.
         examples: The examples to check.
         modalities: Which of `image` and `audio` to read.
-        workers: Number of threads that read.
+        workers: Number of threads that read; see `read_in_threads`.
         progress: Called with (number done, total number).
 
     Returns:
         Name of an unreadable example -> what is wrong with it.
+
+    Raises:
+        DataError: Reading an example does not end.
+        OutOfMemoryError: There is not enough memory to read an example.
     """
     wanted = frozenset(modalities)
 
@@ -161,11 +166,20 @@ def check_examples(
                 source.waveform(example)
         except DataError as error:
             return error.problem
+        except MemoryError:
+            raise
+        except Exception as error:  # a source's own fault
+            return f"{example.id} cannot be read: {type(error).__name__}: {error}"
         return None
 
     bad: dict[str, str] = {}
-    with ThreadPoolExecutor(max_workers=max(workers, 1)) as pool:
-        for number, (example, found) in enumerate(zip(examples, pool.map(problem, examples), strict=True), start=1):
+    groups = [examples[start : start + CHECKED_TOGETHER] for start in range(0, len(examples), CHECKED_TOGETHER)]
+    with closing(read_in_threads(problem, groups, workers=workers)) as problems:
+        checked = (
+            pair for group, found in zip(groups, problems, strict=True) for pair in zip(group, found, strict=True)
+        )
+        for number, (example, future) in enumerate(checked, start=1):
+            found = result_of(future, example)
             if found is not None:
                 bad[example.id] = found
             if progress is not None:

@@ -1,35 +1,48 @@
-"""Reading of raw batches: files are read, cropped and turned into spectrograms, optionally in worker processes.
+"""Reading of raw batches: files are read, cropped and turned into spectrograms, by threads beside the training.
 
-An example's view is drawn from the seed, its name and the view's number, so that every process draws the same view.
+An example's view is drawn from the seed, its name and the view's number, so that every thread draws the same view.
+
+Threads and not processes: decoders and FFTs release the interpreter's lock, so threads are as fast, and they need no
+shared memory, copy no pixels, and end with the process, whose end every launcher reports.
 """
 
 from __future__ import annotations
 
-import os
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from itertools import tee
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
+from lwfed import cpus, environment
 from lwfed.data.audio import log_mel, normalise_log_mel
 from lwfed.data.inputs import InputSettings
 from lwfed.data.protocol import Example, Source
 from lwfed.data.tokens import tokenize
 from lwfed.data.transforms import crop_box, normalise_pixels, square_pixels
-from lwfed.types.errors import DataError
+from lwfed.store.ahead import in_groups
+from lwfed.types.errors import DataError, LwfedError, OutOfMemoryError
 from lwfed.types.seeds import as_int, derive
 
+T = TypeVar("T")
+R = TypeVar("R")
 Row = tuple[int, int]
 """Index of an example, and its view."""
 
 
+FROM_FILES = frozenset({"image", "audio"})
+"""Modalities that are read from files; captions are in memory."""
+READ_AHEAD = 2
+"""Batches that are read while one is in use."""
+
+
 class Raw(NamedTuple):
-    """A batch, as workers return it."""
+    """A batch before tokenization and normalisation."""
 
     rows: tuple[Row, ...]
     pixels: Tensor | None
@@ -50,7 +63,7 @@ class Raw(NamedTuple):
 
 @dataclass(frozen=True)
 class Reader:
-    """A data set whose items are whole batches; errors are returned, not raised, so that their messages survive.
+    """Reads examples.
 
     Attributes:
         source: Reads the files.
@@ -68,21 +81,14 @@ class Reader:
     augment: bool
     views: Mapping[str, int] = field(default_factory=dict)
 
-    def __getitem__(self, rows: tuple[Row, ...]) -> Raw | DataError:
-        try:
-            items = [self._read(self.examples[n], view) for n, view in rows]
-        except DataError as error:
-            return error
-        pixels, captions, spectrograms = zip(*items, strict=True)
-        wanted = self.settings.modalities
-        return Raw(
-            rows=rows,
-            pixels=torch.from_numpy(np.stack(pixels)) if "image" in wanted else None,
-            captions=list(captions) if "text" in wanted else None,
-            spectrograms=torch.from_numpy(np.stack(spectrograms)) if "audio" in wanted else None,
-        )
+    def item(self, row: Row) -> tuple[Any, Any, Any]:
+        """Reads one row of a batch: its pixels [3, H, W], its caption and its spectrogram [F, M], or None for each.
 
-    def _read(self, example: Example, view: int) -> tuple[Any, Any, Any]:
+        Raises:
+            DataError: A file cannot be read.
+        """
+        n, view = row
+        example = self.examples[n]
         wanted, settings = self.settings.modalities, self.settings
         pixels = caption = spectrogram = None
         if "text" in wanted:
@@ -98,6 +104,17 @@ class Reader:
             samples, rate = self.source.waveform(example)
             spectrogram = log_mel(samples, rate=rate, num_mel_bins=settings.num_mel_bins, frames=settings.frames)
         return pixels, caption, spectrogram
+
+    def batch(self, rows: tuple[Row, ...], items: Iterable[tuple[Any, Any, Any]]) -> Raw:
+        """Joins the items of a batch's rows."""
+        pixels, captions, spectrograms = zip(*items, strict=True)
+        wanted = self.settings.modalities
+        return Raw(
+            rows=rows,
+            pixels=torch.from_numpy(np.stack(pixels)) if "image" in wanted else None,
+            captions=list(captions) if "text" in wanted else None,
+            spectrograms=torch.from_numpy(np.stack(spectrograms)) if "audio" in wanted else None,
+        )
 
 
 def caption_index(example: Example, view: int, *, seed: str | None) -> int:
@@ -119,39 +136,61 @@ def read_all(reader: Reader, plan: Iterator[tuple[Row, ...]], *, workers: int) -
     Args:
         reader: Reads the batches.
         plan: The rows of each batch.
-        workers: Number of processes that read; 0 reads in this process.
+        workers: Number of threads that read ahead; 0: files are read when their batch is needed.
 
     Raises:
-        DataError: A file cannot be read.
+        DataError, OutOfMemoryError: A file cannot be read; see `result_of`.
     """
-    workers = min(workers, _num_cpus())
-    for raw in _in_workers(reader, plan, workers) if workers else map(reader.__getitem__, plan):
-        if isinstance(raw, DataError):
-            raise raw
-        yield raw
+    if FROM_FILES.isdisjoint(reader.settings.modalities):
+        yield from (reader.batch(rows, [reader.item(row) for row in rows]) for rows in plan)
+        return
+    plan, groups = tee(plan)
+    found = read_in_threads(reader.item, groups, workers=workers)
+    with closing(found):
+        for rows, futures in zip(plan, found, strict=True):
+            items = [result_of(future, reader.examples[n]) for future, (n, _) in zip(futures, rows, strict=True)]
+            yield reader.batch(rows, items)
 
 
-def _in_workers(reader: Reader, plan: Iterator[tuple[Row, ...]], workers: int) -> Iterator[Raw | DataError]:
-    loader: DataLoader[Any] = DataLoader(
-        reader,  # type: ignore[arg-type]  # the loader only needs a mapping from rows to batches
-        sampler=plan,
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_identity,
-        generator=torch.Generator(),  # otherwise the loader would draw from torch's default generator
-        multiprocessing_context="fork",
-    )
-    with warnings.catch_warnings():
-        # Python warns about forking with threads; the workers only decode, on one thread, and never call the model.
-        warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
-        iterator = iter(loader)
-    yield from iterator
+def read_in_threads(
+    read: Callable[[T], R], groups: Iterable[Sequence[T]], *, workers: int
+) -> Generator[list[Future[R]], None, None]:
+    """Reads groups of items in order, a few groups ahead; see `in_groups` and `result_of`.
+
+    Args:
+        read: Reads an item.
+        groups: The items, grouped.
+        workers: Number of threads that read ahead, no more than there are CPUs; 0: one that does not read ahead.
+    """
+    threads = min(workers, cpus.usable())
+    return in_groups(read, groups, threads=max(threads, 1), ahead=READ_AHEAD if threads else 0)
 
 
-def _identity(raw: Any) -> Any:
-    return raw
+def result_of(future: Future[R], example: Example) -> R:
+    """Waits until an example is read.
 
-
-def _num_cpus() -> int:
-    """Returns the number of CPUs that this process may use; more workers would only wait for each other."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    Raises:
+        DataError: It cannot be read, or not within `LWFED_READ_PATIENCE_S`: nothing else ends a read from a file server
+            that does not answer.
+        OutOfMemoryError: There is not enough memory to read it.
+    """
+    patience_s = environment.read_patience_s()
+    try:
+        return future.result(timeout=patience_s)
+    except LwfedError:
+        raise
+    except MemoryError as error:
+        raise OutOfMemoryError(
+            f"out of memory while reading {example.id}",
+            remedy="lower training.batch_size or data.workers, or give the process more memory",
+        ) from error
+    except Exception as error:
+        if not future.done():
+            raise DataError(
+                f"{example.id} is still not read after {patience_s:g} s",
+                remedy="check the disk or file server of data.root; if it is just slow, raise LWFED_READ_PATIENCE_S",
+            ) from None
+        raise DataError(
+            f"{example.id} cannot be read: {type(error).__name__}: {error}",
+            remedy="fix or remove it, or set data.on_bad_example=skip",
+        ) from error

@@ -40,11 +40,17 @@ def run_to_exit(command: Callable[[], object]) -> None:
         _unexpected(error)
 
 
-def last_words(code: int, log: str) -> str:
-    """Returns why a process failed: the meaning of its exit code, and its last error in our format or its last line."""
+def last_words(code: int, log: str, *, silent: str = "no message") -> str:
+    """Returns why a process failed: the meaning of its exit code, and its last error in our format or its last line.
+
+    Args:
+        code: The exit code.
+        log: What it wrote.
+        silent: What to say if it wrote nothing.
+    """
     lines = [line.rstrip() for line in log.splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return f"{exit_name(code)}: {(errors or lines or ['no message'])[-1]}"
+    return f"{exit_name(code)}: {(errors or lines or [silent])[-1]}"
 
 
 def _unexpected(error: Exception) -> None:

@@ -27,8 +27,9 @@ from typing import Any
 
 import torch
 
+from lwfed import cpus
 from lwfed.catalog.launchers.subprocess import DESCRIPTION
-from lwfed.environment import child_environment, named_gpus, only_gpus
+from lwfed.environment import child_environment, named_gpus, only_cpus, only_gpus
 from lwfed.launch import worker
 from lwfed.launch.exits import last_words
 from lwfed.launch.in_process import InProcess
@@ -41,6 +42,10 @@ from lwfed.types.errors import FINAL_CODES, SHARED_CODES, SpecError, error_of
 
 GRACE_S = 5.0
 """Seconds between SIGTERM and SIGKILL."""
+NO_MESSAGE = {
+    -signal.SIGKILL: "no message; the system does so when memory runs out: lower launch.parallel or batch_size"
+}
+"""What to say of a process that ended without a message, by its exit code."""
 Lines = queue.SimpleQueue[tuple["_Process", str | None]]
 """Lines of the processes' output; None when a process has ended."""
 
@@ -92,7 +97,7 @@ def make(spec: RunSpec, *, store: Store, run_id: str) -> Subprocess:
 
 
 class Subprocess:
-    """The launcher of operating-system processes.
+    """The launcher of operating-system processes; the slots share the CPUs equally.
 
     Args:
         store: The run's store, for the server's part.
@@ -191,7 +196,8 @@ class Subprocess:
         with log.open("wb") as errors:
             popen = subprocess.Popen(
                 [sys.executable, *command], stdin=stdin, stdout=subprocess.PIPE, stderr=errors, text=True,
-                encoding="utf-8", errors="replace", start_new_session=True, env=child_environment(**only_gpus(gpus)),
+                encoding="utf-8", errors="replace", start_new_session=True,
+                env=child_environment(**only_gpus(gpus), **only_cpus(max(1, cpus.usable() // self._parallel))),
             )  # fmt: skip
         process = _Process(popen, log)
         threading.Thread(target=_listen, args=(process, self._lines), daemon=True).start()
@@ -289,7 +295,7 @@ def _outcome(client: _Client, process: _Process | None) -> Outcome:
         return Outcome(name)
     code = process.popen.returncode or 1  # a healthy worker writes `ready` and stays
     log = process.log.read_bytes()[client.log_start :].decode(errors="replace")
-    return Outcome(name, code, last_words(code, log))
+    return Outcome(name, code, last_words(code, log, silent=NO_MESSAGE.get(code, "no message")))
 
 
 def _end(processes: Iterable[_Process]) -> None:

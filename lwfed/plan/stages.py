@@ -1,6 +1,6 @@
 """The plan: for each stage, everything that decides its result, complete and readable, and nothing else.
 
-Settings that only decide where or how fast the work is done (launcher, store, loader workers, tracking, deadlines) are
+Settings that only decide where or how fast the work is done (launcher, store, data workers, tracking, deadlines) are
 left out, so that equal work has equal keys wherever it runs.
 """
 

@@ -23,7 +23,7 @@ from lwfed.round.updates import RunningFold, read_updates
 from lwfed.round.workbench import Workbench
 from lwfed.run.tasks import RoundTask
 from lwfed.store import paths
-from lwfed.store.ahead import THREADS, parallel_map
+from lwfed.store.ahead import num_threads, parallel_map
 from lwfed.store.blocks import read_block, read_tensor, write_block
 from lwfed.store.checkpoint import Checkpoint
 from lwfed.store.manifest import Block, block_key
@@ -241,7 +241,7 @@ def global_model(ctx: RoundContext, *, bench: Workbench) -> GlobalModel:
     before, trained = ctx.start(), set(ctx.plan.trained)
     specs = {n: spec for n, spec in tensor_specs(bench.skeleton(ctx.key)).items() if unit_of(n) in trained}
 
-    @lru_cache(maxsize=THREADS)  # one per unit in work
+    @lru_cache(maxsize=num_threads())  # one per unit in work
     def start(name: str) -> Tensor:
         block = before.blocks[unit_of(name)]
         return read_tensor(ctx.store, block_key(block), block, name)

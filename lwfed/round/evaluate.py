@@ -58,7 +58,7 @@ def evaluate(
         inputs: The model's input settings.
         model: The model's spec; its objective decides the metrics.
         evaluation: Batch size, zero-shot classes and prompts.
-        workers: Number of processes that decode.
+        workers: Number of threads that decode ahead.
         device: The model's device.
         prefix: First part of the metrics' names.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lwfed import environment
+from lwfed import cpus, environment
 from lwfed.types.errors import OutOfMemoryError, SpecError
 
 
@@ -35,7 +35,8 @@ def deterministic(*, threads: int | None = None) -> Iterator[None]:
     """Runs the body with deterministic kernels and a fixed number of CPU threads; digests depend on both.
 
     Args:
-        threads: Number of threads; None leaves it unchanged.
+        threads: Number of threads; None for work whose digests do not depend on it: torch's own number, but no more
+            than the CPUs that this process may use.
 
     Raises:
         OutOfMemoryError: The device or the host ran out of memory.
@@ -44,8 +45,7 @@ def deterministic(*, threads: int | None = None) -> Iterator[None]:
     settings: Any = torch.utils.deterministic
     filling = settings.fill_uninitialized_memory
     try:
-        if threads is not None:
-            torch.set_num_threads(threads)
+        torch.set_num_threads(min(before, cpus.usable()) if threads is None else threads)
         torch.use_deterministic_algorithms(True)
         settings.fill_uninitialized_memory = False  # a debugging aid that costs a pass over each new tensor
         with memory_errors():

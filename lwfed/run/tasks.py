@@ -14,7 +14,7 @@ class Place(Section):
 
     Attributes:
         root: Folder of the data, or None for built-in data.
-        workers: Number of processes that decode and augment.
+        workers: Number of threads that decode and augment ahead.
         device: The device to compute on.
         cache: Folder in which clients keep frozen blocks, and files for an encoded exchange, between rounds; or None.
     """

@@ -31,7 +31,9 @@ class DataSpec(Section):
         description=f"{ROOTS}; in a local partition, {{client}} stands for each client's id, and for `server` for the "
         "test data",
     )
-    workers: int = Field(2, ge=0, description="processes that decode and augment; 0: the training process itself")
+    workers: int = Field(
+        2, ge=0, description="threads that decode and augment, at most one per CPU; 0: one, at most a batch ahead"
+    )
     on_bad_example: Literal["fail", "skip"] = Field(
         "fail", description="fail: an unreadable image or sound stops the run; skip: it is left out and counted"
     )

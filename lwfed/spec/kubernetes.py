@@ -56,7 +56,9 @@ class PoolSpec(Section):
     cpu_limit: str | None = Field(None, description="limit of CPUs; null: none")
     memory_limit: str | None = Field(None, description="limit of memory; null: the request")
     ephemeral_storage: str | None = Field(None, description="requested disk space on the node")
-    shm: str | None = Field(None, description="size of /dev/shm; null: 1Gi with GPUs, else the node's default")
+    shm: str | None = Field(
+        None, description="size of /dev/shm, which only NCCL needs; null: 1Gi with GPUs, else the node's default"
+    )
     node_selector: dict[str, str] = Field({}, description="labels of the nodes that pods may run on")
     tolerations: tuple[dict[str, Any], ...] = Field((), description="taints that pods tolerate, in Kubernetes' format")
     affinity: dict[str, Any] | None = Field(None, description="affinity, in Kubernetes' format")

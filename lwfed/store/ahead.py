@@ -1,25 +1,35 @@
-"""Reads, hashes and writes in a few background threads; all three release the interpreter's lock."""
+"""Reads, hashes, decodes and writes in a few background threads; all four release the interpreter's lock."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Generator, Iterable
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from queue import SimpleQueue
+from contextlib import suppress
+from functools import partial
+from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from lwfed import cpus
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-THREADS = max(2, min(4, os.cpu_count() or 1))
-"""Items in work at a time; a fixed number bounds the memory."""
+Jobs = SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]
+
+GRACE_S = 1.0
+"""Seconds to wait for threads at the end of `in_groups`."""
+
+
+def num_threads() -> int:
+    """Returns how many items of `parallel_map` are in work at a time: 2 to 4, which bounds the memory."""
+    return max(2, min(4, cpus.usable()))
 
 
 def prefetch(jobs: Iterable[Callable[[], R]]) -> Generator[R, None, None]:
     """Yields the results of jobs in order while the next job already runs: two results exist at a time.
-
-    It uses a plain thread: a process forked by a thread of a pool would wait for that thread at exit, and fail.
 
     Args:
         jobs: The jobs; each starts when the caller asks for the result of the one before.
@@ -45,18 +55,72 @@ def prefetch(jobs: Iterable[Callable[[], R]]) -> Generator[R, None, None]:
 def _answer(requests: SimpleQueue[Callable[[], R] | None], answers: SimpleQueue[Future[R]]) -> None:
     for job in iter(requests.get, None):
         answer: Future[R] = Future()
-        try:
-            answer.set_result(job())
-        except BaseException as error:  # raised when the caller asks for the result
-            answer.set_exception(error)
+        _do(answer, job)
         answers.put(answer)
         del answer, job  # while this thread waits, only the caller holds the result
 
 
-def parallel_map(work: Callable[[T], R], items: Iterable[T], *, threads: int = THREADS) -> list[R]:
-    """Applies a function to items, a few at a time; returns the results in order."""
+def parallel_map(work: Callable[[T], R], items: Iterable[T], *, threads: int | None = None) -> list[R]:
+    """Applies a function to items, `threads` or a few at a time; returns the results in order."""
     listed = list(items)
     if len(listed) < 2:
         return [work(item) for item in listed]
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads or num_threads()) as pool:
         return list(pool.map(work, listed))
+
+
+def in_groups(
+    work: Callable[[T], R], groups: Iterable[Sequence[T]], *, threads: int, ahead: int
+) -> Generator[list[Future[R]], None, None]:
+    """Begins work on groups of items, in order, and yields each group's results, which may not be there yet.
+
+    The threads are daemons: one that never ends, such as a read from a dead file server, does not keep the process from
+    exiting, as one of a ThreadPoolExecutor would.
+
+    Args:
+        work: Is applied to each item.
+        groups: The groups.
+        threads: Number of items in work at a time.
+        ahead: Number of further groups to begin before the caller asks for them.
+    """
+    jobs: Jobs = SimpleQueue()
+    pool = [Thread(target=_work, args=(jobs,), name=f"read-{n}", daemon=True) for n in range(threads)]
+    begun: deque[list[Future[R]]] = deque()
+    try:
+        for thread in pool:
+            thread.start()
+        for group in groups:
+            begun.append([_begin(jobs, partial(work, item)) for item in group])
+            if len(begun) > ahead:
+                yield begun.popleft()
+        while begun:
+            yield begun.popleft()
+    finally:
+        with suppress(Empty):
+            while True:
+                jobs.get_nowait()
+        for _ in pool:
+            jobs.put(None)
+        ends_at = time.monotonic() + GRACE_S
+        for thread in pool:
+            if thread.ident is not None:
+                thread.join(max(0.0, ends_at - time.monotonic()))
+
+
+def _begin(jobs: Jobs, job: Callable[[], R]) -> Future[R]:
+    future: Future[R] = Future()
+    jobs.put((future, job))
+    return future
+
+
+def _work(jobs: Jobs) -> None:
+    for future, job in iter(jobs.get, None):
+        _do(future, job)
+        del future, job  # while this thread waits, only the caller holds the result
+
+
+def _do(future: Future[R], job: Callable[[], R]) -> None:
+    try:
+        future.set_result(job())
+    except BaseException as error:  # raised when the caller asks for the result
+        future.set_exception(error)

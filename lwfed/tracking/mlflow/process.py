@@ -1,8 +1,8 @@
 """Follows a run's log for MLflow in a separate process, so that training waits for no import, database or server.
 
-A thread would share the interpreter's lock with training for the seconds that `import mlflow` takes, and a worker of a
-data loader forked meanwhile could inherit a module lock that is never released. So events are appended to a file in a
-scratch folder; the process (`delivery.serve`) reads the file, delivers the events, and writes its status.
+A thread would share the interpreter's lock with training for the seconds that `import mlflow` takes. So events are
+appended to a file in a scratch folder; the process (`delivery.serve`) reads the file, delivers the events and writes
+its status.
 """
 
 from __future__ import annotations

@@ -93,10 +93,13 @@ def test_presets_are_listed() -> None:
     assert all(name in text for name in preset_names()) and "(default)" in text
 
 
-def test_a_machine_is_checked(tmp_path: Path) -> None:
+def test_a_machine_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = call_json("doctor", "--store", str(tmp_path / "store"))
     assert told["ok"] and any("is writable" in finding["what"] for finding in told["findings"])
     assert not (tmp_path / "store").exists(), "looking leaves no store behind"
+    monkeypatch.setenv("LWFED_CPUS", "1")
+    told = call_json("doctor", "--store", str(tmp_path / "store"))
+    assert any(finding["what"].startswith("1 CPU(s)") for finding in told["findings"])
     (tmp_path / "file").write_bytes(b"")
     ended = CliRunner().invoke(app, ["doctor", "--store", str(tmp_path / "file" / "x"), "--json"])
     assert ended.exit_code == 1

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
+import threading
 from itertools import islice
 
 import pytest
@@ -74,7 +74,7 @@ def test_the_number_of_workers_changes_nothing(workers: int) -> None:
     assert all(equal(one, two) for one, two in zip(*evaluated, strict=True))
     assert torch.equal(state, torch.get_rng_state())
     gc.collect()
-    assert not multiprocessing.active_children()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read-")]
 
 
 def test_an_epoch_holds_each_example_once_but_for_a_last_one_alone() -> None:
@@ -136,7 +136,7 @@ def test_a_stream_may_have_a_length_or_be_left_early(workers: int) -> None:
     next(stream)
     stream.close()
     gc.collect()
-    assert not multiprocessing.active_children()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read-")]
 
 
 def test_one_example_is_too_few() -> None:

@@ -88,7 +88,7 @@ def test_a_process_that_dies_between_rounds_costs_no_client_a_try(tmp_path: Path
     assert committed(bench, stage)
 
 
-def test_workers_train_on_several_threads_with_loaders_and_end_in_the_same_digest(tmp_path: Path) -> None:
+def test_workers_train_and_read_on_several_threads_and_end_in_the_same_digest(tmp_path: Path) -> None:
     options = ("training.threads=2", "data.workers=1", "data.augment=true", "stages.rounds=[1,1]")
     here = run_tiny(tmp_path / "here", *options)
     there = run_tiny(

@@ -109,8 +109,7 @@ def test_batches_on_a_gpu_are_those_on_the_cpu() -> None:
     assert [float(value) for value in sums] == expected
 
 
-def test_worker_processes_change_no_bit_and_end_well(tmp_path: Path) -> None:
-    """The training loader forks its workers beside threads, after an evaluation's loader has forked its own."""
+def test_reading_in_threads_changes_no_bit(tmp_path: Path) -> None:
     alone = run_tiny(tmp_path / "a", "levers.prefix_cache=never")
     helped = run_tiny(tmp_path / "b", "levers.prefix_cache=never", "data.workers=1")
     assert alone.digest == helped.digest

@@ -31,6 +31,22 @@ def test_threads_do_not_change_if_none_are_named() -> None:
         assert torch.get_num_threads() == before
 
 
+@pytest.mark.parametrize(("named", "expected"), [(None, 1), (1, 1), (3, 3)])
+def test_only_a_number_that_is_named_may_exceed_the_cpus(
+    monkeypatch: pytest.MonkeyPatch, named: int | None, expected: int
+) -> None:
+    """A named number decides digests, so it is kept."""
+    monkeypatch.setenv("LWFED_CPUS", "1")
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        with deterministic(threads=named):
+            assert torch.get_num_threads() == expected
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [(MemoryError(), "the host"), (MemoryError("no room\nat all"), "no room"),

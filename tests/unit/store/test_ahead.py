@@ -1,10 +1,10 @@
-"""Laws of work beside work: order, no more than is said, errors in their place, and no harm to what is forked there."""
+"""Laws of work beside work: order, no more than is said, errors in their place."""
 
 from __future__ import annotations
 
 import gc
-import multiprocessing
-import warnings
+import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 
-from lwfed.store.ahead import parallel_map, prefetch
+from lwfed.store.ahead import GRACE_S, in_groups, parallel_map, prefetch
 
 
 class Value:
@@ -59,18 +59,49 @@ def test_an_error_comes_where_its_result_would() -> None:
         next(found)
 
 
-def test_a_process_that_is_forked_ahead_ends_well() -> None:
-    """Such as a loader's workers: one forked by a pool's thread would end with an error."""
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_groups_are_in_order_and_begun_no_further_ahead_than_agreed(threads: int, ahead: int) -> None:
+    asked: list[int] = []
 
-    def job() -> int | None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Python's word on forks beside threads
-            process = multiprocessing.get_context("fork").Process(target=int)
-            process.start()
-        process.join()
-        return process.exitcode
+    def groups() -> Iterator[list[int]]:
+        for number, group in enumerate(([0, 1, 2], [], [3], [4, 5], [6])):
+            asked.append(number)
+            yield group
 
-    assert list(prefetch([job, job])) == [0, 0]
+    found = []
+    for number, futures in enumerate(in_groups(lambda n: n * n, groups(), threads=threads, ahead=ahead)):
+        assert len(asked) <= number + 1 + ahead
+        found.append([future.result() for future in futures])
+    assert found == [[0, 1, 4], [], [9], [16, 25], [36]]
+
+
+def test_an_error_of_one_item_is_its_own() -> None:
+    with closing(in_groups(lambda n: 1 // n, [[1, 0, 1]], threads=2, ahead=1)) as groups:
+        good, bad, last = next(groups)
+        assert (good.result(), last.result()) == (1, 1)
+        with pytest.raises(ZeroDivisionError):
+            bad.result()
+
+
+def test_what_is_not_begun_when_a_stream_is_left_is_not_done() -> None:
+    go, begun = threading.Event(), []
+
+    def work(number: int) -> int:
+        begun.append(number)
+        go.wait()
+        return number
+
+    groups = in_groups(work, [[0, 1, 2, 3]], threads=1, ahead=0)
+    next(groups)
+    started = time.monotonic()
+    groups.close()  # a thread that is stuck keeps nobody waiting
+    assert time.monotonic() - started < 10 * GRACE_S
+    go.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("read-"):
+            thread.join()
+    assert begun in ([], [0])
 
 
 def test_parallel_map_keeps_the_order() -> None:

@@ -277,7 +277,7 @@ def test_memory_is_limited_to_what_is_asked_for_unless_more_is_named() -> None:
 @pytest.mark.parametrize(
     ("pool", "size"), [({}, None), ({"gpus": 1}, "1Gi"), ({"shm": "2Gi"}, "2Gi"), ({"gpus": 2, "shm": "8Gi"}, "8Gi")]
 )
-def test_shared_memory_is_there_where_loaders_and_gpus_need_it(pool: dict[str, Any], size: str | None) -> None:
+def test_shared_memory_is_there_where_gpus_need_it(pool: dict[str, Any], size: str | None) -> None:
     manifest = made(pool)
     volumes = {volume["name"]: volume for volume in pod_of(manifest)["volumes"]}
     mounts = {mount["mountPath"]: mount["name"] for mount in container_of(manifest)["volumeMounts"]}
