@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
 from lwfed.cli import tables
 from lwfed.cli.options import DEFAULT_STORE, Json, RunId, StoreUri
 from lwfed.drive.console import make_console, make_table, print_json
 from lwfed.formats import HEADLINES, metric_text
 from lwfed.run import runs
+from lwfed.spec.document import write_yaml
 from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store
@@ -88,7 +87,7 @@ def show(run_id: RunId, store: StoreUri = DEFAULT_STORE, as_json: Json = False) 
     if overview["digest"]:
         console.print(f"digest  {overview['digest']}", highlight=False)
     console.print("[bold]spec[/]")
-    console.print(yaml.safe_dump(run.spec, sort_keys=False, width=110).rstrip(), highlight=False, markup=False)
+    console.print(write_yaml(run.spec, width=110).rstrip(), highlight=False, markup=False)
 
 
 def _from(parent: dict[str, Any] | None) -> str:

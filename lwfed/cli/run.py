@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +27,7 @@ from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store
 from lwfed.types.errors import NotFoundError, SpecError
 from lwfed.types.records import RunSummary
+from lwfed.types.uris import scheme_of
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -139,15 +141,17 @@ def _closing_lines(summary: RunSummary, *, store: Store, console: Console, spec:
     if store.has(report):
         lines["report"] = f"{store.uri}/{report}"
     if spec.tracking.uri is not None:
-        lines["mlflow"] = _how_to_see(spec.tracking.ui or environment.mlflow_uri() or spec.tracking.uri)
+        lines["mlflow"] = _how_to_see(environment.mlflow_uri() or spec.tracking.uri, ui=spec.tracking.ui)
     for name, value in lines.items():
         console.print(f"{name:>8}  {value}", highlight=False, soft_wrap=True)
 
 
-def _how_to_see(tracking_uri: str) -> str:
+def _how_to_see(tracking_uri: str, *, ui: str | None = None) -> str:
     """Returns how to see runs in MLflow: the server's page, or the command that starts a server."""
-    is_server = tracking_uri.startswith(("http://", "https://"))
-    return f"open {tracking_uri}" if is_server else f"mlflow ui --backend-store-uri {tracking_uri}"
+    is_server = scheme_of(tracking_uri) in ("http", "https") or tracking_uri.startswith("databricks")
+    if ui or is_server:
+        return f"open {ui or tracking_uri}"
+    return f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
 
 
 def _checked(run_id: str | None) -> str | None:

@@ -10,7 +10,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
@@ -27,6 +26,7 @@ from lwfed.formats import (
 from lwfed.report.ledger import Row, ledger_rows, totals
 from lwfed.report.pages import page
 from lwfed.report.series import stages_of
+from lwfed.spec.document import write_yaml
 from lwfed.types.canonical import digest_of
 from lwfed.types.records import RoundRecord, RunRecord, StageRecord
 
@@ -99,7 +99,7 @@ def render(
         lost_residuals=[(r.global_round, client) for r in rounds for client in r.lost_residuals],
         partition=figures["partition"],
         retrieval=[_query(item) for item in retrieval or ()],
-        spec=yaml.safe_dump(run.spec, sort_keys=False, allow_unicode=True, width=100),
+        spec=write_yaml(run.spec, width=100),
     )
 
 

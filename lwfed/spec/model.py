@@ -35,6 +35,7 @@ class EncoderSpec(Section):
     @model_validator(mode="after")
     def _fits_its_family(self) -> Self:
         encoder_family(self.family).check(self)
+        encoder_family(self.family).check_types(self.config)
         return self
 
     def blocks_at(self, stage: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from lwfed.catalog.blocks import BlockShape, block, linear, norm, patches_cost, transformer
 from lwfed.catalog.costs import Architecture, Count, Unit
 from lwfed.catalog.encoder import EncoderDescription, EncoderSettings, Input, Usage
-from lwfed.catalog.stored import transformers_settings
+from lwfed.catalog.stored import HARMLESS, transformers_settings
 from lwfed.types.tensors import TensorSpec
 
 MODEL_TYPE = "audio-spectrogram-transformer"
@@ -98,6 +98,7 @@ DESCRIPTION = EncoderDescription(
     inputs=inputs,
     architecture=architecture,
     hub=HUB,
+    types=DEFAULTS | HARMLESS,
     usage=Usage(
         what="transformers ASTModel and its feature extractor",
         how="`AutoModel`, `AutoFeatureExtractor`",
