@@ -34,11 +34,11 @@ def plan(
         float | None, typer.Option("--link-mbps", metavar="N", min=0, help="A client's link in megabits per second.")
     ] = None,
     num_examples: Annotated[
-        int | None, typer.Option("--examples", metavar="N", help="Examples per client; default: from the data.")
+        int | None, typer.Option("--examples", metavar="N", min=1, help="Examples per client; default: from the data.")
     ] = None,
     tokens: Annotated[
         int | None,
-        typer.Option("--tokens", metavar="T", help="Tokens per caption; default: max_tokens."),
+        typer.Option("--tokens", metavar="T", min=1, help="Tokens per caption; default: max_tokens."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -54,9 +54,10 @@ def plan(
     from lwfed.cost.ledger import end_to_end_cost, stage_costs
     from lwfed.cost.levers import savings
     from lwfed.plan.stages import plan_stages
-    from lwfed.steps.prepare import count_architecture
+    from lwfed.steps.prepare import count_architecture, refuse_weights
 
     values = load_spec(spec, overrides=override or [])
+    refuse_weights(values.model)
     device_bytes = None if device_memory is None else parse_size(device_memory)
     architectures = architectures_of(values.model, folder=environment.cache_folder(), count=count_architecture)
     stages = plan_stages(values, depths={m: item.depth for m, item in architectures.items()})
@@ -147,7 +148,7 @@ def _draw_partition(clients: list[dict[str, Any]], *, kind: str) -> None:
     if labelled:
         table.add_column("labels")
     for item in clients:
-        bar = "█" * max(1, round(BAR * item["num_examples"] / max(sizes)))
+        bar = ("#" if console.options.ascii_only else "█") * max(1, round(BAR * item["num_examples"] / max(sizes)))
         cells = [item["client"], str(item["num_examples"]), bar]
         if labelled:
             cells.append("  ".join(f"{name} {count}" for name, count in item["labels"].items() if count))

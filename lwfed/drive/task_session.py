@@ -31,6 +31,7 @@ def task_session(spec: str, store: str, *, resources: Mapping[str, Any] | None =
     Raises:
         LwfedError: The store, the spec in it or the cluster does not answer.
     """
+    environment.quiet()
     opened = open_store(store)
     values = with_resources(unpack_spec(spec, store=opened), resources)
     with driving(values, run_id=run_id_of(values), store=opened, console=make_console()) as session:

@@ -84,6 +84,7 @@ def replay_log(run: RunRecord, spec: TrackingSpec, *, store: Store) -> dict[str,
     target = target_of(spec)
     if target is None:
         raise SpecError(f"MLflow is switched off in run {run.run_id}", remedy="set tracking.uri when you start a run")
+    environment.lend_home()
     from lwfed.tracking.mlflow.delivery import replay_to_mlflow
 
     events = read_events(store.read_log(paths.events(run.run_id)))

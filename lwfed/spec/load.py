@@ -132,14 +132,17 @@ def _plain(values: Any) -> Any:
 
 
 def _parse_override(text: str) -> tuple[str, Any]:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # how Python reads bytes of an argument that its locale does not know
+        raise SpecError(f"the override {ascii(text)} is not UTF-8 text", remedy="set LC_ALL=C.UTF-8") from None
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
         raise SpecError(f"the override `{text}` has no `=`", remedy="write -o training.batch_size=64")
     try:
         return key.strip(), read_yaml(value)
     except ValueError:
-        shown = text[:100].encode(errors="backslashreplace").decode()
-        raise SpecError(f"the value of the override `{shown}` is not YAML", remedy="quote it") from None
+        raise SpecError(f"the value of the override `{text[:100]}` is not YAML", remedy="quote it") from None
 
 
 def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:

@@ -60,9 +60,10 @@ def draft(
 
     Raises:
         SpecError: Stage cuts do not fit the encoders.
-        DataError: The data are missing.
+        DataError: The data or the weights are missing, or the weights have an unsupported format.
         ResumeError: The run exists with another plan.
     """
+    refuse_weights(spec.model)
     architectures = architectures_of(spec.model, folder=cache, count=count_architecture)
     depths = {modality: item.depth for modality, item in architectures.items()}
     plans = plan_stages(spec, depths=depths)
@@ -171,6 +172,16 @@ def count_architecture(encoder: EncoderSpec) -> dict[str, Any]:
     from lwfed.models.inspect import count
 
     return count(encoder)
+
+
+def refuse_weights(model: ModelSpec) -> None:
+    """Raises DataError if local weights are missing or have an unsupported format, whatever else is wrong."""
+    for encoder in model.encoders.values():
+        if encoder.weights:
+            from lwfed.models.weights import is_hub_id, tensor_files  # loads torch
+
+            if not is_hub_id(encoder.weights):
+                tensor_files(encoder.weights)
 
 
 def _with_stages_of(run: RunRecord, parent: tuple[str, int], *, store: Store) -> RunRecord:

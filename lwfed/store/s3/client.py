@@ -102,7 +102,7 @@ def read_access() -> Access:
 def _first(folder: Path, names: Collection[str]) -> str | None:
     for name in names:
         with suppress(OSError):
-            if text := (folder / name).read_text().strip():
+            if text := (folder / name).read_text(encoding="utf-8").strip():
                 return text
     return None
 
@@ -176,6 +176,9 @@ class Connection:
         """The process's client."""
         if self._access is None:
             self._access = read_access()
+        for name, value in (*environment.aws_variables(), *vars(self._access).items()):
+            if value and not value.isprintable():
+                raise SpecError(f"{name} has a line break or a control character", remedy="write its value as one line")
         try:
             return _client(os.getpid(), self._access, self.patience_s, environment.aws_variables())
         except (exceptions.BotoCoreError, ValueError) as error:
