@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard
 
 MISSING = "–"
@@ -63,6 +63,11 @@ def percent_text(value: Any) -> str:
 def factor_text(value: Any) -> str:
     """Returns a ratio: `2.34x`, `0.50x`, `150x`."""
     return MISSING if not finite(value) else f"{value:.2f}x" if abs(value) < 99.995 else f"{value:,.0f}x"
+
+
+def left_out_text(counts: Mapping[str, int]) -> str:
+    """Returns what data leave out, as `left out: 2 blank captions, 1 hidden files`; empty if it is nothing."""
+    return "left out: " + ", ".join(f"{count} {what}" for what, count in counts.items()) if counts else ""
 
 
 def seconds_text(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from lwfed.cli import tables
 from lwfed.cli.options import DEFAULT_STORE, Json, RunId, StoreUri
 from lwfed.drive.console import make_console, make_table, print_json
-from lwfed.formats import HEADLINES, metric_text
+from lwfed.formats import HEADLINES, left_out_text, metric_text
 from lwfed.run import runs
 from lwfed.spec.document import write_yaml
 from lwfed.store import paths
@@ -78,6 +78,8 @@ def show(run_id: RunId, store: StoreUri = DEFAULT_STORE, as_json: Json = False) 
     )
     if run.parent:
         console.print(f"from stage {run.parent.stage} of {run.parent.run_id}", highlight=False)
+    if run.data.left_out:
+        console.print(left_out_text(run.data.left_out), highlight=False)
     if stages:
         console.print(tables.stages_table(stages, end_to_end=run.end_to_end))
     if rounds:

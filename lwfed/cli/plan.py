@@ -12,6 +12,7 @@ from lwfed.catalog.source import data_source
 from lwfed.cli import tables
 from lwfed.cli.options import Json, Overrides, Spec
 from lwfed.drive.console import make_console, make_table, print_json
+from lwfed.formats import left_out_text
 from lwfed.spec.load import DEFAULT_PRESET, load_spec, preset_names
 from lwfed.spec.run import RunSpec
 from lwfed.types.errors import DataError, SpecError
@@ -116,7 +117,7 @@ def partition(spec: Spec = None, override: Overrides = None, as_json: Json = Fal
     """Show how the training examples are divided among clients: sizes, and a histogram of the labels."""
     from lwfed.data.partition import describe
     from lwfed.round.shares import readable_examples, shares_of
-    from lwfed.steps.sources import server_source
+    from lwfed.steps.sources import left_out, server_source
     from lwfed.store.opening import open_store
 
     values = load_spec(spec, overrides=override or [])
@@ -131,10 +132,14 @@ def partition(spec: Spec = None, override: Overrides = None, as_json: Json = Fal
         seed=str(values.seed),
     )
     clients = describe(examples, shares=shares, classes=source.classes)
+    missing = left_out(values, source, bad={"train": len(source.examples("train")) - len(examples)})
     if as_json:
-        print_json({"partition": values.federation.partition.model_dump(mode="json"), "clients": clients})
+        kind = values.federation.partition.model_dump(mode="json")
+        print_json({"partition": kind, "clients": clients, "left_out": missing})
         return
     _draw_partition(clients, kind=values.federation.partition.kind)
+    if missing:
+        make_console().print(left_out_text(missing), highlight=False)
 
 
 def _draw_partition(clients: list[dict[str, Any]], *, kind: str) -> None:

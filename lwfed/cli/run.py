@@ -15,9 +15,10 @@ from lwfed import environment
 from lwfed.cli import tables
 from lwfed.cli.history import open_runs, pick_run
 from lwfed.cli.options import DEFAULT_STORE, Fresh, Json, Overrides, RunId, Spec, StoreUri
+from lwfed.cost.architectures import architectures_of
 from lwfed.drive import training
 from lwfed.drive.console import make_console, print_json
-from lwfed.formats import metric_text, natural_order, seconds_text
+from lwfed.formats import amount_text, left_out_text, metric_text, natural_order, seconds_text
 from lwfed.run import runs
 from lwfed.run.runs import Options
 from lwfed.spec.load import build_spec, load_spec
@@ -106,6 +107,7 @@ def _resubmit(run_id: str, **options: Any) -> None:
 def _execute(spec: RunSpec, *, options: Options, as_json: bool, last_stage: int | None = None) -> None:
     console = make_console(stderr=as_json)
     store = open_store(spec.store.uri)
+    console.print(_size(spec), highlight=False, soft_wrap=True)
     request = training.look_up(spec, options=options, store=store, whole=last_stage is None)
     if request.done is not None:
         _show_finished(request.done, store=store, console=console, as_json=as_json)
@@ -113,9 +115,23 @@ def _execute(spec: RunSpec, *, options: Options, as_json: bool, last_stage: int 
     summary = training.train(request, store=store, console=console, last_stage=last_stage)
     console.print()
     console.print(tables.stages_table(summary.stages, end_to_end=summary.ledger["predicted"]["end_to_end"]))
+    run = runs.read_run(store, summary.run_id)
     _closing_lines(summary, store=store, console=console, spec=spec)
     if as_json:
-        print_json(summary.to_values())
+        print_json({**summary.to_values(), "left_out": run.data.left_out})
+
+
+def _size(spec: RunSpec) -> str:
+    """Returns the size of the model's encoders in words, known without data."""
+    from lwfed.steps.prepare import count_architecture, refuse_weights
+
+    refuse_weights(spec.model)
+    known = architectures_of(spec.model, folder=environment.cache_folder(), count=count_architecture)
+    sizes = []
+    for modality, item in known.items():
+        parameters = sum(tensor.numel for tensor in item.tensors(modality).values() if not tensor.buffer)
+        sizes.append(f"{modality} {item.name}: {item.depth} blocks, {amount_text(parameters)} parameters")
+    return f"[bold]{spec.name}[/]  {'; '.join(sizes)}; {sum(spec.stages.rounds)} rounds"
 
 
 def _show_finished(run_id: str, *, store: Store, console: Console, as_json: bool) -> None:
@@ -127,9 +143,11 @@ def _show_finished(run_id: str, *, store: Store, console: Console, as_json: bool
     )
     summary = summary.changed(stages=[stage.changed(reused=True) for stage in summary.stages])
     console.print(tables.stages_table(summary.stages, end_to_end=run.end_to_end))
+    if run.data.left_out:
+        console.print(left_out_text(run.data.left_out), highlight=False)
     _closing_lines(summary, store=store, console=console, spec=runs.spec_of(run))
     if as_json:
-        print_json(summary.to_values())
+        print_json({**summary.to_values(), "left_out": run.data.left_out})
 
 
 def _closing_lines(summary: RunSummary, *, store: Store, console: Console, spec: RunSpec) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -45,6 +45,9 @@ class Source(Protocol):
 
     def version(self) -> str:
         """Returns a digest of the data's content, wherever they are stored."""
+
+    def left_out(self) -> Mapping[str, int]:
+        """Returns what lies with the data and is part of no example -> how many; see `lwfed.data.left_out`."""
 
     def image(self, example: Example) -> Image.Image:
         """Reads the example's image (RGB). Raises DataError, with the file's name, if it cannot."""

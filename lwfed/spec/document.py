@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -30,8 +30,7 @@ _SCALARS = {
 class _Loader(yaml.SafeLoader):
     """PyYAML with the core schema of YAML 1.2 in place of YAML 1.1's, under which `yes` is true and 010 is 8."""
 
-    yaml_implicit_resolvers: dict[str | None, list[Any]] = {}  # noqa: RUF012  # PyYAML's own name
-    yaml_constructors: dict[str | None, Any] = {}  # noqa: RUF012  # PyYAML's own name
+    yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012  # of the class, as in PyYAML
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         """Takes keys as they are written, and refuses duplicates, of which PyYAML would take the last."""
@@ -69,6 +68,14 @@ class _Loader(yaml.SafeLoader):
             case _:
                 return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
+    yaml_constructors: ClassVar[dict[Any, Any]] = {
+        **dict.fromkeys((f"{_TAG}null", f"{_TAG}bool", f"{_TAG}int", f"{_TAG}float"), construct_scalar_of),
+        f"{_TAG}str": yaml.SafeLoader.construct_yaml_str,
+        f"{_TAG}seq": yaml.SafeLoader.construct_yaml_seq,
+        f"{_TAG}map": yaml.SafeLoader.construct_yaml_map,
+        None: yaml.SafeLoader.construct_undefined,  # any other tag
+    }
+
 
 class _Dumper(yaml.SafeDumper):
     """Quotes text that YAML 1.1 or 1.2 would read as something else."""
@@ -76,13 +83,8 @@ class _Dumper(yaml.SafeDumper):
 
 for _kind, _pattern in _SCALARS.items():
     _Loader.add_implicit_resolver(f"{_TAG}{_kind}", re.compile(rf"(?:{_pattern})\Z"), None)
-    _Loader.add_constructor(f"{_TAG}{_kind}", _Loader.construct_scalar_of)
     _Dumper.add_implicit_resolver(f"{_TAG}{_kind}", re.compile(rf"(?:{_pattern})\Z"), None)
 _Loader.add_implicit_resolver(f"{_TAG}merge", re.compile(r"<<\Z"), None)
-_Loader.add_constructor(f"{_TAG}str", yaml.SafeLoader.construct_yaml_str)
-_Loader.add_constructor(f"{_TAG}seq", yaml.SafeLoader.construct_yaml_seq)
-_Loader.add_constructor(f"{_TAG}map", yaml.SafeLoader.construct_yaml_map)
-_Loader.add_constructor(None, yaml.SafeLoader.construct_undefined)
 
 
 def read_yaml(text: str) -> Any:

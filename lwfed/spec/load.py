@@ -135,7 +135,7 @@ def _parse_override(text: str) -> tuple[str, Any]:
     try:
         text.encode()
     except UnicodeEncodeError:  # how Python reads bytes of an argument that its locale does not know
-        raise SpecError(f"the override {ascii(text)} is not UTF-8 text", remedy="set LC_ALL=C.UTF-8") from None
+        raise SpecError(f"the override {text!a} is not UTF-8 text", remedy="set LC_ALL=C.UTF-8") from None
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
         raise SpecError(f"the override `{text}` has no `=`", remedy="write -o training.batch_size=64")

@@ -24,7 +24,7 @@ def inspect_client(task: InspectTask, *, store: Store, emit: Emit) -> dict[str, 
 
     Returns:
         The committed value: client, version, num_train (training examples), num_examples, bad (example -> why it
-        cannot be read).
+        cannot be read), left_out (what is part of no example -> how many).
 
     Raises:
         DataError: The data are missing, unreadable or too few.
@@ -50,6 +50,7 @@ def inspect_client(task: InspectTask, *, store: Store, emit: Emit) -> dict[str, 
         "num_examples": len(examples),
         "num_train": len(train),
         "bad": dict(bad),
+        "left_out": dict(source.left_out()),
     }
     if value != known:
         store.write_ref(ref, value)

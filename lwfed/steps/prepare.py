@@ -22,7 +22,15 @@ from lwfed.run.version import chosen_by, code_version
 from lwfed.spec.load import to_values
 from lwfed.spec.model import EncoderSpec, ModelSpec
 from lwfed.spec.run import RunSpec
-from lwfed.steps.sources import data_versions, server_source, spec_at, training_examples, usable
+from lwfed.steps.sources import (
+    client_sources,
+    data_versions,
+    left_out,
+    server_source,
+    spec_at,
+    training_examples,
+    usable,
+)
 from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.types.canonical import digest_of
@@ -138,16 +146,20 @@ def prepare(
     spec = spec_at(runs.spec_of(run), root=root)
     source = server_source(spec)
     num_test = len(usable(source, "test", spec=spec, store=store, emit=emit))
+    bad = {"test": len(source.examples("test")) - num_test}
     tokens: dict[str, int] = {}
     if found:
         for its in found.values():  # clients may not write it: their credentials only allow their own prefix
             store.write_ref(paths.checked_data(its["version"], spec.model.modalities, "train"), {"bad": its["bad"]})
         clients = {client: its["num_train"] for client, its in sorted(found.items())}
         num_train = sum(its["num_examples"] for its in found.values())
+        bad["train"] = sum(len(its["bad"]) for its in found.values())
     else:
         train = training_examples(spec, source, store=store, emit=emit)
         clients = _client_sizes(runs.plans_of(run)[0], train)
         num_train = sum(len(examples) for examples in {id(e): e for e in train.values()}.values())
+        bad["train"] = sum(len(own.examples("train")) for own in (client_sources(spec) or {"": source}).values())
+        bad["train"] -= num_train
         tokens = _check_captions(spec, next(iter(train.values())), emit=emit)
     architectures = architectures_of(spec.model, folder=cache, count=count_architecture)
     predicted = _predict(
@@ -156,7 +168,10 @@ def prepare(
         num_classes=run.num_classes,
         tokens={modality: item.tokens for modality, item in architectures.items()} | tokens,
     )
-    run = run.changed(data=run.data.changed(num_test=num_test, num_train=num_train, clients=clients), **predicted)
+    counts: dict[str, Any] = {"num_test": num_test, "num_train": num_train, "clients": clients}
+    if missing := left_out(spec, source, bad=bad, found=found):
+        counts["left_out"] = missing
+    run = run.changed(data=run.data.changed(**counts), **predicted)
     if not store.write_ref(paths.run(run.run_id), run.to_values(), if_absent=True):  # another process was first
         return _resumed(run, store=store) or run
     return run

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lwfed.catalog.source import data_source
+from lwfed.data.left_out import UNREADABLE
 from lwfed.data.opening import open_source
 from lwfed.data.protocol import Example, Source
 from lwfed.plan.cohort import client_ids
@@ -123,6 +125,28 @@ def training_examples(spec: RunSpec, source: Source, *, store: Store, emit: Emit
         return {client: usable(its, "train", spec=spec, store=store, emit=emit) for client, its in own.items()}
     everything = usable(source, "train", spec=spec, store=store, emit=emit)
     return dict.fromkeys(client_ids(spec.federation.num_clients), everything)
+
+
+def left_out(
+    spec: RunSpec, source: Source, *, bad: Mapping[str, int], found: Mapping[str, Any] | None = None
+) -> dict[str, int]:
+    """Counts what all data of a run leave out.
+
+    Args:
+        spec: The experiment.
+        source: The server's data.
+        bad: Split -> number of its examples that cannot be read.
+        found: Client -> its description of data that only it can see; None: all data are here.
+
+    Returns:
+        What is left out -> how many, sorted.
+    """
+    counts = Counter({UNREADABLE: sum(bad.values())}) + Counter(source.left_out())
+    for its in found.values() if found else ():
+        counts += Counter(its.get("left_out", {}))
+    for own in () if found else client_sources(spec).values():
+        counts += Counter(own.left_out())
+    return dict(sorted(counts.items()))
 
 
 def spec_at(spec: RunSpec, *, root: str | None) -> RunSpec:

@@ -203,6 +203,7 @@ class DataRecord(Record):
         num_test: Number of examples that the server evaluates on.
         clients: Client -> number of examples it trains on.
         classes: Names of the classes; empty if there are no labels.
+        left_out: What is part of no example, or cannot be read -> how many.
     """
 
     source: str
@@ -211,6 +212,7 @@ class DataRecord(Record):
     num_test: int
     clients: dict[str, int] = Field(default_factory=dict)
     classes: list[str] = Field(default_factory=list)
+    left_out: dict[str, int] = Field(default_factory=dict)
 
 
 class RunRecord(Record):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import unquote, urlsplit
 
 from lwfed.types.errors import SpecError
 
+_FILE = re.compile(r"(?i:file:(//(localhost)?(?=/)|(?=/[^/])))(?P<path>/[^?#]*)")  # RFC 8089
+_ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 
 
@@ -37,11 +38,11 @@ def folder_of(place: str, *, key: str, others: str = "") -> str:
         return place
     if scheme != "file":
         raise SpecError(f"`{key}` {place}: the scheme {scheme}: is unknown", remedy=remedy)
+    named = _FILE.fullmatch(place)
+    path = _ESCAPE.sub(lambda escape: bytes.fromhex(escape[1].decode()), named["path"].encode()) if named else b""
     try:
-        parts = urlsplit(place)
-    except ValueError:
-        parts = urlsplit("")
-    path = unquote(parts.path)
-    if parts.netloc not in ("", "localhost") or not path.startswith("/") or parts.query or parts.fragment:
-        raise SpecError(f"`{key}` {place} names no absolute path", remedy="write file:///folder, or the path itself")
-    return path
+        if named:
+            return path.decode()
+    except UnicodeDecodeError:
+        pass
+    raise SpecError(f"`{key}` {place} names no absolute path", remedy="write file:///folder, or the path itself")

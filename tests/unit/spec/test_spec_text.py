@@ -24,7 +24,8 @@ SCALARS: list[tuple[str, Any]] = [
     ("0o8", "0o8"), ("1:30", "1:30"), ("-1:30.5", "-1:30.5"), ("\u0661", "\u0661"),
     ("1e3", 1000.0), ("1.", 1.0), (".5", 0.5), ("-12e-03", -0.012), ("1e", "1e"), (".", "."), ("1.2.3", "1.2.3"),
     (".inf", float("inf")), ("-.INF", float("-inf")), ("inf", "inf"), ("NaN", "NaN"),
-    ("2026-01-31", "2026-01-31"), ("=", "="), ("'12'", "12"), ('"true"', "true"), ("!!str 12", "12"), ("!!float 3", 3.0),
+    ("2026-01-31", "2026-01-31"), ("=", "="), ("'12'", "12"), ('"true"', "true"), ("!!str 12", "12"),
+    ("!!float 3", 3.0),
 ]  # fmt: skip
 
 
@@ -99,7 +100,8 @@ NOT_COERCED = [
     ("model.encoders.text.config.hidden_size", "16.0"), ("model.encoders.text.config.layer_norm_eps", "'1e-6'"),
     ("federation.aggregators", "[{kind: clipped, max_norm: '5'}]"),
     ("federation.aggregators", "[{kind: clipped, max_norm: .inf}]"),
-    ("kubernetes.env", "{A: 1}"), ("kubernetes.env", "{A: yes, B: true}"), ("kubernetes.pools", "[{name: a, gpus: '1'}]"),
+    ("kubernetes.env", "{A: 1}"), ("kubernetes.env", "{A: yes, B: true}"),
+    ("kubernetes.pools", "[{name: a, gpus: '1'}]"),
     ("kubernetes.pools", "[{name: a, affinity: {weight: .nan}}]"), ("kubernetes.heartbeat_s", "'15'"),
     ("levers.views", "yes"), ("evaluation.classes", "[1, 2]"), ("evaluation.prompts", "'{c}'"),
 ]  # fmt: skip
@@ -186,8 +188,10 @@ def test_a_spec_that_an_older_version_stored_is_read() -> None:
 @pytest.mark.parametrize(
     "override",
     [
-        "name=" + "[" * 5000, ".".join(["a"] * 5000) + "=1", "model.encoders.image.config.x=" + "{a: " * 500 + "}" * 500,
-        "a=" + "[" * (DEEPEST + 2) + "]" * (DEEPEST + 2), 'name="\\ud800"', "name=\udcff", "\udcff=1", 'data.root="a\\0b"',
+        "name=" + "[" * 5000, ".".join(["a"] * 5000) + "=1",
+        "model.encoders.image.config.x=" + "{a: " * 500 + "}" * 500,
+        "a=" + "[" * (DEEPEST + 2) + "]" * (DEEPEST + 2), 'name="\\ud800"', "name=\udcff", "\udcff=1",
+        'data.root="a\\0b"',
         "a=&a [*a]", "seed=" + "9" * 5000, "seed=0x" + "f" * 5000, "..=1", "a=: :",
         "a=[&a [1,1,1,1,1,1,1,1,1,1]" + "".join(f", &a [{','.join(['*a'] * 10)}]" for _ in range(9)) + "]",
     ],
