@@ -1,4 +1,4 @@
-"""Laws of the order of mistakes: an empty spec starts nothing, and a wrong format of weights is told before stage cuts."""
+"""Laws of the order of mistakes: an empty spec starts nothing, and weights are checked before stage cuts."""
 
 from __future__ import annotations
 
