@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,9 +46,40 @@ _PIPELINE_RUN = "KFP_RUN_ID"
 
 
 def quiet() -> None:
-    """Switches off libraries' telemetry, noise and long waits; keeps the user's own settings."""
+    """Switches off libraries' telemetry, noise and long waits; keeps the user's own settings.
+
+    A user without a name or home gets those that libraries look for, and keys lose the line breaks of their files.
+    """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    if not _has_home():
+        os.environ.setdefault("USER", str(os.getuid()))
+        os.environ.setdefault("XDG_CACHE_HOME", str(_scratch()))
+        os.environ.setdefault("MPLCONFIGDIR", str(_scratch() / "matplotlib"))
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        os.environ[name] = os.environ[name].strip()
+
+
+def lend_home() -> None:
+    """Gives a user without a home one among the temporary files, for MLflow, which looks for it when it is imported.
+
+    Until then `~` in a path is an error, and not a folder that the user did not mean.
+    """
+    if not _has_home():
+        os.environ["HOME"] = str(_scratch())
+
+
+def _has_home() -> bool:
+    try:
+        Path.home()
+    except RuntimeError:  # HOME is not set, and the system does not know the user
+        return False
+    return True
+
+
+def _scratch() -> Path:
+    """Returns the folder for reproducible files of a user without a home."""
+    return Path(tempfile.gettempdir()) / f"lwfed-{os.getuid()}"
 
 
 def mlflow_adopted_run_id() -> str | None:
@@ -66,7 +98,8 @@ def mlflow_uri() -> str | None:
 
 
 def child_environment(**extra: str) -> dict[str, str]:
-    """Returns the environment of a child process: this process's own without its adopted MLflow run."""
+    """Returns the environment of a child process: this process's own without its adopted MLflow run, with a home."""
+    lend_home()
     inherited = {name: value for name, value in os.environ.items() if name != _ADOPTED}
     return {**inherited, **extra}
 
@@ -103,11 +136,15 @@ def debug() -> bool:
 
 
 def cache_folder() -> Path:
-    """The folder for reproducible files: `LWFED_CACHE`, else `lwfed` below `XDG_CACHE_HOME` or `~/.cache`."""
+    """The folder for reproducible files: `LWFED_CACHE`, else `lwfed` below `XDG_CACHE_HOME` or `~/.cache`.
+
+    A user without a home has it among the temporary files.
+    """
     own = _text("LWFED_CACHE")
     if own:
         return Path(own).expanduser()
-    return Path(_text("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lwfed"
+    cache = _text("XDG_CACHE_HOME") or ("~/.cache" if _has_home() else str(_scratch()))
+    return Path(cache).expanduser() / "lwfed"
 
 
 def _text(name: str) -> str | None:

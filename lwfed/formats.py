@@ -74,6 +74,11 @@ def factor_text(value: Any) -> str:
     return MISSING if not finite(value) else f"{value:.2f}x" if abs(value) < 99.995 else f"{value:,.0f}x"
 
 
+def left_out_text(counts: Mapping[str, int]) -> str:
+    """Returns what data leave out, as `left out: 2 blank captions, 1 hidden files`; empty if it is nothing."""
+    return "left out: " + ", ".join(f"{count} {what}" for what, count in counts.items()) if counts else ""
+
+
 def seconds_text(value: Any) -> str:
     """Returns a time in at most two units: `9.9 s`, `42 s`, `3 min 5 s`, `2 h 3 min`."""
     if not finite(value):

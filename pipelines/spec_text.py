@@ -28,7 +28,7 @@ def spec_text(spec: RunSpec, *, store: Store | None = None) -> str:
     Returns:
         Canonical JSON, or `sha256:` and the digest of the spec in the store.
     """
-    values = without_defaults(spec)
+    values = {"name": spec.name, **without_defaults(spec)}  # never empty: an empty spec is refused
     values.setdefault("training", {}).setdefault("rate_scaling", None)  # its absence would mean version 0.1
     if to_values(build_spec(values)) != to_values(spec):
         return pack_spec(spec, store=store)

@@ -109,6 +109,7 @@ class EncoderDescription:
         architecture: Returns its tensors and costs by formulas, or None for a spec with a key that they do not cover.
             A family without formulas is counted on PyTorch's meta device, for which `lwfed plan` loads torch.
         hub: Hub id of known weights -> their config, if it differs from the library's defaults.
+        types: Key of `config` -> a value of its type.
     """
 
     modality: str
@@ -120,6 +121,32 @@ class EncoderDescription:
     check: Callable[[EncoderSettings], None] = without_arch
     architecture: Callable[[EncoderSettings], Architecture | None] | None = None
     hub: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    types: Mapping[str, Any] = field(default_factory=dict)
+
+    def check_types(self, config: Mapping[str, Any]) -> None:
+        """Raises ValueError if a value has another type than its key: no text is a number, and no number a bool."""
+        for key in sorted(set(config) & set(self.types)):
+            value, like = config[key], self.types[key]
+            if not fits_type(value, like):
+                raise ValueError(f"`config.{key}` must be {_TYPES[type(like)]} (got {value!r})")
+
+
+_TYPES: Mapping[type, str] = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "text",
+    tuple: "integers",
+}
+
+
+def fits_type(value: Any, like: Any) -> bool:
+    """Returns whether a value has the type of another; an integer fits a float, and a tuple's items may stand alone."""
+    if isinstance(like, tuple):
+        return all(fits_type(item, like[0]) for item in (value if isinstance(value, list | tuple) else [value]))
+    if isinstance(value, bool) or isinstance(like, bool | str):
+        return type(value) is type(like)
+    return isinstance(value, int | float if isinstance(like, float) else int)
 
 
 def encoder_family(name: str) -> EncoderDescription:

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lwfed.catalog.encoder import EncoderSettings
+from lwfed.catalog.encoder import EncoderSettings, fits_type
 
-HARMLESS: frozenset[str] = frozenset(
-    {"initializer_range", "layer_norm_eps", "pad_token_id", "eos_token_id", "bos_token_id"}
-)
-"""Overrides that do not affect any count."""
+HARMLESS: dict[str, Any] = {
+    "initializer_range": 0.02, "layer_norm_eps": 1e-12, "pad_token_id": 0, "eos_token_id": 0, "bos_token_id": 0,
+}  # fmt: skip
+"""Overrides that do not affect any count -> a value of their type."""
 
 
 def stored_config(weights: str | None, *, hub: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -72,10 +72,8 @@ def are_valid(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
     """Returns whether all settings have their default's type, and all sizes are above 0."""
 
     def good(value: Any, default: Any) -> bool:
-        if isinstance(default, bool | str):
-            return isinstance(value, type(default))
-        if isinstance(default, float):
-            return isinstance(value, int | float) and value >= 0
-        return isinstance(value, int) and value > 0
+        if not fits_type(value, default) or isinstance(default, bool | str):
+            return fits_type(value, default)
+        return bool(value >= 0 if isinstance(default, float) else value > 0)
 
     return all(good(settings[key], default) for key, default in defaults.items())

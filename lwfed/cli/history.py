@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from lwfed.cli import tables
 from lwfed.cli.options import DEFAULT_STORE, Json, RunId, StoreUri
 from lwfed.drive.console import make_console, make_table, print_json
 from lwfed.drive.trackers import replay_log
-from lwfed.formats import HEADLINES, metric_text, rates_text
+from lwfed.formats import HEADLINES, left_out_text, metric_text, rates_text
 from lwfed.models.weights import inputs_text
 from lwfed.plan.stages import learning_rates
 from lwfed.run import runs
+from lwfed.spec.document import write_yaml
 from lwfed.spec.model import ModelSpec
 from lwfed.spec.stored import OLD_RATES, scales_implicitly, stored_values
 from lwfed.store import paths
@@ -88,6 +88,8 @@ def show(run_id: RunId, store: StoreUri = DEFAULT_STORE, as_json: Json = False) 
         console.print(f"inputs  {inputs_text(ModelSpec.model_validate(run.model).encoders)}", markup=False)
     if scales_implicitly(run.spec):
         console.print(OLD_RATES)
+    if run.data.left_out:
+        console.print(left_out_text(run.data.left_out))
     if stages:
         console.print(tables.stages_table(stages, end_to_end=run.end_to_end))
     if rounds:
@@ -97,7 +99,7 @@ def show(run_id: RunId, store: StoreUri = DEFAULT_STORE, as_json: Json = False) 
     if overview["digest"]:
         console.print(f"digest  {overview['digest']}")
     console.print("[bold]spec[/]")
-    console.print(yaml.safe_dump(stored_values(run.spec), sort_keys=False, width=110).rstrip(), markup=False)
+    console.print(write_yaml(stored_values(run.spec), width=110).rstrip(), markup=False)
 
 
 def report(

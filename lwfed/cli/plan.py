@@ -13,7 +13,7 @@ from lwfed.cli import tables
 from lwfed.cli.options import Json, Overrides, Spec
 from lwfed.drive.console import make_console, make_table, print_json
 from lwfed.drive.display import Display
-from lwfed.formats import rates_text
+from lwfed.formats import left_out_text, rates_text
 from lwfed.spec.load import DEFAULT_PRESET, load_spec, preset_names
 from lwfed.spec.run import RunSpec
 from lwfed.types.errors import DataError, SpecError
@@ -41,11 +41,11 @@ def plan(
         float | None, typer.Option("--link-mbps", metavar="N", min=0, help="A client's link in megabits per second.")
     ] = None,
     num_examples: Annotated[
-        int | None, typer.Option("--examples", metavar="N", help="Examples per client; default: from the data.")
+        int | None, typer.Option("--examples", metavar="N", min=1, help="Examples per client; default: from the data.")
     ] = None,
     tokens: Annotated[
         int | None,
-        typer.Option("--tokens", metavar="T", help="Tokens per caption; default: max_tokens."),
+        typer.Option("--tokens", metavar="T", min=1, help="Tokens per caption; default: max_tokens."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -62,10 +62,11 @@ def plan(
     from lwfed.cost.levers import savings
     from lwfed.models.weights import inputs_text
     from lwfed.plan.stages import learning_rates, plan_stages
-    from lwfed.steps.prepare import count_architecture
+    from lwfed.steps.prepare import count_architecture, refuse_weights
     from lwfed.steps.sources import with_num_clients
 
     values = load_spec(spec, overrides=override or [])
+    refuse_weights(values.model)
     source = _opened(values)
     if source is not None:
         values = with_num_clients(values, source)
@@ -138,7 +139,7 @@ def partition(spec: Spec = None, override: Overrides = None, as_json: Json = Fal
     from lwfed.data.digests import FileDigests, version_of
     from lwfed.data.partition import describe, split_validation
     from lwfed.round.shares import readable_examples, shares_of
-    from lwfed.steps.sources import hashed, server_source, with_num_clients
+    from lwfed.steps.sources import hashed, left_out, server_source, with_num_clients
     from lwfed.store.opening import open_store
 
     values = load_spec(spec, overrides=override or [])
@@ -157,21 +158,26 @@ def partition(spec: Spec = None, override: Overrides = None, as_json: Json = Fal
         seed=str(values.seed),
     )
     clients = describe(examples, shares=shares, classes=source.classes)
+    missing = left_out(values, source, bad={"train": len(source.examples("train")) - len(examples)})
     if as_json:
         print_json(
             {
                 "partition": values.federation.partition.model_dump(mode="json"),
                 "clients": clients,
                 "num_validation": len(validation) or len(source.examples("validation")),
+                "left_out": missing,
             }
         )
         return
     _draw_partition(clients, kind=values.federation.partition.kind)
     if validation:
-        make_console().print(f"{len(validation)} further examples are set apart for validation", highlight=False)
+        make_console().print(f"{len(validation)} further examples are set apart for validation")
+    if missing:
+        make_console().print(left_out_text(missing))
 
 
 def _draw_partition(clients: list[dict[str, Any]], *, kind: str) -> None:
+    console = make_console()
     sizes = [item["num_examples"] for item in clients]
     labelled = any(item["labels"] for item in clients)
     title = f"{kind}: {sum(sizes)} examples, {len(sizes)} clients"
@@ -180,12 +186,12 @@ def _draw_partition(clients: list[dict[str, Any]], *, kind: str) -> None:
     if labelled:
         table.add_column("labels")
     for item in clients:
-        bar = "█" * max(1, round(BAR * item["num_examples"] / max(sizes)))
+        bar = ("#" if console.options.ascii_only else "█") * max(1, round(BAR * item["num_examples"] / max(sizes)))
         cells = [item["client"], str(item["num_examples"]), bar]
         if labelled:
             cells.append("  ".join(f"{name} {count}" for name, count in item["labels"].items() if count))
         table.add_row(*cells)
-    make_console().print(table)
+    console.print(table)
 
 
 def presets() -> None:

@@ -32,9 +32,11 @@ def spec_reference() -> str:
         GENERATED,
         "# The spec",
         "",
-        "A spec is a YAML file. Every key has a default, so a spec can be as short as three lines. `-o KEY=VALUE` "
+        "A spec is a YAML file: YAML 1.2's core schema with merge keys, so that `yes` is text and `010` is 10. "
+        "Every key has a default, so a spec can be as short as one line; an empty one is refused. `-o KEY=VALUE` "
         "changes one key from the command line; the value is YAML: "
-        "`-o training.batch_size=64 -o stages.rounds='[2, 2, 2]'`. lwfed rejects unknown keys and suggests the nearest "
+        "`-o training.batch_size=64 -o stages.rounds='[2, 2, 2]'`. No value is taken for another type, except an "
+        "integer for a number. lwfed rejects unknown keys and suggests the nearest "
         "known one. A run stores its complete spec, including the "
         "defaults; `lwfed show RUN` prints it.",
         "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,10 +15,11 @@ from lwfed import environment
 from lwfed.cli import tables
 from lwfed.cli.history import open_runs, pick_run
 from lwfed.cli.options import DEFAULT_STORE, Fresh, Json, Overrides, RunId, Spec, StoreUri
+from lwfed.cost.architectures import architectures_of
 from lwfed.drive import training
 from lwfed.drive.console import make_console, print_json
 from lwfed.drive.display import Display
-from lwfed.formats import metric_text, natural_order, seconds_text
+from lwfed.formats import amount_text, left_out_text, metric_text, natural_order, seconds_text
 from lwfed.run import runs
 from lwfed.run.runs import Options
 from lwfed.spec.load import load_spec
@@ -28,6 +30,7 @@ from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store
 from lwfed.types.errors import NotFoundError, SpecError
 from lwfed.types.records import RunSummary
+from lwfed.types.uris import scheme_of
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -106,6 +109,7 @@ def _resubmit(run_id: str, **options: Any) -> None:
 def _execute(spec: RunSpec, *, options: Options, as_json: bool, last_stage: int | None = None) -> None:
     console = make_console(stderr=as_json)
     store = open_store(spec.store.uri)
+    console.print(_size(spec))
     with Display(console) as display:
         request = training.look_up(spec, options=options, store=store, emit=display, whole=last_stage is None)
     if request.done is None:
@@ -118,9 +122,25 @@ def _execute(spec: RunSpec, *, options: Options, as_json: bool, last_stage: int 
         count = len(summary.stages)
         console.print(f"all {count} stages are committed already, by run [bold]{request.done}[/]; --fresh trains again")
     console.print(tables.stages_table(summary.stages, end_to_end=summary.ledger["predicted"]["end_to_end"]))
+    run = runs.read_run(store, summary.run_id)
+    if request.done is not None and run.data.left_out:
+        console.print(left_out_text(run.data.left_out))
     _closing_lines(summary, store=store, console=console, spec=spec)
     if as_json:
-        print_json(summary.to_values())
+        print_json({**summary.to_values(), "left_out": run.data.left_out})
+
+
+def _size(spec: RunSpec) -> str:
+    """Returns the size of the model's encoders in words, known without data."""
+    from lwfed.steps.prepare import count_architecture, refuse_weights
+
+    refuse_weights(spec.model)
+    known = architectures_of(spec.model, folder=environment.cache_folder(), count=count_architecture)
+    sizes = []
+    for modality, item in known.items():
+        parameters = sum(tensor.numel for tensor in item.tensors(modality).values() if not tensor.buffer)
+        sizes.append(f"{modality} {item.name}: {item.depth} blocks, {amount_text(parameters)} parameters")
+    return f"[bold]{spec.name}[/]  {'; '.join(sizes)}; {sum(spec.stages.rounds)} rounds"
 
 
 def _closing_lines(summary: RunSummary, *, store: Store, console: Console, spec: RunSpec) -> None:
@@ -132,15 +152,17 @@ def _closing_lines(summary: RunSummary, *, store: Store, console: Console, spec:
     if store.has(report):
         lines["report"] = f"{store.uri}/{report}"
     if spec.tracking.uri is not None:
-        lines["mlflow"] = _how_to_see(spec.tracking.ui or environment.mlflow_uri() or spec.tracking.uri)
+        lines["mlflow"] = _how_to_see(environment.mlflow_uri() or spec.tracking.uri, ui=spec.tracking.ui)
     for name, value in lines.items():
         console.print(f"{name:>8}  {value}")
 
 
-def _how_to_see(tracking_uri: str) -> str:
+def _how_to_see(tracking_uri: str, *, ui: str | None = None) -> str:
     """Returns how to see runs in MLflow: the server's page, or the command that starts a server."""
-    is_server = tracking_uri.startswith(("http://", "https://"))
-    return f"open {tracking_uri}" if is_server else f"mlflow ui --backend-store-uri {tracking_uri}"
+    is_server = scheme_of(tracking_uri) in ("http", "https") or tracking_uri.startswith("databricks")
+    if ui or is_server:
+        return f"open {ui or tracking_uri}"
+    return f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
 
 
 def _checked(run_id: str | None) -> str | None:

@@ -156,7 +156,7 @@ def check(
 
 def _text_of(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path} cannot be read: {error}", remedy="name a PEM file with --ca") from None
 
@@ -185,7 +185,9 @@ def _known(folder: Path) -> dict[str, str]:
     known = {}
     for path in sorted(folder.glob("*.yaml")) if folder.is_dir() else ():
         try:
-            known[path.stem] = str(yaml.safe_load(path.read_text())["stringData"]["AWS_SECRET_ACCESS_KEY"])
+            known[path.stem] = str(
+                yaml.safe_load(path.read_text(encoding="utf-8"))["stringData"]["AWS_SECRET_ACCESS_KEY"]
+            )
         except (KeyError, TypeError, yaml.YAMLError):
             raise SpecError(f"{path} is not a Secret of lwfed", remedy="name another folder with --output") from None
     return known
@@ -199,7 +201,7 @@ def _write(folder: Path, manifests: dict[str, dict[str, Any]]) -> None:
             path = folder / f"{who}.yaml"
             path.touch(mode=0o600)
             path.chmod(0o600)
-            path.write_text(yaml.safe_dump(manifest, sort_keys=False))
+            path.write_text(yaml.safe_dump(manifest, sort_keys=False), encoding="utf-8")
     except OSError as error:
         raise LwfedError(
             f"the secrets cannot be written to {folder}: {error.strerror}",

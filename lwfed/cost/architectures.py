@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,11 @@ def architecture_of(
     architecture = _read(path)
     if architecture is None:
         architecture = Architecture.from_values(count(encoder))
-        folder.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
-        draft.write_bytes(readable(architecture.to_values()))
-        draft.replace(path)
+        with suppress(OSError):  # a folder that cannot be written only costs time
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_bytes(readable(architecture.to_values()))
+            draft.replace(path)
     return architecture
 
 

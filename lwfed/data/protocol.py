@@ -64,6 +64,9 @@ class Source(Protocol):
     def version(self) -> str:
         """Returns a digest of everything but the files' contents: names, splits, captions, settings of the drawing."""
 
+    def left_out(self) -> Mapping[str, int]:
+        """Returns what lies with the data and is part of no example -> how many; see `lwfed.data.left_out`."""
+
     def image(self, example: Example) -> Image.Image:
         """Reads the example's image (RGB). Raises DataError, with the file's name, if it cannot."""
 

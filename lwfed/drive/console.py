@@ -46,6 +46,11 @@ def make_table(
 
 
 def print_json(value: Any) -> None:
-    """Prints one JSON object as one line on standard output."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    """Prints one JSON object as one line on standard output; escapes what the terminal cannot show."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, allow_nan=False)
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
-from lwfed.formats import HEADLINES, bytes_text, metric_text, seconds_text
+from lwfed.formats import HEADLINES, bytes_text, left_out_text, metric_text, seconds_text
 from lwfed.run.events import (
     Aggregating,
     Checking,
@@ -117,6 +117,8 @@ class Display:
             f"[bold]{run.run_id}[/]  {run.strategy}, {len(sizes)} clients with {spread} examples each, "
             f"{run.data.num_test} test examples{validation} ({run.data.source})"
         )
+        if run.data.left_out:
+            self._say(left_out_text(run.data.left_out))
         if run.parent:
             self._say(f"from stage {run.parent.stage - 1} of {run.parent.run_id}")
 

@@ -277,6 +277,7 @@ def task_session(
     Raises:
         LwfedError: The store, the spec in it or the cluster does not answer.
     """
+    environment.quiet()
     opened = open_store(store)
     values = with_resources(unpack_spec(spec, store=opened), resources)
     return driving(values, run_id=run_id_of(values), store=opened, console=make_console(), part=part)

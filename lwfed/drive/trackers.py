@@ -82,6 +82,7 @@ def replay_log(run: RunRecord, spec: TrackingSpec, *, store: Store) -> dict[str,
     target = target_of(spec)
     if target is None:
         raise SpecError(f"MLflow is switched off in run {run.run_id}", remedy="set tracking.uri when you start a run")
+    environment.lend_home()
     events = read_events(store.read_log(paths.events(run.run_id)))
     for event in events:
         if event["event"] == "finish":  # another machine may have recorded it, with paths of its own

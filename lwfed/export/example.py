@@ -42,7 +42,7 @@ def embed(encode, items, batch_size=%(batch_size)d):
 
 
 captions, folder = map(Path, sys.argv[1:3] or [here / "test/captions.json", here / "test/images"])
-coco = json.loads(captions.read_text())
+coco = json.loads(captions.read_text(encoding="utf-8"))
 names = {image["id"]: image["file_name"] for image in coco["images"]}
 notes = [(names[n["image_id"]], n["id"], " ".join(n["caption"].split())) for n in coco["annotations"]]
 notes = sorted(note for note in notes if note[2])
@@ -56,7 +56,7 @@ print(f"text-to-image Recall@1: {found.double().mean():.6f}")
 """
 
 _CLASS = """\
-classes = json.loads((here / "lwfed.json").read_text())["classes"]
+classes = json.loads((here / "lwfed.json").read_text(encoding="utf-8"))["classes"]
 prediction = head(
     "prediction",
 %(layers)s

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 import traceback
 from collections.abc import Callable
 
 from lwfed import environment
-from lwfed.types.errors import DiskFullError, LwfedError, exit_name
+from lwfed.types.errors import DiskFullError, LwfedError, SpecError, exit_name
 
 INTERRUPTED = "interrupted -> committed work is kept; run the command again to continue"
 
@@ -17,6 +18,9 @@ INTERRUPTED = "interrupted -> committed work is kept; run the command again to c
 def run_to_exit(command: Callable[[], object]) -> None:
     """Runs this process's work; any error ends it with one line and one of `lwfed.types.errors.EXIT_CODES`."""
     environment.quiet()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may know ASCII alone
     try:
         command()
     except LwfedError as error:
@@ -37,6 +41,9 @@ def run_to_exit(command: Callable[[], object]) -> None:
             _end(str(full), full.exit_code)
         _unexpected(error)
     except Exception as error:
+        if isinstance(error, RuntimeError) and "home directory" in str(error):  # of `Path.expanduser`
+            homeless = SpecError("a path starts with ~, and this user has no home", remedy="set HOME, or write it out")
+            _end(str(homeless), homeless.exit_code)
         _unexpected(error)
 
 

@@ -9,7 +9,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from markupsafe import Markup
 from PIL import Image
 
@@ -29,6 +28,7 @@ from lwfed.report.ledger import Row, ledger_rows, totals
 from lwfed.report.pages import page
 from lwfed.report.series import stages_of
 from lwfed.run import runs
+from lwfed.spec.document import write_yaml
 from lwfed.spec.stored import stored_values
 from lwfed.types.canonical import digest_of
 from lwfed.types.records import DataRecord, RoundRecord, RunRecord, StageRecord
@@ -105,7 +105,7 @@ def render(
         partition=figures["partition"],
         retrieval=[_query(item) for item in retrieval or ()],
         rates=rates_text(learning_rates(runs.plans_of(run))) if run.depths else None,
-        spec=yaml.safe_dump(stored_values(run.spec), sort_keys=False, allow_unicode=True, width=100),
+        spec=write_yaml(stored_values(run.spec), width=100),
     )
 
 

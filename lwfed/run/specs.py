@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from lwfed.spec.load import build_spec, to_values
+from lwfed.spec.load import build_spec, parse_spec, to_values
 from lwfed.spec.run import RunSpec
 from lwfed.spec.stored import stored_values
 from lwfed.store import paths
@@ -55,13 +54,7 @@ def unpack_spec(text: str, *, store: Store) -> RunSpec:
         if digest_of(values) != digest:
             raise SpecError(f"the spec {digest[:12]} in the store is damaged", remedy="submit the experiment again")
         return build_spec(stored_values(values))
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise SpecError(f"the spec is not JSON: {error}", remedy="pass what `lwfed compile` writes") from None
-    if not isinstance(values, dict):
-        raise SpecError("the spec is not a mapping of keys", remedy="pass what `lwfed compile` writes")
-    return build_spec(stored_values(values))
+    return parse_spec(text)
 
 
 def with_absolute_paths(spec: RunSpec, *, store: Store) -> RunSpec:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AliasChoices, ConfigDict, Field, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic import (
+    AliasChoices,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
@@ -13,6 +22,7 @@ from pydantic_core import CoreSchema
 from lwfed.catalog import names
 from lwfed.catalog.source import data_source
 from lwfed.spec.base import Choice, Section
+from lwfed.types.uris import scheme_of
 
 CLIENT_MARK = "{client}"
 """Placeholder in `root` for a client's id, or `server`, so that each has its own folder."""
@@ -61,14 +71,17 @@ class DataSpec(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _known_keys(cls, values: Any) -> Any:
+    def _known_keys(cls, values: Any, info: ValidationInfo) -> Any:
         if not isinstance(values, Mapping):
             return values
         found = dict(values)
         for name in names("sources"):
             settings = data_source(name).settings
             given = {key: values[key] for key in settings.fields() if key in values}
-            found |= dict(settings.model_validate(given))
+            if info.mode == "json":
+                found |= dict(settings.model_validate_json(json.dumps(given), strict=True))
+            else:
+                found |= dict(settings.model_validate(given))
         unknown = [key for key in values if key not in cls.fields()]
         if unknown:
             raise ValidationError.from_exception_data(
@@ -78,6 +91,8 @@ class DataSpec(Section):
 
     @model_validator(mode="after")
     def _root_is_named(self) -> Self:
+        if scheme_of(self.root or ""):
+            raise ValueError(f"`data.root` {self.root} is a URI: name a folder; write ./{self.root} if it is one")
         if not data_source(self.source).built_in and not self.root:
             raise ValueError(f"`data.root` must name the folder of the {self.source} data")
         return self

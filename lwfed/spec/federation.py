@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from lwfed import catalog
 from lwfed.catalog.launcher import launcher_kind
@@ -12,6 +13,7 @@ from lwfed.spec.base import Choice, Section
 from lwfed.spec.data import PartitionSpec
 from lwfed.types.encoded import is_lossless
 from lwfed.types.errors import SpecError
+from lwfed.types.uris import folder_of, scheme_of
 
 if TYPE_CHECKING:
     AggregatorSpec = Section
@@ -20,6 +22,27 @@ else:
 
 NUM_CLIENTS = 10
 """Number of clients by default."""
+S3 = "s3://"
+MLFLOW_SCHEMES = (
+    "http",
+    "https",
+    "sqlite",
+    "postgresql",
+    "mysql",
+    "mssql",
+    "file",
+    "databricks",
+    "databricks-uc",
+    "uc",
+)
+"""Schemes of MLflow's own tracking stores; plugins of MLflow add others."""
+
+
+def store_folder(uri: str) -> str:
+    """Returns the folder of a store that is not in S3. Raises SpecError if the URI names none."""
+    if scheme_of(uri) == "s3":
+        raise SpecError(f"`store.uri` {uri} names no bucket", remedy=f"write it as {S3}bucket/prefix")
+    return folder_of(uri, key="store.uri", others=f", or {S3}bucket/prefix")
 
 
 class ServerSpec(Section):
@@ -155,6 +178,13 @@ class StoreSpec(Section):
         2, ge=0, description="latest rounds of a running stage whose weights are kept; 0: all. Stage results always are"
     )
 
+    @field_validator("uri")
+    @classmethod
+    def _is_folder_or_bucket(cls, uri: str) -> str:
+        if not uri.startswith(S3):
+            store_folder(uri)
+        return uri
+
 
 class TrackingSpec(Section):
     """Where metrics go, besides the JSON lines in the store."""
@@ -165,3 +195,23 @@ class TrackingSpec(Section):
     register_as: str | None = Field(
         None, description="name of the registered model; null: the experiment's and the run's names"
     )
+
+    @field_validator("uri")
+    @classmethod
+    def _is_known_to_mlflow(cls, uri: str | None) -> str | None:
+        if uri is None:
+            return None
+        scheme = scheme_of(uri)
+        kind = scheme.partition("+")[0]
+        plugins = {entry.name for entry in metadata.entry_points(group="mlflow.tracking_store")}
+        if not uri.strip() or (scheme and kind not in MLFLOW_SCHEMES and scheme not in plugins):
+            raise ValueError(
+                f"`tracking.uri` {uri!r} is no tracking store of MLflow: write sqlite:///FILE, http://HOST:PORT, "
+                "a folder, or null for none"
+            )
+        if kind in ("http", "https", "sqlite") and not uri.lower().startswith(
+            f"{scheme}://" + "/" * (kind == "sqlite")
+        ):
+            wanted = "sqlite:///FILE" if kind == "sqlite" else f"{scheme}://HOST:PORT"
+            raise ValueError(f"`tracking.uri` {uri!r}: write it as {wanted}")
+        return uri

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-import yaml
 from pydantic import ValidationError
 
+from lwfed.spec.document import plain, read_json, read_yaml
 from lwfed.spec.model import ModelSpec
 from lwfed.spec.run import RunSpec
+from lwfed.spec.stored import stored_values
 from lwfed.types.errors import NotFoundError, SpecError
 from lwfed.types.section import Section
 
@@ -28,23 +30,14 @@ DEFAULT_PRESET = "shapes-layerwise"
 
 _VARIANT = re.compile(r"contrastive|supervised|int|float|tuple\[.*\]")
 """Parts of an error's location that are not keys but name the type, of several, that was tried."""
-
-
-class _Yaml(yaml.SafeLoader):
-    """YAML in which 1e-4 is a number, as in YAML 1.2 and as people write it, and in which no key repeats."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuses duplicate keys, of which PyYAML silently takes the last."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key `{twice}` appears twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+_WORDS = {
+    "model_type": "Input should be a mapping of keys",
+    "dict_type": "Input should be a mapping of keys",
+    "tuple_type": "Input should be a list",
+    "bool_type": "Input should be true or false",
+    "string_type": "Input should be text: quote it",
+}
+"""pydantic's names of errors -> messages without the words of JSON."""
 
 
 def preset_names() -> list[str]:
@@ -67,12 +60,18 @@ def load_spec(source: str | None = None, *, overrides: Sequence[str] = ()) -> Ru
         SpecError: A key is unknown or a value does not fit.
         NotFoundError: There is no such file or preset.
     """
-    return build_spec(_read(source or DEFAULT_PRESET), overrides=overrides)
+    source = DEFAULT_PRESET if source is None else source
+    return build_spec(_values(source, _text(source), read=read_yaml), overrides=overrides)
+
+
+def parse_spec(text: str) -> RunSpec:
+    """Reads a spec from JSON, as pipelines of any version pass it on. Raises SpecError as `load_spec` does."""
+    return build_spec(stored_values(_values("the spec", text, read=read_json)))
 
 
 def build_spec(values: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> RunSpec:
     """Builds a spec from plain values and dotted overrides. Raises SpecError as `load_spec` does."""
-    tree: dict[str, Any] = _copy(values)
+    tree: dict[str, Any] = _plain(values)
     for text in overrides:
         key, value = _parse_override(text)
         path = key.split(".")
@@ -81,8 +80,8 @@ def build_spec(values: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> R
             if isinstance(model, dict):
                 model.setdefault("encoders", ModelSpec().model_dump(mode="json")["encoders"])
         _put(tree, path, value)
-    try:
-        return RunSpec.model_validate(tree)
+    try:  # in JSON a list is a tuple and an integer a float, but strictly no text is a number and no number a bool
+        return RunSpec.model_validate_json(json.dumps(_plain(tree)), strict=True)
     except ValidationError as error:
         raise SpecError(_explain(error)) from None
 
@@ -92,54 +91,59 @@ def to_values(spec: RunSpec) -> dict[str, Any]:
     return spec.model_dump(mode="json")
 
 
-def _read(source: str) -> Mapping[str, Any]:
-    path = Path(source)
+def _text(source: str) -> str:
+    """Reads a preset or a file."""
     if source in preset_names():
-        text = (resources.files("lwfed.spec") / "presets" / f"{source}.yaml").read_text(encoding="utf-8")
-    elif path.is_file():
-        text = _text(path)
-    else:
+        return (resources.files("lwfed.spec") / "presets" / f"{source}.yaml").read_text(encoding="utf-8")
+    try:
+        return Path(source).read_text(encoding="utf-8")
+    except FileNotFoundError:
         near = difflib.get_close_matches(source, preset_names(), n=1)
         hint = f"did you mean the preset `{near[0]}`? " if near else ""
         raise NotFoundError(
             f"there is no file or preset `{source}`", remedy=f"{hint}presets: {', '.join(preset_names())}"
-        )
+        ) from None
+    except UnicodeDecodeError:
+        raise SpecError(f"{source} is not UTF-8 text", remedy="name a YAML file") from None
+    except OSError as error:
+        raise SpecError(f"`{source}` cannot be read: {error.strerror}", remedy="name a YAML file") from None
+
+
+def _values(source: str, text: str, *, read: Callable[[str], Any]) -> dict[str, Any]:
+    """Returns the keys of a document. Raises SpecError if it has none: an empty file must not start a long run."""
     try:
-        values = _parse(text)
-    except (yaml.YAMLError, ValueError) as error:  # such as the date 2026-99-99
-        raise SpecError(f"{source} is not YAML: {' '.join(str(error).split())}", remedy="fix the file") from None
-    if values is None:
-        return {}
+        values = read(text)
+    except ValueError as error:
+        kind = "YAML" if read is read_yaml else "JSON"
+        raise SpecError(f"{source} is not {kind}: {error}", remedy="fix it") from None
+    if values is None or values == {}:
+        raise SpecError(
+            f"{source} has no keys", remedy="write at least one, such as `name: my-run`; `lwfed presets` lists examples"
+        )
     if not isinstance(values, dict):
         raise SpecError(f"{source} is not a mapping of keys", remedy="write keys such as `name: my-run`")
     return values
 
 
-def _copy(value: Any) -> Any:
-    return {str(key): _copy(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+def _plain(values: Any) -> Any:
+    try:
+        return plain(values)
+    except ValueError as error:
+        raise SpecError(str(error), remedy="fix the value") from None
 
 
 def _parse_override(text: str) -> tuple[str, Any]:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # how Python reads bytes of an argument that its locale does not know
+        raise SpecError(f"the override {text!a} is not UTF-8 text", remedy="set LC_ALL=C.UTF-8") from None
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
         raise SpecError(f"the override `{text}` has no `=`", remedy="write -o training.batch_size=64")
     try:
-        return key.strip(), _parse(value)
-    except (yaml.YAMLError, ValueError):
-        raise SpecError(f"the value of the override `{text}` is not YAML", remedy="quote it") from None
-
-
-def _parse(text: str) -> Any:
-    return yaml.load(text, Loader=_Yaml)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise SpecError(f"{path} is not UTF-8 text", remedy="name a YAML file") from None
-    except OSError as error:
-        raise SpecError(f"{path} cannot be read: {error.strerror}", remedy="name a YAML file") from None
+        return key.strip(), read_yaml(value)
+    except ValueError:
+        raise SpecError(f"the value of the override `{text[:100]}` is not YAML", remedy="quote it") from None
 
 
 def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
@@ -165,9 +169,9 @@ def _explain_one(item: Any) -> str:
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean `{'.'.join([*location[:-1], near[0]])}`?" if near else f"known: {', '.join(known)}"
         return f"unknown key `{key}` -> {hint}"
-    message = item["msg"].removeprefix("Value error, ")
+    message = _WORDS.get(item["type"], item["msg"].removeprefix("Value error, "))
     got = "" if isinstance(item["input"], dict) or "`" in message else f" (got {item['input']!r})"
-    return f"`{key}`: {message}{got}" if key else message
+    return f"`{key}`: {message}{got}" if key and not message.startswith(f"`{key}`") else message
 
 
 def _keys(kind: Any, path: Sequence[str]) -> Iterator[str]:

@@ -46,6 +46,7 @@ class EncoderSpec(Section):
     def _fits_its_family(self) -> Self:
         family = encoder_family(self.family)
         family.check(self)
+        family.check_types(self.config)
         if self.normalise is not None:
             if family.normalise is None:
                 raise ValueError(f"`normalise` is not for {self.family}, whose inputs are not normalised")

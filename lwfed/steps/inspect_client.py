@@ -27,7 +27,7 @@ def inspect_client(task: InspectTask, *, store: Store, emit: Emit, cache: Path |
 
     Returns:
         The committed value: client, version, num_train (training examples), num_examples, bad (example -> why it
-        cannot be read).
+        cannot be read), left_out (what is part of no example -> how many).
 
     Raises:
         DataError: The data are missing, unreadable or too few.
@@ -55,6 +55,7 @@ def inspect_client(task: InspectTask, *, store: Store, emit: Emit, cache: Path |
         "num_examples": len(examples),
         "num_train": len(train),
         "bad": dict(bad),
+        "left_out": dict(source.left_out()),
     }
     if value != known:
         store.write_ref(ref, value)

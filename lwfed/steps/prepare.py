@@ -27,6 +27,7 @@ from lwfed.steps.sources import (
     client_sources,
     data_versions,
     hashed,
+    left_out,
     server_source,
     spec_at,
     training_examples,
@@ -73,9 +74,10 @@ def draft(
 
     Raises:
         SpecError: Stage cuts do not fit the encoders.
-        DataError: The data are missing.
+        DataError: The data or the weights are missing, or the weights have an unsupported format.
         ResumeError: The run exists with another plan.
     """
+    refuse_weights(spec.model)
     architectures = architectures_of(spec.model, folder=cache, count=count_architecture)
     depths = {modality: item.depth for modality, item in architectures.items()}
     spec = with_absolute_paths(spec, store=store)
@@ -153,16 +155,20 @@ def prepare(
     version = versions[SERVER]
     num_test = len(usable(source, "test", version=version, spec=spec, store=store, emit=emit))
     num_validation = len(validation_examples(spec, source, version=version, store=store, emit=emit))
+    bad = {"test": len(source.examples("test")) - num_test}
     tokens: dict[str, int] = {}
     if found:
         for its in found.values():  # clients may not write it: their credentials only allow their own prefix
             store.write_ref(paths.checked_data(its["version"], spec.model.modalities, "train"), {"bad": its["bad"]})
         clients = {client: its["num_train"] for client, its in sorted(found.items())}
         num_train = sum(its["num_examples"] for its in found.values())
+        bad["train"] = sum(len(its["bad"]) for its in found.values())
     else:
         train = training_examples(spec, source, versions=versions, store=store, emit=emit)
         clients = _client_sizes(runs.plans_of(run)[0], train)
         num_train = sum(len(examples) for examples in {id(e): e for e in train.values()}.values())
+        bad["train"] = sum(len(own.examples("train")) for own in (client_sources(spec) or {"": source}).values())
+        bad["train"] -= num_train
         tokens = _check_captions(spec, next(iter(train.values())), emit=emit)
     architectures = architectures_of(spec.model, folder=cache, count=count_architecture)
     predicted = _predict(
@@ -171,8 +177,15 @@ def prepare(
         num_classes=run.num_classes,
         tokens={modality: item.tokens for modality, item in architectures.items()} | tokens,
     )
-    sizes = {"num_test": num_test, "num_train": num_train, "num_validation": num_validation}
-    run = run.changed(data=run.data.changed(**sizes, clients=clients), **predicted)
+    counts: dict[str, Any] = {
+        "num_test": num_test,
+        "num_train": num_train,
+        "num_validation": num_validation,
+        "clients": clients,
+    }
+    if missing := left_out(spec, source, bad=bad, found=found):
+        counts["left_out"] = missing
+    run = run.changed(data=run.data.changed(**counts), **predicted)
     if not store.write_ref(paths.run(run.run_id), run.to_values(), if_absent=True):  # another process was first
         return _resumed(run, store=store) or run
     return run
@@ -211,6 +224,16 @@ def count_architecture(encoder: EncoderSpec) -> dict[str, Any]:
     from lwfed.models.inspect import count
 
     return count(encoder)
+
+
+def refuse_weights(model: ModelSpec) -> None:
+    """Raises DataError if local weights are missing or have an unsupported format, whatever else is wrong."""
+    for encoder in model.encoders.values():
+        if encoder.weights:
+            from lwfed.models.weights import is_hub_id, tensor_files  # loads torch
+
+            if not is_hub_id(encoder.weights):
+                tensor_files(encoder.weights)
 
 
 def _with_stages_of(run: RunRecord, parent: tuple[str, int], *, store: Store) -> RunRecord:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lwfed.catalog.source import data_source
 from lwfed.data.digests import FileDigests, list_files, version_of
+from lwfed.data.left_out import UNREADABLE
 from lwfed.data.partition import group_members, split_validation
 from lwfed.data.protocol import Example, Source, open_source
 from lwfed.plan.cohort import client_ids
@@ -171,6 +173,28 @@ def validation_examples(spec: RunSpec, source: Source, *, version: str, store: S
             remedy="raise it, set it to 0, or in a local partition add training examples to the server's folder",
         )
     return chosen
+
+
+def left_out(
+    spec: RunSpec, source: Source, *, bad: Mapping[str, int], found: Mapping[str, Any] | None = None
+) -> dict[str, int]:
+    """Counts what all data of a run leave out.
+
+    Args:
+        spec: The experiment.
+        source: The server's data.
+        bad: Split -> number of its examples that cannot be read.
+        found: Client -> its description of data that only it can see; None: all data are here.
+
+    Returns:
+        What is left out -> how many, sorted.
+    """
+    counts = Counter({UNREADABLE: sum(bad.values())}) + Counter(source.left_out())
+    for its in found.values() if found else ():
+        counts += Counter(its.get("left_out", {}))
+    for own in () if found else client_sources(spec).values():
+        counts += Counter(own.left_out())
+    return dict(sorted(counts.items()))
 
 
 def spec_at(spec: RunSpec, *, root: str | None) -> RunSpec:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+from lwfed.spec.federation import S3, store_folder
 from lwfed.store.local import LocalStore
 from lwfed.store.protocol import Store
-from lwfed.types.errors import SpecError
 
 
 def open_store(uri: str) -> Store:
-    """Opens the store at a URI: a folder, `file://...` or `s3://bucket/prefix`.
+    """Opens the store at a URI: a folder, `file:///folder` or `s3://bucket/prefix`.
 
     Raises:
-        SpecError: The URI has an unknown scheme.
+        SpecError: The URI has an unknown scheme, or names no folder or bucket.
     """
-    scheme, sign, rest = uri.partition("://")
-    if sign and scheme == "s3":
+    if uri.startswith(S3):
         from lwfed.store.s3.store import S3Store
 
         return S3Store(uri)
-    if sign and scheme != "file":
-        raise SpecError(f"`store.uri` {uri}: there is no store for {scheme}://", remedy="name a folder, or s3://bucket")
-    return LocalStore(rest if sign else uri)
+    return LocalStore(store_folder(uri))

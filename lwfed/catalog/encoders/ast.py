@@ -9,7 +9,7 @@ from typing import Any
 from lwfed.catalog.blocks import BlockShape, block, linear, norm, patches_cost, transformer
 from lwfed.catalog.costs import Architecture, Count, Unit
 from lwfed.catalog.encoder import AUDIOSET, EncoderDescription, EncoderSettings, Input, Usage
-from lwfed.catalog.stored import transformers_settings
+from lwfed.catalog.stored import HARMLESS, transformers_settings
 from lwfed.types.tensors import TensorSpec
 
 MODEL_TYPE = "audio-spectrogram-transformer"
@@ -99,6 +99,7 @@ DESCRIPTION = EncoderDescription(
     normalise=AUDIOSET,
     architecture=architecture,
     hub=HUB,
+    types=DEFAULTS | HARMLESS | {"patch_size": (16,)},
     usage=Usage(
         what="transformers ASTModel and its feature extractor",
         how="`AutoModel`, `AutoFeatureExtractor`",

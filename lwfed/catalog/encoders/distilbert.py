@@ -8,7 +8,7 @@ from typing import Any
 from lwfed.catalog.blocks import BlockShape, block, linear, norm, transformer
 from lwfed.catalog.costs import Architecture, Count, Unit, UnitCost
 from lwfed.catalog.encoder import TOKENS, EncoderDescription, EncoderSettings, Input, Usage
-from lwfed.catalog.stored import transformers_settings
+from lwfed.catalog.stored import HARMLESS, transformers_settings
 from lwfed.types.tensors import TensorSpec
 
 DEFAULTS: dict[str, Any] = {
@@ -92,6 +92,7 @@ DESCRIPTION = EncoderDescription(
     inputs=inputs,
     architecture=architecture,
     hub=HUB,
+    types=DEFAULTS | HARMLESS | {key: DEFAULTS[own] for key, own in ALIASES.items()},
     usage=Usage(
         what="transformers DistilBertModel and its tokenizer",
         how="`AutoModel`, `AutoTokenizer`",

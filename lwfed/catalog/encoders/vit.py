@@ -31,6 +31,15 @@ NAMES: frozenset[str] = frozenset(
     for patch, img in (variant.split("_") for variant in variants)
 )
 
+TYPES: dict[str, Any] = {
+    **dict.fromkeys(("img_size", "patch_size"), (1,)),
+    **dict.fromkeys(("in_chans", "embed_dim", "depth", "num_heads", "num_classes", "reg_tokens"), 1),
+    **dict.fromkeys(("qkv_bias", "qk_norm", "class_token", "pre_norm", "dynamic_img_size"), True),
+    **{f"{key}_rate": 0.0 for key in ("drop", "pos_drop", "patch_drop", "proj_drop", "attn_drop", "drop_path")},
+    "mlp_ratio": 4.0,
+}
+"""Setting -> a value of its type."""
+
 
 def check(encoder: EncoderSettings) -> None:
     """Raises ValueError if `arch` is missing."""
@@ -115,6 +124,7 @@ DESCRIPTION = EncoderDescription(
     normalise=HALF,
     check=check,
     architecture=architecture,
+    types=TYPES,
     usage=Usage(
         what="timm ViT",
         how="`timm.create_model('local-dir:image', pretrained=True)`",

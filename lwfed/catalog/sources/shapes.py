@@ -11,10 +11,10 @@ from lwfed.types.section import Section
 class ShapesSize(Section):
     """Number and size of the built-in scenes."""
 
-    train: int = Field(960, ge=4, description="scenes for training")
-    test: int = Field(200, ge=4, description="scenes for testing")
-    validation: int = Field(0, ge=0, description="scenes for validation, besides those for training and testing")
-    image_size: int = Field(32, ge=16, description="pixels per side")
+    train: int = Field(960, ge=4, le=1_000_000, description="scenes for training")
+    test: int = Field(200, ge=4, le=1_000_000, description="scenes for testing")
+    validation: int = Field(0, ge=0, le=1_000_000, description="scenes for validation, besides train and test")
+    image_size: int = Field(32, ge=16, le=4096, description="pixels per side")
     seed: int = Field(0, description="seed of the scenes, independent of the run's seed")
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from lwfed.data.files import read_image, read_sound
 from lwfed.data.folders import data_root, listing_digest, of_split, require_folder, require_unicode
+from lwfed.data.left_out import of_folders
 from lwfed.data.protocol import Example, Waveform
 from lwfed.spec.data import DataSpec
 from lwfed.types.errors import DataError
@@ -23,10 +24,10 @@ SUFFIXES = {"vision": (".jpg", ".jpeg", ".png"), "sound": (".wav", ".flac", ".og
 class Advance:
     """Pairs of an image and a sound."""
 
+    root: Path
     train: tuple[Example, ...] = field(repr=False)
     test: tuple[Example, ...] = field(repr=False)
     classes: tuple[str, ...]
-    root: Path
     files: Mapping[str, tuple[str, str]] = field(repr=False)
     digest: str
 
@@ -37,6 +38,11 @@ class Advance:
     def version(self) -> str:
         """Returns the digest of the files' names and splits."""
         return self.digest
+
+    def left_out(self) -> Mapping[str, int]:
+        """Counts files with other endings, and those outside the class folders."""
+        used = {path for pair in self.files.values() for path in pair}
+        return of_folders(self.root, used=used, endings={ending for endings in SUFFIXES.values() for ending in endings})
 
     def image(self, example: Example) -> Image.Image:
         """Reads the image."""
@@ -88,10 +94,10 @@ def open_data(data: DataSpec) -> Advance:
         if not examples:
             raise DataError(f"{root} has no examples for {split}", remedy="add at least two pairs to a class")
     return Advance(
+        root=root,
         train=tuple(splits["train"]),
         test=tuple(splits["test"]),
         classes=classes,
-        root=root,
         files=files,
         digest=listing_digest("advance", entries=entries),
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from PIL import Image
 from lwfed.data.captions import parse_captions
 from lwfed.data.files import read_image
 from lwfed.data.folders import data_root, listing_digest, of_split, require_folder
+from lwfed.data.left_out import of_captions
 from lwfed.data.protocol import Example, Waveform
 from lwfed.spec.data import DataSpec
 from lwfed.types.errors import DataError
@@ -42,6 +45,15 @@ class Coco:
     def version(self) -> str:
         """Returns the digest of the captions and of the images' names."""
         return self.digest
+
+    def left_out(self) -> Mapping[str, int]:
+        """Counts blank captions and files without captions."""
+        found: Counter[str] = Counter()
+        for split, folder in FOLDERS.items():
+            used = {example.id.removeprefix(f"{folder}/") for example in self.examples(split)}
+            path = self.root / "annotations" / f"captions_{folder}.json"
+            found += of_captions(path, self.root / folder, used=used)
+        return found
 
     def image(self, example: Example) -> Image.Image:
         """Reads the image."""

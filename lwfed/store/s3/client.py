@@ -108,7 +108,7 @@ def read_access() -> Access:
 def _first(folder: Path, names: Collection[str]) -> str | None:
     for name in names:
         with suppress(OSError):
-            if text := (folder / name).read_text().strip():
+            if text := (folder / name).read_text(encoding="utf-8").strip():
                 return text
     return None
 
@@ -167,6 +167,9 @@ class Connection:
         access = self.access or self._mounted
         if access is None:
             access = self._mounted = read_access()
+        for name, value in (*environment.aws_variables(), *vars(access).items()):
+            if value and not value.isprintable():
+                raise SpecError(f"{name} has a line break or a control character", remedy="write its value as one line")
         try:
             return _client(os.getpid(), access, self.patience_s, environment.aws_variables())
         except (exceptions.BotoCoreError, ValueError) as error:

@@ -25,7 +25,7 @@ def from_file(folder: Path, text: str, *overrides: str) -> RunSpec:
     return load_spec(str(path), overrides=overrides)
 
 
-@pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "0.0001", "1E-4", "+1e-4", ".1e-3", "10e-5", "'1e-4'"])
+@pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "0.0001", "1E-4", "+1e-4", ".1e-3", "10e-5"])
 def test_numbers_are_read_as_people_write_them(tmp_path: Path, text: str) -> None:
     written = from_file(tmp_path, f"training: {{learning_rate: {text}}}")
     given = build_spec({}, overrides=[f"training.learning_rate={text}"])

@@ -34,6 +34,9 @@ class Ten:
     def version(self) -> str:
         return digest_of({"source": "ten", "brightness": self.brightness})
 
+    def left_out(self) -> dict[str, int]:
+        return {}
+
     def image(self, example: Example) -> Image.Image:
         pixels = np.full((16, 16, 3), int(example.id.removeprefix("ten-")), np.uint8)
         half = slice(0, 8) if example.label == 0 else slice(8, 16)

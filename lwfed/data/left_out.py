@@ -1,0 +1,62 @@
+"""Counts of what lies with the data and becomes no part of an example, so that nothing is left out unseen."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator
+from pathlib import Path, PurePosixPath
+
+BLANK = "blank captions"
+NO_CAPTION = "images without captions"
+ENDINGS = "files with other endings"
+HIDDEN = "hidden files"
+ELSEWHERE = "files in other folders"
+UNREADABLE = "unreadable examples"
+
+
+def of_captions(path: Path, images: Path, *, used: Collection[str]) -> Counter[str]:
+    """Counts what a captions json and its folder hold besides the examples.
+
+    Args:
+        path: The json, already read once without an error.
+        images: The folder of its images.
+        used: Names of the examples' files, below the folder.
+
+    Returns:
+        What is left out -> how many.
+    """
+    tree = json.loads(path.read_bytes())
+    found = Counter({BLANK: sum(not note["caption"].strip() for note in tree["annotations"])})
+    endings = {PurePosixPath(name).suffix.lower() for name in used}
+    names = {str(PurePosixPath(image["file_name"])) for image in tree["images"]} | set(_files(images))
+    found.update(_reason(name, endings=endings, otherwise=NO_CAPTION) for name in names - set(used))
+    return +found
+
+
+def of_folders(root: Path, *, used: Collection[str], endings: Collection[str]) -> Counter[str]:
+    """Counts the files below a folder that belong to no example.
+
+    Args:
+        root: The folder.
+        used: Names of the examples' files, below the folder.
+        endings: Endings of the files that examples may have.
+
+    Returns:
+        What is left out -> how many.
+    """
+    return Counter(_reason(name, endings=endings, otherwise=ELSEWHERE) for name in set(_files(root)) - set(used))
+
+
+def _files(folder: Path) -> Iterator[str]:
+    for parent, _, names in os.walk(folder):
+        base = Path(parent).relative_to(folder)
+        yield from ((base / name).as_posix() for name in names)
+
+
+def _reason(name: str, *, endings: Collection[str], otherwise: str) -> str:
+    path = PurePosixPath(name)
+    if any(part.startswith(".") for part in path.parts):
+        return HIDDEN
+    return otherwise if path.suffix.lower() in endings else ENDINGS
