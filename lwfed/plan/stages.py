@@ -11,13 +11,14 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict
 
+from lwfed.catalog.encoder import encoder_family
 from lwfed.plan.levers import LeversPlan, plan_levers
 from lwfed.plan.strategies import Selection, select, stage_rounds
 from lwfed.plan.units import depths_by_stage, group_of
 from lwfed.spec.base import Section
 from lwfed.spec.data import DataSpec, PartitionSpec
 from lwfed.spec.federation import AggregatorSpec, ExchangeSpec, ServerSpec
-from lwfed.spec.model import ModelSpec
+from lwfed.spec.model import ModelSpec, NormaliseSpec
 from lwfed.spec.run import RunSpec, Strategy
 from lwfed.spec.training import EvaluationSpec
 from lwfed.types.canonical import digest_of
@@ -201,11 +202,15 @@ def _plan_stage(
 
 
 def _model_at(model: ModelSpec, *, stage: int, depth: Mapping[str, int], only_stage: bool) -> ModelSpec:
-    """Returns the model without the blocks that other stages append, which do not affect this stage."""
-    encoders = {
-        m: encoder.model_copy(update={"blocks_per_stage": depth[m] if only_stage else encoder.blocks_at(stage)})
-        for m, encoder in model.encoders.items()
-    }
+    """Returns the model with all defaults that decide its inputs, and without the blocks that other stages append."""
+    encoders = {}
+    for m, encoder in model.encoders.items():
+        blocks = depth[m] if only_stage else encoder.blocks_at(stage)
+        default = encoder_family(encoder.family).normalise
+        normalise = encoder.normalise
+        if normalise is None and default is not None and encoder.weights is None:
+            normalise = NormaliseSpec(mean=default.mean, std=default.std)
+        encoders[m] = encoder.model_copy(update={"blocks_per_stage": blocks, "normalise": normalise})
     return model.model_copy(update={"encoders": encoders})
 
 

@@ -17,6 +17,7 @@ from lwfed.run.version import deciding_files, outline, version_of
 PACKAGE = Path(lwfed.__file__).parent
 SILENT = {
     "__init__.py",
+    "cpus.py",  # how many threads work, on which no bit depends
     "environment.py",  # what a platform sets
     "steps/__init__.py",
 }
