@@ -23,6 +23,7 @@ from lwfed.run.version import chosen_by, code_version
 from lwfed.spec.load import to_values
 from lwfed.spec.model import EncoderSpec, ModelSpec
 from lwfed.spec.run import RunSpec
+from lwfed.steps.resume import refuse_another_plan, resumed, with_stages_of
 from lwfed.steps.sources import (
     client_sources,
     data_versions,
@@ -38,8 +39,8 @@ from lwfed.steps.sources import (
 from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.types.canonical import digest_of
-from lwfed.types.errors import DataError, ResumeError, SpecError
-from lwfed.types.records import DataRecord, Parent, RunRecord
+from lwfed.types.errors import DataError, SpecError
+from lwfed.types.records import DataRecord, RunRecord
 from lwfed.types.seeds import derive
 
 CAPTIONED_EXAMPLES = 2000
@@ -116,8 +117,8 @@ def draft(
         **_predict(plans, architectures=architectures, num_classes=num_classes),
     )
     if options.parent is not None:
-        run = _with_stages_of(run, options.parent, store=store)
-    _refuse_other(run, store=store)
+        run = with_stages_of(run, options.parent, store=store)
+    refuse_another_plan(run, store=store)
     return run
 
 
@@ -146,7 +147,7 @@ def prepare(
     Raises:
         DataError: Files cannot be read, or a client has too few examples.
     """
-    existing = _resumed(run, store=store)
+    existing = resumed(run, store=store)
     if existing is not None:
         return existing
     spec = spec_at(runs.spec_of(run), root=root)
@@ -187,7 +188,7 @@ def prepare(
         counts["left_out"] = missing
     run = run.changed(data=run.data.changed(**counts), **predicted)
     if not store.write_ref(paths.run(run.run_id), run.to_values(), if_absent=True):  # another process was first
-        return _resumed(run, store=store) or run
+        return resumed(run, store=store) or run
     return run
 
 
@@ -234,66 +235,6 @@ def refuse_weights(model: ModelSpec) -> None:
 
             if not is_hub_id(encoder.weights):
                 tensor_files(encoder.weights)
-
-
-def _with_stages_of(run: RunRecord, parent: tuple[str, int], *, store: Store) -> RunRecord:
-    """Returns the run with its parent's stages before the first stage that it trains itself."""
-    parent_id, first = parent
-    other = runs.read_run(store, parent_id)
-    total = len(runs.plans_of(run))
-    if not 1 <= first <= total:
-        raise ResumeError(f"{parent_id} has no stage {first}", remedy=f"name a stage from 1 to {total}")
-    taken = [item for item in other.stages if item.stage < first]
-    run = run.changed(stages=taken, parent=Parent(run_id=parent_id, stage=first))
-    runs.input_digest_of(store, run, first)
-    return run
-
-
-def _refuse_other(run: RunRecord, *, store: Store) -> None:
-    """Raises ResumeError if a run of this id exists with another plan."""
-    existing = runs.find_run(store, run.run_id)
-    if existing is None:
-        return
-    if existing.salt != run.salt and run.salt:
-        raise ResumeError(f"the run {run.run_id} exists already", remedy="omit --fresh, or choose another --run-id")
-    if run.parent is not None and existing.parent != run.parent:
-        raise ResumeError(f"the run {run.run_id} exists and has another parent", remedy="choose another --run-id")
-    before, now = runs.plans_of(existing), runs.plans_of(run)
-    if before != now:
-        pairs = [(b, n) for b, n in zip(before, now, strict=False) if b != n]
-        stage = pairs[0][0].stage if pairs else min(len(before), len(now)) + 1
-        names = [
-            name
-            for name in StagePlan.model_fields
-            if pairs and getattr(pairs[0][0], name) != getattr(pairs[0][1], name)
-        ]
-        raise ResumeError(
-            f"the run {run.run_id} was started with another spec: {', '.join(names) or 'the stages'} differ(s) from "
-            f"stage {stage} on",
-            remedy="use the spec it was started with, or omit --run-id to start another run",
-        )
-    if existing.data.version != run.data.version:
-        raise ResumeError(
-            f"the data of run {run.run_id} have changed since it was started",
-            remedy="restore them, or omit --run-id to start another run",
-        )
-    if existing.code_version != run.code_version:
-        raise ResumeError(
-            f"the run {run.run_id} was started by another version of the code or of its libraries",
-            remedy="install that version, or omit --run-id to start another run",
-        )
-
-
-def _resumed(run: RunRecord, *, store: Store) -> RunRecord | None:
-    """Returns the stored run, updated with the settings that a resume may change (places, deadlines ...)."""
-    existing = runs.find_run(store, run.run_id)
-    if existing is None:
-        return None
-    _refuse_other(run, store=store)
-    resumed = existing.changed(spec=run.spec)
-    if resumed != existing:
-        store.write_ref(paths.run(run.run_id), resumed.to_values())
-    return resumed
 
 
 def _refuse_classes(spec: RunSpec, source: Source) -> None:
