@@ -51,11 +51,11 @@ def look_up(spec: RunSpec, *, options: Options, store: Store, emit: Emit, whole:
         DataError: The data are missing.
         ResumeError: The run exists with another plan.
     """
-    from lwfed.steps.prepare import draft, new_run_id
-
     if launcher_kind(spec.launch.kind).remote:  # only the clients' machines see the data
-        run_id = options.run_id or new_run_id(spec, now=datetime.now(UTC))
+        run_id = options.run_id or runs.new_run_id(spec, now=datetime.now(UTC))
         return RunRequest(spec, replace(options, run_id=run_id), drafted=None, done=None)
+    from lwfed.steps.prepare import draft  # loads numpy
+
     drafted = draft(spec, store=store, options=options, emit=emit, cache=environment.cache_folder())
     done = None
     if whole and not options.fresh and options.parent is None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from lwfed.plan.stages import StagePlan, plan_stages, stage_key
 from lwfed.spec.load import build_spec
@@ -30,6 +32,11 @@ class Options:
     run_id: str | None = None
     fresh: bool = False
     parent: tuple[str, int] | None = None
+
+
+def new_run_id(spec: RunSpec, *, now: datetime) -> str:
+    """Returns a run id made of the spec's name and the time."""
+    return f"{spec.name}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def find_run(store: Store, run_id: str) -> RunRecord | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -91,7 +90,7 @@ def draft(
     versions = data_versions(here, source, digests=FileDigests(cache), emit=emit, found=found)
     data = versions if len(versions) > 1 else versions[SERVER]
     now = datetime.now(UTC)
-    run_id = options.run_id or new_run_id(spec, now=now)
+    run_id = options.run_id or runs.new_run_id(spec, now=now)
     run = RunRecord(
         run_id=run_id,
         name=spec.name,
@@ -213,11 +212,6 @@ def _list_files(
             raise DataError("the data are changing", remedy="wait until nothing writes to them, and start again")
         if listing:
             store.write_ref(paths.data_files(versions[who]), listing, if_absent=True)
-
-
-def new_run_id(spec: RunSpec, *, now: datetime) -> str:
-    """Returns a run id made of the spec's name and the time."""
-    return f"{spec.name}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def count_architecture(encoder: EncoderSpec) -> dict[str, Any]:
