@@ -89,14 +89,12 @@ def reaches(comparison: Comparison, budget: Budget) -> tuple[Reach, ...]:
 
     A round counts if all rounds up to it fit: a client that cannot fit a stage in memory takes part in no later one.
     """
-    pick = min if comparison.lower_is_better else max
     found = []
     for group in comparison.groups:
         rounds = min(len(group.means), *(rounds_within(run, budget) for run in group.runs))
-        known = [[p.quality.mean for p in run.points[:rounds] if p.quality is not None] for run in group.runs]
-        found.append(
-            Reach(group, budget, rounds, best=spread([pick(values) for values in known]) if all(known) else None)
-        )
+        best = [run.best(rounds, lower_is_better=comparison.lower_is_better) for run in group.runs]
+        known = [value for value in best if value is not None]
+        found.append(Reach(group, budget, rounds, best=spread(known) if len(known) == len(best) else None))
     return tuple(found)
 
 

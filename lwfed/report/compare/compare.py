@@ -120,7 +120,7 @@ def curve_of(run: RunRecord, *, stages: Sequence[StageRecord], rounds: Sequence[
             frozen += fetched[n]
             flops += per_sample * samples + filled[n]
             wall += record.wall_s.get("round", 0.0)
-            value = record.metrics.get(metric)
+            value, validation = record.metrics.get(metric), record.metrics.get(_on_validation(metric))
             points.append(
                 Point(
                     round=record.global_round,
@@ -131,6 +131,7 @@ def curve_of(run: RunRecord, *, stages: Sequence[StageRecord], rounds: Sequence[
                     flops=flops,
                     peak_bytes=peak,
                     wall_s=wall,
+                    validation=validation if finite(validation) else None,
                 )
             )
     if all(point.quality is None for point in points):
@@ -191,3 +192,8 @@ def _group(label: str, curves: Sequence[RunCurve]) -> Group:
             )
         )
     return Group(label, curves[0].strategy, tuple(curves), tuple(means))
+
+
+def _on_validation(metric: str) -> str:
+    """Returns the name of a test metric on validation data."""
+    return f"validation/{metric.removeprefix('test/')}"

@@ -32,6 +32,7 @@ class Point:
         flops: FLOPs computed in training.
         peak_bytes: Largest peak memory so far.
         wall_s: Wall time in seconds.
+        validation: A run's same metric on validation data, by which its best round is chosen; None if there is none.
     """
 
     round: int
@@ -42,6 +43,7 @@ class Point:
     flops: float
     peak_bytes: float
     wall_s: float
+    validation: float | None = None
 
     def spent(self, quantity: Quantity) -> float:
         """Returns the amount that counts against a budget: all bytes including frozen blocks, FLOPs, or peak memory."""
@@ -85,6 +87,20 @@ class RunCurve:
     def final(self) -> Spread:
         """The metric after the last evaluated round."""
         return [point.quality for point in self.points if point.quality is not None][-1]
+
+    def best(self, rounds: int, *, lower_is_better: bool) -> float | None:
+        """Returns the metric after the best of the first rounds, or None if none of them was evaluated.
+
+        The best round is chosen by validation data if all rounds have such a metric, else by the metric itself.
+        """
+        evaluated = [(p.quality.mean, p.validation) for p in self.points[:rounds] if p.quality is not None]
+        if not evaluated:
+            return None
+        chosen_by = [validation for _, validation in evaluated if validation is not None]
+        if len(chosen_by) < len(evaluated):
+            chosen_by = [mean for mean, _ in evaluated]
+        pick = min if lower_is_better else max
+        return evaluated[chosen_by.index(pick(chosen_by))][0]
 
 
 @dataclass(frozen=True, slots=True)

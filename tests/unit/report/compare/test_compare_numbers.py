@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -231,3 +232,18 @@ def test_texts() -> None:
     assert quality_text(METRIC, None) == "–" and quality_text("test/loss", spread([1.0])) == "1.00"
     assert difference_text(METRIC, -0.0213) == "−2.1 points"
     assert difference_text("test/loss", 0.25) == "+0.25"
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_the_best_round_is_chosen_by_validation_where_all_rounds_have_it(six: list[RunHistory], lower: bool) -> None:
+    curve = compare_runs(six).groups[0].runs[0]
+    pick = min if lower else max
+    tested = [point.quality.mean for point in curve.points if point.quality is not None]
+    assert curve.best(99, lower_is_better=lower) == pick(tested)
+    marked = [replace(point, validation=1.0 if n == 1 else 2.0) for n, point in enumerate(curve.points)]
+    validated = replace(curve, points=tuple(marked))
+    assert validated.best(99, lower_is_better=True) == tested[1]
+    assert validated.best(99, lower_is_better=False) == tested[0], "the first of equal ones"
+    partly = replace(curve, points=(replace(marked[0], validation=None), *marked[1:]))
+    assert partly.best(99, lower_is_better=lower) == pick(tested)
+    assert curve.best(0, lower_is_better=lower) is None
