@@ -158,7 +158,8 @@ def partition(spec: Spec = None, override: Overrides = None, as_json: Json = Fal
         seed=str(values.seed),
     )
     clients = describe(examples, shares=shares, classes=source.classes)
-    missing = left_out(values, source, bad={"train": len(source.examples("train")) - len(examples)})
+    unreadable = len(source.examples("train")) - len(examples) - len(validation)
+    missing = left_out(values, source, bad={"train": unreadable})
     if as_json:
         print_json(
             {

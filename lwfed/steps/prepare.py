@@ -167,8 +167,9 @@ def prepare(
         train = training_examples(spec, source, versions=versions, store=store, emit=emit)
         clients = _client_sizes(runs.plans_of(run)[0], train)
         num_train = sum(len(examples) for examples in {id(e): e for e in train.values()}.values())
-        bad["train"] = sum(len(own.examples("train")) for own in (client_sources(spec) or {"": source}).values())
-        bad["train"] -= num_train
+        own = client_sources(spec)
+        bad["train"] = sum(len(data.examples("train")) for data in (own or {"": source}).values()) - num_train
+        bad["train"] -= num_validation if spec.data.validation_fraction and not own else 0
         tokens = _check_captions(spec, next(iter(train.values())), emit=emit)
     architectures = architectures_of(spec.model, folder=cache, count=count_architecture)
     predicted = _predict(

@@ -67,6 +67,7 @@ def test_a_run_evaluates_on_validation_examples_that_no_client_has(tmp_path: Pat
     total = plain.run.data.num_train
     assert split.run.data.num_train + split.run.data.num_validation == total == sum(plain.run.data.clients.values())
     assert sum(split.run.data.clients.values()) == split.run.data.num_train
+    assert split.run.data.left_out == own.run.data.left_out == {}
 
 
 @pytest.mark.parametrize("fraction", ["1", "-0.1", "yes"])
