@@ -71,8 +71,12 @@ def stages_of(run: RunRecord, stages: Sequence[StageRecord], rounds: Sequence[Ro
 
 
 def panels_of(rounds: Sequence[RoundRecord]) -> list[Panel]:
-    """Returns a run's metrics by panel: recall in each direction, classification, loss, and others."""
+    """Returns a run's metrics by panel: recall in each direction, classification, loss, and others.
+
+    Of validation data there is the loss alone: their other metrics are for choices, and a report shows test results.
+    """
     names = {name for record in rounds for name in record.metrics}
+    names = {name for name in names if name.endswith("/loss") or not name.startswith("validation/")}
     sides = {"test": 0, "train": 1, "federated": 2}
     series: dict[tuple[int, str, str], list[Series]] = {}
     for name in sorted(natural_order(names), key=lambda name: sides.get(name.partition("/")[0], 1)):

@@ -204,3 +204,15 @@ def test_stages_lie_along_the_rounds(make_records: Make) -> None:
     assert spans == [(1, 1, 0, 0), (2, 1, 2, 2), (3, 3, 2, 0), (4, 3, 5, 3)]
     assert [stage.number for stage in of_json(stages_of)(run, stages[:3], rounds[:4])] == [1, 2, 3, 4]
     assert [stage.number for stage in of_json(stages_of)(run, stages[:2], rounds[:2])] == [1, 2]
+
+
+def test_figures_show_test_results_and_of_validation_data_the_loss(make_records: Make) -> None:
+    _, _, rounds = make_records()
+    before = of_json(panels_of)(rounds)
+    for record in rounds:
+        more = {name.replace("test/", "validation/"): value for name, value in record["metrics"].items()}
+        record["metrics"] = {**record["metrics"], **more}
+    after = of_json(panels_of)(rounds)
+    assert [panel for panel in after if panel.key != "loss"] == [panel for panel in before if panel.key != "loss"]
+    losses = next(panel for panel in after if panel.key == "loss")
+    assert [series.label for series in losses.series] == ["test", "training", "validation"]
