@@ -100,13 +100,19 @@ def _store_findings(uri: str) -> Iterator[Finding]:
 
 
 def _mlflow_findings() -> Iterator[Finding]:
+    from lwfed.drive.trackers import place_in_mlflow
     from lwfed.spec.federation import TrackingSpec
-    from lwfed.tracking.mlflow.target import absolute_uri, sqlite_path
+    from lwfed.tracking.mlflow.place import check_place, check_server
+    from lwfed.tracking.mlflow.target import sqlite_path
 
-    uri = environment.mlflow_uri() or TrackingSpec().uri or ""
-    path = sqlite_path(absolute_uri(uri, folder=Path.cwd()))
-    if path is not None:
-        exists = "exists" if path.exists() else "will be created"
-        yield "ok", f"MLflow: {path} {exists}", ""
-    else:
-        yield "ok", f"MLflow: {uri}", ""
+    try:
+        uri = place_in_mlflow(TrackingSpec()) or ""
+        check_place(uri)
+        path = sqlite_path(uri)
+        if path is None:
+            environment.lend_home()
+            check_server(uri)
+        state = "answers" if path is None else "exists" if path.exists() else "will be created"
+        yield "ok", f"MLflow: {path or uri} {state}", ""
+    except LwfedError as error:
+        yield "fail", f"MLflow: {error.problem}", error.remedy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,7 @@ from lwfed.spec.stored import OLD_RATES, scales_implicitly, stored_values
 from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store
-from lwfed.types.errors import NotFoundError
+from lwfed.types.errors import NotFoundError, UnreachableError
 from lwfed.types.records import RunRecord
 
 
@@ -124,13 +125,24 @@ def report(
     status = replay_log(run, runs.spec_of(run).tracking, store=opened) if mlflow else None
     if as_json:
         print_json({"run_id": run.run_id, "report": str(written), "mlflow": status})
-        return
-    console = make_console()
-    console.print(f"report  {written}")
-    if status is not None:
-        problem = f"; {status['down']}" if status["down"] else ""
-        told = f"{status['delivered']} of {status['told']} records"
-        console.print(f"mlflow  has {told}, run {status['run_id']}{problem}")
+    else:
+        console = make_console()
+        console.print(f"report  {written}")
+        if status is not None:
+            told = f"{status['delivered']} of {status['told']} records"
+            console.print(f"mlflow  has {told}, run {status['run_id']}")
+    if status is not None and status["delivered"] < status["told"]:
+        raise _undelivered(status)
+
+
+def _undelivered(status: Mapping[str, Any]) -> UnreachableError:
+    """Returns the error for records that MLflow did not take: why it cannot be reached, or what it refuses."""
+    problems = [*status["refused"], *([status["down"]] if status["down"] else [])]
+    missing = f"{status['told'] - status['delivered']} of {status['told']} records"
+    return UnreachableError(
+        f"MLflow at {status['uri']} lacks {missing}: {'; '.join(problems)}",
+        remedy="once that is fixed, the same command adds them",
+    )
 
 
 def export(

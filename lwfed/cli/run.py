@@ -19,6 +19,7 @@ from lwfed.cost.architectures import architectures_of
 from lwfed.drive import training
 from lwfed.drive.console import make_console, print_json
 from lwfed.drive.display import Display
+from lwfed.drive.trackers import place_in_mlflow
 from lwfed.formats import amount_text, left_out_text, metric_text, natural_order, seconds_text
 from lwfed.run import runs
 from lwfed.run.runs import Options
@@ -108,6 +109,7 @@ def _resubmit(run_id: str, **options: Any) -> None:
 
 def _execute(spec: RunSpec, *, options: Options, as_json: bool, last_stage: int | None = None) -> None:
     console = make_console(stderr=as_json)
+    place_in_mlflow(spec.tracking)
     store = open_store(spec.store.uri)
     console.print(_size(spec))
     with Display(console) as display:

@@ -150,7 +150,9 @@ def driving(spec: RunSpec, *, run_id: str, store: Store, console: Console, part:
         finally:
             mlflow = session.delivered()
             if whole and mlflow is not None and not mlflow.status.complete:
-                display.warn(f"MLflow lacks some records; `lwfed report {run_id} --mlflow` adds them")
+                display.warn(
+                    f"MLflow lacks some records; once it takes them, `lwfed report {run_id} --mlflow` adds them"
+                )
 
 
 def _reopen_log(session: Session) -> None:

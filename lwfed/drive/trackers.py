@@ -17,7 +17,7 @@ from lwfed.tracking.jsonlines import JsonLines, Record, event_of, event_of_finis
 from lwfed.tracking.mlflow.delivery import replay_to_mlflow
 from lwfed.tracking.mlflow.process import MlflowFollower
 from lwfed.tracking.mlflow.target import Target, absolute_uri
-from lwfed.types.errors import SpecError
+from lwfed.types.errors import NotFoundError, SpecError
 from lwfed.types.records import RunRecord, RunSummary
 
 NO_STAGE = 0
@@ -57,11 +57,12 @@ def start_trackers(
 
 
 def target_of(spec: TrackingSpec, *, stage: int | None = None) -> Target | None:
-    """Returns the place of a run in MLflow; the platform's `MLFLOW_TRACKING_URI` takes precedence over the spec."""
-    if spec.uri is None:
+    """Returns the place of a run in MLflow; None if MLflow is off. See `place_in_mlflow`."""
+    uri = place_in_mlflow(spec)
+    if uri is None:
         return None
     return Target(
-        uri=absolute_uri(environment.mlflow_uri() or spec.uri, folder=Path.cwd()),
+        uri=uri,
         experiment=spec.experiment,
         adopted_run_id=environment.mlflow_adopted_run_id(),
         parent_run_id=environment.mlflow_parent_run_id(),
@@ -73,17 +74,40 @@ def target_of(spec: TrackingSpec, *, stage: int | None = None) -> Target | None:
     )
 
 
+def place_in_mlflow(spec: TrackingSpec) -> str | None:
+    """Returns the tracking store, absolute: `MLFLOW_TRACKING_URI`, else the spec's; None if MLflow is off.
+
+    Raises:
+        SpecError: `MLFLOW_TRACKING_URI` names no tracking store.
+    """
+    named = environment.mlflow_uri()
+    if spec.uri is None:
+        return None
+    if named is not None:
+        try:
+            TrackingSpec(uri=named)
+        except ValueError:
+            raise SpecError(
+                f"MLFLOW_TRACKING_URI={named} is no tracking store of MLflow",
+                remedy="set it to sqlite:///FILE or http://HOST:PORT, or unset it",
+            ) from None
+    return absolute_uri(named or spec.uri, folder=Path.cwd())
+
+
 def replay_log(run: RunRecord, spec: TrackingSpec, *, store: Store) -> dict[str, Any]:
     """Brings MLflow up to date with a run's log; logs nothing twice. Imports MLflow.
 
     Raises:
         SpecError: MLflow is switched off in the spec.
+        NotFoundError: The run has no log.
     """
     target = target_of(spec)
     if target is None:
         raise SpecError(f"MLflow is switched off in run {run.run_id}", remedy="set tracking.uri when you start a run")
     environment.lend_home()
     events = read_events(store.read_log(paths.events(run.run_id)))
+    if not any(event["event"] == "start" for event in events):
+        raise NotFoundError(f"run {run.run_id} has no records yet", remedy=environment.resume_hint())
     for event in events:
         if event["event"] == "finish":  # another machine may have recorded it, with paths of its own
             event["artifacts"] = [str(path) for path in _files_of(run, store=store)]

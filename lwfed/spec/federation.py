@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from importlib import metadata
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import AliasChoices, Field, field_validator, model_validator
+from pydantic import AliasChoices, Field, ValidationInfo, field_validator, model_validator
 
 from lwfed import catalog
 from lwfed.catalog.launcher import launcher_kind
@@ -36,6 +37,8 @@ MLFLOW_SCHEMES = (
     "uc",
 )
 """Schemes of MLflow's own tracking stores; plugins of MLflow add others."""
+MLFLOW_NAME_CHARS = {"experiment": 500, "register_as": 256}
+"""Most characters of MLflow's names."""
 
 
 def store_folder(uri: str) -> str:
@@ -193,8 +196,20 @@ class TrackingSpec(Section):
     ui: str | None = Field(None, description="MLflow's address for people, if it differs; null: uri")
     experiment: str = Field("lwfed", description="the MLflow experiment of the runs")
     register_as: str | None = Field(
-        None, description="name of the registered model; null: the experiment's and the run's names"
+        None, description="name of the registered model; null: the experiment's and the run's names, with - for / and :"
     )
+
+    @field_validator("experiment", "register_as")
+    @classmethod
+    def _is_a_name_in_mlflow(cls, name: str | None, info: ValidationInfo) -> str | None:
+        if name is None:
+            return None
+        most = MLFLOW_NAME_CHARS[str(info.field_name)]
+        if not name.strip() or len(name) > most or "\0" in name:
+            raise ValueError(f"`tracking.{info.field_name}`: write 1 to {most} characters")
+        if info.field_name == "register_as" and (re.search(r"[/:]", name) or name in (".", "..")):
+            raise ValueError(f"`tracking.register_as` {name!r}: MLflow's models have no `/` or `:` in their names")
+        return name
 
     @field_validator("uri")
     @classmethod

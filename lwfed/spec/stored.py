@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,10 @@ def stored_values(values: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         values: A spec as stored by any version. Every version since 0.2 writes `training.rate_scaling`.
     """
-    training = values.get("training") or {}
+    training, tracking = values.get("training") or {}, values.get("tracking")
+    if isinstance(tracking, Mapping) and isinstance(name := tracking.get("register_as"), str):
+        # older versions took names that MLflow refuses
+        values = {**values, "tracking": {**tracking, "register_as": re.sub(r"[/:]", "-", name)}}
     if not scales_implicitly(values) or not isinstance(training, Mapping):
         return dict(values)
     return {**values, "training": {**training, "rate_scaling": {"reference_batch": REFERENCE_BATCH}}}

@@ -12,7 +12,8 @@ import os
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
+from datetime import UTC, datetime
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,8 @@ from urllib3.exceptions import HTTPError
 
 from lwfed import environment
 from lwfed.patience import Patience
+from lwfed.store.s3 import answers
+from lwfed.store.s3.answers import TRANSIENT_STATUS, ForeignError
 from lwfed.types.errors import DiskFullError, LwfedError, SpecError, UnreachableError
 
 T = TypeVar("T")
@@ -40,7 +43,6 @@ FILES: dict[str, tuple[str, ...]] = {
 }
 """Setting -> names of its file in a mounted secret; `ca.crt` is the authority of the server's certificate."""
 
-TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 TRANSIENT_CODES = frozenset(
     {
         "RequestTimeout", "SlowDown", "SlowDownRead", "SlowDownWrite", "InternalError", "ServiceUnavailable",
@@ -70,19 +72,25 @@ class Access:
 
 
 class RefusedError(Exception):
-    """An error's `status`, `code` and `text`, and whether an earlier try may have succeeded (`repeated`)."""
+    """An error's `status`, `code` and `text`, and whether an earlier try may have succeeded (`repeated`).
+
+    `skew_s` is by how many seconds this machine's clock is ahead of the server's, if the answer says its time;
+    `fields` are those of S3's error, `headers` the answer's.
+    """
 
     def __init__(self, error: exceptions.ClientError, *, repeated: bool) -> None:
         metadata, problem = error.response.get("ResponseMetadata", {}), error.response.get("Error", {})
+        self.fields, self.headers = problem, metadata.get("HTTPHeaders", {})
         self.status = int(metadata.get("HTTPStatusCode", 0))
+        self.skew_s = answers.clock_skew_s(self.fields, self.headers, now=datetime.now(UTC))
         self.code = str(problem.get("Code", ""))
         if self.code.isdigit() or not self.code:  # the answer to HEAD has no body, so its code may be in a header
-            self.code = metadata.get("HTTPHeaders", {}).get("x-minio-error-code", self.code)
+            self.code = self.headers.get("x-minio-error-code", self.code)
         if self.status == 500 and "no space left" in str(error):  # MinIO's answer before it has measured its space
             self.code = FULL
         self.text = problem.get("Message") or str(error)
         self.repeated = repeated
-        super().__init__(f"{self.status} {self.code}")
+        super().__init__(str(self.status) if self.code.isdigit() else f"{self.status} {self.code}")
 
 
 class BrokenOffError(OSError):
@@ -130,7 +138,7 @@ def _client(process: int, access: Access, patience_s: float, variables: tuple[tu
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    return session.create_client(
+    client = session.create_client(
         "s3",
         region_name=access.region or environment.s3_region() or session.get_config_variable("region") or "us-east-1",
         endpoint_url=access.endpoint,
@@ -140,6 +148,9 @@ def _client(process: int, access: Access, patience_s: float, variables: tuple[tu
         aws_session_token=access.session_token,
         config=config,
     )
+    aws = ".amazonaws.com" in client.meta.endpoint_url
+    client.meta.events.register("response-received.s3", partial(answers.refuse_foreign, aws=aws))
+    return client
 
 
 @dataclass(eq=False)
@@ -220,6 +231,8 @@ class Connection:
                 answer = work(self.client)
             except LwfedError:
                 raise
+            except ForeignError as foreign:
+                raise self._foreign(foreign, about) from None
             except exceptions.ClientError as error:
                 refused = RefusedError(error, repeated=repeated)
                 status, code = refused.status, refused.code
@@ -266,6 +279,19 @@ class Connection:
             return UnreachableError(
                 f"{who} has no bucket {self.bucket}", remedy=f"create it with `lwfed store init {self.uri}`"
             )
+        if "API port" in refused.text:  # MinIO's console
+            return self._foreign(ForeignError(status, "an error", refused.text), about)
+        if answers.is_skewed(code, status, refused.skew_s):
+            return UnreachableError(
+                f"{who} refuses {about} ({code}): {answers.skew_text(refused.skew_s)}",
+                remedy="set both by NTP (on Linux `timedatectl set-ntp true`); keys and policies are not the cause",
+            )
+        if status in answers.REDIRECTS or code in answers.REGION_CODES:
+            return UnreachableError(
+                f"{who} does not serve the bucket {self.bucket} at this address and region: it answers the request "
+                f"{about} with {refused}",
+                remedy=answers.remedy_for_region(refused.fields, refused.headers, endpoint=self.endpoint),
+            )
         if code in CREDENTIAL_CODES:
             return UnreachableError(f"{who} rejects these credentials ({code})", remedy=self.remedy or CREDENTIALS)
         if status in (401, 403):
@@ -275,8 +301,19 @@ class Connection:
                 or f"check {'them' if code.isdigit() else 'their policy'}: `lwfed store policy` prints what they need, "
                 f"`lwfed store init {self.uri}` creates others",
             )
+        if status == 400 and code.isdigit():
+            return UnreachableError(
+                f"{who} refuses {about} (400) and does not say why",
+                remedy="check AWS_REGION, the keys and AWS_SESSION_TOKEN",
+            )
         return UnreachableError(
             f"{who} refuses {about}: {refused} {refused.text}", remedy="`lwfed store check` shows what it can do"
+        )
+
+    def _foreign(self, foreign: ForeignError, about: str) -> LwfedError:
+        return UnreachableError(
+            f"{self.endpoint} is not the S3 server of {self.uri}: it answers the request {about} with {foreign}",
+            remedy=answers.remedy_for_foreign(foreign, endpoint=self.endpoint),
         )
 
     def _final(self, error: Exception) -> LwfedError | None:

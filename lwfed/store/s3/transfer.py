@@ -18,6 +18,7 @@ from typing import Any
 from lwfed.patience import Patience
 from lwfed.store.keys import missing_object, truncated_object, wrong_length
 from lwfed.store.protocol import Data
+from lwfed.store.s3.answers import ForeignError, is_marked
 from lwfed.store.s3.client import BrokenOffError, Connection, RefusedError
 from lwfed.types.errors import DiskFullError, LwfedError
 
@@ -70,8 +71,12 @@ class S3Object:
     def head(self) -> dict[str, Any] | None:
         """Returns its metadata; None if it does not exist."""
         try:
-            answer: dict[str, Any] = self._request("head_object", "to look for", expected=(404,))
-        except RefusedError:
+            answer: dict[str, Any] = self._request("head_object", "to look for", expected=(400, 404))
+        except RefusedError as refused:
+            if refused.status == 400 or not is_marked(refused.headers):
+                self.read()  # HEAD's answer has no body: that of GET says what is wrong, or that this is no S3 server
+            if refused.status == 400:
+                raise self.connection.refusal(refused, f"to look for {self.name}") from None
             return None
         return answer
 
@@ -275,5 +280,7 @@ def _ranges(buffers: Sequence[memoryview], start: int) -> Iterator[tuple[int, li
 
 def _length_of(answer: dict[str, Any]) -> int:
     """Returns the length of the whole object that an answer belongs to."""
-    length = str(answer.get("ContentRange", "")).rpartition("/")[2]
-    return int(length) if length.isdigit() else int(answer["ContentLength"])
+    length = str(answer.get("ContentRange", "")).rpartition("/")[2] or str(answer.get("ContentLength", ""))
+    if not length.isdigit():
+        raise ForeignError(int(answer["ResponseMetadata"]["HTTPStatusCode"]), "an answer without its length")
+    return int(length)

@@ -22,6 +22,7 @@ from typing import Any
 from lwfed import environment
 from lwfed.patience import Patience
 from lwfed.tracking.jsonlines import Record, read_events, without_restarts
+from lwfed.tracking.mlflow.place import check_place, reason_of
 from lwfed.tracking.mlflow.target import Target
 
 POLL_S = 0.1
@@ -105,12 +106,13 @@ class Delivery:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # warnings of MLflow and SQLAlchemy for their own developers
                     if self._recorder is None:
+                        check_place(self._target.uri)
                         from lwfed.tracking.mlflow.recorder import Recorder
 
                         self._recorder = Recorder(self._target, live=self._live)
                     self._recorder.record(event)
             except Exception as error:  # no failure of a server, database or library may stop training
-                if not self._after_failure(event, _line(error)):
+                if not self._after_failure(event, reason_of(error)):
                     return False
                 continue
             self._patience.answered()
@@ -126,7 +128,7 @@ class Delivery:
                     self._recorder.abandon()
                 self._recorder.close()
         except Exception as error:
-            self._down = _line(error)
+            self._down = reason_of(error)
 
     def status(self) -> Status:
         """Returns the state of delivery."""
@@ -218,11 +220,6 @@ def _is_end(event: Record, *, stage: int | None) -> bool:
     if event["event"] == "stage":
         return stage is not None and event["record"]["stage"] == stage
     return event["event"] in ("finish", "fail")
-
-
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:299] + "…"
 
 
 def _publish(folder: Path, status: Status) -> None:

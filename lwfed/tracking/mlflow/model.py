@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import warnings
 from pathlib import Path
@@ -61,33 +62,33 @@ def register_model(client: MlflowClient, model: Record, *, name: str, run: Run, 
     run_id, digest = run.info.run_id, str(model["digest"])
     tags = {RUN_ID: run.data.tags[RUN_ID], "lwfed.digest": digest, "lwfed.uri": str(model["uri"])}
     modalities = tuple(model["modalities"])
-    logged = client.create_logged_model(
-        run.info.experiment_id,
-        name=name,
-        source_run_id=run_id,
-        tags=tags,
-        params={"kind": str(model["kind"]), "modalities": ", ".join(modalities)},
-        model_type=str(model["kind"]),
-    )
-    with tempfile.TemporaryDirectory(prefix="lwfed-model-") as scratch:
-        folder = Path(scratch) / "model"
-        _save(model, folder, logged=logged, run_id=run_id)
-        try:
-            client.log_model_artifacts(logged.model_id, str(folder))
-        except Exception:
-            client.delete_logged_model(logged.model_id)  # delivery retries with a new one
-            raise
-    client.finalize_logged_model(logged.model_id, "READY")
-    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=last_round)])
     try:
         client.create_registered_model(name, description="Trained by lwfed; fetches its weights when it is loaded.")
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    # the files' own URI, since a sqlite registry looks up models:/<id> in the global tracking store
-    version = client.create_model_version(
-        name, source=logged.artifact_location, run_id=run_id, tags=tags, model_id=logged.model_id
+    logged = client.create_logged_model(
+        run.info.experiment_id,
+        name=re.sub(r"[/:.%\"']", "-", name),  # its rules are stricter than the registry's
+        source_run_id=run_id,
+        tags=tags,
+        params={"kind": str(model["kind"]), "modalities": ", ".join(modalities)},
+        model_type=str(model["kind"]),
     )
+    try:
+        with tempfile.TemporaryDirectory(prefix="lwfed-model-") as scratch:
+            folder = Path(scratch) / "model"
+            _save(model, folder, logged=logged, run_id=run_id)
+            client.log_model_artifacts(logged.model_id, str(folder))
+        client.finalize_logged_model(logged.model_id, "READY")
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=last_round)])
+        # the files' own URI, since a sqlite registry looks up models:/<id> in the global tracking store
+        version = client.create_model_version(
+            name, source=logged.artifact_location, run_id=run_id, tags=tags, model_id=logged.model_id
+        )
+    except Exception:
+        client.delete_logged_model(logged.model_id)  # delivery retries with a new one
+        raise
     registered = f"{name}/{version.version}"
     marks = {"lwfed.model_id": logged.model_id, "lwfed.model": registered, "lwfed.model_digest": digest}
     log(client, run_id, tags=marks)

@@ -28,8 +28,10 @@ from lwfed.tracking.mlflow.entries import (
     stage_tags,
 )
 from lwfed.tracking.mlflow.model import register_model
+from lwfed.tracking.mlflow.place import reason_of
 from lwfed.tracking.mlflow.runs import ADOPTED, MARK, ROLE, RunTree, is_ours, pipeline_tags
-from lwfed.tracking.mlflow.target import Target
+from lwfed.tracking.mlflow.target import Target, model_name
+from lwfed.types.errors import UnreachableError
 
 FAILURE = "lwfed.failure"
 """The tag with the reason why a run ended early; a run that then finishes loses it."""
@@ -169,9 +171,12 @@ class Recorder:
             elif path.is_file():
                 self.client.log_artifact(run_id, str(path))
         if model is not None:
-            name = self._target.register_as or f"{self._target.experiment}-{self._run['name']}"
+            name = model_name(self._target, run=self._run["name"])
             last = max(self._tree.logged[run_id], default=0)
-            self.model = register_model(self.client, model, name=name, run=run, last_round=last)
+            try:
+                self.model = register_model(self.client, model, name=name, run=run, last_round=last)
+            except Exception as error:
+                raise UnreachableError(f"the model {name} is not registered: {reason_of(error)}") from error
 
     def _forget_failure(self, run_id: str, tags: Mapping[str, str]) -> None:
         if FAILURE in tags:

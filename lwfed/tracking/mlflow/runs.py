@@ -20,7 +20,9 @@ from lwfed import __version__
 from lwfed.formats import finite
 from lwfed.tracking.jsonlines import Record
 from lwfed.tracking.mlflow.entries import log
+from lwfed.tracking.mlflow.place import SERVER
 from lwfed.tracking.mlflow.target import Target, artifact_location
+from lwfed.types.errors import NotFoundError, UnreachableError
 
 MARK = "global_round"
 """The metric that marks rounds as logged; it is written in the same batch as the round's own metrics."""
@@ -66,7 +68,9 @@ class RunTree:
         target = self._target
         adopted = self._client.get_run(target.adopted_run_id) if target.adopted_run_id else None
         whole = self._whole(adopted)
-        self.whole_id = str(whole.info.run_id)
+        self.whole_id = str(whole.info.run_id or "")
+        if not self.whole_id:
+            raise UnreachableError(f"{target.uri} answers, but not as MLflow does", remedy=SERVER)
         self._experiments = [str(whole.info.experiment_id)]
         self._attach(whole)
         if adopted is not None and target.stage is not None and adopted.info.run_id != self.whole_id:
@@ -153,7 +157,7 @@ class RunTree:
         return self._make(experiment, {**tags, **nested}, name=self._name)
 
     def _experiment(self) -> str:
-        """Finds or creates the experiment that the target names; restores it if it was deleted."""
+        """Finds or creates the experiment that the target names. Raises NotFoundError if somebody deleted it."""
         client, name = self._client, self._target.experiment
         found = client.get_experiment_by_name(name)
         if found is None:
@@ -164,7 +168,11 @@ class RunTree:
                 if found is None:
                     raise
         if found.lifecycle_stage == "deleted":
-            client.restore_experiment(found.experiment_id)
+            raise NotFoundError(
+                f"the experiment {name} was deleted in MLflow",
+                remedy=f"`mlflow experiments restore --experiment-id {found.experiment_id}` brings it back; "
+                "-o tracking.experiment=NAME records in another",
+            )
         return str(found.experiment_id)
 
     def _topmost(self, run: Run) -> Run | None:

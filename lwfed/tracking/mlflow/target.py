@@ -6,6 +6,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+MODEL_CHARS = 256
+"""Longest name of a registered model that MLflow's databases keep."""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -50,6 +53,11 @@ def absolute_uri(uri: str, *, folder: Path) -> str:
     """
     path = sqlite_path(uri)
     return uri if path is None else f"sqlite:///{folder.absolute() / path}"
+
+
+def model_name(target: Target, *, run: str) -> str:
+    """Returns the name of a run's registered model; MLflow allows neither `/` nor `:` in one that lwfed makes."""
+    return target.register_as or re.sub(r"[/:]", "-", f"{target.experiment}-{run}")[:MODEL_CHARS]
 
 
 def artifact_location(uri: str, *, experiment: str) -> str | None:
