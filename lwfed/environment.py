@@ -40,6 +40,8 @@ QUIET: Mapping[str, str] = {
 
 _DIGITS = 10
 """Fewer digits than this have the numbers of CPUs, ranks and pods."""
+_LONGEST_S = 1e9
+"""Thirty years: longer waits are beyond the system's clocks."""
 _ADOPTED = "MLFLOW_RUN_ID"
 _CPUS = "LWFED_CPUS"
 _GPUS = "CUDA_VISIBLE_DEVICES"
@@ -273,9 +275,10 @@ def _seconds(name: str, *, default: int) -> float:
         seconds = float(text)
     except ValueError:
         seconds = -1.0
-    if not 0 <= seconds < float("inf"):
+    if not 0 <= seconds <= _LONGEST_S:
         raise SpecError(
-            f"{name}={text[:100]} is not a number of seconds", remedy=f"set it to 0 or more; {default} is the default"
+            f"{name}={text[:100]} is not a number of seconds",
+            remedy=f"set it to a number from 0 to {_LONGEST_S:.0f}; {default} is the default",
         )
     return seconds
 

@@ -22,12 +22,13 @@ from lwfed.types.errors import LwfedError
 from tests import tiny
 from tests.damage import damaged
 
-TIMES = 150
+TIMES = 100
 """Number of mutants per seed."""
 WORDS = (
     "", "~", "null", "true", "yes", "0", "1", "-1", "2", "3", "0.5", "-0.0", "1e-320", "1e308", "1e999", ".nan",
     ".inf", "9223372036854775807", "9223372036854775808", "1" + "0" * 300, "1" + "0" * 400, "0x10", "0o17", "010",
-    "1:30", "2020-01-01", "[]", "{}", "[0]", "[1, 2]", "[[1]]", "{a: 1}", "{kind: x}", "{<<: {a: 1}}", "'a: b'", "x",
+    "1:30", "2020-01-01", "[]", "{}", "[0]", "[1, 2]", "[9000000000000000000, 1]",
+    "[[1]]", "{a: 1}", "{kind: x}", "{<<: {a: 1}}", "'a: b'", "x",
     "'\\0'", '"\\ud83d"', '"\\e[1m"', "ä", "😀", "'   '", '"a\\nb"', "..", "/", "~/x", "~nobody/x", "s3://",
     "s3://b/../x", "file:///x", "http://", "://", "sqlite:///", "{client}", "*", "(?P<group>a", "'(?P<group>'",
     "!!python/object:os.system x", "&a [*a]", "- 1", "a" * 5_000, "cpu", "bytes", "by_group", "supervised",
@@ -175,6 +176,10 @@ FOUND = {
     "more blocks than a number": f"{TEXT}.config.n_layers=1" + "0" * 300,
     "layers without end": "model.projection.layers=1000000000",
     "a width above any float": "model.projection.hidden=1" + "0" * 300,
+    "clients without end": "federation.num_clients=1000000000000",
+    "rounds without end": "stages.rounds=[1000000000000, 1]",
+    "a deadline beyond the clocks": "federation.round_timeout_s=1e300",
+    "threads without end": "training.threads=1000000000",
     "a key that is named as a type": "supervised=1",
     "a key that is named as a type, below": "kubernetes.int=1",
     "a command for the terminal": 'model.objective.kind="\\e[1m"',

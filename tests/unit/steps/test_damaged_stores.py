@@ -18,16 +18,14 @@ from lwfed.types.errors import LwfedError
 from tests.damage import altered, damaged
 from tests.tiny import run_tiny
 
-TIMES = 10
+TIMES = 6
 """Number of damaged stores per kind of file."""
 RUN = "tiny-run"
 ROUNDS = ("stages.rounds=[1,1]", "evaluation.batch_size=8")
 KINDS = (
-    "runs/*/run.json", "runs/*/initial.json", "runs/*/summary.json", "stages/*/plan.json", "stages/*/checkpoint.json",
-    "stages/*/record.json", "stages/*/rounds/*/*.json", "stages/*/rounds/*/updates/*/*", "blocks/sha256/*",
-    "runs/*/events.jsonl", "data/*/*.json",
+    "runs/*/run.json", "runs/*/summary.json", "stages/*/plan.json", "stages/*/checkpoint.json", "stages/*/record.json",
+    "stages/*/rounds/*/*.json", "stages/*/rounds/*/updates/*/*", "blocks/sha256/*",
 )  # fmt: skip
-Damage = Callable[[Path, np.random.Generator], None]
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +110,6 @@ def test_a_damaged_file_of_a_store_is_named_or_changes_nothing(
         store = tmp_path / str(number) / "store"
         shutil.copytree(clean, store)
         files = sorted(store.glob(kind))
-        if not files:
-            return
         path = files[int(rng.integers(len(files)))]
         damage(path, rng)
         check(store, digest, path, exported, resumed=number % 3 == 0)
