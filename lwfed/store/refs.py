@@ -33,7 +33,7 @@ def read_object(store: Store, key: str, **fields: type) -> dict[str, Any] | None
         raise damaged(key, "it is no JSON object")
     for name, kind in fields.items():
         if not isinstance(values.get(name), kind):
-            raise damaged(key, f"`{name}` is missing or wrong")
+            raise damaged(key, f"`{name}` is wrong" if name in values else f"it lacks `{name}`")
     return values
 
 
