@@ -38,6 +38,10 @@ QUIET: Mapping[str, str] = {
 }
 """Variables that `quiet` sets unless the user has set them."""
 
+_DIGITS = 10
+"""Fewer digits than this have the numbers of CPUs, ranks and pods."""
+_LONGEST_S = 1e9
+"""Thirty years: longer waits are beyond the system's clocks."""
 _ADOPTED = "MLFLOW_RUN_ID"
 _CPUS = "LWFED_CPUS"
 _GPUS = "CUDA_VISIBLE_DEVICES"
@@ -117,12 +121,7 @@ def only_gpus(names: Sequence[str]) -> dict[str, str]:
 
 def cpu_limit() -> int | None:
     """The number of CPUs to use at most (`LWFED_CPUS`); None: all that the system allows."""
-    text = _text(_CPUS)
-    if text is None:
-        return None
-    if not text.isdecimal() or int(text) == 0:
-        raise SpecError(f"{_CPUS}={text} is not a number of CPUs", remedy="set it to 1 or more, or unset it")
-    return int(text)
+    return _number(_CPUS, least=1) if _text(_CPUS) else None
 
 
 def only_cpus(count: int) -> dict[str, str]:
@@ -153,18 +152,18 @@ def _text(name: str) -> str | None:
 
 def rank() -> int:
     """The rank of this process among those of its client (`RANK`, set by torchrun), from 0."""
-    return int(_text("RANK") or 0)
+    return _number("RANK")
 
 
 def num_ranks_here() -> int:
     """The number of ranks on this machine (`LOCAL_WORLD_SIZE`, set by torchrun)."""
-    return int(_text("LOCAL_WORLD_SIZE") or 1)
+    return _number("LOCAL_WORLD_SIZE", least=1)
 
 
 @contextmanager
 def ranks(*, use_gpu: bool) -> Iterator[None]:
     """Joins the other processes of a client if torchrun started several (`WORLD_SIZE`); else does nothing."""
-    if int(_text("WORLD_SIZE") or 1) == 1:
+    if _number("WORLD_SIZE", least=1) == 1:
         yield
         return
     import torch
@@ -172,7 +171,7 @@ def ranks(*, use_gpu: bool) -> Iterator[None]:
 
     device = None
     if use_gpu and torch.cuda.is_available():
-        device = torch.device("cuda", int(_text("LOCAL_RANK") or 0))
+        device = torch.device("cuda", _number("LOCAL_RANK"))
         torch.cuda.set_device(device)
     dist.init_process_group("gloo" if device is None else "nccl", device_id=device)
     try:
@@ -183,7 +182,7 @@ def ranks(*, use_gpu: bool) -> Iterator[None]:
 
 def job_index() -> int:
     """The index of this pod in its Indexed Job (`JOB_COMPLETION_INDEX`), from 0."""
-    return int(_text("JOB_COMPLETION_INDEX") or 0)
+    return _number("JOB_COMPLETION_INDEX")
 
 
 def run_id() -> str | None:
@@ -262,15 +261,24 @@ def read_patience_s() -> float:
     return _seconds("LWFED_READ_PATIENCE_S", default=300)
 
 
+def _number(name: str, *, least: int = 0) -> int:
+    """Returns a variable's number, the least one by default. Raises SpecError if it is none."""
+    text = _text(name) or str(least)
+    if not (text.isdecimal() and len(text) < _DIGITS and int(text) >= least):
+        raise SpecError(f"{name}={text[:100]} is not a number", remedy=f"set it to {least} or more, or unset it")
+    return int(text)
+
+
 def _seconds(name: str, *, default: int) -> float:
     text = _text(name) or str(default)
     try:
         seconds = float(text)
     except ValueError:
         seconds = -1.0
-    if not 0 <= seconds < float("inf"):
+    if not 0 <= seconds <= _LONGEST_S:
         raise SpecError(
-            f"{name}={text} is not a number of seconds", remedy=f"set it to 0 or more; {default} is the default"
+            f"{name}={text[:100]} is not a number of seconds",
+            remedy=f"set it to a number from 0 to {_LONGEST_S:.0f}; {default} is the default",
         )
     return seconds
 

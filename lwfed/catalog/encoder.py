@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from lwfed.catalog import describe
 from lwfed.catalog.costs import Architecture
 
+MOST_BLOCKS = 1000
+"""The largest depth of an encoder."""
+LARGEST = 2**31 - 1
+"""The largest size."""
 TOKENS = -1
 """In an input's shape: the number of tokens, which depends on the batch, up to the encoder's `max_tokens`."""
 
@@ -109,7 +113,7 @@ class EncoderDescription:
         architecture: Returns its tensors and costs by formulas, or None for a spec with a key that they do not cover.
             A family without formulas is counted on PyTorch's meta device, for which `lwfed plan` loads torch.
         hub: Hub id of known weights -> their config, if it differs from the library's defaults.
-        types: Key of `config` -> a value of its type.
+        types: Key of `config` -> a value of its type; where that is an integer above 0, so must be the key's.
     """
 
     modality: str
@@ -124,13 +128,13 @@ class EncoderDescription:
     types: Mapping[str, Any] = field(default_factory=dict)
 
     def check_types(self, config: Mapping[str, Any]) -> None:
-        """Raises ValueError if a value has another type than its key: no text is a number, and no number a bool."""
+        """Raises ValueError if a value does not fit its key: no text is a number, no number a bool, no size below 1."""
         for key in sorted(set(config) & set(self.types)):
-            value, like = config[key], self.types[key]
-            if not fits_type(value, like):
-                raise ValueError(f"`config.{key}` must be {_TYPES[type(like)]} (got {value!r})")
+            if problem := misfit(key, config[key], like=self.types[key]):
+                raise ValueError(f"`config.{key}` must be {problem} (got {_short(config[key])})")
 
 
+_DEPTHS = ("depth", "n_layers", "num_hidden_layers")
 _TYPES: Mapping[type, str] = {
     bool: "true or false",
     int: "an integer",
@@ -143,10 +147,33 @@ _TYPES: Mapping[type, str] = {
 def fits_type(value: Any, like: Any) -> bool:
     """Returns whether a value has the type of another; an integer fits a float, and a tuple's items may stand alone."""
     if isinstance(like, tuple):
-        return all(fits_type(item, like[0]) for item in (value if isinstance(value, list | tuple) else [value]))
+        return all(fits_type(item, like[0]) for item in _items(value))
     if isinstance(value, bool) or isinstance(like, bool | str):
         return type(value) is type(like)
     return isinstance(value, int | float if isinstance(like, float) else int)
+
+
+def misfit(key: str, value: Any, *, like: Any) -> str:
+    """Returns what a setting must be, if its value has another type than `like` or is no size; else ""."""
+    if not fits_type(value, like):
+        return _TYPES[type(like)]
+    most = MOST_BLOCKS if key in _DEPTHS else LARGEST
+    if _is_size(like) and not all(1 <= item <= most for item in _items(value)):
+        return f"from 1 to {most}"
+    return ""
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def _is_size(like: Any) -> bool:
+    return all(type(item) is int and item > 0 for item in _items(like))
+
+
+def _items(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else [value]
 
 
 def encoder_family(name: str) -> EncoderDescription:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lwfed.catalog.encoder import EncoderSettings, fits_type
+from lwfed.catalog.encoder import EncoderSettings, misfit
 
 HARMLESS: dict[str, Any] = {
     "initializer_range": 0.02, "layer_norm_eps": 1e-12, "pad_token_id": 0, "eos_token_id": 0, "bos_token_id": 0,
@@ -71,9 +71,7 @@ def transformers_settings(
 def are_valid(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
     """Returns whether all settings have their default's type, and all sizes are above 0."""
 
-    def good(value: Any, default: Any) -> bool:
-        if not fits_type(value, default) or isinstance(default, bool | str):
-            return fits_type(value, default)
-        return bool(value >= 0 if isinstance(default, float) else value > 0)
-
-    return all(good(settings[key], default) for key, default in defaults.items())
+    return not any(
+        misfit(key, settings[key], like=default) or (isinstance(default, float) and settings[key] < 0)
+        for key, default in defaults.items()
+    )

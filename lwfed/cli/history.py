@@ -22,8 +22,9 @@ from lwfed.spec.stored import OLD_RATES, scales_implicitly, stored_values
 from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store
+from lwfed.store.refs import read_record
 from lwfed.types.errors import NotFoundError, UnreachableError
-from lwfed.types.records import RunRecord
+from lwfed.types.records import RunRecord, RunSummary
 
 
 def open_runs(uri: str) -> Store:
@@ -179,16 +180,16 @@ def _from(parent: dict[str, Any] | None) -> str:
 
 def _overview(store: Store, run: RunRecord) -> dict[str, Any]:
     stages, rounds = runs.history(store, run)
-    summary = store.read_ref(paths.summary(run.run_id))
+    summary = read_record(store, paths.summary(run.run_id), RunSummary)
     metrics = rounds[-1].metrics if rounds else {}
     return {
         "run_id": run.run_id,
         "created": run.created,
         "strategy": run.strategy,
-        "status": summary["status"] if summary else "not finished",
+        "status": summary.status if summary else "not finished",
         "parent": run.parent.to_values() if run.parent else None,
         "stages": len(runs.plans_of(run)),
         "stages_done": len(stages),
         "headline": {name: metrics[name] for name in HEADLINES[:6] if name in metrics},
-        "digest": summary["digest"] if summary else (stages[-1].digest if stages else ""),
+        "digest": summary.digest if summary else (stages[-1].digest if stages else ""),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,9 +15,10 @@ from lwfed.cli.options import Json, Overrides, Spec
 from lwfed.drive.console import make_console, make_table, print_json
 from lwfed.drive.display import Display
 from lwfed.formats import left_out_text, rates_text
+from lwfed.spec.data import CLIENT_MARK
 from lwfed.spec.load import DEFAULT_PRESET, load_spec, preset_names
 from lwfed.spec.run import RunSpec
-from lwfed.types.errors import DataError, SpecError
+from lwfed.types.errors import SpecError
 
 if TYPE_CHECKING:
     from lwfed.data.protocol import Source
@@ -80,7 +82,7 @@ def plan(
     costs = stage_costs(stages, architectures=architectures, num_classes=num_classes, tokens=lengths)
     whole = end_to_end_cost(stages, architectures=architectures, num_classes=num_classes, tokens=lengths)
     examples = num_examples
-    if examples is None and source is not None:
+    if examples is None and source is not None and CLIENT_MARK not in (values.data.root or ""):
         examples = max(1, len(source.examples("train")) // values.federation.clients)
     rates, inputs = learning_rates(stages), inputs_text(values.model.encoders)
     count = examples or values.training.batch_size
@@ -213,13 +215,19 @@ def presets() -> None:
 
 
 def _opened(spec: RunSpec) -> Source | None:
-    """Opens the data, or returns None if they are not here."""
-    from lwfed.data.protocol import open_source
+    """Opens the server's data, or returns None if there is no such folder. Raises DataError if they are broken."""
+    from lwfed.round.shares import SERVER, root_for
+    from lwfed.steps.sources import server_source
 
+    root = root_for(spec.data.root, SERVER)
     try:
-        return open_source(spec.data)
-    except DataError:
+        if root is not None:
+            Path(root).expanduser().lstat()
+    except FileNotFoundError:
         return None
+    except OSError:
+        pass  # opening it tells what is wrong
+    return server_source(spec)
 
 
 def _num_classes(spec: RunSpec, source: Source | None) -> int | None:

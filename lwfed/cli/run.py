@@ -29,6 +29,7 @@ from lwfed.spec.stored import OLD_RATES, scales_implicitly
 from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store
+from lwfed.store.refs import read_record
 from lwfed.types.errors import NotFoundError, SpecError
 from lwfed.types.records import RunSummary
 from lwfed.types.uris import scheme_of
@@ -119,7 +120,8 @@ def _execute(spec: RunSpec, *, options: Options, as_json: bool, last_stage: int 
         console.print()
     else:
         spec = runs.spec_of(runs.read_run(store, request.done))
-        done = RunSummary.of(store.read_ref(paths.summary(request.done)))
+        done = read_record(store, paths.summary(request.done), RunSummary)
+        assert done is not None, "look_up found it"
         summary = done.changed(stages=[stage.changed(reused=True) for stage in done.stages])
         count = len(summary.stages)
         console.print(f"all {count} stages are committed already, by run [bold]{request.done}[/]; --fresh trains again")

@@ -38,7 +38,7 @@ def tokenize(texts: Sequence[str], *, settings: InputSettings) -> dict[str, Tens
         SpecError: The tokenizer has more tokens than the encoder.
     """
     tokenizer = _checked(settings)
-    rows = tokenizer(list(texts), truncation=True, max_length=settings.max_tokens)["input_ids"]
+    rows = _rows(tokenizer, texts, settings=settings, longest=settings.max_tokens)
     padded = [torch.tensor(row, dtype=torch.int64) for row in rows]
     ids = pad_sequence(padded, batch_first=True, padding_value=tokenizer.pad_token_id or 0)
     mask = torch.arange(ids.shape[1]) < torch.tensor([[len(row)] for row in rows])
@@ -49,8 +49,7 @@ def truncated_share(texts: Sequence[str], *, settings: InputSettings) -> float:
     """Returns the fraction of texts, in [0, 1], that are longer than `max_tokens` and therefore truncated."""
     if not texts:
         return 0.0
-    tokenizer = _checked(settings)
-    rows = tokenizer(list(texts), truncation=True, max_length=settings.max_tokens + 1)["input_ids"]
+    rows = _rows(_checked(settings), texts, settings=settings, longest=settings.max_tokens + 1)
     return sum(len(row) > settings.max_tokens for row in rows) / len(texts)
 
 
@@ -113,6 +112,21 @@ def _checked(settings: InputSettings) -> Any:
             remedy=f"set model.encoders.text.config.vocab_size to {known} or more",
         )
     return tokenizer
+
+
+def _rows(tokenizer: Any, texts: Sequence[str], *, settings: InputSettings, longest: int) -> Any:
+    """Returns the token ids of texts. Raises DataError if the tokenizer is damaged."""
+    try:
+        rows = tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]
+    except Exception as error:  # the tokenizers' Rust code raises plain Exceptions
+        raise DataError(
+            f"the tokenizer {settings.tokenizer} is damaged: {' '.join(str(error).split())[:200]}", remedy=_NAME_ONE
+        ) from None
+    if max(map(max, filter(None, rows)), default=0) >= (settings.vocab_size or math.inf):
+        raise DataError(
+            f"the tokenizer {settings.tokenizer} gives tokens that the text encoder lacks", remedy=_NAME_ONE
+        )
+    return rows
 
 
 def _from_pretrained(name: str, *, local: bool) -> Any:

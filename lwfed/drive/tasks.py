@@ -31,6 +31,7 @@ from lwfed.spec.run import RunSpec
 from lwfed.steps.experiment import place_of, summarise
 from lwfed.store import paths
 from lwfed.store.opening import open_store
+from lwfed.store.refs import read_object
 from lwfed.tracking.ending import ending_of
 from lwfed.tracking.jsonlines import event_of_failure, read_events
 from lwfed.types.canonical import digest_of
@@ -183,7 +184,7 @@ def evaluate(*, spec: str, store: str, stage: int, digest: str) -> Evaluated:
         ref = paths.round_metrics(key, plan.rounds)
         if not session.store.has(ref):
             session.launcher.server("evaluate-round", task, emit=session.emit)
-        metrics = (session.store.read_ref(ref) or {"metrics": {}})["metrics"]
+        metrics = (read_object(session.store, ref, metrics=dict) or {"metrics": {}})["metrics"]
         return Evaluated(metrics=metrics, html=_page(session, run))
 
 
@@ -313,7 +314,7 @@ def _run_at(session: Session, stage: int) -> RunRecord:
 
 def _committed_key(session: Session, run: RunRecord, stage: int, digest: str) -> str:
     key = runs.stage_key_of(run, stage)
-    committed = None if key is None else session.store.read_ref(paths.stage_checkpoint(key))
+    committed = None if key is None else read_object(session.store, paths.stage_checkpoint(key), digest=str)
     if key is None or committed is None or committed["digest"] != digest:
         raise CheckpointError(
             f"stage {stage} of {run.run_id} is not committed with digest {digest[:12]}",

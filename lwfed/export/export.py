@@ -30,9 +30,10 @@ from lwfed.spec.model import ModelSpec
 from lwfed.store import paths
 from lwfed.store.cache import BlockCache
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
+from lwfed.store.refs import read_object, read_record
 from lwfed.types.canonical import readable
 from lwfed.types.errors import CheckpointError, DiskFullError, NotFoundError, SpecError, UnreachableError
-from lwfed.types.records import RunRecord
+from lwfed.types.records import RunRecord, RunSummary
 
 MARKER = "lwfed.json"
 """The file that marks a folder as an export; written last."""
@@ -109,6 +110,9 @@ def _committed_stage(run: RunRecord, *, bench: Workbench, stage: int | None) -> 
     total = len(runs.plans_of(run))
     if stage is not None and not 1 <= stage <= total:
         raise NotFoundError(f"run {run.run_id} has no stage {stage}", remedy=f"name a stage from 1 to {total}")
+    summary = read_record(bench.store, paths.summary(run.run_id), RunSummary)
+    if stage is None and summary is not None and summary.status == "finished":
+        stage = total
     for number in range(total, 0, -1) if stage is None else (stage,):
         key = runs.stage_key_of(run, number)
         checkpoint = None if key is None else read_checkpoint(bench.store, paths.stage_checkpoint(key))
@@ -146,7 +150,7 @@ def _info(
     states: Mapping[str, Mapping[str, Tensor]],
 ) -> dict[str, Any]:
     model, plan = stage.plan.model, stage.plan
-    record = bench.store.read_ref(paths.stage_record(stage.key)) or {"metrics": {}}
+    record = read_object(bench.store, paths.stage_record(stage.key), metrics=dict) or {"metrics": {}}
     dropouts = dict.fromkeys(model.modalities, model.projection.dropout)
     if model.objective.kind == "supervised":
         dropouts["prediction"] = model.objective.dropout

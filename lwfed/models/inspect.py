@@ -22,6 +22,7 @@ from lwfed.models.build import input_settings, tensor_specs
 from lwfed.models.families import family_of
 from lwfed.models.protocol import Encoder, LastBlock, State
 from lwfed.spec.model import EncoderSpec
+from lwfed.types.errors import SpecError
 
 ITEM_BYTES = 4
 HOWS: tuple[LastBlock, ...] = ("row", "absorbed")
@@ -91,12 +92,18 @@ def count(encoder: EncoderSpec) -> dict[str, Any]:
     specs = tensor_specs(module)
     lengths = _lengths(sample, longest=encoder.max_tokens)
     shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in module.state_dict().items()}
-    with FakeTensorMode():
-        values = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
-        module.load_state_dict(values, assign=True)
-        module.train()
-        runs = [_per_sample(module, sample, length) for length in lengths]
-        tokens = int(module.embed(_inputs(sample, batch=2, length=lengths[-1])).tokens.shape[1])
+    try:
+        with FakeTensorMode():
+            values = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
+            module.load_state_dict(values, assign=True)
+            module.train()
+            runs = [_per_sample(module, sample, length) for length in lengths]
+            tokens = int(module.embed(_inputs(sample, batch=2, length=lengths[-1])).tokens.shape[1])
+    except (RuntimeError, TypeError, ValueError, ArithmeticError, LookupError, AssertionError) as error:
+        line = " ".join(str(error).split())[:300]
+        raise SpecError(
+            f"this {encoder.family} cannot compute its own inputs: {line}", remedy="correct `config`"
+        ) from None
     fitted = {
         unit: {what: _fit([run[unit][what] for run in runs], lengths) for what in costs}
         for unit, costs in runs[0].items()

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 from transformers.configuration_utils import PreTrainedConfig
 
-from lwfed.models.weights import read_config
+from lwfed.models.weights import checked_settings, read_config
 from lwfed.spec.model import EncoderSpec
 from lwfed.types.errors import DataError, SpecError
 
@@ -48,7 +48,7 @@ class Library:
         found = read_config(encoder.weights)
         if found and found.get("model_type") != kind.model_type:
             raise DataError(
-                f"the weights {encoder.weights} are a {found.get('model_type')}, not a {kind.model_type}",
+                f"the weights {encoder.weights} are a {str(found.get('model_type'))[:100]}, not a {kind.model_type}",
                 remedy=f"name weights of a {encoder.family}",
             )
         overrides: dict[str, Any] = {}
@@ -59,6 +59,7 @@ class Library:
                 hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(sorted(known))}"
                 raise SpecError(f"a {encoder.family} has no `config.{key}`", remedy=hint)
             overrides[own] = value
+        checked_settings(encoder, found)
         folder = {kind.attribute_map.get(key, key): value for key, value in found.items()}
         return {**{key: value for key, value in folder.items() if key in known}, **overrides}
 
@@ -75,7 +76,7 @@ class Library:
         try:
             return self.config_class(**values, attn_implementation="sdpa")
         except (StrictDataclassError, TypeError, ValueError) as error:
-            line = " ".join(str(error).split())
+            line = " ".join(str(error).split())[:300]
             raise SpecError(f"a wrong value in a {encoder.family}'s `config`: {line}", remedy="correct it") from None
 
     def build(self, encoder: EncoderSpec, settings: Any) -> Any:
@@ -83,7 +84,7 @@ class Library:
         try:
             return self.model_class(settings)
         except (TypeError, ValueError, KeyError, AssertionError, RuntimeError, ZeroDivisionError) as error:
-            line = " ".join(str(error).split())
+            line = " ".join(str(error).split())[:300]
             raise SpecError(
                 f"transformers cannot build this {encoder.family}: {line}", remedy="correct `config`"
             ) from None

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lwfed.catalog.encoder import Normalise, encoder_family
+from lwfed.catalog.encoder import LARGEST, Normalise, encoder_family
+from lwfed.catalog.stored import HARMLESS
 from lwfed.spec.model import EncoderSpec
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import DataError, UnreachableError
@@ -55,10 +56,14 @@ def tensor_files(weights: str) -> tuple[Path, ...]:
         return (path / "model.safetensors",)
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        files = tuple(path / name for name in sorted(set(_json(index).get("weight_map", {}).values())))
-        missing = [file.name for file in files if not file.is_file()]
+        names = _json(index).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+            raise DataError(f"{index} names no files in `weight_map`", remedy="copy or download it again")
+        files = tuple(path / name for name in sorted(set(names.values())))
+        here = set(path.iterdir())
+        missing = [file.name for file in files if file not in here]
         if missing:
-            raise DataError(f"{path} lacks {missing[0]}, which its index names", remedy="copy the whole folder")
+            raise DataError(f"{path} lacks {missing[0][:100]}, which its index names", remedy="copy the whole folder")
         return files
     if any(file.suffix in PICKLES for file in path.iterdir()):
         raise DataError(f"the folder {path} only has weights in a format that can run code", remedy=_CONVERT)
@@ -99,6 +104,20 @@ def read_config(weights: str | None) -> dict[str, Any]:
             remedy="add it, or name the .safetensors file itself and describe the architecture in `config`",
         )
     return _json(path / "config.json")
+
+
+def checked_settings(encoder: EncoderSpec, found: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Returns settings that are stored with weights, or raises DataError if their values do not fit the family."""
+    try:
+        if found is None:
+            raise ValueError("`model_args` or `pretrained_cfg` is damaged")
+        given = {key: value for key, value in found.items() if value is not None and key not in HARMLESS}
+        encoder_family(encoder.family).check_types(given)
+    except ValueError as error:
+        raise DataError(
+            f"the config.json of {encoder.weights} is wrong: {error}", remedy="copy or download it again"
+        ) from None
+    return found
 
 
 def tokenizer_of(encoder: EncoderSpec) -> str | None:
@@ -152,20 +171,23 @@ def inputs_text(encoders: Mapping[str, EncoderSpec]) -> str:
 def _stored_normalise(weights: str, *, channels: int) -> Normalise | None:
     """Reads mean and std from timm's `pretrained_cfg` or transformers' preprocessor_config.json, if there is one."""
     found = _optional(weights, "config.json").get("pretrained_cfg") or _optional(weights, PREPROCESSOR)
+    if not isinstance(found, dict):
+        raise DataError(f"the `pretrained_cfg` of {weights} is wrong", remedy="copy or download config.json again")
     mean, std = (found.get(f"image_{name}", found.get(name)) for name in ("mean", "std"))
     if not found.get("do_normalize", True):
         mean, std = 0.0, (1.0 if channels > 1 else 0.5)  # a spectrogram is divided by 2 std
     if mean is None or std is None:
         return None
-    both = [tuple(map(float, value)) if isinstance(value, list) else (float(value),) for value in (mean, std)]
+    both = [tuple(value) if isinstance(value, list) else (value,) for value in (mean, std)]
     mean, std = (value * channels if len(value) == 1 else value for value in both)
-    if len(mean) != channels or len(std) != channels or min(std) <= 0:
+    sound = all(type(value) in (int, float) and abs(value) < LARGEST for value in (*mean, *std))
+    if len(mean) != channels or len(std) != channels or not sound or min(std) <= 0:
         raise DataError(
-            f"the weights {weights} normalise inputs by a mean of {list(mean)} and a std of {list(std)}, "
+            f"the weights {weights} normalise inputs by a mean of {str(mean)[:100]} and a std of {str(std)[:100]}, "
             f"which is not {channels} of each",
             remedy="set model.encoders.<modality>.normalise",
         )
-    return Normalise(mean, std)
+    return Normalise(tuple(map(float, mean)), tuple(map(float, std)))
 
 
 def _optional(weights: str, name: str) -> dict[str, Any]:

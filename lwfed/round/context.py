@@ -14,6 +14,7 @@ from lwfed.run.tasks import ClientTask, Place, RoundTask
 from lwfed.store import paths
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
 from lwfed.store.protocol import Store
+from lwfed.store.refs import read_record
 from lwfed.types.errors import CheckpointError
 from lwfed.types.records import Accepted
 
@@ -77,8 +78,7 @@ class RoundContext:
 
     def accepted(self) -> Accepted | None:
         """Reads the round's accepted set, or None before it is committed."""
-        values = self.store.read_ref(paths.accepted(self.key, self.server_round))
-        return None if values is None else Accepted.of(values)
+        return read_record(self.store, paths.accepted(self.key, self.server_round), Accepted)
 
     def start(self) -> Checkpoint:
         """Reads the model that the round starts from.

@@ -16,6 +16,8 @@ from lwfed.run.tasks import RoundTask
 from lwfed.store import paths
 from lwfed.store.cache import BlockCache
 from lwfed.store.checkpoint import Checkpoint
+from lwfed.store.refs import read_record
+from lwfed.types.records import RoundMetrics
 
 
 def evaluate_round(task: RoundTask, *, bench: Workbench) -> dict[str, float]:
@@ -33,9 +35,9 @@ def evaluate_round(task: RoundTask, *, bench: Workbench) -> dict[str, float]:
     """
     ctx = bench.round(task)
     ref = paths.round_metrics(ctx.key, ctx.server_round)
-    done = ctx.store.read_ref(ref)
+    done = read_record(ctx.store, ref, RoundMetrics)
     if done is not None:
-        return done["metrics"]
+        return done.metrics
     started = time.monotonic()
     with deterministic():
         metrics = evaluate_checkpoint(ctx, ctx.outcome(), trained={}, bench=bench)

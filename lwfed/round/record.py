@@ -15,8 +15,9 @@ from lwfed.run.measured import lost_in, pooled, recomputed_in, unkept_in
 from lwfed.run.overhead import Overhead
 from lwfed.store import paths
 from lwfed.store.checkpoint import Checkpoint
+from lwfed.store.refs import read_record as read_stored
 from lwfed.types.errors import CheckpointError
-from lwfed.types.records import Accepted, RoundRecord
+from lwfed.types.records import Accepted, ClientMetrics, RoundMetrics, RoundRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +57,15 @@ def evaluate_on_clients(ctx: RoundContext, *, launcher: Launcher, emit: Emit, de
             emit(Warning(message=f"{outcome.client} could not evaluate: {outcome.reason}"))
     parts = {}
     for client in clients:
-        value = ctx.store.read_ref(paths.client_evaluation(ctx.key, ctx.server_round, client))
-        if value is not None and value["num_examples"]:
-            parts[client] = (value["num_examples"], value["metrics"])
+        value = read_stored(ctx.store, paths.client_evaluation(ctx.key, ctx.server_round, client), ClientMetrics)
+        if value is not None and value.num_examples:
+            parts[client] = (value.num_examples, value.metrics)
     return Evaluated(metrics=pooled(parts), failed=failed, wall_s=time.monotonic() - started)
 
 
 def read_record(ctx: RoundContext) -> RoundRecord | None:
     """Reads a round's record, or None if the round is not over."""
-    values = ctx.store.read_ref(paths.round_record(ctx.key, ctx.server_round))
-    return None if values is None else RoundRecord.of(values)
+    return read_stored(ctx.store, paths.round_record(ctx.key, ctx.server_round), RoundRecord)
 
 
 def commit_record(
@@ -104,11 +104,12 @@ def commit_record(
 def _round_record(
     ctx: RoundContext, result: Checkpoint, accepted: Accepted, evaluated: Evaluated, *, wall_s: float
 ) -> RoundRecord:
-    on_server = ctx.store.read_ref(paths.round_metrics(ctx.key, ctx.server_round)) or {"metrics": {}, "wall_s": {}}
+    key = paths.round_metrics(ctx.key, ctx.server_round)
+    on_server = read_stored(ctx.store, key, RoundMetrics) or RoundMetrics(metrics={})
     clients = {client: update.metrics for client, update in sorted(accepted.clients.items())}
     examples = sum(metrics.num_examples for metrics in clients.values())
     loss = sum(metrics.num_examples * metrics.loss for metrics in clients.values()) / examples
-    walls = {"round": wall_s, "train": accepted.wall_s, **on_server["wall_s"]}
+    walls = {"round": wall_s, "train": accepted.wall_s, **on_server.wall_s}
     if evaluated.wall_s is not None:
         walls["evaluate_clients"] = evaluated.wall_s
     troubles = {
@@ -122,7 +123,7 @@ def _round_record(
         round=ctx.server_round,
         global_round=ctx.plan.first_round + ctx.server_round - 1,
         digest=result.digest,
-        metrics={"train/loss": loss, **on_server["metrics"], **evaluated.metrics},
+        metrics={"train/loss": loss, **on_server.metrics, **evaluated.metrics},
         cohort=accepted.cohort,
         clients=clients,
         failed=accepted.failed,

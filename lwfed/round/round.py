@@ -21,6 +21,8 @@ from lwfed.run.events import Aggregating, ClientDone, Emit, RoundDone, RoundStar
 from lwfed.run.launcher import Launcher
 from lwfed.run.overhead import Overhead
 from lwfed.store import paths
+from lwfed.store.refs import read_object
+from lwfed.store.refs import read_record as read_stored
 from lwfed.types.encoded import is_lossless
 from lwfed.types.errors import QuorumError
 from lwfed.types.records import Accepted, AcceptedUpdate, RoundRecord
@@ -103,7 +105,7 @@ def train_cohort(
     waiting = [client for client in cohort if not ctx.store.has(paths.update(ctx.key, ctx.server_round, client))]
     tasks = ctx.client_tasks(waiting)
     for outcome in launcher.clients("train-client", tasks, deadline_s=deadline_s, emit=emit):
-        update = ctx.store.read_ref(paths.update(ctx.key, ctx.server_round, outcome.client))
+        update = read_stored(ctx.store, paths.update(ctx.key, ctx.server_round, outcome.client), AcceptedUpdate)
         if update is None:
             failed[outcome.client] = outcome.reason or "it ended without an update"
         emit(
@@ -112,7 +114,7 @@ def train_cohort(
                 round=ctx.server_round,
                 client=outcome.client,
                 failed=failed.get(outcome.client),
-                metrics=None if update is None else update["metrics"],
+                metrics=None if update is None else update.metrics.to_values(),
             )
         )
     return CohortTraining(failed=failed, wall_s=time.monotonic() - started)
@@ -129,12 +131,13 @@ def accept(ctx: RoundContext, cohort: Sequence[str], training: CohortTraining) -
     Raises:
         QuorumError: There are too few updates.
     """
-    updates = {client: ctx.store.read_ref(paths.update(ctx.key, ctx.server_round, client)) for client in cohort}
-    clients = {
-        client: AcceptedUpdate.of({key: update[key] for key in ("digest", "num_examples", "metrics")})
-        for client, update in updates.items()
-        if update is not None
-    }
+    clients = {}
+    for client in cohort:
+        update = read_stored(ctx.store, paths.update(ctx.key, ctx.server_round, client), AcceptedUpdate)
+        if update is not None:
+            clients[client] = AcceptedUpdate(
+                digest=update.digest, num_examples=update.num_examples, metrics=update.metrics
+            )
     quorum = ctx.plan.cohort.min_fit_clients
     if len(clients) < quorum:
         raise QuorumError(
@@ -157,7 +160,7 @@ def grouped(failed: Mapping[str, str]) -> str:
 
 def _begin(ctx: RoundContext, cohort: Sequence[str], *, deadline_s: float) -> None:
     """Writes the round's description (`round.json`), for clients and for people."""
-    before = ctx.store.read_ref(paths.round_checkpoint(ctx.key, ctx.server_round - 1)) or {}
+    before = read_object(ctx.store, paths.round_checkpoint(ctx.key, ctx.server_round - 1)) or {}
     task: dict[str, Any] = {"cohort": list(cohort), "deadline_s": deadline_s, "input": before.get("digest")}
     if not is_lossless(ctx.plan.exchange.upload):
         task["counted"] = last_accepted(ctx)
@@ -172,7 +175,7 @@ def last_accepted(ctx: RoundContext) -> dict[str, dict[str, Any]]:
     last = ctx.server_round - 1
     if not last:
         return {}
-    before = ctx.store.read_ref(paths.round_task(ctx.key, last)) or {}
-    accepted = ctx.store.read_ref(paths.accepted(ctx.key, last)) or {"clients": {}}
-    newer = {client: {"round": last, "digest": item["digest"]} for client, item in accepted["clients"].items()}
+    before = read_object(ctx.store, paths.round_task(ctx.key, last)) or {}
+    accepted = read_stored(ctx.store, paths.accepted(ctx.key, last), Accepted) or Accepted(clients={})
+    newer = {client: {"round": last, "digest": item.digest} for client, item in accepted.clients.items()}
     return {**before.get("counted", {}), **newer}

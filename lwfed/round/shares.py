@@ -10,6 +10,7 @@ from lwfed.plan.stages import StagePlan
 from lwfed.spec.data import CLIENT_MARK, PartitionSpec
 from lwfed.store import paths
 from lwfed.store.protocol import Store
+from lwfed.store.refs import read_object
 from lwfed.types.errors import DataError
 from lwfed.types.seeds import derive
 
@@ -33,7 +34,7 @@ def readable_examples(
         modalities: The modalities that are read.
         store: Holds the results of the check.
     """
-    known = None if version is None else store.read_ref(paths.checked_data(version, modalities, split))
+    known = None if version is None else read_object(store, paths.checked_data(version, modalities, split), bad=dict)
     bad = known["bad"] if known else {}
     return [example for example in source.examples(split) if example.id not in bad]
 

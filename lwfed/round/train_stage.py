@@ -24,9 +24,10 @@ from lwfed.store import paths
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
 from lwfed.store.manifest import Block, block_key
 from lwfed.store.protocol import Store
+from lwfed.store.refs import damaged, read_object, read_record
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import CheckpointError
-from lwfed.types.records import Ledger, RoundRecord, RunRecord, StageRecord
+from lwfed.types.records import Ledger, RoundMetrics, RoundRecord, RunRecord, StageRecord
 
 
 def train_stage(task: StageTask, *, launcher: Launcher, store: Store, emit: Emit) -> StageRecord:
@@ -50,12 +51,12 @@ def train_stage(task: StageTask, *, launcher: Launcher, store: Store, emit: Emit
     stage = _stage_of(run, task.stage, store=store)
     plan = stage.plan
     runs.note_stage(store, run, task.stage, stage.key)
-    done = store.read_ref(paths.stage_record(stage.key)) if store.has(paths.stage_checkpoint(stage.key)) else None
+    done = _record_of(stage.key, store=store)
     emit(StageStarted(stage=plan.stage, key=stage.key, rounds=plan.rounds, reused=done is not None))
     if done is not None:
         for finished in runs.rounds_of(store, stage.key):
             emit(RoundDone(record=finished))
-        record = StageRecord.of({**done, "reused": True})
+        record = done.changed(reused=True)
         emit(StageDone(record=record))
         return record
     started = time.monotonic()
@@ -124,8 +125,12 @@ def _begin(stage: Stage, run: RunRecord, *, store: Store) -> None:
 
 def _appended(run: RunRecord, plan: StagePlan, *, units: Sequence[str], store: Store) -> dict[str, Block]:
     """Returns the initial blocks of units: those drawn when the run was prepared if still stored, else drawn now."""
-    known = store.read_ref(paths.initial(run.run_id)) or {}
-    drawn = {unit: Block.from_values(known[unit]) for unit in units if unit in known}
+    key = paths.initial(run.run_id)
+    known = read_object(store, key) or {}
+    try:
+        drawn = {unit: Block.from_values(known[unit]) for unit in units if unit in known}
+    except CheckpointError as error:
+        raise damaged(key, error.problem) from None
     drawn = {unit: block for unit, block in drawn.items() if store.size(block_key(block)) == block.nbytes}
     missing = [unit for unit in units if unit not in drawn]
     if missing:
@@ -133,6 +138,12 @@ def _appended(run: RunRecord, plan: StagePlan, *, units: Sequence[str], store: S
 
         drawn |= draw(run, plan, units=missing, store=store)
     return drawn
+
+
+def _record_of(key: str, *, store: Store) -> StageRecord | None:
+    """Reads the record of a committed stage; None if the stage is not committed."""
+    committed = store.has(paths.stage_checkpoint(key))
+    return read_record(store, paths.stage_record(key), StageRecord) if committed else None
 
 
 def _commit(
@@ -144,7 +155,7 @@ def _commit(
     if result is None:
         raise CheckpointError(f"the last round of stage {plan.stage} is not committed", remedy="run it again")
     predicted = next((cost for cost in run.predicted if cost["stage"] == plan.stage), None)
-    evaluated = store.read_ref(paths.round_metrics(stage.key, plan.rounds)) or {"metrics": {}}
+    evaluated = read_record(store, paths.round_metrics(stage.key, plan.rounds), RoundMetrics)
     measured = measured_ledger(records, earlier=clients_before(run, plan.stage, store=store))
     record = StageRecord(
         stage=plan.stage,
@@ -153,7 +164,7 @@ def _commit(
         input_digest=stage.input_digest,
         plan_digest=digest_of(plan.model_dump(mode="json")),
         rounds=plan.rounds,
-        metrics=dict(records[-1].metrics) if records else evaluated["metrics"],
+        metrics=dict(records[-1].metrics if records else evaluated.metrics if evaluated else {}),
         ledger=Ledger(predicted=predicted, measured=measured),
         wall_s=wall_s,
         reused=False,

@@ -18,6 +18,7 @@ from lwfed.round.context import RoundContext
 from lwfed.store import paths
 from lwfed.store.blocks import read_tensor
 from lwfed.store.manifest import Block
+from lwfed.store.refs import damaged, read_object
 from lwfed.types.encoded import encoded
 from lwfed.types.errors import CheckpointError
 from lwfed.types.records import AcceptedUpdate
@@ -45,13 +46,18 @@ def read_updates(
     updates = []
     for client in sorted(accepted):
         ref = paths.update(ctx.key, ctx.server_round, client)
-        update = ctx.store.read_ref(ref)
+        update = read_object(ctx.store, ref, digest=str, blocks=dict)
         if update is None or update["digest"] != accepted[client].digest:
             raise CheckpointError(
                 f"the accepted update of {client} is missing or changed",
                 remedy="remove the round's folder and run again",
             )
-        blocks = {unit: Block.from_values(values) for unit, values in update["blocks"].items()}
+        try:
+            blocks = {unit: Block.from_values(values) for unit, values in update["blocks"].items()}
+        except CheckpointError as error:
+            raise damaged(ref, error.problem) from None
+        if missing := members.keys() - blocks:
+            raise damaged(ref, f"it lacks {min(missing)}")
         for unit, specs in members.items():
             check_update(client, found=blocks[unit].specs, specs=specs, codec=model.codec)
         updates.append(Update(client, weights[client], _reader(ctx, client, blocks, model=model)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -34,6 +35,7 @@ from lwfed.store.counting import CountingStore
 from lwfed.store.manifest import block_key
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store
+from lwfed.store.refs import damaged, read_object
 from lwfed.types.errors import CheckpointError, DataError
 
 
@@ -83,11 +85,15 @@ class Workbench:
         )
 
     def _stage(self, key: str) -> Stage:
-        values = self.store.read_ref(paths.stage_plan(key))
+        values = read_object(self.store, paths.stage_plan(key))
         if values is None:
             raise CheckpointError(f"the stage {key[:12]} is not in the store {self.store.uri}", remedy="start it again")
-        decides = {name: values.get(name) for name in ("input_digest", "code_version", "data_version")}
-        if key_of_values(values.get("plan"), **decides) != key:
+        decides: dict[str, Any] = {name: values.get(name) for name in ("input_digest", "code_version", "data_version")}
+        try:
+            sound = key_of_values(values.get("plan", {}), **decides) == key
+        except ValueError:  # numbers or text that JSON lacks
+            sound = False
+        if not sound:
             raise CheckpointError(
                 f"the plan of stage {key[:12]} does not match its key: {paths.stage_plan(key)} is damaged",
                 remedy="remove the stage's folder and run it again, or train again with --fresh",
@@ -99,13 +105,16 @@ class Workbench:
                 f"the plan of stage {key[:12]} was written by another version of lwfed",
                 remedy="use that version, or train again",
             ) from None
+        classes, versions = values.get("num_classes"), values.get("data_versions", {})
+        if not isinstance(classes, int | None) or not isinstance(versions, dict):
+            raise damaged(paths.stage_plan(key), "`num_classes` or `data_versions` is wrong")
         return Stage(
             key=key,
             plan=plan,
             input_digest=values["input_digest"],
-            num_classes=values["num_classes"],
+            num_classes=classes,
             data_version=values["data_version"],
-            data_versions=values.get("data_versions", {}),
+            data_versions=versions,
         )
 
     def data(self, stage: Stage, place: Place, who: str = SERVER) -> Source:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from pydantic import ValidationError
+
 from lwfed.plan.stages import StagePlan, plan_stages, stage_key
 from lwfed.spec.load import build_spec
 from lwfed.spec.model import ModelSpec
@@ -15,7 +17,8 @@ from lwfed.spec.run import RunSpec
 from lwfed.spec.stored import stored_values
 from lwfed.store import paths
 from lwfed.store.protocol import Store
-from lwfed.types.errors import CheckpointError, NotFoundError
+from lwfed.store.refs import damaged, read_object, read_record
+from lwfed.types.errors import CheckpointError, NotFoundError, SpecError
 from lwfed.types.records import RoundRecord, RunRecord, StageKey, StageRecord
 
 
@@ -41,8 +44,7 @@ def new_run_id(spec: RunSpec, *, now: datetime) -> str:
 
 def find_run(store: Store, run_id: str) -> RunRecord | None:
     """Reads a run, or None if there is none."""
-    values = store.read_ref(paths.run(run_id))
-    return None if values is None else RunRecord.of(values)
+    return read_record(store, paths.run(run_id), RunRecord)
 
 
 def read_run(store: Store, run_id: str) -> RunRecord:
@@ -64,14 +66,29 @@ def run_ids(store: Store) -> Iterator[str]:
 
 
 def spec_of(run: RunRecord, *, overrides: Sequence[str] = ()) -> RunSpec:
-    """Returns a run's spec, with overrides. Raises SpecError if an override does not fit."""
-    return build_spec(stored_values(run.spec), overrides=overrides)
+    """Returns a run's spec, with overrides.
+
+    Raises:
+        SpecError: An override does not fit.
+        CheckpointError: The stored spec is damaged, or was written by a version of lwfed with other keys.
+    """
+    values = stored_values(run.spec)
+    try:
+        return build_spec(values, overrides=overrides)
+    except SpecError as error:
+        if not overrides:
+            raise damaged(paths.run(run.run_id), f"its spec: {error.problem}") from None
+        spec_of(run)  # if it is the stored spec that is wrong
+        raise
 
 
 def plans_of(run: RunRecord) -> tuple[StagePlan, ...]:
     """Returns the plans of all stages of a run, with complete encoder settings in place of names of weights."""
-    spec = spec_of(run).model_copy(update={"model": ModelSpec.model_validate(run.model)})
-    return plan_stages(spec, depths=run.depths)
+    try:
+        spec = spec_of(run).model_copy(update={"model": ModelSpec.model_validate(run.model)})
+        return plan_stages(spec, depths=run.depths)
+    except (ValidationError, LookupError) as error:
+        raise damaged(paths.run(run.run_id), " ".join(str(error).split())[:300]) from None
 
 
 def key_of(run: RunRecord, plan: StagePlan, *, input_digest: str) -> str:
@@ -127,7 +144,7 @@ def input_digest_of(store: Store, run: RunRecord, stage: int) -> str:
     if stage == 1:
         return ""
     before = stage_key_of(run, stage - 1)
-    committed = None if before is None else store.read_ref(paths.stage_checkpoint(before))
+    committed = None if before is None else read_object(store, paths.stage_checkpoint(before), digest=str)
     if committed is None:
         raise CheckpointError(
             f"stage {stage - 1} of run {run.run_id} is not committed",
@@ -141,10 +158,10 @@ def find_finished(store: Store, run: RunRecord) -> str | None:
     digest, maker = "", None
     for plan in plans_of(run):
         key = key_of(run, plan, input_digest=digest)
-        committed = store.read_ref(paths.stage_checkpoint(key))
+        committed = read_object(store, paths.stage_checkpoint(key), digest=str)
         if committed is None:
             return None
-        digest, maker = committed["digest"], committed["made_by"]
+        digest, maker = committed["digest"], committed.get("made_by")
     return maker if maker is not None and store.has(paths.summary(maker)) else None
 
 
@@ -156,10 +173,10 @@ def history(store: Store, run: RunRecord) -> tuple[list[StageRecord], list[Round
     """
     stages, rounds = [], []
     for item in run.stages:
-        values = store.read_ref(paths.stage_record(item.key))
-        if values is not None:
-            made_by = (store.read_ref(paths.stage_checkpoint(item.key)) or {}).get("made_by")
-            stages.append(StageRecord.of({**values, "reused": made_by != run.run_id}))
+        record = read_record(store, paths.stage_record(item.key), StageRecord)
+        if record is not None:
+            made_by = (read_object(store, paths.stage_checkpoint(item.key)) or {}).get("made_by")
+            stages.append(record.changed(reused=made_by != run.run_id))
         rounds += rounds_of(store, item.key)
     return stages, rounds
 
@@ -167,6 +184,6 @@ def history(store: Store, run: RunRecord) -> tuple[list[StageRecord], list[Round
 def rounds_of(store: Store, key: str) -> list[RoundRecord]:
     """Reads the committed records of a stage's rounds, in order."""
     rounds: list[RoundRecord] = []
-    while (done := store.read_ref(paths.round_record(key, len(rounds) + 1))) is not None:
-        rounds.append(RoundRecord.of(done))
+    while (done := read_record(store, paths.round_record(key, len(rounds) + 1), RoundRecord)) is not None:
+        rounds.append(done)
     return rounds

@@ -14,8 +14,8 @@ DEEPEST = 64
 """Most levels of a document; Kubernetes' affinity has about ten."""
 MOST_VALUES = 100_000
 """Most values of a document: a few aliases can stand for more than fit into memory."""
-LARGEST_BITS = 1023
-"""Bits of the largest integer: those of the largest float."""
+LARGEST_BITS = 64
+"""Bits of the largest integer, without its sign: those of a random seed."""
 
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = {

@@ -81,6 +81,7 @@ class FederationSpec(Section):
     num_clients: int | None = Field(
         None,
         ge=1,
+        le=1_000_000,
         description="clients that share the training examples; null: 10, or in a by_group partition one per group",
     )
     partition: PartitionSpec = PartitionSpec()
@@ -103,7 +104,7 @@ class FederationSpec(Section):
         validation_alias=AliasChoices("min_available_clients", "min_available_nodes"),
         description="fewest clients that must have data before a round begins",
     )
-    round_timeout_s: float = Field(3600, gt=0, description="deadline of a round, seconds")
+    round_timeout_s: float = Field(3600, gt=0, le=1e9, description="deadline of a round, seconds")
     aggregators: tuple[AggregatorSpec, ...] = Field(
         (), description="wrappers that each update passes, in this order, before the weighted mean"
     )

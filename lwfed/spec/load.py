@@ -27,6 +27,8 @@ ALIASES = {
 }
 """Other tools' names of keys -> lwfed's, for overrides of a spec that may already have lwfed's key."""
 DEFAULT_PRESET = "shapes-layerwise"
+LONGEST = 100
+"""Most characters of a key or a value in a message."""
 
 _VARIANT = re.compile(r"contrastive|supervised|int|float|tuple\[.*\]")
 """Parts of an error's location that are not keys but name the type, of several, that was tried."""
@@ -83,7 +85,7 @@ def build_spec(values: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> R
     try:  # in JSON a list is a tuple and an integer a float, but strictly no text is a number and no number a bool
         return RunSpec.model_validate_json(json.dumps(_plain(tree)), strict=True)
     except ValidationError as error:
-        raise SpecError(_explain(error)) from None
+        raise _explained(error) from None
 
 
 def to_values(spec: RunSpec) -> dict[str, Any]:
@@ -101,7 +103,7 @@ def _text(source: str) -> str:
         near = difflib.get_close_matches(source, preset_names(), n=1)
         hint = f"did you mean the preset `{near[0]}`? " if near else ""
         raise NotFoundError(
-            f"there is no file or preset `{source}`", remedy=f"{hint}presets: {', '.join(preset_names())}"
+            f"there is no file or preset `{_short(source)}`", remedy=f"{hint}presets: {', '.join(preset_names())}"
         ) from None
     except UnicodeDecodeError:
         raise SpecError(f"{source} is not UTF-8 text", remedy="name a YAML file") from None
@@ -139,11 +141,11 @@ def _parse_override(text: str) -> tuple[str, Any]:
         raise SpecError(f"the override {text!a} is not UTF-8 text", remedy="set LC_ALL=C.UTF-8") from None
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
-        raise SpecError(f"the override `{text}` has no `=`", remedy="write -o training.batch_size=64")
+        raise SpecError(f"the override `{_short(text)}` has no `=`", remedy="write -o training.batch_size=64")
     try:
         return key.strip(), read_yaml(value)
     except ValueError:
-        raise SpecError(f"the value of the override `{text[:100]}` is not YAML", remedy="quote it") from None
+        raise SpecError(f"the value of the override `{_short(text)}` is not YAML", remedy="quote it") from None
 
 
 def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
@@ -156,22 +158,29 @@ def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
     tree[ours if ours in tree else path[-1]] = value
 
 
-def _explain(error: ValidationError) -> str:
+def _explained(error: ValidationError) -> SpecError:
     # a value that fits none of several types has one error per type
-    return "; ".join(dict.fromkeys(_explain_one(item) for item in error.errors(include_url=False)))
+    problems, remedies = zip(*map(_explain_one, error.errors(include_url=False)), strict=True)
+    return SpecError("; ".join(dict.fromkeys(problems)), remedy="; ".join(dict.fromkeys(remedies)))
 
 
-def _explain_one(item: Any) -> str:
-    location = [str(part) for part in item["loc"] if not _VARIANT.fullmatch(str(part))]
-    key = ".".join(location)
+def _explain_one(item: Any) -> tuple[str, str]:
+    """Returns the problem and the remedy."""
+    *above, last = [str(part) for part in item["loc"]] or [""]
+    location = [part for part in above if not _VARIANT.fullmatch(part)]
     if item["type"] == "extra_forbidden":
-        known = list(_keys(RunSpec, location[:-1]))
-        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean `{'.'.join([*location[:-1], near[0]])}`?" if near else f"known: {', '.join(known)}"
-        return f"unknown key `{key}` -> {hint}"
-    message = _WORDS.get(item["type"], item["msg"].removeprefix("Value error, "))
-    got = "" if isinstance(item["input"], dict) or "`" in message else f" (got {item['input']!r})"
-    return f"`{key}`: {message}{got}" if key and not message.startswith(f"`{key}`") else message
+        known = list(_keys(RunSpec, location))
+        near = difflib.get_close_matches(last, known, n=1, cutoff=0.5)
+        hint = f"did you mean `{'.'.join([*location, near[0]])}`?" if near else f"known: {', '.join(known)}"
+        return f"unknown key `{_short('.'.join([*location, last]))}`", hint
+    key = _short(".".join(location if _VARIANT.fullmatch(last) else [*location, last]))
+    message = _short(_WORDS.get(item["type"], item["msg"].removeprefix("Value error, ")), longest=4 * LONGEST)
+    got = "" if isinstance(item["input"], dict) or "`" in message else f" (got {_short(repr(item['input']))})"
+    return f"`{key}`: {message}{got}" if key and not message.startswith(f"`{key}`") else message, "correct the value"
+
+
+def _short(text: str, *, longest: int = LONGEST) -> str:
+    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def _keys(kind: Any, path: Sequence[str]) -> Iterator[str]:

@@ -67,7 +67,7 @@ class ProjectionSpec(Section):
 
     hidden: int = Field(4096, ge=1, description="width of the hidden layers")
     out: int = Field(256, ge=1, description="width P of the embedding")
-    layers: int = Field(3, ge=1, description="number of linear layers")
+    layers: int = Field(3, ge=1, le=100, description="number of linear layers")
     dropout: float = Field(0.1, ge=0, lt=1, description="after each hidden linear layer")
 
 

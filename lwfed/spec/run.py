@@ -18,6 +18,10 @@ from lwfed.spec.training import EvaluationSpec, LeversSpec, TrainingSpec
 Strategy = Literal["layerwise", "progressive", "end_to_end"]
 
 
+MOST_ROUNDS = 1_000_000
+"""Most rounds of a run."""
+
+
 class StagesSpec(Section):
     """The schedule."""
 
@@ -29,6 +33,8 @@ class StagesSpec(Section):
     def _something_to_do(self) -> Self:
         if any(count < 0 for count in self.rounds):
             raise ValueError("`stages.rounds` has a negative number")
+        if sum(self.rounds) > MOST_ROUNDS:
+            raise ValueError(f"`stages.rounds` are more than {MOST_ROUNDS} in all")
         if not any(self.rounds):
             raise ValueError("`stages.rounds` are all 0: nothing would be trained")
         return self

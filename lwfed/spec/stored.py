@@ -19,15 +19,20 @@ def stored_values(values: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         values: A spec as stored by any version. Every version since 0.2 writes `training.rate_scaling`.
     """
-    training, tracking = values.get("training") or {}, values.get("tracking")
+    tracking = values.get("tracking")
     if isinstance(tracking, Mapping) and isinstance(name := tracking.get("register_as"), str):
         # older versions took names that MLflow refuses
         values = {**values, "tracking": {**tracking, "register_as": re.sub(r"[/:]", "-", name)}}
-    if not scales_implicitly(values) or not isinstance(training, Mapping):
+    if not scales_implicitly(values):
         return dict(values)
-    return {**values, "training": {**training, "rate_scaling": {"reference_batch": REFERENCE_BATCH}}}
+    return {**values, "training": {**_training(values), "rate_scaling": {"reference_batch": REFERENCE_BATCH}}}
 
 
 def scales_implicitly(values: Mapping[str, Any]) -> bool:
     """Returns whether a stored spec is from version 0.1, which scaled rates with the batch size."""
-    return "rate_scaling" not in (values.get("training") or {})
+    training = _training(values)
+    return isinstance(training, Mapping) and "rate_scaling" not in training
+
+
+def _training(values: Mapping[str, Any]) -> Any:
+    return values.get("training") or {}

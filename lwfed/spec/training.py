@@ -38,7 +38,7 @@ class TrainingSpec(Section):
     clip_norm: float | None = Field(None, gt=0, description="largest norm of a step's gradient; null: no clipping")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 if the device supports it")
     proximal_mu: float = Field(0.0, ge=0, description="FedProx: weight of the distance to the global model")
-    threads: int = Field(1, ge=1, description="CPU threads per client; affects digests")
+    threads: int = Field(1, ge=1, le=1024, description="CPU threads per client; affects digests")
     moments: Literal["fp32", "bf16", "int8"] = Field("fp32", description="format of AdamW's two moments")
     step_in_backward: bool = Field(
         False, description="update each parameter as soon as its gradient is complete, and free the gradient at once"

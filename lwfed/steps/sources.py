@@ -19,6 +19,7 @@ from lwfed.spec.load import build_spec, to_values
 from lwfed.spec.run import RunSpec
 from lwfed.store import paths
 from lwfed.store.protocol import Store
+from lwfed.store.refs import read_object
 from lwfed.types.errors import DataError
 
 
@@ -83,7 +84,7 @@ def usable(source: Source, split: str, *, version: str, spec: RunSpec, store: St
     if data_source(spec.data.source).built_in:
         return source.examples(split)
     ref = paths.checked_data(version, spec.model.modalities, split)
-    known = store.read_ref(ref)
+    known = read_object(store, ref, bad=dict)
     bad = unreadable(source, split, spec=spec, known=None if known is None else known["bad"], emit=emit)
     if known is None or known["bad"] != bad:
         store.write_ref(ref, {"bad": bad})

@@ -9,6 +9,7 @@ from typing import Any
 
 from lwfed.store.manifest import Block
 from lwfed.store.protocol import Store
+from lwfed.store.refs import damaged, read_object
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import CheckpointError
 from lwfed.types.tensors import unit_of
@@ -76,7 +77,7 @@ class Checkpoint:
             named = values["digest"]
         except KeyError as error:
             raise CheckpointError(f"a checkpoint's manifest lacks {error}", remedy="train again with --fresh") from None
-        except (TypeError, AttributeError) as error:
+        except (TypeError, AttributeError, LookupError) as error:
             raise CheckpointError(f"a checkpoint's manifest is damaged: {error}", remedy="train with --fresh") from None
         if checkpoint.digest != named or not checkpoint.in_place:
             raise CheckpointError(
@@ -87,5 +88,8 @@ class Checkpoint:
 
 def read_checkpoint(store: Store, key: str) -> Checkpoint | None:
     """Reads the checkpoint in a ref; None if it is not committed."""
-    values = store.read_ref(key)
-    return None if values is None else Checkpoint.from_values(values)
+    values = read_object(store, key, digest=str, blocks=dict, server=dict)
+    try:
+        return None if values is None else Checkpoint.from_values(values)
+    except CheckpointError as error:
+        raise damaged(key, error.problem) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import time
@@ -16,7 +15,7 @@ from typing import Any, BinaryIO
 from lwfed import environment
 from lwfed.store.keys import checked, missing_object, remedy_for, truncated_object, wrong_length
 from lwfed.store.protocol import Data, Store
-from lwfed.types.canonical import readable
+from lwfed.types.canonical import parse, readable
 from lwfed.types.errors import CheckpointError, DiskFullError, UnreachableError
 
 SCRATCH = ".writing"
@@ -102,7 +101,7 @@ class LocalStore(Store):
     def read_ref(self, key: str) -> Any | None:
         """Reads a ref; None if it does not exist."""
         try:
-            return json.loads(self._path(key).read_bytes())
+            return parse(self._path(key).read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             return None
         except ValueError as error:  # not JSON, or not even text

@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Any
 
 
 def canonical(value: Any) -> bytes:
     """Encodes a JSON value in its canonical form: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def parse(data: bytes) -> Any:
+    """Parses JSON. Raises ValueError if it is not JSON, or has a number that JSON lacks or levels without end."""
+    try:
+        return json.loads(data, parse_constant=_refused, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("it has too many levels") from None
+
+
+def _finite(text: str) -> float:
+    return float(text) if math.isfinite(float(text)) else _refused(text)
+
+
+def _refused(text: str) -> Any:
+    raise ValueError(f"{text} is not a number of JSON")
 
 
 def digest_of(value: Any) -> str:

@@ -15,9 +15,15 @@ class LwfedError(Exception):
     name = "unexpected error"
 
     def __init__(self, problem: str, *, remedy: str = "") -> None:
-        super().__init__(f"{problem} -> {remedy}" if remedy else problem)
-        self.problem = problem
-        self.remedy = remedy
+        self.problem, self.remedy = _printable(problem), _printable(remedy)
+        super().__init__(f"{self.problem} -> {self.remedy}" if remedy else self.problem)
+
+
+def _printable(text: str) -> str:
+    """Returns text that no terminal takes for a command, and that every encoding can write."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in text)
 
 
 class SpecError(LwfedError, ValueError):

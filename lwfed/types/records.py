@@ -278,6 +278,20 @@ class StageSummary(Record):
     wall_s: float = 0.0
 
 
+class RoundMetrics(Record):
+    """The server's evaluation of a round: metrics, and its parts' seconds."""
+
+    metrics: Metrics
+    wall_s: dict[str, float] = Field(default_factory=dict)
+
+
+class ClientMetrics(Record):
+    """A client's evaluation on the examples that it holds out."""
+
+    num_examples: int
+    metrics: Metrics
+
+
 class RunSummary(Record):
     """A run's result; the last line of `lwfed run --json`.
 

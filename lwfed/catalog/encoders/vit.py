@@ -33,7 +33,8 @@ NAMES: frozenset[str] = frozenset(
 
 TYPES: dict[str, Any] = {
     **dict.fromkeys(("img_size", "patch_size"), (1,)),
-    **dict.fromkeys(("in_chans", "embed_dim", "depth", "num_heads", "num_classes", "reg_tokens"), 1),
+    **dict.fromkeys(("in_chans", "embed_dim", "depth", "num_heads"), 1),
+    **dict.fromkeys(("num_classes", "reg_tokens"), 0),
     **dict.fromkeys(("qkv_bias", "qk_norm", "class_token", "pre_norm", "dynamic_img_size"), True),
     **{f"{key}_rate": 0.0 for key in ("drop", "pos_drop", "patch_drop", "proj_drop", "attn_drop", "drop_path")},
     "mlp_ratio": 4.0,
@@ -72,8 +73,9 @@ def architecture(encoder: EncoderSettings) -> Architecture | None:
         "num_classes": 0,
         "global_pool": "token",
     }
-    size = (stored.get("pretrained_cfg") or {}).get("input_size")
-    found = ({"img_size": size[-1]} if size else {}) | (stored.get("model_args") or {})
+    found = timm_settings(stored)
+    if found is None:
+        return None
     found |= {"num_classes": 0, "global_pool": "token"} | encoder.config
     c = defaults | found
     if set(found) - set(defaults) or c["num_classes"] != 0 or c["global_pool"] != "token":
@@ -108,6 +110,17 @@ def architecture(encoder: EncoderSettings) -> Architecture | None:
         width=d,
         final_norm=True,
     )
+
+
+def timm_settings(stored: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the model arguments in a config.json of timm; None if it is damaged."""
+    arguments, pretrained = stored.get("model_args") or {}, stored.get("pretrained_cfg") or {}
+    if not isinstance(arguments, dict) or not isinstance(pretrained, dict):
+        return None
+    size = pretrained.get("input_size") or []
+    if not isinstance(size, list):
+        return None
+    return ({"img_size": size[-1]} if size else {}) | arguments
 
 
 def _pair(value: Any) -> tuple[int, int] | None:

@@ -15,9 +15,10 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, device, nn
 
+from lwfed.catalog.encoders.vit import timm_settings
 from lwfed.models.feature_row import absorbed_attention, of_fused, plain_norm, row_attention
 from lwfed.models.protocol import Encoder, LastBlock, Prefixes, State, require_depth
-from lwfed.models.weights import normalise_of, read_config
+from lwfed.models.weights import checked_settings, normalise_of, read_config
 from lwfed.spec.model import EncoderSpec
 from lwfed.types.errors import DataError, SpecError
 
@@ -109,7 +110,6 @@ def config(encoder: EncoderSpec) -> dict[str, Any]:
     found = read_config(encoder.weights)
     known: dict[str, Any] = {}
     if found:
-        known = dict(found.get("model_args") or {})
         name = str(found.get("architecture", "")).split(".")[0]
         if not name:
             raise DataError(
@@ -118,11 +118,10 @@ def config(encoder: EncoderSpec) -> dict[str, Any]:
             )
         if encoder.arch and name != encoder.arch.split(".")[0]:
             raise SpecError(
-                f"the weights {encoder.weights} are a {name}, not a {encoder.arch}", remedy=f"set `arch: {name}`"
+                f"the weights {encoder.weights} are a {name[:100]}, not a {encoder.arch}",
+                remedy=f"set `arch: {name[:100]}`",
             )
-        size = (found.get("pretrained_cfg") or {}).get("input_size")
-        if size:
-            known.setdefault("img_size", size[-1])
+        known = dict(checked_settings(encoder, timm_settings(found)))
     values = {**known, **encoder.config}
     for key, fixed in FIXED.items():
         if encoder.config.get(key, fixed) != fixed:
@@ -182,7 +181,7 @@ def _library(encoder: EncoderSpec) -> Any:
         model = timm.create_model(arch, **arguments)
     except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError, KeyError) as error:
         raise SpecError(
-            f"timm cannot build {arch} with `config` {dict(encoder.config)}: {error}",
+            f"timm cannot build {arch} with `config` {str(dict(encoder.config))[:300]}: {str(error)[:300]}",
             remedy="see timm.models.vision_transformer.VisionTransformer for the arguments",
         ) from None
     if not isinstance(model, VisionTransformer) or not list(model.norm.parameters()):

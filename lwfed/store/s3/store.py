@@ -6,7 +6,6 @@ form.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -26,7 +25,7 @@ from lwfed.store.keys import checked, remedy_for, truncated_object, wrong_length
 from lwfed.store.protocol import Data, Store
 from lwfed.store.s3.client import Connection, RefusedError
 from lwfed.store.s3.transfer import PART_BYTES, RANGE_BYTES, S3Object
-from lwfed.types.canonical import readable
+from lwfed.types.canonical import parse, readable
 from lwfed.types.errors import CheckpointError, SpecError
 
 LOG_PIECE = re.compile(r"(.+)\.d/(\d{9})")
@@ -150,7 +149,7 @@ class S3Store(Store):
         if content is None:
             return None
         try:
-            return json.loads(content)
+            return parse(content)
         except ValueError as error:
             raise CheckpointError(f"{key} is not JSON ({error})", remedy=remedy_for(key)) from None
 

@@ -143,8 +143,6 @@ def test_counted_texts_scale_with_their_length() -> None:
     [
         {"family": "vit", "arch": "vit_tiny_patch16_224", "config": {"reg_tokens": 4}},
         {"family": "vit", "arch": "vit_tiny_patch16_224", "config": {"num_classes": 3}},
-        {"family": "vit", "arch": "vit_tiny_patch16_224", "config": {"embed_dim": -16}},
-        {"family": "vit", "arch": "vit_tiny_patch16_224", "config": {"num_heads": 0}},
         {"family": "vit", "arch": "vit_tiny_patch16_224", "config": {"img_size": 8}},
         {"family": "vit", "arch": "vit_tiny_patch16_224", "config": {"img_size": [64, 32]}},
         {"family": "vit", "arch": "vit_tiny_patch15_224"},
