@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from lwfed.plan.stages import StagePlan
 from lwfed.run import runs
 from lwfed.store import paths
 from lwfed.store.protocol import Store
-from lwfed.types.errors import ResumeError
+from lwfed.types.errors import ResumeError, SpecError
 from lwfed.types.records import Parent, RunRecord
 
 
@@ -34,16 +33,10 @@ def refuse_another_plan(run: RunRecord, *, store: Store) -> None:
         raise ResumeError(f"the run {run.run_id} exists and has another parent", remedy="choose another --run-id")
     before, now = runs.plans_of(existing), runs.plans_of(run)
     if before != now:
-        pairs = [(b, n) for b, n in zip(before, now, strict=False) if b != n]
-        stage = pairs[0][0].stage if pairs else min(len(before), len(now)) + 1
-        names = [
-            name
-            for name in StagePlan.model_fields
-            if pairs and getattr(pairs[0][0], name) != getattr(pairs[0][1], name)
-        ]
+        stage = next((b.stage for b, n in zip(before, now, strict=False) if b != n), min(len(before), len(now)) + 1)
+        names = ", ".join(_differing(existing, run))
         raise ResumeError(
-            f"the run {run.run_id} was started with another spec: {', '.join(names) or 'the stages'} differ(s) from "
-            f"stage {stage} on",
+            f"the run {run.run_id} was started with another spec: {names} differ(s) from stage {stage} on",
             remedy="use the spec it was started with, or omit --run-id to start another run",
         )
     if existing.data.version != run.data.version:
@@ -68,3 +61,20 @@ def resumed(run: RunRecord, *, store: Store) -> RunRecord | None:
     if changed != existing:
         store.write_ref(paths.run(run.run_id), changed.to_values())
     return changed
+
+
+def _differing(existing: RunRecord, run: RunRecord) -> list[str]:
+    """Returns the sections of the spec that make another plan; others, such as `store`, may differ in a resume."""
+    keys = [key for key in run.spec if existing.spec.get(key) != run.spec[key]]
+    found = []
+    for key in keys:
+        changed = existing.changed(spec={**existing.spec, key: run.spec[key]})
+        if key == "model":
+            changed = changed.changed(model=run.model, depths=run.depths)
+        try:
+            same = runs.plans_of(changed) == runs.plans_of(existing)
+        except SpecError:  # it fits other sections that differ as well
+            same = False
+        if not same:
+            found.append(key)
+    return sorted(found) or ["the plan"]

@@ -127,7 +127,8 @@ def test_a_run_is_not_resumed_with_another_plan(tmp_path: Path) -> None:
         run_tiny(tmp_path, options=RUN, emit=stop_at("round", 1))
     store = LocalStore(tmp_path)
     with pytest.raises(ResumeError, match=r"started with another spec: training differ\(s\) from stage 1") as caught:
-        prepared(tiny_spec(tmp_path, "training.learning_rate=1e-3"), store=store, options=RUN)
+        other = tiny_spec(tmp_path, "training.learning_rate=1e-3", "launch.retries=3", "evaluation.batch_size=64")
+        prepared(other, store=store, options=RUN)
     assert "--run-id" in caught.value.remedy
     with pytest.raises(ResumeError, match=r"stages differ\(s\) from stage 2 on"):
         prepared(tiny_spec(tmp_path, "stages.rounds=[2,3]"), store=store, options=RUN)
