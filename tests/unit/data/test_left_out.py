@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lwfed.data.opening import open_source
 from typer.testing import CliRunner
 
 from lwfed.cli.main import app
+from lwfed.data.protocol import open_source
 from lwfed.run import runs
 from lwfed.spec.load import build_spec
 from lwfed.store.local import LocalStore
