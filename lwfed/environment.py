@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -47,6 +48,10 @@ _CPUS = "LWFED_CPUS"
 _GPUS = "CUDA_VISIBLE_DEVICES"
 _PARENT = "LWFED_MLFLOW_PARENT_RUN_ID"
 _PIPELINE_RUN = "KFP_RUN_ID"
+_TORCHRUN = "TORCHELASTIC_RUN_ID"
+"""What torchrun alone sets; other variables of ranks may be those of a notebook or a PyTorchJob."""
+_MEETING = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+_RANKS = re.compile(r"((LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|(TORCHELASTIC|PET)_\w+)\Z")
 
 
 def quiet() -> None:
@@ -102,9 +107,12 @@ def mlflow_uri() -> str | None:
 
 
 def child_environment(**extra: str) -> dict[str, str]:
-    """Returns the environment of a child process: this process's own without its adopted MLflow run, with a home."""
+    """Returns the environment of a child process: this process's own with a home, and without what is not the child's.
+
+    These are the adopted MLflow run and the ranks: a client's ranks are those that its own torchrun sets.
+    """
     lend_home()
-    inherited = {name: value for name, value in os.environ.items() if name != _ADOPTED}
+    inherited = {name: value for name, value in os.environ.items() if name != _ADOPTED and not _RANKS.match(name)}
     return {**inherited, **extra}
 
 
@@ -156,16 +164,23 @@ def rank() -> int:
 
 
 def num_ranks_here() -> int:
-    """The number of ranks on this machine (`LOCAL_WORLD_SIZE`, set by torchrun)."""
-    return _number("LOCAL_WORLD_SIZE", least=1)
+    """The number of ranks that torchrun started on this machine (`LOCAL_WORLD_SIZE`); 1 without torchrun."""
+    return _number("LOCAL_WORLD_SIZE", least=1) if _text(_TORCHRUN) else 1
 
 
 @contextmanager
 def ranks(*, use_gpu: bool) -> Iterator[None]:
-    """Joins the other processes of a client if torchrun started several (`WORLD_SIZE`); else does nothing."""
-    if _number("WORLD_SIZE", least=1) == 1:
+    """Joins the other processes of a client if torchrun started several (`WORLD_SIZE`); else does nothing.
+
+    Raises:
+        SpecError: There are several, but nothing says which one this is and where they meet.
+    """
+    count = _number("WORLD_SIZE", least=1)
+    if count == 1:
         yield
         return
+    if missing := [name for name in _MEETING if not _text(name)]:
+        raise SpecError(f"WORLD_SIZE={count} is set without {missing[0]}", remedy="unset it, or start with torchrun")
     import torch
     import torch.distributed as dist
 

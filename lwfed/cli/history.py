@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +23,7 @@ from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store
 from lwfed.store.refs import read_record
-from lwfed.types.errors import NotFoundError, UnreachableError
+from lwfed.types.errors import CheckpointError, NotFoundError, UnreachableError
 from lwfed.types.records import RunRecord, RunSummary
 
 
@@ -43,13 +43,27 @@ def pick_run(store: Store, run_id: str) -> RunRecord:
 
 
 def list_runs(store: StoreUri = DEFAULT_STORE, as_json: Json = False) -> None:
-    """List the runs of a store, newest first."""
+    """List the runs of a store, newest first; damaged ones are named at the end."""
     opened = open_runs(store)
-    found = sorted((runs.read_run(opened, run_id) for run_id in runs.run_ids(opened)), key=lambda run: run.created)
-    rows = [_overview(opened, run) for run in reversed(found)]
+    rows: list[dict[str, Any]] = []
+    damaged: dict[str, CheckpointError] = {}
+    for run_id in runs.run_ids(opened):
+        try:
+            rows.append(_overview(opened, runs.read_run(opened, run_id)))
+        except CheckpointError as error:
+            damaged[run_id] = error
+    rows.sort(key=lambda row: str(row["created"]), reverse=True)
     if as_json:
         print_json({"runs": rows})
-        return
+    elif rows:
+        _draw_runs(rows)
+    if damaged:
+        first = next(iter(damaged.values()))
+        named = f"the run {', '.join(damaged)}" if len(damaged) == 1 else f"the runs {', '.join(damaged)}"
+        raise CheckpointError(f"{named} cannot be read: {first.problem}", remedy=first.remedy)
+
+
+def _draw_runs(rows: Sequence[Mapping[str, Any]]) -> None:
     heads = ("run", "started", "strategy", "status", "stages", "result", "digest")
     table = make_table(left=heads, overflow="fold")
     for row in rows:

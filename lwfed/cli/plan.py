@@ -148,20 +148,21 @@ def partition(spec: Spec = None, override: Overrides = None, as_json: Json = Fal
     if values.federation.partition.kind == "local" and values.federation.clients > 1:
         raise SpecError("a local partition divides nothing: each client has its own folder", remedy="see data.root")
     source, store = server_source(values), open_store(values.store.uri)
-    values = with_num_clients(values, source)
     with Display(make_console(stderr=as_json)) as display:
         version = version_of(source, hashed(source, FileDigests(environment.cache_folder()), emit=display))
     examples = readable_examples(source, "train", version=version, modalities=values.model.modalities, store=store)
+    bad = {example.id for example in source.examples("train")} - {example.id for example in examples}
+    values = with_num_clients(values, source, bad=bad)
     examples, validation = split_validation(examples, fraction=values.data.validation_fraction)
     shares = shares_of(
         examples,
         kind=values.federation.partition,
         num_clients=values.federation.clients,
         seed=str(values.seed),
+        validation_fraction=values.data.validation_fraction,
     )
     clients = describe(examples, shares=shares, classes=source.classes)
-    unreadable = len(source.examples("train")) - len(examples) - len(validation)
-    missing = left_out(values, source, bad={"train": unreadable})
+    missing = left_out(values, source, bad={"train": len(bad)})
     if as_json:
         print_json(
             {

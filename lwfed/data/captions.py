@@ -47,7 +47,7 @@ def parse_captions(path: Path, content: bytes) -> dict[str, tuple[str, ...]]:
         if image not in file_of:
             raise DataError(
                 f"{path}: {_place(tree, 'annotations', n)}: the caption {caption[:60]!r} has the image id {image!r}, "
-                "which is not in `images`",
+                f"which is not in `images`{_other_type(image, image_ids)}",
                 remedy="add the image to `images`, or remove its captions",
             )
         text = " ".join(caption.split())
@@ -59,6 +59,8 @@ def parse_captions(path: Path, content: bytes) -> dict[str, tuple[str, ...]]:
 
 
 def _tree(path: Path, content: bytes) -> dict[str, Any]:
+    if content.startswith((b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")):
+        raise DataError(f"{path} is compressed", remedy="decompress it, for example by gunzip, under the same name")
     try:
         tree = json.loads(content, object_pairs_hook=_unique_keys)
     except UnicodeDecodeError as error:
@@ -136,6 +138,12 @@ def _inside(path: Path, n: int, name: str) -> str:
             remedy="name the image by its path in that folder",
         )
     return short
+
+
+def _other_type(image: int | str, image_ids: Sequence[int | str]) -> str:
+    if type(image) is type(next(iter(image_ids), image)):
+        return ""
+    return f": there, ids are {_NAMES[type(image_ids[0])]} each, and here {_NAMES[type(image)]}"
 
 
 def _place(tree: dict[str, Any], key: str, n: int) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,7 +20,7 @@ from lwfed.types.canonical import digest_of
 from lwfed.types.errors import DataError
 
 MISSING = "missing"
-"""The digest of a file that does not exist."""
+"""The digest of a file that does not exist, or is a folder or a pipe."""
 THREADS = 4
 """Files hashed at a time: hashing releases the interpreter lock, and disks serve several readers faster than one."""
 
@@ -146,6 +147,8 @@ def _stamp(path: str) -> Stamp | None:
         return None
     except OSError as error:
         raise _unreadable(path, error) from None
+    if not stat.S_ISREG(found.st_mode):
+        return None
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 

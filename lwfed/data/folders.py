@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -41,6 +42,28 @@ def require_folder(folder: Path, *, remedy: str) -> Path:
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}", remedy=remedy)
     return folder
+
+
+def alike(folder: Path, name: str) -> str:
+    """Returns the entries of a folder that people could take for a missing one, in words; "" if there are none.
+
+    Args:
+        folder: The folder.
+        name: The missing name, with or without its ending. Names that differ in their endings, in upper and lower case,
+            or in the code points of the same letters are alike.
+    """
+    for entry in sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ():
+        stem = Path(entry).stem
+        for wanted, given in ((name, entry), (name, stem), (Path(name).stem, stem)):
+            composed, found = (unicodedata.normalize("NFC", text) for text in (wanted, given))
+            if composed.casefold() != found.casefold():
+                continue
+            if composed != found:
+                return f"; {entry} there differs in upper and lower case"
+            if wanted != given:
+                return f"; {entry} there differs in Unicode normalisation: its letters have other code points"
+            return f"; {entry} is there"
+    return ""
 
 
 def of_split(

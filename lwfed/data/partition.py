@@ -51,9 +51,11 @@ def partition(examples: Sequence[Example], *, plan: PartitionSpec, num_clients: 
     if short:
         none = [client for client in short if not shares[client]]
         what = "no data" if none else f"fewer than {plan.min_size} examples"
+        smallest = "federation.partition.min_size"
+        keys = smallest if plan.kind == "by_group" else f"federation.num_clients or {smallest}"
         raise DataError(
             f"{len(none or short)} of {num_clients} clients have {what}: {_some(none or short)}",
-            remedy=f"lower federation.num_clients or partition.min_size: there are {len(examples)} examples",
+            remedy=f"lower {keys}: there are {len(examples)} examples",
         )
     return shares
 
@@ -188,7 +190,7 @@ def _by_group(examples: Sequence[Example], *, plan: PartitionSpec, num_clients: 
     if len(groups) != num_clients:
         raise DataError(
             f"the data have {len(groups)} groups, but there are {num_clients} clients; groups: {_some(sorted(groups))}",
-            remedy=f"set federation.num_clients to {len(groups)}, or leave it out",
+            remedy=f"set federation.num_clients to {len(groups)}",
         )
     return [groups[name] for name in sorted(groups)]
 

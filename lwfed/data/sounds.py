@@ -6,7 +6,9 @@ is read here, and a format whose length this module cannot read is refused.
 
 from __future__ import annotations
 
+import re
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -25,6 +27,16 @@ _MAX_RATE = 1_000_000
 _NO_TOTAL = 1 << 62  # libsndfile gives 2^63 - 1 frames for a FLAC whose total is unknown
 _UNKNOWN = (0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF)
 _CONVERT = "convert it to wav or flac"
+_STARTS = {
+    b"fLaC": rb"fLaC[\x00\x80]\x00\x00\x22",
+    b"RIFF": rb"RIFF....WAVE",
+    b"RIFX": rb"RIFX....WAVE",
+    b"RF64": rb"RF64....WAVE",
+    b"riff": rb"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb",
+    b"FORM": rb"FORM....AIF[FC]",
+    b"caff": rb"caff\x00\x01\x00\x00",
+}
+"""Magic -> how a file of this container starts: too long to appear among samples by chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +88,21 @@ def decode_sound(place: Path | BinaryIO) -> tuple[Waveform, int]:
         Samples [N], the mean over channels, and samples per second.
 
     Raises:
-        DataError: The sound is truncated, empty, not finite, or in a format whose length cannot be checked; the problem
-            lacks its subject.
+        DataError: The sound is truncated, empty, not finite, several in one file, or in a format whose length cannot be
+            checked; the problem lacks its subject.
         RuntimeError: libsndfile cannot decode it.
     """
     if isinstance(place, Path):
         with place.open("rb") as file:
-            lacks, counted = _lacking(file), _counts_mpeg_frames(file)
+            lacks, counted, second = _lacking(file), _counts_mpeg_frames(file), _second(file)
     else:
-        lacks, counted = _lacking(place), _counts_mpeg_frames(place)
+        lacks, counted, second = _lacking(place), _counts_mpeg_frames(place), _second(place)
         place.seek(0)
     if lacks:
         raise DataError(f"is truncated: {lacks}")
+    if second is not None:
+        problem = f"is several sounds in one file, and only the first would be heard: another starts at byte {second}"
+        raise DataError(problem, remedy="split it into one file per sound, or join them as wav")
     with _Forward(place) as sound:
         if sound.format not in FORMATS:
             raise DataError(f"has the format {sound.format_info}, which is not supported", remedy=_CONVERT)
@@ -148,18 +163,60 @@ def _data_end(file: BinaryIO, layout: _Chunks, start: int) -> int | None:
     return None
 
 
-def _ogg_ends(file: BinaryIO, position: int, size: int) -> bool:
-    """Returns whether each stream of an Ogg file has its last page (RFC 3533, section 6)."""
-    open_streams: set[bytes] = set()
+def _ogg_pages(file: BinaryIO, position: int) -> Iterator[tuple[int, bytes, int]]:
+    """Yields the position of each page of an Ogg file, its header, and the position behind it (RFC 3533, section 6)."""
     while (head := _at(file, position, 27)).startswith(b"OggS") and len(head) == 27:
-        segments = _at(file, position + 27, head[26])
-        position += 27 + head[26] + sum(segments)
-        if position > size:
+        behind = position + 27 + head[26] + sum(_at(file, position + 27, head[26]))
+        yield position, head, behind
+        position = behind
+
+
+def _ogg_ends(file: BinaryIO, position: int, size: int) -> bool:
+    """Returns whether each stream of an Ogg file has its last page."""
+    open_streams: set[bytes] = set()
+    for _, head, behind in _ogg_pages(file, position):
+        if behind > size:
             return False
         open_streams.add(head[14:18])
         if head[5] & 4:
             open_streams.discard(head[14:18])
     return not open_streams
+
+
+def _second(file: BinaryIO) -> int | None:
+    """Returns where a second sound starts in a file, which libsndfile would leave out; None: there is one alone."""
+    start = _tag_length(file)
+    magic = _at(file, start, 4)
+    if magic == b"OggS":
+        return next((at for at, head, _ in _ogg_pages(file, start) if head[5] & 2 and at > start), None)
+    if magic in _STARTS:
+        return _found(file, re.compile(_STARTS[magic], re.DOTALL), start + 1)
+    if magic == b".snd":
+        offset, length = struct.unpack(">II", _at(file, start + 4, 8).ljust(8, b"\0"))
+        end = start + offset + length
+        return end if length not in _UNKNOWN and _at(file, end, 4) == magic else None
+    return _second_mpeg(file, start)
+
+
+def _found(file: BinaryIO, pattern: re.Pattern[bytes], start: int) -> int | None:
+    """Returns where a pattern of at most 16 bytes occurs from a position on."""
+    while block := _at(file, start, _BLOCK + 16):
+        if found := pattern.search(block):
+            return start + found.start()
+        start += _BLOCK
+    return None
+
+
+def _second_mpeg(file: BinaryIO, start: int) -> int | None:
+    """Returns where another MP3 follows the bytes that the first one's Xing or Info header counts."""
+    head = _at(file, start, 256)
+    at = max(head.find(b"Xing"), head.find(b"Info"))
+    if at < 0 or len(head) < at + 16 or head[at + 7] & 3 != 3:
+        return None
+    end = start + struct.unpack(">I", head[at + 12 : at + 16])[0]
+    follows = end + _tag_length(file, end)
+    sync = _at(file, follows, 2)
+    return end if len(sync) == 2 and sync[0] == 0xFF and sync[1] & 0xE0 == 0xE0 else None
 
 
 def _counts_mpeg_frames(file: BinaryIO) -> bool:
@@ -169,9 +226,9 @@ def _counts_mpeg_frames(file: BinaryIO) -> bool:
     return found >= 0 and len(start) > found + 7 and bool(start[found + 7] & 1)
 
 
-def _tag_length(file: BinaryIO) -> int:
+def _tag_length(file: BinaryIO, position: int = 0) -> int:
     """Returns the length of the ID3 tag in front of a sound, in bytes."""
-    head = _at(file, 0, 10)
+    head = _at(file, position, 10)
     if len(head) < 10 or not head.startswith(b"ID3"):
         return 0
     return 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 import tempfile
@@ -32,7 +31,8 @@ from lwfed.store.cache import BlockCache
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
 from lwfed.store.refs import read_object, read_record
 from lwfed.types.canonical import readable
-from lwfed.types.errors import CheckpointError, DiskFullError, NotFoundError, SpecError, UnreachableError
+from lwfed.types.errors import CheckpointError, NotFoundError, SpecError
+from lwfed.types.places import place_error
 from lwfed.types.records import RunRecord, RunSummary
 
 MARKER = "lwfed.json"
@@ -293,15 +293,15 @@ def replacing(folder: Path) -> Iterator[Path]:
         for left in folder.glob(f"{_WRITING}*"):  # by a killed export
             shutil.rmtree(left, ignore_errors=True)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFullError(
-                f"no space left for the export in {folder}", remedy="free some space, or name a folder elsewhere"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM):
-            raise UnreachableError(
-                f"cannot write the export to {folder}: {error.strerror}", remedy="name a writable folder"
-            ) from error
-        raise
+        told = place_error(
+            error,
+            where=f"{folder} for the export",
+            full="free some space, or name a folder elsewhere",
+            closed="name a writable folder",
+        )
+        if told is None:
+            raise
+        raise told from error
     finally:
         if created and not (folder / MARKER).exists():
             shutil.rmtree(folder, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import sys
@@ -10,9 +9,12 @@ import traceback
 from collections.abc import Callable
 
 from lwfed import environment
-from lwfed.types.errors import DiskFullError, LwfedError, SpecError, exit_name
+from lwfed.types.errors import LwfedError, OutOfMemoryError, SpecError, exit_name
+from lwfed.types.places import place_error
 
 INTERRUPTED = "interrupted -> committed work is kept; run the command again to continue"
+
+_MORE_MEMORY = "give it more memory, or raise the limit (`ulimit -v unlimited`)"
 
 
 def run_to_exit(command: Callable[[], object]) -> None:
@@ -35,10 +37,13 @@ def run_to_exit(command: Callable[[], object]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = f" for {error.filename}" if error.filename else ""
-            full = DiskFullError(f"no space left{where}", remedy="free some space and run it again to continue")
-            _end(str(full), full.exit_code)
+        _end_at_place(error)
+        _unexpected(error)
+    except (MemoryError, ImportError) as error:
+        words = str(error).lower()
+        if isinstance(error, MemoryError) or "failed to map segment" in words or "cannot allocate memory" in words:
+            small = OutOfMemoryError(f"no memory left: {error}" if words else "no memory left", remedy=_MORE_MEMORY)
+            _end(str(small), small.exit_code)
         _unexpected(error)
     except Exception as error:
         if isinstance(error, RuntimeError) and "home directory" in str(error):  # of `Path.expanduser`
@@ -58,6 +63,20 @@ def last_words(code: int, log: str, *, silent: str = "no message") -> str:
     lines = [line.rstrip() for line in log.splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return f"{exit_name(code)}: {(errors or lines or [silent])[-1]}"
+
+
+def _end_at_place(error: OSError) -> None:
+    """Ends the process if a place or a limit of the system is the cause."""
+    name = error.filename if isinstance(error.filename, str) else "a file"
+    told = place_error(
+        error,
+        where=name,
+        full="free some space and run it again to continue",
+        closed="name another place, or make this one accessible",
+        gone=False,
+    )
+    if told is not None:
+        _end(str(told), told.exit_code)
 
 
 def _unexpected(error: Exception) -> None:

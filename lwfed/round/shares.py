@@ -53,14 +53,39 @@ def examples_of(source: Source, split: str, *, plan: StagePlan, version: str | N
     return readable if whole else split_validation(readable, fraction=fraction)[split == "validation"]
 
 
-def shares_of(examples: Sequence[Example], *, kind: PartitionSpec, num_clients: int, seed: str) -> dict[str, list[int]]:
-    """Splits training examples among clients by the run's seed: client -> indices."""
-    return partition(examples, plan=kind, num_clients=num_clients, seed=derive(seed, "partition"))
+def shares_of(
+    examples: Sequence[Example], *, kind: PartitionSpec, num_clients: int, seed: str, validation_fraction: float = 0.0
+) -> dict[str, list[int]]:
+    """Splits training examples among clients by the run's seed: client -> indices.
+
+    Args:
+        examples: The training examples, without those for validation.
+        kind: The kind of partition.
+        num_clients: N.
+        seed: The run's seed.
+        validation_fraction: Fraction that was set apart, for messages.
+
+    Raises:
+        DataError: See `partition`.
+    """
+    try:
+        return partition(examples, plan=kind, num_clients=num_clients, seed=derive(seed, "partition"))
+    except DataError as error:
+        if not validation_fraction:
+            raise
+        problem = f"{error.problem}, after data.validation_fraction {validation_fraction:g} set examples apart"
+        raise DataError(problem, remedy=f"lower the fraction; or {error.remedy}") from None
 
 
 def shares_at(plan: StagePlan, examples: Sequence[Example]) -> dict[str, list[int]]:
     """Splits training examples among a plan's clients: client -> indices."""
-    return shares_of(examples, kind=plan.cohort.partition, num_clients=plan.cohort.num_clients, seed=plan.seed)
+    return shares_of(
+        examples,
+        kind=plan.cohort.partition,
+        num_clients=plan.cohort.num_clients,
+        seed=plan.seed,
+        validation_fraction=plan.data.validation_fraction,
+    )
 
 
 def split_share(

@@ -22,7 +22,7 @@ from pydantic_core import CoreSchema
 from lwfed.catalog import names
 from lwfed.catalog.source import data_source
 from lwfed.spec.base import Choice, Section
-from lwfed.types.uris import scheme_of
+from lwfed.types.uris import refuse_mistaken, scheme_of
 
 CLIENT_MARK = "{client}"
 """Placeholder in `root` for a client's id, or `server`, so that each has its own folder."""
@@ -91,6 +91,7 @@ class DataSpec(Section):
 
     @model_validator(mode="after")
     def _root_is_named(self) -> Self:
+        refuse_mistaken(self.root or "", key="data.root")
         if scheme_of(self.root or ""):
             raise ValueError(f"`data.root` {self.root} is a URI: name a folder; write ./{self.root} if it is one")
         if not data_source(self.source).built_in and not self.root:

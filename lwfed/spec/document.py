@@ -49,9 +49,24 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def flatten_mapping(self, node: Any) -> None:
-        """Inserts merged keys before the mapping's own, each once: repeated merges must not grow without bound."""
-        super().flatten_mapping(node)
-        node.value = list({key.value: (key, value) for key, value in node.value}.values())
+        """Inserts merged keys before the mapping's own, each once: of several mappings the first with a key counts.
+
+        PyYAML's own order depends on its version, and repeated merges grow without bound.
+        """
+        merged = [value for key, value in node.value if key.tag == f"{_TAG}merge"]
+        own = {key.value: (key, value) for key, value in node.value if key.tag != f"{_TAG}merge"}
+        node.value = list(own.values())
+        found: dict[str, Any] = {}
+        for value in merged:
+            for mapping in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                if not isinstance(mapping, yaml.MappingNode):
+                    raise yaml.constructor.ConstructorError(
+                        None, None, "`<<` takes a mapping or a list of mappings", mapping.start_mark
+                    )
+                self.flatten_mapping(mapping)
+                for pair in mapping.value:
+                    found.setdefault(pair[0].value, pair)
+        node.value = list((found | own).values())
 
     def construct_scalar_of(self, node: yaml.ScalarNode) -> Any:
         """Returns the value of a null, bool, int or float, which a tag such as `!!int` may have named."""

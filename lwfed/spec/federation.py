@@ -14,7 +14,7 @@ from lwfed.spec.base import Choice, Section
 from lwfed.spec.data import PartitionSpec
 from lwfed.types.encoded import is_lossless
 from lwfed.types.errors import SpecError
-from lwfed.types.uris import folder_of, scheme_of
+from lwfed.types.uris import folder_of, refuse_mistaken, scheme_of
 
 if TYPE_CHECKING:
     AggregatorSpec = Section
@@ -185,6 +185,7 @@ class StoreSpec(Section):
     @field_validator("uri")
     @classmethod
     def _is_folder_or_bucket(cls, uri: str) -> str:
+        refuse_mistaken(uri, key="store.uri")
         if not uri.startswith(S3):
             store_folder(uri)
         return uri

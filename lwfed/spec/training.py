@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from lwfed.spec.base import Section
 
-Rate = float | tuple[float, ...]
+_Positive = Annotated[float, Field(gt=0)]
+Rate = _Positive | tuple[_Positive, ...]
 
 
 class RateScalingSpec(Section):
@@ -34,7 +35,9 @@ class TrainingSpec(Section):
         description="{reference_batch: 256} scales rates by batch_size / 256, as the paper's code does",
     )
     weight_decay: float = Field(0.0, ge=0, description="AdamW's")
-    weight_decays: dict[str, float] = Field(default_factory=dict, description="weight decay per module group")
+    weight_decays: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict, description="weight decay per module group"
+    )
     clip_norm: float | None = Field(None, gt=0, description="largest norm of a step's gradient; null: no clipping")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 if the device supports it")
     proximal_mu: float = Field(0.0, ge=0, description="FedProx: weight of the distance to the global model")

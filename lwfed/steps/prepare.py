@@ -24,6 +24,7 @@ from lwfed.spec.model import EncoderSpec, ModelSpec
 from lwfed.spec.run import RunSpec
 from lwfed.steps.resume import refuse_another_plan, resumed, with_stages_of
 from lwfed.steps.sources import (
+    checked,
     client_sources,
     data_versions,
     hashed,
@@ -60,6 +61,8 @@ def draft(
 ) -> RunRecord:
     """Drafts a run without writing or checking anything large; needs no torch if formulas describe the encoders.
 
+    But where clients are counted by groups and bad examples are skipped, all training examples are checked first.
+
     Args:
         spec: The experiment.
         store: The store with its parent run.
@@ -82,12 +85,16 @@ def draft(
     depths = {modality: item.depth for modality, item in architectures.items()}
     spec = with_absolute_paths(spec, store=store)
     source = server_source(spec_at(spec, root=root))
-    spec = with_num_clients(spec, source)
+    digests, bad = FileDigests(cache), frozenset[str]()
+    if spec.federation.num_clients is None and spec.data.on_bad_example == "skip":
+        version = version_of(source, hashed(source, digests, emit=emit))
+        bad = frozenset(checked(source, "train", version=version, spec=spec, store=store, emit=emit))
+    spec = with_num_clients(spec, source, bad=bad)
     plans = plan_stages(spec, depths=depths)
     _refuse_classes(spec, source)
     num_classes = len(source.classes) if spec.model.objective.kind == "supervised" else None
     here = spec_at(spec, root=root)
-    versions = data_versions(here, source, digests=FileDigests(cache), emit=emit, found=found)
+    versions = data_versions(here, source, digests=digests, emit=emit, found=found)
     data = versions if len(versions) > 1 else versions[SERVER]
     now = datetime.now(UTC)
     run_id = options.run_id or runs.new_run_id(spec, now=now)

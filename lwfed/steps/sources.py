@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from lwfed.catalog.source import data_source
@@ -38,8 +38,13 @@ def client_sources(spec: RunSpec) -> dict[str, Source]:
     }
 
 
-def with_num_clients(spec: RunSpec, source: Source) -> RunSpec:
-    """Returns a spec with one client per group of the training examples, if it leaves the number of clients open.
+def with_num_clients(spec: RunSpec, source: Source, *, bad: Container[str] = ()) -> RunSpec:
+    """Returns a spec with one client per group of the examples that clients share, if it leaves their number open.
+
+    Args:
+        spec: The experiment.
+        source: The server's data.
+        bad: Examples that cannot be read and are skipped.
 
     Raises:
         DataError: An example has no group.
@@ -47,7 +52,9 @@ def with_num_clients(spec: RunSpec, source: Source) -> RunSpec:
     """
     if spec.federation.num_clients is not None:
         return spec
-    groups = group_members(source.examples("train"), plan=spec.federation.partition)
+    kept = [example for example in source.examples("train") if example.id not in bad]
+    shared, _ = split_validation(kept, fraction=spec.data.validation_fraction)
+    groups = group_members(shared, plan=spec.federation.partition)
     return build_spec(to_values(spec), overrides=[f"federation.num_clients={len(groups)}"])
 
 
@@ -81,14 +88,20 @@ def usable(source: Source, split: str, *, version: str, spec: RunSpec, store: St
     Raises:
         DataError: A file cannot be read and the spec does not skip such files, or none can be read.
     """
+    bad = checked(source, split, version=version, spec=spec, store=store, emit=emit)
+    return readable(source, split, bad, spec=spec, emit=emit)
+
+
+def checked(source: Source, split: str, *, version: str, spec: RunSpec, store: Store, emit: Emit) -> Mapping[str, str]:
+    """Returns the examples that cannot be read, with the reasons, and stores them; see `unreadable`."""
     if data_source(spec.data.source).built_in:
-        return source.examples(split)
+        return {}
     ref = paths.checked_data(version, spec.model.modalities, split)
     known = read_object(store, ref, bad=dict)
     bad = unreadable(source, split, spec=spec, known=None if known is None else known["bad"], emit=emit)
     if known is None or known["bad"] != bad:
         store.write_ref(ref, {"bad": bad})
-    return readable(source, split, bad, spec=spec, emit=emit)
+    return bad
 
 
 def unreadable(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import time
@@ -16,7 +15,8 @@ from lwfed import environment
 from lwfed.store.keys import checked, missing_object, remedy_for, truncated_object, wrong_length
 from lwfed.store.protocol import Data, Store
 from lwfed.types.canonical import parse, readable
-from lwfed.types.errors import CheckpointError, DiskFullError, UnreachableError
+from lwfed.types.errors import CheckpointError
+from lwfed.types.places import place_error
 
 SCRATCH = ".writing"
 SCRATCH_AGE_S = 86_400
@@ -142,17 +142,15 @@ class LocalStore(Store):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield path
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise DiskFullError(
-                    f"no space left in {self.root} for {key}",
-                    remedy=f"free some space; then {environment.resume_hint()}",
-                ) from error
-            if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM, errno.EEXIST):
-                raise UnreachableError(
-                    f"cannot write {key} in {self.root}: {error.strerror}",
-                    remedy="name a writable folder with -o store.uri=FOLDER",
-                ) from error
-            raise
+            told = place_error(
+                error,
+                where=f"{self.root} for {key}",
+                full=f"free some space; then {environment.resume_hint()}",
+                closed="name a writable folder with -o store.uri=FOLDER",
+            )
+            if told is None:
+                raise
+            raise told from error
 
     @contextmanager
     def _temporary(self) -> Iterator[tuple[BinaryIO, Path]]:

@@ -19,7 +19,7 @@ POD = "/kubepods/pod1/c1"
 
 @pytest.fixture(autouse=True)
 def _no_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("LWFED_CPUS", "LOCAL_WORLD_SIZE"):
+    for name in ("LWFED_CPUS", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -82,7 +82,14 @@ def test_a_system_without_cgroups_has_no_quota(tmp_path: Path) -> None:
 def test_a_share_is_at_least_one(monkeypatch: pytest.MonkeyPatch, named: str, ranks: str, expected: int) -> None:
     monkeypatch.setenv("LWFED_CPUS", named)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert usable() == expected
+
+
+def test_only_ranks_of_torchrun_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = usable()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "100000")
+    assert usable() == before
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", "1.5"])

@@ -88,6 +88,27 @@ def test_a_variable_is_read_or_refused(name: str, surroundings: Any, tmp_path: P
                 assert not isinstance(read, int) or read >= 0
 
 
+PYTORCH_JOB = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "1",
+               "MASTER_ADDR": "job-master-0", "MASTER_PORT": "23456", "PET_NNODES": "2",
+               "TORCHELASTIC_RUN_ID": "none"}  # fmt: skip
+
+
+def test_children_do_not_inherit_ranks(surroundings: Any) -> None:
+    surroundings({name.encode(): value.encode() for name, value in PYTORCH_JOB.items()})
+    assert not set(PYTORCH_JOB) & set(environment.child_environment())
+    assert environment.child_environment(RANK="0")["RANK"] == "0"
+
+
+@pytest.mark.parametrize("missing", ["RANK", "MASTER_ADDR", "MASTER_PORT"])
+def test_ranks_that_cannot_meet_are_refused(missing: str, surroundings: Any) -> None:
+    variables = {name.encode(): value.encode() for name, value in PYTORCH_JOB.items() if name != missing}
+    surroundings(variables)
+    with pytest.raises(LwfedError) as caught, environment.ranks(use_gpu=False):
+        raise AssertionError("no ranks to join")
+    refused(caught.value, {missing.encode(): b""})
+    assert caught.value.exit_code == 10 and "WORLD_SIZE" in str(caught.value)
+
+
 @pytest.mark.parametrize("command", TIMES)
 def test_commands_end_in_words(command: str, surroundings: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(list(TIMES).index(command))

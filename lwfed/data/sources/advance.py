@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from lwfed.data.files import read_image, read_sound
-from lwfed.data.folders import data_root, listing_digest, of_split, require_folder, require_unicode
+from lwfed.data.folders import alike, data_root, listing_digest, of_split, require_folder, require_unicode
 from lwfed.data.left_out import of_folders
 from lwfed.data.protocol import Example, Waveform
 from lwfed.spec.data import DataSpec
@@ -110,7 +110,8 @@ def _pairs(folder: Path, *, missing_ok: bool) -> dict[str, dict[str, tuple[Path,
     for side, classes in sides.items():
         for name in sorted(set(classes) - set(sides[other[side]])):
             raise DataError(
-                f"the class {name} is in {folder / side} but not in {folder / other[side]}",
+                f"the class {name} is in {folder / side} but not in {folder / other[side]}"
+                f"{alike(folder / other[side], name)}",
                 remedy="create a folder of the same name for each class in vision/ and sound/",
             )
     pairs: dict[str, dict[str, tuple[Path, Path]]] = {}
@@ -119,9 +120,9 @@ def _pairs(folder: Path, *, missing_ok: bool) -> dict[str, dict[str, tuple[Path,
         for stem in sorted(set(vision) ^ set(sound)):
             if not missing_ok:
                 side = "vision" if stem in vision else "sound"
+                there, endings = folder / other[side] / name, ", ".join(SUFFIXES[other[side]])
                 raise DataError(
-                    f"{sides[side][name][stem]} has no partner {stem}{SUFFIXES[other[side]][0]} "
-                    f"in {folder / other[side] / name}",
+                    f"{sides[side][name][stem]} has no partner {stem} ({endings}) in {there}{alike(there, stem)}",
                     remedy="restore the partner, remove the file, or set data.on_bad_example=skip",
                 )
         pairs[name] = {
@@ -144,7 +145,7 @@ def _files(folder: Path, side: str) -> dict[str, dict[str, Path]]:
         require_unicode(path)
         files = classes.setdefault(path.name, {})
         for file in sorted(path.iterdir()):
-            if file.suffix.lower() not in SUFFIXES[side] or file.name.startswith("."):
+            if file.suffix.lower() not in SUFFIXES[side] or file.name.startswith(".") or file.is_dir():
                 continue
             require_unicode(file)
             if file.stem in files:

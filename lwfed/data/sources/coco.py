@@ -13,7 +13,7 @@ from PIL import Image
 
 from lwfed.data.captions import parse_captions
 from lwfed.data.files import read_image
-from lwfed.data.folders import data_root, listing_digest, of_split, require_folder
+from lwfed.data.folders import alike, data_root, listing_digest, of_split, require_folder
 from lwfed.data.left_out import of_captions
 from lwfed.data.protocol import Example, Waveform
 from lwfed.spec.data import DataSpec
@@ -95,7 +95,8 @@ def _read_split(root: Path, folder: str, entries: list[tuple[str, str]], missing
     for name, texts in sorted(captions.items()):
         if name not in there and not (images / name).is_file() and not missing_ok:
             raise DataError(
-                f"the image {images / name} of a caption in {path.name} is missing",
+                f"the image {images / name} of a caption in {path.name} is missing"
+                f"{alike((images / name).parent, Path(name).name)}",
                 remedy="restore the image, or set data.on_bad_example=skip",
             )
         identity = f"{folder}/{name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 from lwfed.cli.main import EPILOG, app
 from lwfed.launch.step_process import STEPS
 from lwfed.spec.load import preset_names
-from lwfed.types.errors import EXIT_CODES, LwfedError, NotFoundError, SpecError
+from lwfed.types.errors import EXIT_CODES, CheckpointError, LwfedError, NotFoundError, SpecError
 from tests.tiny import Finished
 
 COMMANDS = ("run", "rerun", "plan", "partition", "list", "show", "report", "export", "presets", "doctor", "step")
@@ -55,6 +56,17 @@ def test_a_store_is_listed_and_shown(finished: Finished) -> None:
     text = call("show", run_id, "--store", uri)
     assert finished.keys[1] in text and "temperature: 0.07" in text
     assert finished.digest[:12] in call("list", "--store", uri)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}"])
+def test_a_damaged_run_does_not_hide_others(finished: Finished, tmp_path: Path, content: bytes) -> None:
+    shutil.copytree(finished.store.uri, tmp_path / "store")
+    broken = tmp_path / "store/runs/broken/run.json"
+    broken.parent.mkdir()
+    broken.write_bytes(content)
+    ended = CliRunner().invoke(app, ["list", "--json", "--store", str(tmp_path / "store")])
+    assert finished.run.run_id in [row["run_id"] for row in json.loads(ended.stdout)["runs"]]
+    assert isinstance(ended.exception, CheckpointError) and "the run broken cannot" in str(ended.exception)
 
 
 def test_a_run_that_is_not_there_is_guessed(finished: Finished, tmp_path: Path) -> None:

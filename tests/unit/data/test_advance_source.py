@@ -90,7 +90,10 @@ def test_split_folders_are_taken_as_they_are(tmp_path: Path) -> None:
 def test_what_has_no_partner_is_named(tmp_path: Path) -> None:
     write_advance(tmp_path)
     (tmp_path / "sound" / "beach" / "site3_a.wav").unlink()
-    with pytest.raises(DataError, match=r"vision/beach/site3_a.jpg has no partner site3_a.wav in .*sound/beach -> res"):
+    with pytest.raises(
+        DataError,
+        match=r"vision/beach/site3_a.jpg has no partner site3_a \(.wav, .flac, .ogg\) in .*sound/beach -> res",
+    ):
         open_advance(tmp_path, test_fraction=0.2)
     source = open_advance(tmp_path, test_fraction=0.2, missing_ok=True)
     examples = (*source.train, *source.test)
@@ -152,3 +155,37 @@ def test_sounds_without_samples_or_with_nan_are_named(tmp_path: Path) -> None:
     assert set(bad) == {"beach/site0_a", "beach/site1_a"}
     assert str(empty) in bad["beach/site0_a"] and "empty" in bad["beach/site0_a"]
     assert str(broken) in bad["beach/site1_a"] and "not finite" in bad["beach/site1_a"]
+
+
+@pytest.mark.parametrize(
+    ("there", "hint"),
+    [
+        ("site0_a.mp3", "site0_a.mp3 is there"), ("SITE0_A.wav", "upper and lower case"),
+        ("Site0_a.mp3", "upper and lower case"),
+    ],
+)  # fmt: skip
+def test_a_partner_of_another_name_is_told(tmp_path: Path, there: str, hint: str) -> None:
+    write_advance(tmp_path)
+    sounds = tmp_path / "sound" / "beach"
+    (sounds / "site0_a.wav").rename(sounds / there)
+    with pytest.raises(DataError, match=rf"\(.*\.jpg.*\)|\(\.wav, \.flac, \.ogg\).*{hint}"):
+        open_advance(tmp_path, test_fraction=0.2)
+
+
+def test_folders_named_as_files_are_no_examples(tmp_path: Path) -> None:
+    write_advance(tmp_path)
+    before = open_advance(tmp_path, test_fraction=0.2)
+    for side, ending in (("vision", "jpg"), ("sound", "wav")):
+        (tmp_path / side / "beach" / f"more.{ending}").mkdir()
+    assert open_advance(tmp_path, test_fraction=0.2) == before
+    sound = tmp_path / "sound" / "beach" / "site0_a.wav"
+    sound.unlink()
+    sound.mkdir()
+    with pytest.raises(DataError, match=r"site0_a.jpg has no partner .*site0_a.wav is there"):
+        open_advance(tmp_path, test_fraction=0.2)
+    source = open_advance(tmp_path, test_fraction=0.2, missing_ok=True)
+    assert list_files(source, FileDigests())["sound/beach/site0_a.wav"] == "missing"
+    examples = (*source.examples("train"), *source.examples("test"))
+    assert list(check_examples(source, examples=examples, modalities=("audio", "image"), workers=0)) == [
+        "beach/site0_a"
+    ]

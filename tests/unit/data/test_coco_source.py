@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -249,3 +250,57 @@ def test_there_is_no_sound(tmp_path: Path) -> None:
     source = open_coco(tmp_path)
     with pytest.raises(DataError, match="no sound for"):
         source.waveform(source.train[0])
+
+
+@pytest.mark.parametrize(
+    ("there", "hint"),
+    [
+        ("bl\u00e4tter.png", "blätter.png is there"), ("BLÄTTER.jpg", "upper and lower case"),
+        ("bla\u0308tter.jpg", "Unicode normalisation"), ("other.jpg", ""),
+    ],
+)  # fmt: skip
+def test_a_name_that_people_take_for_the_missing_one_is_named(tmp_path: Path, there: str, hint: str) -> None:
+    write_coco(tmp_path)
+    path = tmp_path / "annotations" / "captions_train2017.json"
+    tree = json.loads(path.read_bytes())
+    missing = tree["images"][0]["file_name"]
+    tree["images"][0]["file_name"] = "bl\u00e4tter.jpg"
+    path.write_text(json.dumps(tree))
+    (tmp_path / "train2017" / missing).rename(tmp_path / "train2017" / there)
+    with pytest.raises(DataError, match=rf"bl\u00e4tter.jpg of a caption in .*missing.*{hint}.* -> restore"):
+        open_coco(tmp_path)
+
+
+@pytest.mark.parametrize("to_text", [True, False])
+def test_ids_of_another_type_are_told(tmp_path: Path, to_text: bool) -> None:
+    write_coco(tmp_path)
+    path = tmp_path / "annotations" / "captions_train2017.json"
+    tree = json.loads(path.read_bytes())
+    for entry, key in (
+        [(note, "image_id") for note in tree["annotations"]] if to_text else [(image, "id") for image in tree["images"]]
+    ):
+        entry[key] = str(entry[key])
+    path.write_text(json.dumps(tree))
+    words = "integer.* a text" if to_text else "text.* an integer"
+    with pytest.raises(DataError, match=rf"not in `images`: there, ids are an? ?{words}"):
+        open_coco(tmp_path)
+
+
+def test_a_compressed_json_is_told(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    path = tmp_path / "annotations" / "captions_train2017.json"
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(DataError, match=r"captions_train2017.json is compressed -> decompress"):
+        open_coco(tmp_path)
+
+
+def test_a_folder_in_place_of_an_image_is_a_bad_example(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    image = next((tmp_path / "train2017").iterdir())
+    image.unlink()
+    image.mkdir()
+    source = open_data(DataSpec(source="coco", root=str(tmp_path), on_bad_example="skip"))
+    assert list_files(source, FileDigests())[f"train2017/{image.name}"] == "missing"
+    assert list(check_examples(source, examples=source.examples("train"), modalities=("image", "text"), workers=0)) == [
+        f"train2017/{image.name}"
+    ]

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lwfed.cli.main import app
+from lwfed.data.partition import split_validation
 from lwfed.data.protocol import open_source
 from lwfed.run import runs
 from lwfed.spec.load import build_spec
@@ -111,6 +112,29 @@ def test_the_counts_are_in_the_partition_and_in_the_run(tmp_path: Path) -> None:
     told = json.loads(ended.stdout.splitlines()[-1])
     assert told["left_out"] == {**expected, "unreadable examples": 1}, "of the training examples alone"
     assert sum(client["num_examples"] for client in told["clients"]) == 11
+
+
+def test_clients_are_counted_by_the_groups_that_are_left(tmp_path: Path) -> None:
+    """A group of examples that are skipped or set apart for validation is no client."""
+    values = coco(tmp_path / "data")
+    store = LocalStore(tmp_path / "store")
+    for name in ("000010", "000011"):
+        (tmp_path / f"data/train2017/{name}.jpg").write_bytes(b"no image")
+    skipping = {**values, "data": {**values["data"], "on_bad_example": "skip"}}
+    skipping["federation"] = {"partition": {"kind": "by_group", "pattern": "^0000(?P<group>[01])"}}
+    run = prepared(build_spec({**skipping, "store": {"uri": store.uri}}), store=store)
+    assert run.data.clients == {"client-000": 10}
+    (tmp_path / "spec.json").write_text(json.dumps({**skipping, "store": {"uri": store.uri}}))
+    ended = CliRunner().invoke(app, ["partition", str(tmp_path / "spec.json"), "--json"])
+    assert [client["num_examples"] for client in json.loads(ended.stdout.splitlines()[-1])["clients"]] == [10]
+
+    own_data.write_coco(tmp_path / "whole")
+    values["data"] |= {"root": str(tmp_path / "whole"), "validation_fraction": 0.2}
+    _, chosen = split_validation(open_source(build_spec(values).data).examples("train"), fraction=0.2)
+    pattern = "|".join(example.fields["stem"] for example in chosen)
+    values["federation"] = {"partition": {"kind": "by_group", "pattern": f"^(?P<group>{pattern}|0000)"}}
+    run = prepared(build_spec(values), store=LocalStore(tmp_path / "other"))
+    assert len(chosen) == 2 and run.data.clients == {"client-000": 10}
 
 
 def test_every_clients_own_folder_is_counted(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from lwfed.data.partition import describe, holdout, partition
 from lwfed.data.protocol import Example
+from lwfed.round.shares import shares_of
 from lwfed.spec.data import PartitionSpec
 from lwfed.types.errors import DataError
 
@@ -133,3 +134,15 @@ def test_describe_counts_labels() -> None:
     rows = describe([Example(id="x", label=None)], shares={"client-000": [0]}, classes=())
     assert rows == [{"client": "client-000", "num_examples": 1, "labels": {}}]
     assert Counter(row["num_examples"] for row in rows) == {1: 1}
+
+
+def test_the_remedy_names_what_helps() -> None:
+    """A group's size does not depend on the number of clients, and a fraction set apart leaves fewer examples."""
+    grouped = PartitionSpec(kind="by_group", field="site", min_size=len(EXAMPLES))
+    with pytest.raises(DataError) as caught:
+        partition(EXAMPLES, plan=grouped, num_clients=2, seed="0")
+    assert "min_size" in caught.value.remedy and "num_clients" not in caught.value.remedy
+    for fraction in (0.0, 0.9):
+        with pytest.raises(DataError) as caught:
+            shares_of(EXAMPLES[:3], kind=PartitionSpec(), num_clients=3, seed="0", validation_fraction=fraction)
+        assert ("data.validation_fraction 0.9" in caught.value.problem) == bool(fraction)

@@ -163,3 +163,14 @@ def test_what_is_no_file_is_missing(tmp_path: Path) -> None:
     for name in ("pipe.wav", ".", "none.wav"):
         with pytest.raises(DataError, match="there is no sound"):
             read_sound(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "subtype", "tag"), [*((*pair, b"") for pair in FORMATS), ("MP3", "MPEG_LAYER_III", ID3)]
+)
+def test_joined_sounds_are_refused(tmp_path: Path, kind: str, subtype: str, tag: bytes) -> None:
+    """`cat a b > c` is one file, of which a decoder would use the first half."""
+    content = encoded(tmp_path, kind, subtype)
+    with pytest.raises(DataError, match=rf"a\.wav .*{len(content) if kind != 'W64' else 'samples'}") as caught:
+        read(tmp_path, content + tag + content)
+    assert caught.value.exit_code == 11 and caught.value.remedy

@@ -51,6 +51,8 @@ def test_keys_are_text_as_written() -> None:
         ("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}", {"x": 1, "y": 3}),
         ("a: &a {x: 1}\nc: &c {x: 2, z: 3}\nb: {<<: [*a, *c]}", {"x": 1, "z": 3}),
         ("a: &a {x: 1}\nb: {y: 2, <<: *a}", {"x": 1, "y": 2}),
+        ("b: {<<: [{batch_size: 6}, {batch_size: 12, clip_norm: 1}]}", {"batch_size": 6, "clip_norm": 1}),
+        ("b: {<<: [{<<: {batch_size: 6}}, {batch_size: 12}], name: x}", {"batch_size": 6, "name": "x"}),
         ("a: {d: {e: &e {<<: {x: 1}, x: 2}}}\nb: {<<: *e, y: 3}", {"x": 2, "y": 3}),
         ("b: {'<<': 1}", {"<<": 1}),
     ],
@@ -64,7 +66,7 @@ def test_merge_keys_are_merged(text: str, value: Any) -> None:
     [
         "a: 1\na: 2", "a: 1\n'a': 2", "a: {<<: {x: 1}, <<: {y: 2}}", "? [1]\n: 2", "a: !!binary aGk=", "a: !!set {x}",
         "a: !!python/name:os.system", "a: !!int yes", "a: !!bool yes", "a: *b", "--- 1\n--- 2", "a: \t1\n b", "\x01",
-        "[" * 5000, "{a: " * 5000, "a: <<\n<<: 3", "%YAML 3.0\n---\n1",
+        "[" * 5000, "{a: " * 5000, "a: {<<: 1}", "a: {<<: [{x: 1}, 2]}", "a: <<\n<<: 3", "%YAML 3.0\n---\n1",
     ],
 )  # fmt: skip
 def test_what_is_no_yaml_is_said_in_one_line(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import stat
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from lwfed.store.local import SCRATCH, LocalStore
 from lwfed.store.opening import open_store
-from lwfed.types.errors import SpecError, UnreachableError
+from lwfed.types.errors import DiskFullError, SpecError, UnreachableError
 
 
 @pytest.fixture
@@ -47,9 +48,29 @@ def test_others_may_read_what_is_written(store: LocalStore) -> None:
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(UnreachableError, match="cannot write x") as caught:
+    with pytest.raises(UnreachableError, match=r"cannot use .* for x") as caught:
         LocalStore(tmp_path / "file").write_ref("x", 1)
     assert "-o store.uri=FOLDER" in caught.value.remedy and caught.value.exit_code == 17
+
+
+@pytest.mark.parametrize("place", ["/proc/x", "/dev/null/x", f"{'a' * 300}"])
+def test_a_place_where_no_folder_can_be_made_is_named(place: str, tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / place)
+    for write in (lambda: store.put("x", [b"1"]), lambda: store.append("x", b"1")):
+        with pytest.raises(UnreachableError, match=place) as caught:
+            write()
+        assert caught.value.remedy
+
+
+def test_a_limit_on_the_size_of_files_is_named(store: LocalStore) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
+    try:
+        with pytest.raises(DiskFullError) as caught:
+            store.put("x", [bytes(2_000)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "ulimit -f" in caught.value.remedy and not list(store.list(""))
 
 
 def test_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
+from lwfed.launch.exits import run_to_exit
 from lwfed.types import errors
 from lwfed.types.errors import EXIT_CODES, FINAL_CODES, LwfedError, exit_name
 
@@ -28,6 +31,32 @@ def test_an_error_says_problem_and_remedy(kind: type[LwfedError]) -> None:
     assert str(error) == "it is broken -> fix it"
     assert (error.problem, error.remedy) == ("it is broken", "fix it")
     assert str(kind("it is broken")) == "it is broken"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (MemoryError(), 18),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), 18),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 18),
+        (OSError(errno.EFBIG, "File too large", "x"), 16),
+        (OSError(errno.ENOSPC, "No space left on device"), 16),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 300), 17),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), 17),
+        (ImportError("no module named x"), 1),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), 1),
+    ],
+)
+def test_limits_and_places_of_the_system_have_their_codes(
+    error: Exception, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run_to_exit(command)
+    line = capsys.readouterr().err
+    assert ended.value.code == code and " -> " in line and ("bug in lwfed" in line) == (code == 1)
 
 
 def test_a_kill_or_a_full_memory_may_be_tried_again_and_a_bad_spec_not() -> None:
