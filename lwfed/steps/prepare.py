@@ -301,9 +301,10 @@ def _refuse_unknown(spec: RunSpec, examples: Sequence[Example], *, emit: Emit) -
     """Warns of captions in words that the tokenizer does not know. Raises DataError if it knows none."""
     if "text" not in spec.model.modalities:
         return
-    from lwfed.data.tokens import unknown_share
+    from lwfed.data.tokens import open_tokenizer, unknown_share
     from lwfed.round.workbench import inputs_of
 
+    open_tokenizer.cache_clear()  # its files may have changed since this process's last run
     settings = inputs_of(spec.model)
     captions = [caption for example in examples[:CAPTIONED_EXAMPLES] for caption in example.captions]
     share = unknown_share(captions, settings=settings)

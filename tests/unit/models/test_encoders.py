@@ -102,7 +102,6 @@ def test_whole_depth_and_input_settings() -> None:
         (small.vit(config={"global_pool": "avg"}), "global_pool"),
         (small.vit(arch="resnet18", config={}), "resnet18"),
         (small.distilbert(config={"n_layer": 3}), "n_layers"),
-        (small.distilbert(config={"dim": "wide"}), "dim"),
         (small.distilbert(config={**small.DISTILBERT, "n_heads": 5}), "n_heads"),
         (small.distilbert(max_tokens=17), "max_position_embeddings"),
         (small.ast(config={"hidden_sise": 3}), "hidden_size"),
