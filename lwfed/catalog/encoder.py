@@ -113,7 +113,9 @@ class EncoderDescription:
         architecture: Returns its tensors and costs by formulas, or None for a spec with a key that they do not cover.
             A family without formulas is counted on PyTorch's meta device, for which `lwfed plan` loads torch.
         hub: Hub id of known weights -> their config, if it differs from the library's defaults.
-        types: Key of `config` -> a value of its type; where that is an integer above 0, so must be the key's.
+        types: Key of `config` -> a value of its type; where that is above 0, so must be the key's, and rates of dropout
+            are in [0, 1).
+        limits: Key of `config` -> its smallest and largest value, where these are narrower.
     """
 
     modality: str
@@ -126,12 +128,21 @@ class EncoderDescription:
     architecture: Callable[[EncoderSettings], Architecture | None] | None = None
     hub: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     types: Mapping[str, Any] = field(default_factory=dict)
+    limits: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def check_types(self, config: Mapping[str, Any]) -> None:
-        """Raises ValueError if a value does not fit its key: no text is a number, no number a bool, no size below 1."""
+        """Raises ValueError if a value does not fit its key: no text is a number, no number a bool, no size below 1.
+
+        Neither is a value outside `limits`.
+        """
         for key in sorted(set(config) & set(self.types)):
             if problem := misfit(key, config[key], like=self.types[key]):
                 raise ValueError(f"`config.{key}` must be {problem} (got {_short(config[key])})")
+        for key in sorted(set(config) & set(self.limits)):
+            least, most = self.limits[key]
+            if not least <= config[key] <= most:
+                wanted = least if least == most else f"from {least} to {most}"
+                raise ValueError(f"`config.{key}` must be {wanted} (got {_short(config[key])})")
 
 
 _DEPTHS = ("depth", "n_layers", "num_hidden_layers")
@@ -154,12 +165,16 @@ def fits_type(value: Any, like: Any) -> bool:
 
 
 def misfit(key: str, value: Any, *, like: Any) -> str:
-    """Returns what a setting must be, if its value has another type than `like` or is no size; else ""."""
+    """Returns what a setting must be, if its value has another type than `like`, or is no size or rate; else ""."""
     if not fits_type(value, like):
         return _TYPES[type(like)]
     most = MOST_BLOCKS if key in _DEPTHS else LARGEST
     if _is_size(like) and not all(1 <= item <= most for item in _items(value)):
         return f"from 1 to {most}"
+    if isinstance(like, float) and "drop" in key and not 0 <= value < 1:
+        return "at least 0 and below 1"
+    if isinstance(like, float) and like > 0 and "drop" not in key and not 0 < value <= most:
+        return f"above 0 and at most {most}"
     return ""
 
 

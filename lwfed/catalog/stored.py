@@ -18,6 +18,8 @@ HARMLESS: dict[str, Any] = {
 def stored_config(weights: str | None, *, hub: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
     """Returns the config stored with weights: {} without weights or for a single file, None if it is unknown.
 
+    A key that is null has the library's default and is left out.
+
     Args:
         weights: A folder with a config.json, a file, a hub id, or None.
         hub: Hub id of known weights -> their config.
@@ -33,7 +35,7 @@ def stored_config(weights: str | None, *, hub: Mapping[str, Mapping[str, Any]]) 
         values = json.loads((place / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return values if isinstance(values, dict) else None
+    return {key: value for key, value in values.items() if value is not None} if isinstance(values, dict) else None
 
 
 def transformers_settings(
@@ -70,8 +72,4 @@ def transformers_settings(
 
 def are_valid(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
     """Returns whether all settings have their default's type, and all sizes are above 0."""
-
-    return not any(
-        misfit(key, settings[key], like=default) or (isinstance(default, float) and settings[key] < 0)
-        for key, default in defaults.items()
-    )
+    return not any(misfit(key, settings[key], like=default) for key, default in defaults.items())

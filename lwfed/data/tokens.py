@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from lwfed.catalog.tokenizers import BYTES, VOCABULARIES, has_tokenizer, tokenizer_folder
 from lwfed.data.inputs import InputSettings
 from lwfed.types.errors import DataError, SpecError, UnreachableError
 
-BYTES = "bytes"
-"""Name of the byte-level tokenizer; ids are ByT5's, below 259."""
-_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
 _TIMEOUT_S = 5.0
 _NAME_ONE = f"name a local folder in model.encoders.text.tokenizer, or set it to `{BYTES}`"
 
@@ -53,6 +49,20 @@ def truncated_share(texts: Sequence[str], *, settings: InputSettings) -> float:
     return sum(len(row) > settings.max_tokens for row in rows) / len(texts)
 
 
+def unknown_share(texts: Sequence[str], *, settings: InputSettings) -> float:
+    """Returns the fraction of the texts' tokens, in [0, 1], that are the unknown token; special tokens do not count.
+
+    It is 0 if the unknown token also marks the end, the beginning or padding, as GPT-2's and CLIP's do.
+    """
+    tokenizer = _checked(settings)
+    unknown, special = tokenizer.unk_token_id, set(tokenizer.all_special_ids)
+    if unknown in (None, tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id):
+        return 0.0
+    rows = _rows(tokenizer, texts, settings=settings, longest=settings.max_tokens)
+    tokens = [token for row in rows for token in row if token == unknown or token not in special]
+    return tokens.count(unknown) / len(tokens) if tokens else 0.0
+
+
 @lru_cache(maxsize=4)
 def open_tokenizer(name: str | None) -> Any:
     """Opens a tokenizer; queries the hub only if the tokenizer is neither on disk nor cached, and only if it is fast.
@@ -72,13 +82,24 @@ def open_tokenizer(name: str | None) -> Any:
 
         return ByT5Tokenizer(extra_ids=0)
     try:
-        folder = _folder(name)
+        folder = tokenizer_folder(name)
+        usable = folder is None or has_tokenizer(folder)
     except OSError as error:
         raise DataError(
             f"the tokenizer {name} cannot be read: {error.strerror}", remedy=f"make it readable, or {_NAME_ONE}"
         ) from None
+    if not usable:
+        raise DataError(
+            f"the folder {folder} has no tokenizer ({VOCABULARIES[0]} or {VOCABULARIES[1]})",
+            remedy=f"add it, name another in model.encoders.text.tokenizer, or set that to `{BYTES}`",
+        )
     if folder is not None:
-        return _from_pretrained(str(folder), local=True)
+        tokenizer = _from_pretrained(str(folder), local=True)
+        parts = [tokenizer.vocab_files_names.get(part) for part in ("vocab_file", "merges_file")]
+        missing = [part for part in parts if part and not (folder / part).is_file()]
+        if missing and not (folder / VOCABULARIES[0]).is_file():
+            raise DataError(f"the tokenizer {folder} lacks {missing[0]}", remedy=f"copy it there, or {_NAME_ONE}")
+        return tokenizer
     if name.startswith((".", "~", "/")) or name.count("/") > 1:
         raise DataError(f"there is no folder {name} for the tokenizer", remedy="fix model.encoders.text.tokenizer")
     try:
@@ -88,30 +109,21 @@ def open_tokenizer(name: str | None) -> Any:
         return _from_pretrained(name, local=False)
 
 
-def _folder(name: str) -> Path | None:
-    """Returns the folder of a tokenizer, or None if its name is no path here. Raises DataError if it has none in it."""
-    path = Path(os.path.expanduser(name))  # noqa: PTH111 - an unknown home leaves the name as it is
-    if path.is_file():
-        path = path.parent
-    if not path.is_dir():
-        return None
-    if not any((path / file).is_file() for file in _FILES):
-        raise DataError(
-            f"the folder {path} has no tokenizer ({_FILES[0]} or {_FILES[2]})",
-            remedy=f"add it, name another in model.encoders.text.tokenizer, or set that to `{BYTES}`",
-        )
-    return path
-
-
 def _checked(settings: InputSettings) -> Any:
     tokenizer = open_tokenizer(settings.tokenizer)
-    known = len(tokenizer)
+    known = _known(tokenizer)
     if known > (settings.vocab_size or math.inf):
         raise SpecError(
             f"the tokenizer has {known} tokens, but the text encoder has {settings.vocab_size}",
             remedy=f"set model.encoders.text.config.vocab_size to {known} or more",
         )
     return tokenizer
+
+
+@lru_cache(maxsize=4)
+def _known(tokenizer: Any) -> int:
+    """Returns the number of ids up to the largest, which exceeds the number of tokens if ids are left out."""
+    return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
 
 
 def _rows(tokenizer: Any, texts: Sequence[str], *, settings: InputSettings, longest: int) -> Any:

@@ -28,7 +28,7 @@ def pretrained_tensors(
         Canonical name -> tensor, fp32.
 
     Raises:
-        DataError: The weights are missing, unreadable, a pickle, or have another architecture.
+        DataError: The weights are missing, unreadable, a pickle, quantised or not finite, or have another architecture.
         UnreachableError: A hub id is not cached, and the hub cannot be reached.
     """
     weights, family = encoder.weights, family_of(encoder)
@@ -46,6 +46,11 @@ def pretrained_tensors(
             raise DataError(
                 f"{name} is {tuple(tensors[name].shape)} in the weights {weights} and {shape} in the model",
                 remedy="make `config` agree with the weights",
+            )
+    for name, tensor in sorted(tensors.items()):  # those of later stages too, before the first is trained
+        if not bool(torch.isfinite(tensor.to(torch.float32)).all()):
+            raise DataError(
+                f"{name} has values in the weights {weights} that are not finite", remedy="copy or download them again"
             )
     return {
         name: tensor.to(torch.float32).contiguous()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lwfed.catalog.encoder import LARGEST, Normalise, encoder_family
 from lwfed.catalog.stored import HARMLESS
+from lwfed.catalog.tokenizers import BYTES, VOCABULARIES, has_tokenizer, tokenizer_files, tokenizer_folder
 from lwfed.spec.model import EncoderSpec
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import DataError, UnreachableError
@@ -20,7 +21,10 @@ if TYPE_CHECKING:  # `lwfed plan` reads configs without loading torch
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".h5")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
+FLOATS = ("float32", "float16", "bfloat16", "float64")
+"""Types of weights."""
+INTEGERS = ("_ids", "_index", "_tracked")
+"""Ends of the names of tensors that are integers and not weights: positions and counters."""
 PREPROCESSOR = "preprocessor_config.json"
 PROBE_TIMEOUT_S = 5.0
 
@@ -71,7 +75,11 @@ def tensor_files(weights: str) -> tuple[Path, ...]:
 
 
 def read_tensors(weights: str) -> dict[str, Tensor]:
-    """Reads all tensors. Raises the errors of `tensor_files`, and DataError if a file is damaged."""
+    """Reads all tensors.
+
+    Raises:
+        DataError, UnreachableError: As `tensor_files`; a file is damaged, or has quantised weights.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -81,11 +89,20 @@ def read_tensors(weights: str) -> dict[str, Tensor]:
             tensors.update(load_file(file))
         except (SafetensorError, OSError) as error:
             raise DataError(f"cannot read {file}: {error}", remedy="copy or download it again") from None
+    for name, tensor in tensors.items():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        if kind not in FLOATS and not name.endswith(INTEGERS):
+            raise DataError(
+                f"{name[:200]} has the type {kind} in the weights {weights}; only {', '.join(FLOATS)} are read",
+                remedy="name weights that are not quantised, or dequantise these with their scales",
+            )
     return tensors
 
 
 def read_config(weights: str | None) -> dict[str, Any]:
     """Reads the config.json of the weights; {} for a single file, or if no weights are named.
+
+    A key that is null, as transformers writes them, has the library's default and is left out.
 
     Raises:
         DataError: The folder has no config.json, or it is not JSON.
@@ -94,7 +111,7 @@ def read_config(weights: str | None) -> dict[str, Any]:
     if weights is None:
         return {}
     if is_hub_id(weights):
-        return _json(hub_file(weights, "config.json"))
+        return _without_nulls(_json(hub_file(weights, "config.json")))
     path = _local(weights)
     if path.is_file():
         return {}
@@ -103,7 +120,11 @@ def read_config(weights: str | None) -> dict[str, Any]:
             f"the folder {path} has no config.json",
             remedy="add it, or name the .safetensors file itself and describe the architecture in `config`",
         )
-    return _json(path / "config.json")
+    return _without_nulls(_json(path / "config.json"))
+
+
+def _without_nulls(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def checked_settings(encoder: EncoderSpec, found: Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -111,7 +132,7 @@ def checked_settings(encoder: EncoderSpec, found: Mapping[str, Any] | None) -> M
     try:
         if found is None:
             raise ValueError("`model_args` or `pretrained_cfg` is damaged")
-        given = {key: value for key, value in found.items() if value is not None and key not in HARMLESS}
+        given = {key: value for key, value in found.items() if key not in HARMLESS}
         encoder_family(encoder.family).check_types(given)
     except ValueError as error:
         raise DataError(
@@ -132,10 +153,10 @@ def tokenizer_of(encoder: EncoderSpec) -> str | None:
     if is_hub_id(weights):
         return weights
     folder = _folder(weights)
-    if any((folder / name).is_file() for name in TOKENIZER_FILES):
+    if has_tokenizer(folder):
         return weights
     raise DataError(
-        f"the weights {weights} have no tokenizer ({TOKENIZER_FILES[0]} or {TOKENIZER_FILES[2]} next to them)",
+        f"the weights {weights} have no tokenizer ({VOCABULARIES[0]} or {VOCABULARIES[1]} next to them)",
         remedy="copy it there, or name the one that they were trained with in model.encoders.text.tokenizer",
     )
 
@@ -170,7 +191,9 @@ def inputs_text(encoders: Mapping[str, EncoderSpec]) -> str:
 
 def _stored_normalise(weights: str, *, channels: int) -> Normalise | None:
     """Reads mean and std from timm's `pretrained_cfg` or transformers' preprocessor_config.json, if there is one."""
-    found = _optional(weights, "config.json").get("pretrained_cfg") or _optional(weights, PREPROCESSOR)
+    found = _optional(weights, "config.json").get("pretrained_cfg")
+    if found is None or found == {}:
+        found = _optional(weights, PREPROCESSOR)
     if not isinstance(found, dict):
         raise DataError(f"the `pretrained_cfg` of {weights} is wrong", remedy="copy or download config.json again")
     mean, std = (found.get(f"image_{name}", found.get(name)) for name in ("mean", "std"))
@@ -207,22 +230,27 @@ def _folder(weights: str) -> Path:
 
 
 def weights_version(encoder: EncoderSpec) -> str:
-    """Identifies weights by their content, not their location.
+    """Identifies weights and tokenizer by their content, not their location.
 
     Returns:
-        A digest of the files' names and sha256 (configs and tokenizer included); for a hub id, the id itself; ""
-        without weights.
+        A digest of the files' names and sha256 (the configs and all files of the tokenizer included); a hub id stands
+        for itself; "" without weights and without a tokenizer's folder.
 
     Raises:
         DataError: There is no such folder or file.
     """
-    if encoder.weights is None:
-        return ""
-    if is_hub_id(encoder.weights):
-        return encoder.weights
-    files, folder = tensor_files(encoder.weights), _folder(encoder.weights)
-    others = (folder / name for name in ("config.json", PREPROCESSOR, *TOKENIZER_FILES))
-    return digest_of({file.name: _sha256(file) for file in (*files, *others) if file.is_file()})
+    weights, files = encoder.weights, dict[str, Path]()
+    on_hub = weights is not None and is_hub_id(weights)
+    if weights is not None and not on_hub:
+        folder = _folder(weights)
+        files = {file.name: file for file in (*tensor_files(weights), folder / "config.json", folder / PREPROCESSOR)}
+    if encoder_family(encoder.family).modality == "text" and (named := encoder.tokenizer or weights):
+        place = None if named == BYTES else tokenizer_folder(named)
+        files |= {f"tokenizer/{file.name}": file for file in (tokenizer_files(place) if place else ())}
+    digests = {name: _sha256(file) for name, file in files.items() if file.is_file()}
+    if on_hub:
+        return digest_of({"weights": weights, **digests}) if digests else str(weights)
+    return digest_of(digests) if digests else ""
 
 
 def hub_file(repo: str, name: str) -> Path:
@@ -279,11 +307,20 @@ def _json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{path} is not JSON: {error}", remedy="copy or download it again") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
     if not isinstance(value, dict):
         raise DataError(f"{path} is not a JSON object", remedy="copy or download it again")
     return value
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path} cannot be read: {error.strerror}", remedy="make it readable")

@@ -47,6 +47,8 @@ CAPTIONED_EXAMPLES = 2000
 """The most examples whose captions are checked."""
 WARNING_SHARE = 0.01
 """Share of truncated captions above which a warning is shown."""
+UNKNOWN_SHARE = 0.1
+"""Share of unknown tokens above which a warning is shown."""
 
 
 def draft(
@@ -160,7 +162,9 @@ def prepare(
     source, versions = server_source(spec), run.data.versions
     _list_files(spec, source, versions=versions, digests=FileDigests(cache), store=store, emit=emit, own=not found)
     version = versions[SERVER]
-    num_test = len(usable(source, "test", version=version, spec=spec, store=store, emit=emit))
+    tested = usable(source, "test", version=version, spec=spec, store=store, emit=emit)
+    _refuse_unknown(spec, tested, emit=emit)
+    num_test = len(tested)
     num_validation = len(validation_examples(spec, source, version=version, store=store, emit=emit))
     bad = {"test": len(source.examples("test")) - num_test}
     tokens: dict[str, int] = {}
@@ -259,12 +263,14 @@ def _resolved(model: ModelSpec) -> ModelSpec:
 
 
 def _weights_versions(spec: RunSpec) -> dict[str, str]:
-    named = {modality: encoder for modality, encoder in spec.model.encoders.items() if encoder.weights}
+    """Returns modality -> identity of its weights and tokenizer, for encoders that have files."""
+    named = {m: encoder for m, encoder in spec.model.encoders.items() if encoder.weights or encoder.tokenizer}
     if not named:
         return {}
     from lwfed.models.weights import weights_version
 
-    return {modality: weights_version(encoder) for modality, encoder in named.items()}
+    versions = {modality: weights_version(encoder) for modality, encoder in named.items()}
+    return {modality: version for modality, version in versions.items() if version}
 
 
 def _client_sizes(plan: StagePlan, examples: Mapping[str, Sequence[Example]]) -> dict[str, int]:
@@ -296,6 +302,26 @@ def _with_reached_batch(plan: StagePlan, *, most_examples: int) -> StagePlan:
     """Returns a plan with the batch size that the clients' numbers of examples allow."""
     batch = min(plan.training.batch_size, most_examples)
     return plan.model_copy(update={"training": plan.training.model_copy(update={"batch_size": batch})})
+
+
+def _refuse_unknown(spec: RunSpec, examples: Sequence[Example], *, emit: Emit) -> None:
+    """Warns of captions in words that the tokenizer does not know. Raises DataError if it knows none."""
+    if "text" not in spec.model.modalities:
+        return
+    from lwfed.data.tokens import open_tokenizer, unknown_share
+    from lwfed.round.workbench import inputs_of
+
+    open_tokenizer.cache_clear()  # its files may have changed since this process's last run
+    settings = inputs_of(spec.model)
+    captions = [caption for example in examples[:CAPTIONED_EXAMPLES] for caption in example.captions]
+    share = unknown_share(captions, settings=settings)
+    if share == 1:
+        raise DataError(
+            f"the tokenizer {settings.tokenizer} knows no word of the captions: all tokens are unknown",
+            remedy="name the tokenizer of the weights or of the captions' language in model.encoders.text.tokenizer",
+        )
+    if share > UNKNOWN_SHARE:
+        emit(Warning(message=f"{share:.0%} of the captions' tokens are unknown to the tokenizer {settings.tokenizer}"))
 
 
 def _check_captions(spec: RunSpec, examples: Sequence[Example], *, emit: Emit) -> dict[str, int]:

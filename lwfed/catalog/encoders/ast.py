@@ -30,6 +30,9 @@ DEFAULTS: dict[str, Any] = {
 }
 """transformers' defaults (Gong et al. 2021)."""
 
+LIMITS = {"num_mel_bins": (1, 257)}
+"""A Fourier transform of 512 samples has 257 frequencies."""
+
 HUB: dict[str, dict[str, Any]] = {
     "MIT/ast-finetuned-audioset-10-10-0.4593": {"model_type": MODEL_TYPE},
     "bookbot/distil-ast-audioset": {"model_type": MODEL_TYPE, "num_hidden_layers": 6},
@@ -50,7 +53,7 @@ def architecture(encoder: EncoderSettings) -> Architecture | None:
     d, hidden, patch, bias = c["hidden_size"], c["intermediate_size"], c["patch_size"], c["qkv_bias"]
     rows = (c["num_mel_bins"] - patch) // c["frequency_stride"] + 1
     columns = (c["max_length"] - patch) // c["time_stride"] + 1
-    if rows < 1 or columns < 1:
+    if rows < 1 or columns < 1 or c["num_mel_bins"] > LIMITS["num_mel_bins"][1]:
         return None
     patches = rows * columns
     tensors = {
@@ -100,6 +103,7 @@ DESCRIPTION = EncoderDescription(
     architecture=architecture,
     hub=HUB,
     types=DEFAULTS | HARMLESS | {"patch_size": (16,)},
+    limits=LIMITS,
     usage=Usage(
         what="transformers ASTModel and its feature extractor",
         how="`AutoModel`, `AutoFeatureExtractor`",

@@ -40,6 +40,8 @@ TYPES: dict[str, Any] = {
     "mlp_ratio": 4.0,
 }
 """Setting -> a value of its type."""
+LIMITS = {"in_chans": (3, 3)}
+"""Pictures are read as RGB."""
 
 
 def check(encoder: EncoderSettings) -> None:
@@ -84,7 +86,7 @@ def architecture(encoder: EncoderSettings) -> Architecture | None:
     if image is None or patch is None or not are_valid(c, {key: defaults[key] for key in c if key != "num_classes"}):
         return None
     patches = (image[0] // patch[0]) * (image[1] // patch[1])
-    if not patches or image[0] != image[1] or c["embed_dim"] % c["num_heads"]:
+    if not patches or c["in_chans"] != 3 or image[0] != image[1] or c["embed_dim"] % c["num_heads"]:
         return None
     d, fan_in, hidden = c["embed_dim"], c["in_chans"] * patch[0] * patch[1], int(c["embed_dim"] * c["mlp_ratio"])
     tensors = {
@@ -114,13 +116,14 @@ def architecture(encoder: EncoderSettings) -> Architecture | None:
 
 def timm_settings(stored: Mapping[str, Any]) -> dict[str, Any] | None:
     """Returns the model arguments in a config.json of timm; None if it is damaged."""
-    arguments, pretrained = stored.get("model_args") or {}, stored.get("pretrained_cfg") or {}
+    arguments, pretrained = stored.get("model_args", {}), stored.get("pretrained_cfg", {})
     if not isinstance(arguments, dict) or not isinstance(pretrained, dict):
         return None
     size = pretrained.get("input_size") or []
     if not isinstance(size, list):
         return None
-    return ({"img_size": size[-1]} if size else {}) | arguments
+    given = {key: value for key, value in arguments.items() if value is not None}
+    return ({"img_size": size[-1]} if size else {}) | given
 
 
 def _pair(value: Any) -> tuple[int, int] | None:
@@ -138,6 +141,7 @@ DESCRIPTION = EncoderDescription(
     check=check,
     architecture=architecture,
     types=TYPES,
+    limits=LIMITS,
     usage=Usage(
         what="timm ViT",
         how="`timm.create_model('local-dir:image', pretrained=True)`",

@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import ByT5Tokenizer
 
 from lwfed.data.batches import caption_batches
 from lwfed.data.inputs import InputSettings, settings_for
-from lwfed.data.tokens import open_tokenizer, tokenize, truncated_share
+from lwfed.data.tokens import open_tokenizer, tokenize, truncated_share, unknown_share
 from lwfed.types.errors import DataError, SpecError, UnreachableError
 
 BYTES = InputSettings(modalities=("text",), max_tokens=12, vocab_size=259)
@@ -59,6 +61,49 @@ def test_caption_batches_hold_every_text_once() -> None:
 def test_more_tokens_than_the_encoder_knows_is_refused() -> None:
     with pytest.raises(SpecError, match=r"259 tokens.* text encoder .*64 -> set .*vocab_size to 259 or more"):
         tokenize(["a"], settings=InputSettings(modalities=("text",), vocab_size=64))
+
+
+def test_ids_beyond_the_encoder_are_refused_whatever_the_captions(tmp_path: Path) -> None:
+    vocab = {"[PAD]": 0, "[UNK]": 1, "a": 2, "rare": 70}
+    words = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.save(str(tmp_path / "tokenizer.json"))
+    settings = InputSettings(modalities=("text",), tokenizer=str(tmp_path), vocab_size=70)
+    with pytest.raises(SpecError, match="vocab_size to 71"):
+        tokenize(["a"], settings=settings)
+    assert tokenize(["a rare"], settings=replace(settings, vocab_size=71))["ids"].max() == 70
+
+
+@pytest.mark.parametrize(
+    ("config", "files"),
+    [
+        ("BertTokenizer", []),
+        ("T5Tokenizer", ["vocab.txt"]),
+        ("GPT2Tokenizer", ["vocab.json"]),
+        ("GPT2Tokenizer", ["merges.txt"]),
+        (None, ["added_tokens.json", "special_tokens_map.json"]),
+    ],
+)
+def test_settings_without_a_vocabulary_are_no_tokenizer(tmp_path: Path, config: str | None, files: list[str]) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": config}))
+    for name in files:
+        (tmp_path / name).write_text("{}" if name.endswith("json") else "[UNK]\n")
+    with pytest.raises(DataError, match=r"tokenizer .* -> ") as caught:
+        open_tokenizer(str(tmp_path))
+    assert caught.value.exit_code == 11
+
+
+def test_a_byte_tokenizer_needs_no_vocabulary(tmp_path: Path) -> None:
+    ByT5Tokenizer(extra_ids=0).save_pretrained(tmp_path)
+    assert open_tokenizer(str(tmp_path))("a é")["input_ids"] == ByT5Tokenizer()("a é")["input_ids"]
+
+
+def test_the_share_of_unknown_tokens(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path / "bert")
+    settings = InputSettings(modalities=("text",), tokenizer=str(tmp_path / "bert"), vocab_size=9)
+    assert unknown_share(["a red circle", "blue sky above it"], settings=settings) == pytest.approx(4 / 7)
+    assert unknown_share(["blue", "sky"], settings=settings) == 1
+    assert unknown_share(["", "  "], settings=settings) == unknown_share(["é"], settings=BYTES) == 0
 
 
 def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:

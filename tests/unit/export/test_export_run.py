@@ -46,6 +46,8 @@ values = runpy.run_path(sys.argv.pop(1))
 numpy.savez("found.npz", images=values["images"].numpy(), texts=values["texts"].numpy())
 """
 
+PAIR = ("export", "again")
+
 Run = tuple[Workbench, dict[str, Any]]
 
 
@@ -259,6 +261,23 @@ def _words(folder: Path) -> str:
     config = {"tokenizer_class": "BertTokenizer", "padding_side": "left", "model_max_length": 512}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return str(folder)
+
+
+def test_an_export_is_the_weights_of_another_run(tmp_path: Path) -> None:
+    values = tiny_runs.spec("image", "text", "audio", store=tmp_path / "store")
+    bench, summary = tiny_runs.run(values)
+    export_run(summary["run_id"], tmp_path / "export", bench=bench)
+    assert None in json.loads((tmp_path / "export/text/config.json").read_bytes()).values()
+    encoders = {
+        modality: {**encoder, "config": {}, "weights": str(tmp_path / "export" / modality)}
+        for modality, encoder in values["model"]["encoders"].items()
+    }
+    bench, again = tiny_runs.run({**values, "model": {**values["model"], "encoders": encoders}})
+    assert again["status"] == "finished" and again["digest"] != summary["digest"]
+    export_run(again["run_id"], tmp_path / "again", bench=bench)
+    for modality in encoders:
+        first, second = (json.loads((tmp_path / name / modality / "config.json").read_bytes()) for name in PAIR)
+        assert first == second
 
 
 def test_an_earlier_export_is_replaced_and_nothing_else(retrieval: Run, tmp_path: Path) -> None:

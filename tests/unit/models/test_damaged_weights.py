@@ -149,6 +149,8 @@ FOUND: list[tuple[str, str, dict[str, Any]]] = [
     ("text", "model.safetensors.index.json", {"weight_map": {"a": 1, "b": "part.safetensors"}}),
     ("text", "model.safetensors.index.json", {"weight_map": 3}),
     ("text", "model.safetensors.index.json", {"weight_map": {"a": LONG}}),
+    ("text", "model.safetensors.index.json", {"weight_map": None}),
+    ("text", "model.safetensors.index.json", {"weight_map": ["part.safetensors"]}),
     ("text", "config.json", {"n_layers": -1}),
     ("text", "config.json", {"n_layers": 10**9}),
     ("text", "config.json", {"model_type": LONG}),
@@ -158,8 +160,15 @@ FOUND: list[tuple[str, str, dict[str, Any]]] = [
     ("audio", "preprocessor_config.json", {"mean": {}}),
     ("audio", "preprocessor_config.json", {"mean": LONG}),
     ("audio", "preprocessor_config.json", {"mean": 10**400}),
+    ("audio", "preprocessor_config.json", {"mean": [None], "std": 1.0}),
+    ("audio", "config.json", {"num_mel_bins": 258}),
+    ("audio", "config.json", {"hidden_dropout_prob": 2}),
+    ("image", "config.json", {"model_args": [1]}),
+    ("image", "config.json", {"model_args": {**small.VIT, "in_chans": 1}}),
     ("image", "config.json", {"architecture": LONG}),
     ("image", "config.json", {"model_args": 3}),
+    ("image", "config.json", {"model_args": []}),
+    ("image", "config.json", {"pretrained_cfg": []}),
     ("image", "config.json", {"pretrained_cfg": [1]}),
     ("image", "config.json", {"pretrained_cfg": {"input_size": 32}}),
     ("image", "config.json", {"pretrained_cfg": {"mean": [0.5, "x", 0.5], "std": [0.5] * 3}}),
@@ -178,3 +187,27 @@ def test_what_was_found_is_refused(
         (folder / "model.safetensors").unlink()
     (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **changes}))
     assert opened(modality, folder) == "refused"
+
+
+@pytest.mark.parametrize("modality", FAMILIES)
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.bool, torch.int64, "nan", "inf"])
+def test_quantised_weights_and_those_that_are_not_finite_are_refused(
+    folders: Path, tmp_path: Path, modality: str, kind: torch.dtype | str
+) -> None:
+    folder = tmp_path / modality
+    shutil.copytree(folders / modality, folder)
+    tensors = load_file(folder / "model.safetensors")
+    last = max(name for name in tensors if name.endswith("weight") and tensors[name].ndim == 2)
+    tensors[last] = tensors[last].to(kind) if isinstance(kind, torch.dtype) else tensors[last].fill_(float(kind))
+    save_file(tensors, folder / "model.safetensors")
+    assert opened(modality, folder) == "refused", "even if its block is of a later stage"
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_other_float_types_are_read(folders: Path, tmp_path: Path, kind: torch.dtype) -> None:
+    folder = tmp_path / "text"
+    shutil.copytree(folders / "text", folder)
+    tensors = {name: tensor.to(kind) for name, tensor in load_file(folder / "model.safetensors").items()}
+    tensors["embeddings.position_ids"] = torch.arange(4)[None]
+    save_file(tensors, folder / "model.safetensors")
+    assert opened("text", folder) == "read"

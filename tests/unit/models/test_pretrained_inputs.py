@@ -12,11 +12,13 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lwfed.catalog.encoder import AUDIOSET, HALF, Normalise
+from lwfed.catalog.encoder import AUDIOSET, HALF, Normalise, encoder_family
+from lwfed.cost.architectures import architecture_of
 from lwfed.data.inputs import settings_for
 from lwfed.data.transforms import normalise_pixels
 from lwfed.export.library import to_library
 from lwfed.models.build import initial_tensors, input_settings, skeleton
+from lwfed.models.inspect import count
 from lwfed.models.pretrained import resolved
 from lwfed.models.weights import inputs_text, normalise_of, tokenizer_of, weights_version
 from lwfed.spec.model import EncoderSpec
@@ -158,6 +160,72 @@ def test_what_decides_inputs_is_part_of_the_weights_version(tmp_path: Path) -> N
     before = weights_version(encoder)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"mean": 1.0, "std": 3.0}), encoding="utf-8")
     assert weights_version(encoder) != before
+
+
+def words(folder: Path, *, tokens: str = "a red") -> Path:
+    folder.mkdir(exist_ok=True)
+    lines = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *tokens.split()])
+    (folder / "vocab.txt").write_text(f"{lines}\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["vocab.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json", "merges.txt", "bpe.model"],
+)
+def test_every_file_of_a_tokenizer_is_part_of_the_version(tmp_path: Path, name: str) -> None:
+    folder, weights = words(tmp_path / "tokenizer"), words(text_folder(tmp_path / "weights", tokenizer=False))
+    encoders = [
+        small.distilbert(tokenizer=str(folder)),
+        small.distilbert(tokenizer=str(folder / "vocab.txt")),
+        small.distilbert(weights=str(weights), config={}),
+        small.distilbert(weights=str(weights), config={}, tokenizer=str(folder)),
+        small.distilbert(weights="owner/none-such", tokenizer=str(folder)),
+    ]
+    before = [weights_version(encoder) for encoder in encoders]
+    assert all(len(version) == 64 for version in before) and len(set(before)) == 4
+    for place in (folder, weights):
+        (place / name).write_text("[PAD]\n[UNK]\nred\na\n", encoding="utf-8")
+    after = [weights_version(encoder) for encoder in encoders]
+    assert not set(before) & set(after)
+
+
+def test_a_tokenizer_without_a_folder_is_known_by_its_name(tmp_path: Path) -> None:
+    assert weights_version(small.distilbert(tokenizer="bytes")) == ""
+    assert weights_version(small.distilbert(tokenizer="owner/none-such")) == ""
+    weights = words(text_folder(tmp_path / "weights", tokenizer=False))
+    encoder = small.distilbert(weights=str(weights), config={}, tokenizer="bytes")
+    before = weights_version(encoder)
+    words(weights, tokens="red a")
+    assert weights_version(encoder) == before, "its tokenizer is not in use"
+
+
+def test_weights_with_settings_but_no_vocabulary_have_no_tokenizer(tmp_path: Path) -> None:
+    folder = words(text_folder(tmp_path / "weights", tokenizer=False))
+    encoder = small.distilbert(weights=str(folder), config={})
+    assert tokenizer_of(encoder) == str(folder)
+    (folder / "vocab.txt").unlink()
+    with pytest.raises(DataError, match="no tokenizer"):
+        tokenizer_of(encoder)
+
+
+@pytest.mark.parametrize("modality", ["image", "text", "audio"])
+def test_nulls_in_a_config_are_the_librarys_defaults(tmp_path: Path, modality: str) -> None:
+    encoder = {"image": small.vit, "text": small.distilbert, "audio": small.ast}[modality](config={})
+    make = {"image": vit_folder, "text": lambda root: text_folder(root, tokenizer=True), "audio": ast_folder}[modality]
+    path = make(tmp_path / modality) / "config.json"
+    config, types = json.loads(path.read_text(encoding="utf-8")), encoder_family(encoder.family).types
+    place = config.get("model_args", config)
+    place |= dict.fromkeys(set(types) - set(place)) | {"bos_token_id": None} | dict.fromkeys(config.keys() & {"dtype"})
+    if modality == "image":
+        del place["bos_token_id"]
+    path.write_text(json.dumps(config), encoding="utf-8")
+    weights = encoder.model_copy(update={"weights": str(path.parent)})
+    known = resolved(weights)
+    assert None not in known.config.values()
+    assert EncoderSpec.model_validate(known.model_dump()) == known
+    assert architecture_of(weights, folder=None, count=count).depth == small.whole_depth(known)
 
 
 def start(encoder: EncoderSpec) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lwfed.data.tokens import open_tokenizer
 from lwfed.plan.stages import plan_stages
 from lwfed.run import runs
 from lwfed.run.runs import Options
@@ -14,7 +15,8 @@ from lwfed.steps.prepare import draft, prepare
 from lwfed.store import paths
 from lwfed.store.local import LocalStore
 from lwfed.types.errors import CheckpointError, DataError, NotFoundError, ResumeError, SpecError
-from tests.events import emit_to
+from lwfed.types.records import RunRecord
+from tests.events import emit_to, ignore
 from tests.tiny import DEPTHS, Finished, prepared, tiny_spec
 
 
@@ -153,6 +155,47 @@ def test_truncated_captions_are_reported(store: LocalStore) -> None:
     prepare(run, store=store, emit=emit_to(lambda kind, values: told.append((kind, values))))
     messages = [str(values["message"]) for kind, values in told if kind == "warning"]
     assert any("10 tokens" in message and "max_tokens" in message for message in messages)
+
+
+def test_a_changed_tokenizer_is_another_run_and_an_unknown_one_is_refused(store: LocalStore, tmp_path: Path) -> None:
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+
+    def drafted(*words: str) -> RunRecord:
+        lines = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])
+        (folder / "vocab.txt").write_text(f"{lines}\n")
+        (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+        named = tiny_spec(store.root, f"model.encoders.text.tokenizer={folder}")
+        return draft(named, store=store, options=Options(run_id="mine"))
+
+    runs_made = [drafted("a", "red"), drafted("red", "a"), drafted("a", "red")]
+    first, other, again = (run.data.version for run in runs_made)
+    assert first == again != other
+    assert open_tokenizer(str(folder)).convert_tokens_to_ids("red") == 6
+    unknown = drafted("zebra")
+    with pytest.raises(DataError, match="unknown"):
+        prepare(unknown, store=store, emit=ignore)
+    assert not list(runs.run_ids(store))
+
+
+@pytest.mark.parametrize(
+    ("modality", "setting", "value"),
+    [
+        ("image", "in_chans", 1), ("image", "img_size", 0), ("image", "drop_rate", 1), ("image", "mlp_ratio", 0),
+        ("text", "vocab_size", 0), ("text", "dropout", 2), ("text", "attention_dropout", -0.1),
+        ("audio", "num_mel_bins", 258), ("audio", "patch_size", 0), ("audio", "hidden_dropout_prob", 1.5),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_work_are_refused_in_the_spec(modality: str, setting: str, value: float) -> None:
+    family = {"image": "{family: vit, arch: vit_tiny_patch16_224}", "audio": "{family: ast}"}
+    whole = [f"model.encoders.{modality}={family[modality]}"] if modality in family else []
+    with pytest.raises(SpecError, match=f"config.{setting}"):
+        tiny_spec("store", *whole, f"model.encoders.{modality}.config.{setting}={value}")
+
+
+def test_pictures_smaller_than_a_patch_are_refused_in_the_draft(store: LocalStore) -> None:
+    with pytest.raises(SpecError, match=r"cannot compute|smaller"):
+        draft(tiny_spec(store.root, "model.encoders.image.config.img_size=7"), store=store, options=Options())
 
 
 def test_a_spec_that_is_written_down_can_be_built_again(store: LocalStore) -> None:
