@@ -12,7 +12,6 @@ import pytest
 from lwfed.data.digests import MISSING, FileDigests, list_files, version_of
 from lwfed.data.protocol import open_source
 from lwfed.spec.data import DataSpec
-from lwfed.types.errors import DataError
 
 CONTENTS = {"a.jpg": b"first", "b/c.wav": b"second", "d": b""}
 
@@ -89,10 +88,8 @@ def test_processes_that_hash_other_files_of_a_root_add_up(tmp_path: Path) -> Non
     assert read.seen == []
 
 
-def test_what_is_no_file_is_named(tmp_path: Path) -> None:
-    root = write(tmp_path / "data")
-    with pytest.raises(DataError, match="b cannot be read"):
-        FileDigests().of(root, ["b"])
+def test_a_folder_in_place_of_a_file_is_a_missing_file(tmp_path: Path) -> None:
+    assert FileDigests().of(write(tmp_path / "data"), ["b"]) == {"b": MISSING}
 
 
 def test_generated_data_have_no_files_and_keep_their_version() -> None:
