@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lwfed.catalog.tokenizers import BYTES, VOCABULARIES, has_tokenizer, tokenizer_folder
+from lwfed.catalog.tokenizers import BYTES, VOCABULARIES, has_tokenizer, tokenizer_files, tokenizer_folder
 from lwfed.data.inputs import InputSettings
 from lwfed.types.errors import DataError, SpecError, UnreachableError
 
@@ -84,6 +84,8 @@ def open_tokenizer(name: str | None) -> Any:
     try:
         folder = tokenizer_folder(name)
         usable = folder is None or has_tokenizer(folder)
+        for file in tokenizer_files(folder) if folder else ():
+            file.open("rb").close()
     except OSError as error:
         raise DataError(
             f"the tokenizer {name} cannot be read: {error.strerror}", remedy=f"make it readable, or {_NAME_ONE}"

@@ -297,8 +297,16 @@ _CONVERT = (
 
 def _local(weights: str) -> Path:
     path = Path(weights).expanduser()
-    if not path.exists():
-        raise DataError(f"there are no weights at {path}", remedy="check the path, or name a hub id such as owner/name")
+    try:
+        if path.is_dir():
+            next(path.iterdir(), None)
+            (path / "config.json").exists()
+        elif not path.exists():
+            raise DataError(
+                f"there are no weights at {path}", remedy="check the path, or name a hub id such as owner/name"
+            )
+    except OSError as error:
+        raise _unreadable(path, error) from None
     return path
 
 

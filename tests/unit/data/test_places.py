@@ -18,7 +18,9 @@ from PIL import Image
 from lwfed.data.batches import check_examples
 from lwfed.data.protocol import open_source
 from lwfed.data.tokens import open_tokenizer
+from lwfed.models.weights import weights_version
 from lwfed.spec.data import DataSpec
+from lwfed.spec.model import EncoderSpec
 from lwfed.types.errors import DataError
 
 NOBODY = 65534
@@ -123,6 +125,18 @@ def test_a_file_in_latin_1_that_no_caption_names_is_left_alone(root: Path) -> No
 def test_a_home_that_is_unknown_is_refused() -> None:
     with pytest.raises(DataError, match=r"there is no folder ~no-such-user/data"):
         open_source(DataSpec(source="coco", root="~no-such-user/data"))
+
+
+@pytest.mark.parametrize("place", ["model.safetensors", "config.json", "vocab.txt", "."])
+def test_weights_without_read_permission_are_named(root: Path, place: str) -> None:
+    folder = root / "weights"
+    folder.mkdir()
+    for name in ("model.safetensors", "config.json", "vocab.txt"):
+        (folder / name).write_text("{}")
+    (folder / place).chmod(0)
+    encoder = EncoderSpec(family="distilbert", weights=str(folder))
+    with unprivileged(), pytest.raises(DataError, match=rf"{folder}.* cannot be read: .* -> "):
+        weights_version(encoder)
 
 
 def test_a_tokenizer_without_read_permission_is_named(root: Path) -> None:
