@@ -70,7 +70,7 @@ def quiet() -> None:
 
 
 def lend_home() -> None:
-    """Gives a user without a home one among the temporary files, for MLflow, which looks for it when it is imported.
+    """Sets HOME to a temporary folder for a user without one, because MLflow looks for it on import.
 
     Until then `~` in a path is an error, and not a folder that the user did not mean.
     """

@@ -141,7 +141,7 @@ def partition(spec: Spec = None, override: Overrides = None, as_json: Json = Fal
     from lwfed.data.digests import FileDigests, version_of
     from lwfed.data.partition import describe, split_validation
     from lwfed.round.shares import readable_examples, shares_of
-    from lwfed.steps.sources import hashed, left_out, server_source, with_num_clients
+    from lwfed.steps.sources import client_sources, hashed, left_out, server_source, with_num_clients
     from lwfed.store.opening import open_store
 
     values = load_spec(spec, overrides=override or [])
@@ -162,7 +162,7 @@ def partition(spec: Spec = None, override: Overrides = None, as_json: Json = Fal
         validation_fraction=values.data.validation_fraction,
     )
     clients = describe(examples, shares=shares, classes=source.classes)
-    missing = left_out(values, source, bad={"train": len(bad)})
+    missing = left_out([source, *client_sources(values).values()], bad={"train": len(bad)})
     if as_json:
         print_json(
             {

@@ -293,15 +293,15 @@ def replacing(folder: Path) -> Iterator[Path]:
         for left in folder.glob(f"{_WRITING}*"):  # by a killed export
             shutil.rmtree(left, ignore_errors=True)
     except OSError as error:
-        told = place_error(
+        known = place_error(
             error,
             where=f"{folder} for the export",
             full="free some space, or name a folder elsewhere",
             closed="name a writable folder",
         )
-        if told is None:
+        if known is None:
             raise
-        raise told from error
+        raise known from error
     finally:
         if created and not (folder / MARKER).exists():
             shutil.rmtree(folder, ignore_errors=True)

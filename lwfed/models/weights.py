@@ -299,8 +299,8 @@ def _local(weights: str) -> Path:
     path = Path(weights).expanduser()
     try:
         if path.is_dir():
-            next(path.iterdir(), None)
-            (path / "config.json").exists()
+            next(path.iterdir(), None)  # raises if the folder's names cannot be listed,
+            (path / "config.json").exists()  # and this if its files cannot be reached
         elif not path.exists():
             raise DataError(
                 f"there are no weights at {path}", remedy="check the path, or name a hub id such as owner/name"

@@ -12,6 +12,7 @@ from lwfed.cost.architectures import architectures_of
 from lwfed.cost.ledger import end_to_end_cost, stage_costs
 from lwfed.data.digests import FileDigests, version_of
 from lwfed.data.protocol import Example, Source
+from lwfed.plan.cohort import client_ids
 from lwfed.plan.stages import StagePlan, plan_stages
 from lwfed.round.shares import SERVER, shares_at, split_share
 from lwfed.run import runs
@@ -31,10 +32,9 @@ from lwfed.steps.sources import (
     left_out,
     server_source,
     spec_at,
-    training_examples,
     usable,
-    validation_examples,
     with_num_clients,
+    with_validation,
 )
 from lwfed.store import paths
 from lwfed.store.protocol import Store
@@ -159,14 +159,20 @@ def prepare(
     if existing is not None:
         return existing
     spec = spec_at(runs.spec_of(run), root=root)
-    source, versions = server_source(spec), run.data.versions
-    _list_files(spec, source, versions=versions, digests=FileDigests(cache), store=store, emit=emit, own=not found)
-    version = versions[SERVER]
-    tested = usable(source, "test", version=version, spec=spec, store=store, emit=emit)
+    versions, source = run.data.versions, server_source(spec)
+    own = {} if found else client_sources(spec)
+    here = {SERVER: source, **own}
+    _list_files(here, versions=versions, digests=FileDigests(cache), store=store, emit=emit)
+
+    def read(who: str, split: str) -> Sequence[Example]:
+        return usable(here[who], split, version=versions[who], spec=spec, store=store, emit=emit)
+
+    tested = read(SERVER, "test")
     _refuse_unknown(spec, tested, emit=emit)
-    num_test = len(tested)
-    num_validation = len(validation_examples(spec, source, version=version, store=store, emit=emit))
-    bad = {"test": len(source.examples("test")) - num_test}
+    fraction = spec.data.validation_fraction
+    everything = read(SERVER, "train") if fraction or not (found or own) else ()
+    shared, validation = with_validation(source, everything, fraction=fraction)
+    bad = {"test": len(source.examples("test")) - len(tested)}
     tokens: dict[str, int] = {}
     if found:
         for its in found.values():  # clients may not write it: their credentials only allow their own prefix
@@ -175,12 +181,11 @@ def prepare(
         num_train = sum(its["num_examples"] for its in found.values())
         bad["train"] = sum(len(its["bad"]) for its in found.values())
     else:
-        train = training_examples(spec, source, versions=versions, store=store, emit=emit)
+        kept = {client: read(client, "train") for client in own} or {SERVER: everything}
+        bad["train"] = sum(len(here[who].examples("train")) - len(examples) for who, examples in kept.items())
+        train = kept if own else dict.fromkeys(client_ids(spec.federation.clients), shared)
+        num_train = sum(map(len, kept.values())) if own else len(shared)
         clients = _client_sizes(runs.plans_of(run)[0], train)
-        num_train = sum(len(examples) for examples in {id(e): e for e in train.values()}.values())
-        own = client_sources(spec)
-        bad["train"] = sum(len(data.examples("train")) for data in (own or {"": source}).values()) - num_train
-        bad["train"] -= num_validation if spec.data.validation_fraction and not own else 0
         tokens = _check_captions(spec, next(iter(train.values())), emit=emit)
     architectures = architectures_of(spec.model, folder=cache, count=count_architecture)
     predicted = _predict(
@@ -190,12 +195,12 @@ def prepare(
         tokens={modality: item.tokens for modality, item in architectures.items()} | tokens,
     )
     counts: dict[str, Any] = {
-        "num_test": num_test,
+        "num_test": len(tested),
         "num_train": num_train,
-        "num_validation": num_validation,
+        "num_validation": len(validation),
         "clients": clients,
     }
-    if missing := left_out(spec, source, bad=bad, found=found):
+    if missing := left_out(here.values(), bad=bad, found=found):
         counts["left_out"] = missing
     run = run.changed(data=run.data.changed(**counts), **predicted)
     if not store.write_ref(paths.run(run.run_id), run.to_values(), if_absent=True):  # another process was first
@@ -204,21 +209,14 @@ def prepare(
 
 
 def _list_files(
-    spec: RunSpec,
-    source: Source,
-    *,
-    versions: Mapping[str, str],
-    digests: FileDigests,
-    store: Store,
-    emit: Emit,
-    own: bool,
+    here: Mapping[str, Source], *, versions: Mapping[str, str], digests: FileDigests, store: Store, emit: Emit
 ) -> None:
     """Writes the digests of all files that this machine sees, by which a file that changes later is found.
 
     Raises:
         DataError: A file has changed since the run was drafted.
     """
-    for who, data in {SERVER: source, **(client_sources(spec) if own else {})}.items():
+    for who, data in here.items():
         listing = hashed(data, digests, emit=emit)
         if version_of(data, listing) != versions[who]:
             raise DataError("the data are changing", remedy="wait until nothing writes to them, and start again")
@@ -237,7 +235,7 @@ def refuse_weights(model: ModelSpec) -> None:
     """Raises DataError if local weights are missing or have an unsupported format, whatever else is wrong."""
     for encoder in model.encoders.values():
         if encoder.weights:
-            from lwfed.models.weights import is_hub_id, tensor_files  # loads torch
+            from lwfed.models.weights import is_hub_id, tensor_files
 
             if not is_hub_id(encoder.weights):
                 tensor_files(encoder.weights)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from lwfed.catalog.source import data_source
@@ -154,60 +154,48 @@ def readable(source: Source, split: str, bad: Mapping[str, str], *, spec: RunSpe
     return kept
 
 
-def training_examples(
-    spec: RunSpec, source: Source, *, versions: Mapping[str, str], store: Store, emit: Emit
-) -> dict[str, Sequence[Example]]:
-    """Returns client -> the examples from which its share is cut."""
-    own = client_sources(spec)
-    if own:
-        return {
-            client: usable(its, "train", version=versions[client], spec=spec, store=store, emit=emit)
-            for client, its in own.items()
-        }
-    everything = usable(source, "train", version=versions[SERVER], spec=spec, store=store, emit=emit)
-    if spec.data.validation_fraction:
-        everything, _ = split_validation(everything, fraction=spec.data.validation_fraction)
-    return dict.fromkeys(client_ids(spec.federation.clients), everything)
+def with_validation(
+    source: Source, examples: Sequence[Example], *, fraction: float
+) -> tuple[Sequence[Example], Sequence[Example]]:
+    """Returns the examples that clients share, and those for validation: the source's own, or a fraction of the former.
 
-
-def validation_examples(spec: RunSpec, source: Source, *, version: str, store: Store, emit: Emit) -> Sequence[Example]:
-    """Returns the examples for validation: the source's own, or a fraction of the server's training examples.
+    Args:
+        source: The server's data.
+        examples: Its readable training examples.
+        fraction: Fraction to set apart, in [0, 1).
 
     Raises:
         DataError: A fraction is wanted and is fewer than two examples.
     """
-    fraction = spec.data.validation_fraction
     if not fraction:
-        return source.examples("validation")
-    readable = usable(source, "train", version=version, spec=spec, store=store, emit=emit)
-    _, chosen = split_validation(readable, fraction=fraction)
+        return examples, source.examples("validation")
+    shared, chosen = split_validation(examples, fraction=fraction)
     if len(chosen) < 2:
         raise DataError(
             f"data.validation_fraction {fraction:g} leaves {len(chosen)} example(s) for validation",
             remedy="raise it, set it to 0, or in a local partition add training examples to the server's folder",
         )
-    return chosen
+    return shared, chosen
 
 
 def left_out(
-    spec: RunSpec, source: Source, *, bad: Mapping[str, int], found: Mapping[str, Any] | None = None
+    sources: Iterable[Source], *, bad: Mapping[str, int], found: Mapping[str, Any] | None = None
 ) -> dict[str, int]:
     """Counts what all data of a run leave out.
 
     Args:
-        spec: The experiment.
-        source: The server's data.
+        sources: The data that are here: the server's, and the clients' own.
         bad: Split -> number of its examples that cannot be read.
         found: Client -> its description of data that only it can see; None: all data are here.
 
     Returns:
         What is left out -> how many, sorted.
     """
-    counts = Counter({UNREADABLE: sum(bad.values())}) + Counter(source.left_out())
-    for its in found.values() if found else ():
+    counts = Counter({UNREADABLE: sum(bad.values())})
+    for source in sources:
+        counts += Counter(source.left_out())
+    for its in (found or {}).values():
         counts += Counter(its.get("left_out", {}))
-    for own in () if found else client_sources(spec).values():
-        counts += Counter(own.left_out())
     return dict(sorted(counts.items()))
 
 

@@ -142,15 +142,15 @@ class LocalStore(Store):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield path
         except OSError as error:
-            told = place_error(
+            known = place_error(
                 error,
                 where=f"{self.root} for {key}",
                 full=f"free some space; then {environment.resume_hint()}",
                 closed="name a writable folder with -o store.uri=FOLDER",
             )
-            if told is None:
+            if known is None:
                 raise
-            raise told from error
+            raise known from error
 
     @contextmanager
     def _temporary(self) -> Iterator[tuple[BinaryIO, Path]]:

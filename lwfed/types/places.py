@@ -1,4 +1,4 @@
-"""What the system says of a place that cannot be written or opened, told as an error with its exit code."""
+"""What the system says of a place that cannot be written or opened, as an error with its exit code."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ class Delivery:
         )
 
     def _after_failure(self, event: Record, reason: str) -> bool:
-        """Gives up an event that a healthy server refuses, or waits; returns whether to continue at once."""
+        """Drops an event that a healthy server keeps refusing, or waits; returns whether to continue at once."""
         self._tries += 1
         if event["event"] != "start" and self._healthy():
             if self._tries < TRIES:

@@ -1,4 +1,4 @@
-"""Whatever is done to a file of a store: it is told by name, or has no effect; no command ends in another digest."""
+"""Whatever is done to a file of a store: it is reported by name or has no effect; no command ends in another digest."""
 
 from __future__ import annotations
 
