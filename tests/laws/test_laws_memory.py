@@ -90,7 +90,7 @@ import json, resource, shutil, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from lwfed.round.aggregate_round import aggregate_round
+from lwfed.round import aggregate_round as server
 from lwfed.round.train_client import train_client
 from lwfed.store import paths
 from tests.aggregating import updates_of
@@ -115,7 +115,8 @@ for n in range(clients):
 bench.store.write_ref(paths.accepted(stage.key, 1), {"clients": accepted, "failed": {}})
 Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
 before = int(next(l for l in open("/proc/self/status") if l.startswith("VmRSS")).split()[1]) * 1024
-aggregate_round(round_task(bench, stage), bench=bench)
+server.parallel_map = lambda work, items: [work(item) for item in items]  # else the peak depends on which units overlap
+server.aggregate_round(round_task(bench, stage), bench=bench)
 peak = int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024
 size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 print(json.dumps({"grown": peak - before, "update": size}))
@@ -127,8 +128,8 @@ print(json.dumps({"grown": peak - before, "update": size}))
 def test_the_servers_memory_is_flat_over_clients(tmp_path: Path) -> None:
     """Measured: how far an aggregating process's resident memory rises above its start, for 4 and 40 clients.
 
-    The C library is told to give freed memory back at once, so that what is counted is in use. What is left to grow is
-    the manifests of the updates, a few tens of kB each.
+    The C library returns freed memory at once, so that what is counted is in use, and units are aggregated one after
+    another, so that the peak does not depend on timing. Only the updates' manifests grow, by a few tens of kB each.
     """
     returning = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
     grown = {}
@@ -140,4 +141,4 @@ def test_the_servers_memory_is_flat_over_clients(tmp_path: Path) -> None:
         values = json.loads(told.stdout.splitlines()[-1])
         grown[clients] = values["grown"]
         assert values["update"] > 6 * MIB
-    assert grown[40] - grown[4] < values["update"], "36 more clients take less than one more update"
+    assert grown[40] - grown[4] < values["update"] / 2, "36 more clients take less than half an update"
