@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from lwfed.cli import tables
 from lwfed.cli.options import DEFAULT_STORE, Json, RunId, StoreUri
@@ -36,31 +37,56 @@ def open_runs(uri: str) -> Store:
 
 
 def pick_run(store: Store, run_id: str) -> RunRecord:
-    """Reads a run; `latest` is the most recently started one. Raises NotFoundError."""
+    """Reads a run; `latest` is the most recently started one. Warns of damaged runs, which might be later ones.
+
+    Raises:
+        NotFoundError: There is no such run.
+        CheckpointError: The run is damaged, or all are.
+    """
     if run_id != "latest":
         return runs.read_run(store, run_id)
-    return max((runs.read_run(store, known) for known in runs.run_ids(store)), key=lambda run: run.created)
+    found, damaged = _readable(store)
+    if not found:
+        raise _damaged_runs(damaged)
+    if damaged:
+        make_console(stderr=True).print(f"[yellow]warning:[/] {escape(str(_damaged_runs(damaged)))}")
+    return max(found, key=lambda run: run.created)
+
+
+def _readable(store: Store) -> tuple[list[RunRecord], dict[str, CheckpointError]]:
+    """Reads all runs. Returns them, and those that are damaged: run id -> error."""
+    found, damaged = [], {}
+    for run_id in runs.run_ids(store):
+        try:
+            found.append(runs.read_run(store, run_id))
+        except CheckpointError as error:
+            damaged[run_id] = error
+    return found, damaged
+
+
+def _damaged_runs(damaged: Mapping[str, CheckpointError]) -> CheckpointError:
+    first = next(iter(damaged.values()))
+    named = f"the run {', '.join(damaged)}" if len(damaged) == 1 else f"the runs {', '.join(damaged)}"
+    return CheckpointError(f"{named} cannot be read: {first.problem}", remedy=first.remedy)
 
 
 def list_runs(store: StoreUri = DEFAULT_STORE, as_json: Json = False) -> None:
     """List the runs of a store, newest first; damaged ones are named at the end."""
     opened = open_runs(store)
+    found, damaged = _readable(opened)
     rows: list[dict[str, Any]] = []
-    damaged: dict[str, CheckpointError] = {}
-    for run_id in runs.run_ids(opened):
+    for run in found:
         try:
-            rows.append(_overview(opened, runs.read_run(opened, run_id)))
+            rows.append(_overview(opened, run))
         except CheckpointError as error:
-            damaged[run_id] = error
+            damaged[run.run_id] = error
     rows.sort(key=lambda row: str(row["created"]), reverse=True)
     if as_json:
         print_json({"runs": rows})
     elif rows:
         _draw_runs(rows)
     if damaged:
-        first = next(iter(damaged.values()))
-        named = f"the run {', '.join(damaged)}" if len(damaged) == 1 else f"the runs {', '.join(damaged)}"
-        raise CheckpointError(f"{named} cannot be read: {first.problem}", remedy=first.remedy)
+        raise _damaged_runs(damaged)
 
 
 def _draw_runs(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -52,15 +52,24 @@ def truncated_share(texts: Sequence[str], *, settings: InputSettings) -> float:
 def unknown_share(texts: Sequence[str], *, settings: InputSettings) -> float:
     """Returns the fraction of the texts' tokens, in [0, 1], that are the unknown token; special tokens do not count.
 
-    It is 0 if the unknown token also marks the end, the beginning or padding, as GPT-2's and CLIP's do.
+    It is 0 for bytes, and if the unknown token also marks the end, the beginning or padding, as GPT-2's and CLIP's do.
     """
+    if not texts or settings.tokenizer in (None, BYTES):
+        return 0.0
     tokenizer = _checked(settings)
-    unknown, special = tokenizer.unk_token_id, set(tokenizer.all_special_ids)
+    unknown, special = _unknown(tokenizer), set(tokenizer.all_special_ids)
     if unknown in (None, tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id):
         return 0.0
     rows = _rows(tokenizer, texts, settings=settings, longest=settings.max_tokens)
     tokens = [token for row in rows for token in row if token == unknown or token not in special]
     return tokens.count(unknown) / len(tokens) if tokens else 0.0
+
+
+def _unknown(tokenizer: Any) -> int | None:
+    """Returns the id of the unknown token, which a tokenizer.json without a tokenizer_config.json has in its model."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    token = tokenizer.unk_token or getattr(getattr(backend, "model", None), "unk_token", None)
+    return None if token is None else tokenizer.convert_tokens_to_ids(token)
 
 
 @lru_cache(maxsize=4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -11,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from lwfed.catalog.encoder import LARGEST, Normalise, encoder_family
 from lwfed.catalog.stored import HARMLESS
-from lwfed.catalog.tokenizers import BYTES, VOCABULARIES, has_tokenizer, tokenizer_files, tokenizer_folder
+from lwfed.catalog.tokenizers import VOCABULARIES, has_tokenizer
 from lwfed.spec.model import EncoderSpec
-from lwfed.types.canonical import digest_of
 from lwfed.types.errors import DataError, UnreachableError
 
 if TYPE_CHECKING:  # `lwfed plan` reads configs without loading torch
@@ -21,8 +19,8 @@ if TYPE_CHECKING:  # `lwfed plan` reads configs without loading torch
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".h5")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-FLOATS = ("float32", "float16", "bfloat16", "float64")
-"""Types of weights."""
+FLOATS = ("F32", "F16", "BF16", "F64")
+"""Types of weights, with safetensors' names."""
 INTEGERS = ("_ids", "_index", "_tracked")
 """Ends of the names of tensors that are integers and not weights: positions and counters."""
 PREPROCESSOR = "preprocessor_config.json"
@@ -74,28 +72,44 @@ def tensor_files(weights: str) -> tuple[Path, ...]:
     raise DataError(f"the folder {path} has no model.safetensors", remedy="name the folder that holds it")
 
 
-def read_tensors(weights: str) -> dict[str, Tensor]:
-    """Reads all tensors.
+def checked_files(weights: str) -> tuple[Path, ...]:
+    """Finds the safetensors files, and checks by their headers that they are whole and hold weights that can be used.
 
     Raises:
         DataError, UnreachableError: As `tensor_files`; a file is damaged, or has quantised weights.
     """
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
+
+    files = tensor_files(weights)
+    for file in files:
+        try:
+            with safe_open(file, framework="numpy") as opened:
+                types = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"cannot read {file}: {error}", remedy="copy or download it again") from None
+        for name, kind in sorted(types.items()):
+            if kind not in FLOATS and not name.endswith(INTEGERS):
+                raise DataError(
+                    f"{name[:200]} has the type {kind} in the weights {weights}; only {', '.join(FLOATS)} are read",
+                    remedy="name weights that are not quantised, or dequantise these with their scales",
+                )
+    return files
+
+
+def read_tensors(weights: str) -> dict[str, Tensor]:
+    """Reads all tensors.
+
+    Raises:
+        DataError, UnreachableError: As `checked_files`.
+    """
     from safetensors.torch import load_file
 
     tensors: dict[str, Tensor] = {}
-    for file in tensor_files(weights):
+    for file in checked_files(weights):
         try:
             tensors.update(load_file(file))
-        except (SafetensorError, OSError) as error:
-            raise DataError(f"cannot read {file}: {error}", remedy="copy or download it again") from None
-    for name, tensor in tensors.items():
-        kind = str(tensor.dtype).removeprefix("torch.")
-        if kind not in FLOATS and not name.endswith(INTEGERS):
-            raise DataError(
-                f"{name[:200]} has the type {kind} in the weights {weights}; only {', '.join(FLOATS)} are read",
-                remedy="name weights that are not quantised, or dequantise these with their scales",
-            )
+        except OSError as error:
+            raise unreadable(file, error) from None
     return tensors
 
 
@@ -152,7 +166,7 @@ def tokenizer_of(encoder: EncoderSpec) -> str | None:
         return encoder.tokenizer
     if is_hub_id(weights):
         return weights
-    folder = _folder(weights)
+    folder = folder_of(weights)
     if has_tokenizer(folder):
         return weights
     raise DataError(
@@ -216,7 +230,7 @@ def _stored_normalise(weights: str, *, channels: int) -> Normalise | None:
 def _optional(weights: str, name: str) -> dict[str, Any]:
     """Reads a JSON file next to weights; {} if there is none."""
     if not is_hub_id(weights):
-        path = _folder(weights) / name
+        path = folder_of(weights) / name
         return _json(path) if path.is_file() else {}
     try:
         return _json(hub_file(weights, name))
@@ -224,33 +238,10 @@ def _optional(weights: str, name: str) -> dict[str, Any]:
         return {}
 
 
-def _folder(weights: str) -> Path:
+def folder_of(weights: str) -> Path:
+    """Returns the folder of local weights. Raises DataError if it is missing or closed."""
     path = _local(weights)
     return path.parent if path.is_file() else path
-
-
-def weights_version(encoder: EncoderSpec) -> str:
-    """Identifies weights and tokenizer by their content, not their location.
-
-    Returns:
-        A digest of the files' names and sha256 (the configs and all files of the tokenizer included); a hub id stands
-        for itself; "" without weights and without a tokenizer's folder.
-
-    Raises:
-        DataError: There is no such folder or file.
-    """
-    weights, files = encoder.weights, dict[str, Path]()
-    on_hub = weights is not None and is_hub_id(weights)
-    if weights is not None and not on_hub:
-        folder = _folder(weights)
-        files = {file.name: file for file in (*tensor_files(weights), folder / "config.json", folder / PREPROCESSOR)}
-    if encoder_family(encoder.family).modality == "text" and (named := encoder.tokenizer or weights):
-        place = None if named == BYTES else tokenizer_folder(named)
-        files |= {f"tokenizer/{file.name}": file for file in (tokenizer_files(place) if place else ())}
-    digests = {name: _sha256(file) for name, file in files.items() if file.is_file()}
-    if on_hub:
-        return digest_of({"weights": weights, **digests}) if digests else str(weights)
-    return digest_of(digests) if digests else ""
 
 
 def hub_file(repo: str, name: str) -> Path:
@@ -306,7 +297,7 @@ def _local(weights: str) -> Path:
                 f"there are no weights at {path}", remedy="check the path, or name a hub id such as owner/name"
             )
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
     return path
 
 
@@ -316,19 +307,12 @@ def _json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{path} is not JSON: {error}", remedy="copy or download it again") from None
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
     if not isinstance(value, dict):
         raise DataError(f"{path} is not a JSON object", remedy="copy or download it again")
     return value
 
 
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Path, error: OSError) -> DataError:
+def unreadable(path: Path, error: OSError) -> DataError:
+    """Returns the error for a file of weights that the system does not let us read."""
     return DataError(f"{path} cannot be read: {error.strerror}", remedy="make it readable")

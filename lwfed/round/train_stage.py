@@ -87,6 +87,7 @@ def _stage_of(run: RunRecord, number: int, *, store: Store) -> Stage:
         num_classes=run.num_classes,
         data_version=runs.data_version_of(run),
         data_versions=run.data.versions,
+        tokenizers=run.data.tokenizers,
     )
 
 
@@ -100,6 +101,7 @@ def _begin(stage: Stage, run: RunRecord, *, store: Store) -> None:
         "code_version": run.code_version,
         "data_version": runs.data_version_of(run),
         "data_versions": run.data.versions,
+        "tokenizers": run.data.tokenizers,
         "num_classes": stage.num_classes,
         "run_id": run.run_id,
     }

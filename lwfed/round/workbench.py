@@ -19,6 +19,7 @@ from lwfed.data.digests import FileDigests, changed_files, list_files, version_o
 from lwfed.data.inputs import InputSettings, settings_for
 from lwfed.data.protocol import Example, Source, open_source
 from lwfed.models.build import input_settings, skeleton, without_prefix
+from lwfed.models.identity import tokenizer_version
 from lwfed.models.multimodal import Multimodal
 from lwfed.plan.stages import DataPlan, StagePlan, key_of_values
 from lwfed.round.context import ClientContext, RoundContext
@@ -54,7 +55,7 @@ class Workbench:
         self.stage = lru_cache(maxsize=4)(self._stage)
         self.skeleton = lru_cache(maxsize=2)(self._skeleton)
         self._shares = lru_cache(maxsize=1)(self._share)
-        self._inputs = lru_cache(maxsize=1)(lambda key: inputs_of(self.stage(key).plan.model))
+        self._inputs = lru_cache(maxsize=1)(self._input_settings)
         self._file_digests: dict[Path, FileDigests] = {}
         self._frozen: dict[str, dict[str, Tensor]] = {}
         self._model: dict[str, dict[str, Tensor]] = {}
@@ -106,8 +107,9 @@ class Workbench:
                 remedy="use that version, or train again",
             ) from None
         classes, versions = values.get("num_classes"), values.get("data_versions", {})
-        if not isinstance(classes, int | None) or not isinstance(versions, dict):
-            raise damaged(paths.stage_plan(key), "`num_classes` or `data_versions` is wrong")
+        tokenizers = values.get("tokenizers", {})
+        if not isinstance(classes, int | None) or not isinstance(versions, dict) or not isinstance(tokenizers, dict):
+            raise damaged(paths.stage_plan(key), "`num_classes`, `data_versions` or `tokenizers` is wrong")
         return Stage(
             key=key,
             plan=plan,
@@ -115,6 +117,7 @@ class Workbench:
             num_classes=classes,
             data_version=values["data_version"],
             data_versions=versions,
+            tokenizers=tokenizers,
         )
 
     def data(self, stage: Stage, place: Place, who: str = SERVER) -> Source:
@@ -179,8 +182,19 @@ class Workbench:
         return without_prefix(whole, cut={modality: plan.cut[modality] for modality in without})
 
     def inputs(self, stage: Stage) -> InputSettings:
-        """Returns the input settings of a stage's model."""
+        """Returns the input settings of a stage's model. Raises DataError if its tokenizer has changed."""
         return self._inputs(stage.key)
+
+    def _input_settings(self, key: str) -> InputSettings:
+        stage = self.stage(key)
+        for modality, version in stage.tokenizers.items():
+            encoder = stage.plan.model.encoders[modality]
+            if tokenizer_version(encoder) != version:
+                raise DataError(
+                    f"the tokenizer {encoder.tokenizer} is not the one that the run was prepared with",
+                    remedy="restore it, or start a new run",
+                )
+        return inputs_of(stage.plan.model)
 
     def frozen(
         self,

@@ -19,6 +19,7 @@ class Stage:
         num_classes: C, or None if the data have no labels.
         data_version: Version of the data and of pretrained weights.
         data_versions: The data's own versions; see `DataRecord.versions`. Empty for a stage of an old run.
+        tokenizers: Modality -> identity of its tokenizer's files.
     """
 
     key: str
@@ -27,3 +28,4 @@ class Stage:
     num_classes: int | None
     data_version: str = ""
     data_versions: Mapping[str, str] = field(default_factory=dict)
+    tokenizers: Mapping[str, str] = field(default_factory=dict)

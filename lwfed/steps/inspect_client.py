@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lwfed.catalog.source import data_source
 from lwfed.data.digests import FileDigests, version_of
 from lwfed.data.protocol import open_source
 from lwfed.round.shares import holdout_of, root_for
 from lwfed.run.events import Emit
 from lwfed.run.tasks import InspectTask
 from lwfed.spec.load import build_spec
+from lwfed.steps.captions import refuse_unknown
 from lwfed.steps.sources import hashed, readable, spec_at, unreadable
 from lwfed.store import paths
 from lwfed.store.protocol import Store
@@ -30,7 +32,7 @@ def inspect_client(task: InspectTask, *, store: Store, emit: Emit, cache: Path |
         cannot be read), left_out (what is part of no example -> how many).
 
     Raises:
-        DataError: The data are missing, unreadable or too few.
+        DataError: The data are missing, unreadable or too few, or the tokenizer knows no word of their captions.
     """
     spec = spec_at(build_spec(task.spec), root=task.place.root)
     source = open_source(spec.data.model_copy(update={"root": root_for(spec.data.root, task.client)}))
@@ -42,6 +44,8 @@ def inspect_client(task: InspectTask, *, store: Store, emit: Emit, cache: Path |
         known = None
     bad = unreadable(source, "train", spec=spec, known=None if known is None else known["bad"], emit=emit)
     examples = readable(source, "train", bad, spec=spec, emit=emit)
+    if not data_source(spec.data.source).built_in:
+        refuse_unknown(spec, {task.client: examples}, emit=emit)
     train, _ = holdout_of(
         task.client,
         range(len(examples)),

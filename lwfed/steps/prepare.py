@@ -16,13 +16,14 @@ from lwfed.plan.cohort import client_ids
 from lwfed.plan.stages import StagePlan, plan_stages
 from lwfed.round.shares import SERVER, shares_at, split_share
 from lwfed.run import runs
-from lwfed.run.events import Emit, Warning
+from lwfed.run.events import Emit
 from lwfed.run.runs import Options
 from lwfed.run.specs import with_absolute_paths
 from lwfed.run.version import chosen_by, code_version
 from lwfed.spec.load import to_values
 from lwfed.spec.model import EncoderSpec, ModelSpec
 from lwfed.spec.run import RunSpec
+from lwfed.steps.captions import padded_tokens, refuse_unknown
 from lwfed.steps.resume import refuse_another_plan, resumed, with_stages_of
 from lwfed.steps.sources import (
     checked,
@@ -41,14 +42,6 @@ from lwfed.store.protocol import Store
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import DataError, SpecError
 from lwfed.types.records import DataRecord, RunRecord
-from lwfed.types.seeds import derive
-
-CAPTIONED_EXAMPLES = 2000
-"""The most examples whose captions are checked."""
-WARNING_SHARE = 0.01
-"""Share of truncated captions above which a warning is shown."""
-UNKNOWN_SHARE = 0.1
-"""Share of unknown tokens above which a warning is shown."""
 
 
 def draft(
@@ -120,6 +113,7 @@ def draft(
             num_test=len(source.examples("test")),
             clients={},
             classes=list(source.classes),
+            tokenizers=_tokenizers(spec.model),
         ),
         code_version=code_version(chosen_by(spec)),
         **_predict(plans, architectures=architectures, num_classes=num_classes),
@@ -168,12 +162,13 @@ def prepare(
         return usable(here[who], split, version=versions[who], spec=spec, store=store, emit=emit)
 
     tested = read(SERVER, "test")
-    _refuse_unknown(spec, tested, emit=emit)
     fraction = spec.data.validation_fraction
     everything = read(SERVER, "train") if fraction or not (found or own) else ()
     shared, validation = with_validation(source, everything, fraction=fraction)
     bad = {"test": len(source.examples("test")) - len(tested)}
     tokens: dict[str, int] = {}
+    kept = {client: read(client, "train") for client in own}
+    refuse_unknown(spec, {"the server": tested, **(kept or {"the clients": shared})}, emit=emit)
     if found:
         for its in found.values():  # clients may not write it: their credentials only allow their own prefix
             store.write_ref(paths.checked_data(its["version"], spec.model.modalities, "train"), {"bad": its["bad"]})
@@ -181,12 +176,12 @@ def prepare(
         num_train = sum(its["num_examples"] for its in found.values())
         bad["train"] = sum(len(its["bad"]) for its in found.values())
     else:
-        kept = {client: read(client, "train") for client in own} or {SERVER: everything}
+        kept = kept or {SERVER: everything}
         bad["train"] = sum(len(here[who].examples("train")) - len(examples) for who, examples in kept.items())
         train = kept if own else dict.fromkeys(client_ids(spec.federation.clients), shared)
         num_train = sum(map(len, kept.values())) if own else len(shared)
         clients = _client_sizes(runs.plans_of(run)[0], train)
-        tokens = _check_captions(spec, next(iter(train.values())), emit=emit)
+        tokens = padded_tokens(spec, next(iter(train.values())), emit=emit)
     architectures = architectures_of(spec.model, folder=cache, count=count_architecture)
     predicted = _predict(
         [_with_reached_batch(plan, most_examples=max(clients.values())) for plan in runs.plans_of(run)],
@@ -232,13 +227,13 @@ def count_architecture(encoder: EncoderSpec) -> dict[str, Any]:
 
 
 def refuse_weights(model: ModelSpec) -> None:
-    """Raises DataError if local weights are missing or have an unsupported format, whatever else is wrong."""
+    """Raises DataError if local weights are missing, damaged or of an unsupported format or type, first of all."""
     for encoder in model.encoders.values():
         if encoder.weights:
-            from lwfed.models.weights import is_hub_id, tensor_files
+            from lwfed.models.weights import checked_files, is_hub_id
 
             if not is_hub_id(encoder.weights):
-                tensor_files(encoder.weights)
+                checked_files(encoder.weights)
 
 
 def _refuse_classes(spec: RunSpec, source: Source) -> None:
@@ -265,9 +260,17 @@ def _weights_versions(spec: RunSpec) -> dict[str, str]:
     named = {m: encoder for m, encoder in spec.model.encoders.items() if encoder.weights or encoder.tokenizer}
     if not named:
         return {}
-    from lwfed.models.weights import weights_version
+    from lwfed.models.identity import weights_version
 
     versions = {modality: weights_version(encoder) for modality, encoder in named.items()}
+    return {modality: version for modality, version in versions.items() if version}
+
+
+def _tokenizers(model: ModelSpec) -> dict[str, str]:
+    """Returns modality -> identity of its tokenizer, for encoders whose tokenizer has files."""
+    from lwfed.models.identity import tokenizer_version
+
+    versions = {modality: tokenizer_version(encoder) for modality, encoder in model.encoders.items()}
     return {modality: version for modality, version in versions.items() if version}
 
 
@@ -300,47 +303,3 @@ def _with_reached_batch(plan: StagePlan, *, most_examples: int) -> StagePlan:
     """Returns a plan with the batch size that the clients' numbers of examples allow."""
     batch = min(plan.training.batch_size, most_examples)
     return plan.model_copy(update={"training": plan.training.model_copy(update={"batch_size": batch})})
-
-
-def _refuse_unknown(spec: RunSpec, examples: Sequence[Example], *, emit: Emit) -> None:
-    """Warns of captions in words that the tokenizer does not know. Raises DataError if it knows none."""
-    if "text" not in spec.model.modalities:
-        return
-    from lwfed.data.tokens import open_tokenizer, unknown_share
-    from lwfed.round.workbench import inputs_of
-
-    open_tokenizer.cache_clear()  # its files may have changed since this process's last run
-    settings = inputs_of(spec.model)
-    captions = [caption for example in examples[:CAPTIONED_EXAMPLES] for caption in example.captions]
-    share = unknown_share(captions, settings=settings)
-    if share == 1:
-        raise DataError(
-            f"the tokenizer {settings.tokenizer} knows no word of the captions: all tokens are unknown",
-            remedy="name the tokenizer of the weights or of the captions' language in model.encoders.text.tokenizer",
-        )
-    if share > UNKNOWN_SHARE:
-        emit(Warning(message=f"{share:.0%} of the captions' tokens are unknown to the tokenizer {settings.tokenizer}"))
-
-
-def _check_captions(spec: RunSpec, examples: Sequence[Example], *, emit: Emit) -> dict[str, int]:
-    """Warns of truncated captions, and returns the mean number of tokens to which batches are padded."""
-    if "text" not in spec.model.modalities:
-        return {}
-    from lwfed.data.tokens import tokenize, truncated_share
-    from lwfed.round.workbench import inputs_of
-
-    settings = inputs_of(spec.model)
-    captions = [caption for example in examples[:CAPTIONED_EXAMPLES] for caption in example.captions]
-    share = truncated_share(captions, settings=settings)
-    if share > WARNING_SHARE:
-        emit(
-            Warning(
-                message=f"{share:.0%} of the captions are truncated to {settings.max_tokens} tokens; "
-                "raise model.encoders.text.max_tokens, or set a word tokenizer"
-            )
-        )
-    captions.sort(key=lambda caption: derive("0", caption))
-    size = min(spec.training.batch_size, len(captions))
-    batches = [captions[start : start + size] for start in range(0, len(captions) - size + 1, size)]
-    lengths = [int(tokenize(batch, settings=settings)["mask"].shape[1]) for batch in batches]
-    return {"text": round(sum(lengths) / len(lengths))}

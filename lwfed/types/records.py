@@ -210,6 +210,7 @@ class DataRecord(Record):
         clients: Client -> number of examples it trains on.
         classes: Names of the classes; empty if there are no labels.
         left_out: What is part of no example, or cannot be read -> how many.
+        tokenizers: Modality -> identity of its tokenizer's files.
     """
 
     source: str
@@ -221,6 +222,7 @@ class DataRecord(Record):
     clients: dict[str, int] = Field(default_factory=dict)
     classes: list[str] = Field(default_factory=list)
     left_out: dict[str, int] = Field(default_factory=dict)
+    tokenizers: dict[str, str] = Field(default_factory=dict)
 
 
 class RunRecord(Record):

@@ -67,6 +67,8 @@ def test_a_damaged_run_does_not_hide_others(finished: Finished, tmp_path: Path, 
     ended = CliRunner().invoke(app, ["list", "--json", "--store", str(tmp_path / "store")])
     assert finished.run.run_id in [row["run_id"] for row in json.loads(ended.stdout)["runs"]]
     assert isinstance(ended.exception, CheckpointError) and "the run broken cannot" in str(ended.exception)
+    shown = CliRunner().invoke(app, ["show", "latest", "--json", "--store", str(tmp_path / "store")])
+    assert json.loads(shown.stdout)["run_id"] == finished.run.run_id and "the run broken cannot" in shown.stderr
 
 
 def test_a_run_that_is_not_there_is_guessed(finished: Finished, tmp_path: Path) -> None:

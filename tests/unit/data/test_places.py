@@ -18,7 +18,7 @@ from PIL import Image
 from lwfed.data.batches import check_examples
 from lwfed.data.protocol import open_source
 from lwfed.data.tokens import open_tokenizer
-from lwfed.models.weights import weights_version
+from lwfed.models.identity import weights_version
 from lwfed.spec.data import DataSpec
 from lwfed.spec.model import EncoderSpec
 from lwfed.types.errors import DataError

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from lwfed.export.library import heads, to_library
 from lwfed.models.build import initial_tensors, load, skeleton
+from lwfed.models.identity import weights_version
 from lwfed.models.multimodal import Multimodal
-from lwfed.models.weights import weights_version
 from lwfed.plan.units import units_of
 from lwfed.spec.model import ModelSpec
 from tests.unit.models import small

@@ -16,11 +16,12 @@ from lwfed.cost.architectures import architecture_of
 from lwfed.data.inputs import settings_for
 from lwfed.data.tokens import open_tokenizer, tokenize
 from lwfed.models.build import initial_tensors, input_settings
+from lwfed.models.identity import weights_version
 from lwfed.models.inspect import count
 from lwfed.models.pretrained import resolved
-from lwfed.models.weights import inputs_text, weights_version
+from lwfed.models.weights import checked_files, inputs_text
 from lwfed.spec.model import EncoderSpec
-from lwfed.types.errors import LwfedError
+from lwfed.types.errors import DataError, LwfedError
 from tests.damage import altered, damaged, quiet_libraries
 from tests.unit.models import small
 
@@ -201,6 +202,9 @@ def test_quantised_weights_and_those_that_are_not_finite_are_refused(
     tensors[last] = tensors[last].to(kind) if isinstance(kind, torch.dtype) else tensors[last].fill_(float(kind))
     save_file(tensors, folder / "model.safetensors")
     assert opened(modality, folder) == "refused", "even if its block is of a later stage"
+    if isinstance(kind, torch.dtype):
+        with pytest.raises(DataError, match="type"):
+            checked_files(str(folder))  # as `lwfed plan` does, from the file's header
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from lwfed.catalog.encoder import HALF
 from lwfed.models.build import initial_tensors, input_settings, skeleton, tensor_specs
+from lwfed.models.identity import weights_version
 from lwfed.models.pretrained import resolved
-from lwfed.models.weights import is_hub_id, weights_version
+from lwfed.models.weights import is_hub_id
 from lwfed.plan.units import units_of
 from lwfed.spec.model import EncoderSpec, ModelSpec
 from lwfed.types.errors import DataError, LwfedError, SpecError, UnreachableError

@@ -18,9 +18,10 @@ from lwfed.data.inputs import settings_for
 from lwfed.data.transforms import normalise_pixels
 from lwfed.export.library import to_library
 from lwfed.models.build import initial_tensors, input_settings, skeleton
+from lwfed.models.identity import weights_version
 from lwfed.models.inspect import count
 from lwfed.models.pretrained import resolved
-from lwfed.models.weights import inputs_text, normalise_of, tokenizer_of, weights_version
+from lwfed.models.weights import inputs_text, normalise_of, tokenizer_of
 from lwfed.spec.model import EncoderSpec
 from lwfed.types.errors import DataError
 from tests.unit.models import small

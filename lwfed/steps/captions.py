@@ -1,0 +1,77 @@
+"""Checks captions against the tokenizer before any work starts: words it does not know, and captions it truncates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from lwfed.data.protocol import Example
+from lwfed.run.events import Emit, Warning
+from lwfed.spec.run import RunSpec
+from lwfed.types.errors import DataError
+from lwfed.types.seeds import derive
+
+CAPTIONED_EXAMPLES = 2000
+"""The most examples whose captions are checked."""
+WARNING_SHARE = 0.01
+"""Share of truncated captions above which a warning is shown."""
+UNKNOWN_SHARE = 0.1
+"""Share of unknown tokens above which a warning is shown."""
+
+
+def refuse_unknown(spec: RunSpec, data: Mapping[str, Sequence[Example]], *, emit: Emit) -> None:
+    """Warns of captions in words that the tokenizer does not know.
+
+    Args:
+        spec: The experiment.
+        data: Whose examples they are, a client's or the server's -> the examples.
+        emit: Receives `Warning`.
+
+    Raises:
+        DataError: The tokenizer knows no word of someone's captions.
+    """
+    if "text" not in spec.model.modalities:
+        return
+    from lwfed.data.tokens import open_tokenizer, unknown_share
+    from lwfed.round.workbench import inputs_of
+
+    open_tokenizer.cache_clear()  # its files may have changed since this process's last run
+    settings = inputs_of(spec.model)
+    shares = {who: unknown_share(_captions(examples), settings=settings) for who, examples in data.items()}
+    name = settings.tokenizer
+    none = sorted(who for who, share in shares.items() if share == 1)
+    if none:
+        raise DataError(
+            f"the tokenizer {name} knows no word of the captions of {', '.join(none)}: all tokens are unknown",
+            remedy="name the tokenizer of the weights or of the captions' language in model.encoders.text.tokenizer",
+        )
+    many = [f"{share:.0%} of {who}'s" for who, share in shares.items() if share > UNKNOWN_SHARE]
+    if many:
+        emit(Warning(message=f"the tokenizer {name} does not know these tokens of the captions: {', '.join(many)}"))
+
+
+def padded_tokens(spec: RunSpec, examples: Sequence[Example], *, emit: Emit) -> dict[str, int]:
+    """Warns of truncated captions. Returns the mean number of tokens to which batches are padded, by modality."""
+    if "text" not in spec.model.modalities:
+        return {}
+    from lwfed.data.tokens import tokenize, truncated_share
+    from lwfed.round.workbench import inputs_of
+
+    settings = inputs_of(spec.model)
+    captions = _captions(examples)
+    share = truncated_share(captions, settings=settings)
+    if share > WARNING_SHARE:
+        emit(
+            Warning(
+                message=f"{share:.0%} of the captions are truncated to {settings.max_tokens} tokens; "
+                "raise model.encoders.text.max_tokens, or set a word tokenizer"
+            )
+        )
+    captions.sort(key=lambda caption: derive("0", caption))
+    size = min(spec.training.batch_size, len(captions))
+    batches = [captions[start : start + size] for start in range(0, len(captions) - size + 1, size)]
+    lengths = [int(tokenize(batch, settings=settings)["mask"].shape[1]) for batch in batches]
+    return {"text": round(sum(lengths) / len(lengths))}
+
+
+def _captions(examples: Sequence[Example]) -> list[str]:
+    return [caption for example in examples[:CAPTIONED_EXAMPLES] for caption in example.captions]
