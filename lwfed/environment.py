@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lwfed.types.errors import SpecError
@@ -88,8 +88,13 @@ def _has_home() -> bool:
 
 
 def _scratch() -> Path:
-    """Returns the folder for reproducible files of a user without a home."""
-    return Path(tempfile.gettempdir()) / f"lwfed-{os.getuid()}"
+    """Returns the folder for reproducible files of a user without a home; never one that another user has made."""
+    user = os.getuid()
+    folder = Path(tempfile.gettempdir()) / f"lwfed-{user}"
+    with suppress(FileNotFoundError):
+        if folder.lstat().st_uid != user:
+            return folder.with_name(f"{folder.name}-{os.getpid()}")
+    return folder
 
 
 def mlflow_adopted_run_id() -> str | None:

@@ -180,9 +180,10 @@ def _undelivered(status: Mapping[str, Any]) -> UnreachableError:
     """Returns the error for records that MLflow did not take: why it cannot be reached, or what it refuses."""
     problems = [*status["refused"], *([status["down"]] if status["down"] else [])]
     missing = f"{status['told'] - status['delivered']} of {status['told']} records"
+    reason, _, remedy = "; ".join(problems).partition(" -> ")
     return UnreachableError(
-        f"MLflow at {status['uri']} lacks {missing}: {'; '.join(problems)}",
-        remedy="once that is fixed, the same command adds them",
+        f"MLflow at {status['uri']} lacks {missing}: {reason}",
+        remedy=(f"{remedy}; " if remedy else "") + "once that is fixed, the same command adds them",
     )
 
 
