@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import DataError, SpecError
+from lwfed.types.modalities import kind_of
 from lwfed.types.records import DataRecord, RunRecord
 from lwfed.types.seeds import derive
 
@@ -169,10 +171,15 @@ def prepare(
 
     tested = read(SERVER, "test")
     _refuse_unknown(spec, tested, emit=emit)
+    _refuse_windows(spec, source, tested)
     fraction = spec.data.validation_fraction
     everything = read(SERVER, "train") if fraction or not (found or own) else ()
-    shared, validation = with_validation(source, everything, fraction=fraction)
-    bad = {"test": len(source.examples("test")) - len(tested)}
+    given = () if fraction else source.examples("validation")
+    shared, validation = with_validation(everything, own=given and read(SERVER, "validation"), fraction=fraction)
+    bad = {
+        "test": len(source.examples("test")) - len(tested),
+        "validation": len(given) and len(given) - len(validation),
+    }
     tokens: dict[str, int] = {}
     if found:
         for its in found.values():  # clients may not write it: their credentials only allow their own prefix
@@ -320,6 +327,17 @@ def _refuse_unknown(spec: RunSpec, examples: Sequence[Example], *, emit: Emit) -
         )
     if share > UNKNOWN_SHARE:
         emit(Warning(message=f"{share:.0%} of the captions' tokens are unknown to the tokenizer {settings.tokenizer}"))
+
+
+def _refuse_windows(spec: RunSpec, source: Source, examples: Sequence[Example]) -> None:
+    """Raises DataError if sensors' signals, by the first example, have another shape than the encoders' windows."""
+    sensors = tuple(modality for modality in spec.model.modalities if kind_of(modality) == "series")
+    if not sensors:
+        return
+    from lwfed.data.reading import Reader
+    from lwfed.round.workbench import inputs_of
+
+    Reader(source, tuple(examples[:1]), replace(inputs_of(spec.model), modalities=sensors), None, False).item((0, 0))
 
 
 def _check_captions(spec: RunSpec, examples: Sequence[Example], *, emit: Emit) -> dict[str, int]:
