@@ -13,6 +13,7 @@ from lwfed.catalog.encoder import EncoderDescription, EncoderSettings, Input, Us
 from lwfed.catalog.stored import stored_config
 from lwfed.types.tensors import TensorSpec
 
+MODEL_TYPE = "timeseries"
 DEFAULTS: dict[str, Any] = {
     "length": 128,
     "axes": 3,
@@ -75,7 +76,7 @@ def inputs(settings: Mapping[str, Any]) -> Input:
 def architecture(encoder: EncoderSettings) -> Architecture | None:
     """Returns the architecture with transformer blocks by formulas; see `EncoderDescription.architecture`."""
     stored = stored_config(encoder.weights, hub={})
-    if stored is None:
+    if stored is None or (stored and stored.get("model_type") != MODEL_TYPE):
         return None
     try:
         c = settings_of({key: stored[key] for key in DEFAULTS if key in stored} | encoder.config)

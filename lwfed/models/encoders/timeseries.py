@@ -15,14 +15,13 @@ from jaxtyping import Float
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from lwfed.catalog.encoders.timeseries import DEFAULTS, settings_of
+from lwfed.catalog.encoders.timeseries import DEFAULTS, MODEL_TYPE, settings_of
 from lwfed.models.protocol import Encoder, Prefixes, State, require_depth
 from lwfed.models.weights import read_config
 from lwfed.spec.model import EncoderSpec
 from lwfed.types.errors import DataError
 
 PREFIXES = Prefixes(stem="stem.", blocks="blocks.", norm="norm.")
-FAMILY = "timeseries"
 
 
 class Stem(nn.Module):
@@ -104,10 +103,10 @@ def config(encoder: EncoderSpec) -> dict[str, Any]:
         DataError: The folder has another type of model, or wrong settings.
     """
     found = read_config(encoder.weights)
-    if found and found.get("model_type") != FAMILY:
+    if found and found.get("model_type") != MODEL_TYPE:
         raise DataError(
-            f"the weights {encoder.weights} are a {str(found.get('model_type'))[:100]}, not a {FAMILY}",
-            remedy=f"name weights of a {FAMILY}, such as the folder of one in an export",
+            f"the weights {encoder.weights} are a {str(found.get('model_type'))[:100]}, not a {MODEL_TYPE}",
+            remedy=f"name weights of a {MODEL_TYPE}, such as the folder of one in an export",
         )
     try:
         return settings_of({key: found[key] for key in DEFAULTS if key in found} | encoder.config)
@@ -118,7 +117,7 @@ def config(encoder: EncoderSpec) -> dict[str, Any]:
 def library_config(encoder: EncoderSpec, *, depth: int) -> dict[str, Any]:
     """Returns the config.json that an export's example reads."""
     settings = config(encoder)
-    return {**settings, "model_type": FAMILY, "channels": list(settings["channels"]), "depth": depth}
+    return {**settings, "model_type": MODEL_TYPE, "channels": list(settings["channels"]), "depth": depth}
 
 
 def adapt(encoder: EncoderSpec, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -127,7 +126,7 @@ def adapt(encoder: EncoderSpec, tensors: Mapping[str, Tensor]) -> Mapping[str, T
     for name in tensors:
         if not name.startswith(known):
             raise DataError(
-                f"the weights {encoder.weights} have the tensor {name[:100]}, which no {FAMILY} has",
-                remedy=f"name weights of a {FAMILY}",
+                f"the weights {encoder.weights} have the tensor {name[:100]}, which no {MODEL_TYPE} has",
+                remedy=f"name weights of a {MODEL_TYPE}",
             )
     return tensors

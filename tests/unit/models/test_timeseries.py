@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import save_file
 from torch import nn
 
 from lwfed.catalog.encoders.timeseries import DEFAULTS
+from lwfed.cost.architectures import by_formulas
 from lwfed.data.inputs import settings_for
 from lwfed.models.build import initial_tensors, input_settings, load, skeleton
 from lwfed.models.families import family_of
+from lwfed.models.inspect import count
 from lwfed.models.multimodal import Multimodal
+from lwfed.models.pretrained import pretrained_tensors
 from lwfed.models.protocol import Encoder
 from lwfed.plan.units import units_of
 from lwfed.spec.model import EncoderSpec, ModelSpec
+from lwfed.types.errors import DataError
 from lwfed.types.modalities import MODALITIES, Modality, retrieval_task
 from tests.unit.models import small
 
@@ -131,6 +138,48 @@ def test_a_further_sensor_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     module = skeleton(model, depth={"gyroscope": 3, "thermometer": 2}, num_classes=None)
     assert module.encoder("thermometer").stem.convolutions[0].in_channels == 1  # type: ignore[index, union-attr]
     assert retrieval_task("thermometer", "gyroscope") == "temp2gyr"
+
+
+def write_weights(folder: Path, **config: Any) -> EncoderSpec:
+    """Writes weights of the small encoder; returns an encoder that starts from them."""
+    encoder = small.timeseries()
+    library = family_of(encoder).library_config(encoder, depth=3)
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**library, **config}))
+    module = family_of(encoder).build(encoder, depth=None)
+    save_file({name: tensor.detach() for name, tensor in module.state_dict().items()}, folder / "model.safetensors")
+    return EncoderSpec(family="timeseries", weights=str(folder))
+
+
+def test_weights_bring_their_config(tmp_path: Path) -> None:
+    encoder = write_weights(tmp_path)
+    assert family_of(encoder).config(encoder) == family_of(encoder).config(small.timeseries())
+    formulas = by_formulas(encoder)
+    assert formulas is not None and formulas == by_formulas(small.timeseries())
+    shallow = encoder.model_copy(update={"config": {"depth": 2}})
+    assert small.whole_depth(shallow) == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_type": "distilbert"}, "are a distilbert, not a timeseries"),
+        ({"depth": "many"}, "config.json of .* is wrong: `config.depth` must be an integer"),
+        ({"kernel": 4}, "config.json of .* is wrong: `config.kernel` must be odd"),
+    ],
+)
+def test_weights_of_another_model_are_refused(config: dict[str, Any], words: str, tmp_path: Path) -> None:
+    encoder = write_weights(tmp_path, **config)
+    assert by_formulas(encoder) is None, "so that it is built, and refused"
+    with pytest.raises(DataError, match=words):
+        count(encoder)
+
+
+def test_tensors_of_another_model_are_refused(tmp_path: Path) -> None:
+    encoder = write_weights(tmp_path)
+    save_file({"embeddings.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(DataError, match=r"have the tensor embeddings\.weight, which no timeseries has"):
+        pretrained_tensors(encoder, modality="gyroscope", shapes={})
 
 
 def test_what_is_for_other_families_is_refused() -> None:
