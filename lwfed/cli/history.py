@@ -231,6 +231,6 @@ def _overview(store: Store, run: RunRecord) -> dict[str, Any]:
         "parent": run.parent.to_values() if run.parent else None,
         "stages": len(runs.plans_of(run)),
         "stages_done": len(stages),
-        "headline": {name: metrics[name] for name in HEADLINES[:6] if name in metrics},
+        "headline": {name: metrics[name] for name in HEADLINES[:-1] if name in metrics},
         "digest": summary.digest if summary else (stages[-1].digest if stages else ""),
     }

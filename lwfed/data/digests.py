@@ -107,7 +107,7 @@ def list_files(source: Source, digests: FileDigests, *, progress: Progress | Non
     """
     if source.root is None:
         return {}
-    paths = (path for paths in source.files.values() for path in paths)
+    paths = dict.fromkeys(path for paths in source.files.values() for path in paths)  # examples may share a file
     return digests.of(source.root, paths, progress=progress)
 
 
@@ -135,9 +135,10 @@ def changed_files(
     """
     if source.root is None:
         return {}
-    files = {path: example.id for example in examples for path in source.files[example.id]}
-    now = digests.of(source.root, files)
-    return {files[path]: path for path, digest in now.items() if listing.get(path) != digest}
+    files = source.files
+    paths = [(example.id, path) for example in examples for path in files[example.id]]
+    now = digests.of(source.root, dict.fromkeys(path for _, path in paths))
+    return {name: path for name, path in paths if listing.get(path) != now[path]}
 
 
 def _stamp(path: str) -> Stamp | None:

@@ -20,6 +20,7 @@ from lwfed.objectives.retrieval import recall_at, relevance, zero_shot_accuracy
 from lwfed.round.batching import to_device
 from lwfed.spec.model import ModelSpec
 from lwfed.spec.training import EvaluationSpec
+from lwfed.types.modalities import retrieval_task
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ def _retrieval(embedded: Embedded, *, model: ModelSpec) -> dict[str, float]:
             right = relevance(owners(embedded, query), owners(embedded, item))
             found = recall_at(embedded.of[query], embedded.of[item], relevant=right)
             for k, value in found.items():
-                scores[f"{query[0]}2{item[0]}/R@{k}"] = value
+                scores[f"{retrieval_task(query, item)}/R@{k}"] = value
     return scores
 
 

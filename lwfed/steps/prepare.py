@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import DataError, SpecError
+from lwfed.types.modalities import kind_of
 from lwfed.types.records import DataRecord, RunRecord
 
 
@@ -162,10 +164,15 @@ def prepare(
         return usable(here[who], split, version=versions[who], spec=spec, store=store, emit=emit)
 
     tested = read(SERVER, "test")
+    _refuse_windows(spec, source, tested)
     fraction = spec.data.validation_fraction
     everything = read(SERVER, "train") if fraction or not (found or own) else ()
-    shared, validation = with_validation(source, everything, fraction=fraction)
-    bad = {"test": len(source.examples("test")) - len(tested)}
+    given = () if fraction else source.examples("validation")
+    shared, validation = with_validation(everything, own=given and read(SERVER, "validation"), fraction=fraction)
+    bad = {
+        "test": len(source.examples("test")) - len(tested),
+        "validation": len(given) and len(given) - len(validation),
+    }
     tokens: dict[str, int] = {}
     kept = {client: read(client, "train") for client in own}
     refuse_unknown(spec, {"the server": tested, **(kept or {"the clients": shared})}, emit=emit)
@@ -303,3 +310,14 @@ def _with_reached_batch(plan: StagePlan, *, most_examples: int) -> StagePlan:
     """Returns a plan with the batch size that the clients' numbers of examples allow."""
     batch = min(plan.training.batch_size, most_examples)
     return plan.model_copy(update={"training": plan.training.model_copy(update={"batch_size": batch})})
+
+
+def _refuse_windows(spec: RunSpec, source: Source, examples: Sequence[Example]) -> None:
+    """Raises DataError if sensors' signals, by the first example, have another shape than the encoders' windows."""
+    sensors = tuple(modality for modality in spec.model.modalities if kind_of(modality) == "series")
+    if not sensors:
+        return
+    from lwfed.data.reading import Reader
+    from lwfed.round.workbench import inputs_of
+
+    Reader(source, tuple(examples[:1]), replace(inputs_of(spec.model), modalities=sensors), None, False).item((0, 0))

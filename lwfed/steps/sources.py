@@ -155,20 +155,20 @@ def readable(source: Source, split: str, bad: Mapping[str, str], *, spec: RunSpe
 
 
 def with_validation(
-    source: Source, examples: Sequence[Example], *, fraction: float
+    examples: Sequence[Example], *, own: Sequence[Example], fraction: float
 ) -> tuple[Sequence[Example], Sequence[Example]]:
     """Returns the examples that clients share, and those for validation: the source's own, or a fraction of the former.
 
     Args:
-        source: The server's data.
-        examples: Its readable training examples.
+        examples: The server's readable training examples.
+        own: Its readable validation examples, for a fraction of 0.
         fraction: Fraction to set apart, in [0, 1).
 
     Raises:
         DataError: A fraction is wanted and is fewer than two examples.
     """
     if not fraction:
-        return examples, source.examples("validation")
+        return examples, own
     shared, chosen = split_validation(examples, fraction=fraction)
     if len(chosen) < 2:
         raise DataError(
