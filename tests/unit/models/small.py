@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from lwfed.catalog.encoder import encoder_family
 from lwfed.models.families import family_of
 from lwfed.spec.model import EncoderSpec, ModelSpec
 
@@ -19,6 +20,12 @@ AST = {
     "max_length": 40,
     "num_mel_bins": 16,
 }
+RESNET = {"img_size": 32, "layers": [2, 1, 1, 1], "channels": [8, 12, 16, 24]}
+BERT = {
+    "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 48, "vocab_size": 60,
+    "max_position_embeddings": 16,
+}  # fmt: skip
+MOBILEBERT = BERT | {"embedding_size": 8, "intra_bottleneck_size": 12, "num_feedforward_networks": 2}
 PROJECTION = {"hidden": 32, "out": 8}
 
 
@@ -32,6 +39,27 @@ def distilbert(**fields: Any) -> EncoderSpec:
 
 def ast(**fields: Any) -> EncoderSpec:
     return EncoderSpec(**{"family": "ast", "config": AST, **fields})
+
+
+def resnet(**fields: Any) -> EncoderSpec:
+    return EncoderSpec(**{"family": "resnet", "arch": "resnet18", "config": RESNET, **fields})
+
+
+def bert(**fields: Any) -> EncoderSpec:
+    return EncoderSpec(**{"family": "bert", "config": BERT, "max_tokens": 12, **fields})
+
+
+def mobilebert(**fields: Any) -> EncoderSpec:
+    return EncoderSpec(**{"family": "mobilebert", "config": MOBILEBERT, "max_tokens": 12, **fields})
+
+
+SMALL = {"vit": vit, "resnet": resnet, "distilbert": distilbert, "bert": bert, "mobilebert": mobilebert, "ast": ast}
+"""Family -> its small encoder."""
+
+
+def modality_of(encoder: EncoderSpec) -> str:
+    """Returns the modality that an encoder encodes."""
+    return encoder_family(encoder.family).modality
 
 
 def whole_depth(encoder: EncoderSpec) -> int:
