@@ -84,6 +84,20 @@ ONE_STAGE = (
 
 DEPTHS = {"image": 2, "text": 2}
 
+RESNET = (
+    "model.encoders.image={family: resnet, arch: resnet18, "
+    "config: {img_size: 16, layers: [2, 1, 0, 0], channels: [8, 12, 1, 1]}}"
+)
+_BERT = "vocab_size: 384, hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2, max_position_embeddings: 64"
+BERT = f"model.encoders.text={{family: bert, max_tokens: 64, config: {{{_BERT}, intermediate_size: 32}}}}"
+MOBILEBERT = (
+    f"model.encoders.text={{family: mobilebert, max_tokens: 64, config: {{{_BERT}, intermediate_size: 24, "
+    "embedding_size: 8, intra_bottleneck_size: 12, num_feedforward_networks: 2}}"
+)
+"""Overrides: other encoders of two blocks; the ResNet's first has fewer channels than its second, so an adapter."""
+ENCODERS = {"vit-distilbert": (), "resnet-mobilebert": (RESNET, MOBILEBERT), "resnet-bert": (RESNET, BERT)}
+"""Pairs of encoders -> overrides."""
+
 
 def tiny_spec(root: Path | str, *overrides: str) -> RunSpec:
     """Returns the spec, with a store in a folder."""

@@ -41,7 +41,8 @@ class UnitCost:
         input_gradient: Part of `backward` that is not needed at the cut, because the input needs no gradient there.
         saved: Items saved for the backward pass in the computation's type (fp32 or bf16).
         saved_fp32: Items saved in fp32 whatever the computation's type: residual stream, statistics.
-        input_saved: Part of `saved_fp32` that is saved only for the input's gradient, and so not at the cut.
+        input_saved: Part of `saved_fp32` that is saved only for the input's gradient, and so not at the cut. Negative:
+            items saved only at the cut, because elsewhere the unit before saves them, as its output.
         input: Items of its input, in fp32: all that is saved if the unit is recomputed. Blocks only.
         recomputed: FLOPs of recomputing it, up to the last value that the backward pass needs. Blocks only.
         copies: Items saved only if the type is not fp32: copies of an input that fp32 would share.
@@ -123,8 +124,8 @@ class Architecture:
     Attributes:
         name: A short name.
         depth: Number of blocks.
-        width: D.
-        tokens: T: fixed by the input's size, or a text's maximum.
+        width: D, after the last block.
+        tokens: T after the last block: fixed by the input's size, or a text's maximum.
         units: Unit name without the modality (`stem`, `blocks.0` ..., `norm`) -> unit.
         pooled: Items saved by reading the feature from the last state, per sample.
         pooled_row: The same if the last state is one token.
@@ -137,6 +138,11 @@ class Architecture:
     units: Mapping[str, Unit]
     pooled: Count = field(default=Count())
     pooled_row: Count = field(default=Count())
+
+    def items_after(self, depth: int, *, tokens: int) -> int:
+        """Returns the items of an example's state after a number of blocks: the input of the next one, if any."""
+        following = self.units.get(f"blocks.{depth}")
+        return tokens * self.width if following is None else following.cost.input.at(tokens)
 
     def tensors(self, modality: str) -> dict[str, TensorSpec]:
         """Returns all tensors by their canonical names."""

@@ -65,6 +65,8 @@ class Normalise(NamedTuple):
 
 HALF = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 """Pixels in [-1, 1]."""
+IMAGENET = Normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation of ImageNet's pixels."""
 AUDIOSET = Normalise((-4.2677393,), (4.5689974,))
 """Mean and standard deviation of AudioSet's log-mels (Gong et al. 2021, arXiv 2104.01778)."""
 
@@ -111,6 +113,8 @@ class EncoderDescription:
         inputs: Returns an example's input, or name -> input, from the architecture's settings: those of
             `Family.config` and `Family.input_settings`.
         usage: How an export of it is used.
+        widths: Returns the widths of its feature after 0, 1 ... all blocks, for a family whose width grows; None if it
+            is the same after any block.
         normalise: How inputs are normalised unless the spec or the weights say otherwise; None for text and series.
         check: Raises ValueError if the spec's settings do not fit the family.
         architecture: Returns its tensors and costs by formulas, or None for a spec with a key that they do not cover.
@@ -126,6 +130,7 @@ class EncoderDescription:
     feature_token: bool
     inputs: Callable[[Mapping[str, Any]], Input | Mapping[str, Input]]
     usage: Usage
+    widths: Callable[[EncoderSettings], Sequence[int]] | None = None
     normalise: Normalise | None = None
     check: Callable[[EncoderSettings], None] = without_arch
     architecture: Callable[[EncoderSettings], Architecture | None] | None = None

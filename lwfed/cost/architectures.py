@@ -18,7 +18,7 @@ from lwfed.catalog.stored import stored_config
 from lwfed.spec.model import EncoderSpec, ModelSpec
 from lwfed.types.canonical import digest_of, readable
 
-FORMAT = 2
+FORMAT = 3
 """Part of the cache key; increased when the counts change."""
 
 

@@ -15,7 +15,7 @@ class UnitBill:
 
     Attributes:
         unit: Its name, such as `image.blocks.3`.
-        part: `stem`, `blocks`, `norm`, `projection`, `fusion` or `prediction`.
+        part: `stem`, `blocks`, `norm`, `adapter`, `projection`, `fusion` or `prediction`.
         trained: Whether it is trained, and therefore exchanged.
         params: Number of parameters.
         nbytes: Bytes of its tensors in memory.
@@ -27,6 +27,7 @@ class UnitBill:
         fill_flops: FLOPs per example, once per stage, if its outputs are cached and were not before.
         input_bytes: Bytes of a block's input, per sample; 0 if it is frozen.
         recomputed_flops: FLOPs of recomputing a block, per sample; 0 if it is frozen.
+        alone_bytes: Activations that a block saves if nothing before it is saved, per sample; 0 if it is frozen.
     """
 
     unit: str
@@ -42,6 +43,7 @@ class UnitBill:
     fill_flops: int = 0
     input_bytes: int = 0
     recomputed_flops: int = 0
+    alone_bytes: int = 0
 
 
 def unit_bills(
@@ -87,6 +89,7 @@ def unit_bills(
                 fixed_bytes=cost.fixed(item_bytes=item_bytes) if is_trained else 0,
                 input_bytes=4 * cost.input.at(count) if is_trained else 0,
                 recomputed_flops=cost.recomputed.at(count) if is_trained else 0,
+                alone_bytes=cost.saved_bytes(count, item_bytes=item_bytes, at_cut=True) if is_trained else 0,
             )
         )
         if is_trained:

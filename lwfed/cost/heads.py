@@ -1,4 +1,4 @@
-"""The heads as formulas: a projection head per modality, and the prediction head over their fusion."""
+"""The heads as formulas: a projection head per modality, its adapters, and the prediction head over the fusion."""
 
 from __future__ import annotations
 
@@ -6,11 +6,34 @@ from dataclasses import replace
 
 from lwfed.catalog.blocks import linear
 from lwfed.catalog.costs import Architecture, Count, Unit, UnitCost
-from lwfed.spec.model import ProjectionSpec, SupervisedSpec
+from lwfed.catalog.encoder import encoder_family
+from lwfed.spec.model import EncoderSpec, ProjectionSpec, SupervisedSpec
 from lwfed.types.tensors import TensorSpec
 
 BATCH_NORM_BYTES = 2 * 4
 """Bytes of a feature's mean and deviation over the batch, saved in fp32 for the backward pass."""
+
+
+def adapters(encoder: EncoderSpec, *, architecture: Architecture) -> dict[str, Unit]:
+    """Returns the adapters of an encoder whose width grows, `adapter.1` ...: a Linear layer without bias, which saves
+    the feature that it reads.
+    """
+    widths = encoder_family(encoder.family).widths
+    of_depth = {} if widths is None else dict(enumerate(widths(encoder)))
+    products = {depth: width * architecture.width for depth, width in of_depth.items() if width != architecture.width}
+    return {
+        f"adapter.{depth}": Unit(
+            {"weight": TensorSpec((architecture.width, of_depth[depth]))},
+            UnitCost(
+                forward=Count(2 * count),
+                backward=Count(4 * count),
+                input_gradient=Count(2 * count),
+                saved=Count(of_depth[depth]),
+                weight_copies=count,
+            ),
+        )
+        for depth, count in products.items()
+    }
 
 
 def projection_head(spec: ProjectionSpec, *, architecture: Architecture) -> Unit:

@@ -13,7 +13,7 @@ from lwfed.catalog.costs import Architecture, Unit
 from lwfed.catalog.fusion import fusion_kind
 from lwfed.cost.bills import unit_bills, with_cached_outputs
 from lwfed.cost.exchange import file_bytes, mean_download_bytes
-from lwfed.cost.heads import prediction_head, projection_head
+from lwfed.cost.heads import adapters, prediction_head, projection_head
 from lwfed.cost.memory import checkpointed, gradients_bytes, optimizer_bytes
 from lwfed.cost.stage_cost import StageCost
 from lwfed.plan.levers import LeversPlan
@@ -103,6 +103,8 @@ def model_units(
     for modality in model.modalities:
         architecture = architectures[modality]
         units |= {f"{modality}.{suffix}": unit for suffix, unit in architecture.units.items()}
+        own = adapters(model.encoders[modality], architecture=architecture)
+        units |= {f"{modality}.{suffix}": unit for suffix, unit in own.items()}
         units[f"{modality}.projection"] = projection_head(model.projection, architecture=architecture)
     if model.objective.kind == "supervised":
         if num_classes is None:
@@ -181,6 +183,8 @@ def _price(
         micro_batch_size=micro,
         sample_bytes=sample,
         fill_flops=sum(bill.fill_flops for bill in bills),
-        cache_bytes=sum(4 * views * counts[m] * architectures[m].width for m, views in kept.items()),
+        cache_bytes=sum(
+            4 * views * architectures[m].items_after(stage.cut[m], tokens=counts[m]) for m, views in kept.items()
+        ),
         units=bills,
     )

@@ -50,12 +50,12 @@ def checkpointed(bills: Sequence[UnitBill]) -> tuple[UnitBill, ...]:
     `input_bytes` is 0.
     """
     blocks = [bill for bill in bills if bill.trained and bill.part == "blocks" and bill.input_bytes]
-    largest = max(blocks, key=lambda bill: bill.saved_bytes - bill.input_bytes, default=None)
+    largest = max(blocks, key=lambda bill: bill.alone_bytes - bill.input_bytes, default=None)
     changed = {
         bill.unit: replace(
             bill,
             backward_flops=bill.backward_flops + bill.recomputed_flops,
-            saved_bytes=bill.saved_bytes if bill is largest else bill.input_bytes,
+            saved_bytes=bill.alone_bytes if bill is largest else bill.input_bytes,
             fixed_bytes=bill.fixed_bytes if bill is largest else 0,
         )
         for bill in blocks

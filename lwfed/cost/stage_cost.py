@@ -7,7 +7,7 @@ from typing import Any
 
 from lwfed.cost.bills import UnitBill
 
-PARTS = ("stem", "blocks", "norm", "projection", "fusion", "prediction")
+PARTS = ("stem", "blocks", "norm", "adapter", "projection", "fusion", "prediction")
 """Parts of a model, from input to output."""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lwfed.models.families import family_of
+from lwfed.plan.units import is_adapter
 from lwfed.spec.model import EncoderSpec, ModelSpec
 
 
@@ -28,7 +29,7 @@ def to_library(
     """
     family, prefix = family_of(encoder), f"{modality}."
     own = {name.removeprefix(prefix): tensor for name, tensor in sorted(tensors.items()) if name.startswith(prefix)}
-    own = {name: tensor for name, tensor in own.items() if not name.startswith("projection.")}
+    own = {name: tensor for name, tensor in own.items() if not name.startswith(("adapter.", "projection."))}
     state = {family.PREFIXES.to_library(name): tensor for name, tensor in own.items()}
     blocks = {name.split(".")[1] for name in own if name.startswith("blocks.")}
     return state, family.library_config(encoder, depth=len(blocks))
@@ -36,6 +37,8 @@ def to_library(
 
 def heads(model: ModelSpec, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Returns the heads, and the fusion if it has parameters.
+
+    An adapter is multiplied into the first layer of the head that it feeds: both are linear and without bias.
 
     Args:
         model: The model.
@@ -50,4 +53,9 @@ def heads(model: ModelSpec, tensors: Mapping[str, Tensor]) -> dict[str, dict[str
         head: {name.removeprefix(prefix): t for name, t in sorted(tensors.items()) if name.startswith(prefix)}
         for head, prefix in units.items()
     }
+    for name, tensor in tensors.items():
+        if is_adapter(name):
+            state = states[name.partition(".")[0]]
+            first = "hidden.0.linear.weight" if "hidden.0.linear.weight" in state else "out.linear.weight"
+            state[first] = (state[first].double() @ tensor.double()).float()
     return {head: state for head, state in states.items() if state}

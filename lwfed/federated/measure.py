@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,7 +32,7 @@ class Recomputed(TorchDispatchMode):
         ignored: Addresses of storages that are not activations.
     """
 
-    def __init__(self, ignored: Collection[int]) -> None:
+    def __init__(self, ignored: Set[int]) -> None:
         super().__init__()
         self.ignored = ignored
         self.forward = True
@@ -44,9 +44,10 @@ class Recomputed(TorchDispatchMode):
         if self.forward:
             return made
         if torch.is_grad_enabled():
+            given = {tensor.untyped_storage().data_ptr() for tensor in args if isinstance(tensor, Tensor)}
             for tensor in made if isinstance(made, tuple | list) else (made,):
-                if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in self.ignored:
-                    storage = tensor.untyped_storage()
+                storage = tensor.untyped_storage() if isinstance(tensor, Tensor) else None
+                if storage is not None and storage.data_ptr() not in given | self.ignored:  # a view is no new tensor
                     self._made[StorageWeakRef(storage)] = storage.nbytes()
         elif self._made:
             self._count()

@@ -13,6 +13,7 @@ from lwfed.models.initial import initial_unit
 from lwfed.models.multimodal import Multimodal
 from lwfed.models.pretrained import pretrained_tensors
 from lwfed.params import spec_of
+from lwfed.plan.units import is_adapter
 from lwfed.spec.model import EncoderSpec, ModelSpec
 from lwfed.types.errors import CheckpointError
 from lwfed.types.seeds import derive
@@ -82,7 +83,7 @@ def initial_tensors(
     wanted: dict[str, list[str]] = {}
     for unit in units:
         modality, _, part = unit.partition(".")
-        head = part in ("", "projection")
+        head = part in ("", "projection") or is_adapter(unit)
         if not head and model.encoders[modality].weights is not None:
             wanted.setdefault(modality, []).append(unit)
             continue

@@ -59,6 +59,7 @@ def row_attention(
     dropout: float = 0.0,
     query_norm: nn.Module | None = None,
     key_norm: nn.Module | None = None,
+    values: Float[Tensor, "B T V"] | None = None,
 ) -> Float[Tensor, "B 1 A"]:
     """Computes the attention of one token over all tokens, with projected keys and values.
 
@@ -71,6 +72,7 @@ def row_attention(
         dropout: Rate on the attention weights; 0 outside of training.
         query_norm: The norm of timm's `qk_norm` for each head of the query.
         key_norm: The same for the keys.
+        values: What the values are projected from; None: the tokens.
 
     Returns:
         The concatenated outputs of the heads, before the output projection.
@@ -82,7 +84,7 @@ def row_attention(
     query, key, value = (
         split(first, projections.query),
         split(tokens, projections.key),
-        split(tokens, projections.value),
+        split(tokens if values is None else values, projections.value),
     )
     if query_norm is not None:
         query = query_norm(query)

@@ -6,7 +6,7 @@ CPU tensors, so that kernels are chosen as on a CPU but only shapes are propagat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,10 +17,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.flop_counter import FlopCounterMode
 
-from lwfed.catalog.encoder import TOKENS, Input, encoder_family
-from lwfed.models.build import input_settings, tensor_specs
+from lwfed.catalog.encoder import TOKENS, Input
+from lwfed.models.build import tensor_specs
 from lwfed.models.families import family_of
 from lwfed.models.protocol import Encoder, LastBlock, State
+from lwfed.models.sample import Sample, made_up, sample_of
 from lwfed.spec.model import EncoderSpec
 from lwfed.types.errors import SpecError
 
@@ -85,8 +86,7 @@ def count(encoder: EncoderSpec) -> dict[str, Any]:
     Raises:
         SpecError: The architecture or an override is wrong.
     """
-    settings = family_of(encoder).config(encoder) | input_settings(encoder)
-    sample = encoder_family(encoder.family).inputs(settings)
+    sample = sample_of(encoder)
     with torch.device("meta"):
         module = family_of(encoder).build(encoder, depth=None)
     specs = tensor_specs(module)
@@ -98,7 +98,7 @@ def count(encoder: EncoderSpec) -> dict[str, Any]:
             module.load_state_dict(values, assign=True)
             module.train()
             runs = [_per_sample(module, sample, length) for length in lengths]
-            tokens = int(module.embed(_inputs(sample, batch=2, length=lengths[-1])).tokens.shape[1])
+            last = _states(module, made_up(sample, batch=2, length=lengths[-1]))[-1]
     except (RuntimeError, TypeError, ValueError, ArithmeticError, LookupError, AssertionError) as error:
         line = " ".join(str(error).split())[:300]
         raise SpecError(
@@ -126,7 +126,7 @@ def count(encoder: EncoderSpec) -> dict[str, Any]:
         "name": encoder.arch or encoder.family,
         "depth": len(module.blocks),
         "width": module.width,
-        "tokens": tokens,
+        "tokens": int(last.tokens.shape[1]),
         "pooled": fitted["pooled"]["saved"],
         "pooled_row": fitted.get("pooled/row", fitted["pooled"])["saved"],
         "units": units,
@@ -135,13 +135,29 @@ def count(encoder: EncoderSpec) -> dict[str, Any]:
 
 def _cost(counts: dict[str, list[int]], weight_copies: int) -> dict[str, Any]:
     nothing = {what: [0, 0, 0] for what in ("input_saved", "saved_fp32", "copies")}
-    return nothing | counts | {"fixed_bytes": 0, "weight_copies": weight_copies}
+    fixed_bytes = ITEM_BYTES * counts.pop("fixed")[0]
+    return nothing | counts | {"fixed_bytes": fixed_bytes, "weight_copies": weight_copies}
 
 
-def _per_sample(module: Encoder, sample: Input | Mapping[str, Input], length: int) -> dict[str, dict[str, int]]:
-    """Counts each unit's costs per sample, as the difference between batches of three and of two."""
-    two, three = (_run(module, _inputs(sample, batch=batch, length=length)) for batch in (2, 3))
-    return {unit: {what: three[unit][what] - two[unit][what] for what in two[unit]} for unit in two}
+def _per_sample(module: Encoder, sample: Sample, length: int) -> dict[str, dict[str, int]]:
+    """Counts each unit's costs per sample, as the difference between batches of three and of two.
+
+    What a unit saves for a batch of any size, such as BatchNorm's statistics, is `fixed`.
+    """
+    two, three = (_run(module, made_up(sample, batch=batch, length=length)) for batch in (2, 3))
+    return {
+        unit: {what: three[unit][what] - two[unit][what] for what in two[unit]}
+        | {"fixed": 3 * two[unit]["saved"] - 2 * three[unit]["saved"]}
+        for unit in two
+    }
+
+
+def _states(module: Encoder, inputs: Any) -> list[State]:
+    """Returns the state before each block, and the last one."""
+    states = [module.embed(inputs)]
+    for i in range(len(module.blocks)):
+        states.append(module.advance(states[-1], start=i, stop=i + 1))
+    return states
 
 
 def _run(module: Encoder, inputs: Any) -> dict[str, dict[str, int]]:
@@ -151,35 +167,37 @@ def _run(module: Encoder, inputs: Any) -> dict[str, dict[str, int]]:
     costs = {"stem": _flops(lambda: module.embed(inputs).tokens, None)}
     with saved.watch():
         saved.label = "stem"
-        state = module.embed(inputs)
+        states = [module.embed(inputs)]
         for i in range(len(module.blocks)):
             saved.label = f"blocks.{i}"
-            state = module.advance(state, start=i, stop=i + 1)
+            states.append(module.advance(states[i], start=i, stop=i + 1))
         saved.label = "norm"
-        feature = module.pool(state)
+        feature = module.pool(states[-1])
         saved.label = "pooled"
         saved.add(feature)  # the projection head's first product saves it
-    firsts = _first_equal(module)
+    firsts = _first_equal(module, states)
     for i, first in enumerate(firsts):
-        costs[f"blocks.{i}"] = _block_flops(module, state, i) if first == i else dict(costs[f"blocks.{first}"])
+        costs[f"blocks.{i}"] = _block_flops(module, states[i], i) if first == i else dict(costs[f"blocks.{first}"])
     if isinstance(getattr(module, "norm", None), nn.Module):
         costs["norm"] = dict.fromkeys(costs["stem"], 0)
     costs["pooled"] = {}
     for unit, cost in costs.items():
         cost["saved"] = saved.nbytes.get(unit, 0) // ITEM_BYTES
+        if alone := cost.pop("alone", 0):
+            cost["input_saved"] = cost["saved"] - alone  # below 0 if at the cut the block saves its input, too
     if type(module).advance_row is not Encoder.advance_row:
         for how in HOWS:
             for i, first in enumerate(firsts):
                 if first == i:
-                    costs |= _last_block(module, state, i, how)
+                    costs |= _last_block(module, states[i], i, how)
                 costs[f"blocks.{i}/{how}"] = costs[f"blocks.{first}/{how}"]
     return costs
 
 
-def _first_equal(module: Encoder) -> list[int]:
-    """Returns for each block the index of the first block with equal layers and rates, and so equal costs."""
-    firsts: dict[str, int] = {}
-    return [firsts.setdefault(repr(block), i) for i, block in enumerate(module.blocks)]
+def _first_equal(module: Encoder, states: Sequence[State]) -> list[int]:
+    """Returns for each block the index of the first block with equal layers, rates and inputs, and so equal costs."""
+    firsts: dict[Any, int] = {}
+    return [firsts.setdefault((repr(block), states[i].tokens.shape), i) for i, block in enumerate(module.blocks)]
 
 
 def _last_block(module: Encoder, state: State, index: int, how: LastBlock) -> dict[str, dict[str, int]]:
@@ -218,7 +236,10 @@ def _block_flops(module: Encoder, state: State, index: int) -> dict[str, int]:
     module.recomputed = True
     again = _flops(run, state.tokens)["backward"] - counts["backward"]
     module.recomputed = False
-    return counts | {"recomputed": again, "input": state.tokens.numel()}
+    saved = SavedBytes([*module.parameters(), *module.buffers(), *([] if state.mask is None else [state.mask])])
+    with saved.watch():
+        run(state.tokens.detach())
+    return counts | {"recomputed": again, "input": state.tokens.numel(), "alone": saved.total // ITEM_BYTES}
 
 
 def _flops(run: Any, tokens: Tensor | None) -> dict[str, int]:
@@ -235,19 +256,12 @@ def _flops(run: Any, tokens: Tensor | None) -> dict[str, int]:
             "recomputed": 0, "input": 0}  # fmt: skip
 
 
-def _lengths(sample: Input | Mapping[str, Input], *, longest: int) -> list[int]:
+def _lengths(sample: Sample, *, longest: int) -> list[int]:
     """Chooses the numbers of tokens to count with: three if the input's length varies, else any one."""
     inputs = [sample] if isinstance(sample, Input) else list(sample.values())
     if not any(TOKENS in given.shape for given in inputs):
         return [1]
     return [longest - 2, longest - 1, longest] if longest > 3 else [longest]
-
-
-def _inputs(sample: Input | Mapping[str, Input], *, batch: int, length: int) -> Any:
-    if not isinstance(sample, Input):
-        return {name: _inputs(given, batch=batch, length=length) for name, given in sample.items()}
-    shape = [length if size == TOKENS else size for size in sample.shape]
-    return torch.ones(batch, *shape, dtype=getattr(torch, sample.dtype))
 
 
 def _fit(values: Sequence[int], lengths: Sequence[int]) -> list[int]:

@@ -1,7 +1,7 @@
 """The whole model: an encoder and a projection head per modality; if supervised, a fusion and a prediction head.
 
-The names in its `state_dict` are the canonical names of tensors: `image.blocks.3.attn.qkv.weight`,
-`text.projection...`.
+Between an encoder and its head is an adapter, if the blocks present do not have the whole encoder's width. The names in
+its `state_dict` are the canonical names of tensors: `image.blocks.3.attn.qkv.weight`, `text.projection...`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ class Multimodal(nn.Module):
         self.modalities = model.modalities
         for modality in self.modalities:
             encoder = encoders[modality]
-            encoder.projection = ProjectionHead(encoder.width, spec=model.projection)
+            if encoder.width != encoder.whole_width:
+                adapter = nn.Linear(encoder.width, encoder.whole_width, bias=False)
+                encoder.adapter = nn.ModuleDict({str(len(encoder.blocks)): adapter})
+            encoder.projection = ProjectionHead(encoder.whole_width, spec=model.projection)
             self.add_module(modality, encoder)
         self.prediction: PredictionHead | None = None
         if model.objective.kind == "supervised":
@@ -55,10 +58,13 @@ class Multimodal(nn.Module):
     def suffix(
         self, modality: str, state: State, *, cut: int, last_block: Mapping[str, LastBlock] | None = None
     ) -> Float[Tensor, "B P"]:
-        """Passes the prefix's outputs through the blocks from `cut` on, the pooling and the projection head."""
+        """Passes the prefix's outputs through the blocks from `cut` on, the pooling, the adapter and the head."""
         encoder = self.encoder(modality)
         how = (last_block or {}).get(modality, "full")
-        return cast(ProjectionHead, encoder.projection)(encoder.feature(state, start=cut, how=how))
+        feature = encoder.feature(state, start=cut, how=how)
+        if encoder.width != encoder.whole_width:
+            feature = cast(nn.ModuleDict, encoder.adapter)[str(len(encoder.blocks))](feature)
+        return cast(ProjectionHead, encoder.projection)(feature)
 
     def project(
         self, modality: str, inputs: Any, *, cut: int = 0, last_block: Mapping[str, LastBlock] | None = None

@@ -25,7 +25,7 @@ def pretrained_tensors(
         shapes: The encoder's tensors in the units to read: canonical name -> shape.
 
     Returns:
-        Canonical name -> tensor, fp32.
+        Canonical name -> tensor, fp32 (counters int64).
 
     Raises:
         DataError: The weights are missing, unreadable, a pickle, quantised or not finite, or have another architecture.
@@ -53,7 +53,7 @@ def pretrained_tensors(
                 f"{name} has values in the weights {weights} that are not finite", remedy="copy or download them again"
             )
     return {
-        name: tensor.to(torch.float32).contiguous()
+        name: tensor.to(torch.float32 if tensor.is_floating_point() else torch.int64).contiguous()
         for name, tensor in sorted(tensors.items())
         if unit_of(name) in units
     }

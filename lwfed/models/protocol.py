@@ -24,7 +24,8 @@ class State(NamedTuple):
     """The state between blocks.
 
     Attributes:
-        tokens: B examples of T tokens of width D.
+        tokens: B examples of T tokens of width D; of a feature map with D channels, its T pixels, row by row. T and D
+            may differ from block to block.
         mask: Which tokens are real; None if all are.
     """
 
@@ -38,18 +39,23 @@ class Encoder(nn.Module):
     Attributes:
         stem: Maps the input to the first tokens.
         blocks: The present blocks, in order.
-        width: D, the width of the tokens and of the feature.
+        width: D, the width of the feature.
+        whole_width: The width of the whole encoder's feature, which the projection head reads. Where fewer blocks have
+            another `width`, an adapter follows.
         init_std: Standard deviation of seeded weights.
         recomputed: Whether trained blocks are recomputed in the backward pass.
     """
 
     recomputed = False
 
-    def __init__(self, stem: nn.Module, *, blocks: nn.ModuleList, width: int, init_std: float) -> None:
+    def __init__(
+        self, stem: nn.Module, *, blocks: nn.ModuleList, width: int, init_std: float, whole_width: int | None = None
+    ) -> None:
         super().__init__()
         self.stem = stem
         self.blocks = blocks
         self.width = width
+        self.whole_width = width if whole_width is None else whole_width
         self.init_std = init_std
 
     def embed(self, inputs: Any) -> State:
@@ -94,7 +100,7 @@ class Encoder(nn.Module):
         return self.pool(self.advance_row(self.advance(state, start=start, stop=last), index=last, how=how))
 
     def pool(self, state: State) -> Float[Tensor, "B D"]:
-        """Returns the feature of each example: the CLS token, after the final norm if there is one."""
+        """Returns the feature of each example, such as the CLS token, after the final norm if there is one."""
         raise NotImplementedError
 
 
@@ -107,11 +113,13 @@ class Prefixes(NamedTuple):
         stem: Prefix of the stem; empty if everything except blocks and norm is the stem.
         blocks: Prefix before a block's number.
         norm: Prefix of the final norm; None if there is none.
+        first: The library's number of the first block.
     """
 
     stem: str
     blocks: str
     norm: str | None
+    first: int = 0
 
     def to_library(self, name: str) -> str:
         """Converts a canonical name without the modality, such as `blocks.3.attn.qkv.weight`, to the library's.
@@ -120,18 +128,28 @@ class Prefixes(NamedTuple):
             ValueError: No tensor of the encoder has that name.
         """
         part, _, rest = name.partition(".")
-        prefix = self._asdict().get(part)
+        prefix = getattr(self, part) if part in _PARTS else None
         if prefix is None:
             raise ValueError(f"this encoder has no tensor `{name}`")
-        return f"{prefix}{rest}"
+        return f"{prefix}{_renumbered(rest, self.first) if part == 'blocks' else rest}"
 
     def to_canonical(self, name: str) -> str:
         """Converts a library's name to the canonical one without the modality; the inverse of `to_library`."""
-        for part in ("blocks", "norm", "stem"):  # the stem last: its prefix may be empty
+        for part in _PARTS:
             prefix = getattr(self, part)
             if prefix is not None and name.startswith(prefix):
-                return f"{part}.{name.removeprefix(prefix)}"
+                rest = name.removeprefix(prefix)
+                return f"{part}.{_renumbered(rest, -self.first) if part == 'blocks' else rest}"
         raise ValueError(f"the library's model has no tensor `{name}`")
+
+
+_PARTS = ("blocks", "norm", "stem")  # the stem last: its prefix may be empty
+
+
+def _renumbered(name: str, shift: int) -> str:
+    """Adds to the number that a name begins with."""
+    number, _, rest = name.partition(".")
+    return f"{int(number) + shift}.{rest}"
 
 
 class Fusion(nn.Module):

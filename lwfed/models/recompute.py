@@ -2,7 +2,8 @@
 
 Chen et al. 2016, arXiv 1604.06174. The results are bit-equal: dropout is drawn again from the same generator state, and
 in the same precision. It works like `torch.utils.checkpoint` with `use_reentrant=False`, which is not used here because
-it loads PyTorch's compiler: 150 MB, more than it would save for a small model.
+it loads PyTorch's compiler: 150 MB, more than it would save for a small model. BatchNorm's running statistics, which a
+second pass would update again, are put back.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-
-from lwfed.types.errors import SpecError
 
 
 def recomputing(run: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
@@ -55,20 +54,11 @@ def set_recomputed(module: nn.Module, recompute: bool) -> None:
         module: A model with encoders; see `protocol.Encoder.recomputed`.
         recompute: Whether to recompute them.
 
-    Raises:
-        SpecError: A block has running statistics, which a second pass would update twice.
     """
     encoder: Any
     for encoder in module.children():
-        blocks = getattr(encoder, "blocks", None)
-        if not isinstance(blocks, nn.ModuleList):
-            continue
-        if recompute and any(name.endswith("running_mean") for name, _ in blocks.named_buffers()):
-            raise SpecError(
-                "blocks with BatchNorm cannot be recomputed: their running statistics would be updated twice",
-                remedy="set training.activation_checkpointing=false",
-            )
-        encoder.recomputed = recompute
+        if isinstance(getattr(encoder, "blocks", None), nn.ModuleList):
+            encoder.recomputed = recompute
 
 
 def _recompute(
@@ -91,8 +81,11 @@ def _recompute(
         return found[seen - 1]
 
     detached = [None if value is None else value.detach().requires_grad_(value.requires_grad) for value in inputs]
+    buffers = {} if not isinstance(run, nn.Module) else {buffer: buffer.clone() for buffer in run.buffers()}
     with suppress(_EnoughError), torch.enable_grad(), context(), saved_tensors_hooks(pack, lambda tensor: tensor):
         run(*detached)
+    for buffer, before in buffers.items():
+        buffer.copy_(before)  # BatchNorm's statistics count a batch once
 
 
 class _EnoughError(Exception):

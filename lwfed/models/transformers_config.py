@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +17,10 @@ from lwfed.models.weights import checked_settings, read_config
 from lwfed.spec.model import EncoderSpec
 from lwfed.types.errors import DataError, SpecError
 
-WITHOUT_EFFECT = {"sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout", "tie_word_embeddings"}
+WITHOUT_EFFECT = {
+    "sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout", "tie_word_embeddings", "classifier_dropout",
+    "classifier_activation", "use_cache", "is_decoder", "add_cross_attention",
+}  # fmt: skip
 """Keys that have no effect on an encoder here; ignored in a config.json, refused in a spec."""
 
 
@@ -28,10 +31,12 @@ class Library:
     Attributes:
         config_class: The class of its configurations.
         model_class: The class of its models.
+        arguments: The class's arguments besides the configuration.
     """
 
     config_class: Any
     model_class: Any
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def config(self, encoder: EncoderSpec) -> dict[str, Any]:
         """Returns the architecture's settings: those in the weights' folder, overridden by the spec's.
@@ -82,7 +87,7 @@ class Library:
     def build(self, encoder: EncoderSpec, settings: Any) -> Any:
         """Builds the model for a configuration on the default device. Raises SpecError if sizes do not fit."""
         try:
-            return self.model_class(settings)
+            return self.model_class(settings, **self.arguments)
         except (TypeError, ValueError, KeyError, AssertionError, RuntimeError, ZeroDivisionError) as error:
             line = " ".join(str(error).split())[:300]
             raise SpecError(
@@ -122,6 +127,7 @@ class Library:
                     state_dict=dict(tensors),
                     dtype=torch.float32,
                     output_loading_info=True,
+                    **self.arguments,
                 )
         except RuntimeError as error:
             raise DataError(

@@ -1,7 +1,10 @@
 """Units: the parts of a model that are trained or frozen, exchanged and stored as a whole.
 
-A unit's name is the prefix of its tensors' names: `image.stem`, `image.blocks.3`, `image.norm`, `image.projection`,
-`text.stem` ..., `fusion` if it has parameters, `prediction`.
+A unit's name is the prefix of its tensors' names: `image.stem`, `image.blocks.3`, `image.norm`, `image.adapter.2`,
+`image.projection`, `text.stem` ..., `fusion` if it has parameters, `prediction`.
+
+An adapter maps the feature of an encoder whose width grows with its depth to the projection head's input width. It is
+named after the number of blocks that it follows: more blocks bring another adapter, or none once the widths agree.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from collections.abc import Mapping
 
 from lwfed.catalog.encoder import encoder_family
 from lwfed.catalog.fusion import fusion_kind
-from lwfed.spec.model import ModelSpec
+from lwfed.spec.model import EncoderSpec, ModelSpec
 from lwfed.spec.run import RunSpec
 from lwfed.types.errors import SpecError
 
@@ -51,18 +54,36 @@ def units_of(model: ModelSpec, depth: Mapping[str, int]) -> tuple[str, ...]:
         units += [f"{modality}.stem", *(f"{modality}.blocks.{i}" for i in range(depth[modality]))]
         if encoder_family(encoder.family).final_norm:
             units.append(f"{modality}.norm")
+        if needs_adapter(encoder, depth[modality]):
+            units.append(f"{modality}.adapter.{depth[modality]}")
         units.append(f"{modality}.projection")
     if model.objective.kind == "supervised":
         units += [*(["fusion"] if fusion_kind(model.objective.fusion).unit is not None else []), "prediction"]
     return tuple(units)
 
 
+def needs_adapter(encoder: EncoderSpec, depth: int) -> bool:
+    """Returns whether an encoder's feature after `depth` blocks has another width than that of the whole encoder."""
+    widths = encoder_family(encoder.family).widths
+    if widths is None:
+        return False
+    of_depth = widths(encoder)
+    return of_depth[depth] != of_depth[-1]
+
+
+def is_adapter(unit: str) -> bool:
+    """Returns whether a unit is an adapter."""
+    return ".adapter." in unit
+
+
 def group_of(unit: str) -> str:
     """Returns the module group whose learning rate a unit uses: a modality, `projection` or `prediction`.
 
-    A fusion belongs to the group of the prediction head that it feeds.
+    A fusion belongs to the group of the prediction head that it feeds, an adapter to that of the projection heads.
     """
     parts = unit.split(".")
     if parts[0] == "fusion":
         return "prediction"
+    if is_adapter(unit):
+        return "projection"
     return parts[-1] if parts[-1] in ("projection", "prediction") else parts[0]

@@ -24,6 +24,7 @@ from lwfed.data.prefix_cache import CachedPrefix, Inputs, find_cached, write_cac
 from lwfed.data.protocol import Example
 from lwfed.models.build import load_units, skeleton
 from lwfed.models.protocol import State
+from lwfed.models.sample import items_after
 from lwfed.plan.stages import StagePlan
 from lwfed.round.batching import move
 from lwfed.round.context import ClientContext
@@ -108,7 +109,7 @@ def prefixes_of(ctx: ClientContext, checkpoint: Checkpoint, *, examples: Sequenc
         if found is not None and found.chain == chain:
             cached[modality], states[modality] = found, "kept"
             continue
-        if not ranks.agree(_has_room(folder, inputs, width=bench.skeleton(ctx.key).encoder(modality).width)):
+        if not ranks.agree(_has_room(folder, inputs, items=_items(ctx, modality))):
             states[modality] = f"recomputed: there is no room for it in {folder}"
             continue
         try:
@@ -138,12 +139,19 @@ def _agreed(found: CachedPrefix | None) -> CachedPrefix | None:
     return found if all(chain == seen[0] for chain in seen) else None
 
 
-def _has_room(folder: Path, inputs: Inputs, *, width: int) -> bool:
+def _items(ctx: ClientContext, modality: str) -> int:
+    """Returns the number of items of one input's outputs; a text's at its largest length."""
+    plan = ctx.plan
+    encoder = ctx.bench.skeleton(ctx.key).encoder(modality)
+    return items_after(encoder, plan.model.encoders[modality], depth=plan.cut[modality])
+
+
+def _has_room(folder: Path, inputs: Inputs, *, items: int) -> bool:
     """Returns whether the disk has room for the outputs, before hours go into computing them; texts may need less."""
     place = folder
     while not place.exists():
         place = place.parent
-    return shutil.disk_usage(place).free > 4 * len(inputs) * _tokens_of(inputs) * width
+    return shutil.disk_usage(place).free > 4 * len(inputs) * items
 
 
 def frozen_units(plan: StagePlan, modality: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lwfed.plan.stages import StagePlan
+from lwfed.plan.units import is_adapter
 from lwfed.round.context import RoundContext
 from lwfed.round.round import run_round
 from lwfed.run import runs
@@ -114,7 +115,7 @@ def _begin(stage: Stage, run: RunRecord, *, store: Store) -> None:
         result = None if before is None else read_checkpoint(store, paths.stage_checkpoint(before))
         if result is None:
             raise CheckpointError(f"stage {plan.stage - 1} is not committed", remedy="run the stages in order")
-        blocks = dict(result.blocks)
+        blocks = {u: block for u, block in result.blocks.items() if u in plan.present or not is_adapter(u)}
     blocks |= _appended(run, plan, units=[unit for unit in plan.present if unit not in blocks], store=store)
     if set(blocks) != set(plan.present):
         odd = sorted(set(blocks) ^ set(plan.present))

@@ -85,11 +85,11 @@ def layout(specs: Mapping[str, TensorSpec]) -> Layout:
 
 
 def unit_of(name: str) -> str:
-    """Returns the unit a tensor belongs to: `image.blocks.3`, `text.stem`, `text.projection`, `prediction` ...
+    """Returns the unit a tensor belongs to: `image.blocks.3`, `image.adapter.2`, `text.projection`, `prediction` ...
 
     A unit is a part of the model that is trained or frozen, exchanged and stored as a whole.
     """
     parts = name.split(".")
     if parts[0] in ("prediction", "fusion"):
         return parts[0]
-    return ".".join(parts[:3] if parts[1] == "blocks" else parts[:2])
+    return ".".join(parts[:3] if parts[1] in ("blocks", "adapter") else parts[:2])

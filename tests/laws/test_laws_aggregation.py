@@ -20,7 +20,7 @@ from lwfed.store.blocks import read_block
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
 from lwfed.store.manifest import block_key
 from tests.aggregating import mean_of as one_mean
-from tests.tiny import accept, begun, round_task, run_tiny, tensors_of, update_tensors
+from tests.tiny import RESNET, accept, begun, round_task, run_tiny, tensors_of, update_tensors
 
 CLIENTS = ("client-000", "client-001", "client-002")
 THREE = "federation.num_clients=3"
@@ -98,14 +98,19 @@ def test_the_mean_of_one_tensor_keeps_every_bit(value: float) -> None:
         assert torch.equal(bits(mean), bits(tensor))
 
 
-def test_batchnorm_statistics_are_averaged_and_never_meet_the_server_optimiser(tmp_path: Path) -> None:
-    bench, stage, _ = begun(tmp_path, THREE, "federation.server={kind: fedadam, eta: 0.5}")
+@pytest.mark.parametrize("encoder", [None, RESNET])
+def test_batchnorm_statistics_are_averaged_and_never_meet_the_server_optimiser(
+    tmp_path: Path, encoder: str | None
+) -> None:
+    more = () if encoder is None else (encoder,)
+    bench, stage, _ = begun(tmp_path, THREE, "federation.server={kind: fedadam, eta: 0.5}", *more)
     accept(bench, stage, CLIENTS)
     checkpoint = commit(bench, stage)
     result = tensors_of(bench.store, checkpoint)
     specs = tensor_specs(bench.skeleton(stage.key))
     statistics = [name for name, spec in specs.items() if spec.buffer]
-    assert len(statistics) == 3 * 3 * 2, "three BatchNorms a head, two heads"
+    in_encoder = 0 if encoder is None else 3 * (1 + 2 * 2 + 1)  # stem, two residual blocks, the wider shortcut
+    assert len(statistics) == 3 * 3 * 2 + in_encoder, "three BatchNorms a head, two heads"
     sent = {client: update_tensors(bench, stage, client) for client in CLIENTS}
     mean = mean_of(sent, statistics)
     for name in statistics:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from lwfed.store import paths
 from lwfed.store.counting import CountingStore
 from lwfed.store.local import LocalStore
 from lwfed.store.protocol import Store
-from tests.tiny import Finished, accept, begun, client_task, round_task, run_tiny
+from tests.tiny import ENCODERS, Finished, accept, begun, client_task, round_task, run_tiny
 
 STRATEGIES = ("layerwise", "progressive", "end_to_end")
 SUPERVISED = "model.objective={kind: supervised, hidden: 12}"
@@ -48,14 +49,17 @@ class Weighing(InProcess):
 
 
 @pytest.mark.parametrize(
-    ("strategy", "up", "down"),
+    ("strategy", "up", "down", "encoders"),
     [
-        *((strategy, "fp32", "fp32") for strategy in STRATEGIES),
-        ("layerwise", "int8", "int8"), ("progressive", "bf16", "bf16"), ("end_to_end", "int8", "bf16"),
-        ("layerwise", "bf16", "fp32"), ("progressive", "fp32", "int8"),
+        *((strategy, "fp32", "fp32", "vit-distilbert") for strategy in STRATEGIES),
+        ("layerwise", "int8", "int8", "vit-distilbert"), ("progressive", "bf16", "bf16", "vit-distilbert"),
+        ("end_to_end", "int8", "bf16", "vit-distilbert"), ("layerwise", "bf16", "fp32", "vit-distilbert"),
+        ("progressive", "fp32", "int8", "vit-distilbert"),
+        *((strategy, "fp32", "fp32", "resnet-mobilebert") for strategy in STRATEGIES),
+        ("layerwise", "int8", "int8", "resnet-mobilebert"), ("progressive", "bf16", "int8", "resnet-bert"),
     ],
 )  # fmt: skip
-def test_bytes_on_disk_are_the_ledgers(tmp_path: Path, strategy: str, up: str, down: str) -> None:
+def test_bytes_on_disk_are_the_ledgers(tmp_path: Path, strategy: str, up: str, down: str, encoders: str) -> None:
     launchers: list[Weighing] = []
 
     def make(store: Store) -> Weighing:
@@ -63,7 +67,7 @@ def test_bytes_on_disk_are_the_ledgers(tmp_path: Path, strategy: str, up: str, d
         return launchers[-1]
 
     exchange = (f"exchange.upload={up}", f"exchange.download={down}")
-    done = run_tiny(tmp_path, f"strategy={strategy}", *exchange, launcher=make)
+    done = run_tiny(tmp_path, f"strategy={strategy}", *exchange, *ENCODERS[encoders], launcher=make)
     weights = launchers[0].weights
     assert len(weights) == 8
     for stage, (key, cost) in enumerate(zip(done.keys, done.run.predicted, strict=True), start=1):
@@ -87,11 +91,15 @@ def test_bytes_on_disk_are_the_ledgers(tmp_path: Path, strategy: str, up: str, d
         )
 
 
-@pytest.mark.parametrize("codec", ["fp32", "bf16", "int8"])
-def test_a_store_sees_the_ledgers_bytes(tmp_path: Path, codec: str) -> None:
+@pytest.mark.parametrize(
+    ("codec", "encoders"),
+    [*((codec, "vit-distilbert") for codec in ("fp32", "bf16", "int8")), ("int8", "resnet-mobilebert")],
+)
+def test_a_store_sees_the_ledgers_bytes(tmp_path: Path, codec: str, encoders: str) -> None:
     """One client of stage 2, round 1, by itself: all that it reads and writes, counted outside of lwfed's own count."""
     exchange = (f"exchange.upload={codec}", f"exchange.download={codec}")
-    done = run_tiny(tmp_path / "store", "store.keep_rounds=0", "stages.rounds=[1,1]", *exchange)
+    settings = ("store.keep_rounds=0", "stages.rounds=[1,1]", *exchange, *ENCODERS[encoders])
+    done = run_tiny(tmp_path / "store", *settings)
     store = CountingStore(done.store)
     key, cost, cache = done.keys[1], done.run.predicted[1], tmp_path / "cache"
     for cached, frozen in ((None, cost["frozen_bytes"]), (cache, cost["frozen_bytes"]), (cache, 0)):
@@ -130,10 +138,11 @@ def test_the_server_reads_each_update_once_and_writes_one_model(tmp_path: Path) 
     assert store.bytes_written == cost["exchanged_bytes"]
 
 
+@pytest.mark.parametrize("encoders", ENCODERS)
 @pytest.mark.parametrize("objective", ["contrastive", "supervised"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_parameters_are_the_modules(tmp_path: Path, strategy: str, objective: str) -> None:
-    overrides = (f"strategy={strategy}", *([SUPERVISED] if objective == "supervised" else []))
+def test_parameters_are_the_modules(tmp_path: Path, strategy: str, objective: str, encoders: str) -> None:
+    overrides = (f"strategy={strategy}", *([SUPERVISED] if objective == "supervised" else []), *ENCODERS[encoders])
     done = run_tiny(tmp_path, "stages.rounds=[0,1]", *overrides)
     for plan, cost in zip(done.plans, done.run.predicted, strict=True):
         module = skeleton(plan.model, depth=plan.depth, num_classes=done.run.num_classes)
@@ -147,14 +156,20 @@ def test_parameters_are_the_modules(tmp_path: Path, strategy: str, objective: st
         assert cost["optimizer_bytes"] == 8 * cost["trained_params"]
 
 
-@pytest.mark.parametrize("last_block", ["full", "row", "absorbed"])
-@pytest.mark.parametrize("objective", ["contrastive", "supervised"])
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    ("strategy", "objective", "last_block", "encoders"),
+    [
+        *product(STRATEGIES, ("contrastive", "supervised"), ("full", "row", "absorbed"), ("vit-distilbert",)),
+        *product(STRATEGIES, ("contrastive",), ("full", "absorbed"), ("resnet-mobilebert",)),
+        ("layerwise", "supervised", "full", "resnet-bert"),
+        ("progressive", "supervised", "row", "resnet-bert"),
+    ],
+)
 def test_flops_and_peak_of_a_real_step_are_the_ledgers(
-    tmp_path: Path, strategy: str, objective: str, last_block: str
+    tmp_path: Path, strategy: str, objective: str, last_block: str, encoders: str
 ) -> None:
     """At the batch's own length of text. In a model this small the loss counts: its similarity matrices are added."""
-    levers = (f"strategy={strategy}", f"levers.last_block={last_block}")
+    levers = (f"strategy={strategy}", f"levers.last_block={last_block}", *ENCODERS[encoders])
     overrides = (*levers, *([SUPERVISED] if objective == "supervised" else []))
     done = run_tiny(tmp_path, "stages.rounds=[1,1]", *overrides)
     for stage, plan in enumerate(done.plans, start=1):
@@ -175,20 +190,26 @@ def test_flops_and_peak_of_a_real_step_are_the_ledgers(
         assert first["forward_flops"] == pytest.approx(mean)
 
 
+SAVING = (
+    {"step_in_backward": "true", "moments": "int8"},
+    {"moments": "bf16"},
+    {"activation_checkpointing": "true"},
+    {"activation_checkpointing": "true", "step_in_backward": "true", "moments": "bf16"},
+)
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("strategy", "options", "encoders"),
     [
-        {"step_in_backward": "true", "moments": "int8"},
-        {"moments": "bf16"},
-        {"activation_checkpointing": "true"},
-        {"activation_checkpointing": "true", "step_in_backward": "true", "moments": "bf16"},
+        *product(("layerwise", "end_to_end"), SAVING, ("vit-distilbert",)),
+        *product(("layerwise", "end_to_end"), SAVING[2:3], ("resnet-mobilebert", "resnet-bert")),
+        ("progressive", SAVING[3], "resnet-mobilebert"),
     ],
 )
-@pytest.mark.parametrize("strategy", ["layerwise", "end_to_end"])
 def test_a_step_that_saves_memory_costs_what_the_ledger_says(
-    tmp_path: Path, strategy: str, options: dict[str, str]
+    tmp_path: Path, strategy: str, options: dict[str, str], encoders: str
 ) -> None:
-    overrides = [f"training.{key}={value}" for key, value in options.items()]
+    overrides = [*(f"training.{key}={value}" for key, value in options.items()), *ENCODERS[encoders]]
     done = run_tiny(tmp_path, f"strategy={strategy}", "stages.rounds=[1,1]", *overrides)
     for stage, plan in enumerate(done.plans, start=1):
         record = next(record for record in done.reported("round") if record["stage"] == stage)
@@ -205,9 +226,11 @@ def test_a_step_that_saves_memory_costs_what_the_ledger_says(
             assert metrics["optimizer_bytes"] == cost.optimizer_bytes
 
 
-def test_options_that_save_memory_do_not_change_a_bit(tmp_path: Path) -> None:
-    options = ("training.activation_checkpointing=true", "training.step_in_backward=true")
-    digests = {run_tiny(tmp_path / str(len(chosen)), *chosen).digest for chosen in ((), options[:1], options)}
+@pytest.mark.parametrize("encoders", ["vit-distilbert", "resnet-mobilebert"])
+def test_options_that_save_memory_do_not_change_a_bit(tmp_path: Path, encoders: str) -> None:
+    """Nor are BatchNorm's statistics updated twice where blocks are recomputed."""
+    options, others = ("training.activation_checkpointing=true", "training.step_in_backward=true"), ENCODERS[encoders]
+    digests = {run_tiny(tmp_path / str(len(chosen)), *chosen, *others).digest for chosen in ((), options[:1], options)}
     assert len(digests) == 1
 
 
@@ -248,7 +271,8 @@ def first_batch(done: Finished, stage: int, client: str) -> Batch:
 def price(done: Finished, stage: int, *, tokens: int) -> StageCost:
     """The ledger at a length of text."""
     model = runs.spec_of(done.run).model
-    architectures = architectures_of(model, folder=None, count=count_architecture)
+    counted = Path(done.store.uri) / "counted"
+    architectures = architectures_of(model, folder=counted, count=count_architecture)
     lengths: dict[str, Any] = {m: item.tokens for m, item in architectures.items()} | {"text": tokens}
     costs = stage_costs(
         done.plans, architectures=architectures, num_classes=done.run.num_classes, tokens=lengths

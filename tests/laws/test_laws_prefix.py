@@ -26,11 +26,12 @@ from lwfed.plan.units import units_of
 from lwfed.round.prefix import _function
 from lwfed.round.workbench import Workbench
 from lwfed.spec.data import DataSpec
+from lwfed.spec.load import build_spec
 from lwfed.spec.model import ModelSpec
 from lwfed.steps.experiment import run_stages
 from lwfed.store.local import LocalStore
 from tests.events import emit_to
-from tests.tiny import VALUES, Finished, begun, client_task, prepared, run_tiny, tiny_spec
+from tests.tiny import ENCODERS, RESNET, VALUES, Finished, begun, client_task, prepared, run_tiny, tiny_spec
 
 AUDIO = {
     "family": "ast",
@@ -39,13 +40,14 @@ AUDIO = {
         "max_length": 32, "num_mel_bins": 32, "patch_size": 8, "frequency_stride": 8, "time_stride": 8,
     },
 }  # fmt: skip
-MODEL = ModelSpec.model_validate(
-    {
-        **VALUES["model"],
-        "encoders": {**VALUES["model"]["encoders"], "audio": AUDIO},
-        "objective": {"kind": "contrastive"},
-    }
-)
+
+
+def model_of(*overrides: str) -> ModelSpec:
+    """Returns the tiny experiment's model with a third modality."""
+    values = build_spec(VALUES, overrides=overrides).model.model_dump()
+    return ModelSpec.model_validate({**values, "encoders": {**values["encoders"], "audio": AUDIO}})
+
+
 SETTINGS = InputSettings(
     ("audio", "image", "text"), image_size=16, max_tokens=64, vocab_size=384, num_mel_bins=32, frames=32
 )
@@ -55,11 +57,12 @@ KEEP = "levers.prefix_cache=always"
 CHAIN, CODE = ("stem", "block"), "code"
 
 
-@pytest.fixture(scope="module")
-def module() -> Multimodal:
-    depth = dict.fromkeys(MODEL.modalities, 2)
-    tensors = initial_tensors(MODEL, units=units_of(MODEL, depth), depth=depth, num_classes=None, seed="0")
-    return load(skeleton(MODEL, depth=depth, num_classes=None), tensors).eval().requires_grad_(False)
+@pytest.fixture(scope="module", params=("vit-distilbert", "resnet-mobilebert"))
+def module(request: pytest.FixtureRequest) -> Multimodal:
+    model = model_of(*ENCODERS[request.param])
+    depth = dict.fromkeys(model.modalities, 2)
+    tensors = initial_tensors(model, units=units_of(model, depth), depth=depth, num_classes=None, seed="0")
+    return load(skeleton(model, depth=depth, num_classes=None), tensors).eval().requires_grad_(False)
 
 
 def spectrograms(count: int) -> Tensor:
@@ -207,13 +210,23 @@ def test_a_stage_fills_once_and_fetches_only_what_is_newly_frozen(tmp_path: Path
     assert all(m["prefix_cache_bytes"] > 0 for m in first)
 
 
-def test_training_on_cached_outputs_ends_in_the_digest_of_training_on_inputs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoders", ["vit-distilbert", "resnet-mobilebert"])
+def test_training_on_cached_outputs_ends_in_the_digest_of_training_on_inputs(tmp_path: Path, encoders: str) -> None:
     """Within rounding: batches of another shape are summed in another order."""
-    kept = run_tiny(tmp_path / "kept", KEEP)
-    computed = run_tiny(tmp_path / "computed", "levers.prefix_cache=never")
+    kept = run_tiny(tmp_path / "kept", KEEP, *ENCODERS[encoders])
+    computed = run_tiny(tmp_path / "computed", "levers.prefix_cache=never", *ENCODERS[encoders])
     assert kept.checkpoint(1).digest == computed.checkpoint(1).digest
     losses = [[r["metrics"]["train/loss"] for r in done.reported("round")] for done in (kept, computed)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_the_cache_of_feature_maps_has_the_ledgers_bytes(tmp_path: Path) -> None:
+    done = run_tiny(tmp_path, RESNET)
+    cost = done.run.predicted[1]
+    assert cost["cache_bytes"] == 4 * (4 * 4) * 8, "pixels by channels"
+    for metrics in prefix_metrics(done, 2):
+        assert metrics["prefix"].keys() == {"image"}
+        assert metrics["prefix_cache_bytes"] == 12 * cost["cache_bytes"]
 
 
 def test_no_room_is_reported_and_costs_no_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

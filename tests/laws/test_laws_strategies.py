@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
 from lwfed.models.build import initial_tensors
+from lwfed.plan.units import group_of, is_adapter
 from lwfed.run import runs
 from lwfed.store import paths
 from lwfed.types.tensors import unit_of
-from tests.tiny import ONE_STAGE, Finished, run_tiny, tensor_digests, tensors_of
+from tests.tiny import ENCODERS, ONE_STAGE, Finished, run_tiny, tensor_digests, tensors_of
 
+OTHERS = ENCODERS["resnet-mobilebert"]
 STRATEGIES = ("layerwise", "progressive", "end_to_end")
 
 
@@ -50,6 +53,63 @@ def test_frozen_tensors_are_equal_in_value_too(finished: Finished) -> None:
     assert frozen and all(torch.equal(first[name], last[name]) for name in frozen)
     heads = {name for name in first if unit_of(name) == "image.projection"}
     assert all(not torch.equal(first[name], last[name]) for name in heads), "heads are trained at every stage"
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A ResNet and a MobileBERT instead of ViT and DistilBERT."""
+    return run_tiny(tmp_path_factory.mktemp("resnet"), "store.keep_rounds=0", *OTHERS)
+
+
+def test_a_frozen_batchnorm_has_fixed_statistics_and_a_trained_one_averages_its_own(resnet: Finished) -> None:
+    frozen, trained = ({f"image.{unit}" for unit in units} for units in (("stem", "blocks.0"), ("blocks.1",)))
+    assert frozen < set(resnet.plans[1].frozen) and trained < set(resnet.plans[1].trained)
+    rounds = [resnet.checkpoint(2, number) for number in range(3)]
+    for before, after in pairwise(tensors_of(resnet.store, checkpoint) for checkpoint in rounds):
+        statistics = {name for name in after if ".running_" in name or name.endswith(".num_batches_tracked")}
+        for unit, still in (*((unit, True) for unit in frozen), *((unit, False) for unit in trained)):
+            own = [name for name in statistics if unit_of(name) == unit]
+            assert own and all(torch.equal(before[name], after[name]) is still for name in own)
+    seen = tensors_of(resnet.store, rounds[0])["image.stem.bn1.num_batches_tracked"]
+    assert int(seen) == sum(2 for _ in range(resnet.plans[0].rounds)), "the most batches of a client in each round"
+
+
+def test_an_adapter_lasts_as_long_as_its_depth(resnet: Finished) -> None:
+    """It is trained with the head's rate, dropped when blocks are appended, and absent where the widths agree."""
+    first, second = resnet.plans
+    assert "image.adapter.1" in set(first.trained) & set(first.appended) and second.rates.keys() == first.rates.keys()
+    assert not any(is_adapter(unit) for unit in second.present)
+    drawn, ended = (tensors_of(resnet.store, resnet.checkpoint(1, number)) for number in (0, 2))
+    name = "image.adapter.1.weight"
+    assert drawn[name].shape == (12, 8) and not torch.equal(drawn[name], ended[name])
+    assert group_of("image.adapter.1") == "projection"
+    start, result = tensor_digests(resnet.checkpoint(2, 0)), tensor_digests(resnet.checkpoint(1))
+    assert {n for n in result if start.get(n) != result[n]} == {name}, "all else goes on as it was, the head included"
+    assert set(resnet.checkpoint(2).blocks) == set(second.present)
+
+
+def test_each_depth_has_its_own_adapter_until_the_widths_agree(tmp_path: Path) -> None:
+    """Four stages of a ResNet; the text encoder has grown before."""
+    config = "img_size: 16, layers: [2, 1, 1, 1], channels: [4, 6, 8, 8]"
+    image = f"model.encoders.image={{family: resnet, arch: resnet18, config: {{{config}}}}}"
+    text = "model.encoders.text.blocks_per_stage=[1, 1, 0, 0]"
+    done = run_tiny(tmp_path, image, text, "stages.rounds=[1, 0, 1, 1]", "levers.prefix_cache=always")
+    adapters = [[unit for unit in plan.present if is_adapter(unit)] for plan in done.plans]
+    assert adapters == [["image.adapter.1"], ["image.adapter.2"], [], []]
+    kept = [m["prefix"] for r in done.reported("round") for m in r["clients"].values() if "prefix" in m]
+    assert kept == [{"image": "filled", "text": "filled"}] * 2 + [{"image": "filled", "text": "kept"}] * 2
+    measured = [m["prefix_cache_bytes"] for r in done.reported("round") for m in r["clients"].values() if "prefix" in m]
+    captions = 24 * 4 * sum(cost["cache_bytes"] for cost in done.run.predicted)
+    assert 0 < sum(measured) < captions
+    assert [cost["cache_bytes"] for cost in done.run.predicted][3] > 0
+
+
+def test_strategies_of_growing_widths_agree_where_they_must(tmp_path: Path) -> None:
+    one = (*OTHERS, *ONE_STAGE)
+    assert len({run_tiny(tmp_path / s, *one, f"strategy={s}").digest for s in STRATEGIES}) == 1
+    done = run_tiny(tmp_path / "grown", *OTHERS, "strategy=progressive", "stages.rounds=[1,1]")
+    before, after = tensor_digests(done.checkpoint(2, 0)), tensor_digests(done.checkpoint(2))
+    assert {unit_of(name) for name in after if after[name] != before[name]} == set(done.plans[1].present)
 
 
 def test_what_a_stage_starts_from_is_the_result_of_the_stage_before(finished: Finished) -> None:

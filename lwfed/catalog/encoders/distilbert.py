@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from lwfed.catalog.blocks import BlockShape, block, linear, norm, transformer
 from lwfed.catalog.costs import Architecture, Count, Unit, UnitCost
-from lwfed.catalog.encoder import TOKENS, EncoderDescription, EncoderSettings, Input, Usage
+from lwfed.catalog.encoder import EncoderDescription, EncoderSettings
 from lwfed.catalog.stored import HARMLESS, transformers_settings
+from lwfed.catalog.texts import inputs, text_usage
 from lwfed.types.tensors import TensorSpec
 
 DEFAULTS: dict[str, Any] = {
@@ -34,11 +34,6 @@ HUB: dict[str, dict[str, Any]] = {
     "distilbert/distilbert-base-cased": {"model_type": "distilbert", "vocab_size": 28996},
 }
 """Hub ids of pretrained weights -> their config, if it differs from the defaults."""
-
-
-def inputs(settings: Mapping[str, Any]) -> Mapping[str, Input]:
-    """Returns a text's token ids and their mask."""
-    return {"ids": Input((TOKENS,), "int64"), "mask": Input((TOKENS,), "bool")}
 
 
 def architecture(encoder: EncoderSettings) -> Architecture | None:
@@ -93,21 +88,5 @@ DESCRIPTION = EncoderDescription(
     architecture=architecture,
     hub=HUB,
     types=DEFAULTS | HARMLESS | {key: DEFAULTS[own] for key, own in ALIASES.items()},
-    usage=Usage(
-        what="transformers DistilBertModel and its tokenizer",
-        how="`AutoModel`, `AutoTokenizer`",
-        feature="the first token of its last hidden state",
-        needs=("transformers",),
-        imports=("from transformers import AutoModel, AutoTokenizer",),
-        code="""\
-bert = AutoModel.from_pretrained(here / "text").eval().to(device)
-tokenizer = AutoTokenizer.from_pretrained(here / "text")
-text_head = projection("text", %(width)d)
-
-
-def encode_texts(texts):
-    tokens = tokenizer(texts, truncation=True, padding=True, return_tensors="pt").to(device)
-    return text_head(bert(tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state[:, 0])
-""",
-    ),
+    usage=text_usage("DistilBertModel"),
 )

@@ -8,8 +8,9 @@ from typing import Any
 
 from lwfed.catalog.blocks import BlockShape, block, linear, norm, patches_cost, transformer
 from lwfed.catalog.costs import Architecture, Unit
-from lwfed.catalog.encoder import HALF, EncoderDescription, EncoderSettings, Input, Usage
+from lwfed.catalog.encoder import HALF, EncoderDescription, EncoderSettings, Input
 from lwfed.catalog.stored import are_valid, stored_config
+from lwfed.catalog.timm_models import timm_settings, timm_usage
 from lwfed.types.tensors import TensorSpec
 
 SIZES: dict[str, dict[str, int]] = {
@@ -114,18 +115,6 @@ def architecture(encoder: EncoderSettings) -> Architecture | None:
     )
 
 
-def timm_settings(stored: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the model arguments in a config.json of timm; None if it is damaged."""
-    arguments, pretrained = stored.get("model_args", {}), stored.get("pretrained_cfg", {})
-    if not isinstance(arguments, dict) or not isinstance(pretrained, dict):
-        return None
-    size = pretrained.get("input_size") or []
-    if not isinstance(size, list):
-        return None
-    given = {key: value for key, value in arguments.items() if value is not None}
-    return ({"img_size": size[-1]} if size else {}) | given
-
-
 def _pair(value: Any) -> tuple[int, int] | None:
     """Reads a size given as one number or as (height, width)."""
     pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, list | tuple) else ()
@@ -142,36 +131,5 @@ DESCRIPTION = EncoderDescription(
     architecture=architecture,
     types=TYPES,
     limits=LIMITS,
-    usage=Usage(
-        what="timm ViT",
-        how="`timm.create_model('local-dir:image', pretrained=True)`",
-        feature="the output itself",
-        needs=("timm", "pillow"),
-        imports=(
-            "import numpy",
-            "import timm",
-            "from PIL import Image, ImageOps",
-            "from timm.data import create_transform, resolve_data_config",
-        ),
-        code="""\
-vit = timm.create_model(f"local-dir:{here}/image", pretrained=True).eval().to(device)
-transform = create_transform(**resolve_data_config(model=vit))
-image_head = projection("image", %(width)d)
-
-
-def read_image(path):  # as people see it: upright, on white, 16 bits scaled to 8
-    image = ImageOps.exif_transpose(Image.open(path))
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((numpy.asarray(image) / 257).round().astype("uint8"))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"{path} has values of an unknown range -> save it with 8 or 16 bits")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-
-
-def encode_images(paths):
-    pixels = torch.stack([transform(read_image(path)) for path in paths])
-    return image_head(vit(pixels.to(device)))
-""",
-    ),
+    usage=timm_usage("vit", what="timm ViT"),
 )

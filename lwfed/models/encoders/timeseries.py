@@ -122,7 +122,7 @@ def library_config(encoder: EncoderSpec, *, depth: int) -> dict[str, Any]:
 
 def adapt(encoder: EncoderSpec, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Returns a checkpoint's tensors, whose names are already those of the encoder."""
-    known = tuple(prefix for prefix in PREFIXES if prefix)
+    known = tuple(filter(None, (PREFIXES.stem, PREFIXES.blocks, PREFIXES.norm)))
     for name in tensors:
         if not name.startswith(known):
             raise DataError(

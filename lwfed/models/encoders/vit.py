@@ -5,22 +5,20 @@ Dosovitskiy et al. 2021, arXiv 2010.11929.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
-import timm
 from jaxtyping import Float
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, device, nn
 
-from lwfed.catalog.encoders.vit import timm_settings
 from lwfed.models.feature_row import absorbed_attention, of_fused, plain_norm, row_attention
 from lwfed.models.protocol import Encoder, LastBlock, Prefixes, State, require_depth
-from lwfed.models.weights import checked_settings, normalise_of, read_config
+from lwfed.models.timm_config import exported_config, timm_config, timm_model
+from lwfed.models.weights import normalise_of
 from lwfed.spec.model import EncoderSpec
-from lwfed.types.errors import DataError, SpecError
+from lwfed.types.errors import SpecError
 
 PREFIXES = Prefixes(stem="", blocks="blocks.", norm="norm.")
 INIT_STD = 0.02
@@ -106,51 +104,21 @@ def input_settings(encoder: EncoderSpec) -> dict[str, Any]:
 
 
 def config(encoder: EncoderSpec) -> dict[str, Any]:
-    """Returns timm's model arguments: those in the weights' folder, overridden by the spec's."""
-    found = read_config(encoder.weights)
-    known: dict[str, Any] = {}
-    if found:
-        name = str(found.get("architecture", "")).split(".")[0]
-        if not name:
-            raise DataError(
-                f"the config.json of {encoder.weights} is not timm's: it has no `architecture`",
-                remedy="use weights in timm's format, as written by timm's save_for_hf",
-            )
-        if encoder.arch and name != encoder.arch.split(".")[0]:
-            raise SpecError(
-                f"the weights {encoder.weights} are a {name[:100]}, not a {encoder.arch}",
-                remedy=f"set `arch: {name[:100]}`",
-            )
-        known = dict(checked_settings(encoder, timm_settings(found)))
-    values = {**known, **encoder.config}
-    for key, fixed in FIXED.items():
-        if encoder.config.get(key, fixed) != fixed:
-            raise SpecError(f"`config.{key}` of a vit encoder is always {fixed!r}", remedy="leave it out")
-        values.pop(key, None)
-    return values
+    """Returns timm's model arguments; see `timm_config`."""
+    return timm_config(encoder, fixed=FIXED)
 
 
 def library_config(encoder: EncoderSpec, *, depth: int) -> dict[str, Any]:
-    """Returns the config.json that `timm.create_model("local-dir:FOLDER", pretrained=True)` reads."""
-    size, normalise = _image_size(encoder), normalise_of(encoder)
-    assert normalise is not None
-    return {
-        "architecture": str(encoder.arch).split(".")[0],
-        **FIXED,
-        "model_args": {**config(encoder), **FIXED, "img_size": size, "depth": depth},
-        "pretrained_cfg": {
-            "num_classes": 0,
-            "input_size": [3, size, size],
-            "fixed_input_size": True,
-            "interpolation": "bilinear",
-            "crop_pct": 1.0,
-            "crop_mode": "squash",  # timm's own transform is then the one used in evaluation
-            "mean": list(normalise.mean),
-            "std": list(normalise.std),
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-        },
-    }
+    """Returns the config.json of an export with `depth` blocks; see `exported_config`."""
+    size = _image_size(encoder)
+    return exported_config(
+        encoder,
+        fixed=FIXED,
+        arguments={**config(encoder), "img_size": size, "depth": depth},
+        size=size,
+        first_conv="patch_embed.proj",
+        classifier="head",
+    )
 
 
 def adapt(encoder: EncoderSpec, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -171,22 +139,11 @@ def _image_size(encoder: EncoderSpec) -> int:
 
 def _library(encoder: EncoderSpec) -> Any:
     """Builds timm's whole model on the default device."""
-    arch = str(encoder.arch)
-    if not timm.is_model(arch.split(".")[0]):
-        near = difflib.get_close_matches(arch, timm.list_models("*vit*"), n=1)
-        hint = f"did you mean {near[0]}?" if near else "see timm.list_models('vit_*')"
-        raise SpecError(f"timm has no architecture `{arch}`", remedy=hint)
-    arguments = {**config(encoder), **FIXED}
-    try:
-        model = timm.create_model(arch, **arguments)
-    except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError, KeyError) as error:
-        raise SpecError(
-            f"timm cannot build {arch} with `config` {str(dict(encoder.config))[:300]}: {str(error)[:300]}",
-            remedy="see timm.models.vision_transformer.VisionTransformer for the arguments",
-        ) from None
+    builder = "timm.models.vision_transformer.VisionTransformer"
+    model = timm_model(encoder, {**config(encoder), **FIXED}, near="*vit*", builder=builder)
     if not isinstance(model, VisionTransformer) or not list(model.norm.parameters()):
         raise SpecError(
-            f"{arch} is not a plain ViT with a class token and a final norm",
+            f"{encoder.arch} is not a plain ViT with a class token and a final norm",
             remedy="use an architecture such as vit_tiny_patch16_224",
         )
     return model

@@ -19,24 +19,32 @@ from lwfed.models.protocol import Encoder, Family
 from lwfed.plan.units import units_of
 from lwfed.spec.data import DataSpec
 from lwfed.spec.model import ModelSpec
-from lwfed.types.modalities import MODALITIES, of_kind
+from lwfed.types.modalities import MODALITIES
 from lwfed.types.tensors import unit_of
 from tests.unit.models import small
 
-SMALL = {"vit": small.vit, "distilbert": small.distilbert, "ast": small.ast, "timeseries": small.timeseries}
+
+def test_every_family_has_a_small_encoder() -> None:
+    assert set(small.SMALL) == set(names("encoders"))
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", small.SMALL)
 def test_a_family_builds_what_its_description_says(name: str) -> None:
-    description, encoder = encoder_family(name), SMALL[name]()
-    family, modality = family_of(encoder), of_kind(description.modality)[0]
+    description, encoder = encoder_family(name), small.SMALL[name]()
+    family, modality = family_of(encoder), small.modality_of(encoder)
     assert isinstance(family, Family)
     model = ModelSpec.model_validate(
         {"encoders": {modality: encoder}, "objective": {"kind": "supervised"}, "projection": {"out": 8}}
     )
-    depth = {modality: small.whole_depth(encoder)}
-    module = skeleton(model, depth=depth, num_classes=2)
-    assert {unit_of(tensor) for tensor in tensor_specs(module)} == set(units_of(model, depth))
+    whole = small.whole_depth(encoder)
+    for count in range(whole + 1):
+        depth = {modality: count}
+        module = skeleton(model, depth=depth, num_classes=2)
+        assert {unit_of(tensor) for tensor in tensor_specs(module)} == set(units_of(model, depth))
+        if description.widths is not None:
+            widths = description.widths(encoder)
+            built = module.encoder(modality)
+            assert (built.width, built.whole_width, len(widths)) == (widths[count], widths[-1], whole + 1)
     assert description.final_norm is (family.PREFIXES.norm is not None)
     assert description.feature_token is (type(module.encoder(modality)).advance_row is not Encoder.advance_row)
 

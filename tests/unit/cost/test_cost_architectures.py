@@ -11,13 +11,12 @@ import timm
 import torch
 
 from lwfed.catalog.costs import Architecture
-from lwfed.catalog.encoder import encoder_family
 from lwfed.catalog.encoders.vit import NAMES
 from lwfed.cost.architectures import by_formulas
 from lwfed.models.build import skeleton, tensor_specs
 from lwfed.models.inspect import count
 from lwfed.spec.model import EncoderSpec, ModelSpec
-from lwfed.types.modalities import of_kind
+from tests.unit.models import small
 
 SMALL_BERT = {"dim": 24, "n_layers": 2, "n_heads": 3, "hidden_dim": 40, "vocab_size": 30, "max_position_embeddings": 64}
 SMALL_AST = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
@@ -35,10 +34,36 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "arch": "vit_tiny_patch16_224",
         "config": {"qkv_bias": False, "depth": 1},
     },
+    "resnet": {"family": "resnet", "arch": "resnet18"},
+    "resnet-34": {"family": "resnet", "arch": "resnet34.a1_in1k", "config": {"img_size": 97}},
+    "resnet-small": {"family": "resnet", "arch": "resnet18", "config": small.RESNET},
+    "resnet-two-stages": {
+        "family": "resnet",
+        "arch": "resnet18",
+        "config": {"img_size": 50, "layers": [3, 2, 0, 0], "channels": [64, 64, 1, 1]},
+    },
     "distilbert": {"family": "distilbert"},
     "distilbert-small": {"family": "distilbert", "config": SMALL_BERT},
     "distilbert-no-dropout": {"family": "distilbert", "config": SMALL_BERT | {"dropout": 0, "attention_dropout": 0.0}},
     "distilbert-aliases": {"family": "distilbert", "config": {"hidden_size": 24, "num_hidden_layers": 1}},
+    "bert": {"family": "bert"},
+    "bert-small": {"family": "bert", "config": small.BERT | {"max_position_embeddings": 64, "type_vocab_size": 3}},
+    "bert-no-dropout": {
+        "family": "bert",
+        "config": small.BERT
+        | {"max_position_embeddings": 64, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    },
+    "mobilebert": {"family": "mobilebert"},
+    "mobilebert-small": {"family": "mobilebert", "config": small.MOBILEBERT | {"max_position_embeddings": 64}},
+    "mobilebert-dropout": {
+        "family": "mobilebert",
+        "config": small.MOBILEBERT
+        | {"max_position_embeddings": 64, "num_feedforward_networks": 1, "hidden_dropout_prob": 0.1},
+    },
+    "mobilebert-no-dropout": {
+        "family": "mobilebert",
+        "config": small.MOBILEBERT | {"max_position_embeddings": 64, "attention_probs_dropout_prob": 0.0},
+    },
     "ast": {"family": "ast"},
     "ast-small": {
         "family": "ast",
@@ -67,7 +92,7 @@ def known(values: dict[str, Any]) -> Architecture:
 def test_the_tensors_are_the_module_s(name: str) -> None:
     encoder = EncoderSpec.model_validate(ENCODERS[name])
     architecture = known(ENCODERS[name])
-    modality = of_kind(encoder_family(encoder.family).modality)[0]
+    modality = small.modality_of(encoder)
     model = ModelSpec.model_validate({"encoders": {modality: encoder}, "objective": {"kind": "supervised"}})
     module = skeleton(model, depth={modality: architecture.depth}, num_classes=2)
     specs = tensor_specs(module)
@@ -105,6 +130,7 @@ def test_counting_on_the_meta_device_agrees_with_the_formulas(name: str) -> None
             one, other = measured.cost_as(how), formula.cost_as(how)
             for what in ("forward", "backward", "input_gradient"):
                 assert getattr(one, what).at(tokens) == getattr(other, what).at(tokens), (unit, how, what)
+            assert one.fixed() == other.fixed() and one.input.at(tokens) == other.input.at(tokens), (unit, how)
             for at_cut in (False, True):
                 assert one.saved_bytes(tokens, at_cut=at_cut) == other.saved_bytes(tokens, at_cut=at_cut), (unit, how)
 
@@ -153,11 +179,21 @@ def test_counted_texts_scale_with_their_length() -> None:
         {"family": "vit", "arch": "vit_tiny_patch16_224", "config": {"img_size": [64, 32]}},
         {"family": "vit", "arch": "vit_tiny_patch15_224"},
         {"family": "vit", "arch": "deit3_small_patch16_224"},
+        {"family": "resnet", "arch": "resnet50"},
+        {"family": "resnet", "arch": "resnet18", "config": {"drop_path_rate": 0.1}},
+        {"family": "resnet", "arch": "resnet18", "config": {"stem_type": "deep"}},
+        {"family": "resnet", "arch": "resnet18", "weights": "timm/resnet18.a1_in1k"},
         {"family": "distilbert", "config": {"activation": "relu"}},
         {"family": "distilbert", "config": {"colour": 3}},
         {"family": "distilbert", "config": {"dim": 50, "n_heads": 3}},
         {"family": "distilbert", "max_tokens": 600},
         {"family": "distilbert", "weights": "someone/some-model"},
+        {"family": "bert", "config": {"hidden_act": "relu"}},
+        {"family": "mobilebert", "config": {"use_bottleneck_attention": True}},
+        {"family": "mobilebert", "config": {"normalization_type": "layer_norm"}},
+        {"family": "bert", "max_tokens": 600},
+        {"family": "bert", "config": {"hidden_size": 50, "num_attention_heads": 3}},
+        {"family": "bert", "weights": "distilbert-base-cased"},
         {"family": "ast", "config": {"hidden_act": "relu"}},
         {"family": "ast", "config": {"max_length": 4}},
         {"family": "ast", "config": {"patch_size": [8, 8]}},
@@ -222,6 +258,17 @@ def test_known_hub_ids_are_tabled() -> None:
         "word_embeddings.weight"
     ].shape == (28996, 768)
     assert by_formulas(EncoderSpec(family="ast", weights="distilbert-base-cased")) is None
+    assert known({"family": "bert", "weights": "bert-base-cased"}).depth == 12
+
+
+def test_the_whole_ast_is_the_distilled_one_twice_as_deep() -> None:
+    whole, distilled = (
+        known({"family": "ast", "weights": name})
+        for name in ("MIT/ast-finetuned-audioset-10-10-0.4593", "bookbot/distil-ast-audioset")
+    )
+    assert whole == known({"family": "ast"}) and (whole.depth, distilled.depth) == (12, 6)
+    assert known({"family": "ast", "config": {"num_hidden_layers": 6}}) == distilled
+    assert all(whole.units[name] == unit for name, unit in distilled.units.items())
 
 
 def test_an_architecture_survives_json() -> None:

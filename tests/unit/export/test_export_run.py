@@ -37,6 +37,7 @@ from lwfed.types.errors import (
     SpecError,
     UnreachableError,
 )
+from tests.tiny import ENCODERS, run_tiny
 from tests.unit.steps import tiny_runs
 
 ALONE = """
@@ -104,6 +105,27 @@ def test_the_example_reproduces_the_reported_recall(retrieval: Run, exported: Pa
     texts = [note["caption"] for note in coco["annotations"]]
     assert len(texts) == 5 * len(images) == 80
     np.testing.assert_allclose(found["texts"], predictor.embed_texts(texts), atol=1e-6)
+
+
+@pytest.mark.parametrize("encoders", ["resnet-mobilebert", "resnet-bert"])
+def test_the_example_of_encoders_that_grow_wider(
+    encoders: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the first stage an adapter is part of the exported head; served and exported models agree in both."""
+    done = run_tiny(tmp_path / "store", *ENCODERS[encoders], "stages.rounds=[1, 1]", "store.keep_rounds=0")
+    for stage, width in ((1, 8), (2, 12)):
+        folder = tmp_path / f"export-{stage}"
+        export_run(done.run.run_id, folder, bench=done.bench, stage=stage, with_test_data=True)
+        assert json.loads((folder / "lwfed.json").read_text())["heads"]["image"]["widths"][0] == width
+        line, values = _here(folder, patch=monkeypatch)
+        record = done.summary["stages"][stage - 1]
+        assert _recall(line) == pytest.approx(record["metrics"]["test/t2i/R@1"], abs=1e-6)
+        predictor = load_predictor(uri_of(done.store.uri, done.keys[stage - 1]), record["digest"])
+        coco = json.loads((folder / "test/captions.json").read_text())
+        images = [Image.open(folder / "test/images" / item["file_name"]) for item in coco["images"]]
+        np.testing.assert_allclose(values["images"], predictor.embed_images(images), atol=1e-5)
+        texts = [note["caption"] for note in coco["annotations"]]
+        np.testing.assert_allclose(values["texts"], predictor.embed_texts(texts), atol=1e-5)
 
 
 def test_the_example_takes_the_users_own_images(

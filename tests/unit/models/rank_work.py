@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lwfed import ranks
-from lwfed.models.batchnorm import BatchNorm
+from lwfed.models.batchnorm import BatchNorm, BatchNorm2d
 from lwfed.objectives.contrastive import contrastive_loss, info_nce
 from lwfed.objectives.supervised import cross_entropy
 
@@ -51,6 +51,12 @@ def work(rows: slice) -> dict[str, Tensor]:
         state = {"loss": value, "output": output, "x": x.grad, "weight": weight.grad, "gain": norm.weight.grad}
         state |= {"bias": norm.bias.grad} | dict(norm.named_buffers())
         results |= {f"{name}.{key}": tensor.detach().clone() for key, tensor in state.items() if tensor is not None}
+    maps = BatchNorm2d(2)
+    pixels = given["x"][rows].clone().requires_grad_()
+    output = maps(pixels.unflatten(1, (2, 3, 1)))
+    (output.flatten(1) * given["z"][rows]).square().sum().backward()
+    state = {"output": output, "x": pixels.grad, "weight": maps.weight.grad} | dict(maps.named_buffers())
+    results |= {f"maps.{key}": tensor.detach().clone() for key, tensor in state.items() if tensor is not None}
     frozen = BatchNorm(WIDTH).eval()
     results["frozen.output"] = frozen(given["x"][rows])
     gathered, first = ranks.gather(given["labels"][rows])

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
+from lwfed.catalog.encoder import encoder_family
 from lwfed.models.families import family_of
 from lwfed.spec.model import EncoderSpec, ModelSpec
+from lwfed.types.modalities import of_kind
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}
 DISTILBERT = {"dim": 24, "n_layers": 3, "n_heads": 3, "hidden_dim": 48, "vocab_size": 60, "max_position_embeddings": 16}
@@ -20,6 +22,12 @@ AST = {
     "num_mel_bins": 16,
 }
 TIMESERIES = {"length": 40, "channels": [16, 24], "depth": 3}
+RESNET = {"img_size": 32, "layers": [2, 1, 1, 1], "channels": [8, 12, 16, 24]}
+BERT = {
+    "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 48, "vocab_size": 60,
+    "max_position_embeddings": 16,
+}  # fmt: skip
+MOBILEBERT = BERT | {"embedding_size": 8, "intra_bottleneck_size": 12, "num_feedforward_networks": 2}
 PROJECTION = {"hidden": 32, "out": 8}
 
 
@@ -37,6 +45,35 @@ def ast(**fields: Any) -> EncoderSpec:
 
 def timeseries(**fields: Any) -> EncoderSpec:
     return EncoderSpec(**{"family": "timeseries", "config": TIMESERIES, **fields})
+
+
+def resnet(**fields: Any) -> EncoderSpec:
+    return EncoderSpec(**{"family": "resnet", "arch": "resnet18", "config": RESNET, **fields})
+
+
+def bert(**fields: Any) -> EncoderSpec:
+    return EncoderSpec(**{"family": "bert", "config": BERT, "max_tokens": 12, **fields})
+
+
+def mobilebert(**fields: Any) -> EncoderSpec:
+    return EncoderSpec(**{"family": "mobilebert", "config": MOBILEBERT, "max_tokens": 12, **fields})
+
+
+SMALL = {
+    "vit": vit,
+    "resnet": resnet,
+    "distilbert": distilbert,
+    "bert": bert,
+    "mobilebert": mobilebert,
+    "ast": ast,
+    "timeseries": timeseries,
+}
+"""Family -> its small encoder."""
+
+
+def modality_of(encoder: EncoderSpec) -> str:
+    """Returns a modality that an encoder encodes."""
+    return of_kind(encoder_family(encoder.family).modality)[0]
 
 
 def whole_depth(encoder: EncoderSpec) -> int:

@@ -12,14 +12,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lwfed.catalog.encoder import HALF
+from lwfed.cost.architectures import by_formulas
 from lwfed.models.build import initial_tensors, input_settings, skeleton, tensor_specs
+from lwfed.models.families import family_of
 from lwfed.models.identity import weights_version
 from lwfed.models.pretrained import resolved
 from lwfed.models.weights import is_hub_id
+from lwfed.params import spec_of
 from lwfed.plan.units import units_of
 from lwfed.spec.model import EncoderSpec, ModelSpec
 from lwfed.types.errors import DataError, LwfedError, SpecError, UnreachableError
 from tests.unit.models import small
+
+HEADS = ("image.adapter.", "image.projection.", "text.projection.")
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +32,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Weights as timm and transformers save them, with heads of other tasks."""
     import timm
     from timm.models import save_for_hf
-    from transformers import ASTConfig, ASTForAudioClassification, DistilBertConfig, DistilBertForMaskedLM
+    from transformers import (
+        ASTConfig,
+        ASTForAudioClassification,
+        BertConfig,
+        BertForMaskedLM,
+        DistilBertConfig,
+        DistilBertForMaskedLM,
+        MobileBertConfig,
+        MobileBertForPreTraining,
+    )
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -37,6 +51,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         vit = timm.create_model("vit_tiny_patch16_224", num_classes=7, **small.VIT)
         text = DistilBertForMaskedLM(DistilBertConfig(**small.DISTILBERT))
         audio = ASTForAudioClassification(ASTConfig(**small.AST))
+        resnet_args = {key: value for key, value in small.RESNET.items() if key != "img_size"}
+        resnet = timm.create_model("resnet18", num_classes=7, **resnet_args)
+        resnet(torch.randn(4, 3, 32, 32))  # statistics of BatchNorm
+        bert = BertForMaskedLM(BertConfig(**small.BERT))
+        mobilebert = MobileBertForPreTraining(MobileBertConfig(**small.MOBILEBERT))
+    save_for_hf(resnet, root / "resnet", model_args=resnet_args, safe_serialization=True)
+    bert.save_pretrained(root / "bert")
+    mobilebert.save_pretrained(root / "mobilebert")
     save_for_hf(vit, root / "image", model_args=small.VIT, safe_serialization=True)
     text.save_pretrained(root / "text")
     audio.save_pretrained(root / "audio")  # in transformers' older names: encoder.layer.0.attention.attention.query
@@ -82,8 +104,62 @@ def test_every_unit_starts_from_the_saved_tensors(folders: dict[str, Path]) -> N
     assert late and all(torch.equal(tensor, tensors[name]) for name, tensor in late.items())
 
 
-def test_resolved_needs_no_file_any_more(folders: dict[str, Path]) -> None:
-    model = _model(folders)
+def _others(folders: dict[str, Path], text: str) -> ModelSpec:
+    return small.contrastive(
+        image=_spec(small.resnet, folders["resnet"]),
+        text=_spec(small.SMALL[text], folders[text], tokenizer="bytes"),
+    )
+
+
+@pytest.mark.parametrize("text", ["bert", "mobilebert"])
+def test_every_unit_of_the_others_starts_from_the_saved_tensors(folders: dict[str, Path], text: str) -> None:
+    """All of them, buffers included; BatchNorm's counters are integers, and adapters are drawn."""
+    model = _others(folders, text)
+    depth = {"image": 3, "text": 2}
+    tensors = initial_tensors(model, units=units_of(model, depth), depth=depth, num_classes=None, seed="0")
+    specs = tensor_specs(skeleton(model, depth=depth, num_classes=None))
+    assert {name: spec_of(t, buffer=specs[name].buffer) for name, t in tensors.items()} == specs
+    assert tensors["image.adapter.3.weight"].shape == (24, 16)
+    for modality, folder, prefix in (("image", "resnet", ""), ("text", text, f"{text}.")):
+        saved = load_file(folders[folder] / "model.safetensors")
+        names = family_of(model.encoders[modality]).PREFIXES
+        own = {n: t for n, t in tensors.items() if n.startswith(modality) and not n.startswith(HEADS)}
+        for name, tensor in own.items():
+            assert torch.equal(tensor, saved[prefix + names.to_library(name.removeprefix(f"{modality}."))]), name
+    assert int(tensors["image.stem.bn1.num_batches_tracked"]) == 1
+
+
+@pytest.mark.parametrize("layers", [2, [2, 1, 1], [2, 0, 1, 1], [2, 1, 1, "1"]])
+def test_stored_sizes_that_fit_no_resnet_are_named(folders: dict[str, Path], tmp_path: Path, layers: Any) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((folders["resnet"] / name).read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["model_args"]["layers"] = layers
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    encoder = _spec(small.resnet, tmp_path)
+    assert by_formulas(encoder) is None
+    with pytest.raises(DataError, match="layers"):
+        resolved(encoder)
+
+
+def test_the_stored_sizes_are_those_of_the_formulas(folders: dict[str, Path]) -> None:
+    stored = _spec(small.resnet, folders["resnet"], config={"img_size": 32})
+    assert by_formulas(stored) == by_formulas(small.resnet())
+
+
+def test_counters_of_batches_may_be_missing(folders: dict[str, Path], tmp_path: Path) -> None:
+    saved = load_file(folders["resnet"] / "model.safetensors")
+    save_file({n: t for n, t in saved.items() if not n.endswith("_tracked")}, tmp_path / "old.safetensors")
+    model = small.contrastive(image=small.resnet(weights=str(tmp_path / "old.safetensors")), text=small.distilbert())
+    depth = {"image": 1, "text": 1}
+    tensors = initial_tensors(model, units=["image.stem"], depth=depth, num_classes=None, seed="0")
+    assert int(tensors["image.stem.bn1.num_batches_tracked"]) == 0
+    assert torch.equal(tensors["image.stem.bn1.running_var"], saved["bn1.running_var"])
+
+
+@pytest.mark.parametrize("kind", ["distilled", "bert", "mobilebert"])
+def test_resolved_needs_no_file_any_more(folders: dict[str, Path], kind: str) -> None:
+    model = _model(folders) if kind == "distilled" else _others(folders, kind)
     for modality, encoder in model.encoders.items():
         plain = resolved(encoder)
         assert plain.weights is None
@@ -93,6 +169,8 @@ def test_resolved_needs_no_file_any_more(folders: dict[str, Path]) -> None:
             skeleton(model, depth=depth, num_classes=None)
         )
         assert input_settings(plain) == input_settings(encoder)
+        assert EncoderSpec.model_validate(plain.model_dump()) == plain
+        assert units_of(small_model, depth) == units_of(model, depth)
 
 
 def test_overrides_stand_above_the_folder_and_positions_are_resized(folders: dict[str, Path]) -> None:
@@ -127,11 +205,15 @@ def test_version_is_of_the_content_and_not_of_the_place(folders: dict[str, Path]
 
 
 def _start(encoder: EncoderSpec) -> None:
-    modality = {"vit": "image", "distilbert": "text", "ast": "audio"}[encoder.family]
+    modality = small.modality_of(encoder)
     others = {"image": small.vit(), "text": small.distilbert()}
     model = small.contrastive(**{**others, modality: encoder})
     initial_tensors(
-        model, units=[f"{modality}.stem"], depth=dict.fromkeys(model.modalities, 1), num_classes=None, seed="0"
+        model,
+        units=[f"{modality}.stem", *(["image.blocks.3"] if encoder.family == "resnet" else [])],
+        depth={**dict.fromkeys(model.modalities, 1), "image": 4},
+        num_classes=None,
+        seed="0",
     )
 
 
@@ -155,6 +237,12 @@ def test_what_is_wrong_is_named(folders: dict[str, Path], tmp_path: Path) -> Non
         (_spec(small.vit, image, arch="vit_small_patch16_224"), SpecError, "arch: vit_tiny"),
         (_spec(small.vit, image, config={"embed_dim": 48}), DataError, "in the model"),
         (_spec(small.vit, text), DataError, "not timm's"),
+        (_spec(small.resnet, image), SpecError, "vit_tiny_patch16_224"),
+        (_spec(small.resnet, folders["resnet"], arch="resnet34"), SpecError, "arch: resnet18"),
+        (_spec(small.resnet, folders["resnet"], config={"channels": [8, 12, 16, 32]}), DataError, "in the model"),
+        (_spec(small.bert, text), DataError, "not a bert"),
+        (_spec(small.mobilebert, folders["bert"]), DataError, "not a mobilebert"),
+        (_spec(small.mobilebert, folders["mobilebert"], config={"num_hidden_layers": 4}), DataError, "lack"),
         (_spec(small.ast, text), DataError, "not a audio-spectrogram-transformer"),
         (_spec(small.distilbert, text, config={"n_layers": 4}), DataError, "lack"),
         (_spec(small.distilbert, text, config={"vocab_size": 70}), DataError, "do not fit"),

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lwfed import ranks
-from lwfed.models.batchnorm import BatchNorm
+from lwfed.models.batchnorm import BatchNorm, BatchNorm2d
 from tests.unit.models import rank_work
 
 OBJECTIVES = ("info_nce", "pairs", "cross_entropy", "squares")
@@ -43,6 +43,18 @@ def test_shares_and_gradients_sum_to_the_single_process(
 
 
 @pytest.mark.slow
+def test_maps_are_normalised_over_the_ranks(results: tuple[dict[str, Tensor], list[dict[str, Tensor]]]) -> None:
+    """With uneven numbers of rows: each channel's statistics are over all rows and pixels."""
+    alone, each = results
+    _close(each[0]["maps.weight"] + each[1]["maps.weight"], alone["maps.weight"])
+    for key in ("output", "x"):
+        _close(torch.cat([own[f"maps.{key}"] for own in each]), alone[f"maps.{key}"])
+    for key in ("running_mean", "running_var", "num_batches_tracked"):
+        _close(each[0][f"maps.{key}"], alone[f"maps.{key}"])
+        assert torch.equal(each[0][f"maps.{key}"], each[1][f"maps.{key}"])
+
+
+@pytest.mark.slow
 def test_frozen_statistics_and_collectives(results: tuple[dict[str, Tensor], list[dict[str, Tensor]]]) -> None:
     alone, each = results
     assert torch.equal(torch.cat([own["frozen.output"] for own in each]), alone["frozen.output"])
@@ -58,3 +70,5 @@ def test_alone_nothing_is_summed_and_batchnorm_is_torchs() -> None:
     ours, torchs = BatchNorm(6), torch.nn.BatchNorm1d(6)
     assert torch.equal(ours(x), torchs(x))
     assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), torchs.state_dict().values(), strict=True))
+    maps = x.unflatten(1, (2, 3, 1))
+    assert torch.equal(BatchNorm2d(2)(maps), torch.nn.BatchNorm2d(2)(maps))

@@ -16,7 +16,6 @@ from lwfed.models.recompute import set_recomputed
 from lwfed.objectives.contrastive import contrastive_loss
 from lwfed.plan.units import units_of
 from lwfed.spec.model import ModelSpec
-from lwfed.types.errors import SpecError
 from tests.unit.models import small
 
 DEPTH = {"image": 3, "text": 2}
@@ -103,10 +102,18 @@ def test_frozen_blocks_run_once() -> None:
     assert torch.equal(tokens.grad, expected.grad)
 
 
-def test_blocks_with_running_statistics_are_refused() -> None:
-    module = nn.Module()
-    module.image = nn.Module()
-    module.image.blocks = nn.ModuleList([nn.BatchNorm1d(3)])
-    set_recomputed(module, False)
-    with pytest.raises(SpecError, match="running statistics"):
-        set_recomputed(module, True)
+def test_running_statistics_count_a_batch_once() -> None:
+    model, depth = small.contrastive(image=small.resnet(), text=small.distilbert()), {"image": 4, "text": 1}
+    tensors = initial_tensors(model, units=units_of(model, depth), depth=depth, num_classes=None, seed="1")
+    found = []
+    for again in (False, True):
+        module = load(skeleton(model, depth=depth, num_classes=None), {n: t.clone() for n, t in tensors.items()})
+        set_trained(module, trained=units_of(model, depth))
+        set_recomputed(module, again)
+        with torch.random.fork_rng():
+            torch.manual_seed(5)  # the head's dropout
+            module.project("image", small.inputs()["image"]).square().sum().backward()
+        gradients = {f"{n}'": p.grad for n, p in module.named_parameters() if p.grad is not None}
+        found.append({n: t for n, t in module.named_buffers() if n.startswith("image")} | gradients)
+    assert int(found[1]["image.blocks.3.0.bn1.num_batches_tracked"]) == 1 and len(found[0]) > 60
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())

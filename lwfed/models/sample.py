@@ -1,0 +1,44 @@
+"""Made-up inputs of an encoder, and the size of what it makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from lwfed.catalog.encoder import TOKENS, Input, encoder_family
+from lwfed.models.build import input_settings
+from lwfed.models.families import family_of
+from lwfed.models.protocol import Encoder
+from lwfed.spec.model import EncoderSpec
+
+Sample = Input | Mapping[str, Input]
+"""An example's input, or name -> input."""
+
+
+def sample_of(encoder: EncoderSpec) -> Sample:
+    """Returns the input of one example."""
+    settings = family_of(encoder).config(encoder) | input_settings(encoder)
+    return encoder_family(encoder.family).inputs(settings)
+
+
+def made_up(sample: Sample, *, batch: int, length: int) -> Any:
+    """Returns a batch of ones on the default device; texts have `length` tokens."""
+    if not isinstance(sample, Input):
+        return {name: made_up(given, batch=batch, length=length) for name, given in sample.items()}
+    shape = [length if size == TOKENS else size for size in sample.shape]
+    return torch.ones(batch, *shape, dtype=getattr(torch, sample.dtype))
+
+
+def items_after(module: Encoder, encoder: EncoderSpec, *, depth: int) -> int:
+    """Returns the number of items of an example's state after some blocks; a text's at its largest length.
+
+    Args:
+        module: The encoder on the meta device, with at least `depth` blocks.
+        encoder: Its spec.
+        depth: Number of blocks.
+    """
+    with torch.device("meta"), torch.no_grad():
+        inputs = made_up(sample_of(encoder), batch=1, length=encoder.max_tokens)
+        return module.eval().advance(module.embed(inputs), start=0, stop=depth).tokens.numel()
