@@ -82,7 +82,7 @@ def initial_tensors(
     wanted: dict[str, list[str]] = {}
     for unit in units:
         modality, _, part = unit.partition(".")
-        head = part in ("", "projection")
+        head = part in ("", "projection")  # or a fusion, or a temperature
         if not head and model.encoders[modality].weights is not None:
             wanted.setdefault(modality, []).append(unit)
             continue

@@ -222,7 +222,7 @@ def _rates(spec: RunSpec, group: str, stage: int) -> Rates:
     scaling = training.rate_scaling
     return Rates(
         learning_rate=base if scaling is None else base * training.batch_size / scaling.reference_batch,
-        weight_decay=training.weight_decays.get(group, training.weight_decay),
+        weight_decay=training.weight_decays.get(group, 0.0 if group == "temperature" else training.weight_decay),
     )
 
 

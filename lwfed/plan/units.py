@@ -1,7 +1,7 @@
 """Units: the parts of a model that are trained or frozen, exchanged and stored as a whole.
 
 A unit's name is the prefix of its tensors' names: `image.stem`, `image.blocks.3`, `image.norm`, `image.projection`,
-`text.stem` ..., `fusion` if it has parameters, `prediction`.
+`text.stem` ..., `fusion` if it has parameters, `prediction`; `temperature` if it is learnt.
 """
 
 from __future__ import annotations
@@ -54,11 +54,13 @@ def units_of(model: ModelSpec, depth: Mapping[str, int]) -> tuple[str, ...]:
         units.append(f"{modality}.projection")
     if model.objective.kind == "supervised":
         units += [*(["fusion"] if fusion_kind(model.objective.fusion).unit is not None else []), "prediction"]
+    elif model.objective.learnable_temperature:
+        units.append("temperature")
     return tuple(units)
 
 
 def group_of(unit: str) -> str:
-    """Returns the module group whose learning rate a unit uses: a modality, `projection` or `prediction`.
+    """Returns the module group whose learning rate a unit uses: a modality, `projection`, `prediction`, `temperature`.
 
     A fusion belongs to the group of the prediction head that it feeds.
     """

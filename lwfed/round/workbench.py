@@ -106,8 +106,10 @@ class Workbench:
                 remedy="use that version, or train again",
             ) from None
         classes, versions = values.get("num_classes"), values.get("data_versions", {})
-        if not isinstance(classes, int | None) or not isinstance(versions, dict):
-            raise damaged(paths.stage_plan(key), "`num_classes` or `data_versions` is wrong")
+        counts = values.get("class_counts", [])
+        counted = isinstance(counts, list) and all(isinstance(count, int) for count in counts)
+        if not isinstance(classes, int | None) or not isinstance(versions, dict) or not counted:
+            raise damaged(paths.stage_plan(key), "`num_classes`, `class_counts` or `data_versions` is wrong")
         return Stage(
             key=key,
             plan=plan,
@@ -115,6 +117,7 @@ class Workbench:
             num_classes=classes,
             data_version=values["data_version"],
             data_versions=versions,
+            class_counts=tuple(counts),
         )
 
     def data(self, stage: Stage, place: Place, who: str = SERVER) -> Source:
