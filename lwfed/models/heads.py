@@ -100,7 +100,8 @@ class Temperature(nn.Module):
 
     def forward(self) -> Float[Tensor, ""]:
         least = math.log(LEAST_TEMPERATURE)
-        if self.training:
-            with torch.no_grad():
-                self.log.clamp_(min=least)
-        return self.log.clamp(min=least).exp()
+        if not self.training:
+            return self.log.clamp(min=least).exp()
+        with torch.no_grad():
+            self.log.clamp_(min=least)
+        return self.log.exp()

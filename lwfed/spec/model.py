@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from lwfed.catalog import names
 from lwfed.catalog.encoder import encoder_family
@@ -72,7 +72,10 @@ class ProjectionSpec(Section):
     dropout: float = Field(0.1, ge=0, lt=1, description="after each hidden linear layer")
 
 
-_Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Weights = Annotated[
+    tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...],
+    BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
+]
 
 
 class AlignmentSpec(Section):
@@ -122,7 +125,7 @@ class SupervisedSpec(Section):
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="share of each label that is spread evenly over all classes, in training"
     )
-    class_weights: Literal["balanced"] | tuple[_Weight, ...] | None = Field(
+    class_weights: Literal["balanced"] | _Weights | None = Field(
         None,
         description="weight of each class's examples in training: a list in the order of the classes, or `balanced`: "
         "inverse to the class's number of training examples, with a mean of 1 over the examples",
