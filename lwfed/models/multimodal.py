@@ -1,6 +1,6 @@
 """The whole model: an encoder and a projection head per modality, and what the objective adds to them.
 
-That is a fusion and a prediction head if it is supervised, else the temperature.
+That is a fusion and a prediction head if it is supervised, else the temperature if it is learnt.
 
 The names in its `state_dict` are the canonical names of tensors: `image.blocks.3.attn.qkv.weight`,
 `text.projection...`.
