@@ -21,12 +21,14 @@ class FusionDescription:
             `heads/fusion.safetensors`) and `device`.
         unit: Returns the tensors and costs of a fusion with parameters, from the modalities' names and P; None for a
             fusion without. With parameters the model has a unit `fusion`, which every stage trains and exchanges.
+        fewest: Smallest number of modalities for which it is defined.
     """
 
     width: Callable[[int, int], int]
     what: str
     usage: str
     unit: Callable[[Sequence[str], int], Unit] | None = None
+    fewest: int = 1
 
 
 def fusion_kind(name: str) -> FusionDescription:

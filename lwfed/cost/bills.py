@@ -15,7 +15,7 @@ class UnitBill:
 
     Attributes:
         unit: Its name, such as `image.blocks.3`.
-        part: `stem`, `blocks`, `norm`, `adapter`, `projection`, `fusion` or `prediction`.
+        part: One of `stage_cost.PARTS`.
         trained: Whether it is trained, and therefore exchanged.
         params: Number of parameters.
         nbytes: Bytes of its tensors in memory.

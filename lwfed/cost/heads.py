@@ -1,12 +1,14 @@
-"""The heads as formulas: a projection head per modality, its adapters, and the prediction head over the fusion."""
+"""The heads as formulas: a projection head per modality with its adapters, the prediction head, the temperature."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from lwfed.catalog.blocks import linear
 from lwfed.catalog.costs import Architecture, Count, Unit, UnitCost
 from lwfed.catalog.encoder import encoder_family
+from lwfed.cost.bills import UnitBill
 from lwfed.spec.model import EncoderSpec, ProjectionSpec, SupervisedSpec
 from lwfed.types.tensors import TensorSpec
 
@@ -102,4 +104,29 @@ def prediction_head(spec: SupervisedSpec, *, fan_in: int, num_classes: int) -> U
             saved=Count(fan_in + (2 if spec.dropout > 0 else 1) * spec.hidden),
             weight_copies=products,
         ),
+    )
+
+
+def temperature() -> Unit:
+    """Returns the learnable temperature: one number, whose use belongs to the loss."""
+    return Unit(tensors={"log": TensorSpec(())})
+
+
+def with_received_heads(bills: Iterable[UnitBill], *, width: int) -> tuple[UnitBill, ...]:
+    """Adjusts the bills for alignment: each projection head is there twice, and the received one runs forward only.
+
+    Args:
+        bills: Bills without alignment.
+        width: P.
+    """
+    return tuple(
+        replace(
+            bill,
+            nbytes=2 * bill.nbytes,
+            forward_flops=2 * bill.forward_flops,
+            saved_bytes=bill.saved_bytes + 2 * 4 * width,
+        )
+        if bill.part == "projection"
+        else bill
+        for bill in bills
     )

@@ -13,7 +13,7 @@ from lwfed.catalog.costs import Architecture, Unit
 from lwfed.catalog.fusion import fusion_kind
 from lwfed.cost.bills import unit_bills, with_cached_outputs
 from lwfed.cost.exchange import file_bytes, mean_download_bytes
-from lwfed.cost.heads import adapters, prediction_head, projection_head
+from lwfed.cost.heads import adapters, prediction_head, projection_head, temperature, with_received_heads
 from lwfed.cost.memory import checkpointed, gradients_bytes, optimizer_bytes
 from lwfed.cost.stage_cost import StageCost
 from lwfed.plan.levers import LeversPlan
@@ -118,6 +118,8 @@ def model_units(
         units["prediction"] = prediction_head(
             model.objective, fan_in=fusion.width(len(model.modalities), out), num_classes=num_classes
         )
+    elif model.objective.learnable_temperature:
+        units["temperature"] = temperature()
     return units
 
 
@@ -145,6 +147,8 @@ def _price(
     bills = with_cached_outputs(bills, views=kept, new=new)
     if training.activation_checkpointing:
         bills = checkpointed(bills)
+    if stage.model.objective.alignment is not None:
+        bills = with_received_heads(bills, width=stage.model.projection.out)
     exchanged = [bill for bill in bills if bill.trained]
     frozen = [bill for bill in bills if not bill.trained]
     specs = [units[bill.unit].named(bill.unit) for bill in exchanged]

@@ -7,7 +7,7 @@ from typing import Any
 
 from lwfed.cost.bills import UnitBill
 
-PARTS = ("stem", "blocks", "norm", "adapter", "projection", "fusion", "prediction")
+PARTS = ("stem", "blocks", "norm", "adapter", "projection", "fusion", "prediction", "temperature")
 """Parts of a model, from input to output."""
 
 
@@ -30,7 +30,8 @@ class StageCost:
         forward_flops: FLOPs per sample.
         backward_flops: FLOPs per sample.
         tokens: Modality -> number of tokens counted with.
-        weights_bytes: Weights of all present units that are loaded; frozen blocks with cached outputs are not.
+        weights_bytes: Weights of all present units that are loaded, and of received heads that projections are
+            aligned with; frozen blocks with cached outputs are not loaded.
         gradients_bytes: The trained parameters' gradients that are alive at once.
         optimizer_bytes: AdamW's moments of the trained parameters.
         activations_bytes: Activations that autograd saves for a micro-batch.

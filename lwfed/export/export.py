@@ -26,7 +26,7 @@ from lwfed.round.workbench import Workbench
 from lwfed.run import runs
 from lwfed.run.stage import Stage
 from lwfed.run.tasks import Place
-from lwfed.spec.model import ModelSpec
+from lwfed.spec.model import LEAST_TEMPERATURE, ModelSpec
 from lwfed.store import paths
 from lwfed.store.cache import BlockCache
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
@@ -85,6 +85,8 @@ def export_run(
     )
     states = heads(found.plan.model, tensors)
     info = _info(run, number, checkpoint, stage=found, bench=bench, states=states)
+    if "temperature.log" in tensors:  # it is learnt
+        info["temperature"] = max(float(tensors["temperature.log"].exp()), LEAST_TEMPERATURE)
     code = export_example.example(info)
     with replacing(folder) as new:
         _write_encoders(new, found.plan.model, tensors, inputs=bench.inputs(found))

@@ -83,7 +83,7 @@ def initial_tensors(
     wanted: dict[str, list[str]] = {}
     for unit in units:
         modality, _, part = unit.partition(".")
-        head = part in ("", "projection") or is_adapter(unit)
+        head = part in ("", "projection") or is_adapter(unit)  # "": a prediction head, a fusion or a temperature
         if not head and model.encoders[modality].weights is not None:
             wanted.setdefault(modality, []).append(unit)
             continue

@@ -1,12 +1,19 @@
-"""Heads: the projection head H_m of a modality and the prediction head H_sup (arXiv 2407.15426, section V-A)."""
+"""Heads: the projection head H_m of a modality and the prediction head H_sup (arXiv 2407.15426, section V-A).
+
+A learnable temperature is here too, as it is trained and exchanged like them.
+"""
 
 from __future__ import annotations
 
+import copy
+import math
+
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from lwfed.models.batchnorm import BatchNorm
-from lwfed.spec.model import ProjectionSpec, SupervisedSpec
+from lwfed.spec.model import LEAST_TEMPERATURE, ProjectionSpec, SupervisedSpec
 
 
 class HiddenLayer(nn.Module):
@@ -52,6 +59,17 @@ class ProjectionHead(nn.Module):
         return self.out(features)
 
 
+def frozen_copy(head: ProjectionHead) -> ProjectionHead:
+    """Returns a copy of a head that is not trained; it has no dropout, and normalises each batch by its own statistics.
+
+    So as long as the head has not changed, both give the same projections, but for the head's dropout.
+    """
+    copied = copy.deepcopy(head).requires_grad_(False).train()
+    for layer in copied.hidden:
+        layer.get_submodule("dropout").eval()
+    return copied
+
+
 class PredictionHead(nn.Module):
     """Classifies fused projections: linear, dropout, ReLU, linear."""
 
@@ -63,3 +81,27 @@ class PredictionHead(nn.Module):
 
     def forward(self, fused: Float[Tensor, "B F"]) -> Float[Tensor, "B C"]:
         return self.out(self.dropout(self.hidden(fused)).relu())
+
+
+class Temperature(nn.Module):
+    """A learnable temperature T >= 0.01, as the logarithm of T (CLIP, arXiv 2103.00020, section 2.5).
+
+    A step may end below the least temperature. As in CLIP, the parameter is then moved back before it is used again, so
+    that its gradient can raise it.
+
+    Attributes:
+        initial: The parameter's initial value.
+    """
+
+    def __init__(self, initial: float) -> None:
+        super().__init__()
+        self.initial = math.log(initial)
+        self.log = nn.Parameter(torch.empty(()))
+
+    def forward(self) -> Float[Tensor, ""]:
+        least = math.log(LEAST_TEMPERATURE)
+        if not self.training:
+            return self.log.clamp(min=least).exp()
+        with torch.no_grad():
+            self.log.clamp_(min=least)
+        return self.log.exp()

@@ -1,7 +1,8 @@
 """Seeded initialisation: a unit's initial tensors depend only on its seed and its own shapes.
 
 Encoders are initialised like ViT and BERT: truncated normal weights of standard deviation 0.02, norms one and zero,
-biases zero. Heads and fusions are initialised like torch's Linear: uniform within 1 / sqrt(fan in).
+biases zero. Heads and fusions are initialised like torch's Linear: uniform within 1 / sqrt(fan in). A learnable
+temperature starts from the spec's.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from lwfed.models.heads import Temperature
 from lwfed.types.seeds import as_int
 
 
@@ -45,6 +47,8 @@ def _fill(tensor: Tensor, *, owner: nn.Module, leaf: str, generator: torch.Gener
             tensor.fill_(1)
     elif "LayerScale" in kind:
         tensor.fill_(owner.init_values)  # type: ignore[arg-type]  # a number in timm
+    elif isinstance(owner, Temperature):
+        tensor.fill_(owner.initial)
     elif std is None:
         fan_in = getattr(
             owner, "in_features", tensor.shape[-1] if tensor.ndim else 1

@@ -1,4 +1,6 @@
-"""The whole model: an encoder and a projection head per modality; if supervised, a fusion and a prediction head.
+"""The whole model: an encoder and a projection head per modality, and what the objective adds to them.
+
+That is a fusion and a prediction head if it is supervised, else the temperature if it is learnt.
 
 Between an encoder and its head is an adapter, if the blocks present do not have the whole encoder's width. The names in
 its `state_dict` are the canonical names of tensors: `image.blocks.3.attn.qkv.weight`, `text.projection...`.
@@ -14,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lwfed.models.families import fusion_of
-from lwfed.models.heads import PredictionHead, ProjectionHead
+from lwfed.models.heads import PredictionHead, ProjectionHead, Temperature
 from lwfed.models.protocol import Encoder, LastBlock, State
 from lwfed.spec.model import ModelSpec
 
@@ -39,11 +41,14 @@ class Multimodal(nn.Module):
             encoder.projection = ProjectionHead(encoder.whole_width, spec=model.projection)
             self.add_module(modality, encoder)
         self.prediction: PredictionHead | None = None
+        self.temperature: Temperature | None = None
         if model.objective.kind == "supervised":
             if num_classes is None:
                 raise ValueError("a supervised model needs the number of classes")
             self.fusion = fusion_of(model.objective).build(self.modalities, width=model.projection.out)
             self.prediction = PredictionHead(self.fusion.width, spec=model.objective, num_classes=num_classes)
+        elif model.objective.learnable_temperature:
+            self.temperature = Temperature(model.objective.temperature)
 
     def encoder(self, modality: str) -> Encoder:
         """Returns a modality's encoder."""
@@ -55,21 +60,14 @@ class Multimodal(nn.Module):
             encoder = self.encoder(modality)
             return encoder.advance(encoder.embed(inputs), start=0, stop=cut)
 
-    def suffix(
-        self, modality: str, state: State, *, cut: int, last_block: Mapping[str, LastBlock] | None = None
-    ) -> Float[Tensor, "B P"]:
-        """Passes the prefix's outputs through the blocks from `cut` on, the pooling, the adapter and the head."""
-        encoder = self.encoder(modality)
-        how = (last_block or {}).get(modality, "full")
-        feature = encoder.feature(state, start=cut, how=how)
-        if encoder.width != encoder.whole_width:
-            feature = cast(nn.ModuleDict, encoder.adapter)[str(len(encoder.blocks))](feature)
-        return cast(ProjectionHead, encoder.projection)(feature)
+    def head(self, modality: str) -> ProjectionHead:
+        """Returns a modality's projection head."""
+        return cast(ProjectionHead, self.encoder(modality).projection)
 
-    def project(
+    def feature(
         self, modality: str, inputs: Any, *, cut: int = 0, last_block: Mapping[str, LastBlock] | None = None
-    ) -> Float[Tensor, "B P"]:
-        """Embeds inputs.
+    ) -> Float[Tensor, "B D"]:
+        """Passes inputs through a modality's encoder and its adapter, if it has one.
 
         Args:
             modality: The modality.
@@ -79,7 +77,7 @@ class Multimodal(nn.Module):
             last_block: Modality -> how its last block is computed, if it is not frozen; None computes all in full.
 
         Returns:
-            The projections, not normalised.
+            The features, which the projection head takes.
         """
         if isinstance(inputs, Mapping) and "tokens" in inputs:
             state = State(inputs["tokens"], inputs.get("mask"))
@@ -87,7 +85,17 @@ class Multimodal(nn.Module):
             state = self.prefix(modality, inputs, cut=cut)
         else:
             state = self.encoder(modality).embed(inputs)
-        return self.suffix(modality, state, cut=cut, last_block=last_block)
+        encoder = self.encoder(modality)
+        feature = encoder.feature(state, start=cut, how=(last_block or {}).get(modality, "full"))
+        if encoder.width == encoder.whole_width:
+            return feature
+        return cast(nn.ModuleDict, encoder.adapter)[str(len(encoder.blocks))](feature)
+
+    def project(
+        self, modality: str, inputs: Any, *, cut: int = 0, last_block: Mapping[str, LastBlock] | None = None
+    ) -> Float[Tensor, "B P"]:
+        """Returns the projections of inputs, not normalised; see `feature` for the arguments."""
+        return self.head(modality)(self.feature(modality, inputs, cut=cut, last_block=last_block))
 
     def classify(self, projections: Mapping[str, Float[Tensor, "B P"]]) -> Float[Tensor, "B C"]:
         """Fuses the modalities' projections and returns the classes' logits."""

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from lwfed import ranks
 
 
-def info_nce(a: Float[Tensor, "B P"], b: Float[Tensor, "B P"], *, temperature: float) -> Float[Tensor, ""]:
+def info_nce(a: Float[Tensor, "B P"], b: Float[Tensor, "B P"], *, temperature: float | Tensor) -> Float[Tensor, ""]:
     """Returns the symmetric InfoNCE loss of two modalities.
 
     Van den Oord et al. 2018, arXiv 1807.03748; CLIP, arXiv 2103.00020, Fig. 3. Row i of `a` matches row i of `b`; all
@@ -22,7 +22,7 @@ def info_nce(a: Float[Tensor, "B P"], b: Float[Tensor, "B P"], *, temperature: f
     Args:
         a: Projections of one modality; normalised here, in fp32.
         b: Projections of the other modality.
-        temperature: T, by which cosine similarities are divided.
+        temperature: T, by which cosine similarities are divided; a scalar tensor if it is learnt.
 
     Returns:
         This rank's share of the mean loss. The mean loss is the sum of the shares over ranks, and its gradient the sum
@@ -38,7 +38,9 @@ def info_nce(a: Float[Tensor, "B P"], b: Float[Tensor, "B P"], *, temperature: f
         return loss / (2 * all_a.shape[0])
 
 
-def contrastive_loss(projections: Mapping[str, Float[Tensor, "B P"]], *, temperature: float) -> Float[Tensor, ""]:
+def contrastive_loss(
+    projections: Mapping[str, Float[Tensor, "B P"]], *, temperature: float | Tensor
+) -> Float[Tensor, ""]:
     """Returns the mean of `info_nce` over all pairs of modalities.
 
     Args:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, SerializerFunctionWrapHandler, field_serializer
 
 from lwfed.catalog.encoder import encoder_family
 from lwfed.plan.levers import LeversPlan, plan_levers
@@ -68,6 +68,10 @@ class TrainingPlan(Section):
     activation_checkpointing: bool
 
 
+OBJECTIVE_OPTIONS = frozenset({"learnable_temperature", "label_smoothing", "class_weights", "alignment"})
+"""Keys of an objective that a plan has only if they are used, as plans had none before there were such keys."""
+
+
 class Rates(Section):
     """The optimiser's effective settings for a module group."""
 
@@ -119,6 +123,13 @@ class StagePlan(Section):
     data: DataPlan
     devices: int
     seed: str
+
+    @field_serializer("model", mode="wrap")
+    def _model_values(self, model: ModelSpec, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(model)
+        fields = type(model.objective).model_fields
+        unused = {key for key in OBJECTIVE_OPTIONS & fields.keys() if values["objective"][key] == fields[key].default}
+        return values | {"objective": {key: value for key, value in values["objective"].items() if key not in unused}}
 
     @property
     def frozen(self) -> tuple[str, ...]:
@@ -222,7 +233,7 @@ def _rates(spec: RunSpec, group: str, stage: int) -> Rates:
     scaling = training.rate_scaling
     return Rates(
         learning_rate=base if scaling is None else base * training.batch_size / scaling.reference_batch,
-        weight_decay=training.weight_decays.get(group, training.weight_decay),
+        weight_decay=training.weight_decays.get(group, 0.0 if group == "temperature" else training.weight_decay),
     )
 
 

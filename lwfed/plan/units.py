@@ -1,7 +1,7 @@
 """Units: the parts of a model that are trained or frozen, exchanged and stored as a whole.
 
 A unit's name is the prefix of its tensors' names: `image.stem`, `image.blocks.3`, `image.norm`, `image.adapter.2`,
-`image.projection`, `text.stem` ..., `fusion` if it has parameters, `prediction`.
+`image.projection`, `text.stem` ..., `fusion` if it has parameters, `prediction`; `temperature` if it is learnt.
 
 An adapter maps the feature of an encoder whose width grows with its depth to the projection head's input width. It is
 named after the number of blocks that it follows: more blocks bring another adapter, or none once the widths agree.
@@ -59,6 +59,8 @@ def units_of(model: ModelSpec, depth: Mapping[str, int]) -> tuple[str, ...]:
         units.append(f"{modality}.projection")
     if model.objective.kind == "supervised":
         units += [*(["fusion"] if fusion_kind(model.objective.fusion).unit is not None else []), "prediction"]
+    elif model.objective.learnable_temperature:
+        units.append("temperature")
     return tuple(units)
 
 
@@ -77,7 +79,7 @@ def is_adapter(unit: str) -> bool:
 
 
 def group_of(unit: str) -> str:
-    """Returns the module group whose learning rate a unit uses: a modality, `projection` or `prediction`.
+    """Returns the module group whose learning rate a unit uses: a modality, `projection`, `prediction`, `temperature`.
 
     A fusion belongs to the group of the prediction head that it feeds, an adapter to that of the projection heads.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,13 @@ from lwfed.types.errors import DivergedError
 
 
 def client_metrics(
-    result: LocalResult, module: torch.nn.Module, model: Downloaded, *, num_examples: int, proximal_mu: float
+    result: LocalResult,
+    module: torch.nn.Module,
+    model: Downloaded,
+    *,
+    num_examples: int,
+    proximal_mu: float,
+    beside: Iterable[Tensor] = (),
 ) -> dict[str, Any]:
     """Returns a client's metrics of a round: the ClientRecord without the upload's entries.
 
@@ -25,6 +31,7 @@ def client_metrics(
         model: The model that it was loaded from.
         num_examples: w_n.
         proximal_mu: FedProx's mu; above 0, training also held the starting weights in memory.
+        beside: Tensors that were in memory beside the model: of received heads.
     """
     metrics: dict[str, Any] = {
         "num_examples": num_examples,
@@ -38,7 +45,7 @@ def client_metrics(
     if result.cost is None:
         return metrics
     cost = result.cost
-    weights = sum(t.numel() * t.element_size() for t in model.tensors.values())
+    weights = sum(t.numel() * t.element_size() for t in (*model.tensors.values(), *beside))
     trained = (t.numel() * t.element_size() for t in module.parameters() if t.requires_grad)
     anchor = sum(trained) if proximal_mu else 0
     metrics |= {

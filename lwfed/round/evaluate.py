@@ -18,6 +18,7 @@ from lwfed.objectives.classification import confusion, metrics
 from lwfed.objectives.contrastive import contrastive_loss
 from lwfed.objectives.retrieval import recall_at, relevance, zero_shot_accuracy
 from lwfed.round.batching import to_device
+from lwfed.round.losses import temperature_of
 from lwfed.spec.model import ModelSpec
 from lwfed.spec.training import EvaluationSpec
 from lwfed.types.modalities import retrieval_task
@@ -79,6 +80,8 @@ def evaluate(
                 module, batches, examples=examples, inputs=inputs, model=model, evaluation=evaluation, device=device
             )
             scores = {"loss": embedded.loss, **_retrieval(embedded, model=model)}
+            if module.temperature is not None:
+                scores["temperature"] = float(module.temperature())
             scores |= _zero_shot(
                 module, embedded, source=source, examples=examples, inputs=inputs, evaluation=evaluation, device=device
             )
@@ -104,7 +107,7 @@ def embed(
         for m, p in projected.items():
             rows[m].append(torch.nn.functional.normalize(p.float(), dim=-1).cpu())
         if model.objective.kind == "contrastive" and len(batch.ids) > 1:
-            loss = contrastive_loss(projected, temperature=model.objective.temperature)
+            loss = contrastive_loss(projected, temperature=temperature_of(module, model.objective))
             losses.append((float(loss), len(batch.ids)))
     owner = torch.arange(len(examples))
     if "text" in rows and any(len(e.captions) > 1 for e in examples):

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
+import torch
 from torch import Tensor, nn
 
 from lwfed.data.batches import Batch
+from lwfed.models.heads import ProjectionHead, frozen_copy
 from lwfed.models.multimodal import Multimodal
 from lwfed.models.protocol import LastBlock
+from lwfed.objectives.alignment import alignment_loss
 from lwfed.objectives.contrastive import contrastive_loss
-from lwfed.objectives.supervised import cross_entropy
+from lwfed.objectives.supervised import balanced_weights, cross_entropy
 from lwfed.plan.stages import Rates, StagePlan
 from lwfed.plan.units import group_of
-from lwfed.spec.model import ModelSpec
+from lwfed.run.stage import Stage
+from lwfed.spec.model import ContrastiveSpec, ModelSpec
+from lwfed.store import paths
+from lwfed.store.refs import damaged
 from lwfed.types.errors import DataError
 from lwfed.types.tensors import unit_of
 
@@ -25,10 +32,13 @@ def batch_loss(
     model: ModelSpec,
     cut: Mapping[str, int],
     last_block: Mapping[str, LastBlock] | None = None,
+    class_weights: Tensor | None = None,
+    received: Mapping[str, ProjectionHead] = MappingProxyType({}),
 ) -> Tensor:
     """Returns the mean loss of a batch; with several ranks, this rank's share of it.
 
-    Instance discrimination averages over pairs of modalities; supervised learning classifies the fused feature.
+    Instance discrimination averages over pairs of modalities; supervised learning classifies the fused feature. The
+    alignment is added to either.
 
     Args:
         module: The model.
@@ -36,16 +46,58 @@ def batch_loss(
         model: The model's spec, which names the objective.
         cut: Modality -> number of frozen leading blocks, which run without gradients.
         last_block: Modality -> how its last block is computed; None computes every row.
+        class_weights: Weight of each class, on the module's device; None: 1.
+        received: Modality -> the head that projections are aligned with; needed if the objective has an alignment.
 
     Returns:
         A scalar.
     """
-    projections = module(batch.inputs, cut=cut, last_block=last_block)
-    if model.objective.kind == "contrastive":
-        return contrastive_loss(projections, temperature=model.objective.temperature)
-    if batch.labels is None:
+    objective = model.objective
+    features, projections = dict[str, Tensor](), dict[str, Tensor]()
+    for m in module.modalities:
+        features[m] = module.feature(m, batch.inputs[m], cut=cut.get(m, 0), last_block=last_block)
+        projections[m] = module.head(m)(features[m])
+    if objective.kind == "contrastive":
+        loss = contrastive_loss(projections, temperature=temperature_of(module, objective))
+    elif batch.labels is None:
         raise DataError("the data have no labels", remedy="use the contrastive objective")
-    return cross_entropy(module.classify(projections), batch.labels)
+    else:
+        logits, smoothing = module.classify(projections), objective.label_smoothing
+        loss = cross_entropy(logits, batch.labels, label_smoothing=smoothing, class_weights=class_weights)
+    if objective.alignment is None:
+        return loss
+    with torch.no_grad():
+        targets = {modality: received[modality](feature) for modality, feature in features.items()}
+    return loss + objective.alignment.weight * alignment_loss(projections, targets)
+
+
+def temperature_of(module: Multimodal, objective: ContrastiveSpec) -> float | Tensor:
+    """Returns the temperature: the spec's, or the model's if it is learnable."""
+    return objective.temperature if module.temperature is None else module.temperature()
+
+
+def received_heads(module: Multimodal, model: ModelSpec) -> dict[str, ProjectionHead]:
+    """Returns frozen copies of the projection heads, before training; none if the objective has no alignment."""
+    if model.objective.alignment is None:
+        return {}
+    return {modality: frozen_copy(module.head(modality)) for modality in module.modalities}
+
+
+def class_weights_of(stage: Stage, *, device: torch.device) -> Tensor | None:
+    """Returns the classes' weights in a stage's loss; None if all are 1.
+
+    Raises:
+        CheckpointError: The stage lacks the counts of balanced classes.
+    """
+    objective = stage.plan.model.objective
+    weights = objective.class_weights if objective.kind == "supervised" else None
+    if weights is None:
+        return None
+    if weights == "balanced":
+        if len(stage.class_counts) != stage.num_classes or not any(stage.class_counts):
+            raise damaged(paths.stage_plan(stage.key), "`class_counts` is wrong")
+        weights = tuple(balanced_weights(stage.class_counts))
+    return torch.tensor(weights, dtype=torch.float32, device=device)
 
 
 def parameter_groups(module: nn.Module, plan: StagePlan) -> list[tuple[list[nn.Parameter], Rates]]:

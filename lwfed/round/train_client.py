@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from lwfed import ranks
+from lwfed.data.batches import Batch
 from lwfed.federated.local import LocalSettings, train
 from lwfed.models.build import load, set_trained, tensor_specs
 from lwfed.models.recompute import set_recomputed
@@ -22,7 +23,7 @@ from lwfed.round.batching import micro_batches
 from lwfed.round.client_metrics import client_metrics, refuse_non_finite
 from lwfed.round.context import ClientContext
 from lwfed.round.download import fetch_model
-from lwfed.round.losses import batch_loss, parameter_groups
+from lwfed.round.losses import batch_loss, class_weights_of, parameter_groups, received_heads
 from lwfed.round.prefix import prefix_folder, prefixes_of
 from lwfed.round.runtime import autocast_type, deterministic
 from lwfed.round.upload import Start, remember_start, send
@@ -102,11 +103,25 @@ def train_locally(task: ClientTask, *, bench: Workbench, on_step: OnStep | None 
         start = remember_start(ctx, model.tensors, specs=specs)
         set_trained(module, trained=plan.trained)
         set_recomputed(module, training.activation_checkpointing)
+        received = received_heads(module, plan.model)
+        weights = class_weights_of(ctx.stage, device=ctx.device)
+
+        def loss(batch: Batch) -> Tensor:
+            return batch_loss(
+                module,
+                batch,
+                model=plan.model,
+                cut=plan.cut,
+                last_block=plan.levers.last_block,
+                class_weights=weights,
+                received=received,
+            )
+
         batches = micro_batches(ctx, examples, cached=prefixes.cached)
         with closing(batches.steps):
             result = train(
                 parameter_groups(module, plan),
-                loss=lambda b: batch_loss(module, b, model=plan.model, cut=plan.cut, last_block=plan.levers.last_block),
+                loss=loss,
                 batches=batches.steps,
                 settings=LocalSettings(
                     steps=batches.num_steps,
@@ -122,7 +137,14 @@ def train_locally(task: ClientTask, *, bench: Workbench, on_step: OnStep | None 
                 measure=list(model.tensors.values()) if ctx.server_round == 1 else None,
             )
         trained = select({name: t.detach() for name, t in module.state_dict().items()}, units=plan.trained)
-        metrics = client_metrics(result, module, model, num_examples=len(examples), proximal_mu=training.proximal_mu)
+        metrics = client_metrics(
+            result,
+            module,
+            model,
+            num_examples=len(examples),
+            proximal_mu=training.proximal_mu,
+            beside=[tensor for head in received.values() for tensor in head.state_dict().values()],
+        )
         module.to("meta")  # the workbench keeps the module, but not its weights
     troubles = {"unkept": unkept, "changed_files": len(share) - len(examples)}
     return Trained(

@@ -89,6 +89,7 @@ def _stage_of(run: RunRecord, number: int, *, store: Store) -> Stage:
         data_version=runs.data_version_of(run),
         data_versions=run.data.versions,
         tokenizers=run.data.tokenizers,
+        class_counts=tuple(run.data.class_counts),
     )
 
 
@@ -104,6 +105,7 @@ def _begin(stage: Stage, run: RunRecord, *, store: Store) -> None:
         "data_versions": run.data.versions,
         "tokenizers": run.data.tokenizers,
         "num_classes": stage.num_classes,
+        **({"class_counts": list(stage.class_counts)} if stage.class_counts else {}),
         "run_id": run.run_id,
     }
     store.write_ref(paths.stage_plan(stage.key), written, if_absent=True)

@@ -107,9 +107,11 @@ class Workbench:
                 remedy="use that version, or train again",
             ) from None
         classes, versions = values.get("num_classes"), values.get("data_versions", {})
-        tokenizers = values.get("tokenizers", {})
-        if not isinstance(classes, int | None) or not isinstance(versions, dict) or not isinstance(tokenizers, dict):
-            raise damaged(paths.stage_plan(key), "`num_classes`, `data_versions` or `tokenizers` is wrong")
+        counts, tokenizers = values.get("class_counts", []), values.get("tokenizers", {})
+        counted = isinstance(counts, list) and all(isinstance(count, int) for count in counts)
+        named = isinstance(versions, dict) and isinstance(tokenizers, dict)
+        if not isinstance(classes, int | None) or not named or not counted:
+            raise damaged(paths.stage_plan(key), "its classes, versions or tokenizers are wrong")
         return Stage(
             key=key,
             plan=plan,
@@ -118,6 +120,7 @@ class Workbench:
             data_version=values["data_version"],
             data_versions=versions,
             tokenizers=tokenizers,
+            class_counts=tuple(counts),
         )
 
     def data(self, stage: Stage, place: Place, who: str = SERVER) -> Source:

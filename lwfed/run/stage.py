@@ -17,6 +17,8 @@ class Stage:
         plan: Everything that decides its result.
         input_digest: Digest of the checkpoint that it starts from; empty for the first stage.
         num_classes: C, or None if the data have no labels.
+        class_counts: Number of all clients' training examples of each class; empty unless the plan balances classes.
+            The plan and the data decide it.
         data_version: Version of the data and of pretrained weights.
         data_versions: The data's own versions; see `DataRecord.versions`. Empty for a stage of an old run.
         tokenizers: Modality -> identity of its tokenizer's files.
@@ -29,3 +31,4 @@ class Stage:
     data_version: str = ""
     data_versions: Mapping[str, str] = field(default_factory=dict)
     tokenizers: Mapping[str, str] = field(default_factory=dict)
+    class_counts: tuple[int, ...] = ()

@@ -30,7 +30,7 @@ DEFAULT_PRESET = "shapes-layerwise"
 LONGEST = 100
 """Most characters of a key or a value in a message."""
 
-_VARIANT = re.compile(r"contrastive|supervised|int|(constrained-)?float|tuple\[.*\]")
+_VARIANT = re.compile(r"contrastive|supervised|int|(constrained-)?float|(function-before|literal|tuple)\[.*\]")
 """Parts of an error's location that are not keys but name the type, of several, that was tried."""
 _WORDS = {
     "model_type": "Input should be a mapping of keys",

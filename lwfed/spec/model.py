@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from lwfed.catalog import names
 from lwfed.catalog.encoder import encoder_family
+from lwfed.catalog.fusion import fusion_kind
 from lwfed.spec.base import Choice, Section
 from lwfed.types.modalities import of_kind
 
@@ -72,11 +73,47 @@ class ProjectionSpec(Section):
     dropout: float = Field(0.1, ge=0, lt=1, description="after each hidden linear layer")
 
 
+_Weights = Annotated[
+    tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...],
+    BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
+]
+
+
+class AlignmentSpec(Section):
+    """Alignment with the received heads: each projection stays near the one by its head as the client received it."""
+
+    weight: float = Field(
+        gt=0,
+        allow_inf_nan=False,
+        description="w: the loss gains w times the sum over modalities of 1 - the mean cosine",
+    )
+
+
+Alignment = Annotated[
+    AlignmentSpec | None, Field(description="{weight: w} keeps projections near those of the received heads")
+]
+
+LEAST_TEMPERATURE = 0.01
+"""Smallest temperature that training can reach (CLIP, arXiv 2103.00020, section 2.5)."""
+
+
 class ContrastiveSpec(Section):
     """Instance discrimination: symmetric InfoNCE over every pair of modalities."""
 
     kind: Literal["contrastive"] = "contrastive"
     temperature: float = Field(0.05, gt=0, description="divides the cosine similarities")
+    learnable_temperature: bool = Field(
+        False, description=f"train the temperature, from `temperature` on and never below {LEAST_TEMPERATURE}"
+    )
+    alignment: Alignment = None
+
+    @model_validator(mode="after")
+    def _starts_within_reach(self) -> Self:
+        if self.learnable_temperature and self.temperature < LEAST_TEMPERATURE:
+            raise ValueError(
+                f"`temperature` {self.temperature:g} is below {LEAST_TEMPERATURE}, the least of a learnable temperature"
+            )
+        return self
 
 
 class SupervisedSpec(Section):
@@ -86,6 +123,15 @@ class SupervisedSpec(Section):
     fusion: Annotated[str, Choice("fusions")] = Field("concat", description="how the projections are joined")
     hidden: int = Field(256, ge=1, description="width of the prediction head")
     dropout: float = Field(0.1, ge=0, lt=1, description="of the prediction head")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of each label that is spread evenly over all classes, in training"
+    )
+    class_weights: Literal["balanced"] | _Weights | None = Field(
+        None,
+        description="weight of each class's examples in training: a list in the order of the classes, or `balanced`: "
+        "inverse to the class's number of training examples, with a mean of 1 over the examples",
+    )
+    alignment: Alignment = None
 
 
 ObjectiveSpec = Annotated[ContrastiveSpec | SupervisedSpec, Field(discriminator="kind")]
@@ -124,7 +170,15 @@ class ModelSpec(Section):
         wanted = 2 if self.objective.kind == "contrastive" else 1
         if len(self.encoders) < wanted:
             raise ValueError(f"a {self.objective.kind} objective needs at least {wanted} encoder(s)")
+        if self.objective.kind == "supervised" and len(self.encoders) < fusion_kind(self.objective.fusion).fewest:
+            fewest = fusion_kind(self.objective.fusion).fewest
+            raise ValueError(f"the fusion {self.objective.fusion} needs at least {fewest} encoders; one is not fused")
         return self
+
+    @property
+    def balances_classes(self) -> bool:
+        """Whether the classes' weights follow from the numbers of their training examples."""
+        return self.objective.kind == "supervised" and self.objective.class_weights == "balanced"
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -76,7 +76,9 @@ class RunSpec(Section):
                 raise ValueError(f"`{where}` has {len(per_stage)} entries for {count} stages")
             if any(encoder.blocks_at(s) < 0 for s in range(1, count + 1)) or encoder.blocks_at(1) < 1:
                 raise ValueError(f"`{where}`: the first stage needs at least one block, and no number may be negative")
-        groups = (*self.model.modalities, "projection", "prediction")
+        objective = self.model.objective
+        learns_temperature = objective.kind == "contrastive" and objective.learnable_temperature
+        groups = (*self.model.modalities, "projection", "prediction", *(["temperature"] if learns_temperature else []))
         for where, table in (
             ("learning_rates", self.training.learning_rates),
             ("weight_decays", self.training.weight_decays),

@@ -28,7 +28,8 @@ class TrainingSpec(Section):
     learning_rate: float = Field(1.0e-4, gt=0, description="AdamW's; as written unless rate_scaling is set")
     learning_rates: dict[str, Rate] = Field(
         default_factory=dict,
-        description="rate per module group (a modality, projection, prediction with fusion), or one per stage",
+        description="rate per module group (a modality, projection, prediction with fusion, temperature if learnable), "
+        "or one per stage",
     )
     rate_scaling: RateScalingSpec | None = Field(
         None,
@@ -36,7 +37,7 @@ class TrainingSpec(Section):
     )
     weight_decay: float = Field(0.0, ge=0, description="AdamW's")
     weight_decays: dict[str, Annotated[float, Field(ge=0)]] = Field(
-        default_factory=dict, description="weight decay per module group"
+        default_factory=dict, description="weight decay per module group; a learnable temperature's is 0 by default"
     )
     clip_norm: float | None = Field(None, gt=0, description="largest norm of a step's gradient; null: no clipping")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 if the device supports it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ def inspect_client(task: InspectTask, *, store: Store, emit: Emit, cache: Path |
 
     Returns:
         The committed value: client, version, num_train (training examples), num_examples, bad (example -> why it
-        cannot be read), left_out (what is part of no example -> how many).
+        cannot be read), left_out (what is part of no example -> how many), and class_counts (label -> number of
+        training examples) if the objective balances classes.
 
     Raises:
         DataError: The data are missing, unreadable or too few, or the tokenizer knows no word of their captions.
@@ -61,6 +63,8 @@ def inspect_client(task: InspectTask, *, store: Store, emit: Emit, cache: Path |
         "bad": dict(bad),
         "left_out": dict(source.left_out()),
     }
+    if spec.model.balances_classes:
+        value["class_counts"] = Counter(str(examples[i].label) for i in train)
     if value != known:
         store.write_ref(ref, value)
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -32,6 +33,7 @@ from lwfed.steps.sources import (
     data_versions,
     hashed,
     left_out,
+    refuse_classes,
     server_source,
     spec_at,
     usable,
@@ -41,7 +43,7 @@ from lwfed.steps.sources import (
 from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.types.canonical import digest_of
-from lwfed.types.errors import DataError, SpecError
+from lwfed.types.errors import DataError
 from lwfed.types.modalities import kind_of
 from lwfed.types.records import DataRecord, RunRecord
 
@@ -88,7 +90,7 @@ def draft(
         bad = frozenset(checked(source, "train", version=version, spec=spec, store=store, emit=emit))
     spec = with_num_clients(spec, source, bad=bad)
     plans = plan_stages(spec, depths=depths)
-    _refuse_classes(spec, source)
+    refuse_classes(spec, source)
     num_classes = len(source.classes) if spec.model.objective.kind == "supervised" else None
     here = spec_at(spec, root=root)
     versions = data_versions(here, source, digests=digests, emit=emit, found=found)
@@ -180,6 +182,7 @@ def prepare(
         for its in found.values():  # clients may not write it: their credentials only allow their own prefix
             store.write_ref(paths.checked_data(its["version"], spec.model.modalities, "train"), {"bad": its["bad"]})
         clients = {client: its["num_train"] for client, its in sorted(found.items())}
+        labels = sum((Counter(its.get("class_counts", {})) for its in found.values()), Counter[str]())
         num_train = sum(its["num_examples"] for its in found.values())
         bad["train"] = sum(len(its["bad"]) for its in found.values())
     else:
@@ -187,7 +190,7 @@ def prepare(
         bad["train"] = sum(len(here[who].examples("train")) - len(examples) for who, examples in kept.items())
         train = kept if own else dict.fromkeys(client_ids(spec.federation.clients), shared)
         num_train = sum(map(len, kept.values())) if own else len(shared)
-        clients = _client_sizes(runs.plans_of(run)[0], train)
+        clients, labels = _client_sizes(runs.plans_of(run)[0], train)
         tokens = padded_tokens(spec, next(iter(train.values())), emit=emit)
     architectures = architectures_of(spec.model, folder=cache, count=count_architecture)
     predicted = _predict(
@@ -202,6 +205,8 @@ def prepare(
         "num_validation": len(validation),
         "clients": clients,
     }
+    if spec.model.balances_classes:
+        counts["class_counts"] = [labels[str(label)] for label in range(run.num_classes or 0)]
     if missing := left_out(here.values(), bad=bad, found=found):
         counts["left_out"] = missing
     run = run.changed(data=run.data.changed(**counts), **predicted)
@@ -243,16 +248,6 @@ def refuse_weights(model: ModelSpec) -> None:
                 checked_files(encoder.weights)
 
 
-def _refuse_classes(spec: RunSpec, source: Source) -> None:
-    """Raises SpecError if the zero-shot classes do not fit the data's labels."""
-    named = spec.evaluation.classes
-    if named and source.classes and len(named) != len(source.classes):
-        raise SpecError(
-            f"`evaluation.classes` names {len(named)} classes and the data have {len(source.classes)}",
-            remedy=f"name one class for each of: {', '.join(source.classes)}",
-        )
-
-
 def _resolved(model: ModelSpec) -> ModelSpec:
     """Replaces encoders' folders or hub ids, which other machines may lack, by their whole configuration."""
     if all(encoder.weights is None for encoder in model.encoders.values()):
@@ -281,9 +276,14 @@ def _tokenizers(model: ModelSpec) -> dict[str, str]:
     return {modality: version for modality, version in versions.items() if version}
 
 
-def _client_sizes(plan: StagePlan, examples: Mapping[str, Sequence[Example]]) -> dict[str, int]:
-    """Returns the number of training examples per client. Raises DataError if a client has too few."""
+def _client_sizes(plan: StagePlan, examples: Mapping[str, Sequence[Example]]) -> tuple[dict[str, int], Counter[str]]:
+    """Counts what clients train on: examples per client, and all clients' examples per label.
+
+    Raises:
+        DataError: A client has too few.
+    """
     sizes = {}
+    labels = Counter[str]()
     shares: dict[str, list[int]] = {}
     cut: Sequence[Example] | None = None
     for client, mine in examples.items():
@@ -291,7 +291,8 @@ def _client_sizes(plan: StagePlan, examples: Mapping[str, Sequence[Example]]) ->
             shares, cut = shares_at(plan, mine), mine
         train, _ = split_share(client, examples=mine, shares=shares, plan=plan)
         sizes[client] = len(train)
-    return sizes
+        labels.update(str(example.label) for example in train)
+    return sizes, labels
 
 
 def _predict(

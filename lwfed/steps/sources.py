@@ -20,7 +20,7 @@ from lwfed.spec.run import RunSpec
 from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.store.refs import read_object
-from lwfed.types.errors import DataError
+from lwfed.types.errors import DataError, SpecError
 
 
 def server_source(spec: RunSpec) -> Source:
@@ -36,6 +36,23 @@ def client_sources(spec: RunSpec) -> dict[str, Source]:
         client: open_source(spec.data.model_copy(update={"root": root_for(spec.data.root, client)}))
         for client in client_ids(spec.federation.clients)
     }
+
+
+def refuse_classes(spec: RunSpec, source: Source) -> None:
+    """Raises SpecError if the zero-shot classes or the classes' weights do not fit the data's labels."""
+    named = spec.evaluation.classes
+    if named and source.classes and len(named) != len(source.classes):
+        raise SpecError(
+            f"`evaluation.classes` names {len(named)} classes and the data have {len(source.classes)}",
+            remedy=f"name one class for each of: {', '.join(source.classes)}",
+        )
+    objective = spec.model.objective
+    weights = objective.class_weights if objective.kind == "supervised" else None
+    if isinstance(weights, tuple) and len(weights) != len(source.classes):
+        raise SpecError(
+            f"`model.objective.class_weights` has {len(weights)} entries for {len(source.classes)} classes",
+            remedy=f"give one weight for each of: {', '.join(source.classes)}",
+        )
 
 
 def with_num_clients(spec: RunSpec, source: Source, *, bad: Container[str] = ()) -> RunSpec:

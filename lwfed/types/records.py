@@ -209,6 +209,7 @@ class DataRecord(Record):
         num_validation: Number of examples set apart for validation.
         clients: Client -> number of examples it trains on.
         classes: Names of the classes; empty if there are no labels.
+        class_counts: Number of the clients' training examples of each class; empty unless the objective balances them.
         left_out: What is part of no example, or cannot be read -> how many.
         tokenizers: Modality -> identity of its tokenizer's files.
     """
@@ -221,6 +222,7 @@ class DataRecord(Record):
     num_validation: int = 0
     clients: dict[str, int] = Field(default_factory=dict)
     classes: list[str] = Field(default_factory=list)
+    class_counts: list[int] = Field(default_factory=list)
     left_out: dict[str, int] = Field(default_factory=dict)
     tokenizers: dict[str, str] = Field(default_factory=dict)
 

@@ -90,6 +90,6 @@ def unit_of(name: str) -> str:
     A unit is a part of the model that is trained or frozen, exchanged and stored as a whole.
     """
     parts = name.split(".")
-    if parts[0] in ("prediction", "fusion"):
+    if parts[0] in ("prediction", "fusion", "temperature"):
         return parts[0]
     return ".".join(parts[:3] if parts[1] in ("blocks", "adapter") else parts[:2])

@@ -29,7 +29,15 @@ from lwfed.store.protocol import Store
 from tests.tiny import ENCODERS, Finished, accept, begun, client_task, round_task, run_tiny
 
 STRATEGIES = ("layerwise", "progressive", "end_to_end")
-SUPERVISED = "model.objective={kind: supervised, hidden: 12}"
+OBJECTIVES = {
+    "contrastive": "model.objective={kind: contrastive, temperature: 0.07}",
+    "supervised": "model.objective={kind: supervised, hidden: 12}",
+    "learnable": "model.objective={temperature: 0.07, learnable_temperature: true}",
+    "aligned": "model.objective={temperature: 0.07, alignment: {weight: 0.5}}",
+    "sum": "model.objective={kind: supervised, hidden: 12, fusion: concat_sum, label_smoothing: 0.1}",
+    "attention": "model.objective={kind: supervised, hidden: 12, fusion: concat_attention, class_weights: balanced}",
+    "coattention": "model.objective={kind: supervised, hidden: 12, fusion: concat_coattention, alignment: {weight: 1}}",
+}
 
 
 class Weighing(InProcess):
@@ -138,11 +146,13 @@ def test_the_server_reads_each_update_once_and_writes_one_model(tmp_path: Path) 
     assert store.bytes_written == cost["exchanged_bytes"]
 
 
-@pytest.mark.parametrize("encoders", ENCODERS)
-@pytest.mark.parametrize("objective", ["contrastive", "supervised"])
+@pytest.mark.parametrize(
+    ("objective", "encoders"),
+    [*product(OBJECTIVES, ("vit-distilbert",)), *product(("contrastive", "supervised"), [*ENCODERS][1:])],
+)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_parameters_are_the_modules(tmp_path: Path, strategy: str, objective: str, encoders: str) -> None:
-    overrides = (f"strategy={strategy}", *([SUPERVISED] if objective == "supervised" else []), *ENCODERS[encoders])
+    overrides = (f"strategy={strategy}", OBJECTIVES[objective], *ENCODERS[encoders])
     done = run_tiny(tmp_path, "stages.rounds=[0,1]", *overrides)
     for plan, cost in zip(done.plans, done.run.predicted, strict=True):
         module = skeleton(plan.model, depth=plan.depth, num_classes=done.run.num_classes)
@@ -151,7 +161,9 @@ def test_parameters_are_the_modules(tmp_path: Path, strategy: str, objective: st
         trained = [module.get_submodule(unit) for unit in plan.trained]
         assert cost["trained_params"] == sum(p.numel() for unit in trained for p in unit.parameters())
         assert cost["exchanged_params"] == cost["trained_params"]
-        assert cost["weights_bytes"] == sum(spec.nbytes for spec in specs.values())
+        heads = [spec.nbytes for name, spec in specs.items() if ".projection." in name]
+        received = sum(heads) if plan.model.objective.alignment else 0
+        assert cost["weights_bytes"] == sum(spec.nbytes for spec in specs.values()) + received
         assert cost["gradients_bytes"] == 4 * cost["trained_params"]
         assert cost["optimizer_bytes"] == 8 * cost["trained_params"]
 
@@ -160,6 +172,7 @@ def test_parameters_are_the_modules(tmp_path: Path, strategy: str, objective: st
     ("strategy", "objective", "last_block", "encoders"),
     [
         *product(STRATEGIES, ("contrastive", "supervised"), ("full", "row", "absorbed"), ("vit-distilbert",)),
+        *product(STRATEGIES, [*OBJECTIVES][2:], ("auto",), ("vit-distilbert",)),
         *product(STRATEGIES, ("contrastive",), ("full", "absorbed"), ("resnet-mobilebert",)),
         ("layerwise", "supervised", "full", "resnet-bert"),
         ("progressive", "supervised", "row", "resnet-bert"),
@@ -170,8 +183,7 @@ def test_flops_and_peak_of_a_real_step_are_the_ledgers(
 ) -> None:
     """At the batch's own length of text. In a model this small the loss counts: its similarity matrices are added."""
     levers = (f"strategy={strategy}", f"levers.last_block={last_block}", *ENCODERS[encoders])
-    overrides = (*levers, *([SUPERVISED] if objective == "supervised" else []))
-    done = run_tiny(tmp_path, "stages.rounds=[1,1]", *overrides)
+    done = run_tiny(tmp_path, "stages.rounds=[1,1]", *levers, OBJECTIVES[objective])
     for stage, plan in enumerate(done.plans, start=1):
         record = next(record for record in done.reported("round") if record["stage"] == stage)
         for client, metrics in record["clients"].items():
@@ -179,12 +191,14 @@ def test_flops_and_peak_of_a_real_step_are_the_ledgers(
             size, length = batch.inputs["text"]["ids"].shape
             cost = price(done, stage, tokens=length)
             width = plan.model.projection.out
-            loss = 2 * (2 * size * size * width) if objective == "contrastive" else 0  # a @ b.T and b @ a.T
+            contrasts = plan.model.objective.kind == "contrastive"
+            loss = 2 * (2 * size * size * width) if contrasts else 0  # a @ b.T and b @ a.T
             step = metrics["step_flops"]
             assert step["batch"] == size
             assert step["forward"] == pytest.approx(size * cost.forward_flops + loss, rel=0.02)
             assert step["backward"] == pytest.approx(size * cost.backward_flops + 2 * loss, rel=0.02)
             assert metrics["peak_tensor_bytes"] == pytest.approx(cost.peak_bytes, rel=0.10)
+            assert metrics["bytes_up"] == cost.upload_bytes
         first = done.summary["stages"][stage - 1]["ledger"]["measured"]
         mean = sum(m["step_flops"]["forward"] / m["step_flops"]["batch"] for m in record["clients"].values()) / 2
         assert first["forward_flops"] == pytest.approx(mean)

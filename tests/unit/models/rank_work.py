@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lwfed import ranks
 from lwfed.models.batchnorm import BatchNorm, BatchNorm2d
+from lwfed.objectives.alignment import alignment_loss
 from lwfed.objectives.contrastive import contrastive_loss, info_nce
 from lwfed.objectives.supervised import cross_entropy
 
@@ -38,6 +39,10 @@ def work(rows: slice) -> dict[str, Tensor]:
         "info_nce": lambda a, b: info_nce(a, b, temperature=0.1),
         "pairs": lambda a, b: contrastive_loss({"k": a, "l": b, "m": a * b}, temperature=0.3),
         "cross_entropy": lambda a, b: cross_entropy(a + b, given["labels"][rows]),
+        "weighted": lambda a, b: cross_entropy(
+            a + b, given["labels"][rows], label_smoothing=0.2, class_weights=given["gain"].abs()
+        ),
+        "aligned": lambda a, b: alignment_loss({"k": a, "l": b}, {"k": b.detach().square(), "l": a.detach() + 1}),
         "squares": lambda a, b: (a * b).square().sum(),
     }
     for name, loss in losses.items():

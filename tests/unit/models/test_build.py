@@ -150,7 +150,7 @@ def test_prefix_and_suffix_are_project() -> None:
         assert not state.tokens.requires_grad
         whole = module.project(modality, batch[modality])
         assert whole.requires_grad
-        assert torch.equal(module.suffix(modality, state, cut=cut), whole)
+        assert torch.equal(module.project(modality, state._asdict(), cut=cut), whole)
         assert torch.equal(module.project(modality, batch[modality], cut=cut), whole)
 
 

@@ -12,7 +12,7 @@ from lwfed import ranks
 from lwfed.models.batchnorm import BatchNorm, BatchNorm2d
 from tests.unit.models import rank_work
 
-OBJECTIVES = ("info_nce", "pairs", "cross_entropy", "squares")
+OBJECTIVES = ("info_nce", "pairs", "cross_entropy", "weighted", "aligned", "squares")
 
 
 @pytest.fixture(scope="module")

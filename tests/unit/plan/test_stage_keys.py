@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lwfed.plan.stages import DataPlan, plan_stages, stage_key
+from lwfed.plan.stages import OBJECTIVE_OPTIONS, DataPlan, StagePlan, plan_stages, stage_key
 from lwfed.spec.load import build_spec
 from tests.tiny import DEPTHS, VALUES
 
@@ -40,6 +40,27 @@ def test_a_key_does_not_change_with_the_place_of_the_data() -> None:
 
 def test_a_key_does_not_change_with_the_settings_of_a_source_that_is_not_used() -> None:
     assert keys("data.test_fraction=0.5") == keys()
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "default"),
+    [
+        ("contrastive", "learnable_temperature: true", "learnable_temperature: false"),
+        ("contrastive", "alignment: {weight: 1}", "alignment: null"),
+        ("supervised", "label_smoothing: 0.1", "label_smoothing: 0"),
+        ("supervised", "class_weights: balanced", "class_weights: null"),
+        ("supervised", "class_weights: [1, 2]", "class_weights: null"),
+        ("supervised", "fusion: concat_sum", "fusion: concat"),
+    ],
+)
+def test_an_option_of_the_objective_is_part_of_the_plans_that_use_it(kind: str, option: str, default: str) -> None:
+    used, unused, without = (f"model.objective={{kind: {kind}{rest}}}" for rest in (f", {option}", f", {default}", ""))
+    assert keys(unused) == keys(without) and not set(keys(used)) & set(keys(without))
+    for override in (used, without):
+        plan = plan_stages(build_spec(VALUES, overrides=[override]), depths=DEPTHS)[0]
+        written = plan.model_dump(mode="json")
+        assert StagePlan.model_validate(written) == plan
+        assert not OBJECTIVE_OPTIONS & written["model"]["objective"].keys() or override == used
 
 
 def test_a_data_plan_names_the_data_whatever_their_place() -> None:

@@ -21,7 +21,7 @@ from lwfed.store.local import LocalStore
 from lwfed.store.protocol import Store
 from lwfed.types.errors import DataError
 from lwfed.types.records import RunRecord
-from tests.e2e.own_data import write_coco
+from tests.e2e.own_data import AUDIO, IMAGE, write_advance, write_coco
 from tests.tiny import VALUES, ignore
 
 CLOCK = ("created",)
@@ -85,6 +85,30 @@ def test_data_that_only_clients_see(silos: RunSpec, tmp_path: Path) -> None:
     for key in near.list("data/"):
         if "train" in key and near.read_ref(key)["bad"]:
             assert far.read_ref(key)["bad"] == near.read_ref(key)["bad"]
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_classes_that_only_clients_see_are_counted_if_they_are_balanced(tmp_path: Path, balanced: bool) -> None:
+    for number, who in enumerate(("client-000", "client-001", "server")):
+        write_advance(tmp_path / "data" / who, pairs=4 + 4 * number)
+    values = {**VALUES, "store": {"uri": str(tmp_path / "store")}}
+    values["data"] = {
+        "source": "advance",
+        "root": str(tmp_path / "data" / "{client}"),
+        "workers": 0,
+        "test_fraction": 0.25,
+    }
+    values["federation"] = {"num_clients": 2, "partition": {"kind": "local"}}
+    objective = {"kind": "supervised", "class_weights": "balanced" if balanced else None}
+    values["model"] = {"encoders": {"image": IMAGE, "audio": AUDIO}, "objective": objective}
+    spec = build_spec(values)
+    far = LocalStore(tmp_path / "store")
+    run, same = there(spec, far), here(spec, LocalStore(tmp_path / "other"))
+    assert run.data == same.data
+    told = far.read_ref(paths.client_data("r", "client-001"))
+    assert ("class_counts" in told) is balanced
+    if balanced:
+        assert sum(run.data.class_counts) == sum(run.data.clients.values()) and len(set(run.data.class_counts)) == 1
 
 
 def test_a_client_that_cannot_look_is_named(silos: RunSpec, tmp_path: Path) -> None:
