@@ -7,7 +7,7 @@ from importlib import metadata
 import typer
 
 from lwfed import __version__
-from lwfed.cli import check, compare, history, plan, run, step, store
+from lwfed.cli import check, compare, data, history, plan, run, step, store
 from lwfed.launch.exits import run_to_exit
 from lwfed.types.errors import EXIT_CODES
 
@@ -39,6 +39,7 @@ app.command("export")(history.export)
 app.command("presets")(plan.presets)
 app.command("doctor")(check.doctor)
 app.command("step")(step.step)
+app.add_typer(data.app, name="data")
 app.add_typer(store.app, name="store")
 for plugin in sorted(metadata.entry_points(group="lwfed.commands"), key=lambda entry: entry.name):
     for command_name, command in plugin.load().items():

@@ -140,12 +140,12 @@ def check_examples(
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, str]:
-    """Reads every file once, to find those that cannot be read.
+    """Reads every file once, to find the examples that cannot be read or lack a modality.
 
     Args:
         source: Reads the files.
         examples: The examples to check.
-        modalities: Which of `image` and `audio` to read.
+        modalities: The modalities that are needed; `image` and `audio` are read.
         workers: Number of threads that read; see `read_in_threads`.
         progress: Called with (number done, total number).
 
@@ -159,6 +159,8 @@ def check_examples(
     wanted = frozenset(modalities)
 
     def problem(example: Example) -> str | None:
+        if lacking := wanted.intersection(example.lacks):
+            return f"{example.id} has no {' and no '.join(sorted(lacking))}"
         try:
             if "image" in wanted:
                 source.image(example)

@@ -135,9 +135,10 @@ def changed_files(
     """
     if source.root is None:
         return {}
-    files = {path: example.id for example in examples for path in source.files[example.id]}
-    now = digests.of(source.root, files)
-    return {files[path]: path for path, digest in now.items() if listing.get(path) != digest}
+    files = source.files
+    paths = [(example.id, path) for example in examples for path in files[example.id]]
+    now = digests.of(source.root, (path for _, path in paths))
+    return {name: path for name, path in paths if listing.get(path) != now[path]}
 
 
 def _stamp(path: str) -> Stamp | None:

@@ -13,6 +13,12 @@ NO_CAPTION = "images without captions"
 ENDINGS = "files with other endings"
 HIDDEN = "hidden files"
 ELSEWHERE = "files in other folders"
+UNNAMED = "files that no row names"
+EMPTY_ROWS = "empty rows"
+REPEATED_ROWS = "repeated rows"
+REPEATED_CAPTIONS = "repeated captions"
+NOTHING_ROWS = "rows without image, text and sound"
+NO_LABEL = "rows without a label"
 UNREADABLE = "unreadable examples"
 
 
@@ -35,18 +41,21 @@ def of_captions(path: Path, images: Path, *, used: Collection[str]) -> Counter[s
     return +found
 
 
-def of_folders(root: Path, *, used: Collection[str], endings: Collection[str]) -> Counter[str]:
+def of_folders(
+    root: Path, *, used: Collection[str], endings: Collection[str], otherwise: str = ELSEWHERE
+) -> Counter[str]:
     """Counts the files below a folder that belong to no example.
 
     Args:
         root: The folder.
         used: Names of the examples' files, below the folder.
         endings: Endings of the files that examples may have.
+        otherwise: What a file with such an ending is that is not hidden.
 
     Returns:
         What is left out -> how many.
     """
-    return Counter(_reason(name, endings=endings, otherwise=ELSEWHERE) for name in set(_files(root)) - set(used))
+    return Counter(_reason(name, endings=endings, otherwise=otherwise) for name in set(_files(root)) - set(used))
 
 
 def _files(folder: Path) -> Iterator[str]:

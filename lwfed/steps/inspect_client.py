@@ -29,7 +29,7 @@ def inspect_client(task: InspectTask, *, store: Store, emit: Emit, cache: Path |
 
     Returns:
         The committed value: client, version, num_train (training examples), num_examples, bad (example -> why it
-        cannot be read), left_out (what is part of no example -> how many).
+        cannot be read), left_out (what is part of no example -> how many), classes.
 
     Raises:
         DataError: The data are missing, unreadable or too few, or the tokenizer knows no word of their captions.
@@ -60,6 +60,7 @@ def inspect_client(task: InspectTask, *, store: Store, emit: Emit, cache: Path |
         "num_train": len(train),
         "bad": dict(bad),
         "left_out": dict(source.left_out()),
+        "classes": list(source.classes),
     }
     if value != known:
         store.write_ref(ref, value)
