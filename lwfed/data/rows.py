@@ -1,7 +1,7 @@
 """The examples of a table: rows with one id are one example, and each cell is checked by what it is for.
 
 Without a column of ids, the id of a row is the path of its image, or else of its sound. Rows with one id must agree in
-everything but their text.
+all columns that the spec names, but for their text.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Item:
     Attributes:
         number: Its first row.
         values: Key of `data.columns` -> its value, which all its rows share.
-        fields: Further column -> its value.
+        fields: Further column -> its value, if all rows share it.
         captions: The texts of its rows.
     """
 
@@ -62,7 +62,8 @@ def items_of(table: Table, columns: Mapping[str, str], counts: Counter[str], *, 
         name = values.get("id") or next((values[key] for key in FILES if key in values), f"row {number}")
         item = items.setdefault(name, Item(number, values, fields, []))
         if item.number != number:
-            _refuse_other(table, columns, name, item, number, values | {f"field {k}": v for k, v in fields.items()})
+            _refuse_other(table, columns, name, item, number, values)
+            item.fields = dict(item.fields.items() & fields.items())
         new = [text for text in dict.fromkeys(captions) if text not in item.captions]
         counts[REPEATED_CAPTIONS] += len(captions) - len(new)
         counts[REPEATED_ROWS] += item.number != number and not captions
@@ -132,15 +133,12 @@ def _refuse_other(
     table: Table, columns: Mapping[str, str], name: str, item: Item, number: int, values: Mapping[str, str]
 ) -> None:
     """Raises DataError if a row differs from the first one of its id in more than the text."""
-    first = item.values | {f"field {key}": value for key, value in item.fields.items()}
-    for key in sorted(first.keys() | values.keys()):
-        if first.get(key) != values.get(key):
-            column = columns.get(key, key.removeprefix("field "))
-            named = "id" in columns
+    for key in sorted(item.values.keys() | values.keys()):
+        first, second = item.values.get(key), values.get(key)
+        if first != second:
+            ids = "give them different ids" if "id" in columns else "their file is their id: add a column `id`"
             raise DataError(
-                f"{table.path}: rows {item.number} and {number} have one id, {shown(name)}, and differ in `{column}`: "
-                f"{shown(first.get(key))} and {shown(values.get(key))}",
-                remedy="give them different ids, or the same values in all but the text"
-                if named
-                else "their file is their id: add a column `id`, or write the same values in all but the text",
+                f"{table.path}: rows {item.number} and {number} have one id, {shown(name)}, and differ in "
+                f"`{columns[key]}`: {shown(first)} and {shown(second)}",
+                remedy=f"{ids}, or write the same values in all but the text",
             )

@@ -120,6 +120,13 @@ def test_columns_have_any_name_and_null_leaves_one_out(root: Path) -> None:
     assert example.fields == {"stem": "b", "label": "bee", "day": "mon"}
 
 
+def test_a_further_column_that_differs_among_an_example_s_rows_is_no_field_of_it(root: Path) -> None:
+    write_csv(root, [{**row, "number": n, "day": "mon"} for n, row in enumerate(ROWS)])
+    found = by_id(opened(root))
+    assert found["b.png"].fields.keys() == {"stem", "class", "site", "day"}
+    assert found["a.png"].fields["number"] == "1"
+
+
 def test_an_empty_cell_is_a_modality_that_is_lacking(root: Path) -> None:
     own_data.write_advance(root / "sounds", pairs=1)
     sound = "sounds/sound/sea/0_sea.wav"
@@ -224,7 +231,6 @@ WRONG: list[tuple[list[dict[str, Any]], tuple[str, ...], dict[str, Any]]] = [
         ("rows 1 and 2 have one id, 'i', and differ in `image`: 'a.png' and 'b.png'", "different ids"),
         {},
     ),
-    ([{**GOOD, "day": 1}, {**GOOD, "day": 2}], ("rows 1 and 2", "`day`: '1' and '2'"), {}),
     ([{**GOOD, "text": "\ud83d"}], ("row 1: `text` has half of a surrogate pair",), {}),
     ([GOOD], ("no column tex for data.columns.text; did you mean text?",), {"columns": {"text": "tex"}}),
     ([GOOD], ("no column Label for data.columns.label; did you mean label?",), {"columns": {"label": "Label"}}),

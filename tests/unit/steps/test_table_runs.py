@@ -101,12 +101,14 @@ def test_a_table_without_rows_for_a_split_is_refused_where_it_needs_them(tmp_pat
 
 @pytest.mark.parametrize("given", [True, False])
 def test_folders_of_clients_share_their_classes(tmp_path: Path, given: bool) -> None:
-    """Each folder has a part of the classes: their numbers agree if the spec names all of them."""
+    """Each folder, a linked one too, has a part of the classes: their numbers agree if the spec names all of them."""
     for who, splits in (("server", ("test",)), ("client-000", ("train",)), ("client-001", ("train",))):
         rows = rows_of(tmp_path / who, count=4, splits=splits)
         if who == "client-001":
             rows = [{**row, "label": "dog"} for row in rows]
         write_jsonl(tmp_path / who, rows)
+    (tmp_path / "client-001").rename(tmp_path / "elsewhere")
+    (tmp_path / "client-001").symlink_to(tmp_path / "elsewhere")
     spec = values(
         tmp_path / "{client}",
         data={"classes": ["cat", "dog"]} if given else {},
