@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lwfed.types.errors import SpecError
@@ -45,6 +45,7 @@ _LONGEST_S = 1e9
 """Thirty years: longer waits are beyond the system's clocks."""
 _ADOPTED = "MLFLOW_RUN_ID"
 _CPUS = "LWFED_CPUS"
+_GROUP = "LWFED_MLFLOW_GROUP"
 _GPUS = "CUDA_VISIBLE_DEVICES"
 _PARENT = "LWFED_MLFLOW_PARENT_RUN_ID"
 _PIPELINE_RUN = "KFP_RUN_ID"
@@ -87,8 +88,13 @@ def _has_home() -> bool:
 
 
 def _scratch() -> Path:
-    """Returns the folder for reproducible files of a user without a home."""
-    return Path(tempfile.gettempdir()) / f"lwfed-{os.getuid()}"
+    """Returns the folder for reproducible files of a user without a home; never one that another user has made."""
+    user = os.getuid()
+    folder = Path(tempfile.gettempdir()) / f"lwfed-{user}"
+    with suppress(FileNotFoundError):
+        if folder.lstat().st_uid != user:
+            return folder.with_name(f"{folder.name}-{os.getpid()}")
+    return folder
 
 
 def mlflow_adopted_run_id() -> str | None:
@@ -99,6 +105,16 @@ def mlflow_adopted_run_id() -> str | None:
 def mlflow_parent_run_id() -> str | None:
     """The MLflow run of the whole experiment, made elsewhere (`LWFED_MLFLOW_PARENT_RUN_ID`)."""
     return _text(_PARENT)
+
+
+def mlflow_group() -> str | None:
+    """The sweep that this process's run is a trial of (`LWFED_MLFLOW_GROUP`); MLflow shows them below one run."""
+    return _text(_GROUP)
+
+
+def for_trial(sweep: str, *, cpus: int | None) -> dict[str, str]:
+    """Returns variables for a sweep's run: its group in MLflow, and the CPUs that it may use at most."""
+    return {_GROUP: sweep} | ({} if cpus is None else {_CPUS: str(cpus)})
 
 
 def mlflow_uri() -> str | None:

@@ -10,14 +10,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import permutations
 from typing import Any, TypeGuard
+
+from lwfed.types.modalities import MODALITIES, retrieval_task
 
 MISSING = "–"
 PREFIXES = ("", "k", "M", "G", "T", "P")
-HEADLINES = ("test/t2i/R@1", "test/i2t/R@1", "test/i2a/R@1", "test/a2i/R@1", "test/accuracy", "test/f1", "test/loss")
+TASKS = {retrieval_task(*pair): pair for pair in permutations(MODALITIES, 2)}
+"""Name of a retrieval task -> the modality of its queries, and that of what is found."""
+_FIRST = ("t2i", "i2t", "i2a", "a2i")
+HEADLINES = (
+    *(f"test/{task}/R@1" for task in dict.fromkeys((*_FIRST, *TASKS))), "test/accuracy", "test/f1", "test/loss",
+)  # fmt: skip
 """The most important metrics, of which a run has some."""
-INITIALS = {"i": "image", "t": "text", "a": "audio"}
-"""Modalities by their letter in the names of retrieval tasks."""
 
 
 def finite(value: Any) -> TypeGuard[float]:
@@ -105,9 +111,9 @@ def is_share(metric: str) -> bool:
 def metric_title(metric: str, *, short: bool = False) -> str:
     """Returns a metric's title: `test/t2i/R@1` as `text to image R@1`, short `t2i R@1`."""
     rest = metric.removeprefix("test/")
-    pair, _, recall = rest.partition("/")
-    if not short and len(pair) == 3 and pair[1] == "2" and pair[0] in INITIALS and pair[2] in INITIALS:
-        return f"{INITIALS[pair[0]]} to {INITIALS[pair[2]]} {recall}"
+    task, _, recall = rest.partition("/")
+    if not short and task in TASKS:
+        return f"{' to '.join(TASKS[task])} {recall}"
     return rest.replace("/", " ") if rest != "loss" else "test loss"
 
 

@@ -78,9 +78,10 @@ class Usage:
         how: The calls that load it, as Markdown.
         feature: The part of its output that is the feature.
         needs: Packages besides torch and safetensors.
-        code: Python that defines `encode_<modality>s(items)`, with `%(width)d` for D. It may use `here` (the export's
-            folder), `device` and `projection(name, width)`.
+        code: Python that defines `encode_<modality>s(items)`, with `%(width)d` for D and `%(modality)s`. It may use
+            `here` (the export's folder), `device` and `projection(name, width)`.
         imports: Import lines that the code needs.
+        setup: Python before it, once for all modalities of the family.
     """
 
     what: str
@@ -89,6 +90,7 @@ class Usage:
     needs: tuple[str, ...]
     code: str
     imports: tuple[str, ...] = ()
+    setup: str = ""
 
 
 def without_arch(encoder: EncoderSettings) -> None:
@@ -102,13 +104,14 @@ class EncoderDescription:
     """An encoder family.
 
     Attributes:
-        modality: The modality that it encodes: `image`, `text` or `audio`.
+        modality: The kind of modality that it encodes: `image`, `text`, `audio`, or `series`, the signal of any sensor;
+            see `lwfed.types.modalities`.
         final_norm: Whether a norm follows its last block: a separate unit, trained in every stage.
         feature_token: Whether its feature is its first token, so that the last block can be computed for it alone.
         inputs: Returns an example's input, or name -> input, from the architecture's settings: those of
             `Family.config` and `Family.input_settings`.
         usage: How an export of it is used.
-        normalise: How inputs are normalised unless the spec or the weights say otherwise; None for text.
+        normalise: How inputs are normalised unless the spec or the weights say otherwise; None for text and series.
         check: Raises ValueError if the spec's settings do not fit the family.
         architecture: Returns its tensors and costs by formulas, or None for a spec with a key that they do not cover.
             A family without formulas is counted on PyTorch's meta device, for which `lwfed plan` loads torch.

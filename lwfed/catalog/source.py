@@ -27,7 +27,7 @@ class SourceDescription:
     """A source of data.
 
     Attributes:
-        modalities: The modalities of an example: `image`, `text`, `audio`.
+        modalities: The modalities of an example; see `lwfed.types.modalities`.
         labels: Whether examples have class labels.
         captions: Number of captions per example, each a separate input.
         root: The required contents of `data.root`, in words; None for data that are generated.

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from lwfed.cli.history import open_runs, pick_run
-from lwfed.cli.options import DEFAULT_STORE, Json, Spec, StoreUri
+from lwfed.cli.options import DEFAULT_STORE, Json, Spec, StoreUri, parse_seeds
 from lwfed.drive import training
 from lwfed.drive.console import make_console, make_table, print_json
 from lwfed.drive.display import Display
@@ -133,10 +133,6 @@ def wanted_specs(source: str | None, *, overrides: Sequence[str], strategies: st
         found = OF_ONE.fullmatch(text)
         (own[found[1]] if found else shared).append(found[2] if found else text)
     base = load_spec(source, overrides=shared)
-    try:
-        numbers = [base.seed] if seeds is None else [int(text) for text in seeds.split(",")]
-    except ValueError:
-        raise SpecError(f"`{seeds}` is not a list of seeds", remedy="write --seeds 0,1,2") from None
     stem = SUFFIX.sub("", base.name)
     return [
         load_spec(
@@ -146,7 +142,7 @@ def wanted_specs(source: str | None, *, overrides: Sequence[str], strategies: st
                 f"name={stem[:40]}-{strategy.replace('_', '-')}",
             ],
         )
-        for seed in dict.fromkeys(numbers)
+        for seed in parse_seeds(seeds, default=base.seed)
         for strategy in dict.fromkeys(named)
     ]  # fmt: skip
 

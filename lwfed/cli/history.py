@@ -180,9 +180,10 @@ def _undelivered(status: Mapping[str, Any]) -> UnreachableError:
     """Returns the error for records that MLflow did not take: why it cannot be reached, or what it refuses."""
     problems = [*status["refused"], *([status["down"]] if status["down"] else [])]
     missing = f"{status['told'] - status['delivered']} of {status['told']} records"
+    reason, _, remedy = "; ".join(problems).partition(" -> ")
     return UnreachableError(
-        f"MLflow at {status['uri']} lacks {missing}: {'; '.join(problems)}",
-        remedy="once that is fixed, the same command adds them",
+        f"MLflow at {status['uri']} lacks {missing}: {reason}",
+        remedy=(f"{remedy}; " if remedy else "") + "once that is fixed, the same command adds them",
     )
 
 
@@ -230,6 +231,6 @@ def _overview(store: Store, run: RunRecord) -> dict[str, Any]:
         "parent": run.parent.to_values() if run.parent else None,
         "stages": len(runs.plans_of(run)),
         "stages_done": len(stages),
-        "headline": {name: metrics[name] for name in HEADLINES[:6] if name in metrics},
+        "headline": {name: metrics[name] for name in HEADLINES[:-1] if name in metrics},
         "digest": summary.digest if summary else (stages[-1].digest if stages else ""),
     }

@@ -7,7 +7,7 @@ from importlib import metadata
 import typer
 
 from lwfed import __version__
-from lwfed.cli import check, compare, data, history, plan, run, step, store
+from lwfed.cli import check, compare, data, history, plan, run, step, store, sweep
 from lwfed.launch.exits import run_to_exit
 from lwfed.types.errors import EXIT_CODES
 
@@ -32,6 +32,7 @@ app.command("rerun")(run.rerun)
 app.command("plan")(plan.plan)
 app.command("partition")(plan.partition)
 app.command("compare")(compare.compare)
+app.command("sweep")(sweep.sweep)
 app.command("list")(history.list_runs)
 app.command("show")(history.show)
 app.command("report")(history.report)

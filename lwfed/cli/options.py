@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from lwfed.spec.federation import StoreSpec
+from lwfed.types.errors import SpecError
 
 Spec = Annotated[str | None, typer.Argument(metavar="[SPEC]", help="A YAML file, or a preset (see `lwfed presets`).")]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or `latest`.")]
@@ -18,3 +20,11 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Train again even if equal 
 Json = Annotated[bool, typer.Option("--json", help="Print a JSON object as the last line, and progress to stderr.")]
 StoreUri = Annotated[str, typer.Option("--store", metavar="URI", help="The store to read.")]
 DEFAULT_STORE = StoreSpec().uri
+
+
+def parse_seeds(text: str | None, *, default: int) -> Sequence[int]:
+    """Reads `0,1,2`, each seed once. Raises SpecError if one is no number."""
+    try:
+        return [default] if text is None else list(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise SpecError(f"`{text}` is not a list of seeds", remedy="write --seeds 0,1,2") from None

@@ -20,7 +20,7 @@ from lwfed.data import buckets
 from lwfed.data.inputs import InputSettings
 from lwfed.data.prefix_cache import CachedPrefix
 from lwfed.data.protocol import Example, Source
-from lwfed.data.reading import Raw, Reader, Row, caption_index, read_all, read_in_threads, result_of
+from lwfed.data.reading import Raw, Reader, Row, caption_index, from_file, read_all, read_in_threads, result_of
 from lwfed.data.tokens import tokenize
 from lwfed.types.errors import DataError
 from lwfed.types.seeds import as_int, derive
@@ -35,7 +35,8 @@ class Batch:
 
     Attributes:
         inputs: Modality -> input: `image` float32 [B, 3, H, W], `text` {ids int64 [B, T], mask bool [B, T]},
-            `audio` float32 [B, F, M]; or its frozen blocks' cached outputs, {tokens [B, T, D], optionally mask [B, T]}.
+            `audio` float32 [B, F, M], a sensor's float32 [B, T, C]; or its frozen blocks' cached outputs, {tokens
+            [B, T, D], optionally mask [B, T]}.
         labels: int64 [B]; None if an example has none.
         ids: The examples' names.
     """
@@ -145,7 +146,7 @@ def check_examples(
     Args:
         source: Reads the files.
         examples: The examples to check.
-        modalities: The modalities that are needed; `image` and `audio` are read.
+        modalities: The modalities that are needed; all but captions are read.
         workers: Number of threads that read; see `read_in_threads`.
         progress: Called with (number done, total number).
 
@@ -156,16 +157,14 @@ def check_examples(
         DataError: Reading an example does not end.
         OutOfMemoryError: There is not enough memory to read an example.
     """
-    wanted = frozenset(modalities)
+    wanted = tuple(modalities)
 
     def problem(example: Example) -> str | None:
-        if lacking := wanted.intersection(example.lacks):
+        if lacking := set(wanted).intersection(example.lacks):
             return f"{example.id} has no {' and no '.join(sorted(lacking))}"
         try:
-            if "image" in wanted:
-                source.image(example)
-            if "audio" in wanted:
-                source.waveform(example)
+            for modality in wanted:
+                from_file(source, example, modality)
         except DataError as error:
             return error.problem
         except MemoryError:
@@ -204,7 +203,7 @@ def _batches(
 def _finish(reader: Reader, raw: Raw, cached: Mapping[str, CachedPrefix], *, pin: bool) -> Batch:
     inputs: dict[str, Any] = {modality: prefix.gather(raw.rows, pin=pin) for modality, prefix in cached.items()}
     inputs |= raw.inputs(reader.settings)
-    if pin and raw.pixels is not None:
+    if pin and "image" in raw.read:
         inputs["image"] = inputs["image"].pin_memory()
     chosen = [reader.examples[n] for n, _ in raw.rows]
     labels = [example.label for example in chosen]

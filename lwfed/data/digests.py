@@ -107,7 +107,7 @@ def list_files(source: Source, digests: FileDigests, *, progress: Progress | Non
     """
     if source.root is None:
         return {}
-    paths = (path for paths in source.files.values() for path in paths)
+    paths = dict.fromkeys(path for paths in source.files.values() for path in paths)  # examples may share a file
     return digests.of(source.root, paths, progress=progress)
 
 
@@ -137,7 +137,7 @@ def changed_files(
         return {}
     files = source.files
     paths = [(example.id, path) for example in examples for path in files[example.id]]
-    now = digests.of(source.root, (path for _, path in paths))
+    now = digests.of(source.root, dict.fromkeys(path for _, path in paths))
     return {name: path for name, path in paths if listing.get(path) != now[path]}
 
 

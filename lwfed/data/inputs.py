@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from lwfed.catalog.encoder import AUDIOSET, HALF, Normalise
+from lwfed.types.modalities import kind_of
+
+
+class Window(NamedTuple):
+    """The shape of a sensor's windows: T samples of C axes."""
+
+    length: int
+    axes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +31,7 @@ class InputSettings:
         frames: Frames F of a spectrogram, 10 ms each (AST's max_length).
         image_normalise: Mean and standard deviation of pixels in [0, 1], three of each.
         audio_normalise: Mean and standard deviation of log-mels, one of each; AudioSet's by default.
+        windows: Sensor -> shape of its windows.
     """
 
     modalities: tuple[str, ...]
@@ -34,6 +43,7 @@ class InputSettings:
     frames: int = 1024
     image_normalise: Normalise = HALF
     audio_normalise: Normalise = AUDIOSET
+    windows: Mapping[str, Window] = field(default_factory=dict)
 
 
 def settings_for(inputs: Mapping[str, Mapping[str, Any]]) -> InputSettings:
@@ -42,13 +52,19 @@ def settings_for(inputs: Mapping[str, Mapping[str, Any]]) -> InputSettings:
     Args:
         inputs: Modality -> its encoder's settings, as returned by `lwfed.models.build.input_settings`: `image_size` (a
             number, or two equal ones); `tokenizer`, `max_tokens` and optionally `vocab_size`; `num_mel_bins` and
-            `max_length` (frames); `normalise`. Missing settings keep their defaults.
+            `max_length` (frames); `normalise`; for a sensor `length` and `axes`. Missing settings keep their defaults.
 
     Raises:
         ValueError: A key is unknown, or images are not square.
     """
-    values: dict[str, Any] = {"modalities": tuple(sorted(inputs))}
+    sensors = [modality for modality in inputs if kind_of(modality) == "series"]
+    values: dict[str, Any] = {
+        "modalities": tuple(sorted(inputs)),
+        "windows": {modality: Window(**inputs[modality]) for modality in sensors},
+    }
     for modality, wanted in inputs.items():
+        if modality in sensors:
+            continue
         for key, value in wanted.items():
             name = {"max_length": "frames", "normalise": f"{modality}_normalise"}.get(key, key)
             if name == "modalities" or name not in InputSettings.__dataclass_fields__:

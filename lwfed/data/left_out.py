@@ -19,6 +19,7 @@ REPEATED_ROWS = "repeated rows"
 REPEATED_CAPTIONS = "repeated captions"
 NOTHING_ROWS = "rows without image, text and sound"
 NO_LABEL = "rows without a label"
+UNUSED = "files that are not read"
 UNREADABLE = "unreadable examples"
 
 
@@ -50,7 +51,7 @@ def of_folders(
         root: The folder.
         used: Names of the examples' files, below the folder.
         endings: Endings of the files that examples may have.
-        otherwise: What a file with such an ending is that is not hidden.
+        otherwise: What others with such an ending are called.
 
     Returns:
         What is left out -> how many.

@@ -36,7 +36,7 @@ class Inputs:
     """The inputs of one modality's frozen blocks, in the cache's order.
 
     Attributes:
-        modality: `image`, `text` or `audio`.
+        modality: One of the model's.
         examples: The client's examples.
         settings: The encoder's input settings.
         seed: Seed of captions and crops.

@@ -21,6 +21,8 @@ from lwfed.types.errors import DataError, LwfedError
 
 Waveform = npt.NDArray[np.float32]
 """Mono samples in [-1, 1]."""
+Signal = npt.NDArray[np.float32]
+"""A sensor's samples [T, C], one column per axis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,9 @@ class Source(Protocol):
 
     def waveform(self, example: Example) -> tuple[Waveform, int]:
         """Reads the example's sound: samples [N] and samples per second. Raises DataError, with the file's name."""
+
+    def series(self, example: Example, modality: str) -> Signal:
+        """Reads the example's signal of a sensor, such as `accelerometer`. Raises DataError, with the file's name."""
 
 
 @runtime_checkable

@@ -17,48 +17,52 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lwfed import cpus, environment
 from lwfed.data.audio import log_mel, normalise_log_mel
 from lwfed.data.inputs import InputSettings
 from lwfed.data.protocol import Example, Source
+from lwfed.data.series import checked, standardised
 from lwfed.data.tokens import tokenize
 from lwfed.data.transforms import crop_box, normalise_pixels, square_pixels
 from lwfed.store.ahead import in_groups
 from lwfed.types.errors import DataError, LwfedError, OutOfMemoryError
+from lwfed.types.modalities import kind_of
 from lwfed.types.seeds import as_int, derive
 
 T = TypeVar("T")
 R = TypeVar("R")
 Row = tuple[int, int]
 """Index of an example, and its view."""
-
-
-FROM_FILES = frozenset({"image", "audio"})
-"""Modalities that are read from files; captions are in memory."""
 READ_AHEAD = 2
 """Batches that are read while one is in use."""
 
 
 class Raw(NamedTuple):
-    """A batch before tokenization and normalisation."""
+    """A batch before tokenization and normalisation.
+
+    Attributes:
+        rows: The batch's rows.
+        read: Modality -> pixels, captions, spectrograms or windows.
+    """
 
     rows: tuple[Row, ...]
-    pixels: Tensor | None
-    captions: list[str] | None
-    spectrograms: Tensor | None
+    read: Mapping[str, Any]
 
     def inputs(self, settings: InputSettings) -> dict[str, Any]:
         """Returns the encoders' inputs by modality: captions tokenized, and values normalised."""
-        inputs: dict[str, Any] = {}
-        if self.pixels is not None:
-            inputs["image"] = normalise_pixels(self.pixels, settings.image_normalise)
-        if self.captions is not None:
-            inputs["text"] = tokenize(self.captions, settings=settings)
-        if self.spectrograms is not None:
-            inputs["audio"] = normalise_log_mel(self.spectrograms, settings.audio_normalise)
-        return inputs
+        return {modality: _finished(modality, values, settings) for modality, values in self.read.items()}
+
+
+def _finished(modality: str, values: Any, settings: InputSettings) -> Any:
+    match kind_of(modality):
+        case "image":
+            return normalise_pixels(values, settings.image_normalise)
+        case "text":
+            return tokenize(values, settings=settings)
+        case "audio":
+            return normalise_log_mel(values, settings.audio_normalise)
+    return values  # windows are standardised one by one
 
 
 @dataclass(frozen=True)
@@ -81,40 +85,59 @@ class Reader:
     augment: bool
     views: Mapping[str, int] = field(default_factory=dict)
 
-    def item(self, row: Row) -> tuple[Any, Any, Any]:
-        """Reads one row of a batch: its pixels [3, H, W], its caption and its spectrogram [F, M], or None for each.
+    def item(self, row: Row) -> dict[str, Any]:
+        """Reads one row of a batch: modality -> pixels [3, H, W], a caption, a spectrogram [F, M] or a window [T, C].
 
         Raises:
-            DataError: A file cannot be read.
+            DataError: A file cannot be read, or a sensor's signal has another shape than the encoder's windows.
         """
         n, view = row
-        example = self.examples[n]
-        wanted, settings = self.settings.modalities, self.settings
-        pixels = caption = spectrogram = None
-        if "text" in wanted:
-            caption = example.captions[caption_index(example, view, seed=self.seed)]
-        if "image" in wanted:
-            image = self.source.image(example)
-            if self.augment and self.seed is not None:
-                number = view % self.views["image"] if self.views.get("image") else view
-                rng = np.random.default_rng(as_int(derive(self.seed, example.id, number, "crop")))
-                image = image.crop(crop_box(image.width, image.height, rng=rng))
-            pixels = square_pixels(image, size=settings.image_size)
-        if "audio" in wanted:
-            samples, rate = self.source.waveform(example)
-            spectrogram = log_mel(samples, rate=rate, num_mel_bins=settings.num_mel_bins, frames=settings.frames)
-        return pixels, caption, spectrogram
+        return {modality: self._read(self.examples[n], view, modality) for modality in self.settings.modalities}
 
-    def batch(self, rows: tuple[Row, ...], items: Iterable[tuple[Any, Any, Any]]) -> Raw:
+    def _read(self, example: Example, view: int, modality: str) -> Any:
+        settings = self.settings
+        if kind_of(modality) == "text":
+            return example.captions[caption_index(example, view, seed=self.seed)]
+        found = from_file(self.source, example, modality)
+        match kind_of(modality):
+            case "image":
+                if self.augment and self.seed is not None:
+                    number = view % self.views["image"] if self.views.get("image") else view
+                    rng = np.random.default_rng(as_int(derive(self.seed, example.id, number, "crop")))
+                    found = found.crop(crop_box(found.width, found.height, rng=rng))
+                return square_pixels(found, size=settings.image_size)
+            case "audio":
+                samples, rate = found
+                return log_mel(samples, rate=rate, num_mel_bins=settings.num_mel_bins, frames=settings.frames)
+        return standardised(found, window=settings.windows[modality], what=f"the {modality} of {example.id}")
+
+    def batch(self, rows: tuple[Row, ...], items: Iterable[Mapping[str, Any]]) -> Raw:
         """Joins the items of a batch's rows."""
-        pixels, captions, spectrograms = zip(*items, strict=True)
-        wanted = self.settings.modalities
+        found = list(items)
+        columns = {modality: [item[modality] for item in found] for modality in self.settings.modalities}
         return Raw(
             rows=rows,
-            pixels=torch.from_numpy(np.stack(pixels)) if "image" in wanted else None,
-            captions=list(captions) if "text" in wanted else None,
-            spectrograms=torch.from_numpy(np.stack(spectrograms)) if "audio" in wanted else None,
+            read={
+                modality: values if kind_of(modality) == "text" else torch.from_numpy(np.stack(values))
+                for modality, values in columns.items()
+            },
         )
+
+
+def from_file(source: Source, example: Example, modality: str) -> Any:
+    """Reads an example's image, its samples and their rate, or its signal; None for a text, which is in memory.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    match kind_of(modality):
+        case "image":
+            return source.image(example)
+        case "audio":
+            return source.waveform(example)
+        case "series":
+            return checked(source.series(example, modality), what=f"the {modality} of {example.id}")
+    return None
 
 
 def caption_index(example: Example, view: int, *, seed: str | None) -> int:
@@ -141,7 +164,7 @@ def read_all(reader: Reader, plan: Iterator[tuple[Row, ...]], *, workers: int) -
     Raises:
         DataError, OutOfMemoryError: A file cannot be read; see `result_of`.
     """
-    if FROM_FILES.isdisjoint(reader.settings.modalities):
+    if all(kind_of(modality) == "text" for modality in reader.settings.modalities):
         yield from (reader.batch(rows, [reader.item(row) for row in rows]) for rows in plan)
         return
     plan, groups = tee(plan)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lwfed import environment
 from lwfed.run import runs
@@ -16,9 +16,13 @@ from lwfed.tracking.ending import end_of
 from lwfed.tracking.jsonlines import JsonLines, Record, event_of, event_of_finish, read_events, without_restarts
 from lwfed.tracking.mlflow.delivery import replay_to_mlflow
 from lwfed.tracking.mlflow.process import MlflowFollower
+from lwfed.tracking.mlflow.sweeps import record_sweep
 from lwfed.tracking.mlflow.target import Target, absolute_uri
 from lwfed.types.errors import NotFoundError, SpecError
 from lwfed.types.records import RunRecord, RunSummary
+
+if TYPE_CHECKING:  # matplotlib takes a second
+    from lwfed.report.sweep import SweepResult
 
 NO_STAGE = 0
 """The part of a process that works on a run but on none of its stages: it prepares, evaluates or reports."""
@@ -66,6 +70,7 @@ def target_of(spec: TrackingSpec, *, stage: int | None = None) -> Target | None:
         experiment=spec.experiment,
         adopted_run_id=environment.mlflow_adopted_run_id(),
         parent_run_id=environment.mlflow_parent_run_id(),
+        group=environment.mlflow_group(),
         stage=stage,
         ui=spec.ui,
         pipeline_run_id=environment.kfp_run_id(),
@@ -113,6 +118,16 @@ def replay_log(run: RunRecord, spec: TrackingSpec, *, store: Store) -> dict[str,
             event["artifacts"] = [str(path) for path in _files_of(run, store=store)]
     status = replay_to_mlflow(events, target=target)
     return {"uri": target.uri, **asdict(status)}
+
+
+def record_sweep_of(result: SweepResult, spec: TrackingSpec, *, page: Path) -> str | None:
+    """Records a sweep's best trial and its page in MLflow. Returns why it cannot; None if it can, or MLflow is off."""
+    target = target_of(spec)
+    if target is None or result.best is None:
+        return None
+    environment.lend_home()
+    params = {key: str(value) for key, value in result.best.values.items()}
+    return record_sweep(replace(target, group=result.name), params=params, metrics=result.best.metrics, files=(page,))
 
 
 def record_finish(run: RunRecord, summary: RunSummary, *, store: Store, log: JsonLines) -> None:

@@ -12,9 +12,11 @@ from typing import Any
 
 from lwfed.catalog.encoder import Usage, encoder_family
 from lwfed.catalog.fusion import fusion_kind
+from lwfed.types.modalities import kind_of
 
-_PLACEHOLDERS = {"audio": "SOUND.wav", "image": "IMAGE", "text": "TEXT"}
-_WORDS = {"audio": "a sound", "image": "an image", "text": "a text"}
+_PLACEHOLDERS = {"audio": "SOUND.wav", "image": "IMAGE", "text": "TEXT", "series": "WINDOW.npy"}
+_WORDS = {"audio": "a sound", "image": "an image", "text": "a text", "series": "a window"}
+"""Kind of modality -> an argument of the example, and what it is."""
 
 _START = """\
 torch.set_grad_enabled(False)
@@ -86,8 +88,9 @@ def example(info: Mapping[str, Any]) -> str:
     supervised = info["objective"]["kind"] == "supervised"
     retrieval = retrieves(info)
     used = ["image", "text"] if retrieval else modalities if supervised else modalities[:2]
-    given = " and ".join(_WORDS[m] for m in used)
-    usage = " ".join(_PLACEHOLDERS[m] for m in used)
+    kinds = {m: kind_of(m) for m in used}
+    given = " and ".join(_WORDS[kind] + (f" of the {m}" if kind == "series" else "") for m, kind in kinds.items())
+    usage = " ".join(_PLACEHOLDERS[kind] for kind in kinds.values())
     calls = ", ".join(f"encode_{m}s([sys.argv[{i}]])" for i, m in enumerate(used, start=1))
     if retrieval:
         title, usage = "Text-to-image Recall@1 over captioned images", "[CAPTIONS.json IMAGES_FOLDER]"
@@ -103,7 +106,8 @@ def example(info: Mapping[str, Any]) -> str:
         f'"""{title}. Usage: python example.py {usage}"""\n',
         _imports(usages.values(), json=retrieval or supervised, normalize=not supervised),
         _START % {"layers": _projection(**heads[used[0]])},
-        *(f"\n{usage.code % {'width': heads[m]['widths'][0]}}" for m, usage in usages.items()),
+        *(f"\n{setup}" for setup in dict.fromkeys(usage.setup for usage in usages.values()) if setup),
+        *(f"\n{usage.code % {'width': heads[m]['widths'][0], 'modality': m}}" for m, usage in usages.items()),
         f"\n{last}",
     ]
     return "\n".join(parts)

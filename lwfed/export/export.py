@@ -18,6 +18,7 @@ from lwfed import __version__
 from lwfed.catalog.source import data_source
 from lwfed.data import audio
 from lwfed.data.inputs import InputSettings
+from lwfed.data.series import EPSILON
 from lwfed.data.tokens import BYTES, open_tokenizer
 from lwfed.export import example as export_example
 from lwfed.export.library import heads, to_library
@@ -32,12 +33,13 @@ from lwfed.store.checkpoint import Checkpoint, read_checkpoint
 from lwfed.store.refs import read_object, read_record
 from lwfed.types.canonical import readable
 from lwfed.types.errors import CheckpointError, NotFoundError, SpecError
+from lwfed.types.modalities import MODALITIES
 from lwfed.types.places import place_error
 from lwfed.types.records import RunRecord, RunSummary
 
 MARKER = "lwfed.json"
 """The file that marks a folder as an export; written last."""
-ENTRIES = (MARKER, "example.py", "README.md", "heads", "image", "text", "audio", "test")
+ENTRIES = (MARKER, "example.py", "README.md", "heads", *MODALITIES, "test")
 """All files and folders that an export may contain."""
 _WRITING = ".lwfed-export-"
 
@@ -47,8 +49,9 @@ def export_run(
 ) -> dict[str, Any]:
     """Writes a run's model as a folder that is usable without lwfed.
 
-    timm reads `image/`, transformers reads `text/` and `audio/`, and a plain `nn.Sequential` reads
-    `heads/*.safetensors`. `example.py` (also in README.md) loads all of it; `lwfed.json` describes its origin.
+    timm reads `image/`, transformers reads `text/` and `audio/`, a class in `example.py` reads a sensor's folder, and a
+    plain `nn.Sequential` reads `heads/*.safetensors`. `example.py` (also in README.md) loads all of it; `lwfed.json`
+    describes its origin.
 
     Args:
         run_id: The run.
@@ -184,7 +187,7 @@ def _widths(state: Mapping[str, Tensor]) -> list[int]:
 
 
 def _preprocessing(model: ModelSpec, inputs: InputSettings) -> dict[str, Any]:
-    every = {
+    every: dict[str, dict[str, Any]] = {
         "image": {
             "image_size": inputs.image_size,
             "resize": "squash: the whole image to a square",
@@ -202,6 +205,8 @@ def _preprocessing(model: ModelSpec, inputs: InputSettings) -> dict[str, Any]:
             "normalise": "(x - mean) / (2 * std)",
         },
     }
+    for sensor, window in inputs.windows.items():
+        every[sensor] = {**window._asdict(), "normalise": f"each axis: (x - mean) / (std + {EPSILON})"}
     return {m: every[m] for m in model.modalities}
 
 

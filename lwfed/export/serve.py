@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from torch import Tensor
 from lwfed.data.audio import log_mel, normalise_log_mel
 from lwfed.data.inputs import InputSettings
 from lwfed.data.pixels import as_seen
-from lwfed.data.protocol import Waveform
+from lwfed.data.protocol import Signal, Waveform
+from lwfed.data.series import checked, standardised
 from lwfed.data.tokens import tokenize
 from lwfed.data.transforms import normalise_pixels, square_pixels
 from lwfed.models.build import load
@@ -68,11 +70,16 @@ class Predictor:
         """Embeds sounds, each as mono samples and their rate per second: [N, P], rows of length 1."""
         return self._embed("audio", audios)
 
+    def embed_series(self, modality: str, signals: Sequence[Signal]) -> Floats:
+        """Embeds a sensor's signals, each of the encoder's shape [T, C]: [N, P], rows of length 1."""
+        return self._embed(modality, signals)
+
     def classify(
         self,
         images: Sequence[Image.Image] | None = None,
         audios: Sequence[tuple[Waveform, int]] | None = None,
         texts: Sequence[str] | None = None,
+        **series: Sequence[Signal],
     ) -> tuple[list[str], Floats]:
         """Classifies examples, given in all of the model's modalities.
 
@@ -80,6 +87,7 @@ class Predictor:
             images: N images.
             audios: N sounds, each as mono samples and their rate per second.
             texts: N texts.
+            series: Sensor -> N signals, each of the encoder's shape [T, C].
 
         Returns:
             Names of the most probable classes, and probabilities [N, C].
@@ -90,8 +98,8 @@ class Predictor:
         """
         if self.kind != "supervised":
             raise SpecError("a contrastive model does not classify", remedy="use its embeddings")
-        given: dict[str, Any] = {"image": images, "audio": audios, "text": texts}
-        columns = {modality: given[modality] for modality in self.modalities}
+        given: dict[str, Any] = {"image": images, "audio": audios, "text": texts, **series}
+        columns: dict[str, Any] = {modality: given.get(modality) for modality in self.modalities}
         counts = {modality: None if items is None else len(items) for modality, items in columns.items()}
         if None in counts.values() or len(set(counts.values())) != 1:
             raise DataError(f"the counts of examples differ: {counts}", remedy="pass the same number for each modality")
@@ -115,7 +123,8 @@ class Predictor:
         return torch.cat(rows).numpy()
 
     def _project(self, modality: str, items: Sequence[Any]) -> Tensor:
-        return self._module.project(modality, _PREPARE[modality](items, self._inputs, self.device))
+        prepare = _PREPARE.get(modality, partial(_windows, modality=modality))
+        return self._module.project(modality, prepare(items, self._inputs, self.device))
 
 
 def load_predictor(uri: str, digest: str) -> Predictor:
@@ -199,8 +208,16 @@ def _audios(audios: Sequence[tuple[Waveform, int]], inputs: InputSettings, devic
     return normalise_log_mel(torch.from_numpy(np.stack(spectrograms)), inputs.audio_normalise).to(device)
 
 
+def _windows(signals: Sequence[Signal], inputs: InputSettings, device: torch.device, *, modality: str) -> Tensor:
+    named = {f"{modality} {n}": np.asarray(signal) for n, signal in enumerate(signals)}
+    window = inputs.windows[modality]
+    rows = [standardised(checked(signal, what=what), window=window, what=what) for what, signal in named.items()]
+    return torch.from_numpy(np.stack(rows)).to(device)
+
+
 _PREPARE: dict[str, Callable[[Sequence[Any], InputSettings, torch.device], Any]] = {
     "image": _images,
     "text": _texts,
     "audio": _audios,
 }
+"""Modality -> how its inputs are made; all others are sensors'."""

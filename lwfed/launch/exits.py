@@ -14,6 +14,13 @@ from lwfed.types.places import place_error
 
 INTERRUPTED = "interrupted -> committed work is kept; run the command again to continue"
 
+_OF_MEMORY = (
+    "failed to map segment",
+    "cannot allocate memory",
+    "without exception set",
+    "without setting an exception",
+)
+"""What the loader of libraries, and C code that has no memory for an error, say."""
 _MORE_MEMORY = "give it more memory, or raise the limit (`ulimit -v unlimited`)"
 
 
@@ -39,9 +46,9 @@ def run_to_exit(command: Callable[[], object]) -> None:
     except OSError as error:
         _end_at_place(error)
         _unexpected(error)
-    except (MemoryError, ImportError) as error:
+    except (MemoryError, ImportError, SystemError) as error:
         words = str(error).lower()
-        if isinstance(error, MemoryError) or "failed to map segment" in words or "cannot allocate memory" in words:
+        if isinstance(error, MemoryError) or any(text in words for text in _OF_MEMORY):
             small = OutOfMemoryError(f"no memory left: {error}" if words else "no memory left", remedy=_MORE_MEMORY)
             _end(str(small), small.exit_code)
         _unexpected(error)

@@ -55,5 +55,5 @@ def _fill(tensor: Tensor, *, owner: nn.Module, leaf: str, generator: torch.Gener
         tensor.normal_(std=std, generator=generator)
         if owner.padding_idx is not None:
             tensor[owner.padding_idx] = 0
-    elif leaf != "bias":
+    elif not leaf.startswith("bias"):
         nn.init.trunc_normal_(tensor, std=std, generator=generator)

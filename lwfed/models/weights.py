@@ -200,6 +200,8 @@ def inputs_text(encoders: Mapping[str, EncoderSpec]) -> str:
             texts.append(f"{modality} mean {mean}, std {std}")
         elif encoder_family(encoder.family).modality == "text":
             texts.append(f"{modality} tokenizer {tokenizer_of(encoder) or 'bytes'}")
+        else:
+            texts.append(f"{modality} windows standardised")
     return "; ".join(texts)
 
 

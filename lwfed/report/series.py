@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lwfed.formats import INITIALS, finite, natural_order
+from lwfed.formats import TASKS, finite, natural_order
 from lwfed.types.records import RoundRecord, RunRecord, StageRecord
 
 LOSS = 4
@@ -100,10 +100,10 @@ def _place(name: str) -> tuple[int, str, str, str]:
     side, _, rest = name.partition("/")
     if name.endswith("/loss"):
         return LOSS, "loss", "Loss", {"train": "training", "federated": "test"}.get(side, side)
-    pair, _, recall = rest.partition("/")
-    if len(pair) == 3 and pair[1] == "2" and recall.startswith("R@"):
-        query, found = INITIALS.get(pair[0], pair[0]), INITIALS.get(pair[2], pair[2])
-        return int(pair[0] != "t"), f"recall-{pair}", f"{query.capitalize()} to {found} recall", recall
+    task, _, recall = rest.partition("/")
+    if task in TASKS and recall.startswith("R@"):
+        query, found = TASKS[task]
+        return int(query != "text"), f"recall-{task}", f"{query.capitalize()} to {found} recall", recall
     if rest in ("accuracy", "precision", "recall", "f1"):
         return 2, "classification", "Classification (macro averages)", rest.replace("f1", "F1")
     if rest.startswith("zero_shot"):

@@ -20,6 +20,7 @@ from lwfed.objectives.retrieval import recall_at, relevance, zero_shot_accuracy
 from lwfed.round.batching import to_device
 from lwfed.spec.model import ModelSpec
 from lwfed.spec.training import EvaluationSpec
+from lwfed.types.modalities import retrieval_task
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,7 @@ def _retrieval(
         for query, item in ((a, b), (b, a)):
             found = recall_at(rows[query], rows[item], relevant=relevance(owner[query], owner[item]))
             for k, value in found.items():
-                scores[f"{query[0]}2{item[0]}/R@{k}"] = value
+                scores[f"{retrieval_task(query, item)}/R@{k}"] = value
     return scores
 
 

@@ -184,6 +184,7 @@ def _tokens_of(inputs: Inputs) -> int:
     """Returns the approximate number of tokens per input."""
     settings = inputs.settings
     about = {"text": settings.max_tokens, "image": (settings.image_size // 16) ** 2, "audio": settings.frames}
+    about |= {sensor: window.length for sensor, window in settings.windows.items()}
     return max(1, about[inputs.modality])
 
 

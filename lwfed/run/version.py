@@ -20,7 +20,7 @@ from lwfed.types.canonical import digest_of
 DECIDING = ("types", "params.py", "ranks.py", "plan", "models", "objectives", "federated", "data", "round")
 """Folders and modules of lwfed whose code affects a checkpoint or a metric."""
 ALTERNATIVES = ("models/encoders", "models/fusions", "data/sources", "data/makers", "federated/aggregators")
-"""Folders in which a run uses only the modules that its spec names; of `data/makers` none."""
+"""Folders in which a run uses only the modules that its spec names; no run names a maker of data."""
 LIBRARIES = ("torch", "torchvision", "timm", "transformers", "tokenizers", "numpy", "scipy", "pillow", "soundfile")
 
 

@@ -176,7 +176,9 @@ def _explain_one(item: Any) -> tuple[str, str]:
     key = _short(".".join(location if _VARIANT.fullmatch(last) else [*location, last]))
     message = _short(_WORDS.get(item["type"], item["msg"].removeprefix("Value error, ")), longest=4 * LONGEST)
     got = "" if isinstance(item["input"], dict) or "`" in message else f" (got {_short(repr(item['input']))})"
-    return f"`{key}`: {message}{got}" if key and not message.startswith(f"`{key}`") else message, "correct the value"
+    message, _, remedy = message.partition(" -> ")
+    named = f"`{key}`: {message}{got}" if key and not message.startswith(f"`{key}`") else message
+    return named, remedy or "correct the value"
 
 
 def _short(text: str, *, longest: int = LONGEST) -> str:

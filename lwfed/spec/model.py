@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from lwfed.catalog import names
 from lwfed.catalog.encoder import encoder_family
 from lwfed.spec.base import Choice, Section
+from lwfed.types.modalities import of_kind
 
 FAMILIES = "; ".join(f"{name}: {encoder_family(name).usage.what}" for name in names("encoders"))
 """Description of each family."""
@@ -112,9 +113,10 @@ class ModelSpec(Section):
     @classmethod
     def _modalities(cls, encoders: dict[str, EncoderSpec]) -> dict[str, EncoderSpec]:
         for modality, encoder in encoders.items():
-            expected = encoder_family(encoder.family).modality
-            if modality != expected:
-                raise ValueError(f"the family {encoder.family} encodes `{expected}`, not `{modality}`")
+            expected = of_kind(encoder_family(encoder.family).modality)
+            if modality not in expected:
+                known = " or ".join(f"`{name}`" for name in expected)
+                raise ValueError(f"the family {encoder.family} encodes {known}, not `{modality}`")
         return dict(sorted(encoders.items()))
 
     @model_validator(mode="after")

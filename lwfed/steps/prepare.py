@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import DataError, SpecError
+from lwfed.types.modalities import kind_of
 from lwfed.types.records import DataRecord, RunRecord
 
 
@@ -165,6 +167,7 @@ def prepare(
         return usable(here[who], split, version=versions[who], spec=spec, store=store, emit=emit)
 
     tested = read(SERVER, "test")
+    _refuse_windows(spec, source, tested)
     fraction = spec.data.validation_fraction
     everything = read(SERVER, "train") if fraction or not (found or own) else ()
     given = () if fraction else source.examples("validation")
@@ -313,3 +316,14 @@ def _with_reached_batch(plan: StagePlan, *, most_examples: int) -> StagePlan:
     """Returns a plan with the batch size that the clients' numbers of examples allow."""
     batch = min(plan.training.batch_size, most_examples)
     return plan.model_copy(update={"training": plan.training.model_copy(update={"batch_size": batch})})
+
+
+def _refuse_windows(spec: RunSpec, source: Source, examples: Sequence[Example]) -> None:
+    """Raises DataError if sensors' signals, by the first example, have another shape than the encoders' windows."""
+    sensors = tuple(modality for modality in spec.model.modalities if kind_of(modality) == "series")
+    if not sensors:
+        return
+    from lwfed.data.reading import Reader
+    from lwfed.round.workbench import inputs_of
+
+    Reader(source, tuple(examples[:1]), replace(inputs_of(spec.model), modalities=sensors), None, False).item((0, 0))

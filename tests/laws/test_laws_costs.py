@@ -227,7 +227,7 @@ def first_batch(done: Finished, stage: int, client: str) -> Batch:
     """Reads what a client's first step of a stage's first round has read."""
     plan = done.plans[stage - 1]
     written = done.bench.stage(done.keys[stage - 1])
-    place = Place(device="cpu")
+    place = Place(device="cpu", root=runs.spec_of(done.run).data.root)
     held, _ = done.bench.share(written, place, client)
     epoch = epoch_length(len(held), plan.training.batch_size)
     steps = plan.training.local_epochs * epoch

@@ -11,7 +11,7 @@ from PIL import Image
 from lwfed.data.files import read_image, read_sound
 from lwfed.data.folders import alike, data_root, listing_digest, of_split, require_folder, require_unicode
 from lwfed.data.left_out import of_folders
-from lwfed.data.protocol import Example, Waveform
+from lwfed.data.protocol import Example, Signal, Waveform
 from lwfed.spec.data import DataSpec
 from lwfed.types.errors import DataError
 from lwfed.types.seeds import derive
@@ -51,6 +51,10 @@ class Advance:
     def waveform(self, example: Example) -> tuple[Waveform, int]:
         """Reads the sound."""
         return read_sound(self.root / self.files[example.id][1])
+
+    def series(self, example: Example, modality: str) -> Signal:
+        """Raises DataError, because there are no sensors."""
+        raise DataError(f"{example.id} has no {modality}", remedy="use the image and audio encoders")
 
 
 def open_data(data: DataSpec) -> Advance:

@@ -15,7 +15,7 @@ from lwfed.data.captions import parse_captions
 from lwfed.data.files import read_image
 from lwfed.data.folders import alike, data_root, listing_digest, of_split, require_folder
 from lwfed.data.left_out import of_captions
-from lwfed.data.protocol import Example, Waveform
+from lwfed.data.protocol import Example, Signal, Waveform
 from lwfed.spec.data import DataSpec
 from lwfed.types.errors import DataError
 
@@ -62,6 +62,10 @@ class Coco:
     def waveform(self, example: Example) -> tuple[Waveform, int]:
         """Raises DataError, because there are no sounds."""
         raise DataError(f"the coco data have no sound for {example.id}", remedy="use the image and text encoders")
+
+    def series(self, example: Example, modality: str) -> Signal:
+        """Raises DataError, because there are no sensors."""
+        raise DataError(f"the coco data have no {modality} for {example.id}", remedy="use the image and text encoders")
 
 
 def open_data(data: DataSpec) -> Coco:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from lwfed.catalog.sources.shapes import ShapesSize
 from lwfed.data.folders import of_split
-from lwfed.data.protocol import Example, Waveform
+from lwfed.data.protocol import Example, Signal, Waveform
 from lwfed.spec.data import DataSpec
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import DataError, SpecError
@@ -99,6 +99,10 @@ class Shapes:
     def waveform(self, example: Example) -> tuple[Waveform, int]:
         """Synthesises the scene's sound."""
         return sound(self.scenes[example.id], seed=self._seed("sound", example)), SAMPLE_RATE
+
+    def series(self, example: Example, modality: str) -> Signal:
+        """Raises DataError, because there are no sensors."""
+        raise DataError(f"{example.id} has no {modality}", remedy="use the image, text and audio encoders")
 
     def _seed(self, what: str, example: Example) -> str:
         return derive(self.size.seed, "shapes", what, example.id)

@@ -6,7 +6,7 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import groupby
+from itertools import groupby, permutations
 from operator import attrgetter
 from typing import Any
 
@@ -18,6 +18,7 @@ from lwfed.run import runs
 from lwfed.run.measured import clients_in, frozen_bytes, in_every_round
 from lwfed.spec.run import RunSpec
 from lwfed.types.errors import SpecError
+from lwfed.types.modalities import retrieval_task
 from lwfed.types.records import ClientRecord, RoundRecord, RunRecord, StageRecord
 
 STRATEGIES = ("end_to_end", "layerwise", "progressive")
@@ -85,8 +86,8 @@ def plausible(metric: str, spec: RunSpec) -> bool:
         return False
     if spec.model.objective.kind == "supervised":
         return rest in ("accuracy", "precision", "recall", "f1")
-    initials = "".join(modality[0] for modality in spec.model.modalities)
-    return bool(re.fullmatch(rf"[{initials}]2[{initials}]/R@(1|5|10|50)|zero_shot\w*(/.+)?", rest))
+    tasks = "|".join(retrieval_task(*pair) for pair in permutations(spec.model.modalities, 2))
+    return bool(re.fullmatch(rf"({tasks})/R@(1|5|10|50)|zero_shot\w*(/.+)?", rest))
 
 
 def curve_of(run: RunRecord, *, stages: Sequence[StageRecord], rounds: Sequence[RoundRecord], metric: str) -> RunCurve:

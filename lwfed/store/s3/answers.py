@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http.client import BadStatusLine, RemoteDisconnected
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -44,7 +45,7 @@ class ForeignError(Exception):
     """An answer that is not S3's.
 
     Attributes:
-        status: Its HTTP status.
+        status: Its HTTP status; 0 if it is not HTTP.
         what: What it is instead, in words.
         text: The start of its text, or a page's title; may be empty.
         location: Where it redirects to; empty if it does not.
@@ -57,7 +58,7 @@ class ForeignError(Exception):
 
     def __str__(self) -> str:
         told = f" `{self.text}`" if self.text else ""
-        return f"{self.what}{told} (status {self.status})"
+        return f"{self.what}{told}" + (f" (status {self.status})" if self.status else "")
 
 
 def refuse_foreign(event_name: str, response_dict: dict[str, Any] | None, *, aws: bool, **_: Any) -> None:
@@ -84,6 +85,16 @@ def refuse_foreign(event_name: str, response_dict: dict[str, Any] | None, *, aws
         found = ENDPOINT.search(content)
         location = str(headers.get("location") or (found[1].decode("utf-8", "replace") if found else ""))
         raise ForeignError(status, what, _shown(content), location if status in REDIRECTS else "")
+
+
+def not_http(error: BaseException | None) -> ForeignError | None:
+    """Returns the error for an answer that is not HTTP, from the failure of a request; None for any other failure."""
+    while error is not None and not isinstance(error, BadStatusLine):
+        inner = getattr(error, "kwargs", {}).get("error") or next(iter(error.args[1:]), None)
+        error = inner if isinstance(inner, BaseException) else None
+    if error is None or isinstance(error, RemoteDisconnected):
+        return None
+    return ForeignError(0, "text that is not HTTP", _shown(str(error).encode()))
 
 
 def is_marked(headers: Mapping[str, str]) -> bool:

@@ -244,7 +244,8 @@ class Connection:
                     raise self.refusal(refused, about) from None
                 problem = str(refused)
             except (exceptions.BotoCoreError, HTTPError, OSError) as error:
-                final = self._final(error)
+                strange = answers.not_http(error)
+                final = self._final(error) if strange is None else self._foreign(strange, about)
                 if final is not None:
                     raise final from None
                 problem = _reason(error)

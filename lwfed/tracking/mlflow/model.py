@@ -29,10 +29,11 @@ def signature_of(kind: str, *, modalities: tuple[str, ...]) -> ModelSignature:
 
     Args:
         kind: `contrastive` (embeds; a row may have any of the modalities) or `supervised` (classifies).
-        modalities: Its inputs: `image`, `text`, `audio`.
+        modalities: Its inputs.
 
     Returns:
-        The signature: images and sounds are paths or base64, texts are texts; `batch_size` is a parameter.
+        The signature: images, sounds and sensors' signals are paths or base64, signals also JSON, texts are texts;
+        `batch_size` is a parameter.
     """
     classifies = kind == "supervised"
     inputs = [ColSpec(DataType.string, modality, required=classifies) for modality in modalities]

@@ -11,7 +11,9 @@ import base64
 import binascii
 import importlib
 import io
+import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,8 +39,11 @@ class Predictor(Protocol):
     def embed_audios(self, audios: list[tuple[np.ndarray, int]]) -> np.ndarray:
         """Embeds sounds, each as mono float32 samples and samples per second: [B, P]."""
 
+    def embed_series(self, modality: str, signals: list[np.ndarray]) -> np.ndarray:
+        """Embeds a sensor's signals, each [T, C]: [B, P]."""
+
     def classify(self, **given: list[Any]) -> tuple[list[str], np.ndarray]:
-        """Classifies `images`, `audios`, `texts`, all that its modalities name: labels and probabilities [B, C]."""
+        """Classifies `images`, `audios`, `texts`, and signals by their sensor: labels and probabilities [B, C]."""
 
 
 def read_bytes(value: Any, *, column: str) -> bytes:
@@ -74,6 +79,13 @@ def read_audio(value: Any) -> tuple[np.ndarray, int]:
     return samples.mean(axis=1), int(rate)
 
 
+def read_series(value: Any, *, column: str) -> np.ndarray:
+    """Reads a sensor's signal [T, C]: a path or the base64 of a .npy file, or JSON, a list of samples."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        return np.asarray(json.loads(value), dtype=np.float32)
+    return np.load(io.BytesIO(read_bytes(value, column=column)), allow_pickle=False)
+
+
 def embed_column(
     values: Sequence[Any], *, read: Callable[[Any], Any], embed: Callable[[list[Any]], np.ndarray], batch_size: int
 ) -> list[list[float] | None]:
@@ -88,6 +100,12 @@ def embed_column(
 
 
 READERS: dict[str, Callable[[Any], Any]] = {"image": read_image, "text": str, "audio": read_audio}
+"""Modality -> reader of a cell; all others are sensors'."""
+
+
+def reader(modality: str) -> Callable[[Any], Any]:
+    """Returns the reader of a modality's cells."""
+    return READERS.get(modality, partial(read_series, column=modality))
 
 
 class LwfedModel(mlflow.pyfunc.PythonModel):
@@ -108,8 +126,12 @@ class LwfedModel(mlflow.pyfunc.PythonModel):
         found = {
             f"{modality}_embedding": embed_column(
                 list(model_input[modality]),
-                read=READERS[modality],
-                embed=getattr(self.predictor, f"embed_{modality}s"),
+                read=reader(modality),
+                embed=(
+                    getattr(self.predictor, f"embed_{modality}s")
+                    if modality in READERS
+                    else partial(self.predictor.embed_series, modality)
+                ),
                 batch_size=batch_size,
             )
             for modality in self.predictor.modalities
@@ -124,7 +146,10 @@ class LwfedModel(mlflow.pyfunc.PythonModel):
         probabilities: list[list[float]] = []
         for start in range(0, len(rows), batch_size):
             part = rows.iloc[start : start + batch_size]
-            given = {f"{m}s": [READERS[m](value) for value in part[m]] for m in self.predictor.modalities}
+            given = {
+                f"{m}s" if m in READERS else m: [read(value) for value in part[m]]
+                for m, read in ((m, reader(m)) for m in self.predictor.modalities)
+            }
             names, shares = self.predictor.classify(**given)
             labels += [str(name) for name in names]
             probabilities += [[float(item) for item in row] for row in shares]

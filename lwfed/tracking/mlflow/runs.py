@@ -30,7 +30,9 @@ OWNER = "lwfed.owner"
 """A tag that is set only at creation: lwfed created a run that has it, and may end it."""
 RUN_ID = "lwfed.run_id"
 ROLE = "lwfed.role"
-"""`run`: a whole experiment; `stage`; `task`: another process of the platform; `attempt`: an earlier `stage`."""
+"""`run`: a whole experiment; `stage`; `task`: another process of the platform; `attempt`: an old `stage`; `sweep`."""
+SWEEP = "lwfed.sweep"
+"""The tag on a sweep's run with the study's name."""
 WHOLE = "lwfed.whole"
 """The tag on runs of stages and tasks that names the MLflow run of the whole experiment."""
 STAGE = "lwfed.stage"
@@ -141,7 +143,7 @@ class RunTree:
         if adopted is not None and target.stage is None:
             return adopted
         tags = {RUN_ID: self._name, ROLE: "run"}
-        experiment = self._experiment() if adopted is None else str(adopted.info.experiment_id)
+        experiment = self.experiment() if adopted is None else str(adopted.info.experiment_id)
         found = self._find([experiment], tags)
         above = None
         if found is None and adopted is None:  # the platform may have chosen another experiment
@@ -154,9 +156,19 @@ class RunTree:
         if found is not None:
             return found
         nested = {} if above is None else {PARENT: above.info.run_id}  # next to another experiment of the same pipeline
+        if target.group is not None:
+            nested = {PARENT: self.group(experiment)}
         return self._make(experiment, {**tags, **nested}, name=self._name)
 
-    def _experiment(self) -> str:
+    def group(self, experiment: str) -> str:
+        """Finds or creates the run of the target's sweep, and returns its id."""
+        tags = {SWEEP: str(self._target.group), ROLE: "sweep"}
+        run = self._find([experiment], tags) or self._client.create_run(
+            experiment, tags={**tags, OWNER: "lwfed"}, run_name=self._target.group
+        )
+        return str(run.info.run_id)
+
+    def experiment(self) -> str:
         """Finds or creates the experiment that the target names. Raises NotFoundError if somebody deleted it."""
         client, name = self._client, self._target.experiment
         found = client.get_experiment_by_name(name)

@@ -19,6 +19,7 @@ class Target:
         experiment: The experiment's name.
         adopted_run_id: The run that the platform opened for this process; lwfed logs into it and never ends it.
         parent_run_id: The run of the whole experiment, if another process made it.
+        group: The sweep that the experiment is a trial of; its run is the parent of all trials'.
         stage: This process's part of the experiment. None: all of it; the adopted run is the experiment's. s: stage s;
             the adopted run is that stage's. 0: another task (it prepares, evaluates or reports); the adopted run is the
             task's, and the platform's run above it is the experiment's.
@@ -33,6 +34,7 @@ class Target:
     experiment: str = "lwfed"
     adopted_run_id: str | None = None
     parent_run_id: str | None = None
+    group: str | None = None
     stage: int | None = None
     ui: str | None = None
     pipeline_run_id: str | None = None

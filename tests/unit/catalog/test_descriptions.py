@@ -19,27 +19,26 @@ from lwfed.models.protocol import Encoder, Family
 from lwfed.plan.units import units_of
 from lwfed.spec.data import DataSpec
 from lwfed.spec.model import ModelSpec
+from lwfed.types.modalities import MODALITIES, of_kind
 from lwfed.types.tensors import unit_of
 from tests.unit.models import small
 
-SMALL = {"vit": small.vit, "distilbert": small.distilbert, "ast": small.ast}
+SMALL = {"vit": small.vit, "distilbert": small.distilbert, "ast": small.ast, "timeseries": small.timeseries}
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_family_builds_what_its_description_says(name: str) -> None:
     description, encoder = encoder_family(name), SMALL[name]()
-    family = family_of(encoder)
+    family, modality = family_of(encoder), of_kind(description.modality)[0]
     assert isinstance(family, Family)
     model = ModelSpec.model_validate(
-        {"encoders": {description.modality: encoder}, "objective": {"kind": "supervised"}, "projection": {"out": 8}}
+        {"encoders": {modality: encoder}, "objective": {"kind": "supervised"}, "projection": {"out": 8}}
     )
-    depth = {description.modality: small.whole_depth(encoder)}
+    depth = {modality: small.whole_depth(encoder)}
     module = skeleton(model, depth=depth, num_classes=2)
     assert {unit_of(tensor) for tensor in tensor_specs(module)} == set(units_of(model, depth))
     assert description.final_norm is (family.PREFIXES.norm is not None)
-    assert description.feature_token is (
-        type(module.encoder(description.modality)).advance_row is not Encoder.advance_row
-    )
+    assert description.feature_token is (type(module.encoder(modality)).advance_row is not Encoder.advance_row)
 
 
 @pytest.mark.parametrize("name", names("fusions"))
@@ -55,7 +54,7 @@ def test_a_fusion_builds_what_its_description_says(name: str) -> None:
 @pytest.mark.parametrize("name", names("sources"))
 def test_a_source_and_its_description_have_one_name(name: str) -> None:
     assert isinstance(import_module(f"lwfed.data.sources.{name}"), SourceModule)
-    assert data_source(name).modalities <= {"image", "text", "audio"}
+    assert data_source(name).modalities <= MODALITIES.keys()
 
 
 @pytest.mark.parametrize("name", names("launchers"))

@@ -11,11 +11,13 @@ import timm
 import torch
 
 from lwfed.catalog.costs import Architecture
+from lwfed.catalog.encoder import encoder_family
 from lwfed.catalog.encoders.vit import NAMES
 from lwfed.cost.architectures import by_formulas
 from lwfed.models.build import skeleton, tensor_specs
 from lwfed.models.inspect import count
 from lwfed.spec.model import EncoderSpec, ModelSpec
+from lwfed.types.modalities import of_kind
 
 SMALL_BERT = {"dim": 24, "n_layers": 2, "n_heads": 3, "hidden_dim": 40, "vocab_size": 30, "max_position_embeddings": 64}
 SMALL_AST = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
@@ -47,6 +49,11 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "config": SMALL_AST
         | {"max_length": 64, "qkv_bias": False, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1},
     },
+    "timeseries": {"family": "timeseries"},
+    "timeseries-small": {
+        "family": "timeseries",
+        "config": {"length": 75, "axes": 2, "kernel": 3, "channels": [6, 12], "depth": 2, "num_heads": 3},
+    },
 }
 
 
@@ -60,7 +67,7 @@ def known(values: dict[str, Any]) -> Architecture:
 def test_the_tensors_are_the_module_s(name: str) -> None:
     encoder = EncoderSpec.model_validate(ENCODERS[name])
     architecture = known(ENCODERS[name])
-    modality = {"vit": "image", "distilbert": "text", "ast": "audio"}[encoder.family]
+    modality = of_kind(encoder_family(encoder.family).modality)[0]
     model = ModelSpec.model_validate({"encoders": {modality: encoder}, "objective": {"kind": "supervised"}})
     module = skeleton(model, depth={modality: architecture.depth}, num_classes=2)
     specs = tensor_specs(module)

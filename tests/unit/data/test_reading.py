@@ -16,7 +16,7 @@ from PIL import Image
 
 from lwfed.data.batches import check_examples, eval_batches, train_batches
 from lwfed.data.inputs import InputSettings
-from lwfed.data.protocol import Example, Waveform
+from lwfed.data.protocol import Example, Signal, Waveform
 from lwfed.types.errors import DataError, LwfedError, OutOfMemoryError
 
 SETTINGS = InputSettings(modalities=("image",), image_size=8)
@@ -46,6 +46,9 @@ class Folder:
 
     def waveform(self, example: Example) -> tuple[Waveform, int]:
         raise DataError("there are no sounds")
+
+    def series(self, example: Example, modality: str) -> Signal:
+        raise DataError("there are no sensors")
 
 
 def stop() -> None:

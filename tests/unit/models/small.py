@@ -19,6 +19,7 @@ AST = {
     "max_length": 40,
     "num_mel_bins": 16,
 }
+TIMESERIES = {"length": 40, "channels": [16, 24], "depth": 3}
 PROJECTION = {"hidden": 32, "out": 8}
 
 
@@ -32,6 +33,10 @@ def distilbert(**fields: Any) -> EncoderSpec:
 
 def ast(**fields: Any) -> EncoderSpec:
     return EncoderSpec(**{"family": "ast", "config": AST, **fields})
+
+
+def timeseries(**fields: Any) -> EncoderSpec:
+    return EncoderSpec(**{"family": "timeseries", "config": TIMESERIES, **fields})
 
 
 def whole_depth(encoder: EncoderSpec) -> int:

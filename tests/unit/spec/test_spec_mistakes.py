@@ -61,11 +61,7 @@ MISTAKES = [
     ("strategy=foo", "strategy", "'layerwise', 'progressive' or 'end_to_end' (got 'foo')"),
     ("seed=-1", "`seed`", "greater than or equal to 0"),
     ("name=a b", "`name`", "pattern"),
-    (
-        "data.source=cocco",
-        "`data.source`",
-        "'advance', 'coco', 'shapes' or 'table'; did you mean 'coco'? (got 'cocco')",
-    ),
+    ("data.source=cocco", "`data.source`", "did you mean 'coco'? (got 'cocco')"),
     ("model.encoders.text.family=bert", "model.encoders.text.family", "did you mean 'distilbert'?"),
     ("launch.kind=slurm", "launch.kind", "'in_process', 'kubernetes' or 'subprocess' (got 'slurm')"),
     ("data.shapes.trian=5", "data.shapes.trian", "did you mean `data.shapes.train`?"),

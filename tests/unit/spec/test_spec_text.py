@@ -221,6 +221,7 @@ def test_unknown_schemes_are_refused_by_name(key: str, uri: str) -> None:
     with pytest.raises(SpecError) as caught:
         build_spec(VALUES, overrides=[f"{key}={uri}"])
     assert key in str(caught.value) and uri.strip("' ") in str(caught.value)
+    assert str(caught.value).count(" -> ") == 1, "one remedy"
 
 
 @pytest.mark.parametrize(

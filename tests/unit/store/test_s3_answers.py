@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any
 
 import pytest
@@ -91,6 +92,30 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[UnreachableEr
         return errors
 
     return run
+
+
+class Banner(BaseRequestHandler):
+    """Greets, as SSH servers do, and takes a whole request."""
+
+    def handle(self) -> None:
+        self.request.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+        self.request.settimeout(0.2)
+        with suppress(TimeoutError):
+            while self.request.recv(1 << 16):
+                pass
+
+
+def test_a_server_that_speaks_no_http_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("AWS_ACCESS_KEY_ID", "x"), ("AWS_SECRET_ACCESS_KEY", "y")):
+        monkeypatch.setenv(name, value)
+    with ThreadingTCPServer(("127.0.0.1", 0), Banner) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_address[1]}")
+        for work in WORK:
+            with pytest.raises(UnreachableError, match=r"SSH-2\.0") as caught:
+                work(S3Store("s3://bucket/x", patience_s=300))  # none of it is waited for
+            assert caught.value.exit_code == 17 and API in caught.value.remedy
+        server.shutdown()
 
 
 @pytest.mark.parametrize(

@@ -54,3 +54,17 @@ def test_the_cache_lies_where_the_user_says(monkeypatch: pytest.MonkeyPatch, tmp
 def test_debug(monkeypatch: pytest.MonkeyPatch, value: str, expected: bool) -> None:
     monkeypatch.setenv("LWFED_DEBUG", value)
     assert environment.debug() is expected
+
+
+def test_files_without_a_home_are_never_kept_in_another_user_s_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME", "LWFED_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("os.getuid", lambda: 12345)  # the system does not know this user
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    own = environment.cache_folder()
+    assert own.parent == tmp_path / "lwfed-12345"
+    own.parent.mkdir()  # by whoever runs this test
+    assert environment.cache_folder().parent == tmp_path / f"lwfed-12345-{os.getpid()}"

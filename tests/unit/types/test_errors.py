@@ -38,6 +38,7 @@ def test_an_error_says_problem_and_remedy(kind: type[LwfedError]) -> None:
     [
         (MemoryError(), 18),
         (ImportError("libtorch_cpu.so: failed to map segment from shared object"), 18),
+        (SystemError("error return without exception set"), 18),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), 18),
         (OSError(errno.EFBIG, "File too large", "x"), 16),
         (OSError(errno.ENOSPC, "No space left on device"), 16),

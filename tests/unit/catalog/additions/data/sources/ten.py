@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from lwfed.data.folders import of_split
-from lwfed.data.protocol import Example, Waveform
+from lwfed.data.protocol import Example, Signal, Waveform
 from lwfed.spec.data import DataSpec
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import DataError
@@ -45,6 +45,9 @@ class Ten:
 
     def waveform(self, example: Example) -> tuple[Waveform, int]:
         raise DataError(f"{example.id} has no sound", remedy="use the image and text encoders")
+
+    def series(self, example: Example, modality: str) -> Signal:
+        raise DataError(f"{example.id} has no {modality}", remedy="use the image and text encoders")
 
 
 def open_data(data: DataSpec) -> Ten:
