@@ -4,8 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pydantic import Field
+
 from lwfed.catalog import describe
 from lwfed.types.section import Section
+
+
+class HeldOut(Section):
+    """The key of sources that hold out test examples themselves if the data have no test split."""
+
+    test_fraction: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="advance without train/ and test/ folders, table without a split column: fraction held out for "
+        "testing, always the same examples",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +33,7 @@ class SourceDescription:
         root: The required contents of `data.root`, in words; None for data that are generated.
         num_classes: Number of classes in the data set that gave the source its name, for a plan made without the data;
             None if unknown.
+        absent: The remedy if no example has a modality, or a label, that the spec needs.
         settings: The keys that the source adds to the spec's `data` section, with their defaults. They are part of
             the plan of runs that use the source.
     """
@@ -28,6 +43,7 @@ class SourceDescription:
     captions: int = 1
     root: str | None = None
     num_classes: int | None = None
+    absent: str = "use other data, or leave it out"
     settings: type[Section] = Section
 
     @property

@@ -65,12 +65,13 @@ def plan(
     from lwfed.models.weights import inputs_text
     from lwfed.plan.stages import learning_rates, plan_stages
     from lwfed.steps.prepare import count_architecture, refuse_weights
-    from lwfed.steps.sources import with_num_clients
+    from lwfed.steps.sources import refuse_absent, with_num_clients
 
     values = load_spec(spec, overrides=override or [])
     refuse_weights(values.model)
     source = _opened(values)
     if source is not None:
+        refuse_absent(values, source)
         values = with_num_clients(values, source)
     device_bytes = None if device_memory is None else parse_size(device_memory)
     architectures = architectures_of(values.model, folder=environment.cache_folder(), count=count_architecture)

@@ -141,12 +141,12 @@ def check_examples(
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, str]:
-    """Reads every file once, to find those that cannot be read.
+    """Reads every file once, to find the examples that cannot be read or lack a modality.
 
     Args:
         source: Reads the files.
         examples: The examples to check.
-        modalities: The modalities to read.
+        modalities: The modalities that are needed; all but captions are read.
         workers: Number of threads that read; see `read_in_threads`.
         progress: Called with (number done, total number).
 
@@ -160,6 +160,8 @@ def check_examples(
     wanted = tuple(modalities)
 
     def problem(example: Example) -> str | None:
+        if lacking := set(wanted).intersection(example.lacks):
+            return f"{example.id} has no {' and no '.join(sorted(lacking))}"
         try:
             for modality in wanted:
                 from_file(source, example, modality)

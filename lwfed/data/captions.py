@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import posixpath
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lwfed.data.folders import inside
+from lwfed.data.texts import is_unicode, refuse_compressed, unique_keys
 from lwfed.types.errors import DataError
 
 _FORMAT = "use a captions json in COCO format, with `images` and `annotations`"
 _NAMES = {str: "a text", int: "an integer", list: "a list", dict: "an object"}
 _MISSING: Any = object()
-_LONGEST = 255  # bytes of a name, on every file system
 
 
 def parse_captions(path: Path, content: bytes) -> dict[str, tuple[str, ...]]:
@@ -59,10 +59,9 @@ def parse_captions(path: Path, content: bytes) -> dict[str, tuple[str, ...]]:
 
 
 def _tree(path: Path, content: bytes) -> dict[str, Any]:
-    if content.startswith((b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")):
-        raise DataError(f"{path} is compressed", remedy="decompress it, for example by gunzip, under the same name")
+    refuse_compressed(path, content)
     try:
-        tree = json.loads(content, object_pairs_hook=_unique_keys)
+        tree = json.loads(content, object_pairs_hook=unique_keys)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8: {error}", remedy="save it as UTF-8") from None
     except RecursionError:
@@ -79,19 +78,11 @@ def _tree(path: Path, content: bytes) -> dict[str, Any]:
     return tree
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise KeyError(next(key for key in keys if keys.count(key) > 1))
-    return values
-
-
 def _column(path: Path, tree: dict[str, Any], key: str, field: str, *, kinds: tuple[type, ...]) -> list[Any]:
     """Returns a field of all entries of a list. Raises DataError unless they are of one type, and texts are Unicode."""
     values = [entry.get(field, _MISSING) if isinstance(entry, dict) else _MISSING for entry in tree[key]]
     types = set(map(type, values))
-    if len(types) <= 1 and types <= set(kinds) and (str not in types or _is_unicode("".join(values))):
+    if len(types) <= 1 and types <= set(kinds) and (str not in types or is_unicode("".join(values))):
         return values
     faults = ((n, _fault(value, kinds, like=values[0])) for n, value in enumerate(values))
     n, (problem, remedy) = next((n, fault) for n, fault in faults if fault)
@@ -109,7 +100,7 @@ def _fault(value: Any, kinds: tuple[type, ...], *, like: Any) -> tuple[str, str]
     if type(value) is not type(like):
         before = f"is {_NAMES[type(value)]}, {shown}, and {_NAMES[type(like)]} before, {json.dumps(like)[:60]}"
         return before, "write all of them as integers, or all as texts"
-    if isinstance(value, str) and not _is_unicode(value):
+    if isinstance(value, str) and not is_unicode(value):
         return f"has half of a surrogate pair, {shown}", "write the text again: it stands for no character"
     return None
 
@@ -130,9 +121,8 @@ def _refuse_twice(path: Path, key: str, field: str, values: Sequence[Hashable]) 
 
 def _inside(path: Path, n: int, name: str) -> str:
     """Returns a file name in its shortest form. Raises DataError if it does not lie in the folder of the images."""
-    short = posixpath.normpath(name)
-    outside = short in (".", "..") or short.startswith(("/", "../"))
-    if outside or "\0" in name or any(len(part.encode()) > _LONGEST for part in short.split("/")):
+    short = inside(name)
+    if short is None:
         raise DataError(
             f"{path}: images[{n}]: the file_name {name[:60]!r} is not in the folder of the images",
             remedy="name the image by its path in that folder",
@@ -151,11 +141,3 @@ def _place(tree: dict[str, Any], key: str, n: int) -> str:
     entry = tree[key][n]
     known = isinstance(entry, dict) and type(entry.get("id")) in (int, str)
     return f"{key}[{n}]" + (f" (id {json.dumps(entry['id'])[:60]})" if known else "")
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

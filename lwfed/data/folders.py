@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +13,8 @@ from lwfed.data.protocol import Example
 from lwfed.spec.data import DataSpec
 from lwfed.types.canonical import canonical
 from lwfed.types.errors import DataError
+
+_LONGEST = 255  # bytes of a name, on every file system
 
 
 def data_root(data: DataSpec) -> Path:
@@ -42,6 +45,15 @@ def require_folder(folder: Path, *, remedy: str) -> Path:
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}", remedy=remedy)
     return folder
+
+
+def inside(name: str) -> str | None:
+    """Returns a path below a folder in its shortest form; None if it lies outside or no file system can have it."""
+    short = posixpath.normpath(name)
+    outside = short in (".", "..") or short.startswith(("/", "../"))
+    if outside or "\0" in name or any(len(part.encode()) > _LONGEST for part in short.split("/")):
+        return None
+    return short
 
 
 def alike(folder: Path, name: str) -> str:

@@ -34,12 +34,14 @@ class Example:
         label: Index into the source's classes; None if the data have none.
         captions: Captions of the image; empty if the data have none.
         fields: Further properties, such as `stem` or `site`.
+        lacks: Modalities that the example lacks, sorted.
     """
 
     id: str
     label: int | None
     captions: tuple[str, ...] = ()
     fields: dict[str, str] = field(default_factory=dict)
+    lacks: tuple[str, ...] = ()
 
 
 class Source(Protocol):

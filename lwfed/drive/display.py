@@ -70,9 +70,9 @@ class Display:
             case RunStarted(record=run):
                 self._on_run(run)
             case Checking(split=split, done=done, total=total):
-                self._on_files(f"reading {split} files", done, total)
+                self.files(f"reading {split} files", done, total)
             case Hashing(done=done, total=total):
-                self._on_files("hashing data files", done, total)
+                self.files("hashing data files", done, total)
             case Warning(message=message):
                 self._say(f"[yellow]warning:[/] {escape(message)}")
             case StageStarted():
@@ -109,6 +109,14 @@ class Display:
         """Shows a warning."""
         self(Warning(message=line))
 
+    def files(self, what: str, done: int, total: int) -> None:
+        """Shows how many of some files are done, such as `hashing data files 3/12`."""
+        self._clients = {"": f"{what} {done}/{total}"}
+        if self._live:
+            self._live.update(self._status())
+        elif done == total or done % max(1, total // 4) == 0:
+            self._say(f"{what} {done}/{total}")
+
     def _on_run(self, run: RunRecord) -> None:
         sizes = list(run.data.clients.values())
         spread = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
@@ -121,11 +129,6 @@ class Display:
             self._say(left_out_text(run.data.left_out))
         if run.parent:
             self._say(f"from stage {run.parent.stage - 1} of {run.parent.run_id}")
-
-    def _on_files(self, what: str, done: int, total: int) -> None:
-        self._clients = {"": f"{what} {done}/{total}"}
-        if self._live is None and (done == total or done % max(1, total // 4) == 0):
-            self._say(f"{what} {done}/{total}")
 
     def _on_stage_started(self, event: StageStarted) -> None:
         self._stage = event

@@ -11,7 +11,7 @@ from lwfed.data.batches import eval_batches
 from lwfed.data.protocol import Example
 from lwfed.models.build import load
 from lwfed.objectives.retrieval import top_k
-from lwfed.round.evaluate import embed
+from lwfed.round.evaluate import embed, first_alike
 from lwfed.round.runtime import deterministic, pick_device
 from lwfed.round.workbench import Workbench
 from lwfed.run.stage import Stage
@@ -41,9 +41,10 @@ def retrieval_grid(checkpoint: Checkpoint, *, stage: Stage, bench: Workbench, pl
     model = stage.plan.model
     if model.objective.kind != "contrastive" or not {"image", "text"} <= set(model.modalities):
         return []
-    examples = bench.examples(stage, place, "test")[:NUM_CANDIDATES]
     device = pick_device(place.device)
     source, inputs = bench.data(stage, place), bench.inputs(stage)
+    tested = bench.examples(stage, place, "test")
+    examples = [tested[n] for n in sorted({*first_alike(source, tested).tolist()})][:NUM_CANDIDATES]
     tensors = bench.frozen(
         checkpoint, list(checkpoint.blocks), store=bench.store, cache=BlockCache(None), device=device
     )

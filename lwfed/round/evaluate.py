@@ -79,7 +79,7 @@ def evaluate(
             embedded = embed(
                 module, batches, examples=examples, inputs=inputs, model=model, evaluation=evaluation, device=device
             )
-            scores = {"loss": embedded.loss, **_retrieval(embedded, model=model)}
+            scores = {"loss": embedded.loss, **_retrieval(embedded, model=model, source=source, examples=examples)}
             if module.temperature is not None:
                 scores["temperature"] = float(module.temperature())
             scores |= _zero_shot(
@@ -133,20 +133,36 @@ def embed_texts(
     return torch.cat(rows)
 
 
-def _retrieval(embedded: Embedded, *, model: ModelSpec) -> dict[str, float]:
+def first_alike(source: Source, examples: Sequence[Example], *, file: int = 0) -> Tensor:
+    """Returns for each example the first one with the same file: Int64 [N].
+
+    Args:
+        source: The source that the examples are read from.
+        examples: N examples.
+        file: Index of the file among an example's: 0, its image if it has one, or -1, its sound if it has one.
+    """
+    files, first = source.files, dict[str, int]()
+    names = [paths[file] if (paths := files.get(example.id)) else example.id for example in examples]
+    return torch.tensor([first.setdefault(name, n) for n, name in enumerate(names)], dtype=torch.int64)
+
+
+def _retrieval(
+    embedded: Embedded, *, model: ModelSpec, source: Source, examples: Sequence[Example]
+) -> dict[str, float]:
+    """Returns recall between each pair of modalities; a file of several examples is one item, relevant to all."""
+    alike = first_alike(source, examples)
+    rows, owner = dict(embedded.of), {"text": alike[embedded.owner]}
+    for modality in set(model.modalities) - {"text"}:
+        same = alike if modality == "image" else first_alike(source, examples, file=-1)
+        kept = same.unique()
+        rows[modality], owner[modality] = rows[modality][kept], alike[kept]
     scores: dict[str, float] = {}
     for a, b in combinations(model.modalities, 2):
         for query, item in ((a, b), (b, a)):
-            right = relevance(owners(embedded, query), owners(embedded, item))
-            found = recall_at(embedded.of[query], embedded.of[item], relevant=right)
+            found = recall_at(rows[query], rows[item], relevant=relevance(owner[query], owner[item]))
             for k, value in found.items():
                 scores[f"{retrieval_task(query, item)}/R@{k}"] = value
     return scores
-
-
-def owners(embedded: Embedded, modality: str) -> Tensor:
-    """Returns the example that each row of a modality belongs to."""
-    return embedded.owner if modality == "text" else torch.arange(len(embedded.of[modality]))
 
 
 def _zero_shot(

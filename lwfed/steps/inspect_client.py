@@ -30,8 +30,8 @@ def inspect_client(task: InspectTask, *, store: Store, emit: Emit, cache: Path |
 
     Returns:
         The committed value: client, version, num_train (training examples), num_examples, bad (example -> why it
-        cannot be read), left_out (what is part of no example -> how many), and class_counts (label -> number of
-        training examples) if the objective balances classes.
+        cannot be read), left_out (what is part of no example -> how many), classes, and class_counts (label -> number
+        of training examples) if the objective balances classes.
 
     Raises:
         DataError: The data are missing, unreadable or too few, or the tokenizer knows no word of their captions.
@@ -62,6 +62,7 @@ def inspect_client(task: InspectTask, *, store: Store, emit: Emit, cache: Path |
         "num_train": len(train),
         "bad": dict(bad),
         "left_out": dict(source.left_out()),
+        "classes": list(source.classes),
     }
     if spec.model.balances_classes:
         value["class_counts"] = Counter(str(examples[i].label) for i in train)

@@ -33,7 +33,9 @@ from lwfed.steps.sources import (
     data_versions,
     hashed,
     left_out,
+    refuse_absent,
     refuse_classes,
+    refuse_other_classes,
     server_source,
     spec_at,
     usable,
@@ -90,6 +92,7 @@ def draft(
         bad = frozenset(checked(source, "train", version=version, spec=spec, store=store, emit=emit))
     spec = with_num_clients(spec, source, bad=bad)
     plans = plan_stages(spec, depths=depths)
+    refuse_absent(spec, source)
     refuse_classes(spec, source)
     num_classes = len(source.classes) if spec.model.objective.kind == "supervised" else None
     here = spec_at(spec, root=root)
@@ -175,6 +178,9 @@ def prepare(
         "test": len(source.examples("test")) - len(tested),
         "validation": len(given) and len(given) - len(validation),
     }
+    theirs = {client: data.classes for client, data in own.items()}
+    theirs |= {client: its["classes"] for client, its in (found or {}).items() if "classes" in its}
+    refuse_other_classes(spec, run.data.classes, theirs=theirs)
     tokens: dict[str, int] = {}
     kept = {client: read(client, "train") for client in own}
     refuse_unknown(spec, {"the server": tested, **(kept or {"the clients": shared})}, emit=emit)

@@ -167,7 +167,7 @@ def readable(source: Source, split: str, bad: Mapping[str, str], *, spec: RunSpe
         emit(Warning(message=f"{len(bad)} {split} example(s) cannot be read and are skipped: {names}"))
     kept = [example for example in examples if example.id not in bad]
     if not kept:
-        raise DataError(f"no {split} example can be read", remedy=f"check {spec.data.root}")
+        raise DataError(f"there is no {split} example, or none can be read", remedy=f"check {spec.data.root}")
     return kept
 
 
@@ -193,6 +193,32 @@ def with_validation(
             remedy="raise it, set it to 0, or in a local partition add training examples to the server's folder",
         )
     return shared, chosen
+
+
+def refuse_absent(spec: RunSpec, source: Source) -> None:
+    """Raises DataError if no example has a modality, or no example a label, that the spec needs."""
+    examples = [example for split in ("train", "validation", "test") for example in source.examples(split)]
+    absent = [m for m in spec.model.modalities if all(m in example.lacks for example in examples)]
+    if spec.model.objective.kind == "supervised" and not source.classes:
+        absent.append("label")
+    if absent and examples:
+        fields = sorted({name for example in examples for name in example.fields})
+        raise DataError(
+            f"no example of {spec.data.root} has a modality or label that the spec needs: {', '.join(absent)}; "
+            f"its further fields: {', '.join(fields)}",
+            remedy=data_source(spec.data.source).absent,
+        )
+
+
+def refuse_other_classes(spec: RunSpec, classes: Sequence[str], *, theirs: Mapping[str, Sequence[str]]) -> None:
+    """Raises DataError if a client's classes are not the server's, since labels are their numbers."""
+    for client, own in sorted(theirs.items()) if spec.model.objective.kind == "supervised" else ():
+        if list(own) != list(classes):
+            other = sorted(set(own) ^ set(classes)) or list(own)
+            raise DataError(
+                f"the classes of {client} are not the server's: {', '.join(other[:5])}",
+                remedy="let all folders have the same classes, or with a table name them in data.classes",
+            )
 
 
 def left_out(

@@ -18,6 +18,7 @@ from lwfed.data.transforms import square_pixels
 from lwfed.spec.data import DataSpec
 from lwfed.types.errors import DataError
 from tests.damage import altered, damaged, quiet_libraries
+from tests.tables import write_csv, write_jsonl, write_parquet
 
 TIMES = 60
 """Number of damaged copies of each file."""
@@ -97,3 +98,38 @@ def test_damaged_captions_are_read_or_refused(tmp_path: Path, seed: int) -> None
                 assert "".join(texts).encode() and len({example.id for example in source.examples("train")}) == len(
                     source.examples("train")
                 )
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("seed", range(2))
+def test_a_damaged_table_is_read_or_refused(tmp_path: Path, kind: str, seed: int) -> None:
+    rng, path = np.random.default_rng(seed), tmp_path / f"table.{kind}"
+    names = [f"{n}.png" for n in range(3)]
+    for name in names:
+        (tmp_path / name).touch()
+    rows = [
+        {"id": n, "image": names[n % 3], "text": f"text {n}", "label": "ab"[n % 2], "split": "train", "site": "s"}
+        for n in range(6)
+    ]
+    write = {"csv": write_csv, "jsonl": write_jsonl, "parquet": write_parquet}[kind]
+    for n in range(3 * TIMES):
+        changed = rows
+        if n % 2 and kind != "parquet":  # a column of Parquet has one type
+            changed = altered(altered(rows, rng), rng)
+        if not isinstance(changed, list) or not all(isinstance(row, dict) for row in changed):
+            continue
+        write(tmp_path, changed)
+        if n % 2 == 0 or kind == "parquet":
+            path.write_bytes(damaged(path.read_bytes(), rng))
+        for bad in ("fail", "skip"):
+            try:
+                source = open_source(DataSpec(source="table", root=str(tmp_path), on_bad_example=bad))
+            except DataError as error:
+                assert path.name in error.problem and error.remedy and str(error).isprintable(), str(error)
+            else:
+                found = [e for split in ("train", "validation", "test") for e in source.examples(split)]
+                texts = [text for e in found for text in (e.id, *e.captions, *e.fields, *e.fields.values())]
+                assert "".join(texts).encode() and len({e.id for e in found}) == len(found) > 0
+                assert all(e.label is None or 0 <= e.label < len(source.classes) for e in found)
+                assert source.files.keys() == {e.id for e in found} and len(source.version()) == 64
+                assert all(count > 0 for count in source.left_out().values())

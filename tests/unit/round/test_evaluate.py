@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch.nn.functional import normalize
 
 from lwfed.data.batches import eval_batches
+from lwfed.data.protocol import open_source
 from lwfed.models.build import initial_tensors, load
 from lwfed.models.multimodal import Multimodal
 from lwfed.round.evaluate import embed, evaluate
@@ -18,6 +20,8 @@ from lwfed.round.workbench import Workbench
 from lwfed.run.measured import pooled
 from lwfed.run.stage import Stage
 from lwfed.run.tasks import Place
+from lwfed.spec.data import DataSpec
+from tests.e2e import own_data
 from tests.tiny import begun
 
 CPU = torch.device("cpu")
@@ -74,6 +78,32 @@ def test_recall_is_counted_over_all_captions(tmp_path: Path) -> None:
         assert scores[f"test/i2t/R@{k}"] == pytest.approx(sum(hits) / 12, abs=1e-6)
     assert all(0 <= value <= 1 for name, value in scores.items() if name != "test/loss")
     assert all(scores[f"test/t2i/R@{a}"] <= scores[f"test/t2i/R@{b}"] for a, b in pairwise(ks))
+
+
+def test_a_picture_of_several_examples_is_one_item(tmp_path: Path) -> None:
+    """Rows per caption, with ids of their own, are judged like one example per picture with all its captions."""
+    root = tmp_path / "data"
+    own_data.write_coco(root)
+    notes = json.loads((root / "annotations/captions_val2017.json").read_bytes())["annotations"]
+    told = [
+        {"image": f"val2017/{note['image_id']:06d}.jpg", "text": note["caption"], "split": "test"} for note in notes
+    ]
+    scores = []
+    for name, rows in (("one", told), ("many", [{**row, "id": n} for n, row in enumerate(told)])):
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        data = {"source": "table", "root": str(root), "table": f"{name}.jsonl"}
+        bench, stage, _ = begun(tmp_path / name)
+        source = open_source(DataSpec.model_validate(data))
+        examples = source.examples("test")
+        assert len(examples) == (6 if name == "one" else 30)
+        scores.append(
+            evaluate(
+                model_of(bench, stage), source=source, examples=examples, inputs=bench.inputs(stage),
+                model=stage.plan.model, evaluation=stage.plan.evaluation, workers=0, device=CPU,
+            )
+        )  # fmt: skip
+    assert scores[0].keys() == scores[1].keys()
+    assert all(scores[0][name] == scores[1][name] for name in scores[0] if "/R@" in name)
 
 
 @pytest.mark.parametrize("objective", ["contrastive", "supervised"])

@@ -68,6 +68,7 @@ def _create(path: str) -> Callable[[Path], object]:
         (_append("models/encoders/ast.py", "\nX = 1\n"), False),
         (_append("data/sources/coco.py", "\nX = 1\n"), False),
         (_append("data/sources/shapes.py", "\nX = 1\n"), True),
+        (_append("data/makers/tuxpaint.py", "\nX = 1\n"), False),
         (_append("report/page.py", "\nX = 1\n"), False),
         (_create("models/encoders/another.py"), False),
         (_create("data/sources/another.py"), False),

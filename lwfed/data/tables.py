@@ -1,0 +1,214 @@
+"""Tables in CSV, JSON lines and Parquet, read into one form: numbered rows of non-empty cells; errors name the row.
+
+A row has the number that an editor shows: in CSV the header is row 1, JSON lines count lines, Parquet counts from 1.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from lwfed.catalog.sources.table import FORMATS
+from lwfed.data.texts import is_unicode, refuse_compressed, unique_keys
+from lwfed.types.errors import DataError
+
+Row = dict[str, Any]
+"""Column -> cell: text without blanks around it, a number, true or false, a list, or whatever else a format has."""
+_DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes:
+        path: Its file.
+        columns: Names of its columns, in order.
+        rows: Number of the row, and its non-empty cells.
+        empty: Number of rows without any cell, which `rows` leaves out.
+    """
+
+    path: Path
+    columns: tuple[str, ...]
+    rows: tuple[tuple[int, Row], ...]
+    empty: int
+
+    def place(self, number: int) -> str:
+        """Returns where a row stands, for errors."""
+        return f"{self.path}: row {number}"
+
+
+def read_table(path: Path, *, delimiter: str | None = None) -> Table:
+    """Reads a table.
+
+    Args:
+        path: A file with one of the endings in `FORMATS`.
+        delimiter: The character between a CSV's cells; None: that of its ending.
+
+    Raises:
+        DataError: It is no table of that format, or a row of it is wrong.
+        OSError: It cannot be read.
+    """
+    ending = path.suffix.lower()
+    numbered: Iterable[tuple[int, Row]]
+    if ending == ".parquet":
+        columns, numbered = _parquet(path)
+    elif ending == ".jsonl":
+        columns, numbered = [], _json_lines(path, _text(path))
+    else:
+        columns, numbered = _csv(path, _text(path), delimiter or FORMATS[ending] or ",")
+    known, rows, empty = dict.fromkeys(columns), [], 0
+    for number, values in numbered:
+        row = {name: cell for name, value in values.items() if (cell := _cell(path, number, name, value)) is not None}
+        known |= dict.fromkeys(values)
+        empty += not row
+        if row:
+            rows.append((number, row))
+    if not rows:
+        raise DataError(f"{path} has no rows", remedy="write a row per example")
+    return Table(path=path, columns=tuple(known), rows=tuple(rows), empty=empty)
+
+
+def _cell(path: Path, number: int, name: str, value: Any) -> Any:
+    """Returns a cell's value; None if it is empty. Raises DataError if it is no Unicode text."""
+    if isinstance(value, float) and math.isnan(value):  # how pandas writes an empty cell
+        return None
+    for text in value if isinstance(value, list) else (value,):
+        if isinstance(text, str) and not is_unicode(text):
+            problem = f"{path}: row {number}: `{name}` has half of a surrogate pair, {json.dumps(text)[:60]}"
+            raise DataError(problem, remedy="write the text again: it stands for no character")
+    return (value.strip() or None) if isinstance(value, str) else value
+
+
+def _text(path: Path) -> str:
+    content = path.read_bytes()
+    refuse_compressed(path, content)
+    if not content.strip():
+        raise DataError(f"{path} is empty", remedy="write a row per example")
+    if content.startswith(_UTF16) or b"\0" in content:
+        raise DataError(f"{path} is not UTF-8 text: it has NUL bytes or is UTF-16", remedy="save it as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        around = content[max(error.start - 12, 0) : error.start + 12].decode("latin-1")
+        raise DataError(
+            f"{path} is not UTF-8: line {line} has the byte 0x{content[error.start]:02x} in {around!r}",
+            remedy=f"save it as UTF-8, for example by `iconv -f latin1 -t utf8 {path.name}`",
+        ) from None
+
+
+def _csv(path: Path, text: str, delimiter: str) -> tuple[list[str], Iterator[tuple[int, Row]]]:
+    """Returns the header of a CSV and its rows. Raises DataError if the header is wrong."""
+    records = _records(path, text, delimiter)
+    header = [name.strip() for name in next(records, [])]
+    others = [other for other in _DELIMITERS if other != delimiter and other in "".join(header)]
+    if len(header) == 1 and others:
+        words = _DELIMITERS.get(delimiter, repr(delimiter))
+        raise DataError(
+            f"{path}: the header has no {words.removeprefix('a ')}, but {_DELIMITERS[others[0]]}: {header[0][:60]!r}",
+            remedy=f"set data.delimiter to {json.dumps(others[0])}",
+        )
+    _refuse_header(path, header)
+    return header, _rows(path, header, records)
+
+
+def _records(path: Path, text: str, delimiter: str) -> Iterator[list[str]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    while True:
+        before = reader.line_num + 1
+        try:
+            yield next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(
+                f"{path} is not CSV: from line {before} on: {error}",
+                remedy='close each quoted cell, and write a quote in it as ""',
+            ) from None
+
+
+def _rows(path: Path, header: Sequence[str], records: Iterator[list[str]]) -> Iterator[tuple[int, Row]]:
+    for number, cells in enumerate(records, start=2):
+        if cells and len(cells) != len(header):
+            raise DataError(
+                f"{path}: row {number} has {len(cells)} cells and the header {len(header)}: {', '.join(cells)[:60]!r}",
+                remedy="quote cells that have the delimiter in them, or add the missing ones",
+            )
+        yield number, dict(zip(header, cells, strict=False))
+
+
+def _refuse_header(path: Path, header: Sequence[str]) -> None:
+    blank = [n for n, name in enumerate(header, start=1) if not name]
+    if blank:
+        raise DataError(f"{path}: column {blank[0]} of {len(header)} has no name", remedy="name it, or remove it")
+    twice = [name for name in header if header.count(name) > 1]
+    if twice:
+        raise DataError(f"{path} has the column {twice[0]} twice", remedy="rename or remove one of them")
+
+
+def _json_lines(path: Path, text: str) -> Iterator[tuple[int, Row]]:
+    lines = text.removesuffix("\n").split("\n")
+    if text.lstrip().startswith("["):
+        raise DataError(f"{path} is a JSON list, not JSON lines", remedy="write one object per line, without a list")
+    for number, line in enumerate(lines, start=1):
+        place = f"{path}: row {number}"
+        try:
+            values = json.loads(line, object_pairs_hook=unique_keys) if line.strip() else {}
+        except KeyError as error:
+            raise DataError(f"{place} has the key {error} twice", remedy="remove one of them") from None
+        except RecursionError:
+            raise DataError(f"{place} is nested too deeply", remedy="write one flat object per line") from None
+        except ValueError as error:
+            raise DataError(f"{place} is not JSON: {error}", remedy="write one object per line") from None
+        if not isinstance(values, dict):
+            raise DataError(f"{place} is no object: {line[:60]!r}", remedy='write {"image": "a.png", ...}')
+        if not all(name.strip() and is_unicode(name) for name in values):
+            raise DataError(f"{place} has a key that is blank or no text", remedy="name or remove it")
+        yield number, values
+
+
+def _parquet(path: Path) -> tuple[list[str], Iterable[tuple[int, Row]]]:
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise DataError(
+            f"{path} cannot be read: pyarrow is not installed",
+            remedy="install pyarrow, or save the table as .csv or .jsonl",
+        ) from None
+    try:
+        with path.open("rb") as file:
+            table = parquet.read_table(file)
+        header, rows = list(table.column_names), table.to_pylist()
+    except (MemoryError, PermissionError):
+        raise
+    except Exception as error:  # Arrow raises errors of its own, Python's and the system's for damaged files
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path} is no Parquet table: {reason}", remedy="write it again") from None
+    _refuse_header(path, header)
+    return header, enumerate(rows, start=1)
+
+
+def as_text(value: Any) -> str | None:
+    """Returns a cell as text; None if it is not a text, a number, a date, true or false."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():  # how pandas writes integers beside an empty cell
+        return str(int(value))
+    return str(value) if isinstance(value, str | int | float | Decimal | date) else None
+
+
+def shown(value: Any) -> str:
+    """Returns a cell for a message."""
+    if value is None:
+        return "an empty cell"
+    return repr(value if len(repr(value)) <= 60 else repr(value)[:60])
