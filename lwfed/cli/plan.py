@@ -64,6 +64,7 @@ def plan(
     from lwfed.cost.levers import savings
     from lwfed.models.weights import inputs_text
     from lwfed.plan.stages import learning_rates, plan_stages
+    from lwfed.plan.strategies import title_of
     from lwfed.steps.prepare import count_architecture, refuse_weights
     from lwfed.steps.sources import with_num_clients
 
@@ -110,7 +111,7 @@ def plan(
     console = make_console()
     counted = ", ".join(f"{count} {m} tokens" for m, count in lengths.items())
     console.print(
-        f"[bold]{values.name}[/]  {values.strategy}, batch {values.training.batch_size}, {counted}"
+        f"[bold]{values.name}[/]  {title_of(values)}, batch {values.training.batch_size}, {counted}"
         + (f", {examples} examples per client" if examples else "")
     )
     console.print(f"learning rates: {rates_text(rates)}", highlight=False)

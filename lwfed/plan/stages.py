@@ -13,7 +13,7 @@ from pydantic import ConfigDict
 
 from lwfed.catalog.encoder import encoder_family
 from lwfed.plan.levers import LeversPlan, plan_levers
-from lwfed.plan.strategies import Selection, select, stage_rounds
+from lwfed.plan.strategies import Selection, select, stage_rounds, window_of
 from lwfed.plan.units import depths_by_stage, group_of
 from lwfed.spec.base import Section
 from lwfed.spec.data import DataSpec, PartitionSpec
@@ -146,13 +146,14 @@ def plan_stages(spec: RunSpec, *, depths: Mapping[str, int]) -> tuple[StagePlan,
     """
     by_stage = depths_by_stage(spec, depths)
     rounds = stage_rounds(spec.strategy, spec.stages.rounds)
+    by_stage = by_stage[-len(rounds) :]  # end_to_end: the whole model at once
     return tuple(
         _plan_stage(
             spec,
             stage=stage,
             rounds=rounds,
-            depth=by_stage[-1] if len(rounds) == 1 else by_stage[stage - 1],
-            selection=select(spec.strategy, stage, model=spec.model, depths=by_stage),
+            depth=by_stage[stage - 1],
+            selection=select(stage, window=window_of(spec), model=spec.model, depths=by_stage),
         )
         for stage in range(1, len(rounds) + 1)
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -15,8 +15,8 @@ from lwfed.spec.kubernetes import KubernetesSpec
 from lwfed.spec.model import ModelSpec
 from lwfed.spec.training import EvaluationSpec, LeversSpec, TrainingSpec
 
-Strategy = Literal["layerwise", "progressive", "end_to_end"]
-
+Strategy = Literal["layerwise", "window", "progressive", "end_to_end"]
+STRATEGIES: tuple[str, ...] = get_args(Strategy)
 
 MOST_ROUNDS = 1_000_000
 """Most rounds of a run."""
@@ -28,6 +28,7 @@ class StagesSpec(Section):
     rounds: tuple[int, ...] = Field(
         (15, 15, 15, 15, 15, 15), min_length=1, description="rounds of each stage; 0: append its blocks untrained"
     )
+    window: int = Field(2, ge=1, description="window: number of stages whose blocks are trained, the latest ones")
 
     @model_validator(mode="after")
     def _something_to_do(self) -> Self:

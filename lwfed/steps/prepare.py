@@ -14,6 +14,7 @@ from lwfed.data.digests import FileDigests, version_of
 from lwfed.data.protocol import Example, Source
 from lwfed.plan.cohort import client_ids
 from lwfed.plan.stages import StagePlan, plan_stages
+from lwfed.plan.strategies import title_of
 from lwfed.round.shares import SERVER, shares_at, split_share
 from lwfed.run import runs
 from lwfed.run.events import Emit, Warning
@@ -105,7 +106,7 @@ def draft(
         name=spec.name,
         created=now.isoformat(timespec="seconds"),
         spec=to_values(spec),
-        strategy=spec.strategy,
+        strategy=title_of(spec),
         stages=[],
         parent=None,
         salt=run_id if options.fresh else "",

@@ -231,7 +231,7 @@ class RunRecord(Record):
         name: Its spec's name.
         created: Time of creation, as ISO 8601 with an offset.
         spec: The complete experiment.
-        strategy: `layerwise`, `progressive` or `end_to_end`.
+        strategy: `layerwise`, `window` and its number, `progressive` or `end_to_end`.
         stages: The stages that it has started or taken over.
         parent: The run it starts from, or None.
         salt: Makes its keys unique; empty unless it is `--fresh`.

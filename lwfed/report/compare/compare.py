@@ -16,11 +16,10 @@ from lwfed.report.compare.records import Comparison, Group, Memory, Point, RunCu
 from lwfed.report.compare.settings import differences, labels_of, setting_notes, work_of
 from lwfed.run import runs
 from lwfed.run.measured import clients_in, frozen_bytes, in_every_round
-from lwfed.spec.run import RunSpec
+from lwfed.spec.run import STRATEGIES, RunSpec
 from lwfed.types.errors import SpecError
 from lwfed.types.records import ClientRecord, RoundRecord, RunRecord, StageRecord
 
-STRATEGIES = ("end_to_end", "layerwise", "progressive")
 AVERAGED = ("moved_bytes", "frozen_bytes", "flops", "wall_s")
 """Sums of a point of which a group has the mean over its seeds."""
 
@@ -67,11 +66,17 @@ def compare_runs(histories: Sequence[RunHistory], *, metric: str | None = None, 
         notes.append("The runs were made by different versions of the code or of its libraries.")
     labels = labels_of({key: (next(iter(group.values())).strategy, works[key]) for key, group in grouped.items()})
     groups = [_group(labels[key], [group[seed] for seed in sorted(group)]) for key, group in grouped.items()]
-    groups.sort(key=lambda group: STRATEGIES.index(group.strategy) if group.strategy in STRATEGIES else 9)
+    groups.sort(key=_place)
     if len({len(group.means) for group in groups}) > 1:
         notes.append("The numbers of rounds differ; ratios are those of whole runs.")
     notes += setting_notes(works)
     return Comparison(chosen, tuple(groups), tuple(dict.fromkeys(notes)))
+
+
+def _place(group: Group) -> int:
+    """Returns a group's place: end_to_end, the reference, then the strategies as a spec lists them, then others."""
+    name = group.strategy.partition(" ")[0]
+    return -1 if name == "end_to_end" else STRATEGIES.index(name) if name in STRATEGIES else len(STRATEGIES)
 
 
 def plausible(metric: str, spec: RunSpec) -> bool:
