@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from lwfed.catalog.encoder import encoder_family
 from lwfed.plan.levers import LeversPlan, plan_levers
@@ -42,14 +42,34 @@ class DataPlan(Section):
         return DataSpec.model_validate({**chosen, "root": root, "workers": workers})
 
 
-class CohortPlan(Section):
-    """The clients that take part in a stage."""
+class Sparse(Section):
+    """A section in which None means that a choice is not used: it is left out, so plans without it stay the same."""
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if value is not None}
+
+
+class CohortPlan(Sparse):
+    """The clients that take part in a stage.
+
+    Attributes:
+        sampling: How a round's clients are drawn; None: uniformly.
+        oversample: Clients asked per update needed; None: 1.
+    """
 
     num_clients: int
     partition: PartitionSpec
     fraction_fit: float
     min_fit_clients: int
     min_available_clients: int
+    sampling: Literal["by_size", "round_robin"] | None = None
+    oversample: float | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether a round's updates and their weights are known in advance, if no client fails."""
+        return self.sampling != "by_size" and self.oversample is None
 
 
 class TrainingPlan(Section):
@@ -183,6 +203,8 @@ def _plan_stage(
             fraction_fit=federation.fraction_fit,
             min_fit_clients=federation.quorum,
             min_available_clients=min(federation.min_available_clients, federation.clients),
+            sampling=None if federation.sampling == "uniform" else federation.sampling,
+            oversample=None if federation.oversample == 1 else federation.oversample,
         ),
         aggregators=federation.aggregators,
         server=federation.server,

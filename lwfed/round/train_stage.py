@@ -87,6 +87,7 @@ def _stage_of(run: RunRecord, number: int, *, store: Store) -> Stage:
         num_classes=run.num_classes,
         data_version=runs.data_version_of(run),
         data_versions=run.data.versions,
+        sizes=run.data.clients,
     )
 
 

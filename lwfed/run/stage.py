@@ -19,6 +19,7 @@ class Stage:
         num_classes: C, or None if the data have no labels.
         data_version: Version of the data and of pretrained weights.
         data_versions: The data's own versions; see `DataRecord.versions`. Empty for a stage of an old run.
+        sizes: Client -> number of examples it trains on; known to the coordinator.
     """
 
     key: str
@@ -27,3 +28,4 @@ class Stage:
     num_classes: int | None
     data_version: str = ""
     data_versions: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)

@@ -315,10 +315,15 @@ class RunSummary(Record):
 
 
 class AcceptedUpdate(Record):
-    """An accepted update: its digest, w_n, and the client's metrics."""
+    """An accepted update: its digest, w_n, and the client's metrics.
+
+    Attributes:
+        weight: Its weight in the mean; None: `num_examples`.
+    """
 
     digest: str
     num_examples: int
+    weight: int | None = None
     metrics: ClientRecord
 
 
