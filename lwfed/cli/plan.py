@@ -99,6 +99,7 @@ def plan(
             {
                 "name": values.name,
                 "strategy": values.strategy,
+                "at_most": values.stages.gate is not None,
                 "learning_rates": rates,
                 "inputs": inputs,
                 "rows": table,
@@ -123,6 +124,12 @@ def plan(
             highlight=False,
         )
     console.print(tables.plan_table(table))
+    if values.stages.gate is not None:
+        console.print(
+            f"Rounds and totals are the most: a stage ends when {values.gate_metric} has not improved for "
+            f"{values.stages.gate.patience} rounds.",
+            highlight=False,
+        )
     if any(not row.get("cache_fits", True) for row in table):
         console.print(
             "Outputs of frozen blocks that do not fit are computed in each step; fewer levers.views need less space."

@@ -88,6 +88,15 @@ class TrainingPlan(Section):
     activation_checkpointing: bool
 
 
+class GatePlan(Section):
+    """When a stage ends early, and as which round; see `lwfed.plan.gates`."""
+
+    metric: str
+    patience: int
+    min_delta: float
+    restore: Literal["best", "last"]
+
+
 class Rates(Section):
     """The optimiser's effective settings for a module group."""
 
@@ -95,14 +104,15 @@ class Rates(Section):
     weight_decay: float
 
 
-class StagePlan(Section):
+class StagePlan(Sparse):
     """Everything that decides a stage's result.
 
     Attributes:
         stage: s, counted from 1.
         num_stages: S.
-        first_round: Global number of the stage's first round, counted from 1.
-        rounds: Number of rounds; 0 appends the blocks untrained.
+        first_round: Global number of the stage's first round, counted from 1, if no gate ends an earlier stage.
+        rounds: Number of rounds, with a gate the most; 0 appends the blocks untrained.
+        gate: What ends it early; None: nothing.
         depth: Modality -> number of blocks present.
         present: Units of the model.
         trained: Units trained and exchanged, in the model's order.
@@ -139,6 +149,7 @@ class StagePlan(Section):
     data: DataPlan
     devices: int
     seed: str
+    gate: GatePlan | None = None
 
     @property
     def frozen(self) -> tuple[str, ...]:
@@ -221,7 +232,15 @@ def _plan_stage(
         ),
         devices=spec.launch.devices,
         seed=str(spec.seed),
+        gate=_gate(spec) if rounds[stage - 1] else None,
     )
+
+
+def _gate(spec: RunSpec) -> GatePlan | None:
+    gate = spec.stages.gate
+    if gate is None:
+        return None
+    return GatePlan.model_validate({**gate.model_dump(), "metric": spec.gate_metric})
 
 
 def _model_at(model: ModelSpec, *, stage: int, depth: Mapping[str, int], only_stage: bool) -> ModelSpec:

@@ -20,6 +20,7 @@ class Stage:
         data_version: Version of the data and of pretrained weights.
         data_versions: The data's own versions; see `DataRecord.versions`. Empty for a stage of an old run.
         sizes: Client -> number of examples it trains on; known to the coordinator.
+        first_round: Global number of its first round after the rounds that earlier stages had; None: the plan's.
     """
 
     key: str
@@ -29,3 +30,4 @@ class Stage:
     data_version: str = ""
     data_versions: Mapping[str, str] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
+    first_round: int | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -123,6 +124,15 @@ class ModelSpec(Section):
         if len(self.encoders) < wanted:
             raise ValueError(f"a {self.objective.kind} objective needs at least {wanted} encoder(s)")
         return self
+
+    def has_metric(self, name: str) -> bool:
+        """Whether an evaluation of the model has a metric, named without its side: `loss`, `t2i/R@1`, `accuracy`."""
+        if name == "loss":
+            return True
+        if self.objective.kind == "supervised":
+            return name in ("accuracy", "precision", "recall", "f1")
+        initials = "".join(modality[0] for modality in self.modalities)
+        return bool(re.fullmatch(rf"[{initials}]2[{initials}]/R@(1|5|10|50)|zero_shot\w*(/.+)?", name))
 
     @property
     def modalities(self) -> tuple[str, ...]:

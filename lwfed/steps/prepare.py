@@ -95,6 +95,7 @@ def draft(
     spec = with_num_clients(spec, source, bad=bad)
     plans = plan_stages(spec, depths=depths)
     _refuse_classes(spec, source)
+    _refuse_gate(spec, source)
     num_classes = len(source.classes) if spec.model.objective.kind == "supervised" else None
     here = spec_at(spec, root=root)
     versions = data_versions(here, source, digests=digests, emit=emit, found=found)
@@ -249,6 +250,15 @@ def _refuse_classes(spec: RunSpec, source: Source) -> None:
         raise SpecError(
             f"`evaluation.classes` names {len(named)} classes and the data have {len(source.classes)}",
             remedy=f"name one class for each of: {', '.join(source.classes)}",
+        )
+
+
+def _refuse_gate(spec: RunSpec, source: Source) -> None:
+    """Raises SpecError if stages are to end by validation data that do not exist."""
+    if spec.stages.gate is not None and not spec.data.validation_fraction and not source.examples("validation"):
+        raise SpecError(
+            "`stages.gate` needs validation data, and there are none",
+            remedy="set data.validation_fraction, for example to 0.1",
         )
 
 

@@ -165,7 +165,9 @@ class StageRecord(Record):
         input_digest: Digest of the checkpoint it started from; empty for the first stage.
         plan_digest: Digest of its plan.
         rounds: Number of rounds.
-        metrics: Metrics of its last round.
+        result_round: The round that is its result; None: the last.
+        last_round: Global number of its last round; None: as in the schedule.
+        metrics: Metrics of that round.
         ledger: Its costs.
         wall_s: Wall-clock seconds.
         reused: Whether it was already committed, by this run or another.
@@ -177,6 +179,8 @@ class StageRecord(Record):
     input_digest: str = ""
     plan_digest: str | None = None
     rounds: int
+    result_round: int | None = None
+    last_round: int | None = None
     metrics: Metrics
     ledger: Ledger = Field(default_factory=Ledger)
     wall_s: float
@@ -272,6 +276,7 @@ class StageSummary(Record):
     stage: int
     digest: str
     rounds: int
+    result_round: int | None = None
     metrics: Metrics
     ledger: Ledger = Field(default_factory=Ledger)
     reused: bool = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -62,6 +61,8 @@ def compare_runs(histories: Sequence[RunHistory], *, metric: str | None = None, 
             notes.append(f"Run {curve.run_id} does the same work as {first.run_id} and is left out.")
         elif not curve.complete:
             notes.append(f"Run {curve.run_id} is not finished: {len(curve.points)} rounds are committed.")
+        elif any(stage.result_round not in (None, stage.rounds) for stage in stages):
+            notes.append(f"Stages of run {curve.run_id} end as earlier rounds by their gate; curves show every round.")
     if len({run.code_version for run, _, _ in histories}) > 1:
         notes.append("The runs were made by different versions of the code or of its libraries.")
     labels = labels_of({key: (next(iter(group.values())).strategy, works[key]) for key, group in grouped.items()})
@@ -84,14 +85,7 @@ def plausible(metric: str, spec: RunSpec) -> bool:
     side, _, rest = metric.partition("/")
     if side == "federated" and not spec.evaluation.federated_every:
         return False
-    if rest == "loss" and side in ("test", "train", "federated"):
-        return True
-    if side not in ("test", "federated"):
-        return False
-    if spec.model.objective.kind == "supervised":
-        return rest in ("accuracy", "precision", "recall", "f1")
-    initials = "".join(modality[0] for modality in spec.model.modalities)
-    return bool(re.fullmatch(rf"[{initials}]2[{initials}]/R@(1|5|10|50)|zero_shot\w*(/.+)?", rest))
+    return metric == "train/loss" or (side in ("test", "federated") and spec.model.has_metric(rest))
 
 
 def curve_of(run: RunRecord, *, stages: Sequence[StageRecord], rounds: Sequence[RoundRecord], metric: str) -> RunCurve:
@@ -149,7 +143,7 @@ def curve_of(run: RunRecord, *, stages: Sequence[StageRecord], rounds: Sequence[
         run_id=run.run_id,
         strategy=run.strategy,
         seed=int(run.spec["seed"]),
-        digest=rounds[-1].digest,
+        digest=stages[-1].digest if len(stages) == len(plans) else rounds[-1].digest,
         complete=len(stages) == len(plans),
         points=tuple(points),
         memory=tuple(memory),
