@@ -18,13 +18,13 @@ from lwfed.drive.console import make_console, make_table, print_json
 from lwfed.drive.display import Display
 from lwfed.formats import bytes_text, factor_text, flops_text, metric_title
 from lwfed.report.compare.budget import Budget, parse_budget, reaches
-from lwfed.report.compare.compare import STRATEGIES, compare_runs, plausible
+from lwfed.report.compare.compare import compare_runs, plausible
 from lwfed.report.compare.records import Comparison
 from lwfed.report.compare.table import budget_rows, curves, difference_text, quality_text, rows
 from lwfed.run import runs
 from lwfed.run.runs import Options
 from lwfed.spec.load import load_spec
-from lwfed.spec.run import RunSpec
+from lwfed.spec.run import STRATEGIES, RunSpec
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store
 from lwfed.types.errors import LwfedError, SpecError
@@ -38,7 +38,7 @@ def compare(
     spec: Spec = None,
     strategies: Annotated[
         str, typer.Option("--strategies", metavar="NAMES", help="The strategies to compare, separated by commas.")
-    ] = ",".join(STRATEGIES),
+    ] = "end_to_end,layerwise,progressive",
     run: Annotated[
         list[str] | None,
         typer.Option("--runs", metavar="RUN,RUN", help="Compare these runs of --store, and train nothing."),

@@ -64,6 +64,7 @@ def plan(
     from lwfed.cost.levers import savings
     from lwfed.models.weights import inputs_text
     from lwfed.plan.stages import learning_rates, plan_stages
+    from lwfed.plan.strategies import title_of
     from lwfed.steps.prepare import count_architecture, refuse_weights
     from lwfed.steps.sources import refuse_absent, with_num_clients
 
@@ -99,6 +100,7 @@ def plan(
             {
                 "name": values.name,
                 "strategy": values.strategy,
+                "at_most": values.stages.gate is not None,
                 "learning_rates": rates,
                 "inputs": inputs,
                 "rows": table,
@@ -111,7 +113,7 @@ def plan(
     console = make_console()
     counted = ", ".join(f"{count} {m} tokens" for m, count in lengths.items())
     console.print(
-        f"[bold]{values.name}[/]  {values.strategy}, batch {values.training.batch_size}, {counted}"
+        f"[bold]{values.name}[/]  {title_of(values)}, batch {values.training.batch_size}, {counted}"
         + (f", {examples} examples per client" if examples else "")
     )
     console.print(f"learning rates: {rates_text(rates)}", highlight=False)
@@ -123,6 +125,12 @@ def plan(
             highlight=False,
         )
     console.print(tables.plan_table(table))
+    if values.stages.gate is not None:
+        console.print(
+            f"Rounds and totals are the most: a stage ends when {values.gate_metric} has not improved for "
+            f"{values.stages.gate.patience} rounds.",
+            highlight=False,
+        )
     if any(not row.get("cache_fits", True) for row in table):
         console.print(
             "Outputs of frozen blocks that do not fit are computed in each step; fewer levers.views need less space."

@@ -161,15 +161,11 @@ def _metric(named: str | None, spec: RunSpec) -> str:
 
 def _refuse_early(specs: Sequence[RunSpec], metric: str) -> None:
     """Raises SpecError if a variant has no validation examples or never evaluates the metric."""
-    from lwfed.steps.sources import server_source  # numpy
+    from lwfed.steps.sources import refuse_without_validation, server_source  # numpy
 
     for spec in specs:
         remote = launcher_kind(spec.launch.kind).remote  # only pods see the data
-        if not spec.data.validation_fraction and (remote or not server_source(spec).examples("validation")):
-            raise SpecError(
-                "a sweep needs validation examples: choosing by the test examples would make their scores too good",
-                remedy="set -o data.validation_fraction=0.1, or data.shapes.validation for shapes",
-            )
+        refuse_without_validation(spec, None if remote else server_source(spec), what="a sweep")
         if not plausible(f"test/{metric.removeprefix('validation/')}", spec):
             raise SpecError(f"a variant of the spec has no metric `{metric}`", remedy="choose one that all have")
 

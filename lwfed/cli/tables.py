@@ -38,7 +38,7 @@ def stages_table(stages: Sequence[StageRecord | StageSummary], *, end_to_end: Re
         measured, predicted = stage.ledger.measured, stage.ledger.predicted or {}
         table.add_row(
             str(stage.stage),
-            str(stage.rounds),
+            _rounds(stage),
             *(score_text(metric, stage.metrics.get(metric)) for metric in metrics),
             _with_prediction(measured.get("bytes_up"), predicted.get("exchanged_bytes"), bytes_text),
             _with_prediction(measured.get("peak_tensor_bytes"), predicted.get("peak_bytes"), bytes_text),
@@ -57,6 +57,12 @@ def stages_table(stages: Sequence[StageRecord | StageSummary], *, end_to_end: Re
         style="dim",
     )
     return table
+
+
+def _rounds(stage: StageRecord | StageSummary) -> str:
+    """Returns a stage's number of rounds, and the round that is its result if that is not the last."""
+    early = stage.result_round not in (None, stage.rounds)
+    return f"{stage.rounds}, result {stage.result_round}" if early else str(stage.rounds)
 
 
 def _with_prediction(measured: float | None, predicted: float | None, write: Callable[[float], str]) -> str:

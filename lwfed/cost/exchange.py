@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
-from lwfed.plan.cohort import client_ids, sample
+from lwfed.plan.cohort import sample_round
 from lwfed.plan.stages import StagePlan
 from lwfed.types.encoded import Codec, encoded_specs
 from lwfed.types.tensors import TensorSpec, layout
@@ -37,23 +37,15 @@ def download_bytes(rounds: int, *, snapshot: int, change: int) -> int:
 
 
 def mean_download_bytes(stage: StagePlan, *, snapshot: int, change: int) -> float:
-    """Returns the mean bytes per client per round of a stage, over the cohorts that its seed samples."""
+    """Returns the mean bytes per client per round of a stage, over the cohorts that its seed samples.
+
+    Sampling by size is priced as if all clients had equally many examples.
+    """
     if stage.rounds < 2 or snapshot == change:
         return float(snapshot)
     if stage.cohort.fraction_fit == 1:
         return download_bytes(stage.rounds, snapshot=snapshot, change=change) / stage.rounds
-    cohorts = [
-        set(
-            sample(
-                stage.round_seed(server_round, "cohort"),
-                clients=client_ids(stage.cohort.num_clients),
-                fraction_fit=stage.cohort.fraction_fit,
-                min_fit_clients=stage.cohort.min_fit_clients,
-                min_available_clients=stage.cohort.min_available_clients,
-            )
-        )
-        for server_round in range(1, stage.rounds + 1)
-    ]
+    cohorts = [set(sample_round(stage, server_round, sizes={})) for server_round in range(1, stage.rounds + 1)]
     fetched = sum(len(cohort) for cohort in cohorts)
     changes = sum(len(cohort & before) for before, cohort in pairwise(cohorts))
     return (changes * change + (fetched - changes) * snapshot) / fetched

@@ -45,6 +45,7 @@ class Display:
     def __init__(self, console: Console, *, total_rounds: int = 0) -> None:
         self._console = console
         self._total = total_rounds
+        self._most = ""
         self._live = Live(console=console, refresh_per_second=8, transient=True) if console.is_terminal else None
         self._stage: StageStarted | None = None
         self._round: RoundStarted | None = None
@@ -125,6 +126,7 @@ class Display:
             f"[bold]{run.run_id}[/]  {run.strategy}, {len(sizes)} clients with {spread} examples each, "
             f"{run.data.num_test} test examples{validation} ({run.data.source})"
         )
+        self._most = "at most " if (run.spec.get("stages") or {}).get("gate") else ""
         if run.data.left_out:
             self._say(left_out_text(run.data.left_out))
         if run.parent:
@@ -133,7 +135,8 @@ class Display:
     def _on_stage_started(self, event: StageStarted) -> None:
         self._stage = event
         if not event.reused:
-            rounds = f"{event.rounds} rounds" if event.rounds else "no rounds: its blocks are appended untrained"
+            counted = f"{self._most}{event.rounds} rounds"
+            rounds = counted if event.rounds else "no rounds: its blocks are appended untrained"
             self._say(f"[bold]stage {event.stage}[/]  {rounds}  key {event.key[:12]}")
 
     def _on_client_started(self, event: ClientStarted) -> None:
@@ -175,9 +178,11 @@ class Display:
 
     def _on_stage(self, record: StageRecord) -> None:
         how = "already committed" if record.reused else "committed"
-        self._say(f"stage {record.stage} {how}  {record.digest[:12]}")
-        if record.reused:
-            self._done += record.rounds
+        early = record.result_round not in (None, record.rounds)
+        chosen = f"  round {record.result_round} of {record.rounds}" if early else ""
+        self._say(f"stage {record.stage} {how}  {record.digest[:12]}{chosen}")
+        planned = record.rounds if self._stage is None else self._stage.rounds
+        self._done += planned if record.reused else planned - record.rounds
 
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True)

@@ -31,12 +31,12 @@ from lwfed.spec.run import RunSpec
 from lwfed.steps.experiment import place_of, summarise
 from lwfed.store import paths
 from lwfed.store.opening import open_store
-from lwfed.store.refs import read_object
+from lwfed.store.refs import read_object, read_record
 from lwfed.tracking.ending import ending_of
 from lwfed.tracking.jsonlines import event_of_failure, read_events
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import CheckpointError, LwfedError, SpecError
-from lwfed.types.records import RunRecord
+from lwfed.types.records import RunRecord, StageRecord
 
 
 class Prepared(NamedTuple):
@@ -173,15 +173,17 @@ def evaluate(*, spec: str, store: str, stage: int, digest: str) -> Evaluated:
     with task_session(spec, store) as session:
         run = _run_at(session, stage + 1)
         key = _committed_key(session, run, stage, digest)
-        plan = runs.plans_of(run)[stage - 1]
+        committed = read_record(session.store, paths.stage_record(key), StageRecord)
+        planned = runs.plans_of(run)[stage - 1].rounds
+        result = planned if committed is None or committed.result_round is None else committed.result_round
         task = RoundTask(
             store=session.store.uri,
             run_id=run.run_id,
             stage_key=key,
-            server_round=plan.rounds,
+            server_round=result,
             place=place_of(run, cache=None),
         )
-        ref = paths.round_metrics(key, plan.rounds)
+        ref = paths.round_metrics(key, result)
         if not session.store.has(ref):
             session.launcher.server("evaluate-round", task, emit=session.emit)
         metrics = (read_object(session.store, ref, metrics=dict) or {"metrics": {}})["metrics"]

@@ -55,30 +55,41 @@ class InProcess:
         self._running: RunningFold | None = None
         self._num_examples: dict[tuple[str, str], int] = {}
 
-    def clients(self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit) -> Iterator[Outcome]:
+    def clients(
+        self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit, need: int | None = None
+    ) -> Iterator[Outcome]:
         """Runs tasks in order; see `Launcher.clients`."""
         work: Callable[[PoolTask], Any] = partial(run_step, step, bench=self.bench, emit=emit)
         ends_at = time.monotonic() + deadline_s
+        missing = len(tasks) if need is None else need
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit") as pool:
             committing: tuple[str, Future[Any]] | None = None
             if step == "train-client":
                 work = partial(self._train, pool=pool, emit=emit)
                 self._running = self._begin_fold([task for task in tasks if isinstance(task, ClientTask)])
             for task in tasks:
+                if committing is not None and missing == 1:  # it may be the last one needed
+                    settled = self._outcome(committing[0], committing[1].result, emit)[0]
+                    committing, missing = None, missing - (settled.exit_code == 0)
+                    yield settled
+                if missing <= 0:
+                    break
                 outcome = Outcome(task.client, 1, f"not started before the deadline of {deadline_s:g} s")
                 begun: Any = None
                 if time.monotonic() <= ends_at:
                     emit(ClientStarted(client=task.client, step=step))
                     outcome, begun = self._outcome(task.client, partial(work, task), emit)
                 if committing is not None:
-                    yield self._outcome(committing[0], committing[1].result, emit)[0]
-                    committing = None
-                if not isinstance(begun, Future):
-                    yield outcome
-                elif begun.done():
-                    yield self._outcome(task.client, begun.result, emit)[0]
-                else:
+                    settled = self._outcome(committing[0], committing[1].result, emit)[0]
+                    committing, missing = None, missing - (settled.exit_code == 0)
+                    yield settled
+                if isinstance(begun, Future) and not begun.done():
                     committing = task.client, begun
+                    continue
+                if isinstance(begun, Future):
+                    outcome = self._outcome(task.client, begun.result, emit)[0]
+                missing -= outcome.exit_code == 0
+                yield outcome
             if committing is not None:
                 yield self._outcome(committing[0], committing[1].result, emit)[0]
 
@@ -100,6 +111,8 @@ class InProcess:
         if not tasks:
             return None
         ctx = self.bench.round(tasks[0])
+        if not ctx.plan.cohort.settled:
+            return None
         model = global_model(ctx, bench=self.bench)
         return begin_fold(
             ctx.key,

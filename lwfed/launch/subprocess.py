@@ -117,13 +117,16 @@ class Subprocess:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._numbers = itertools.count()
 
-    def clients(self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit) -> Iterator[Outcome]:
+    def clients(
+        self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit, need: int | None = None
+    ) -> Iterator[Outcome]:
         """Runs tasks, `parallel` at a time; see `Launcher.clients`."""
         ends_at = time.monotonic() + deadline_s
         waiting = deque((task, 1) for task in tasks)
         running: dict[_Process, _Client] = {}
+        missing = len(tasks) if need is None else need
         try:
-            while (waiting or running) and (left := ends_at - time.monotonic()) > 0:
+            while missing > 0 and (waiting or running) and (left := ends_at - time.monotonic()) > 0:
                 if waiting and len(running) < self._parallel:
                     task, attempt = waiting.popleft()
                     self._start(step, task, attempt=attempt, running=running, emit=emit)
@@ -142,12 +145,13 @@ class Subprocess:
                     continue
                 if outcome.exit_code in SHARED_CODES:
                     raise error_of(outcome.exit_code, f"{outcome.client}: {outcome.reason}")
+                missing -= outcome.exit_code == 0
                 yield outcome
             late = [client.task.client for client in running.values()] + [task.client for task, _ in waiting]
         finally:
             _end(running)
             self._workers = {slot: process for slot, process in self._workers.items() if process not in running}
-        for client_id in late:
+        for client_id in late if missing > 0 else ():
             yield Outcome(client_id, 1, f"not done before the deadline of {deadline_s:g} s")
 
     def server(self, step: str, task: ServerTask, *, emit: Emit) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import ConfigDict, SerializerFunctionWrapHandler, field_serializer
+from pydantic import ConfigDict, SerializerFunctionWrapHandler, field_serializer, model_serializer
 
 from lwfed.catalog.encoder import encoder_family
 from lwfed.plan.levers import LeversPlan, plan_levers
-from lwfed.plan.strategies import Selection, select, stage_rounds
+from lwfed.plan.strategies import Selection, select, stage_rounds, window_of
 from lwfed.plan.units import depths_by_stage, group_of
 from lwfed.spec.base import Section
 from lwfed.spec.data import DataSpec, PartitionSpec
@@ -42,14 +42,34 @@ class DataPlan(Section):
         return DataSpec.model_validate({**chosen, "root": root, "workers": workers})
 
 
-class CohortPlan(Section):
-    """The clients that take part in a stage."""
+class Sparse(Section):
+    """A section in which None means that a choice is not used: it is left out, so plans without it stay the same."""
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if value is not None}
+
+
+class CohortPlan(Sparse):
+    """The clients that take part in a stage.
+
+    Attributes:
+        sampling: How a round's clients are drawn; None: uniformly.
+        oversample: Clients asked per update needed; None: 1.
+    """
 
     num_clients: int
     partition: PartitionSpec
     fraction_fit: float
     min_fit_clients: int
     min_available_clients: int
+    sampling: Literal["by_size", "round_robin"] | None = None
+    oversample: float | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether a round's updates and their weights are known in advance, if no client fails."""
+        return self.sampling != "by_size" and self.oversample is None
 
 
 class TrainingPlan(Section):
@@ -72,6 +92,15 @@ OBJECTIVE_OPTIONS = frozenset({"learnable_temperature", "label_smoothing", "clas
 """Keys of an objective that a plan has only if they are used, as plans had none before there were such keys."""
 
 
+class GatePlan(Section):
+    """When a stage ends early, and as which round; see `lwfed.plan.gates`."""
+
+    metric: str
+    patience: int
+    min_delta: float
+    restore: Literal["best", "last"]
+
+
 class Rates(Section):
     """The optimiser's effective settings for a module group."""
 
@@ -79,14 +108,15 @@ class Rates(Section):
     weight_decay: float
 
 
-class StagePlan(Section):
+class StagePlan(Sparse):
     """Everything that decides a stage's result.
 
     Attributes:
         stage: s, counted from 1.
         num_stages: S.
-        first_round: Global number of the stage's first round, counted from 1.
-        rounds: Number of rounds; 0 appends the blocks untrained.
+        first_round: Global number of the stage's first round, counted from 1, if no gate ends an earlier stage.
+        rounds: Number of rounds, with a gate the most; 0 appends the blocks untrained.
+        gate: What ends it early; None: nothing.
         depth: Modality -> number of blocks present.
         present: Units of the model.
         trained: Units trained and exchanged, in the model's order.
@@ -123,6 +153,7 @@ class StagePlan(Section):
     data: DataPlan
     devices: int
     seed: str
+    gate: GatePlan | None = None
 
     @field_serializer("model", mode="wrap")
     def _model_values(self, model: ModelSpec, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -157,13 +188,14 @@ def plan_stages(spec: RunSpec, *, depths: Mapping[str, int]) -> tuple[StagePlan,
     """
     by_stage = depths_by_stage(spec, depths)
     rounds = stage_rounds(spec.strategy, spec.stages.rounds)
+    by_stage = by_stage[-len(rounds) :]  # end_to_end: the whole model at once
     return tuple(
         _plan_stage(
             spec,
             stage=stage,
             rounds=rounds,
-            depth=by_stage[-1] if len(rounds) == 1 else by_stage[stage - 1],
-            selection=select(spec.strategy, stage, model=spec.model, depths=by_stage),
+            depth=by_stage[stage - 1],
+            selection=select(stage, window=window_of(spec), model=spec.model, depths=by_stage),
         )
         for stage in range(1, len(rounds) + 1)
     )
@@ -193,6 +225,8 @@ def _plan_stage(
             fraction_fit=federation.fraction_fit,
             min_fit_clients=federation.quorum,
             min_available_clients=min(federation.min_available_clients, federation.clients),
+            sampling=None if federation.sampling == "uniform" else federation.sampling,
+            oversample=None if federation.oversample == 1 else federation.oversample,
         ),
         aggregators=federation.aggregators,
         server=federation.server,
@@ -209,7 +243,15 @@ def _plan_stage(
         ),
         devices=spec.launch.devices,
         seed=str(spec.seed),
+        gate=_gate(spec) if rounds[stage - 1] else None,
     )
+
+
+def _gate(spec: RunSpec) -> GatePlan | None:
+    gate = spec.stages.gate
+    if gate is None:
+        return None
+    return GatePlan.model_validate({**gate.model_dump(), "metric": spec.gate_metric})
 
 
 def _model_at(model: ModelSpec, *, stage: int, depth: Mapping[str, int], only_stage: bool) -> ModelSpec:

@@ -1,6 +1,7 @@
-"""The strategies: one pure function of (strategy, stage) that decides which units are present and which are trained.
+"""The strategies: one pure function of (window, stage) that decides which units are present and which are trained.
 
-LW-FedMML and Prog-FedMML: arXiv 2407.15426, Fig. 3 and 4. Training itself does not depend on a strategy's name.
+LW-FedMML and Prog-FedMML: arXiv 2407.15426, Fig. 3 and 4, are the smallest and the largest window. Training itself does
+not depend on a strategy's name.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 from lwfed.plan.units import units_of
 from lwfed.spec.model import ModelSpec
+from lwfed.spec.run import RunSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,27 +37,45 @@ def stage_rounds(strategy: str, rounds: Sequence[int]) -> tuple[int, ...]:
     return (sum(rounds),) if strategy == "end_to_end" else tuple(rounds)
 
 
-def select(strategy: str, stage: int, *, model: ModelSpec, depths: Sequence[Mapping[str, int]]) -> Selection:
+def window_of(spec: RunSpec) -> int:
+    """Returns the number of latest stages whose blocks are trained: 1 is layer-wise, all of them is progressive."""
+    match spec.strategy:
+        case "layerwise":
+            return 1
+        case "window":
+            return min(spec.stages.window, spec.stages.count)
+    return spec.stages.count
+
+
+def title_of(spec: RunSpec) -> str:
+    """Returns the name of a spec's strategy in reports: `window 2` for that strategy, else its name."""
+    return f"window {spec.stages.window}" if spec.strategy == "window" else spec.strategy
+
+
+def select(stage: int, *, window: int, model: ModelSpec, depths: Sequence[Mapping[str, int]]) -> Selection:
     """Selects the units that are present and those that are trained at a stage.
 
     Args:
-        strategy: `layerwise`, `progressive` or `end_to_end`.
         stage: s, counted from 1.
+        window: Number of latest stages whose blocks are trained.
         model: The model.
-        depths: Modality -> number of blocks present, for each stage of the schedule.
+        depths: Modality -> number of blocks present, for each stage of the schedule; end_to_end has one.
 
     Returns:
         The selection.
     """
-    if strategy == "end_to_end":
-        whole = units_of(model, depths[-1])
-        return Selection(present=whole, trained=whole, appended=whole, cut=dict.fromkeys(model.modalities, 0))
-    before = depths[stage - 2] if stage > 1 else dict.fromkeys(model.modalities, 0)
+    nothing = dict.fromkeys(model.modalities, 0)
     present = units_of(model, depths[stage - 1])
-    earlier = set(units_of(model, before)) if stage > 1 else set[str]()
-    appended = tuple(unit for unit in present if unit not in earlier)
-    if strategy == "progressive" or stage == 1:
-        return Selection(present=present, trained=present, appended=appended, cut=dict.fromkeys(model.modalities, 0))
-    frozen = {unit for unit in earlier if unit.endswith(".stem") or ".blocks." in unit}
-    trained = tuple(unit for unit in present if unit not in frozen)
-    return Selection(present=present, trained=trained, appended=appended, cut=dict(before))
+    earlier = set(units_of(model, depths[stage - 2])) if stage > 1 else set[str]()
+    cut = dict(depths[stage - window - 1]) if stage > window else nothing
+    fixed = {
+        unit
+        for unit in (units_of(model, cut) if stage > window else ())
+        if unit.endswith(".stem") or ".blocks." in unit
+    }
+    return Selection(
+        present=present,
+        trained=tuple(unit for unit in present if unit not in fixed),
+        appended=tuple(unit for unit in present if unit not in earlier),
+        cut=cut,
+    )

@@ -94,6 +94,7 @@ def render(
         tiles=_tiles(run, stages, rounds, rows=rows),
         metrics=[figure for name, figure in figures.items() if not name.startswith(others)],
         held_out=any(name.startswith("federated/") for record in rounds for name in record.metrics),
+        chosen=[(stage.stage, stage.result_round, stage.rounds) for stage in stages if stage.result_round is not None],
         untrained=[stage.number for stage in stages_of(run, stages, rounds) if not stage.rounds],
         resources=[figure for name, figure in figures.items() if name.startswith("resources-")],
         ledger=rows,

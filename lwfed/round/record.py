@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from lwfed import environment
 from lwfed.plan.cohort import client_ids
+from lwfed.plan.gates import progress
 from lwfed.round.context import RoundContext
 from lwfed.run.events import Emit, RoundDone, Warning
 from lwfed.run.launcher import Launcher
@@ -44,8 +45,8 @@ def evaluate_on_clients(ctx: RoundContext, *, launcher: Launcher, emit: Emit, de
         emit: Receives a warning for each client that failed to evaluate.
         deadline_s: Seconds from now.
     """
-    every, last = ctx.plan.evaluation.federated_every, ctx.plan.rounds
-    if not every or (ctx.server_round % every and ctx.server_round != last):
+    every = ctx.plan.evaluation.federated_every
+    if not every or (ctx.server_round % every and not _is_last(ctx)):
         return Evaluated()
     started = time.monotonic()
     clients = client_ids(ctx.plan.cohort.num_clients)
@@ -61,6 +62,15 @@ def evaluate_on_clients(ctx: RoundContext, *, launcher: Launcher, emit: Emit, de
         if value is not None and value.num_examples:
             parts[client] = (value.num_examples, value.metrics)
     return Evaluated(metrics=pooled(parts), failed=failed, wall_s=time.monotonic() - started)
+
+
+def _is_last(ctx: RoundContext) -> bool:
+    """Whether a committed round is its stage's last."""
+    if ctx.plan.gate is None or ctx.server_round == ctx.plan.rounds:
+        return ctx.server_round == ctx.plan.rounds
+    keys = [paths.round_metrics(ctx.key, number) for number in range(1, ctx.server_round + 1)]
+    found = [read_stored(ctx.store, key, RoundMetrics) for key in keys]
+    return progress(ctx.plan, [{} if one is None else one.metrics for one in found]).over
 
 
 def read_record(ctx: RoundContext) -> RoundRecord | None:
@@ -121,7 +131,7 @@ def _round_record(
     return RoundRecord(
         stage=ctx.plan.stage,
         round=ctx.server_round,
-        global_round=ctx.plan.first_round + ctx.server_round - 1,
+        global_round=(ctx.stage.first_round or ctx.plan.first_round) + ctx.server_round - 1,
         digest=result.digest,
         metrics={"train/loss": loss, **on_server.metrics, **evaluated.metrics},
         cohort=accepted.cohort,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lwfed import environment
-from lwfed.plan.cohort import client_ids, sample
+from lwfed.plan.cohort import counts_of, sample_round, weights_by_size
 from lwfed.round.context import RoundContext
 from lwfed.round.record import commit_record, evaluate_on_clients, read_record
 from lwfed.run.events import Aggregating, ClientDone, Emit, RoundDone, RoundStarted
@@ -50,7 +50,7 @@ def run_round(ctx: RoundContext, *, launcher: Launcher, overhead: Overhead, dead
         emit(RoundDone(record=record))
         return record
     started = time.monotonic()
-    cohort = sample_cohort(ctx)
+    cohort = sample_round(ctx.plan, ctx.server_round, sizes=ctx.stage.sizes)
     emit(RoundStarted(stage=ctx.plan.stage, round=ctx.server_round, cohort=cohort))
     accepted = ctx.accepted()
     if accepted is None:
@@ -75,22 +75,12 @@ class CohortTraining:
     wall_s: float
 
 
-def sample_cohort(ctx: RoundContext) -> tuple[str, ...]:
-    """Samples a round's clients with the round's seed: max(int(fraction_fit x N), min_fit_clients) of them."""
-    cohort = ctx.plan.cohort
-    return sample(
-        ctx.seed("cohort"),
-        clients=client_ids(cohort.num_clients),
-        fraction_fit=cohort.fraction_fit,
-        min_fit_clients=cohort.min_fit_clients,
-        min_available_clients=cohort.min_available_clients,
-    )
-
-
 def train_cohort(
     ctx: RoundContext, cohort: Sequence[str], *, launcher: Launcher, emit: Emit, deadline_s: float
 ) -> CohortTraining:
-    """Trains the cohort until all clients have ended or the deadline passes. Skips clients with a committed update.
+    """Trains the cohort until enough updates are committed, all clients have ended, or the deadline passes.
+
+    Clients with a committed update are skipped; those that are not needed any more are stopped, and did not fail.
 
     Args:
         ctx: The round.
@@ -103,8 +93,9 @@ def train_cohort(
     started = time.monotonic()
     failed: dict[str, str] = {}
     waiting = [client for client in cohort if not ctx.store.has(paths.update(ctx.key, ctx.server_round, client))]
-    tasks = ctx.client_tasks(waiting)
-    for outcome in launcher.clients("train-client", tasks, deadline_s=deadline_s, emit=emit):
+    need = counts_of(ctx.plan.cohort)[0] - (len(cohort) - len(waiting))
+    tasks = ctx.client_tasks(waiting if need > 0 else ())
+    for outcome in launcher.clients("train-client", tasks, need=need, deadline_s=deadline_s, emit=emit):
         update = read_stored(ctx.store, paths.update(ctx.key, ctx.server_round, outcome.client), AcceptedUpdate)
         if update is None:
             failed[outcome.client] = outcome.reason or "it ended without an update"
@@ -121,7 +112,7 @@ def train_cohort(
 
 
 def accept(ctx: RoundContext, cohort: Sequence[str], training: CohortTraining) -> Accepted:
-    """Commits the accepted set: every update that is in the store.
+    """Commits the accepted set: the updates that are in the store, up to the number that the round needs.
 
     Args:
         ctx: The round.
@@ -131,12 +122,18 @@ def accept(ctx: RoundContext, cohort: Sequence[str], training: CohortTraining) -
     Raises:
         QuorumError: There are too few updates.
     """
-    clients = {}
+    clients: dict[str, AcceptedUpdate] = {}
+    need, ask = counts_of(ctx.plan.cohort)
+    sized = ctx.plan.cohort.sampling == "by_size"
+    weights = weights_by_size(ctx.stage.sizes, count=ask) if sized else {}
     for client in cohort:
         update = read_stored(ctx.store, paths.update(ctx.key, ctx.server_round, client), AcceptedUpdate)
-        if update is not None:
+        if update is not None and len(clients) < need:
             clients[client] = AcceptedUpdate(
-                digest=update.digest, num_examples=update.num_examples, metrics=update.metrics
+                digest=update.digest,
+                num_examples=update.num_examples,
+                metrics=update.metrics,
+                **({"weight": weights[client]} if sized else {}),
             )
     quorum = ctx.plan.cohort.min_fit_clients
     if len(clients) < quorum:

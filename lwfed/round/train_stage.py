@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from lwfed.plan.gates import progress
 from lwfed.plan.stages import StagePlan
 from lwfed.plan.units import is_adapter
 from lwfed.round.context import RoundContext
@@ -64,15 +65,19 @@ def train_stage(task: StageTask, *, launcher: Launcher, store: Store, emit: Emit
     _begin(stage, run, store=store)
     overhead = Overhead(emit)
     start = RoundContext(stage=stage, server_round=0, store=store, place=task.place, run_id=task.run_id)
-    records = []
-    for server_round in range(1, plan.rounds + 1):
-        ctx = replace(start, server_round=server_round)
+    records: list[RoundRecord] = []
+    stands = progress(plan, [])
+    while not stands.over:
+        ctx = replace(start, server_round=len(records) + 1)
         deadline_s = spec.federation.round_timeout_s
         records.append(run_round(ctx, launcher=launcher, overhead=overhead, deadline_s=deadline_s))
-        prune_rounds(stage, store=store, keep_rounds=spec.store.keep_rounds, server_round=server_round)
+        stands = progress(plan, [record.metrics for record in records])
+        prune_rounds(
+            stage, store=store, keep_rounds=spec.store.keep_rounds, server_round=ctx.server_round, stands=stands
+        )
     if not plan.rounds and plan.stage == plan.num_stages:
         launcher.server("evaluate-round", start.task, emit=emit)
-    record = _commit(stage, run, records, store=store, wall_s=time.monotonic() - started)
+    record = _commit(stage, run, records, result=stands.result, store=store, wall_s=time.monotonic() - started)
     emit(StageDone(record=record))
     return record
 
@@ -90,7 +95,18 @@ def _stage_of(run: RunRecord, number: int, *, store: Store) -> Stage:
         data_versions=run.data.versions,
         tokenizers=run.data.tokenizers,
         class_counts=tuple(run.data.class_counts),
+        sizes=run.data.clients,
+        first_round=_first_round(run, plan, store=store),
     )
+
+
+def _first_round(run: RunRecord, plan: StagePlan, *, store: Store) -> int | None:
+    """Returns the global number of a stage's first round if stages may have ended early; None if they may not."""
+    if runs.spec_of(run).stages.gate is None:
+        return None
+    keys = [runs.stage_key_of(run, stage) for stage in range(1, plan.stage)]
+    records = [None if key is None else _record_of(key, store=store) for key in keys]
+    return 1 + sum(record.rounds for record in records if record is not None)
 
 
 def _begin(stage: Stage, run: RunRecord, *, store: Store) -> None:
@@ -152,29 +168,37 @@ def _record_of(key: str, *, store: Store) -> StageRecord | None:
 
 
 def _commit(
-    stage: Stage, run: RunRecord, records: Sequence[RoundRecord], *, store: Store, wall_s: float
+    stage: Stage, run: RunRecord, records: Sequence[RoundRecord], *, result: int, store: Store, wall_s: float
 ) -> StageRecord:
-    """Commits the stage: its last round's checkpoint becomes its result."""
+    """Commits the stage: the checkpoint of round `result` becomes its result."""
     plan = stage.plan
-    result = read_checkpoint(store, paths.round_checkpoint(stage.key, plan.rounds))
-    if result is None:
-        raise CheckpointError(f"the last round of stage {plan.stage} is not committed", remedy="run it again")
+    checkpoint = read_checkpoint(store, paths.round_checkpoint(stage.key, result))
+    if checkpoint is None:
+        raise CheckpointError(f"round {result} of stage {plan.stage} is not committed", remedy="run it again")
     predicted = next((cost for cost in run.predicted if cost["stage"] == plan.stage), None)
-    evaluated = read_record(store, paths.round_metrics(stage.key, plan.rounds), RoundMetrics)
+    evaluated = read_record(store, paths.round_metrics(stage.key, result), RoundMetrics)
     measured = measured_ledger(records, earlier=clients_before(run, plan.stage, store=store))
     record = StageRecord(
         stage=plan.stage,
         key=stage.key,
-        digest=result.digest,
+        digest=checkpoint.digest,
         input_digest=stage.input_digest,
         plan_digest=digest_of(plan.model_dump(mode="json")),
-        rounds=plan.rounds,
-        metrics=dict(records[-1].metrics if records else evaluated.metrics if evaluated else {}),
+        rounds=len(records),
+        metrics=dict(records[result - 1].metrics if records else evaluated.metrics if evaluated else {}),
         ledger=Ledger(predicted=predicted, measured=measured),
         wall_s=wall_s,
         reused=False,
+        **_gated(stage, rounds=len(records), result=result),
     )
     store.write_ref(paths.stage_record(stage.key), record.to_values())
-    commit = {**replace(result, change={}).to_values(), "made_by": run.run_id}
+    commit = {**replace(checkpoint, change={}).to_values(), "made_by": run.run_id}
     store.write_ref(paths.stage_checkpoint(stage.key), commit, if_absent=True)
     return record
+
+
+def _gated(stage: Stage, *, rounds: int, result: int) -> dict[str, int]:
+    """Returns the fields of the record of a stage that a gate may have ended."""
+    if stage.first_round is None:
+        return {}
+    return {"result_round": result, "last_round": stage.first_round + rounds - 1}

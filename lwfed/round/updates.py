@@ -41,7 +41,9 @@ def read_updates(
     Raises:
         CheckpointError: An update is missing, is not the accepted one, or does not hold the plan's tensors.
     """
-    weights = normalise_weights({client: item.num_examples for client, item in accepted.items()})
+    weights = normalise_weights(
+        {client: item.num_examples if item.weight is None else item.weight for client, item in accepted.items()}
+    )
     members = by_unit(model.specs)
     updates = []
     for client in sorted(accepted):

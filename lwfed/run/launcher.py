@@ -34,7 +34,9 @@ class Launcher(Protocol):
 
     remote: bool
 
-    def clients(self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit) -> Iterator[Outcome]:
+    def clients(
+        self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit, need: int | None = None
+    ) -> Iterator[Outcome]:
         """Runs `train-client`, `evaluate-client` or `inspect-client` for many clients.
 
         Args:
@@ -42,9 +44,10 @@ class Launcher(Protocol):
             tasks: One task per client.
             deadline_s: Seconds from now after which unfinished tasks are abandoned.
             emit: Receives progress: `ClientStarted`, `ClientStep`, `ClientLog`, `ClientWaiting`.
+            need: Number of successes after which the other tasks are stopped or not started; None: all are wanted.
 
         Yields:
-            One outcome per task, as the tasks end.
+            One outcome per task, as the tasks end; none for a task that is not needed any more.
 
         Raises:
             LwfedError: A failure that would affect every other client too, such as a full disk or a corrupted

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
+from lwfed.plan.gates import Progress
 from lwfed.run.stage import Stage
 from lwfed.store import paths
 from lwfed.store.checkpoint import read_checkpoint
@@ -13,24 +14,25 @@ from lwfed.store.protocol import Store
 from lwfed.types.errors import CheckpointError
 
 
-def prune_rounds(stage: Stage, *, store: Store, keep_rounds: int, server_round: int) -> None:
-    """Removes the blocks of the round that a commit supersedes or, at a stage's last round, of all rounds before it.
+def prune_rounds(stage: Stage, *, store: Store, keep_rounds: int, server_round: int, stands: Progress) -> None:
+    """Removes the blocks of the round that a commit supersedes or, at a stage's last round, of all but its result.
 
     Round 0 is kept: its seeded blocks are shared by all runs with the same seed, and its other blocks are the previous
-    stage's result.
+    stage's result. So is the round that would be the stage's result.
 
     Args:
         stage: The stage.
         store: Its store.
         keep_rounds: Number of latest rounds whose weights stay while the stage runs; 0 keeps all.
         server_round: The round that was committed.
+        stands: Where the stage stands after it.
     """
     if not keep_rounds:
         return
-    last = server_round == stage.plan.rounds
-    kept = {0, *range(server_round if last else server_round - keep_rounds + 1, server_round + 1)}
-    oldest = max(1, server_round - keep_rounds)
-    superseded = [r for r in range(oldest, server_round) if r not in kept]
+    latest = () if stands.over else range(server_round - keep_rounds + 1, server_round + 1)
+    kept = {0, stands.result, *latest}
+    oldest = max(1, server_round - keep_rounds) if stage.plan.gate is None else 1
+    superseded = [r for r in range(oldest, server_round + 1) if r not in kept]
     candidates = _blocks(store, [paths.round_checkpoint(stage.key, r) for r in superseded])
     if not candidates:
         return

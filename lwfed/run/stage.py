@@ -22,6 +22,8 @@ class Stage:
         data_version: Version of the data and of pretrained weights.
         data_versions: The data's own versions; see `DataRecord.versions`. Empty for a stage of an old run.
         tokenizers: Modality -> identity of its tokenizer's files.
+        sizes: Client -> number of examples it trains on; known to the coordinator.
+        first_round: Global number of its first round after the rounds that earlier stages had; None: the plan's.
     """
 
     key: str
@@ -32,3 +34,5 @@ class Stage:
     data_versions: Mapping[str, str] = field(default_factory=dict)
     tokenizers: Mapping[str, str] = field(default_factory=dict)
     class_counts: tuple[int, ...] = ()
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    first_round: int | None = None

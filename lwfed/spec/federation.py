@@ -104,6 +104,17 @@ class FederationSpec(Section):
         validation_alias=AliasChoices("min_available_clients", "min_available_nodes"),
         description="fewest clients that must have data before a round begins",
     )
+    sampling: Literal["uniform", "by_size", "round_robin"] = Field(
+        "uniform",
+        description="how a round's clients are drawn: all alike; in proportion to their examples, with the weights "
+        "that this needs; or in turn",
+    )
+    oversample: float = Field(
+        1.0,
+        ge=1,
+        le=10,
+        description="1.2: asks 12 clients for 10 updates, and goes on as soon as it has 10",
+    )
     round_timeout_s: float = Field(3600, gt=0, le=1e9, description="deadline of a round, seconds")
     aggregators: tuple[AggregatorSpec, ...] = Field(
         (), description="wrappers that each update passes, in this order, before the weighted mean"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from itertools import permutations
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -10,7 +12,7 @@ from lwfed.catalog import names
 from lwfed.catalog.encoder import encoder_family
 from lwfed.catalog.fusion import fusion_kind
 from lwfed.spec.base import Choice, Section
-from lwfed.types.modalities import of_kind
+from lwfed.types.modalities import of_kind, retrieval_task
 
 FAMILIES = "; ".join(f"{name}: {encoder_family(name).usage.what}" for name in names("encoders"))
 """Description of each family."""
@@ -174,6 +176,15 @@ class ModelSpec(Section):
             fewest = fusion_kind(self.objective.fusion).fewest
             raise ValueError(f"the fusion {self.objective.fusion} needs at least {fewest} encoders; one is not fused")
         return self
+
+    def has_metric(self, name: str) -> bool:
+        """Whether an evaluation of the model has a metric, named without its side: `loss`, `t2i/R@1`, `accuracy`."""
+        if name == "loss":
+            return True
+        if self.objective.kind == "supervised":
+            return name in ("accuracy", "precision", "recall", "f1")
+        tasks = "|".join(retrieval_task(*pair) for pair in permutations(self.modalities, 2))
+        return bool(re.fullmatch(rf"({tasks})/R@(1|5|10|50)|zero_shot\w*(/.+)?", name))
 
     @property
     def balances_classes(self) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Iterable
+from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
 from lwfed.catalog.launcher import launcher_kind
 from lwfed.catalog.source import data_source
+from lwfed.formats import HEADLINES
 from lwfed.spec.base import Section
 from lwfed.spec.data import DataSpec
 from lwfed.spec.federation import ExchangeSpec, FederationSpec, LaunchSpec, StoreSpec, TrackingSpec
@@ -15,11 +17,22 @@ from lwfed.spec.kubernetes import KubernetesSpec
 from lwfed.spec.model import ModelSpec
 from lwfed.spec.training import EvaluationSpec, LeversSpec, TrainingSpec
 
-Strategy = Literal["layerwise", "progressive", "end_to_end"]
-
+Strategy = Literal["layerwise", "window", "progressive", "end_to_end"]
+STRATEGIES: tuple[str, ...] = get_args(Strategy)
 
 MOST_ROUNDS = 1_000_000
 """Most rounds of a run."""
+
+
+class GateSpec(Section):
+    """Ends a stage early when a validation metric stops improving."""
+
+    metric: str | None = Field(
+        None, description="a validation metric; null: the objective's headline, such as validation/t2i/R@1"
+    )
+    patience: int = Field(3, ge=1, description="rounds without an improvement after which a stage ends")
+    min_delta: float = Field(0.0, ge=0, allow_inf_nan=False, description="the smallest difference that improves it")
+    restore: Literal["best", "last"] = Field("best", description="the round whose model is the stage's result")
 
 
 class StagesSpec(Section):
@@ -27,6 +40,11 @@ class StagesSpec(Section):
 
     rounds: tuple[int, ...] = Field(
         (15, 15, 15, 15, 15, 15), min_length=1, description="rounds of each stage; 0: append its blocks untrained"
+    )
+    window: int = Field(2, ge=1, description="window: number of stages whose blocks are trained, the latest ones")
+
+    gate: GateSpec | None = Field(
+        None, description="ends stages early by validation data; `rounds` are the most; null: no gate"
     )
 
     @model_validator(mode="after")
@@ -88,6 +106,7 @@ class RunSpec(Section):
                     raise ValueError(f"`training.{where}` names the group `{group}`; known: {', '.join(groups)}")
                 if isinstance(value, tuple) and len(value) != count:
                     raise ValueError(f"`training.{where}.{group}` has {len(value)} entries for {count} stages")
+        self._gate_fits()
         data = data_source(self.data.source)
         missing = set(self.model.modalities) - data.modalities
         if missing:
@@ -110,3 +129,32 @@ class RunSpec(Section):
                 "leaves fewer than two examples (BatchNorm needs two)"
             )
         return self
+
+    @property
+    def gate_metric(self) -> str:
+        """The metric of the gate: as set, or the first headline that the objective has, on validation data."""
+        gate = self.stages.gate
+        if gate is not None and gate.metric is not None:
+            return gate.metric
+        return next(f"validation/{name}" for _, name in _split(HEADLINES) if self.model.has_metric(name))
+
+    def _gate_fits(self) -> None:
+        gate = self.stages.gate
+        if gate is None:
+            return
+        ((side, name),) = _split([self.gate_metric])
+        if side != "validation" or not self.model.has_metric(name):
+            raise ValueError(
+                f"`stages.gate.metric` is {gate.metric}, which no evaluation on validation data has: write one such as "
+                "validation/loss"
+            )
+        if self.evaluation.every > gate.patience:
+            raise ValueError(
+                f"`stages.gate.patience` is {gate.patience} rounds, but only every {self.evaluation.every}th is "
+                "evaluated: lower `evaluation.every`"
+            )
+
+
+def _split(metrics: Iterable[str]) -> list[tuple[str, str]]:
+    """Returns metrics as side and name."""
+    return [(side, name) for side, _, name in (metric.partition("/") for metric in metrics)]

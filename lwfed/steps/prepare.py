@@ -16,6 +16,7 @@ from lwfed.data.digests import FileDigests, version_of
 from lwfed.data.protocol import Example, Source
 from lwfed.plan.cohort import client_ids
 from lwfed.plan.stages import StagePlan, plan_stages
+from lwfed.plan.strategies import title_of
 from lwfed.round.shares import SERVER, shares_at, split_share
 from lwfed.run import runs
 from lwfed.run.events import Emit
@@ -36,6 +37,7 @@ from lwfed.steps.sources import (
     refuse_absent,
     refuse_classes,
     refuse_other_classes,
+    refuse_without_validation,
     server_source,
     spec_at,
     usable,
@@ -94,6 +96,8 @@ def draft(
     plans = plan_stages(spec, depths=depths)
     refuse_absent(spec, source)
     refuse_classes(spec, source)
+    if spec.stages.gate is not None:
+        refuse_without_validation(spec, source, what="`stages.gate`")
     num_classes = len(source.classes) if spec.model.objective.kind == "supervised" else None
     here = spec_at(spec, root=root)
     versions = data_versions(here, source, digests=digests, emit=emit, found=found)
@@ -105,7 +109,7 @@ def draft(
         name=spec.name,
         created=now.isoformat(timespec="seconds"),
         spec=to_values(spec),
-        strategy=spec.strategy,
+        strategy=title_of(spec),
         stages=[],
         parent=None,
         salt=run_id if options.fresh else "",

@@ -38,6 +38,21 @@ def client_sources(spec: RunSpec) -> dict[str, Source]:
     }
 
 
+def refuse_without_validation(spec: RunSpec, source: Source | None, *, what: str) -> None:
+    """Raises SpecError if something is to be decided by validation examples and there are none.
+
+    Args:
+        spec: The experiment.
+        source: The server's data; None if only other machines see them: then a fraction must be set.
+        what: What needs them.
+    """
+    if not spec.data.validation_fraction and (source is None or not source.examples("validation")):
+        raise SpecError(
+            f"{what} needs validation examples: choosing by test examples would make their scores too good",
+            remedy="set -o data.validation_fraction=0.1, or data.shapes.validation for shapes",
+        )
+
+
 def refuse_classes(spec: RunSpec, source: Source) -> None:
     """Raises SpecError if the zero-shot classes or the classes' weights do not fit the data's labels."""
     named = spec.evaluation.classes

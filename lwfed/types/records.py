@@ -165,7 +165,9 @@ class StageRecord(Record):
         input_digest: Digest of the checkpoint it started from; empty for the first stage.
         plan_digest: Digest of its plan.
         rounds: Number of rounds.
-        metrics: Metrics of its last round.
+        result_round: The round that is its result; None: the last.
+        last_round: Global number of its last round; None: as in the schedule.
+        metrics: Metrics of that round.
         ledger: Its costs.
         wall_s: Wall-clock seconds.
         reused: Whether it was already committed, by this run or another.
@@ -177,6 +179,8 @@ class StageRecord(Record):
     input_digest: str = ""
     plan_digest: str | None = None
     rounds: int
+    result_round: int | None = None
+    last_round: int | None = None
     metrics: Metrics
     ledger: Ledger = Field(default_factory=Ledger)
     wall_s: float
@@ -235,7 +239,7 @@ class RunRecord(Record):
         name: Its spec's name.
         created: Time of creation, as ISO 8601 with an offset.
         spec: The complete experiment.
-        strategy: `layerwise`, `progressive` or `end_to_end`.
+        strategy: `layerwise`, `window` and its number, `progressive` or `end_to_end`.
         stages: The stages that it has started or taken over.
         parent: The run it starts from, or None.
         salt: Makes its keys unique; empty unless it is `--fresh`.
@@ -276,6 +280,7 @@ class StageSummary(Record):
     stage: int
     digest: str
     rounds: int
+    result_round: int | None = None
     metrics: Metrics
     ledger: Ledger = Field(default_factory=Ledger)
     reused: bool = False
@@ -319,10 +324,15 @@ class RunSummary(Record):
 
 
 class AcceptedUpdate(Record):
-    """An accepted update: its digest, w_n, and the client's metrics."""
+    """An accepted update: its digest, w_n, and the client's metrics.
+
+    Attributes:
+        weight: Its weight in the mean; None: `num_examples`.
+    """
 
     digest: str
     num_examples: int
+    weight: int | None = None
     metrics: ClientRecord
 
 

@@ -329,13 +329,15 @@ class Disturbed(InProcess):
         super().__init__(store)
         self.store, self.before, self.after = store, before, after
 
-    def clients(self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit) -> Iterator[Outcome]:
+    def clients(
+        self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit, need: int | None = None
+    ) -> Iterator[Outcome]:
         for task in tasks:
             assert isinstance(task, RoundTask)
             if not self.before(task):
                 yield Outcome(task.client, 1, "not there")
                 continue
-            yield from super().clients(step, [task], deadline_s=deadline_s, emit=emit)
+            yield from super().clients(step, [task], deadline_s=deadline_s, emit=emit, need=need)
             self.after(task, self.store)
 
 

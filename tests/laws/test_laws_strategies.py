@@ -11,12 +11,12 @@ import torch
 from lwfed.models.build import initial_tensors
 from lwfed.plan.units import group_of, is_adapter
 from lwfed.run import runs
+from lwfed.spec.run import STRATEGIES
 from lwfed.store import paths
 from lwfed.types.tensors import unit_of
 from tests.tiny import ENCODERS, ONE_STAGE, Finished, run_tiny, tensor_digests, tensors_of
 
 OTHERS = ENCODERS["resnet-mobilebert"]
-STRATEGIES = ("layerwise", "progressive", "end_to_end")
 
 
 @pytest.mark.parametrize("last_block", ["full", "row", "absorbed"])
@@ -24,7 +24,7 @@ def test_with_one_stage_all_strategies_are_one(tmp_path: Path, last_block: str) 
     lever = f"levers.last_block={last_block}"
     done = {s: run_tiny(tmp_path / s, *ONE_STAGE, f"strategy={s}", lever) for s in STRATEGIES}
     assert len({run.digest for run in done.values()}) == 1
-    assert len({run.keys[0] for run in done.values()}) == 3, "and yet they are three plans"
+    assert len({run.keys[0] for run in done.values()}) == len(STRATEGIES), "and yet they are several plans"
     rounds = {tuple(record["digest"] for record in run.reported("round")) for run in done.values()}
     assert len(rounds) == 1, "round by round"
 
@@ -33,6 +33,36 @@ def test_end_to_end_is_one_stage_of_all_rounds(tmp_path: Path) -> None:
     whole = run_tiny(tmp_path / "a", "strategy=end_to_end")
     one = run_tiny(tmp_path / "b", *ONE_STAGE, "stages.rounds=[4]", "strategy=end_to_end")
     assert whole.digest == one.digest and len(whole.summary["stages"]) == 1
+
+
+@pytest.mark.parametrize(("window", "strategy"), [(1, "layerwise"), (2, "progressive"), (5, "progressive")])
+def test_the_smallest_window_is_layerwise_and_the_largest_progressive(
+    tmp_path: Path, window: int, strategy: str
+) -> None:
+    fewer = "stages.rounds=[1,1]"
+    named = run_tiny(tmp_path / "named", f"strategy={strategy}", fewer)
+    done = run_tiny(tmp_path / "window", "strategy=window", f"stages.window={window}", fewer)
+    assert done.digest == named.digest and done.run.predicted == named.run.predicted
+    selections = [
+        [(plan.present, plan.trained, plan.appended, plan.cut, plan.levers) for plan in run.plans]
+        for run in (named, done)
+    ]
+    assert selections[0] == selections[1]
+    assert done.run.strategy == f"window {window}"
+
+
+def test_a_window_trains_the_latest_groups_and_leaves_the_others_bit_equal(tmp_path: Path) -> None:
+    """Three groups of one block each: at stage 3 the first is frozen, with the stem."""
+    deeper = (
+        "strategy=window", "stages.rounds=[1,1,1]",
+        "model.encoders.image.config.depth=3", "model.encoders.text.config.n_layers=3",
+    )  # fmt: skip
+    done = run_tiny(tmp_path, *deeper)
+    assert [plan.cut for plan in done.plans] == [{"image": 0, "text": 0}] * 2 + [{"image": 1, "text": 1}]
+    before, after = tensor_digests(done.checkpoint(3, 0)), tensor_digests(done.checkpoint(3))
+    changed = {unit_of(name) for name in after if after[name] != before[name]}
+    assert changed == set(done.plans[2].trained)
+    assert done.plans[2].frozen == ("image.stem", "image.blocks.0", "text.stem", "text.blocks.0")
 
 
 @pytest.mark.parametrize("server_round", [1, 2])

@@ -83,22 +83,27 @@ class Collector:
         self._poll = Poll(jobs.cluster, selector=call.selector, warn=self._warn)
         self._looked_at = time.monotonic()
 
-    def outcomes(self) -> Generator[Outcome]:
+    def outcomes(self, *, need: int | None = None) -> Generator[Outcome]:
         """Yields one outcome per task as tasks end; see `Launcher.clients` for the errors.
 
-        If the consumer stops early, the Jobs stay: a coordinator that was ended has a successor.
+        After `need` successes, the Jobs of the other tasks are deleted. If the consumer stops early, the Jobs stay: a
+        coordinator that was ended has a successor.
         """
+        missing = sum(len(tasks) for _, tasks in self._work) if need is None else need
         ends_at = time.monotonic() + (self._call.deadline_s or float("inf"))
         try:
             for pool, tasks in self._work:
                 self._begin(pool, tasks, number=1)
-            while any(job.state.open for job in self._begun.values()) and time.monotonic() < ends_at:
+            while missing > 0 and any(job.state.open for job in self._begun.values()) and time.monotonic() < ends_at:
                 self._show_lines(min(self._poll.due_in_s, max(0.0, ends_at - time.monotonic())))
-                yield from self._settle(self._look())
+                for outcome in self._settle(self._look()):
+                    missing -= outcome.exit_code == 0
+                    yield outcome
                 for job in [job for job in self._begun.values() if job.state.lost is not None and job.state.open]:
                     yield from self._replace(job)
-            yield from self._late()
-            self._drain()
+            if missing > 0 or not any(job.state.open for job in self._begun.values()):
+                yield from self._late()
+                self._drain()
             self._clean_up()
         except LwfedError:
             self.end()

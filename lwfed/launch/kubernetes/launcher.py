@@ -50,7 +50,9 @@ class KubernetesLauncher:
         context = job_context(self._cluster, run_id=run_id)
         self._jobs = Jobs(self._settings, cluster=self._cluster, store=store, run_id=run_id, context=context)
 
-    def clients(self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit) -> Iterator[Outcome]:
+    def clients(
+        self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit, need: int | None = None
+    ) -> Iterator[Outcome]:
         """Runs tasks in the pods of their clients' pools; see `Launcher.clients`."""
         if not tasks:
             return
@@ -60,7 +62,7 @@ class KubernetesLauncher:
             for pool, clients in self._settings.by_pool(of_client)
         ]
         collector = self._collector(step, work, deadline_s=deadline_s, emit=emit)
-        with closing(collector.outcomes()) as outcomes:
+        with closing(collector.outcomes(need=need)) as outcomes:
             for outcome in outcomes:
                 if outcome.exit_code == CheckpointError.exit_code:  # all clients read the same checkpoint
                     collector.end()

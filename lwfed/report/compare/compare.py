@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import groupby, permutations
+from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
@@ -16,12 +15,10 @@ from lwfed.report.compare.records import Comparison, Group, Memory, Point, RunCu
 from lwfed.report.compare.settings import differences, labels_of, setting_notes, work_of
 from lwfed.run import runs
 from lwfed.run.measured import clients_in, frozen_bytes, in_every_round
-from lwfed.spec.run import RunSpec
+from lwfed.spec.run import STRATEGIES, RunSpec
 from lwfed.types.errors import SpecError
-from lwfed.types.modalities import retrieval_task
 from lwfed.types.records import ClientRecord, RoundRecord, RunRecord, StageRecord
 
-STRATEGIES = ("end_to_end", "layerwise", "progressive")
 AVERAGED = ("moved_bytes", "frozen_bytes", "flops", "wall_s")
 """Sums of a point of which a group has the mean over its seeds."""
 
@@ -64,15 +61,23 @@ def compare_runs(histories: Sequence[RunHistory], *, metric: str | None = None, 
             notes.append(f"Run {curve.run_id} does the same work as {first.run_id} and is left out.")
         elif not curve.complete:
             notes.append(f"Run {curve.run_id} is not finished: {len(curve.points)} rounds are committed.")
+        elif any(stage.result_round not in (None, stage.rounds) for stage in stages):
+            notes.append(f"Stages of run {curve.run_id} end as earlier rounds by their gate; curves show every round.")
     if len({run.code_version for run, _, _ in histories}) > 1:
         notes.append("The runs were made by different versions of the code or of its libraries.")
     labels = labels_of({key: (next(iter(group.values())).strategy, works[key]) for key, group in grouped.items()})
     groups = [_group(labels[key], [group[seed] for seed in sorted(group)]) for key, group in grouped.items()]
-    groups.sort(key=lambda group: STRATEGIES.index(group.strategy) if group.strategy in STRATEGIES else 9)
+    groups.sort(key=_place)
     if len({len(group.means) for group in groups}) > 1:
         notes.append("The numbers of rounds differ; ratios are those of whole runs.")
     notes += setting_notes(works)
     return Comparison(chosen, tuple(groups), tuple(dict.fromkeys(notes)))
+
+
+def _place(group: Group) -> int:
+    """Returns a group's place: end_to_end, the reference, then the strategies as a spec lists them, then others."""
+    name = group.strategy.partition(" ")[0]
+    return -1 if name == "end_to_end" else STRATEGIES.index(name) if name in STRATEGIES else len(STRATEGIES)
 
 
 def plausible(metric: str, spec: RunSpec) -> bool:
@@ -80,14 +85,7 @@ def plausible(metric: str, spec: RunSpec) -> bool:
     side, _, rest = metric.partition("/")
     if side == "federated" and not spec.evaluation.federated_every:
         return False
-    if rest == "loss" and side in ("test", "train", "federated"):
-        return True
-    if side not in ("test", "federated"):
-        return False
-    if spec.model.objective.kind == "supervised":
-        return rest in ("accuracy", "precision", "recall", "f1")
-    tasks = "|".join(retrieval_task(*pair) for pair in permutations(spec.model.modalities, 2))
-    return bool(re.fullmatch(rf"({tasks})/R@(1|5|10|50)|zero_shot\w*(/.+)?", rest))
+    return metric == "train/loss" or (side in ("test", "federated") and spec.model.has_metric(rest))
 
 
 def curve_of(run: RunRecord, *, stages: Sequence[StageRecord], rounds: Sequence[RoundRecord], metric: str) -> RunCurve:
@@ -145,7 +143,7 @@ def curve_of(run: RunRecord, *, stages: Sequence[StageRecord], rounds: Sequence[
         run_id=run.run_id,
         strategy=run.strategy,
         seed=int(run.spec["seed"]),
-        digest=rounds[-1].digest,
+        digest=stages[-1].digest if len(stages) == len(plans) else rounds[-1].digest,
         complete=len(stages) == len(plans),
         points=tuple(points),
         memory=tuple(memory),

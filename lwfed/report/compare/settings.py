@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from lwfed.tracking.metrics import flatten_params
 from lwfed.types.records import RunRecord
 
-UNRELATED = ("seed", "name", "strategy", "store", "tracking", "launch", "kubernetes", "data.root", "data.workers")
+UNRELATED = (
+    *("seed", "name", "strategy", "stages.window", "store", "tracking"),
+    *("launch", "kubernetes", "data.root", "data.workers"),
+)
 """Keys of a spec in which runs of one group may differ, since they do not affect the computation."""
 
 

@@ -75,7 +75,7 @@ def keys_tag(keys: Mapping[int, str]) -> dict[str, str]:
 
 
 def last_round(run: Record, stage: int) -> int:
-    """Returns the global number of a stage's last round."""
+    """Returns the global number of a stage's last round, if no gate ended a stage early."""
     rounds = [int(count) for count in run["spec"]["stages"]["rounds"]]
     return sum(rounds if run.get("strategy") == "end_to_end" else rounds[:stage])
 

@@ -138,7 +138,7 @@ class Recorder:
     def _stage(self, record: Record) -> None:
         stage, tree = int(record["stage"]), self._tree
         whole, child = tree.whole_id, tree.child(stage)
-        last = last_round(self._run, stage)
+        last = record.get("last_round") or last_round(self._run, stage)
         when = tree.date_up_to(last)
         ledger = ledger_metrics(record)
         tags, child_tags = self.client.get_run(whole).data.tags, self.client.get_run(child).data.tags

@@ -118,6 +118,19 @@ def test_a_deadline_ends_processes_and_names_those_that_were_late(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_who_is_not_needed_any_more_is_stopped_and_did_not_fail(
+    tmp_path: Path, launcher: Callable[..., Subprocess], parallel: int
+) -> None:
+    bench, stage, _ = begun(tmp_path)
+    tasks = [client_task(bench, stage, client) for client in CLIENTS]
+    clients = launcher(bench, parallel=parallel)
+    (outcome,) = clients.clients("train-client", tasks, deadline_s=120, emit=ignore, need=1)
+    assert outcome.exit_code == 0 and bench.store.has(paths.update(stage.key, 1, outcome.client))
+    assert len(processes()) == 1, "the worker of the client that is done"
+
+
+@pytest.mark.slow
 def test_whoever_stops_listening_leaves_no_process_behind(tmp_path: Path, launcher: Callable[..., Subprocess]) -> None:
     bench, stage, _ = begun(tmp_path, "training.local_steps=1000000")
 

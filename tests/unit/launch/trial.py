@@ -73,12 +73,13 @@ class Trial:
             for client in clients
         ]
 
-    def train(self, clients: Sequence[str] = CLIENTS, *, deadline_s: float = 60, **values: Any) -> Working:
+    def train(
+        self, clients: Sequence[str] = CLIENTS, *, deadline_s: float = 60, need: int | None = None, **values: Any
+    ) -> Working:
         """Has clients train."""
         launcher, tasks = self.launcher(**values), self.tasks(clients)
-        self.calls.append(
-            Working(lambda: launcher.clients("train-client", tasks, deadline_s=deadline_s, emit=emit_to(self.emit)))
-        )
+        options: dict[str, Any] = {"deadline_s": deadline_s, "emit": emit_to(self.emit), "need": need}
+        self.calls.append(Working(lambda: launcher.clients("train-client", tasks, **options)))
         return self.calls[-1]
 
     def aggregate(self, **values: Any) -> Working:

@@ -7,11 +7,23 @@ from collections import Counter
 
 import pytest
 
-from lwfed.plan.cohort import client_ids, sample
-from lwfed.types.errors import QuorumError
+from lwfed.plan.cohort import by_size, client_ids, counts_of, sample_round, uniformly, weights_by_size
+from lwfed.plan.stages import StagePlan, plan_stages
+from lwfed.spec.load import build_spec
+from lwfed.types.errors import QuorumError, SpecError
 from lwfed.types.seeds import derive
+from tests.tiny import DEPTHS, VALUES
 
 CLIENTS = client_ids(20)
+SIZES = {client: 1 + 3 * n for n, client in enumerate(CLIENTS)}
+LARGE = {**SIZES, "client-003": 900, "client-007": 150}
+"""Two clients have a share of the draws above 1, the second only once the first is drawn."""
+
+
+def plan_of(seed: int = 0, **federation: object) -> StagePlan:
+    """The plan of the first stage of a run of 20 clients."""
+    values = {**VALUES, "seed": seed, "federation": {"num_clients": 20, "min_fit_clients": 1, **federation}}
+    return plan_stages(build_spec(values), depths=DEPTHS)[0]
 
 
 def test_ids_sort_as_they_count() -> None:
@@ -27,40 +39,103 @@ def test_ids_sort_as_they_count() -> None:
 )
 def test_sizes_are_flowers(fraction: float, fewest: int, size: int) -> None:
     """max(int(available * fraction_fit), min_fit_clients), as users of Flower know it."""
-    cohort = sample("s", clients=CLIENTS, fraction_fit=fraction, min_fit_clients=fewest)
+    cohort = sample_round(plan_of(fraction_fit=fraction, min_fit_clients=fewest), 1, sizes={})
     assert len(cohort) == len(set(cohort)) == size
     assert set(cohort) <= set(CLIENTS) and list(cohort) == sorted(cohort)
 
 
-def test_a_cohort_depends_on_the_seed_and_not_on_the_order_of_clients() -> None:
+def test_a_cohort_depends_on_the_seed_and_the_round_and_not_on_the_order_of_clients() -> None:
     shuffled = list(CLIENTS)
     for seed in ("a", "b"):
         random.Random(seed).shuffle(shuffled)
-        assert sample(seed, clients=shuffled, fraction_fit=0.4, min_fit_clients=1) == (
-            sample(seed, clients=CLIENTS, fraction_fit=0.4, min_fit_clients=1)
-        )
-    cohorts = {sample(str(n), clients=CLIENTS, fraction_fit=0.4, min_fit_clients=1) for n in range(50)}
+        assert uniformly(seed, shuffled) == uniformly(seed, CLIENTS)
+    cohorts = {sample_round(plan_of(n, fraction_fit=0.4), r, sizes={}) for n in range(5) for r in range(1, 11)}
     assert len(cohorts) > 45
 
 
 def test_a_larger_fraction_only_adds_clients() -> None:
-    smaller = sample("s", clients=CLIENTS, fraction_fit=0.3, min_fit_clients=1)
-    assert set(smaller) < set(sample("s", clients=CLIENTS, fraction_fit=0.6, min_fit_clients=1))
+    smaller = sample_round(plan_of(fraction_fit=0.3), 1, sizes={})
+    assert set(smaller) < set(sample_round(plan_of(fraction_fit=0.6), 1, sizes={}))
 
 
 def test_every_client_is_as_likely_as_any_other() -> None:
-    counts = Counter(
-        client
-        for n in range(2000)
-        for client in sample(derive("0", n), clients=CLIENTS, fraction_fit=0.25, min_fit_clients=1)
-    )
+    plan = plan_of(fraction_fit=0.25)
+    counts = Counter(client for r in range(2000) for client in sample_round(plan, r, sizes={}))
     assert set(counts) == set(CLIENTS)
     assert all(400 < count < 600 for count in counts.values()), "500 expected, five standard deviations allowed"
 
 
-@pytest.mark.parametrize(("fit", "available"), [(21, 1), (1, 21)])
-def test_too_few_clients_are_refused(fit: int, available: int) -> None:
+@pytest.mark.parametrize("change", [{"min_fit_clients": 21}, {"min_available_clients": 21}])
+def test_too_few_clients_are_refused(change: dict[str, int]) -> None:
+    plan = plan_of()
+    plan = plan.model_copy(update={"cohort": plan.cohort.model_copy(update=change)})
     with pytest.raises(QuorumError, match="20 clients are available and 21 are needed") as caught:
-        sample("s", clients=CLIENTS, fraction_fit=1.0, min_fit_clients=fit, min_available_clients=available)
+        sample_round(plan, 1, sizes={})
     assert "federation.min_fit_clients" in caught.value.remedy
     assert caught.value.exit_code == 13
+
+
+@pytest.mark.parametrize(
+    ("fraction", "more", "counts"),
+    [(0.5, 1.2, (10, 12)), (0.5, 1.1, (10, 11)), (0.5, 1.15, (10, 12)), (0.9, 1.3, (18, 20)), (1.0, 2.0, (20, 20))],
+)
+def test_spares_are_asked_besides_those_that_are_needed(fraction: float, more: float, counts: tuple[int, int]) -> None:
+    plan = plan_of(fraction_fit=fraction, oversample=more)
+    asked = sample_round(plan, 3, sizes={})
+    assert counts_of(plan.cohort) == counts == (counts[0], len(set(asked)))
+    assert asked[: counts[0]] == sample_round(plan_of(fraction_fit=fraction), 3, sizes={}), "and the spares are last"
+
+
+def test_in_turn_every_client_takes_part_equally_often() -> None:
+    plan = plan_of(fraction_fit=0.4, sampling="round_robin")
+    cohorts = [sample_round(plan, r, sizes={}) for r in range(1, 6)]
+    assert set(Counter(client for cohort in cohorts for client in cohort).values()) == {2}
+    assert not set(cohorts[0]) & set(cohorts[1])
+    later = plan.model_copy(update={"stage": 2, "first_round": 3})
+    assert sample_round(later, 1, sizes={}) == cohorts[2], "the next stage goes on"
+    assert {sample_round(plan_of(n, fraction_fit=0.4, sampling="round_robin"), 1, sizes={}) for n in range(5)} != 1
+
+
+@pytest.mark.parametrize("sizes", [SIZES, LARGE, dict.fromkeys(CLIENTS, 7)])
+@pytest.mark.parametrize("count", [1, 5, 20])
+def test_by_size_a_client_is_as_likely_as_its_examples_are_many(sizes: dict[str, int], count: int) -> None:
+    draws = 3000
+    cohorts = [by_size(derive("0", n), sizes=sizes, count=count) for n in range(draws)]
+    assert all(len(set(cohort)) == count for cohort in cohorts)
+    counts = Counter(client for cohort in cohorts for client in cohort)
+    always, total = 0, sum(sizes.values())
+    for client in sorted(sizes, key=lambda name: -sizes[name]):
+        chance = min(1.0, (count - always) * sizes[client] / total)
+        assert abs(counts[client] / draws - chance) <= 5 * (chance * (1 - chance) / draws) ** 0.5 + 1e-12
+        if chance == 1:
+            always, total = always + 1, total - sizes[client]
+
+
+@pytest.mark.parametrize("sizes", [SIZES, LARGE])
+@pytest.mark.parametrize("count", [1, 5, 20])
+def test_by_size_the_weighted_mean_is_unbiased(sizes: dict[str, int], count: int) -> None:
+    """Weight times probability is the number of examples, times one factor; and every cohort has the same sum."""
+    weights = weights_by_size(sizes, count=count)
+    sums = {sum(weights[c] for c in by_size(derive("0", n), sizes=sizes, count=count)) for n in range(20)}
+    assert len(sums) == 1, "the mean's denominator does not depend on who was drawn"
+    whole = sum(sizes.values())
+    for client, size in sizes.items():
+        share = weights[client] / sums.copy().pop()  # of the mean, if the client is drawn
+        assert share >= size / whole * (1 - 1e-12)
+        if share > size / whole * (1 + 1e-12):  # drawn by chance
+            assert len({weights[c] for c in sizes if weights[c] / sums.copy().pop() > sizes[c] / whole}) == 1
+    if count == len(sizes):
+        assert weights == sizes, "with all clients it is FedAvg's mean"
+
+
+@pytest.mark.parametrize("text", ["sampling=random", "oversample=0.9", "oversample=11", "oversample=nan"])
+def test_nonsense_is_refused_by_name(text: str) -> None:
+    with pytest.raises(SpecError, match=text.partition("=")[0]):
+        build_spec(VALUES, overrides=[f"federation.{text}"])
+
+
+def test_plans_that_draw_uniformly_have_no_key_for_it() -> None:
+    plain = plan_of().model_dump(mode="json")["cohort"]
+    assert not {"sampling", "oversample"} & plain.keys()
+    used = plan_of(sampling="by_size", oversample=1.5).model_dump(mode="json")["cohort"]
+    assert used == {**plain, "sampling": "by_size", "oversample": 1.5}

@@ -17,7 +17,7 @@ from lwfed.store import paths
 from lwfed.store.local import LocalStore
 from lwfed.store.protocol import Store
 from lwfed.types.errors import CheckpointError, QuorumError
-from tests.tiny import Finished, run_tiny
+from tests.tiny import Finished, Stopped, run_tiny
 
 THREE = ("federation.num_clients=3", "stages.rounds=[1,1]")
 RUN = Options(run_id="r")
@@ -30,12 +30,14 @@ class Without(InProcess):
         super().__init__(store)
         self._absent = absent
 
-    def clients(self, step: str, tasks: Sequence[ClientTask], *, deadline_s: float, emit: Emit) -> Iterator[Outcome]:
+    def clients(
+        self, step: str, tasks: Sequence[ClientTask], *, deadline_s: float, emit: Emit, need: int | None = None
+    ) -> Iterator[Outcome]:
         for task in tasks:
             if task.client in self._absent:
                 yield Outcome(task.client, 137, "killed by signal 9: out of memory")
         there = [task for task in tasks if task.client not in self._absent]
-        yield from super().clients(step, there, deadline_s=deadline_s, emit=emit)
+        yield from super().clients(step, there, deadline_s=deadline_s, emit=emit, need=need)
 
 
 def without(*absent: str) -> Callable[[Store], Without]:
@@ -157,3 +159,53 @@ def test_while_it_runs_a_clients_cache_holds_the_frozen_blocks_and_nothing_else(
     start = done.checkpoint(2, 0)
     frozen = {f"{start.blocks[unit].digest}.safetensors" for unit in done.plans[1].frozen}
     assert len(held) == 4 and all(names == frozen for names in held)
+
+
+SPARE = ("federation.num_clients=4", "federation.fraction_fit=0.5", "stages.rounds=[2,1]", "data.shapes.train=32")
+
+
+def accepted(done: Finished) -> list[list[str]]:
+    return [sorted(record["clients"]) for record in done.reported("round")]
+
+
+def test_a_round_goes_on_as_soon_as_it_has_the_updates_it_needs(tmp_path: Path) -> None:
+    plain = run_tiny(tmp_path / "plain", *SPARE)
+    done = run_tiny(tmp_path / "spare", *SPARE, "federation.oversample=2")
+    assert done.digest == plain.digest and accepted(done) == accepted(plain), "in order, and nobody failed"
+    assert done.keys != plain.keys
+    for record in done.reported("round"):
+        assert len(record["cohort"]) == 4 and record["failed"] == {} and len(record["clients"]) == 2
+    assert len(done.reported("client_started")) == len(plain.reported("client_started")) == 6, "no spare started"
+
+
+def test_a_spare_takes_the_place_of_a_client_that_fails(tmp_path: Path) -> None:
+    plain = run_tiny(tmp_path / "plain", *SPARE)
+    missing = accepted(plain)[0][0]
+    done = run_tiny(tmp_path / "spare", *SPARE, "federation.oversample=1.5", launcher=without(missing))
+    first = done.reported("round")[0]
+    assert set(first["failed"]) == {missing} and set(first["clients"]) == set(first["cohort"]) - {missing}
+    assert len(first["cohort"]) == 3
+
+
+def test_equal_accepted_sets_of_an_oversampled_round_end_in_the_same_digest(tmp_path: Path) -> None:
+    """Stopped after the second update of four, with a third one committed by then: the first two count."""
+    options = (*SPARE, "federation.oversample=2")
+    whole = run_tiny(tmp_path / "whole", *options)
+
+    def stop(kind: str, values: dict[str, Any]) -> None:
+        if kind == "aggregating":
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run_tiny(tmp_path / "stopped", *options, options=RUN, emit=stop)
+    assert run_tiny(tmp_path / "stopped", *options, options=RUN).digest == whole.digest
+
+
+def test_sampled_by_size_the_updates_have_the_weights_that_this_needs(tmp_path: Path) -> None:
+    options = ("federation.num_clients=4", "stages.rounds=[1,1]", "data.shapes.train=32")
+    whole = run_tiny(tmp_path / "all", *options, "federation.sampling=by_size")
+    assert whole.digest == run_tiny(tmp_path / "plain", *options).digest, "with all clients it is FedAvg"
+    half = run_tiny(tmp_path / "half", *options, "federation.sampling=by_size", "federation.fraction_fit=0.5")
+    values = half.store.read_ref(paths.accepted(half.keys[0], 1))
+    assert values is not None and len(values["clients"]) == 2
+    assert len({item["weight"] for item in values["clients"].values()}) == 1, "drawn by chance, they weigh the same"

@@ -161,10 +161,12 @@ class Misplaced(InProcess):
         super().__init__(store)
         self._cache = str(cache)
 
-    def clients(self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit) -> Iterator[Outcome]:
+    def clients(
+        self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit, need: int | None = None
+    ) -> Iterator[Outcome]:
         first, second = tasks
         there = second.model_copy(update={"place": second.place.model_copy(update={"cache": self._cache})})
-        yield from super().clients(step, [first, there], deadline_s=deadline_s, emit=emit)
+        yield from super().clients(step, [first, there], deadline_s=deadline_s, emit=emit, need=need)
 
 
 def test_a_client_that_keeps_nothing_says_why_and_its_coordinator_warns(tmp_path: Path) -> None:

@@ -36,8 +36,10 @@ class Elsewhere(InProcess):
         super().__init__(store)
         self._broken = broken
 
-    def clients(self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit) -> Iterator[Outcome]:
-        for outcome in super().clients(step, tasks, deadline_s=deadline_s, emit=emit):
+    def clients(
+        self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit, need: int | None = None
+    ) -> Iterator[Outcome]:
+        for outcome in super().clients(step, tasks, deadline_s=deadline_s, emit=emit, need=need):
             broken = outcome.client == self._broken
             yield Outcome(outcome.client, 11, "the disk is not mounted") if broken else outcome
 

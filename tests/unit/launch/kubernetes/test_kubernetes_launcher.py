@@ -175,6 +175,14 @@ def test_who_is_late_is_given_up_with_what_it_waits_for_and_its_job_removed(serv
     assert any("no node fits its pod" in line for line in trial.lines("waiting"))
 
 
+def test_who_is_not_needed_any_more_is_stopped_and_did_not_fail(server: ApiServer, trial: Trial) -> None:
+    call = trial.train((*CLIENTS, "client-002"), need=1)
+    one, _ = started(server, server.job(), [0, 1])
+    server.end_pod(one)
+    assert call.wait() == {"client-000": Outcome("client-000")}
+    assert not server.jobs() and not server.objects["pods"]
+
+
 def test_a_pod_that_cannot_start_is_given_up_and_its_job_removed(server: ApiServer, trial: Trial) -> None:
     call = trial.train(CLIENTS[:1], pending_timeout_s=1)
     job = server.job()

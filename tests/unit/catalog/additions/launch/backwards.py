@@ -15,8 +15,10 @@ from lwfed.store.protocol import Store
 class Backwards(InProcess):
     """The launcher of this process, in the other order."""
 
-    def clients(self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit) -> Iterator[Outcome]:
-        return super().clients(step, tasks[::-1], deadline_s=deadline_s, emit=emit)
+    def clients(
+        self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit, need: int | None = None
+    ) -> Iterator[Outcome]:
+        return super().clients(step, tasks[::-1], deadline_s=deadline_s, emit=emit, need=need)
 
 
 def make(spec: RunSpec, *, store: Store, run_id: str) -> Backwards:
