@@ -17,6 +17,7 @@ from lwfed.catalog.launcher import launcher_kind
 from lwfed.cli.options import Json, Spec, parse_seeds
 from lwfed.cost.architectures import architectures_of
 from lwfed.drive.console import make_console, make_table, print_json
+from lwfed.drive.interrupts import interrupting_on_sigterm
 from lwfed.drive.trackers import record_sweep_of
 from lwfed.formats import HEADLINES, metric_title, score_text, seconds_text
 from lwfed.plan.stages import plan_stages
@@ -124,7 +125,8 @@ def sweep(
             store=open_store(base.store.uri), folder=folder,
             variables=environment.for_trial(name, cpus=max(1, cpus.usable() // jobs) if jobs > 1 else None),
         )  # fmt: skip
-        run_sweep(plan, study=opened, show=lambda row: console.print(_line(row, decides), markup=False))
+        with interrupting_on_sigterm():
+            run_sweep(plan, study=opened, show=lambda row: console.print(_line(row, decides), markup=False))
     result = SweepResult(
         name, decides, maximise, tuple(axis.key for axis in axes), tuple(opened.rows()),
         log_keys=frozenset(axis.key for axis in axes if isinstance(axis, Range) and axis.log),

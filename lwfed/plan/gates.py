@@ -6,10 +6,10 @@ alone, so a resume, another launcher and a reuse come to the same.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lwfed.formats import finite
 from lwfed.plan.stages import StagePlan
 
 
@@ -44,7 +44,7 @@ def progress(plan: StagePlan, metrics: Sequence[Mapping[str, float]]) -> Progres
     best, reached = 0, float("-inf")
     for server_round, values in enumerate(metrics, start=1):
         value = values.get(gate.metric)
-        if finite(value) and sign * value > reached + gate.min_delta:
+        if value is not None and math.isfinite(value) and sign * value > reached + gate.min_delta:
             best, reached = server_round, sign * value
     waited = bool(metrics) and gate.metric in metrics[-1] and done - best >= gate.patience
     return Progress(over=over or waited, result=best if gate.restore == "best" and best else done)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -129,7 +128,7 @@ def _outcome(process: subprocess.Popen[bytes], log: Path, last: dict[str, float]
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """Interrupts a run that has not ended, so that it records its end, and waits for it."""
     if process.poll() is None:
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # not SIGINT, which a job in the background of a shell ignores
         try:
             process.wait(GRACE_S)
         except subprocess.TimeoutExpired:

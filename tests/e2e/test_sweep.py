@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_sweep_is_interrupted_and_taken_up_again(folder: Path) -> None:
     process = start(*SWEEP, "--no-prune", cwd=folder)
     until(lambda: committed(folder / "lwfed-runs", "rounds/*/round.json"), process=process, timeout=200)
-    process.send_signal(signal.SIGINT)
+    process.terminate()
     assert wait(process).code != 0
     assert not processes_of(folder), "no run is left behind"
     found = succeed(*SWEEP, "--no-prune", "--jobs", "2", cwd=folder).json

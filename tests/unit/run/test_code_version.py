@@ -19,6 +19,7 @@ SILENT = {
     "__init__.py",
     "cpus.py",  # how many threads work, on which no bit depends
     "environment.py",  # what a platform sets
+    "formats.py",  # how people read numbers; the headline that a gate watches is in its plan
     "steps/__init__.py",
 }
 """Modules that a stage imports and that decide no number of it."""
