@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
-from lwfed.plan.cohort import client_ids, sample
+from lwfed.plan.cohort import sample
 from lwfed.plan.stages import StagePlan
 from lwfed.types.encoded import Codec, encoded_specs
 from lwfed.types.tensors import TensorSpec, layout
@@ -46,7 +46,7 @@ def mean_download_bytes(stage: StagePlan, *, snapshot: int, change: int) -> floa
         set(
             sample(
                 stage.round_seed(server_round, "cohort"),
-                clients=client_ids(stage.cohort.num_clients),
+                clients=stage.cohort.clients,
                 fraction_fit=stage.cohort.fraction_fit,
                 min_fit_clients=stage.cohort.min_fit_clients,
                 min_available_clients=stage.cohort.min_available_clients,

@@ -14,6 +14,7 @@ ENDINGS = "files with other endings"
 HIDDEN = "hidden files"
 ELSEWHERE = "files in other folders"
 UNREADABLE = "unreadable examples"
+UNUSED = "training examples of no client that takes part"
 
 
 def of_captions(path: Path, images: Path, *, used: Collection[str]) -> Counter[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lwfed.spec.federation import FederationSpec
 from lwfed.types.errors import QuorumError
 from lwfed.types.seeds import derive
 
@@ -12,6 +13,11 @@ def client_ids(num_clients: int) -> tuple[str, ...]:
     """Returns the clients' ids: `client-000`, `client-001` ..."""
     width = max(3, len(str(num_clients - 1)))
     return tuple(f"client-{n:0{width}d}" for n in range(num_clients))
+
+
+def eligible_clients(federation: FederationSpec) -> tuple[str, ...]:
+    """Returns the ids of the clients that take part: the first int(`eligible_fraction` x N)."""
+    return client_ids(federation.clients)[: federation.eligible]
 
 
 def sample(

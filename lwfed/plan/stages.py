@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from lwfed.catalog.encoder import encoder_family
+from lwfed.plan.cohort import client_ids
 from lwfed.plan.levers import LeversPlan, plan_levers
 from lwfed.plan.strategies import Selection, select, stage_rounds
 from lwfed.plan.units import depths_by_stage, group_of
@@ -43,13 +44,24 @@ class DataPlan(Section):
 
 
 class CohortPlan(Section):
-    """The clients that take part in a stage."""
+    """The clients that take part in a stage.
+
+    Attributes:
+        num_clients: N, the number of clients that share the data.
+        eligible: Number of clients that take part, the first of all; None: all.
+    """
 
     num_clients: int
+    eligible: int | None = None
     partition: PartitionSpec
     fraction_fit: float
     min_fit_clients: int
     min_available_clients: int
+
+    @property
+    def clients(self) -> tuple[str, ...]:
+        """Ids of the clients that take part."""
+        return client_ids(self.num_clients)[: self.eligible]
 
 
 class TrainingPlan(Section):
@@ -126,6 +138,17 @@ class StagePlan(Section):
         trained = set(self.trained)
         return tuple(unit for unit in self.present if unit not in trained)
 
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves later keys out of plans that do not use them, whose digests stay as they were."""
+        values: dict[str, Any] = handler(self)
+        if values["cohort"]["eligible"] is None:
+            del values["cohort"]["eligible"]
+        for encoder in values["model"]["encoders"].values():
+            if not encoder["fresh_norm"]:
+                del encoder["fresh_norm"]
+        return values
+
     def round_seed(self, server_round: int, *names: str | int) -> str:
         """Derives a seed for one use within a round of this stage."""
         return derive(self.seed, "stage", self.stage, "round", server_round, *names)
@@ -178,10 +201,11 @@ def _plan_stage(
         training=TrainingPlan.model_validate(spec.training.model_dump(include=set(TrainingPlan.model_fields))),
         cohort=CohortPlan(
             num_clients=federation.clients,
+            eligible=None if federation.eligible == federation.clients else federation.eligible,
             partition=federation.partition,
             fraction_fit=federation.fraction_fit,
             min_fit_clients=federation.quorum,
-            min_available_clients=min(federation.min_available_clients, federation.clients),
+            min_available_clients=min(federation.min_available_clients, federation.eligible),
         ),
         aggregators=federation.aggregators,
         server=federation.server,
@@ -210,7 +234,10 @@ def _model_at(model: ModelSpec, *, stage: int, depth: Mapping[str, int], only_st
         normalise = encoder.normalise
         if normalise is None and default is not None and encoder.weights is None:
             normalise = NormaliseSpec(mean=default.mean, std=default.std)
-        encoders[m] = encoder.model_copy(update={"blocks_per_stage": blocks, "normalise": normalise})
+        fresh_norm = encoder.fresh_norm and encoder.weights is not None  # without weights every norm is fresh
+        encoders[m] = encoder.model_copy(
+            update={"blocks_per_stage": blocks, "normalise": normalise, "fresh_norm": fresh_norm}
+        )
     return model.model_copy(update={"encoders": encoders})
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lwfed import environment
-from lwfed.plan.cohort import client_ids, sample
+from lwfed.plan.cohort import sample
 from lwfed.round.context import RoundContext
 from lwfed.round.record import commit_record, evaluate_on_clients, read_record
 from lwfed.run.events import Aggregating, ClientDone, Emit, RoundDone, RoundStarted
@@ -76,11 +76,12 @@ class CohortTraining:
 
 
 def sample_cohort(ctx: RoundContext) -> tuple[str, ...]:
-    """Samples a round's clients with the round's seed: max(int(fraction_fit x N), min_fit_clients) of them."""
+    """Samples a round's clients with the round's seed: max(int(fraction_fit x N), min_fit_clients) of the N that take
+    part."""
     cohort = ctx.plan.cohort
     return sample(
         ctx.seed("cohort"),
-        clients=client_ids(cohort.num_clients),
+        clients=cohort.clients,
         fraction_fit=cohort.fraction_fit,
         min_fit_clients=cohort.min_fit_clients,
         min_available_clients=cohort.min_available_clients,

@@ -12,7 +12,7 @@ from lwfed.cost.architectures import architectures_of
 from lwfed.cost.ledger import end_to_end_cost, stage_costs
 from lwfed.data.digests import FileDigests, version_of
 from lwfed.data.protocol import Example, Source
-from lwfed.plan.cohort import client_ids
+from lwfed.plan.cohort import eligible_clients
 from lwfed.plan.stages import StagePlan, plan_stages
 from lwfed.round.shares import SERVER, shares_at, split_share
 from lwfed.run import runs
@@ -173,7 +173,7 @@ def prepare(
     everything = read(SERVER, "train") if fraction or not (found or own) else ()
     shared, validation = with_validation(source, everything, fraction=fraction)
     bad = {"test": len(source.examples("test")) - len(tested)}
-    tokens: dict[str, int] = {}
+    tokens, unused = dict[str, int](), 0
     if found:
         for its in found.values():  # clients may not write it: their credentials only allow their own prefix
             store.write_ref(paths.checked_data(its["version"], spec.model.modalities, "train"), {"bad": its["bad"]})
@@ -183,9 +183,9 @@ def prepare(
     else:
         kept = {client: read(client, "train") for client in own} or {SERVER: everything}
         bad["train"] = sum(len(here[who].examples("train")) - len(examples) for who, examples in kept.items())
-        train = kept if own else dict.fromkeys(client_ids(spec.federation.clients), shared)
-        num_train = sum(map(len, kept.values())) if own else len(shared)
-        clients = _client_sizes(runs.plans_of(run)[0], train)
+        train = kept if own else dict.fromkeys(eligible_clients(spec.federation), shared)
+        clients, num_train = _client_sizes(runs.plans_of(run)[0], train)
+        unused = 0 if own else len(shared) - num_train
         tokens = _check_captions(spec, next(iter(train.values())), emit=emit)
     architectures = architectures_of(spec.model, folder=cache, count=count_architecture)
     predicted = _predict(
@@ -200,7 +200,7 @@ def prepare(
         "num_validation": len(validation),
         "clients": clients,
     }
-    if missing := left_out(here.values(), bad=bad, found=found):
+    if missing := left_out(here.values(), bad=bad, unused=unused, found=found):
         counts["left_out"] = missing
     run = run.changed(data=run.data.changed(**counts), **predicted)
     if not store.write_ref(paths.run(run.run_id), run.to_values(), if_absent=True):  # another process was first
@@ -271,17 +271,22 @@ def _weights_versions(spec: RunSpec) -> dict[str, str]:
     return {modality: version for modality, version in versions.items() if version}
 
 
-def _client_sizes(plan: StagePlan, examples: Mapping[str, Sequence[Example]]) -> dict[str, int]:
-    """Returns the number of training examples per client. Raises DataError if a client has too few."""
-    sizes = {}
+def _client_sizes(plan: StagePlan, examples: Mapping[str, Sequence[Example]]) -> tuple[dict[str, int], int]:
+    """Returns the number of training examples per client, and of all shares with what clients hold out.
+
+    Raises:
+        DataError: A client has too few.
+    """
+    sizes, used = {}, 0
     shares: dict[str, list[int]] = {}
     cut: Sequence[Example] | None = None
     for client, mine in examples.items():
         if mine is not cut:
             shares, cut = shares_at(plan, mine), mine
-        train, _ = split_share(client, examples=mine, shares=shares, plan=plan)
+        train, held_out = split_share(client, examples=mine, shares=shares, plan=plan)
         sizes[client] = len(train)
-    return sizes
+        used += len(train) + len(held_out)
+    return sizes, used
 
 
 def _predict(

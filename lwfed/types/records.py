@@ -209,7 +209,7 @@ class DataRecord(Record):
         num_validation: Number of examples set apart for validation.
         clients: Client -> number of examples it trains on.
         classes: Names of the classes; empty if there are no labels.
-        left_out: What is part of no example, or cannot be read -> how many.
+        left_out: What is part of no example, cannot be read, or is of no client that takes part -> how many.
     """
 
     source: str
