@@ -130,6 +130,8 @@ def show(run_id: RunId, store: StoreUri = DEFAULT_STORE, as_json: Json = False) 
         console.print(f"inputs  {inputs_text(ModelSpec.model_validate(run.model).encoders)}", markup=False)
     if scales_implicitly(run.spec):
         console.print(OLD_RATES)
+    if part := tables.taking_part(runs.spec_of(run).federation):
+        console.print(part)
     if run.data.left_out:
         console.print(left_out_text(run.data.left_out))
     if stages:

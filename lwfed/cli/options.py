@@ -10,7 +10,9 @@ import typer
 from lwfed.spec.federation import StoreSpec
 from lwfed.types.errors import SpecError
 
-Spec = Annotated[str | None, typer.Argument(metavar="[SPEC]", help="A YAML file, or a preset (see `lwfed presets`).")]
+Spec = Annotated[
+    str | None, typer.Argument(metavar="[SPEC]", help="A YAML file, a preset or PRESET@VARIANT; see `lwfed presets`.")
+]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or `latest`.")]
 Overrides = Annotated[
     list[str] | None,

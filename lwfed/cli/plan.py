@@ -18,6 +18,7 @@ from lwfed.formats import left_out_text, rates_text
 from lwfed.spec.data import CLIENT_MARK
 from lwfed.spec.load import DEFAULT_PRESET, load_spec, preset_names
 from lwfed.spec.run import RunSpec
+from lwfed.spec.variants import all_variants
 from lwfed.types.errors import SpecError
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def plan(
     console.print(
         f"[bold]{values.name}[/]  {title_of(values)}, batch {values.training.batch_size}, {counted}"
         + (f", {examples} examples per client" if examples else "")
+        + (f", {part}" if (part := tables.taking_part(values.federation)) else "")
     )
     console.print(f"learning rates: {rates_text(rates)}", highlight=False)
     console.print(f"inputs: {inputs}", highlight=False, markup=False)
@@ -149,6 +151,7 @@ def partition(spec: Spec = None, override: Overrides = None, as_json: Json = Fal
     """Show how the training examples are divided among clients: sizes, and a histogram of the labels."""
     from lwfed.data.digests import FileDigests, version_of
     from lwfed.data.partition import describe, split_validation
+    from lwfed.plan.cohort import eligible_clients
     from lwfed.round.shares import readable_examples, shares_of
     from lwfed.steps.sources import client_sources, hashed, left_out, server_source, with_num_clients
     from lwfed.store.opening import open_store
@@ -170,8 +173,10 @@ def partition(spec: Spec = None, override: Overrides = None, as_json: Json = Fal
         seed=str(values.seed),
         validation_fraction=values.data.validation_fraction,
     )
+    shares = {client: shares[client] for client in eligible_clients(values.federation)}
+    unused = len(examples) - sum(map(len, shares.values()))
     clients = describe(examples, shares=shares, classes=source.classes)
-    missing = left_out([source, *client_sources(values).values()], bad={"train": len(bad)})
+    missing = left_out([source, *client_sources(values).values()], bad={"train": len(bad)}, unused=unused)
     if as_json:
         print_json(
             {
@@ -183,6 +188,8 @@ def partition(spec: Spec = None, override: Overrides = None, as_json: Json = Fal
         )
         return
     _draw_partition(clients, kind=values.federation.partition.kind)
+    if part := tables.taking_part(values.federation):
+        make_console().print(part)
     if validation:
         make_console().print(f"{len(validation)} further examples are set apart for validation")
     if missing:
@@ -208,7 +215,7 @@ def _draw_partition(clients: list[dict[str, Any]], *, kind: str) -> None:
 
 
 def presets() -> None:
-    """List the presets that ship with lwfed."""
+    """List the presets that ship with lwfed, and their variants: PRESET@VARIANT, several joined by @."""
     table = make_table(left=("preset", "strategy", "rounds", "data", "encoders", "clients"))
     for name in preset_names():
         values = load_spec(name)
@@ -221,7 +228,11 @@ def presets() -> None:
             encoders,
             str(values.federation.num_clients or "one per group"),
         )
-    make_console().print(table)
+    variants = make_table("variants: PRESET@VARIANT", left=("presets", "variants", "what they change"), overflow="fold")
+    for group in all_variants():
+        variants.add_row(" ".join(group.of), " ".join(group.variants), group.about)
+    for each in (table, variants):
+        make_console().print(each)
 
 
 def _opened(spec: RunSpec) -> Source | None:

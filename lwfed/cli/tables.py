@@ -18,9 +18,17 @@ from lwfed.formats import (
     score_text,
     seconds_text,
 )
+from lwfed.spec.federation import FederationSpec
 from lwfed.types.records import RoundRecord, StageRecord, StageSummary
 
 Record = Mapping[str, Any]
+
+
+def taking_part(federation: FederationSpec) -> str:
+    """Returns how many clients take part, as `7 of 10 clients take part`; empty if all do or their number is open."""
+    if federation.num_clients is None or federation.eligible == federation.num_clients:
+        return ""
+    return f"{federation.eligible} of {federation.num_clients} clients take part"
 
 
 def stages_table(stages: Sequence[StageRecord | StageSummary], *, end_to_end: Record) -> Table:

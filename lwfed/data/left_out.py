@@ -21,6 +21,7 @@ NOTHING_ROWS = "rows without image, text and sound"
 NO_LABEL = "rows without a label"
 UNUSED = "files that are not read"
 UNREADABLE = "unreadable examples"
+UNUSED = "training examples of no client that takes part"
 
 
 def of_captions(path: Path, images: Path, *, used: Collection[str]) -> Counter[str]:

@@ -30,8 +30,8 @@ def partition(examples: Sequence[Example], *, plan: PartitionSpec, num_clients: 
         seed: Hex text.
 
     Returns:
-        Client id -> increasing indices into `examples`; disjoint and complete, except for `local`, where each client
-        has all examples of its own root.
+        Client id -> increasing indices into `examples`; disjoint and complete, but for `local`, where each client has
+        all examples of its own root, and `contiguous`, where the last len % N examples belong to no client.
 
     Raises:
         DataError: A client would have fewer than `plan.min_size` examples, labels or fields are missing, or the number
@@ -40,6 +40,9 @@ def partition(examples: Sequence[Example], *, plan: PartitionSpec, num_clients: 
     match plan.kind:
         case "iid":
             shards = _iid(len(examples), num_clients=num_clients, seed=seed)
+        case "contiguous":
+            size = len(examples) // num_clients
+            shards = [list(range(n * size, (n + 1) * size)) for n in range(num_clients)]
         case "dirichlet":
             shards = _dirichlet(examples, plan=plan, num_clients=num_clients, seed=seed)
         case "by_group":

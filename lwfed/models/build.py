@@ -61,7 +61,8 @@ def initial_tensors(
 ) -> dict[str, Tensor]:
     """Returns the initial tensors of units: pretrained if the spec names weights, else seeded.
 
-    A unit's tensors depend neither on the depth nor on the other units requested.
+    With `fresh_norm` a final norm starts at one and zero whatever the weights. A unit's tensors depend neither on the
+    depth nor on the other units requested.
 
     Args:
         model: The model.
@@ -84,7 +85,8 @@ def initial_tensors(
     for unit in units:
         modality, _, part = unit.partition(".")
         head = part in ("", "projection") or is_adapter(unit)  # "": a prediction head, a fusion or a temperature
-        if not head and model.encoders[modality].weights is not None:
+        fresh = head or (part == "norm" and model.encoders[modality].fresh_norm)
+        if not fresh and model.encoders[modality].weights is not None:
             wanted.setdefault(modality, []).append(unit)
             continue
         std = None if head else module.encoder(modality).init_std

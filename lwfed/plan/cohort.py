@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
-from lwfed.plan.stages import CohortPlan, StagePlan
+from lwfed.spec.federation import FederationSpec
 from lwfed.types.errors import QuorumError
 from lwfed.types.seeds import derive
+
+if TYPE_CHECKING:  # a plan names its clients by this module
+    from lwfed.plan.stages import CohortPlan, StagePlan
 
 
 def client_ids(num_clients: int) -> tuple[str, ...]:
@@ -17,15 +21,22 @@ def client_ids(num_clients: int) -> tuple[str, ...]:
     return tuple(f"client-{n:0{width}d}" for n in range(num_clients))
 
 
+def eligible_clients(federation: FederationSpec) -> tuple[str, ...]:
+    """Returns the ids of the clients that take part: the first int(`eligible_fraction` x N)."""
+    return client_ids(federation.clients)[: federation.eligible]
+
+
 def counts_of(cohort: CohortPlan) -> tuple[int, int]:
     """Returns how many updates a round needs and how many clients it asks (Bonawitz et al. 2019, arXiv 1902.01046).
 
     Returns:
-        `max(int(N x fraction_fit), min_fit_clients)`, and `oversample` times as many, rounded up; at most N.
+        `max(int(N x fraction_fit), min_fit_clients)` of the N that take part, and `oversample` times as many, rounded
+        up; at most N.
     """
-    need = max(int(cohort.num_clients * cohort.fraction_fit), cohort.min_fit_clients)
+    available = len(cohort.clients)
+    need = max(int(available * cohort.fraction_fit), cohort.min_fit_clients)
     more = Fraction(str(cohort.oversample or 1))
-    return need, min(math.ceil(need * more), cohort.num_clients)
+    return need, min(math.ceil(need * more), available)
 
 
 def sample_round(plan: StagePlan, server_round: int, *, sizes: Mapping[str, int]) -> tuple[str, ...]:
@@ -43,7 +54,7 @@ def sample_round(plan: StagePlan, server_round: int, *, sizes: Mapping[str, int]
         QuorumError: Fewer clients are available than needed.
     """
     cohort = plan.cohort
-    clients = client_ids(cohort.num_clients)
+    clients = cohort.clients
     fewest = max(cohort.min_fit_clients, cohort.min_available_clients)
     if len(clients) < fewest:
         raise QuorumError(

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, SerializerFunctionWrapHandler, field_serializer, model_serializer
 
 from lwfed.catalog.encoder import encoder_family
+from lwfed.plan.cohort import client_ids
 from lwfed.plan.levers import LeversPlan, plan_levers
 from lwfed.plan.strategies import Selection, select, stage_rounds, window_of
 from lwfed.plan.units import depths_by_stage, group_of
@@ -54,11 +55,14 @@ class CohortPlan(Sparse):
     """The clients that take part in a stage.
 
     Attributes:
+        num_clients: N, the number of clients that share the data.
+        eligible: Number of clients that take part, the first of all; None: all.
         sampling: How a round's clients are drawn; None: uniformly.
         oversample: Clients asked per update needed; None: 1.
     """
 
     num_clients: int
+    eligible: int | None = None
     partition: PartitionSpec
     fraction_fit: float
     min_fit_clients: int
@@ -70,6 +74,11 @@ class CohortPlan(Sparse):
     def settled(self) -> bool:
         """Whether a round's updates and their weights are known in advance, if no client fails."""
         return self.sampling != "by_size" and self.oversample is None
+
+    @property
+    def clients(self) -> tuple[str, ...]:
+        """Ids of the clients that take part."""
+        return client_ids(self.num_clients)[: self.eligible]
 
 
 class TrainingPlan(Section):
@@ -160,6 +169,9 @@ class StagePlan(Sparse):
         values: dict[str, Any] = handler(model)
         fields = type(model.objective).model_fields
         unused = {key for key in OBJECTIVE_OPTIONS & fields.keys() if values["objective"][key] == fields[key].default}
+        for encoder in values["encoders"].values():
+            if not encoder["fresh_norm"]:
+                del encoder["fresh_norm"]
         return values | {"objective": {key: value for key, value in values["objective"].items() if key not in unused}}
 
     @property
@@ -221,10 +233,11 @@ def _plan_stage(
         training=TrainingPlan.model_validate(spec.training.model_dump(include=set(TrainingPlan.model_fields))),
         cohort=CohortPlan(
             num_clients=federation.clients,
+            eligible=None if federation.eligible == federation.clients else federation.eligible,
             partition=federation.partition,
             fraction_fit=federation.fraction_fit,
             min_fit_clients=federation.quorum,
-            min_available_clients=min(federation.min_available_clients, federation.clients),
+            min_available_clients=min(federation.min_available_clients, federation.eligible),
             sampling=None if federation.sampling == "uniform" else federation.sampling,
             oversample=None if federation.oversample == 1 else federation.oversample,
         ),
@@ -263,7 +276,10 @@ def _model_at(model: ModelSpec, *, stage: int, depth: Mapping[str, int], only_st
         normalise = encoder.normalise
         if normalise is None and default is not None and encoder.weights is None:
             normalise = NormaliseSpec(mean=default.mean, std=default.std)
-        encoders[m] = encoder.model_copy(update={"blocks_per_stage": blocks, "normalise": normalise})
+        fresh_norm = encoder.fresh_norm and encoder.weights is not None  # without weights every norm is fresh
+        encoders[m] = encoder.model_copy(
+            update={"blocks_per_stage": blocks, "normalise": normalise, "fresh_norm": fresh_norm}
+        )
     return model.model_copy(update={"encoders": encoders})
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lwfed import environment
-from lwfed.plan.cohort import client_ids
 from lwfed.plan.gates import progress
 from lwfed.round.context import RoundContext
 from lwfed.run.events import Emit, RoundDone, Warning
@@ -49,7 +48,7 @@ def evaluate_on_clients(ctx: RoundContext, *, launcher: Launcher, emit: Emit, de
     if not every or (ctx.server_round % every and not _is_last(ctx)):
         return Evaluated()
     started = time.monotonic()
-    clients = client_ids(ctx.plan.cohort.num_clients)
+    clients = ctx.plan.cohort.clients
     failed: dict[str, str] = {}
     tasks = ctx.client_tasks(clients)
     for outcome in launcher.clients("evaluate-client", tasks, deadline_s=deadline_s, emit=emit):

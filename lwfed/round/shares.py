@@ -78,14 +78,15 @@ def shares_of(
 
 
 def shares_at(plan: StagePlan, examples: Sequence[Example]) -> dict[str, list[int]]:
-    """Splits training examples among a plan's clients: client -> indices."""
-    return shares_of(
+    """Splits training examples among all clients; returns the shares of those that take part: client -> indices."""
+    shares = shares_of(
         examples,
         kind=plan.cohort.partition,
         num_clients=plan.cohort.num_clients,
         seed=plan.seed,
         validation_fraction=plan.data.validation_fraction,
     )
+    return {client: shares[client] for client in plan.cohort.clients}
 
 
 def split_share(

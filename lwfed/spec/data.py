@@ -110,8 +110,10 @@ class DataSpec(Section):
 class PartitionSpec(Section):
     """How training examples are split among clients."""
 
-    kind: Literal["iid", "dirichlet", "by_group", "local"] = Field(
-        "iid", description="local: each client trains on all of its own data.root"
+    kind: Literal["iid", "contiguous", "dirichlet", "by_group", "local"] = Field(
+        "iid",
+        description="contiguous: len // N examples each, in the data's order, and the remainder is unused; local: each "
+        "client trains on all of its own data.root",
     )
     alpha: float | None = Field(
         None, gt=0, validation_alias=AliasChoices("alpha", "beta"), description="dirichlet: concentration"

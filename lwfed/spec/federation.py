@@ -85,6 +85,13 @@ class FederationSpec(Section):
         description="clients that share the training examples; null: 10, or in a by_group partition one per group",
     )
     partition: PartitionSpec = PartitionSpec()
+    eligible_fraction: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="the first int(fraction x num_clients) clients take part, such as those with enough memory; the "
+        "data of the others are unused",
+    )
     fraction_fit: float = Field(
         1.0,
         gt=0,
@@ -125,9 +132,14 @@ class FederationSpec(Section):
     def _quorum_can_be_met(self) -> Self:
         if self.num_clients is None and self.partition.kind != "by_group":
             object.__setattr__(self, "num_clients", NUM_CLIENTS)
+        if self.num_clients is None:
+            return self
+        if not self.eligible:
+            raise ValueError(f"`eligible_fraction` {self.eligible_fraction} of {self.num_clients} client(s) is none")
+        part = "" if self.eligible == self.num_clients else " that take part"
         for key in ("min_fit_clients", "min_available_clients"):
-            if self.num_clients is not None and getattr(self, key) > max(self.num_clients, 2):  # 2 is the default
-                raise ValueError(f"`{key}` is {getattr(self, key)}, more than the {self.num_clients} clients")
+            if getattr(self, key) > max(self.eligible, 2):  # 2 is the default
+                raise ValueError(f"`{key}` is {getattr(self, key)}, more than the {self.eligible} clients{part}")
         return self
 
     @property
@@ -141,14 +153,19 @@ class FederationSpec(Section):
         return self.num_clients
 
     @property
+    def eligible(self) -> int:
+        """Number of clients that take part: the first of all. Raises SpecError as `clients` does."""
+        return int(self.clients * self.eligible_fraction)
+
+    @property
     def wrappers(self) -> tuple[str, ...]:
         """Names of the aggregators that wrap the weighted mean."""
         return tuple(aggregator.kind for aggregator in self.aggregators)  # type: ignore[attr-defined]  # they all have it
 
     @property
     def quorum(self) -> int:
-        """Fewest updates that a round needs: `min_fit_clients`, or all clients if there are fewer."""
-        return min(self.min_fit_clients, self.clients)
+        """Fewest updates that a round needs: `min_fit_clients`, or all that take part if there are fewer."""
+        return min(self.min_fit_clients, self.eligible)
 
 
 class ExchangeSpec(Section):

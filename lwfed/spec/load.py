@@ -1,4 +1,4 @@
-"""Loading of specs: defaults, then a preset or a YAML file, then dotted overrides; errors name the key and a remedy."""
+"""Loading of specs: defaults, a preset with its variants or a YAML file, dotted overrides; errors name the key."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from pydantic import ValidationError
 
 from lwfed.spec.document import plain, read_json, read_yaml
 from lwfed.spec.model import ModelSpec
-from lwfed.spec.run import RunSpec
+from lwfed.spec.run import MOST_NAME_CHARS, RunSpec
 from lwfed.spec.stored import stored_values
+from lwfed.spec.variants import MARK, variant_names, variants_of
 from lwfed.types.errors import NotFoundError, SpecError
 from lwfed.types.section import Section
 
@@ -52,7 +53,8 @@ def load_spec(source: str | None = None, *, overrides: Sequence[str] = ()) -> Ru
     """Reads a spec.
 
     Args:
-        source: A YAML file or a preset's name; None for the built-in default.
+        source: A YAML file, a preset's name, or PRESET@VARIANT, of which several are joined; None for the built-in
+            default.
         overrides: Overrides such as `training.batch_size=64`; values are YAML.
 
     Returns:
@@ -60,10 +62,15 @@ def load_spec(source: str | None = None, *, overrides: Sequence[str] = ()) -> Ru
 
     Raises:
         SpecError: A key is unknown or a value does not fit.
-        NotFoundError: There is no such file or preset.
+        NotFoundError: There is no such file, preset or variant.
     """
     source = DEFAULT_PRESET if source is None else source
-    return build_spec(_values(source, _text(source), read=read_yaml), overrides=overrides)
+    preset, *chosen = source.split(MARK)
+    if preset not in preset_names():
+        preset, chosen = source, []
+    return build_spec(
+        _varied(preset, _values(preset, _text(preset), read=read_yaml), chosen=chosen), overrides=overrides
+    )
 
 
 def parse_spec(text: str) -> RunSpec:
@@ -93,6 +100,31 @@ def to_values(spec: RunSpec) -> dict[str, Any]:
     return spec.model_dump(mode="json")
 
 
+def _varied(preset: str, values: dict[str, Any], *, chosen: Sequence[str]) -> dict[str, Any]:
+    """Returns a preset's values with its chosen variants, and with a name that has them.
+
+    Raises:
+        NotFoundError: The preset has no such variant.
+        SpecError: Two variants change the same.
+    """
+    known, used = dict(variants_of(preset)), dict[int, str]()
+    for name in chosen:
+        group = known.get(name)
+        if group is None:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            hint = f"did you mean `{preset}{MARK}{near[0]}`? " if near else ""
+            remedy = f"{hint}variants: {', '.join(known)}" if known else f"write `{preset}`"
+            raise NotFoundError(f"the preset `{preset}` has no variant `{_short(name)}`", remedy=remedy)
+        other = used.setdefault(id(group), name)
+        if other != name or chosen.count(name) > 1:
+            raise SpecError(f"`{other}` and `{name}` both choose the {group.about}", remedy="choose one of them")
+        for key, value in group.variants[name].items():
+            _put(values, key.split("."), value)
+    if chosen:
+        values["name"] = "-".join([preset, *chosen])[:MOST_NAME_CHARS]
+    return values
+
+
 def _text(source: str) -> str:
     """Reads a preset or a file."""
     if source in preset_names():
@@ -100,7 +132,7 @@ def _text(source: str) -> str:
     try:
         return Path(source).read_text(encoding="utf-8")
     except FileNotFoundError:
-        near = difflib.get_close_matches(source, preset_names(), n=1)
+        near = difflib.get_close_matches(source, [*preset_names(), *variant_names()], n=1)
         hint = f"did you mean the preset `{near[0]}`? " if near else ""
         raise NotFoundError(
             f"there is no file or preset `{_short(source)}`", remedy=f"{hint}presets: {', '.join(preset_names())}"

@@ -33,6 +33,9 @@ class EncoderSpec(Section):
         None, description="name of the library's architecture, such as vit_tiny_patch16_224; for families with several"
     )
     weights: str | None = Field(None, description="pretrained weights: a folder, a file or a hub id; null: seeded")
+    fresh_norm: bool = Field(
+        False, description="start the final norm at one and zero, and take only the rest from `weights`"
+    )
     tokenizer: str | None = Field(
         None, description="text: a folder, a hub id or `bytes` (no file needed); null: that of `weights`, else bytes"
     )
@@ -51,6 +54,8 @@ class EncoderSpec(Section):
         family = encoder_family(self.family)
         family.check(self)
         family.check_types(self.config)
+        if self.fresh_norm and not family.final_norm:
+            raise ValueError(f"`fresh_norm` is not for {self.family}, which has no final norm")
         if self.normalise is not None:
             if family.normalise is None:
                 raise ValueError(f"`normalise` is not for {self.family}, whose inputs are not normalised")

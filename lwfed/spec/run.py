@@ -22,6 +22,8 @@ STRATEGIES: tuple[str, ...] = get_args(Strategy)
 
 MOST_ROUNDS = 1_000_000
 """Most rounds of a run."""
+MOST_NAME_CHARS = 60
+"""Most characters of an experiment's name."""
 
 
 class GateSpec(Section):
@@ -67,7 +69,10 @@ class RunSpec(Section):
     """A complete experiment."""
 
     name: str = Field(
-        "experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60, description="runs are named after it"
+        "experiment",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=MOST_NAME_CHARS,
+        description="runs are named after it",
     )
     seed: int = Field(0, ge=0, description="all randomness comes from it")
     strategy: Strategy = Field("layerwise", description="what is trained and exchanged at each stage")

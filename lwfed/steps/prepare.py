@@ -14,7 +14,7 @@ from lwfed.cost.architectures import architectures_of
 from lwfed.cost.ledger import end_to_end_cost, stage_costs
 from lwfed.data.digests import FileDigests, version_of
 from lwfed.data.protocol import Example, Source
-from lwfed.plan.cohort import client_ids
+from lwfed.plan.cohort import eligible_clients
 from lwfed.plan.stages import StagePlan, plan_stages
 from lwfed.plan.strategies import title_of
 from lwfed.round.shares import SERVER, shares_at, split_share
@@ -185,7 +185,7 @@ def prepare(
     theirs = {client: data.classes for client, data in own.items()}
     theirs |= {client: its["classes"] for client, its in (found or {}).items() if "classes" in its}
     refuse_other_classes(spec, run.data.classes, theirs=theirs)
-    tokens: dict[str, int] = {}
+    tokens, unused = dict[str, int](), 0
     kept = {client: read(client, "train") for client in own}
     refuse_unknown(spec, {"the server": tested, **(kept or {"the clients": shared})}, emit=emit)
     if found:
@@ -198,9 +198,9 @@ def prepare(
     else:
         kept = kept or {SERVER: everything}
         bad["train"] = sum(len(here[who].examples("train")) - len(examples) for who, examples in kept.items())
-        train = kept if own else dict.fromkeys(client_ids(spec.federation.clients), shared)
-        num_train = sum(map(len, kept.values())) if own else len(shared)
-        clients, labels = _client_sizes(runs.plans_of(run)[0], train)
+        train = kept if own else dict.fromkeys(eligible_clients(spec.federation), shared)
+        clients, labels, num_train = _client_sizes(runs.plans_of(run)[0], train)
+        unused = 0 if own else len(shared) - num_train
         tokens = padded_tokens(spec, next(iter(train.values())), emit=emit)
     architectures = architectures_of(spec.model, folder=cache, count=count_architecture)
     predicted = _predict(
@@ -217,7 +217,7 @@ def prepare(
     }
     if spec.model.balances_classes:
         counts["class_counts"] = [labels[str(label)] for label in range(run.num_classes or 0)]
-    if missing := left_out(here.values(), bad=bad, found=found):
+    if missing := left_out(here.values(), bad=bad, unused=unused, found=found):
         counts["left_out"] = missing
     run = run.changed(data=run.data.changed(**counts), **predicted)
     if not store.write_ref(paths.run(run.run_id), run.to_values(), if_absent=True):  # another process was first
@@ -286,23 +286,26 @@ def _tokenizers(model: ModelSpec) -> dict[str, str]:
     return {modality: version for modality, version in versions.items() if version}
 
 
-def _client_sizes(plan: StagePlan, examples: Mapping[str, Sequence[Example]]) -> tuple[dict[str, int], Counter[str]]:
-    """Counts what clients train on: examples per client, and all clients' examples per label.
+def _client_sizes(
+    plan: StagePlan, examples: Mapping[str, Sequence[Example]]
+) -> tuple[dict[str, int], Counter[str], int]:
+    """Counts what clients train on: examples per client, per label, and all of their shares, held-out ones included.
 
     Raises:
         DataError: A client has too few.
     """
-    sizes = {}
+    sizes, used = {}, 0
     labels = Counter[str]()
     shares: dict[str, list[int]] = {}
     cut: Sequence[Example] | None = None
     for client, mine in examples.items():
         if mine is not cut:
             shares, cut = shares_at(plan, mine), mine
-        train, _ = split_share(client, examples=mine, shares=shares, plan=plan)
+        train, held_out = split_share(client, examples=mine, shares=shares, plan=plan)
         sizes[client] = len(train)
+        used += len(train) + len(held_out)
         labels.update(str(example.label) for example in train)
-    return sizes, labels
+    return sizes, labels, used
 
 
 def _predict(

@@ -8,10 +8,10 @@ from typing import Any
 
 from lwfed.catalog.source import data_source
 from lwfed.data.digests import FileDigests, list_files, version_of
-from lwfed.data.left_out import UNREADABLE
+from lwfed.data.left_out import UNREADABLE, UNUSED
 from lwfed.data.partition import group_members, split_validation
 from lwfed.data.protocol import Example, Source, open_source
-from lwfed.plan.cohort import client_ids
+from lwfed.plan.cohort import eligible_clients
 from lwfed.round.shares import SERVER, root_for
 from lwfed.run.events import Checking, Emit, Hashing, Warning
 from lwfed.spec.data import CLIENT_MARK
@@ -29,12 +29,12 @@ def server_source(spec: RunSpec) -> Source:
 
 
 def client_sources(spec: RunSpec) -> dict[str, Source]:
-    """Opens the data of each client if they have their own folders (`{client}` in `data.root`); else returns none."""
+    """Opens the own data (`{client}` in `data.root`) of the clients that take part; none if clients share all data."""
     if CLIENT_MARK not in (spec.data.root or ""):
         return {}
     return {
         client: open_source(spec.data.model_copy(update={"root": root_for(spec.data.root, client)}))
-        for client in client_ids(spec.federation.clients)
+        for client in eligible_clients(spec.federation)
     }
 
 
@@ -237,19 +237,20 @@ def refuse_other_classes(spec: RunSpec, classes: Sequence[str], *, theirs: Mappi
 
 
 def left_out(
-    sources: Iterable[Source], *, bad: Mapping[str, int], found: Mapping[str, Any] | None = None
+    sources: Iterable[Source], *, bad: Mapping[str, int], unused: int = 0, found: Mapping[str, Any] | None = None
 ) -> dict[str, int]:
     """Counts what all data of a run leave out.
 
     Args:
         sources: The data that are here: the server's, and the clients' own.
         bad: Split -> number of its examples that cannot be read.
+        unused: Number of training examples of no client that takes part.
         found: Client -> its description of data that only it can see; None: all data are here.
 
     Returns:
         What is left out -> how many, sorted.
     """
-    counts = Counter({UNREADABLE: sum(bad.values())})
+    counts = Counter({UNREADABLE: sum(bad.values()), UNUSED: unused})
     for source in sources:
         counts += Counter(source.left_out())
     for its in (found or {}).values():

@@ -214,7 +214,7 @@ class DataRecord(Record):
         clients: Client -> number of examples it trains on.
         classes: Names of the classes; empty if there are no labels.
         class_counts: Number of the clients' training examples of each class; empty unless the objective balances them.
-        left_out: What is part of no example, or cannot be read -> how many.
+        left_out: What is part of no example, cannot be read, or is of no client that takes part -> how many.
         tokenizers: Modality -> identity of its tokenizer's files.
     """
 

@@ -48,6 +48,20 @@ def test_iid_sizes_differ_by_one_at_most() -> None:
     assert max(sizes) - min(sizes) <= 1
 
 
+@pytest.mark.parametrize("num_clients", [1, 7, 10, 40])
+def test_contiguous_shards_are_equal_and_leave_the_remainder(num_clients: int) -> None:
+    shares = partition(EXAMPLES, plan=PartitionSpec(kind="contiguous"), num_clients=num_clients, seed="5")
+    size = 240 // num_clients
+    assert [index for share in shares.values() for index in share] == list(range(num_clients * size))
+    assert {len(share) for share in shares.values()} == {size}
+    assert shares == partition(EXAMPLES, plan=PartitionSpec(kind="contiguous"), num_clients=num_clients, seed="6")
+
+
+def test_contiguous_shards_that_are_too_small_are_refused() -> None:
+    with pytest.raises(DataError, match=r"-> lower federation\.num_clients"):
+        partition(EXAMPLES, plan=PartitionSpec(kind="contiguous"), num_clients=121, seed="5")
+
+
 @pytest.mark.parametrize(("num_clients", "classes"), [(10, 13), (40, 13)])
 def test_the_paper_s_smallest_beta_works(num_clients: int, classes: int) -> None:
     examples = [Example(id=str(n), label=n % classes) for n in range(4056)]

@@ -104,6 +104,20 @@ def test_every_unit_starts_from_the_saved_tensors(folders: dict[str, Path]) -> N
     assert late and all(torch.equal(tensor, tensors[name]) for name, tensor in late.items())
 
 
+def test_a_fresh_norm_alone_is_not_from_the_weights(folders: dict[str, Path]) -> None:
+    model = _model(folders)
+    fresh = {m: e.model_copy(update={"fresh_norm": m != "text"}) for m, e in model.encoders.items()}
+    depth = {modality: small.whole_depth(encoder) for modality, encoder in model.encoders.items()}
+    units = units_of(model, depth)
+    saved, tensors = (
+        initial_tensors(each, units=units, depth=depth, num_classes=None, seed="0")
+        for each in (model, model.model_copy(update={"encoders": fresh}))
+    )
+    norms = {f"{modality}.norm.{name}" for modality in ("image", "audio") for name in ("weight", "bias")}
+    assert all(bool((tensors[name] == (1 if name.endswith("weight") else 0)).all()) for name in norms)
+    assert all(torch.equal(tensors[name], saved[name]) for name in saved.keys() - norms)
+
+
 def _others(folders: dict[str, Path], text: str) -> ModelSpec:
     return small.contrastive(
         image=_spec(small.resnet, folders["resnet"]),

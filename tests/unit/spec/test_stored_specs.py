@@ -19,8 +19,6 @@ OLD = {
     "shapes-layerwise": (4.0e-3, 3.0e-3, 1.5e-3),
     "shapes-end-to-end": (2.0e-3,),
     "shapes-supervised": (3.0e-3,),
-    "coco-layerwise": (1.0e-4,),
-    "advance-layerwise": (1.0e-4,),
 }
 """Preset -> its rates as version 0.1 wrote them."""
 
