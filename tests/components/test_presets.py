@@ -1,4 +1,4 @@
-"""Every preset and every variant loads, is planned and compiled; presets and a variant of each kind run, reduced."""
+"""Presets and variants are planned; presets and a variant of each kind are compiled, and most of these run, reduced."""
 
 from __future__ import annotations
 
@@ -75,18 +75,22 @@ def reduced(spec: RunSpec, *, root: str | None) -> RunSpec:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_preset_is_planned_and_compiled(name: str, tmp_path: Path) -> None:
+def test_a_preset_is_planned(name: str) -> None:
     spec = load_spec(name)
     architectures = architectures_of(spec.model, folder=None, count=count_architecture)
     plans = plan_stages(spec, depths={modality: item.depth for modality, item in architectures.items()})
     assert sum(plan.rounds for plan in plans) == sum(spec.stages.rounds)
     assert all(cost.peak_bytes > 0 for cost in stage_costs(plans, architectures=architectures, num_classes=13))
+
+
+@pytest.mark.parametrize("name", [*PRESETS, *ONE_OF_EACH])
+def test_a_preset_is_compiled(name: str, tmp_path: Path) -> None:
     compile_pipeline(Work(load_spec(name, overrides=CLUSTER)), tmp_path / "pipeline.yaml")
     assert (tmp_path / "pipeline.yaml").is_file()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*PRESETS, *ONE_OF_EACH])
+@pytest.mark.parametrize("name", [*PRESETS, *ONE_OF_EACH[:6]])
 def test_a_preset_runs(name: str, roots: dict[str, str | None], store: LocalStore, tmp_path: Path) -> None:
     spec = load_spec(name)
     small = reduced(spec, root=roots[spec.data.source])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from fractions import Fraction
 
 import pytest
 
@@ -93,7 +94,19 @@ def test_in_turn_every_client_takes_part_equally_often() -> None:
     assert not set(cohorts[0]) & set(cohorts[1])
     later = plan.model_copy(update={"stage": 2, "first_round": 3})
     assert sample_round(later, 1, sizes={}) == cohorts[2], "the next stage goes on"
-    assert {sample_round(plan_of(n, fraction_fit=0.4, sampling="round_robin"), 1, sizes={}) for n in range(5)} != 1
+    others = {sample_round(plan_of(n, fraction_fit=0.4, sampling="round_robin"), 1, sizes={}) for n in range(5)}
+    assert len(others) == 5, "each seed has its own order"
+
+
+def chances(sizes: dict[str, int], *, count: int) -> dict[str, Fraction]:
+    """Each client's probability of being drawn: its share of the draws, at most 1; the others share the rest."""
+    found, left, total = dict[str, Fraction](), count, sum(sizes.values())
+    for client in sorted(sizes, key=lambda name: -sizes[name]):
+        chance = Fraction(left * sizes[client], total) if left else Fraction(0)
+        found[client] = min(Fraction(1), chance)
+        if chance >= 1:
+            left, total = left - 1, total - sizes[client]
+    return found
 
 
 @pytest.mark.parametrize("sizes", [SIZES, LARGE, dict.fromkeys(CLIENTS, 7)])
@@ -103,27 +116,21 @@ def test_by_size_a_client_is_as_likely_as_its_examples_are_many(sizes: dict[str,
     cohorts = [by_size(derive("0", n), sizes=sizes, count=count) for n in range(draws)]
     assert all(len(set(cohort)) == count for cohort in cohorts)
     counts = Counter(client for cohort in cohorts for client in cohort)
-    always, total = 0, sum(sizes.values())
-    for client in sorted(sizes, key=lambda name: -sizes[name]):
-        chance = min(1.0, (count - always) * sizes[client] / total)
+    for client, exact in chances(sizes, count=count).items():
+        chance = float(exact)
         assert abs(counts[client] / draws - chance) <= 5 * (chance * (1 - chance) / draws) ** 0.5 + 1e-12
-        if chance == 1:
-            always, total = always + 1, total - sizes[client]
 
 
-@pytest.mark.parametrize("sizes", [SIZES, LARGE])
+@pytest.mark.parametrize("sizes", [SIZES, LARGE, dict.fromkeys(CLIENTS, 7)])
 @pytest.mark.parametrize("count", [1, 5, 20])
 def test_by_size_the_weighted_mean_is_unbiased(sizes: dict[str, int], count: int) -> None:
-    """Weight times probability is the number of examples, times one factor; and every cohort has the same sum."""
+    """A client's expected share of the mean is its share of all examples, exactly."""
     weights = weights_by_size(sizes, count=count)
     sums = {sum(weights[c] for c in by_size(derive("0", n), sizes=sizes, count=count)) for n in range(20)}
     assert len(sums) == 1, "the mean's denominator does not depend on who was drawn"
-    whole = sum(sizes.values())
-    for client, size in sizes.items():
-        share = weights[client] / sums.copy().pop()  # of the mean, if the client is drawn
-        assert share >= size / whole * (1 - 1e-12)
-        if share > size / whole * (1 + 1e-12):  # drawn by chance
-            assert len({weights[c] for c in sizes if weights[c] / sums.copy().pop() > sizes[c] / whole}) == 1
+    whole, denominator = sum(sizes.values()), sums.pop()
+    for client, chance in chances(sizes, count=count).items():
+        assert chance * weights[client] / denominator == Fraction(sizes[client], whole)
     if count == len(sizes):
         assert weights == sizes, "with all clients it is FedAvg's mean"
 

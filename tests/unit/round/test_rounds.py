@@ -188,7 +188,7 @@ def test_a_spare_takes_the_place_of_a_client_that_fails(tmp_path: Path) -> None:
 
 
 def test_equal_accepted_sets_of_an_oversampled_round_end_in_the_same_digest(tmp_path: Path) -> None:
-    """Stopped after the second update of four, with a third one committed by then: the first two count."""
+    """Stopped once two of four are accepted, the run goes on with these two."""
     options = (*SPARE, "federation.oversample=2")
     whole = run_tiny(tmp_path / "whole", *options)
 
