@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -130,6 +131,11 @@ def child_environment(**extra: str) -> dict[str, str]:
     lend_home()
     inherited = {name: value for name, value in os.environ.items() if name != _ADOPTED and not _RANKS.match(name)}
     return {**inherited, **extra}
+
+
+def import_path() -> dict[str, str]:
+    """Returns the variable by which a child process imports what this process can (`PYTHONPATH`)."""
+    return {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
 
 
 def named_gpus() -> tuple[str, ...] | None:

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from lwfed.cli.history import open_runs, pick_run
-from lwfed.cli.options import DEFAULT_STORE, Json, Spec, StoreUri, parse_seeds
+from lwfed.cli.options import DEFAULT_STORE, Json, Spec, StoreUri, output_folder, parse_seeds
 from lwfed.drive import training
 from lwfed.drive.console import make_console, make_table, print_json
 from lwfed.drive.display import Display
@@ -154,9 +154,7 @@ def write_files(
     from lwfed.report.compare.figures import comparison_files  # matplotlib
     from lwfed.report.compare.page import render_comparison
 
-    if folder.exists() and not folder.is_dir():
-        raise SpecError(f"{folder} is a file", remedy="name a folder with --output")
-    folder.mkdir(parents=True, exist_ok=True)
+    output_folder(folder)
     for file, content in comparison_files(comparison, budgets=budgets).items():
         (folder / file).write_bytes(content)
     page = folder / "compare.html"

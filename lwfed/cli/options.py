@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -30,3 +31,11 @@ def parse_seeds(text: str | None, *, default: int) -> Sequence[int]:
         return [default] if text is None else list(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
         raise SpecError(f"`{text}` is not a list of seeds", remedy="write --seeds 0,1,2") from None
+
+
+def output_folder(path: Path) -> Path:
+    """Returns a folder to write to, made if it is missing. Raises SpecError if it is a file."""
+    if path.exists() and not path.is_dir():
+        raise SpecError(f"{path} is a file", remedy="name a folder with --output")
+    path.mkdir(parents=True, exist_ok=True)
+    return path

@@ -127,10 +127,11 @@ def plan(
             highlight=False,
         )
     console.print(tables.plan_table(table))
-    if values.stages.gate is not None:
+    gate = values.stages.gate
+    if gate is not None:
         console.print(
-            f"Rounds and totals are the most: a stage ends when {values.gate_metric} has not improved for "
-            f"{values.stages.gate.patience} rounds.",
+            f"Rounds and totals are the most: a stage ends when {gate.metric or values.validation_metric} has not "
+            f"improved for {gate.patience} rounds.",
             highlight=False,
         )
     if any(not row.get("cache_fits", True) for row in table):

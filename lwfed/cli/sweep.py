@@ -5,27 +5,27 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from lwfed import cpus, environment
 from lwfed.catalog.launcher import launcher_kind
-from lwfed.cli.options import Json, Spec, parse_seeds
+from lwfed.cli.options import Json, Spec, output_folder, parse_seeds
 from lwfed.cost.architectures import architectures_of
 from lwfed.drive.console import make_console, make_table, print_json
 from lwfed.drive.interrupts import interrupting_on_sigterm
 from lwfed.drive.trackers import record_sweep_of
 from lwfed.formats import HEADLINES, metric_title, score_text, seconds_text
 from lwfed.plan.stages import plan_stages
-from lwfed.report.compare.compare import plausible
 from lwfed.spec.load import load_spec
 from lwfed.spec.run import RunSpec
 from lwfed.store.opening import open_store
 from lwfed.sweep.space import Range, Value, overrides_of, parse_choices, parse_search, probes_of, refuse_repeated
+from lwfed.types.canonical import digest_of
 from lwfed.types.errors import SpecError
 
 if TYPE_CHECKING:  # Optuna and matplotlib take seconds
@@ -84,42 +84,40 @@ def sweep(
     --grid tries every combination, --search lets Optuna choose. The same command resumes a sweep that was interrupted;
     equal stages of different trials are trained once. Writes a page, sweep.html, with a table and plots.
     """
-    base = load_spec(spec, overrides=override or [])
+    overrides = override or []
+    base = load_spec(spec, overrides=overrides)
     axes = [*map(parse_choices, grid or ()), *map(parse_search, search or ())]
     refuse_repeated(axes)
     name = study or base.name
     if not NAME.fullmatch(name):
         raise SpecError(f"`{name}` is no name of a study", remedy="use letters, digits, dots, dashes and underscores")
-    decides = _metric(metric, base)
+    decides = metric or base.validation_metric
     numbers = parse_seeds(seeds, default=base.seed)
 
-    def spec_of(values: dict[str, Value], seed: int) -> RunSpec:
-        return load_spec(spec, overrides=[*(override or []), *overrides_of(values), f"seed={seed}"])
+    def spec_of(values: Mapping[str, Value], seed: int = numbers[0]) -> RunSpec:
+        return load_spec(spec, overrides=[*overrides, *overrides_of(values), f"seed={seed}"])
 
-    _refuse_early([spec_of(values, numbers[0]) for values in probes_of(axes)], decides)
+    for values in probes_of(axes):
+        _refuse_undecided(spec_of(values), decides)
     for axis in axes:
-        _refuse_idle(axis.key, [spec_of({axis.key: value}, numbers[0]) for value in axis.ends])
-    folder = output or Path(f"sweep-{name}")
-    if folder.exists() and not folder.is_dir():
-        raise SpecError(f"{folder} is a file", remedy="name a folder with --output")
-    folder.mkdir(parents=True, exist_ok=True)
+        _refuse_idle(axis.key, [spec_of({axis.key: value}) for value in axis.ends])
+    folder = output_folder(output or Path(f"sweep-{name}"))
     console = make_console(stderr=as_json)
     with console.status("loading Optuna"):
-        from lwfed.report.sweep import SweepResult, sweep_files
+        from lwfed.report.sweep import SweepResult
         from lwfed.sweep.study import Study, storage_uri
         from lwfed.sweep.sweep import SweepPlan, run_sweep
     maximise = not decides.endswith("loss")
     opened = Study(
         name, storage=storage or storage_uri(folder), axes=axes, maximise=maximise, prune=prune, seed=base.seed,
-        fixed={"spec": base.model_dump(mode="json"), "metric": decides, "seeds": list(numbers)},
+        fixed={"spec": digest_of(_plans(base)), "metric": decides, "seeds": list(numbers)},
     )  # fmt: skip
     if not show:
-        wanted = (trials or DEFAULT_TRIALS) if search else min(opened.begin_grid(), trials or 1 << 30)
-        resumed = opened.resume(failed=retry)
-        console.print(
-            f"[bold]{name}[/]  {max(0, opened.num_left(wanted))} of {wanted} trials to train"
-            + (f", {resumed} of them begun before" if resumed else "")
-        )
+        whole = DEFAULT_TRIALS if search else opened.begin_grid()
+        wanted = trials or whole if search else min(trials or whole, whole)
+        begun = opened.resume(failed=retry)
+        told = f", {begun} of them begun before" if begun else ""
+        console.print(f"[bold]{name}[/]  {max(0, opened.num_left(wanted))} of {wanted} trials to train{told}")
         plan = SweepPlan(
             spec_of=spec_of, metric=decides, trials=wanted, seeds=numbers, jobs=jobs, limit_s=limit_s,
             store=open_store(base.store.uri), folder=folder,
@@ -131,60 +129,63 @@ def sweep(
         name, decides, maximise, tuple(axis.key for axis in axes), tuple(opened.rows()),
         log_keys=frozenset(axis.key for axis in axes if isinstance(axis, Range) and axis.log),
     )  # fmt: skip
-    command = _command(spec, override or [], result)
-    shown = [name for name in HEADLINES if any(name in row.metrics for row in result.rows)][:2]
-    for file, content in sweep_files(result, command=command, test_metrics=shown).items():
-        (folder / file).write_bytes(content)
-    values = {**result.to_values(), "command": command, "page": str(folder / "sweep.html")}
-    text = json.dumps(values, ensure_ascii=False, allow_nan=False, indent=1)
-    (folder / "sweep.json").write_text(text + "\n", encoding="utf-8")
-    _draw(result, shown, console=console)
-    console.print(*([f"    best  {command}\n"] if command else []), f"   page  {folder / 'sweep.html'}", markup=False)
-    problem = None if show else record_sweep_of(result, base.tracking, page=folder / "sweep.html")
+    written = _write(result, folder, command=_command(spec, overrides, result))
+    _draw(result, command=written["command"], page=written["page"], console=console)
+    problem = None if show else record_sweep_of(result, base.tracking, page=Path(written["page"]))
     if problem:
         console.print(f"[yellow]warning:[/] MLflow does not have the sweep's result: {problem}")
     if as_json:
-        print_json(values)
+        print_json(written)
 
 
-def _metric(named: str | None, spec: RunSpec) -> str:
-    """Returns the metric that decides: the named one, else the objective's headline, on the validation examples."""
-    if named is None:
-        headline = next(name for name in HEADLINES if plausible(name, spec))
-        return f"validation/{headline.removeprefix('test/')}"
-    if not named.startswith("validation/") or not plausible(f"test/{named.removeprefix('validation/')}", spec):
-        raise SpecError(
-            f"a sweep cannot be decided by `{named}`",
-            remedy="choose a metric on the validation examples, such as validation/t2i/R@1, validation/accuracy or "
-            "validation/loss; test examples are for the result alone",
-        )
-    return named
-
-
-def _refuse_early(specs: Sequence[RunSpec], metric: str) -> None:
-    """Raises SpecError if a variant has no validation examples or never evaluates the metric."""
+def _refuse_undecided(spec: RunSpec, metric: str) -> None:
+    """Raises SpecError if a variant never has the metric, or has no validation examples."""
     from lwfed.steps.sources import refuse_without_validation, server_source  # numpy
 
-    for spec in specs:
-        remote = launcher_kind(spec.launch.kind).remote  # only pods see the data
-        refuse_without_validation(spec, None if remote else server_source(spec), what="a sweep")
-        if not plausible(f"test/{metric.removeprefix('validation/')}", spec):
-            raise SpecError(f"a variant of the spec has no metric `{metric}`", remedy="choose one that all have")
+    if not spec.may_decide(metric):
+        raise SpecError(
+            f"a sweep cannot be decided by `{metric}`",
+            remedy=f"choose a metric on the validation examples, such as {spec.validation_metric} or validation/loss; "
+            "test examples are for the result alone",
+        )
+    remote = launcher_kind(spec.launch.kind).remote  # only pods see the data
+    refuse_without_validation(spec, None if remote else server_source(spec), what="a sweep")
 
 
 def _refuse_idle(key: str, specs: Sequence[RunSpec]) -> None:
     """Raises SpecError if a key's values all mean the same work, as where another key wins over it."""
-    from lwfed.steps.prepare import count_architecture  # numpy
-
-    plans = []
-    for spec in specs:
-        architectures = architectures_of(spec.model, folder=environment.cache_folder(), count=count_architecture)
-        plans.append(plan_stages(spec, depths={modality: item.depth for modality, item in architectures.items()}))
+    plans = [_plans(spec) for spec in specs]
     if len(plans) > 1 and all(plan == plans[0] for plan in plans):
         raise SpecError(
             f"`{key}` changes nothing in this spec, whatever its value",
             remedy="vary a key that decides the work; rates of `training.learning_rates` win over the common one",
         )
+
+
+def _plans(spec: RunSpec) -> list[dict[str, Any]]:
+    """Returns the plans of a spec's stages: all that decides its work, and not where it is done."""
+    from lwfed.steps.prepare import count_architecture  # numpy
+
+    architectures = architectures_of(spec.model, folder=environment.cache_folder(), count=count_architecture)
+    depths = {modality: item.depth for modality, item in architectures.items()}
+    return [plan.model_dump(mode="json") for plan in plan_stages(spec, depths=depths)]
+
+
+def _write(result: SweepResult, folder: Path, *, command: str) -> dict[str, Any]:
+    """Writes the page, the figures and sweep.json to a folder. Returns what sweep.json has."""
+    from lwfed.report.sweep import sweep_files
+
+    for file, content in sweep_files(result, command=command, test_metrics=_test_metrics(result)).items():
+        (folder / file).write_bytes(content)
+    values = {**result.to_values(), "command": command, "page": str(folder / "sweep.html")}
+    text = json.dumps(values, ensure_ascii=False, allow_nan=False, indent=1)
+    (folder / "sweep.json").write_text(text + "\n", encoding="utf-8")
+    return values
+
+
+def _test_metrics(result: SweepResult) -> list[str]:
+    """Returns the test metrics to show: the first two headlines that a trial has."""
+    return [name for name in HEADLINES if any(name in row.metrics for row in result.rows)][:2]
 
 
 def _line(row: TrialRow, metric: str) -> str:
@@ -202,9 +203,10 @@ def _command(spec: str | None, overrides: Sequence[str], result: SweepResult) ->
     return shlex.join(["lwfed", "run", *([spec] if spec else []), *(word for text in changes for word in ("-o", text))])
 
 
-def _draw(result: SweepResult, shown: Sequence[str], *, console: Console) -> None:
+def _draw(result: SweepResult, *, command: str, page: str, console: Console) -> None:
     from lwfed.report.sweep import setting_text
 
+    shown = _test_metrics(result)
     heads = (metric_title(result.metric), *(metric_title(name, short=True) for name in shown), "time")
     table = make_table(f"{result.name}, best first", left=("trial", "status", *result.keys), right=heads)
     for row in result.ranked:
@@ -217,3 +219,6 @@ def _draw(result: SweepResult, shown: Sequence[str], *, console: Console) -> Non
             seconds_text(row.seconds),
         )
     console.print(table)
+    if command:
+        console.print(f"    best  {command}", markup=False)
+    console.print(f"    page  {page}", markup=False)

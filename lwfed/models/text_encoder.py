@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lwfed.models.protocol import Encoder, State
+from lwfed.models.protocol import Encoder, State, require_depth
+from lwfed.models.transformers_config import Library
 from lwfed.models.weights import tokenizer_of
 from lwfed.spec.model import EncoderSpec
 from lwfed.types.errors import SpecError
@@ -47,6 +48,16 @@ class TextEncoder(Encoder):
 
     def pool(self, state: State) -> Tensor:
         return state.tokens[:, 0]
+
+
+def build_bert(kind: type[TextEncoder], encoder: EncoderSpec, *, library: Library, depth: int | None) -> TextEncoder:
+    """Builds the encoder of a model whose parts have BERT's names, on the default device; see `protocol.Family`."""
+    settings = library.settings(encoder)
+    settings.num_hidden_layers = depth = require_depth(depth, whole=settings.num_hidden_layers)
+    refuse_longer(encoder, settings)
+    model = library.build(encoder, settings)
+    layers, std = model.encoder.layer, settings.initializer_range
+    return kind(model.embeddings, layers=layers, depth=depth, width=settings.hidden_size, init_std=std)
 
 
 def refuse_longer(encoder: EncoderSpec, settings: Any) -> None:

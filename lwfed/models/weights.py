@@ -84,7 +84,7 @@ def checked_files(weights: str) -> tuple[Path, ...]:
     for file in files:
         try:
             with safe_open(file, framework="numpy") as opened:
-                types = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
+                types = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118  # no dict
         except (SafetensorError, OSError) as error:
             raise DataError(f"cannot read {file}: {error}", remedy="copy or download it again") from None
         for name, kind in sorted(types.items()):

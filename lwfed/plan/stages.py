@@ -7,22 +7,23 @@ left out, so that equal work has equal keys wherever it runs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, SerializerFunctionWrapHandler, field_serializer, model_serializer
+from pydantic import ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from lwfed.catalog.encoder import encoder_family
 from lwfed.plan.cohort import client_ids
 from lwfed.plan.levers import LeversPlan, plan_levers
 from lwfed.plan.strategies import Selection, select, stage_rounds, window_of
 from lwfed.plan.units import depths_by_stage, group_of
-from lwfed.spec.base import Section
+from lwfed.spec.base import LATER, Section
 from lwfed.spec.data import DataSpec, PartitionSpec
 from lwfed.spec.federation import AggregatorSpec, ExchangeSpec, ServerSpec
 from lwfed.spec.model import ModelSpec, NormaliseSpec
 from lwfed.spec.run import RunSpec, Strategy
 from lwfed.spec.training import EvaluationSpec
 from lwfed.types.canonical import digest_of
+from lwfed.types.section import without_unused
 from lwfed.types.seeds import derive
 
 
@@ -43,15 +44,7 @@ class DataPlan(Section):
         return DataSpec.model_validate({**chosen, "root": root, "workers": workers})
 
 
-class Sparse(Section):
-    """A section in which None means that a choice is not used: it is left out, so plans without it stay the same."""
-
-    @model_serializer(mode="wrap")
-    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in dump(self).items() if value is not None}
-
-
-class CohortPlan(Sparse):
+class CohortPlan(Section):
     """The clients that take part in a stage.
 
     Attributes:
@@ -62,13 +55,13 @@ class CohortPlan(Sparse):
     """
 
     num_clients: int
-    eligible: int | None = None
+    eligible: Annotated[int | None, LATER] = None
     partition: PartitionSpec
     fraction_fit: float
     min_fit_clients: int
     min_available_clients: int
-    sampling: Literal["by_size", "round_robin"] | None = None
-    oversample: float | None = None
+    sampling: Annotated[Literal["by_size", "round_robin"] | None, LATER] = None
+    oversample: Annotated[float | None, LATER] = None
 
     @property
     def settled(self) -> bool:
@@ -97,10 +90,6 @@ class TrainingPlan(Section):
     activation_checkpointing: bool
 
 
-OBJECTIVE_OPTIONS = frozenset({"learnable_temperature", "label_smoothing", "class_weights", "alignment"})
-"""Keys of an objective that a plan has only if they are used, as plans had none before there were such keys."""
-
-
 class GatePlan(Section):
     """When a stage ends early, and as which round; see `lwfed.plan.gates`."""
 
@@ -117,7 +106,7 @@ class Rates(Section):
     weight_decay: float
 
 
-class StagePlan(Sparse):
+class StagePlan(Section):
     """Everything that decides a stage's result.
 
     Attributes:
@@ -162,17 +151,11 @@ class StagePlan(Sparse):
     data: DataPlan
     devices: int
     seed: str
-    gate: GatePlan | None = None
+    gate: Annotated[GatePlan | None, LATER] = None
 
-    @field_serializer("model", mode="wrap")
-    def _model_values(self, model: ModelSpec, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = handler(model)
-        fields = type(model.objective).model_fields
-        unused = {key for key in OBJECTIVE_OPTIONS & fields.keys() if values["objective"][key] == fields[key].default}
-        for encoder in values["encoders"].values():
-            if not encoder["fresh_norm"]:
-                del encoder["fresh_norm"]
-        return values | {"objective": {key: value for key, value in values["objective"].items() if key not in unused}}
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> Any:
+        return without_unused(self, dump(self))
 
     @property
     def frozen(self) -> tuple[str, ...]:
@@ -264,7 +247,7 @@ def _gate(spec: RunSpec) -> GatePlan | None:
     gate = spec.stages.gate
     if gate is None:
         return None
-    return GatePlan.model_validate({**gate.model_dump(), "metric": spec.gate_metric})
+    return GatePlan.model_validate({**gate.model_dump(), "metric": gate.metric or spec.validation_metric})
 
 
 def _model_at(model: ModelSpec, *, stage: int, depth: Mapping[str, int], only_stage: bool) -> ModelSpec:

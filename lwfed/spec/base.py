@@ -11,9 +11,9 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from lwfed.catalog import names
-from lwfed.types.section import Section
+from lwfed.types.section import LATER, Section
 
-__all__ = ["Choice", "Section"]
+__all__ = ["LATER", "Choice", "Section"]
 
 
 @dataclass(frozen=True, slots=True)

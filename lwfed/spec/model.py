@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from lwfed.catalog import names
 from lwfed.catalog.encoder import encoder_family
 from lwfed.catalog.fusion import fusion_kind
-from lwfed.spec.base import Choice, Section
+from lwfed.spec.base import LATER, Choice, Section
 from lwfed.types.modalities import of_kind, retrieval_task
 
 FAMILIES = "; ".join(f"{name}: {encoder_family(name).usage.what}" for name in names("encoders"))
@@ -33,7 +33,7 @@ class EncoderSpec(Section):
         None, description="name of the library's architecture, such as vit_tiny_patch16_224; for families with several"
     )
     weights: str | None = Field(None, description="pretrained weights: a folder, a file or a hub id; null: seeded")
-    fresh_norm: bool = Field(
+    fresh_norm: Annotated[bool, LATER] = Field(
         False, description="start the final norm at one and zero, and take only the rest from `weights`"
     )
     tokenizer: str | None = Field(
@@ -97,7 +97,7 @@ class AlignmentSpec(Section):
 
 
 Alignment = Annotated[
-    AlignmentSpec | None, Field(description="{weight: w} keeps projections near those of the received heads")
+    AlignmentSpec | None, LATER, Field(description="{weight: w} keeps projections near those of the received heads")
 ]
 
 LEAST_TEMPERATURE = 0.01
@@ -109,7 +109,7 @@ class ContrastiveSpec(Section):
 
     kind: Literal["contrastive"] = "contrastive"
     temperature: float = Field(0.05, gt=0, description="divides the cosine similarities")
-    learnable_temperature: bool = Field(
+    learnable_temperature: Annotated[bool, LATER] = Field(
         False, description=f"train the temperature, from `temperature` on and never below {LEAST_TEMPERATURE}"
     )
     alignment: Alignment = None
@@ -130,10 +130,10 @@ class SupervisedSpec(Section):
     fusion: Annotated[str, Choice("fusions")] = Field("concat", description="how the projections are joined")
     hidden: int = Field(256, ge=1, description="width of the prediction head")
     dropout: float = Field(0.1, ge=0, lt=1, description="of the prediction head")
-    label_smoothing: float = Field(
+    label_smoothing: Annotated[float, LATER] = Field(
         0.0, ge=0, lt=1, description="share of each label that is spread evenly over all classes, in training"
     )
-    class_weights: Literal["balanced"] | _Weights | None = Field(
+    class_weights: Annotated[Literal["balanced"] | _Weights | None, LATER] = Field(
         None,
         description="weight of each class's examples in training: a list in the order of the classes, or `balanced`: "
         "inverse to the class's number of training examples, with a mean of 1 over the examples",

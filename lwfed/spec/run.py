@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
@@ -44,7 +43,6 @@ class StagesSpec(Section):
         (15, 15, 15, 15, 15, 15), min_length=1, description="rounds of each stage; 0: append its blocks untrained"
     )
     window: int = Field(2, ge=1, description="window: number of stages whose blocks are trained, the latest ones")
-
     gate: GateSpec | None = Field(
         None, description="ends stages early by validation data; `rounds` are the most; null: no gate"
     )
@@ -136,30 +134,27 @@ class RunSpec(Section):
         return self
 
     @property
-    def gate_metric(self) -> str:
-        """The metric of the gate: as set, or the first headline that the objective has, on validation data."""
-        gate = self.stages.gate
-        if gate is not None and gate.metric is not None:
-            return gate.metric
-        return next(f"validation/{name}" for _, name in _split(HEADLINES) if self.model.has_metric(name))
+    def validation_metric(self) -> str:
+        """The objective's headline on validation data."""
+        names = (headline.removeprefix("test/") for headline in HEADLINES)
+        return next(f"validation/{name}" for name in names if self.model.has_metric(name))
+
+    def may_decide(self, metric: str) -> bool:
+        """Whether a metric is one of an evaluation on validation data, which alone may decide anything."""
+        side, _, name = metric.partition("/")
+        return side == "validation" and self.model.has_metric(name)
 
     def _gate_fits(self) -> None:
         gate = self.stages.gate
         if gate is None:
             return
-        ((side, name),) = _split([self.gate_metric])
-        if side != "validation" or not self.model.has_metric(name):
+        if gate.metric is not None and not self.may_decide(gate.metric):
             raise ValueError(
                 f"`stages.gate.metric` is {gate.metric}, which no evaluation on validation data has: write one such as "
-                "validation/loss"
+                f"{self.validation_metric}"
             )
         if self.evaluation.every > gate.patience:
             raise ValueError(
                 f"`stages.gate.patience` is {gate.patience} rounds, but only every {self.evaluation.every}th is "
                 "evaluated: lower `evaluation.every`"
             )
-
-
-def _split(metrics: Iterable[str]) -> list[tuple[str, str]]:
-    """Returns metrics as side and name."""
-    return [(side, name) for side, _, name in (metric.partition("/") for metric in metrics)]

@@ -121,8 +121,10 @@ def probes_of(axes: Sequence[Axis]) -> Iterator[dict[str, Value]]:
 
 
 def refuse_repeated(axes: Sequence[Axis]) -> None:
-    """Raises SpecError if no key varies, or one stands twice."""
+    """Raises SpecError if no key varies, one stands twice, or the seed varies."""
     keys = [axis.key for axis in axes]
+    if "seed" in keys:
+        raise SpecError("a sweep does not choose among seeds", remedy="name them by --seeds: each trial has all")
     if not keys:
         raise SpecError("nothing varies in this sweep", remedy="name a key with --grid or --search")
     for key in keys:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from lwfed.sweep.study import Study
 from lwfed.sweep.trial import Trained, train
 from lwfed.types.records import RoundRecord
 
-SpecOf = Callable[[dict[str, Value], int], RunSpec]
+SpecOf = Callable[[Mapping[str, Value], int], RunSpec]
 """Returns the spec of a trial's values and a seed."""
 
 

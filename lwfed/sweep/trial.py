@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -69,7 +68,6 @@ def train(
     file, log = folder / f"{run_id}.yaml", folder / f"{run_id}.log"
     file.write_text(write_yaml(to_values(spec), width=120), encoding="utf-8")
     command = [sys.executable, "-P", "-m", "lwfed", "run", str(file), "--run-id", run_id, "--json"]
-    path = os.pathsep.join(entry for entry in sys.path if entry)
     ends_at = time.monotonic() + limit_s if limit_s else None
     last: dict[str, float] = {}
     seen = 0
@@ -79,7 +77,7 @@ def train(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=output,
-            env=environment.child_environment(PYTHONPATH=path, **(variables or {})),
+            env=environment.child_environment(**environment.import_path(), **(variables or {})),
         )
         try:
             while True:

@@ -18,7 +18,7 @@ from lwfed.store.local import LocalStore
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import CheckpointError, SpecError
 from lwfed.types.records import Parent
-from tests.tiny import DEPTHS, VALUES, Finished
+from tests.tiny import DEPTHS, GATED, VALUES, Finished, run_tiny
 
 
 @pytest.fixture
@@ -61,6 +61,23 @@ def chain(
     last = stages[-1]
     assert tasks.evaluate(**common, stage=last, digest=digest).metrics.keys() >= {"test/loss", "test/t2i/R@1"}
     return digests, tasks.report(**common, stage=last, digest=digest)
+
+
+def test_stages_that_a_gate_ends_are_chained_and_evaluated_at_their_best_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tasks know the rounds only from the stages' records: a gate ended the stages before their last round."""
+    whole = run_tiny(tmp_path / "whole", *GATED)
+    named(monkeypatch, "r")
+    spec = build_spec(VALUES | {"store": {"uri": str(tmp_path / "store")}}, overrides=GATED)
+    store = LocalStore(spec.store.uri)
+    digests, _ = chain(spec, store)
+    assert digests == [stage["digest"] for stage in whole.summary["stages"]]
+    last = whole.summary["stages"][-1]
+    assert last["result_round"] < last["rounds"] < spec.stages.rounds[-1]
+    common = {"spec": pack_spec(spec, store=store), "store": store.uri}
+    evaluated = tasks.evaluate(**common, stage=2, digest=digests[-1]).metrics
+    assert {name: last["metrics"][name] for name in evaluated} == evaluated
 
 
 def test_a_chain_of_tasks_ends_in_the_digest_of_a_run(

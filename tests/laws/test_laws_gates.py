@@ -16,12 +16,8 @@ from lwfed.store.local import LocalStore
 from lwfed.store.manifest import block_key
 from lwfed.store.protocol import Store
 from lwfed.types.errors import SpecError
-from tests.tiny import Finished, Stopped, prepared, run_tiny, tiny_spec
+from tests.tiny import GATED, Finished, Stopped, prepared, run_tiny, tiny_spec
 
-GATED = (
-    "stages.rounds=[6,5]", "stages.gate={patience: 1}", "data.shapes.validation=6", "training.learning_rate=0.03"
-)  # fmt: skip
-"""R@1 of six examples seldom improves twice in a row, so both stages end early."""
 RUN = Options(run_id="again")
 
 

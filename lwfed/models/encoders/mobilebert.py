@@ -13,8 +13,8 @@ from transformers.models.mobilebert.configuration_mobilebert import MobileBertCo
 from transformers.models.mobilebert.modeling_mobilebert import MobileBertModel
 
 from lwfed.models.feature_row import of_linears, row_attention
-from lwfed.models.protocol import Encoder, LastBlock, Prefixes, State, require_depth
-from lwfed.models.text_encoder import TextEncoder, refuse_longer, text_settings
+from lwfed.models.protocol import Encoder, LastBlock, Prefixes, State
+from lwfed.models.text_encoder import TextEncoder, build_bert, text_settings
 from lwfed.models.transformers_config import Library
 from lwfed.spec.model import EncoderSpec
 
@@ -60,12 +60,7 @@ def _sources(block: Any, tokens: Float[Tensor, "B T D"]) -> tuple[Float[Tensor, 
 
 def build(encoder: EncoderSpec, *, depth: int | None) -> Encoder:
     """Builds the encoder on the default device; see `protocol.Family`."""
-    settings = LIBRARY.settings(encoder)
-    settings.num_hidden_layers = depth = require_depth(depth, whole=settings.num_hidden_layers)
-    refuse_longer(encoder, settings)
-    model = LIBRARY.build(encoder, settings)
-    layers, std = model.encoder.layer, settings.initializer_range
-    return MobileBert(model.embeddings, layers=layers, depth=depth, width=settings.hidden_size, init_std=std)
+    return build_bert(MobileBert, encoder, library=LIBRARY, depth=depth)
 
 
 def input_settings(encoder: EncoderSpec) -> dict[str, Any]:

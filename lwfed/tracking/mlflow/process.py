@@ -86,14 +86,13 @@ class MlflowFollower:
     def _open(self, folder: Path) -> subprocess.Popen[bytes]:
         (folder / "target.json").write_text(json.dumps(asdict(self._target)), encoding="utf-8")
         (folder / "events.jsonl").touch()
-        path = os.pathsep.join(entry for entry in sys.path if entry)
         with (folder / "stderr.txt").open("wb") as output:
             return subprocess.Popen(
                 [sys.executable, "-P", "-m", delivery.__name__, str(folder), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=environment.child_environment(PYTHONPATH=path),
+                env=environment.child_environment(**environment.import_path()),
             )
 
     def _read_status(self, folder: Path, *, late: str = "") -> None:
