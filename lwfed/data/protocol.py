@@ -35,6 +35,7 @@ class Example:
         captions: Captions of the image; empty if the data have none.
         fields: Further properties, such as `stem` or `site`.
         lacks: Modalities that the example lacks, sorted.
+        items: Modality -> name of its image or sound, if several examples may have the same one.
     """
 
     id: str
@@ -42,6 +43,11 @@ class Example:
     captions: tuple[str, ...] = ()
     fields: dict[str, str] = field(default_factory=dict)
     lacks: tuple[str, ...] = ()
+    items: Mapping[str, str] = field(default_factory=dict)
+
+    def item(self, *modalities: str) -> str:
+        """Returns the name of the example's item in the first of the modalities that has one; else its own name."""
+        return next((self.items[modality] for modality in modalities if modality in self.items), self.id)
 
 
 class Source(Protocol):

@@ -162,7 +162,7 @@ def _failures(rounds: Sequence[RoundRecord]) -> list[dict[str, Any]]:
 def chance_of(metric: str, data: DataRecord) -> float | None:
     """Returns the score of guessing; None if unknown."""
     if metric == "test/t2i/R@1" and data.num_test:
-        return 1 / data.num_test
+        return 1 / (data.num_test_images or data.num_test)
     if metric == "test/accuracy" and data.classes:
         return 1 / len(data.classes)
     return None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from lwfed.data.batches import eval_batches
-from lwfed.data.protocol import Example
 from lwfed.models.build import load
 from lwfed.objectives.retrieval import top_k
 from lwfed.round.evaluate import embed, first_alike
@@ -44,12 +44,12 @@ def retrieval_grid(checkpoint: Checkpoint, *, stage: Stage, bench: Workbench, pl
     device = pick_device(place.device)
     source, inputs = bench.data(stage, place), bench.inputs(stage)
     tested = bench.examples(stage, place, "test")
-    examples = [tested[n] for n in sorted({*first_alike(source, tested).tolist()})][:NUM_CANDIDATES]
+    examples = [tested[n] for n in first_alike(tested, "image").unique().tolist()][:NUM_CANDIDATES]
     tensors = bench.frozen(
         checkpoint, list(checkpoint.blocks), store=bench.store, cache=BlockCache(None), device=device
     )
     module = load(bench.skeleton(stage.key), tensors).eval()
-    firsts = [Example(e.id, e.label, e.captions[:1], e.fields) for e in examples]
+    firsts = [replace(example, captions=example.captions[:1]) for example in examples]
     batches = eval_batches(
         source, examples=firsts, settings=inputs, batch_size=stage.plan.evaluation.batch_size, workers=place.workers
     )

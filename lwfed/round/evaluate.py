@@ -79,7 +79,7 @@ def evaluate(
             embedded = embed(
                 module, batches, examples=examples, inputs=inputs, model=model, evaluation=evaluation, device=device
             )
-            scores = {"loss": embedded.loss, **_retrieval(embedded, model=model, source=source, examples=examples)}
+            scores = {"loss": embedded.loss, **_retrieval(embedded, model=model, examples=examples)}
             if module.temperature is not None:
                 scores["temperature"] = float(module.temperature())
             scores |= _zero_shot(
@@ -133,28 +133,22 @@ def embed_texts(
     return torch.cat(rows)
 
 
-def first_alike(source: Source, examples: Sequence[Example], *, file: int = 0) -> Tensor:
-    """Returns for each example the first one with the same file: Int64 [N].
+def first_alike(examples: Sequence[Example], *modalities: str) -> Tensor:
+    """Returns for each example the first one with the same item: Int64 [N]; see `Example.item`."""
+    first = dict[str, int]()
+    return torch.tensor([first.setdefault(e.item(*modalities), n) for n, e in enumerate(examples)], dtype=torch.int64)
 
-    Args:
-        source: The source that the examples are read from.
-        examples: N examples.
-        file: Index of the file among an example's: 0, its image if it has one, or -1, its sound if it has one.
+
+def _retrieval(embedded: Embedded, *, model: ModelSpec, examples: Sequence[Example]) -> dict[str, float]:
+    """Returns recall between each pair of modalities.
+
+    Examples with the same image, or without images the same sound, answer one another. An image or sound that several
+    examples have is one item.
     """
-    files, first = source.files, dict[str, int]()
-    names = [paths[file] if (paths := files.get(example.id)) else example.id for example in examples]
-    return torch.tensor([first.setdefault(name, n) for n, name in enumerate(names)], dtype=torch.int64)
-
-
-def _retrieval(
-    embedded: Embedded, *, model: ModelSpec, source: Source, examples: Sequence[Example]
-) -> dict[str, float]:
-    """Returns recall between each pair of modalities; a file of several examples is one item, relevant to all."""
-    alike = first_alike(source, examples)
+    alike = first_alike(examples, "image", "audio")
     rows, owner = dict(embedded.of), {"text": alike[embedded.owner]}
     for modality in set(model.modalities) - {"text"}:
-        same = alike if modality == "image" else first_alike(source, examples, file=-1)
-        kept = same.unique()
+        kept = first_alike(examples, modality).unique()
         rows[modality], owner[modality] = rows[modality][kept], alike[kept]
     scores: dict[str, float] = {}
     for a, b in combinations(model.modalities, 2):

@@ -215,6 +215,9 @@ def prepare(
         "num_validation": len(validation),
         "clients": clients,
     }
+    images = len({example.item("image") for example in tested})
+    if images < len(tested):
+        counts["num_test_images"] = images
     if spec.model.balances_classes:
         counts["class_counts"] = [labels[str(label)] for label in range(run.num_classes or 0)]
     if missing := left_out(here.values(), bad=bad, unused=unused, found=found):

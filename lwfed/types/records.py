@@ -210,6 +210,7 @@ class DataRecord(Record):
         versions: The data's own versions: of `server`, and of each client that has its own folder.
         num_train: Number of all clients' training examples.
         num_test: Number of examples that the server evaluates on.
+        num_test_images: Number of their images; None: as many as examples.
         num_validation: Number of examples set apart for validation.
         clients: Client -> number of examples it trains on.
         classes: Names of the classes; empty if there are no labels.
@@ -223,6 +224,7 @@ class DataRecord(Record):
     versions: dict[str, str] = Field(default_factory=dict)
     num_train: int
     num_test: int
+    num_test_images: int | None = None
     num_validation: int = 0
     clients: dict[str, int] = Field(default_factory=dict)
     classes: list[str] = Field(default_factory=list)

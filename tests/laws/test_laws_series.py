@@ -83,6 +83,12 @@ def test_what_is_predicted_is_measured(strategy: str, objective: str, blocks: st
             assert metrics["peak_tensor_bytes"] == pytest.approx(cost["peak_bytes"], rel=0.10)
 
 
+def test_each_window_is_an_item_although_all_lie_in_the_same_files(root: Path, tmp_path: Path) -> None:
+    done = run(tmp_path, root, CONTRASTIVE, "stages.rounds=[1,0]")
+    metrics = done.summary["metrics"]
+    assert metrics["test/acc2gyr/R@1"] < 0.5 and metrics["test/gyr2acc/R@1"] < 0.5, "after one round it guesses"
+
+
 def test_it_learns_what_tells_the_classes_apart(root: Path, tmp_path: Path) -> None:
     done = run(tmp_path, root, *ONE, "stages.rounds=[12]", "training.learning_rate=3.0e-3", "training.local_epochs=4")
     assert done.summary["metrics"]["test/accuracy"] == 1.0

@@ -35,7 +35,6 @@ class Rows:
     table: str
     classes: tuple[str, ...]
     splits: Mapping[str, tuple[Example, ...]] = field(repr=False)
-    paths: Mapping[str, Mapping[str, str]] = field(repr=False)
     counts: Mapping[str, int]
     digest: str
 
@@ -46,7 +45,7 @@ class Rows:
     @property
     def files(self) -> dict[str, tuple[str, ...]]:
         """Example id -> paths of its image and its sound."""
-        return {name: tuple(paths.values()) for name, paths in self.paths.items()}
+        return {example.id: tuple(example.items.values()) for its in self.splits.values() for example in its}
 
     def version(self) -> str:
         """Returns the digest of all that the table says."""
@@ -54,7 +53,7 @@ class Rows:
 
     def left_out(self) -> Mapping[str, int]:
         """Counts rows, captions and files that are part of no example."""
-        used = {self.table, *(path for paths in self.paths.values() for path in paths.values())}
+        used = {self.table, *(path for paths in self.files.values() for path in paths)}
         endings = {PurePosixPath(path).suffix.lower() for path in used - {self.table}}
         return Counter(self.counts) + of_folders(self.root, used=used, endings=endings, otherwise=UNNAMED)
 
@@ -67,9 +66,9 @@ class Rows:
         return read_sound(self._path(example, "audio"))
 
     def _path(self, example: Example, modality: str) -> Path:
-        if modality not in self.paths[example.id]:
+        if modality not in example.items:
             raise DataError(f"{example.id} has no {modality}", remedy="name one in its row")
-        return self.root / self.paths[example.id][modality]
+        return self.root / example.items[modality]
 
 
 def open_data(data: DataSpec) -> Rows:
@@ -110,7 +109,6 @@ def open_data(data: DataSpec) -> Rows:
         table=str(table.path.relative_to(root)),
         classes=classes,
         splits={split: tuple(examples) for split, examples in splits.items()},
-        paths={name: {m: item.values[m] for m in FILES if m in item.values} for name, item in items.items()},
         counts=+counts,
         digest=listing_digest("table", entries=[*entries, ("classes", digest_of(list(classes)))]),
     )
@@ -239,4 +237,5 @@ def _example(name: str, item: Item, labels: Mapping[str, int]) -> Example:
         captions=tuple(item.captions),
         fields=own | ({"site": values["site"]} if "site" in values else {}),
         lacks=tuple(modality for modality in MODALITIES if modality not in has),
+        items={key: values[key] for key in FILES if key in values},
     )

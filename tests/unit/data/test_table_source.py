@@ -63,7 +63,7 @@ def test_all_formats_say_the_same(root: Path, kind: str) -> None:
     (test,) = source.examples("test")
     assert test == Example(
         id="in/c.png", label=2, captions=("a cat",), lacks=("audio",),
-        fields={"stem": "c", "class": "cat", "site": "south"},
+        fields={"stem": "c", "class": "cat", "site": "south"}, items={"image": "in/c.png"},
     )  # fmt: skip
     assert by_id(source)["b.png"].captions == ("a bee", "another word")
     assert source.classes == ("ant", "bee", "cat") and source.examples("validation") == ()
@@ -107,7 +107,7 @@ def test_ids_join_rows_and_lists_are_captions(root: Path) -> None:
     assert "speaker" not in found["x"].fields and found["x"].captions == ("one",)
     source = opened(root)
     assert not source.examples("test"), "one picture, one side"
-    assert first_alike(source, [found["7"], found["x"]]).tolist() == [0, 0]
+    assert first_alike([found["7"], found["x"]], "image").tolist() == [0, 0]
     assert {*changed_files(source, list(found.values()), listing={}, digests=FileDigests())} == {"7", "x"}
 
 
