@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from lwfed.steps.sources import (
     refuse_absent,
     refuse_classes,
     refuse_other_classes,
+    refuse_windows,
     refuse_without_validation,
     server_source,
     spec_at,
@@ -48,7 +48,6 @@ from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import DataError
-from lwfed.types.modalities import kind_of
 from lwfed.types.records import DataRecord, RunRecord
 
 
@@ -173,7 +172,7 @@ def prepare(
         return usable(here[who], split, version=versions[who], spec=spec, store=store, emit=emit)
 
     tested = read(SERVER, "test")
-    _refuse_windows(spec, source, tested)
+    refuse_windows(spec, source, tested)
     fraction = spec.data.validation_fraction
     everything = read(SERVER, "train") if fraction or not (found or own) else ()
     given = () if fraction else source.examples("validation")
@@ -187,6 +186,8 @@ def prepare(
     refuse_other_classes(spec, run.data.classes, theirs=theirs)
     tokens, unused = dict[str, int](), 0
     kept = {client: read(client, "train") for client in own}
+    for client, examples in kept.items():
+        refuse_windows(spec, own[client], examples)
     refuse_unknown(spec, {"the server": tested, **(kept or {"the clients": shared})}, emit=emit)
     if found:
         for its in found.values():  # clients may not write it: their credentials only allow their own prefix
@@ -327,14 +328,3 @@ def _with_reached_batch(plan: StagePlan, *, most_examples: int) -> StagePlan:
     """Returns a plan with the batch size that the clients' numbers of examples allow."""
     batch = min(plan.training.batch_size, most_examples)
     return plan.model_copy(update={"training": plan.training.model_copy(update={"batch_size": batch})})
-
-
-def _refuse_windows(spec: RunSpec, source: Source, examples: Sequence[Example]) -> None:
-    """Raises DataError if sensors' signals, by the first example, have another shape than the encoders' windows."""
-    sensors = tuple(modality for modality in spec.model.modalities if kind_of(modality) == "series")
-    if not sensors:
-        return
-    from lwfed.data.reading import Reader
-    from lwfed.round.workbench import inputs_of
-
-    Reader(source, tuple(examples[:1]), replace(inputs_of(spec.model), modalities=sensors), None, False).item((0, 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lwfed.catalog.source import data_source
@@ -21,6 +22,7 @@ from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.store.refs import read_object
 from lwfed.types.errors import DataError, SpecError
+from lwfed.types.modalities import kind_of
 
 
 def server_source(spec: RunSpec) -> Source:
@@ -36,6 +38,17 @@ def client_sources(spec: RunSpec) -> dict[str, Source]:
         client: open_source(spec.data.model_copy(update={"root": root_for(spec.data.root, client)}))
         for client in eligible_clients(spec.federation)
     }
+
+
+def refuse_windows(spec: RunSpec, source: Source, examples: Sequence[Example]) -> None:
+    """Raises DataError if sensors' signals, by the first example, have another shape than the encoders' windows."""
+    sensors = tuple(modality for modality in spec.model.modalities if kind_of(modality) == "series")
+    if not sensors:
+        return
+    from lwfed.data.reading import Reader
+    from lwfed.round.workbench import inputs_of
+
+    Reader(source, tuple(examples[:1]), replace(inputs_of(spec.model), modalities=sensors), None, False).item((0, 0))
 
 
 def refuse_without_validation(spec: RunSpec, source: Source | None, *, what: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -151,6 +152,17 @@ def test_windows_of_another_shape_are_refused_before_any_work(root: Path, tmp_pa
     assert not list(tmp_path.glob("runs/*"))
     with pytest.raises(SpecError, match="the har data have no image"):
         run(tmp_path, root, "model.encoders.image={family: vit, arch: vit_tiny_patch16_224}")
+
+
+def test_a_client_s_own_windows_of_another_shape_are_refused_before_any_work(root: Path, tmp_path: Path) -> None:
+    for who in ("server", "client-000", "client-001"):
+        shutil.copytree(root, tmp_path / "data" / who)
+    file = next((tmp_path / "data" / "client-001" / "train").rglob("body_gyro*.npy"))
+    np.save(file, np.load(file)[:, :-1])
+    own = f"data={{source: har, root: '{tmp_path}/data/{{client}}', workers: 0}}"
+    with pytest.raises(DataError, match=r"gyroscope of train/1 has the shape \[31, 3\]"):
+        run(tmp_path / "store", root, own, "federation={num_clients: 2, partition: {kind: local}}")
+    assert not list((tmp_path / "store").glob("runs/*"))
 
 
 def predictor(done: Finished) -> Predictor:
