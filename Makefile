@@ -13,6 +13,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
 BEGUN := $(VENV)/.installing
+# pip keeps the packages it fetched beside what it unpacks from them.
+NEEDED_GB := $(if $(UV),8,11)
 RECENT := -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 
 ifeq ($(UV),uv)
@@ -35,8 +37,11 @@ setup: $(DONE) ## make the environment in .venv
 $(DONE): pyproject.toml constraints.txt $(if $(wildcard $(BIN)/lwfed),,broken)
 	@$(PYTHON) $(RECENT) || { echo "error: $(PYTHON) is not Python 3.11 or later -> make PYTHON=python3.12 ..." >&2; exit 1; }
 	@if [ -e $(BEGUN) ] || ! $(BIN)/python $(RECENT); then \
-	  echo "making $(VENV) with $(if $(UV),uv,venv and pip): PyTorch and its libraries take minutes and 6 GB"; \
-	  rm -f $(DONE) && rm -rf $(VENV) && $(CREATE); \
+	  echo "making $(VENV) with $(if $(UV),uv,venv and pip): PyTorch and its libraries take minutes and 7 GB"; \
+	  rm -f $(DONE) && rm -rf $(VENV); \
+	  free=$$(df -Pk . | awk 'NR == 2 { print int($$4 / 1000000) }'); \
+	  [ "$${free:-$(NEEDED_GB)}" -ge $(NEEDED_GB) ] || { echo "error: $$free GB are free here, and making $(VENV) takes $(NEEDED_GB) -> make room, or clone to a larger disk" >&2; exit 1; }; \
+	  $(CREATE); \
 	fi
 	@touch $(BEGUN) && rm -f $(DONE)
 	$(INSTALL) -c constraints.txt -e '.[dev]'
