@@ -60,7 +60,6 @@ def plan(
     """
     from lwfed.cost.architectures import architectures_of
     from lwfed.cost.explain import parts, rows
-    from lwfed.cost.fit import parse_size
     from lwfed.cost.ledger import end_to_end_cost, stage_costs
     from lwfed.cost.levers import savings
     from lwfed.models.weights import inputs_text
@@ -68,6 +67,7 @@ def plan(
     from lwfed.plan.strategies import title_of
     from lwfed.steps.prepare import count_architecture, refuse_weights
     from lwfed.steps.sources import refuse_absent, with_num_clients
+    from lwfed.types.sizes import parse_size
 
     values = load_spec(spec, overrides=override or [])
     refuse_weights(values.model)
@@ -152,7 +152,6 @@ def partition(spec: Spec = None, override: Overrides = None, as_json: Json = Fal
     """Show how the training examples are divided among clients: sizes, and a histogram of the labels."""
     from lwfed.data.digests import FileDigests, version_of
     from lwfed.data.partition import describe, split_validation
-    from lwfed.plan.cohort import eligible_clients
     from lwfed.round.shares import readable_examples, shares_of
     from lwfed.steps.sources import client_sources, hashed, left_out, server_source, with_num_clients
     from lwfed.store.opening import open_store
@@ -174,7 +173,7 @@ def partition(spec: Spec = None, override: Overrides = None, as_json: Json = Fal
         seed=str(values.seed),
         validation_fraction=values.data.validation_fraction,
     )
-    shares = {client: shares[client] for client in eligible_clients(values.federation)}
+    shares = {client: shares[client] for client in values.federation.eligible_ids}
     unused = len(examples) - sum(map(len, shares.values()))
     clients = describe(examples, shares=shares, classes=source.classes)
     missing = left_out([source, *client_sources(values).values()], bad={"train": len(bad)}, unused=unused)

@@ -14,8 +14,8 @@ from lwfed import environment
 from lwfed.cli.options import Json
 from lwfed.drive.console import make_console, make_table, print_json
 from lwfed.formats import bytes_text
-from lwfed.plan.cohort import client_ids
 from lwfed.store.policies import SERVER, client_policy, policies_of, server_policy
+from lwfed.types.clients import client_ids
 from lwfed.types.errors import LwfedError, SpecError, UnreachableError
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lwfed.data.protocol import Example
-from lwfed.plan.cohort import client_ids
 from lwfed.spec.data import PartitionSpec
+from lwfed.types.clients import client_ids
 from lwfed.types.errors import DataError
 from lwfed.types.seeds import as_int, derive
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from lwfed.params import DTYPES
 from lwfed.types.encoded import Codec, is_encoded
 from lwfed.types.section import Section
-from lwfed.types.tensors import TensorSpec
+from lwfed.types.tensors import TensorSpec, unit_of
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,17 @@ class Update:
         client: The client's id.
         weight: w_n, divided by the greatest common factor of the round's weights.
         tensor: Returns the tensor of a name as sent, decoded: theta_n, or delta_n if `GlobalModel.sent_as_change`.
+        by_unit: Unit -> its weight, for the units that the client sent; None: all, with `weight`.
     """
 
     client: str
     weight: int
     tensor: Callable[[str], Tensor]
+    by_unit: Mapping[str, int] | None = None
+
+    def weight_of(self, name: str) -> int:
+        """Returns the weight of a tensor; 0 if the client did not send it."""
+        return self.weight if self.by_unit is None else self.by_unit.get(unit_of(name), 0)
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ def fold(
     names: Iterable[str],
     states: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Adds updates, in the given order, to the states of tensors.
+    """Adds updates, in the given order, to the states of the tensors that they have.
 
     Args:
         aggregator: The aggregator.
@@ -131,7 +137,8 @@ def fold(
     done = dict(states) if states is not None else {name: aggregator.init(name) for name in names}
     for update in updates:
         for name in done:
-            done[name] = aggregator.add(done[name], update, name=name)
+            if update.weight_of(name):
+                done[name] = aggregator.add(done[name], update, name=name)
     return done
 
 

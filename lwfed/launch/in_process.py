@@ -21,6 +21,7 @@ from lwfed.federated.aggregator import make_aggregator
 from lwfed.launch.dispatch import run_step, step_reporter
 from lwfed.round.aggregate_round import aggregate_round, global_model
 from lwfed.round.runtime import memory_errors
+from lwfed.round.senders import Counted
 from lwfed.round.train_client import Trained, commit, train_locally
 from lwfed.round.updates import RunningFold, begin_fold
 from lwfed.round.workbench import Workbench
@@ -53,7 +54,7 @@ class InProcess:
     def __init__(self, store: Store) -> None:
         self.bench = Workbench(store, holds_model=self.holds_model)
         self._running: RunningFold | None = None
-        self._num_examples: dict[tuple[str, str], int] = {}
+        self._counted: dict[tuple[str, str], Counted] = {}
 
     def clients(
         self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit, need: int | None = None
@@ -115,10 +116,9 @@ class InProcess:
             return None
         model = global_model(ctx, bench=self.bench)
         return begin_fold(
-            ctx.key,
-            ctx.server_round,
+            ctx,
             clients=[task.client for task in tasks],
-            known={client: count for (key, client), count in self._num_examples.items() if key == ctx.key},
+            known={client: count for (key, client), count in self._counted.items() if key == ctx.key},
             aggregator=make_aggregator(ctx.plan.aggregators, model=model),
             model=model,
         )
@@ -140,7 +140,7 @@ class InProcess:
         ctx, running = trained.ctx, self._running
         with memory_errors():
             committed = commit(trained, keep=running is not None)
-            self._num_examples[ctx.key, ctx.client] = trained.num_examples
+            self._counted[ctx.key, ctx.client] = Counted(trained.num_examples, trained.metrics.get("examples", {}))
             if running is not None and committed.sent is not None:
                 running.add(ctx.client, committed.sent, digest=committed.update["digest"])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,9 @@ from lwfed.types.seeds import derive
 from lwfed.types.tensors import TensorSpec, unit_of
 
 
-def skeleton(model: ModelSpec, *, depth: Mapping[str, int], num_classes: int | None) -> Multimodal:
+def skeleton(
+    model: ModelSpec, *, depth: Mapping[str, int], num_classes: int | None, lacks: Collection[str] = ()
+) -> Multimodal:
     """Builds a model on the meta device, with every name and shape but no weights.
 
     Args:

@@ -65,7 +65,13 @@ class Multimodal(nn.Module):
         return cast(ProjectionHead, self.encoder(modality).projection)
 
     def feature(
-        self, modality: str, inputs: Any, *, cut: int = 0, last_block: Mapping[str, LastBlock] | None = None
+        self,
+        modality: str,
+        inputs: Any,
+        *,
+        cut: int = 0,
+        cached_at: int | None = None,
+        last_block: Mapping[str, LastBlock] | None = None,
     ) -> Float[Tensor, "B D"]:
         """Passes inputs through a modality's encoder and its adapter, if it has one.
 
@@ -73,7 +79,8 @@ class Multimodal(nn.Module):
             modality: The modality.
             inputs: The encoder's inputs: an image batch, token ids and mask, or log-mel frames; or the outputs of its
                 frozen blocks: `tokens` [B, T, D] and optionally `mask` [B, T].
-            cut: Number of frozen leading blocks, run without gradients; with 0 the stem has gradients too.
+            cut: Number of leading blocks that run without gradients; with 0 the stem has gradients too.
+            cached_at: Number of blocks that `tokens` have passed; None: `cut`.
             last_block: Modality -> how its last block is computed, if it is not frozen; None computes all in full.
 
         Returns:
@@ -81,6 +88,9 @@ class Multimodal(nn.Module):
         """
         if isinstance(inputs, Mapping) and "tokens" in inputs:
             state = State(inputs["tokens"], inputs.get("mask"))
+            if cached_at is not None and cached_at < cut:
+                with torch.no_grad():
+                    state = self.encoder(modality).advance(state, start=cached_at, stop=cut)
         elif cut:
             state = self.prefix(modality, inputs, cut=cut)
         else:

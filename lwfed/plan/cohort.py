@@ -1,46 +1,120 @@
-"""Seeded sampling of a round's clients, and their weights in its mean."""
+"""The cohort: who takes part in a stage, seeded sampling of a round's clients, and their weights in its mean."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
+from lwfed.plan.groups import GroupPlan, modality_of
+from lwfed.spec.base import LATER, Section
+from lwfed.spec.data import PartitionSpec
 from lwfed.spec.federation import FederationSpec
-from lwfed.types.errors import QuorumError
+from lwfed.types.clients import client_ids
+from lwfed.types.errors import QuorumError, SpecError
 from lwfed.types.seeds import derive
 
 if TYPE_CHECKING:  # a plan names its clients by this module
-    from lwfed.plan.stages import CohortPlan, StagePlan
+    from lwfed.plan.stages import StagePlan
 
 
-def client_ids(num_clients: int) -> tuple[str, ...]:
-    """Returns the clients' ids: `client-000`, `client-001` ..."""
-    width = max(3, len(str(num_clients - 1)))
-    return tuple(f"client-{n:0{width}d}" for n in range(num_clients))
+class CohortPlan(Section):
+    """The clients that take part in a stage.
+
+    Attributes:
+        num_clients: N, the number of clients that share the data.
+        eligible: Number of clients that take part, the first of all; None: all.
+        sampling: How a round's clients are drawn; None: uniformly.
+        oversample: Clients asked per update needed; None: 1.
+        absent: Clients that leave this stage out, because it does not fit their devices.
+        require: Clients that each round asks and cannot do without.
+        unit_quorum: Fewest clients that must send a unit; or modality -> fewest for its units, else 1.
+        unsent: What becomes of a unit that fewer sent.
+    """
+
+    num_clients: int
+    eligible: Annotated[int | None, LATER] = None
+    partition: PartitionSpec
+    fraction_fit: float
+    min_fit_clients: int
+    min_available_clients: int
+    sampling: Annotated[Literal["by_size", "round_robin"] | None, LATER] = None
+    oversample: Annotated[float | None, LATER] = None
+    absent: Annotated[tuple[str, ...], LATER] = ()
+    require: Annotated[tuple[str, ...], LATER] = ()
+    unit_quorum: Annotated[int | dict[str, int], LATER] = 1
+    unsent: Annotated[Literal["fail", "keep"], LATER] = "fail"
+
+    @property
+    def settled(self) -> bool:
+        """Whether a round's updates and their weights are known in advance, if no client fails."""
+        return self.sampling != "by_size" and self.oversample is None
+
+    @property
+    def clients(self) -> tuple[str, ...]:
+        """Ids of the clients that take part."""
+        absent = set(self.absent)
+        return tuple(client for client in self.eligible_ids if client not in absent)
+
+    @property
+    def eligible_ids(self) -> tuple[str, ...]:
+        """Ids of the clients that take part in the run, if not in this stage."""
+        return client_ids(self.num_clients)[: self.eligible]
+
+    def quorum_of(self, unit: str) -> int:
+        """Returns the fewest clients that must send a unit."""
+        return self.unit_quorum if isinstance(self.unit_quorum, int) else self.unit_quorum.get(modality_of(unit), 1)
 
 
-def eligible_clients(federation: FederationSpec) -> tuple[str, ...]:
-    """Returns the ids of the clients that take part: the first int(`eligible_fraction` x N)."""
-    return client_ids(federation.clients)[: federation.eligible]
+def plan_cohort(federation: FederationSpec, stage: int, *, groups: Sequence[GroupPlan]) -> CohortPlan:
+    """Plans who takes part in a stage. Raises SpecError if too few of its clients have devices that it fits."""
+    present = {client for group in groups for client in group.clients}
+    absent = tuple(client for client in federation.eligible_ids if groups and client not in present)
+    cohort = CohortPlan(
+        num_clients=federation.clients,
+        eligible=None if federation.eligible == federation.clients else federation.eligible,
+        partition=federation.partition,
+        fraction_fit=federation.fraction_fit,
+        min_fit_clients=federation.quorum,
+        min_available_clients=min(federation.min_available_clients, federation.eligible),
+        sampling=None if federation.sampling == "uniform" else federation.sampling,
+        oversample=None if federation.oversample == 1 else federation.oversample,
+        absent=absent,
+        require=federation.required,
+        unit_quorum=federation.unit_quorum,
+        unsent=federation.unsent,
+    )
+    fewest = max(cohort.min_fit_clients, cohort.min_available_clients)
+    if absent and len(cohort.clients) < fewest:
+        raise SpecError(
+            f"stage {stage} fits the devices of {len(cohort.clients)} client(s), and {fewest} are needed",
+            remedy="raise device_memory in federation.groups, set too_small: train_less, or lower "
+            "federation.min_fit_clients and min_available_clients",
+        )
+    if missing := sorted(set(cohort.require) & set(absent)):
+        raise SpecError(
+            f"`federation.require` names {missing[0]}, whose device stage {stage} does not fit",
+            remedy="set too_small: train_less for its group, or do not require it",
+        )
+    return cohort
 
 
 def counts_of(cohort: CohortPlan) -> tuple[int, int]:
     """Returns how many updates a round needs and how many clients it asks (Bonawitz et al. 2019, arXiv 1902.01046).
 
     Returns:
-        `max(int(N x fraction_fit), min_fit_clients)` of the N that take part, and `oversample` times as many, rounded
-        up; at most N.
+        `max(int(N x fraction_fit), min_fit_clients)` of the N that take part, at least those that are required; and
+        `oversample` times as many, rounded up; at most N.
     """
     available = len(cohort.clients)
-    need = max(int(available * cohort.fraction_fit), cohort.min_fit_clients)
+    need = max(int(available * cohort.fraction_fit), cohort.min_fit_clients, len(cohort.require))
     more = Fraction(str(cohort.oversample or 1))
     return need, min(math.ceil(need * more), available)
 
 
 def sample_round(plan: StagePlan, server_round: int, *, sizes: Mapping[str, int]) -> tuple[str, ...]:
-    """Samples the clients that a round asks.
+    """Samples the clients that a round asks: those that are required, and others.
 
     Args:
         plan: The stage.
@@ -62,7 +136,9 @@ def sample_round(plan: StagePlan, server_round: int, *, sizes: Mapping[str, int]
             remedy="lower federation.min_fit_clients or min_available_clients, or give more clients data",
         )
     need, ask = counts_of(cohort)
-    seed = plan.round_seed(server_round, "cohort")
+    seed, required = plan.round_seed(server_round, "cohort"), set(cohort.require)
+    clients = tuple(client for client in clients if client not in required)
+    need, ask = need - len(required), ask - len(required)
     match cohort.sampling:
         case "round_robin":
             drawn = in_turn(
@@ -72,7 +148,7 @@ def sample_round(plan: StagePlan, server_round: int, *, sizes: Mapping[str, int]
             drawn = by_size(seed, sizes={client: sizes.get(client, 1) for client in clients}, count=ask)
         case _:
             drawn = uniformly(seed, clients)
-    return (*sorted(drawn[:need]), *sorted(drawn[need:ask]))
+    return (*sorted([*required, *drawn[:need]]), *sorted(drawn[need:ask]))
 
 
 def uniformly(seed: str, clients: Sequence[str]) -> list[str]:
@@ -83,7 +159,7 @@ def uniformly(seed: str, clients: Sequence[str]) -> list[str]:
 def in_turn(seed: str, clients: Sequence[str], *, start: int) -> list[str]:
     """Returns clients in the same seeded order in every round, from a place on; the first follows the last."""
     order = uniformly(seed, clients)
-    start %= len(order)
+    start %= max(len(order), 1)
     return order[start:] + order[:start]
 
 

@@ -7,17 +7,20 @@ left out, so that equal work has equal keys wherever it runs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, SerializerFunctionWrapHandler, model_serializer
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from lwfed.catalog.encoder import encoder_family
-from lwfed.plan.cohort import client_ids
+from lwfed.plan.cohort import CohortPlan, plan_cohort
+from lwfed.plan.groups import Fitted, GroupPlan, Work, plan_groups, union, without_modalities
 from lwfed.plan.levers import LeversPlan, plan_levers
-from lwfed.plan.strategies import Selection, select, stage_rounds, window_of
+from lwfed.plan.strategies import select, stage_rounds, window_of
 from lwfed.plan.units import depths_by_stage, group_of
 from lwfed.spec.base import LATER, Section
-from lwfed.spec.data import DataSpec, PartitionSpec
+from lwfed.spec.data import DataSpec
 from lwfed.spec.federation import AggregatorSpec, ExchangeSpec, ServerSpec
 from lwfed.spec.model import ModelSpec, NormaliseSpec
 from lwfed.spec.run import RunSpec, Strategy
@@ -25,6 +28,9 @@ from lwfed.spec.training import EvaluationSpec
 from lwfed.types.canonical import digest_of
 from lwfed.types.section import without_unused
 from lwfed.types.seeds import derive
+
+Lacks = Mapping[str, Sequence[str]]
+"""Client -> modalities that its data lack."""
 
 
 class DataPlan(Section):
@@ -42,36 +48,6 @@ class DataPlan(Section):
         """Returns the data spec for a machine's data folder and workers."""
         chosen = {key: value for key, value in self.model_dump().items() if value is not None}
         return DataSpec.model_validate({**chosen, "root": root, "workers": workers})
-
-
-class CohortPlan(Section):
-    """The clients that take part in a stage.
-
-    Attributes:
-        num_clients: N, the number of clients that share the data.
-        eligible: Number of clients that take part, the first of all; None: all.
-        sampling: How a round's clients are drawn; None: uniformly.
-        oversample: Clients asked per update needed; None: 1.
-    """
-
-    num_clients: int
-    eligible: Annotated[int | None, LATER] = None
-    partition: PartitionSpec
-    fraction_fit: float
-    min_fit_clients: int
-    min_available_clients: int
-    sampling: Annotated[Literal["by_size", "round_robin"] | None, LATER] = None
-    oversample: Annotated[float | None, LATER] = None
-
-    @property
-    def settled(self) -> bool:
-        """Whether a round's updates and their weights are known in advance, if no client fails."""
-        return self.sampling != "by_size" and self.oversample is None
-
-    @property
-    def clients(self) -> tuple[str, ...]:
-        """Ids of the clients that take part."""
-        return client_ids(self.num_clients)[: self.eligible]
 
 
 class TrainingPlan(Section):
@@ -114,7 +90,6 @@ class StagePlan(Section):
         num_stages: S.
         first_round: Global number of the stage's first round, counted from 1, if no gate ends an earlier stage.
         rounds: Number of rounds, with a gate the most; 0 appends the blocks untrained.
-        gate: What ends it early; None: nothing.
         depth: Modality -> number of blocks present.
         present: Units of the model.
         trained: Units trained and exchanged, in the model's order.
@@ -127,6 +102,10 @@ class StagePlan(Section):
         levers: The levers that reduce its costs.
         devices: Devices per client.
         seed: The run's seed, as text.
+        gate: What ends it early; None: nothing.
+        groups: What clients train that are not alike; then `trained` is what any of them trains, and `cut` the smallest
+            of theirs. Empty: all train all of it.
+        lacks: Client -> modalities that its data lack; their units are no part of its updates.
     """
 
     stage: int
@@ -152,6 +131,8 @@ class StagePlan(Section):
     devices: int
     seed: str
     gate: Annotated[GatePlan | None, LATER] = None
+    groups: Annotated[tuple[GroupPlan, ...], LATER] = ()
+    lacks: Annotated[dict[str, tuple[str, ...]], LATER] = Field(default_factory=dict)
 
     @model_serializer(mode="wrap")
     def _as_before(self, dump: SerializerFunctionWrapHandler) -> Any:
@@ -163,23 +144,43 @@ class StagePlan(Section):
         trained = set(self.trained)
         return tuple(unit for unit in self.present if unit not in trained)
 
+    def work_of(self, client: str) -> Work:
+        """Returns what a client trains: its group's units, without those of modalities that its data lack."""
+        group = next((one for one in self.groups if client in one.clients), None)
+        lacks = self.lacks.get(client, ())
+        part = self if group is None else group
+        return Work(
+            group="" if group is None else group.name,
+            trained=without_modalities(part.trained, left_out=lacks),
+            cut={modality: count for modality, count in part.cut.items() if modality not in lacks},
+            lacks=lacks,
+        )
+
     def round_seed(self, server_round: int, *names: str | int) -> str:
         """Derives a seed for one use within a round of this stage."""
         return derive(self.seed, "stage", self.stage, "round", server_round, *names)
 
 
-def plan_stages(spec: RunSpec, *, depths: Mapping[str, int]) -> tuple[StagePlan, ...]:
+def plan_stages(
+    spec: RunSpec,
+    *,
+    depths: Mapping[str, int],
+    fitted: Fitted = MappingProxyType({}),
+    lacks: Lacks = MappingProxyType({}),
+) -> tuple[StagePlan, ...]:
     """Plans the stages of a spec.
 
     Args:
         spec: The experiment.
         depths: Modality -> number of blocks of its whole encoder.
+        fitted: Group -> most blocks that its devices can train in each stage; see `lwfed.cost.groups`.
+        lacks: Client -> modalities that its data lack.
 
     Returns:
         One plan per stage; end_to_end has a single stage.
 
     Raises:
-        SpecError: The stage cuts do not fit the encoders.
+        SpecError: The stage cuts do not fit the encoders, or a stage has too few clients.
     """
     by_stage = depths_by_stage(spec, depths)
     rounds = stage_rounds(spec.strategy, spec.stages.rounds)
@@ -189,17 +190,28 @@ def plan_stages(spec: RunSpec, *, depths: Mapping[str, int]) -> tuple[StagePlan,
             spec,
             stage=stage,
             rounds=rounds,
-            depth=by_stage[stage - 1],
-            selection=select(stage, window=window_of(spec), model=spec.model, depths=by_stage),
+            depths=by_stage,
+            fitted=fitted,
+            lacks=lacks,
         )
         for stage in range(1, len(rounds) + 1)
     )
 
 
 def _plan_stage(
-    spec: RunSpec, *, stage: int, rounds: tuple[int, ...], depth: Mapping[str, int], selection: Selection
+    spec: RunSpec,
+    *,
+    stage: int,
+    rounds: tuple[int, ...],
+    depths: Sequence[Mapping[str, int]],
+    fitted: Fitted,
+    lacks: Lacks,
 ) -> StagePlan:
-    data, federation = spec.data, spec.federation
+    data, depth = spec.data, depths[stage - 1]
+    selection = select(stage, window=window_of(spec), model=spec.model, depths=depths)
+    groups = plan_groups(spec, stage, own=selection, depths=depths, fitted=fitted) if rounds[stage - 1] else ()
+    if groups:
+        selection = union([replace(selection, trained=group.trained, cut=group.cut) for group in groups])
     return StagePlan(
         stage=stage,
         num_stages=len(rounds),
@@ -214,18 +226,9 @@ def _plan_stage(
         rates={group: _rates(spec, group, stage) for group in sorted({group_of(unit) for unit in selection.trained})},
         model=_model_at(spec.model, stage=stage, depth=depth, only_stage=len(rounds) == 1),
         training=TrainingPlan.model_validate(spec.training.model_dump(include=set(TrainingPlan.model_fields))),
-        cohort=CohortPlan(
-            num_clients=federation.clients,
-            eligible=None if federation.eligible == federation.clients else federation.eligible,
-            partition=federation.partition,
-            fraction_fit=federation.fraction_fit,
-            min_fit_clients=federation.quorum,
-            min_available_clients=min(federation.min_available_clients, federation.eligible),
-            sampling=None if federation.sampling == "uniform" else federation.sampling,
-            oversample=None if federation.oversample == 1 else federation.oversample,
-        ),
-        aggregators=federation.aggregators,
-        server=federation.server,
+        cohort=plan_cohort(spec.federation, stage, groups=groups),
+        aggregators=spec.federation.aggregators,
+        server=spec.federation.server,
         exchange=spec.exchange,
         levers=plan_levers(spec, cut=selection.cut, rounds=rounds[stage - 1]),
         evaluation=spec.evaluation,
@@ -240,6 +243,8 @@ def _plan_stage(
         devices=spec.launch.devices,
         seed=str(spec.seed),
         gate=_gate(spec) if rounds[stage - 1] else None,
+        groups=groups,
+        lacks={client: tuple(found) for client, found in sorted(lacks.items()) if found},
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Self
@@ -19,6 +19,7 @@ from lwfed.plan.stages import StagePlan
 from lwfed.round.context import RoundContext
 from lwfed.round.evaluate_round import evaluate_checkpoint
 from lwfed.round.runtime import deterministic, pick_device
+from lwfed.round.senders import Counted, kept_units, weights_of
 from lwfed.round.updates import RunningFold, read_updates
 from lwfed.round.workbench import Workbench
 from lwfed.run.tasks import RoundTask
@@ -62,12 +63,16 @@ def aggregate_round(task: RoundTask, *, bench: Workbench, running: RunningFold |
     with deterministic(threads=1):  # one thread per unit in work; no sum runs over a tensor's items, so no bit changes
         model = global_model(ctx, bench=bench)
         digests = {client: item.digest for client, item in clients.items()}
+        weights = weights_of(plan, {client: Counted.of(item) for client, item in clients.items()})
         made = aggregate(
             ctx,
             aggregator=make_aggregator(plan.aggregators, model=model),  # the weighted mean, in the plan's wrappers
             updates=read_updates(ctx, clients, model=model),
             model=model,
-            folded=None if running is None else running.take(ctx.key, ctx.server_round, accepted=digests),
+            kept=kept_units(plan, weights),
+            folded=None
+            if running is None
+            else running.take(ctx.key, ctx.server_round, accepted=digests, weights=weights),
         )
         aggregated = time.monotonic()
         tensors: Mapping[str, Tensor] = made.tensors
@@ -134,7 +139,10 @@ class Aggregated:
         """Replaces units of the previous checkpoint with new ones."""
         checkpoint = Checkpoint(
             blocks={**before.blocks, **{unit: new.block for unit, new in units.items()}},
-            server={unit: new.server for unit, new in units.items() if new.server is not None},
+            server={
+                **{unit: block for unit, block in before.server.items() if unit not in units},
+                **{unit: new.server for unit, new in units.items() if new.server is not None},
+            },
             change={unit: new.change for unit, new in units.items() if new.change is not None},
         )
         tensors = {name: tensor for new in units.values() for name, tensor in new.tensors.items()}
@@ -147,6 +155,7 @@ def aggregate(
     aggregator: Aggregator,
     updates: Sequence[Update],
     model: GlobalModel,
+    kept: Collection[str] = (),
     folded: Mapping[str, Any] | None = None,
 ) -> Aggregated:
     """Computes the new global model, a few units at a time and one tensor at a time within each unit.
@@ -156,6 +165,7 @@ def aggregate(
         aggregator: Combines the updates into one.
         updates: The accepted updates, in sorted client order.
         model: The model that the clients started from.
+        kept: Units that too few clients sent: they and the server's state of them stay as they were.
         folded: The aggregator's states, if the updates were added as they arrived.
 
     Returns:
@@ -178,7 +188,8 @@ def aggregate(
             new[name] = step_and_publish(ctx, name, mean, model=model, state=states.get(name, {}))
         return write_unit(ctx, new)
 
-    units = dict(zip(ctx.plan.trained, parallel_map(new_unit, ctx.plan.trained), strict=True))
+    sent = [unit for unit in ctx.plan.trained if unit not in kept]
+    units = dict(zip(sent, parallel_map(new_unit, sent), strict=True))
     return Aggregated.of(before, units, metrics=aggregator.metrics())
 
 

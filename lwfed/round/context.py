@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lwfed import environment
+from lwfed.plan.groups import Work
 from lwfed.plan.stages import StagePlan
 from lwfed.run.stage import Stage
 from lwfed.run.tasks import ClientTask, Place, RoundTask
@@ -118,6 +120,11 @@ class ClientContext(RoundContext):
     bench: Workbench
     counted: CountingStore
     device: torch.device
+
+    @cached_property
+    def work(self) -> Work:
+        """What the client trains."""
+        return self.plan.work_of(self.client)
 
     def folder(self, name: str) -> Path | None:
         """Returns a folder of the client's own that outlives its process, or None if the client has no cache."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from lwfed import ranks
 from lwfed.federated.exchange import add_changes
 from lwfed.models.build import tensor_specs
+from lwfed.plan.groups import without_modalities
 from lwfed.round.context import ClientContext
 from lwfed.store import paths
 from lwfed.store.ahead import parallel_map
@@ -58,8 +59,11 @@ def fetch_model(
         CheckpointError: A block is missing or corrupted.
     """
     plan = ctx.plan
-    needed = [unit for unit in plan.frozen if unit.partition(".")[0] not in without]
-    spare = plan.frozen if plan.evaluation.federated_every else ()  # evaluation needs all of them every few rounds
+    lacks = ctx.work.lacks
+    needed = without_modalities(plan.frozen, left_out=(*without, *lacks))
+    spare: tuple[str, ...] = ()
+    if plan.evaluation.federated_every:  # evaluation needs all of them every few rounds
+        spare = without_modalities(plan.frozen, left_out=lacks)
     frozen = ctx.bench.frozen(
         checkpoint, needed, store=ctx.counted, cache=frozen_cache(ctx), device=ctx.device, spare=spare
     )
@@ -74,8 +78,10 @@ def _fetch_trained(ctx: ClientContext, checkpoint: Checkpoint, *, to_train: bool
 
     If a unit's previous state is in the client's folder, only the published change is fetched; otherwise the whole unit
     is. Both give the same bits, which their digests prove. A process that trains several clients has the units in
-    memory. The folder keeps the model that a round starts from.
+    memory. The folder keeps the model that a round starts from. Units that only other clients train are fetched too,
+    but not those of modalities that the client's data lack.
     """
+    units = without_modalities(ctx.plan.trained, left_out=ctx.work.lacks)
     cache, codec, server_round = model_cache(ctx), ctx.plan.exchange.download, ctx.server_round - to_train
     before = None
     if checkpoint.change:
@@ -101,8 +107,8 @@ def _fetch_trained(ctx: ClientContext, checkpoint: Checkpoint, *, to_train: bool
         return tensors
 
     if ctx.bench.holds_model and not before and cache.is_disabled:
-        return ctx.bench.copy_of(checkpoint, ctx.plan.trained, store=ctx.counted, device=ctx.device)
-    fetched = parallel_map(fetch, ctx.plan.trained)
+        return ctx.bench.copy_of(checkpoint, units, store=ctx.counted, device=ctx.device)
+    fetched = parallel_map(fetch, units)
     if to_train:
-        cache.keep_only([checkpoint.blocks[unit] for unit in ctx.plan.trained])
+        cache.keep_only([checkpoint.blocks[unit] for unit in units])
     return {name: tensor.to(ctx.device) for members in fetched for name, tensor in members.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
 import torch
@@ -15,7 +15,7 @@ from lwfed.models.protocol import LastBlock
 from lwfed.objectives.alignment import alignment_loss
 from lwfed.objectives.contrastive import contrastive_loss
 from lwfed.objectives.supervised import balanced_weights, cross_entropy
-from lwfed.plan.stages import Rates, StagePlan
+from lwfed.plan.stages import Rates
 from lwfed.plan.units import group_of
 from lwfed.run.stage import Stage
 from lwfed.spec.model import ContrastiveSpec, ModelSpec
@@ -31,6 +31,7 @@ def batch_loss(
     *,
     model: ModelSpec,
     cut: Mapping[str, int],
+    cached_at: Mapping[str, int] = MappingProxyType({}),
     last_block: Mapping[str, LastBlock] | None = None,
     class_weights: Tensor | None = None,
     received: Mapping[str, ProjectionHead] = MappingProxyType({}),
@@ -44,7 +45,8 @@ def batch_loss(
         module: The model.
         batch: Inputs and labels on the module's device.
         model: The model's spec, which names the objective.
-        cut: Modality -> number of frozen leading blocks, which run without gradients.
+        cut: Modality -> number of leading blocks that run without gradients.
+        cached_at: Modality -> number of blocks that cached inputs have passed, if it is not `cut`.
         last_block: Modality -> how its last block is computed; None computes every row.
         class_weights: Weight of each class, on the module's device; None: 1.
         received: Modality -> the head that projections are aligned with; needed if the objective has an alignment.
@@ -55,7 +57,9 @@ def batch_loss(
     objective = model.objective
     features, projections = dict[str, Tensor](), dict[str, Tensor]()
     for m in module.modalities:
-        features[m] = module.feature(m, batch.inputs[m], cut=cut.get(m, 0), last_block=last_block)
+        features[m] = module.feature(
+            m, batch.inputs[m], cut=cut.get(m, 0), cached_at=cached_at.get(m), last_block=last_block
+        )
         projections[m] = module.head(m)(features[m])
     if objective.kind == "contrastive":
         loss = contrastive_loss(projections, temperature=temperature_of(module, objective))
@@ -100,11 +104,18 @@ def class_weights_of(stage: Stage, *, device: torch.device) -> Tensor | None:
     return torch.tensor(weights, dtype=torch.float32, device=device)
 
 
-def parameter_groups(module: nn.Module, plan: StagePlan) -> list[tuple[list[nn.Parameter], Rates]]:
-    """Returns a stage's trained parameters by module group, with the rates of each."""
-    members: dict[str, list[nn.Parameter]] = {group: [] for group in plan.rates}
-    trained = set(plan.trained)
+def parameter_groups(
+    module: nn.Module, *, trained: Collection[str], rates: Mapping[str, Rates]
+) -> list[tuple[list[nn.Parameter], Rates]]:
+    """Returns a client's trained parameters by module group, with the rates of each.
+
+    Args:
+        module: The model.
+        trained: The units that the client trains.
+        rates: Module group -> its rates; groups that have no trained unit are left out.
+    """
+    members: dict[str, list[nn.Parameter]] = {group: [] for group in rates}
     for name, parameter in module.named_parameters():
         if unit_of(name) in trained:
             members[group_of(unit_of(name))].append(parameter)
-    return [(members[group], rates) for group, rates in plan.rates.items()]
+    return [(members[group], own) for group, own in rates.items() if members[group]]

@@ -17,6 +17,7 @@ from lwfed import environment
 from lwfed.plan.cohort import counts_of, sample_round, weights_by_size
 from lwfed.round.context import RoundContext
 from lwfed.round.record import commit_record, evaluate_on_clients, read_record
+from lwfed.round.senders import Counted, refuse_gaps
 from lwfed.run.events import Aggregating, ClientDone, Emit, RoundDone, RoundStarted
 from lwfed.run.launcher import Launcher
 from lwfed.run.overhead import Overhead
@@ -120,7 +121,7 @@ def accept(ctx: RoundContext, cohort: Sequence[str], training: CohortTraining) -
         training: How their training ended.
 
     Raises:
-        QuorumError: There are too few updates.
+        QuorumError: There are too few updates, or too few of a unit, or none of a required client.
     """
     clients: dict[str, AcceptedUpdate] = {}
     need, ask = counts_of(ctx.plan.cohort)
@@ -142,6 +143,8 @@ def accept(ctx: RoundContext, cohort: Sequence[str], training: CohortTraining) -
             f"{quorum} ({grouped(training.failed)})",
             remedy=f"fix what made them fail; then {environment.resume_hint()}",
         )
+    counted = {client: Counted.of(update) for client, update in clients.items()}
+    refuse_gaps(ctx.plan, counted, server_round=ctx.server_round, resume=environment.resume_hint())
     accepted = Accepted(clients=clients, failed=dict(training.failed), cohort=list(cohort), wall_s=training.wall_s)
     ctx.store.write_ref(paths.accepted(ctx.key, ctx.server_round), accepted.to_values(), if_absent=True)
     return ctx.accepted() or accepted

@@ -78,7 +78,7 @@ def shares_of(
 
 
 def shares_at(plan: StagePlan, examples: Sequence[Example]) -> dict[str, list[int]]:
-    """Splits training examples among all clients; returns the shares of those that take part: client -> indices."""
+    """Splits training examples among all clients; returns the shares of a run's clients: client -> indices."""
     shares = shares_of(
         examples,
         kind=plan.cohort.partition,
@@ -86,7 +86,7 @@ def shares_at(plan: StagePlan, examples: Sequence[Example]) -> dict[str, list[in
         seed=plan.seed,
         validation_fraction=plan.data.validation_fraction,
     )
-    return {client: shares[client] for client in plan.cohort.clients}
+    return {client: shares[client] for client in plan.cohort.eligible_ids}
 
 
 def split_share(

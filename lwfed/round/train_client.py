@@ -91,17 +91,17 @@ def train_locally(task: ClientTask, *, bench: Workbench, on_step: OnStep | None 
         return None
     unkept = maintain_folder(task, store=bench.store)
     ctx = bench.client(task)
-    plan, training = ctx.plan, ctx.plan.training
+    plan, training, work = ctx.plan, ctx.plan.training, ctx.work
     with deterministic(threads=training.threads), prefix_folder(ctx) as folder:
         share, _ = bench.share(ctx.stage, ctx.place, ctx.client)
         examples = bench.unchanged(ctx.stage, ctx.place, share, ctx.client)
         checkpoint = ctx.start()
         prefixes = prefixes_of(ctx, checkpoint, examples=examples, folder=folder)
         model = fetch_model(ctx, checkpoint, without=tuple(prefixes.cached))
-        module = load(bench.skeleton(ctx.key, *([tuple(prefixes.cached)] if prefixes.cached else [])), model.tensors)
+        module = load(bench.skeleton(ctx.key, tuple(prefixes.cached), work.lacks), model.tensors)
         specs = tensor_specs(module)
         start = remember_start(ctx, model.tensors, specs=specs)
-        set_trained(module, trained=plan.trained)
+        set_trained(module, trained=work.trained)
         set_recomputed(module, training.activation_checkpointing)
         received = received_heads(module, plan.model)
         weights = class_weights_of(ctx.stage, device=ctx.device)
@@ -111,7 +111,8 @@ def train_locally(task: ClientTask, *, bench: Workbench, on_step: OnStep | None 
                 module,
                 batch,
                 model=plan.model,
-                cut=plan.cut,
+                cut=work.cut,
+                cached_at=plan.cut,
                 last_block=plan.levers.last_block,
                 class_weights=weights,
                 received=received,
@@ -120,7 +121,7 @@ def train_locally(task: ClientTask, *, bench: Workbench, on_step: OnStep | None 
         batches = micro_batches(ctx, examples, cached=prefixes.cached)
         with closing(batches.steps):
             result = train(
-                parameter_groups(module, plan),
+                parameter_groups(module, trained=work.trained, rates=plan.rates),
                 loss=loss,
                 batches=batches.steps,
                 settings=LocalSettings(
@@ -136,7 +137,7 @@ def train_locally(task: ClientTask, *, bench: Workbench, on_step: OnStep | None 
                 on_step=None if on_step is None else lambda step, loss: on_step(step, batches.num_steps, loss),
                 measure=list(model.tensors.values()) if ctx.server_round == 1 else None,
             )
-        trained = select({name: t.detach() for name, t in module.state_dict().items()}, units=plan.trained)
+        trained = select({name: t.detach() for name, t in module.state_dict().items()}, units=work.trained)
         metrics = client_metrics(
             result,
             module,

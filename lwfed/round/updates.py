@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from lwfed.federated.aggregator import Aggregator, GlobalModel, Update, fold
-from lwfed.federated.aggregators.weighted_mean import normalise_weights
 from lwfed.federated.exchange import check_update, received
 from lwfed.params import by_unit
 from lwfed.round.context import RoundContext
+from lwfed.round.senders import Counted, Weights, weights_of
 from lwfed.store import paths
 from lwfed.store.blocks import read_tensor
 from lwfed.store.manifest import Block
@@ -41,9 +41,7 @@ def read_updates(
     Raises:
         CheckpointError: An update is missing, is not the accepted one, or does not hold the plan's tensors.
     """
-    weights = normalise_weights(
-        {client: item.num_examples if item.weight is None else item.weight for client, item in accepted.items()}
-    )
+    weights = weights_of(ctx.plan, {client: Counted.of(item) for client, item in accepted.items()})
     members = by_unit(model.specs)
     updates = []
     for client in sorted(accepted):
@@ -58,11 +56,15 @@ def read_updates(
             blocks = {unit: Block.from_values(values) for unit, values in update["blocks"].items()}
         except CheckpointError as error:
             raise damaged(ref, error.problem) from None
-        if missing := members.keys() - blocks:
+        expected = ctx.plan.work_of(client).trained
+        if missing := set(expected) - blocks.keys():
             raise damaged(ref, f"it lacks {min(missing)}")
-        for unit, specs in members.items():
-            check_update(client, found=blocks[unit].specs, specs=specs, codec=model.codec)
-        updates.append(Update(client, weights[client], _reader(ctx, client, blocks, model=model)))
+        if surplus := blocks.keys() - set(expected):
+            raise damaged(ref, f"it has {min(surplus)}, which {client} does not train")
+        for unit in expected:
+            check_update(client, found=blocks[unit].specs, specs=members[unit], codec=model.codec)
+        own, reader = weights[client], _reader(ctx, client, blocks, model=model)
+        updates.append(Update(client, own.weight, reader, by_unit=own.by_unit))
     return tuple(updates)
 
 
@@ -91,7 +93,7 @@ class RunningFold:
         server_round: The round.
         aggregator: An aggregator that does not need all updates first.
         model: The model that the clients started from.
-        num_examples: The expected clients, with their weights.
+        weights: The expected clients, with their weights.
     """
 
     def __init__(
@@ -101,12 +103,12 @@ class RunningFold:
         *,
         aggregator: Aggregator,
         model: GlobalModel,
-        num_examples: Mapping[str, int],
+        weights: Mapping[str, Weights],
     ) -> None:
         self._round = (stage_key, server_round)
         self._aggregator, self._model = aggregator, model
-        self._weights = normalise_weights(num_examples)
-        self._expected = sorted(num_examples)
+        self._weights = weights
+        self._expected = sorted(weights)
         self._digests: dict[str, str] = {}
         self._states: dict[str, Any] | None = None
 
@@ -126,12 +128,15 @@ class RunningFold:
         def tensor(name: str) -> Tensor:
             return received(name, sent, spec=model.specs[name], codec=model.codec)
 
-        update = Update(client, self._weights[client], tensor)
+        own = self._weights[client]
+        update = Update(client, own.weight, tensor, by_unit=own.by_unit)
         self._states = fold(self._aggregator, [update], names=model.specs, states=self._states)
         self._digests[client] = digest
 
-    def take(self, stage_key: str, server_round: int, *, accepted: Mapping[str, str]) -> dict[str, Any] | None:
-        """Returns the states of a round's tensors if exactly the expected clients were accepted, else None; only once.
+    def take(
+        self, stage_key: str, server_round: int, *, accepted: Mapping[str, str], weights: Mapping[str, Weights]
+    ) -> dict[str, Any] | None:
+        """Returns the states of a round's tensors if exactly the expected updates were accepted, else None; only once.
 
         The weights were normalised over all expected clients, so a sum over fewer of them would be wrong.
 
@@ -139,28 +144,27 @@ class RunningFold:
             stage_key: The stage.
             server_round: The round.
             accepted: Client -> digest of its accepted update.
+            weights: Client -> the weights of that update.
         """
         states, self._states = self._states, None
-        whole = list(self._digests) == self._expected and self._digests == accepted
+        whole = list(self._digests) == self._expected and self._digests == accepted and self._weights == weights
         return states if whole and self._round == (stage_key, server_round) else None
 
 
 def begin_fold(
-    stage_key: str,
-    server_round: int,
+    ctx: RoundContext,
     *,
     clients: Sequence[str],
-    known: Mapping[str, int],
+    known: Mapping[str, Counted],
     aggregator: Aggregator,
     model: GlobalModel,
 ) -> RunningFold | None:
     """Starts folding a round; None unless all weights are known, the aggregator can start, and its sums are small.
 
     Args:
-        stage_key: The stage.
-        server_round: The round.
-        clients: The round's clients.
-        known: Client -> number of its examples, for clients whose number is known.
+        ctx: The round.
+        clients: Its clients.
+        known: Client -> how much its update counts, for clients of which that is known.
         aggregator: Combines the updates into one.
         model: The model that the clients started from.
     """
@@ -168,5 +172,5 @@ def begin_fold(
         return None
     if sum(8 * spec.numel for spec in model.specs.values()) > MAX_BYTES:
         return None
-    num_examples = {client: known[client] for client in clients}
-    return RunningFold(stage_key, server_round, aggregator=aggregator, model=model, num_examples=num_examples)
+    weights = weights_of(ctx.plan, {client: known[client] for client in clients})
+    return RunningFold(ctx.key, ctx.server_round, aggregator=aggregator, model=model, weights=weights)

@@ -41,7 +41,7 @@ def remember_start(ctx: ClientContext, tensors: Mapping[str, Tensor], *, specs: 
         return lambda unit: {}
     checkpoint, cache = ctx.start(), model_cache(ctx)
     copies: dict[str, dict[str, Tensor]] = {}
-    for unit in ctx.plan.trained:
+    for unit in ctx.work.trained:
         if not cache.has(checkpoint.blocks[unit]):
             members = {name: tensors[name] for name in checkpoint.blocks[unit].tensors}
             copies[unit] = {n: t.detach().cpu().clone() for n, t in members.items() if is_encoded(specs[n], codec)}

@@ -53,7 +53,7 @@ class Workbench:
         self.holds_model = holds_model
         self.source = lru_cache(maxsize=2)(_open)
         self.stage = lru_cache(maxsize=4)(self._stage)
-        self.skeleton = lru_cache(maxsize=2)(self._skeleton)
+        self.skeleton = lru_cache(maxsize=4)(self._skeleton)
         self._shares = lru_cache(maxsize=1)(self._share)
         self._inputs = lru_cache(maxsize=1)(self._input_settings)
         self._file_digests: dict[Path, FileDigests] = {}
@@ -178,10 +178,16 @@ class Workbench:
         examples = self.examples(stage, place, "train", who)
         return examples, shares_at(stage.plan, examples)
 
-    def _skeleton(self, key: str, without: tuple[str, ...] = ()) -> Multimodal:
-        """Builds a stage's model without weights and without the frozen blocks of the modalities in `without`."""
+    def _skeleton(self, key: str, without: tuple[str, ...] = (), lacks: tuple[str, ...] = ()) -> Multimodal:
+        """Builds a stage's model without weights.
+
+        Args:
+            key: The stage.
+            without: Modalities whose frozen blocks are left out.
+            lacks: Modalities that are left out.
+        """
         plan = self.stage(key).plan
-        whole = skeleton(plan.model, depth=plan.depth, num_classes=self.stage(key).num_classes)
+        whole = skeleton(plan.model, depth=plan.depth, num_classes=self.stage(key).num_classes, lacks=lacks)
         return without_prefix(whole, cut={modality: plan.cut[modality] for modality in without})
 
     def inputs(self, stage: Stage) -> InputSettings:

@@ -12,6 +12,8 @@ from lwfed import catalog
 from lwfed.catalog.launcher import launcher_kind
 from lwfed.spec.base import Choice, Section
 from lwfed.spec.data import PartitionSpec
+from lwfed.spec.groups import GroupSpec
+from lwfed.types.clients import client_ids, expand_clients
 from lwfed.types.encoded import is_lossless
 from lwfed.types.errors import SpecError
 from lwfed.types.uris import folder_of, refuse_mistaken, scheme_of
@@ -127,6 +129,16 @@ class FederationSpec(Section):
         (), description="wrappers that each update passes, in this order, before the weighted mean"
     )
     server: ServerSpec = ServerSpec()
+    groups: tuple[GroupSpec, ...] = Field((), description="clients that are not like the others")
+    require: tuple[str, ...] = Field(
+        (), description="clients that each round asks and cannot do without; client-005..client-009 are five"
+    )
+    unit_quorum: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=1)]] = Field(
+        1, description="fewest clients that must send a unit of the model; or modality -> fewest for its units, else 1"
+    )
+    unsent: Literal["fail", "keep"] = Field(
+        "fail", description="a unit that fewer clients sent: the round fails, or the unit stays as it was"
+    )
 
     @model_validator(mode="after")
     def _quorum_can_be_met(self) -> Self:
@@ -140,7 +152,39 @@ class FederationSpec(Section):
         for key in ("min_fit_clients", "min_available_clients"):
             if getattr(self, key) > max(self.eligible, 2):  # 2 is the default
                 raise ValueError(f"`{key}` is {getattr(self, key)}, more than the {self.eligible} clients{part}")
+        self.members()
+        if self.required and self.sampling == "by_size":
+            raise ValueError("`require` and `sampling: by_size` exclude one another: such a sample would be biased")
+        if self.required and self.oversample > 1:
+            raise ValueError("`require` and `oversample` exclude one another: a round would not wait for the required")
         return self
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Ids of the clients without which a round fails. Raises SpecError if one is unknown."""
+        return expand_clients(self.require, known=self.eligible_ids, where="federation.require")
+
+    def members(self) -> dict[str, tuple[str, ...]]:
+        """Returns the clients of each group, by its name, in the spec's order.
+
+        Raises:
+            SpecError: A client is unknown or is in two groups, or two groups have one name.
+        """
+        found = dict[str, tuple[str, ...]]()
+        group_of = dict[str, str]()
+        for group in self.groups:
+            where = f"federation.groups.{group.name}.clients"
+            clients = expand_clients(group.clients, known=self.eligible_ids, where=where)
+            if group.name in found:
+                raise SpecError(f"two of `federation.groups` are called {group.name}", remedy="rename one of them")
+            for client in clients:
+                if client in group_of:
+                    raise SpecError(
+                        f"{client} is in the groups {group_of[client]} and {group.name}", remedy="put it into one"
+                    )
+                group_of[client] = group.name
+            found[group.name] = clients
+        return found
 
     @property
     def clients(self) -> int:
@@ -156,6 +200,11 @@ class FederationSpec(Section):
     def eligible(self) -> int:
         """Number of clients that take part: the first of all. Raises SpecError as `clients` does."""
         return int(self.clients * self.eligible_fraction)
+
+    @property
+    def eligible_ids(self) -> tuple[str, ...]:
+        """Ids of the clients that take part: the first int(`eligible_fraction` x N). Raises SpecError as `clients`."""
+        return client_ids(self.clients)[: self.eligible]
 
     @property
     def wrappers(self) -> tuple[str, ...]:

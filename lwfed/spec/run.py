@@ -110,6 +110,7 @@ class RunSpec(Section):
                 if isinstance(value, tuple) and len(value) != count:
                     raise ValueError(f"`training.{where}.{group}` has {len(value)} entries for {count} stages")
         self._gate_fits()
+        self._groups_fit()
         data = data_source(self.data.source)
         missing = set(self.model.modalities) - data.modalities
         if missing:
@@ -143,6 +144,21 @@ class RunSpec(Section):
         """Whether a metric is one of an evaluation on validation data, which alone may decide anything."""
         side, _, name = metric.partition("/")
         return side == "validation" and self.model.has_metric(name)
+
+    def _groups_fit(self) -> None:
+        federation, modalities = self.federation, self.model.modalities
+        for group in federation.groups:
+            if self.strategy == "end_to_end" and group.strategy is not None:
+                raise ValueError(
+                    f"`federation.groups` {group.name}: end_to_end has one stage, so `strategy` says nothing: limit "
+                    "what they train by `max_blocks` or `device_memory`"
+                )
+        if isinstance(federation.unit_quorum, dict):
+            for modality in federation.unit_quorum:
+                if modality not in modalities:
+                    raise ValueError(
+                        f"`federation.unit_quorum` names {modality!r}; the model has {', '.join(modalities)}"
+                    )
 
     def _gate_fits(self) -> None:
         gate = self.stages.gate

@@ -13,7 +13,6 @@ from lwfed.cost.architectures import architectures_of
 from lwfed.cost.ledger import end_to_end_cost, stage_costs
 from lwfed.data.digests import FileDigests, version_of
 from lwfed.data.protocol import Example, Source
-from lwfed.plan.cohort import eligible_clients
 from lwfed.plan.stages import StagePlan, plan_stages
 from lwfed.plan.strategies import title_of
 from lwfed.round.shares import SERVER, shares_at, split_share
@@ -199,7 +198,7 @@ def prepare(
     else:
         kept = kept or {SERVER: everything}
         bad["train"] = sum(len(here[who].examples("train")) - len(examples) for who, examples in kept.items())
-        train = kept if own else dict.fromkeys(eligible_clients(spec.federation), shared)
+        train = kept if own else dict.fromkeys(spec.federation.eligible_ids, shared)
         clients, labels, num_train = _client_sizes(runs.plans_of(run)[0], train)
         unused = 0 if own else len(shared) - num_train
         tokens = padded_tokens(spec, next(iter(train.values())), emit=emit)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from lwfed.plan.cohort import eligible_clients
 from lwfed.run import runs
 from lwfed.run.events import Emit
 from lwfed.run.launcher import Launcher
@@ -30,7 +29,7 @@ def prepare_remote(spec: RunSpec, *, options: Options, launcher: Launcher, store
     if CLIENT_MARK in (spec.data.root or ""):
         tasks = [
             InspectTask(store=store.uri, run_id=run_id, client=client, spec=values, place=place)
-            for client in eligible_clients(spec.federation)
+            for client in spec.federation.eligible_ids
         ]
         seconds = spec.federation.round_timeout_s
         outcomes = launcher.clients("inspect-client", tasks, deadline_s=seconds, emit=emit)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lwfed.plan.cohort import eligible_clients
 from lwfed.run.events import Emit
 from lwfed.run.runs import Options
 from lwfed.run.tasks import PrepareTask
@@ -51,7 +50,7 @@ def _found(store: Store, run_id: str, spec: RunSpec) -> dict[str, Any] | None:
     """Returns clients' descriptions of data that only they see; None if all data are here."""
     if CLIENT_MARK not in (spec.data.root or ""):
         return None
-    clients = eligible_clients(spec.federation)
+    clients = spec.federation.eligible_ids
     values = {client: store.read_ref(paths.client_data(run_id, client)) for client in clients}
     found = {client: value for client, value in values.items() if value is not None}
     if not found:

@@ -12,7 +12,6 @@ from lwfed.data.digests import FileDigests, list_files, version_of
 from lwfed.data.left_out import UNREADABLE, UNUSED
 from lwfed.data.partition import group_members, split_validation
 from lwfed.data.protocol import Example, Source, open_source
-from lwfed.plan.cohort import eligible_clients
 from lwfed.round.shares import SERVER, root_for
 from lwfed.run.events import Checking, Emit, Hashing, Warning
 from lwfed.spec.data import CLIENT_MARK
@@ -36,7 +35,7 @@ def client_sources(spec: RunSpec) -> dict[str, Source]:
         return {}
     return {
         client: open_source(spec.data.model_copy(update={"root": root_for(spec.data.root, client)}))
-        for client in eligible_clients(spec.federation)
+        for client in spec.federation.eligible_ids
     }
 
 

@@ -83,6 +83,7 @@ class ClientRecord(Record):
         residual_kept: Whether this upload's residual was kept.
         unkept: Why the client keeps nothing between rounds.
         changed_files: Number of its examples left out because a file changed after its check.
+        examples: Modality -> number of its examples that have it, for the modalities that some lack.
     """
 
     num_examples: int
@@ -107,6 +108,7 @@ class ClientRecord(Record):
     residual_kept: bool | None = None
     unkept: str | None = None
     changed_files: int = 0
+    examples: dict[str, int] = Field(default_factory=dict)
 
 
 class RoundRecord(Record):

@@ -44,7 +44,7 @@ def without_unused(section: Any, values: Any) -> Any:
     if isinstance(section, Section):
         for name, field in type(section).model_fields.items():
             value = getattr(section, name)
-            if LATER in field.metadata and value == field.default:
+            if LATER in field.metadata and value == field.get_default(call_default_factory=True):
                 del values[name]
             else:
                 without_unused(value, values[name])

@@ -21,7 +21,6 @@ from lwfed import environment
 from lwfed.data.batches import epoch_length, train_batches
 from lwfed.launch.in_process import InProcess
 from lwfed.models.build import load, set_trained, skeleton
-from lwfed.plan.cohort import client_ids
 from lwfed.plan.stages import StagePlan
 from lwfed.round.batching import tensors_of
 from lwfed.round.losses import batch_loss
@@ -38,6 +37,7 @@ from lwfed.store.blocks import read_block
 from lwfed.store.checkpoint import read_checkpoint
 from lwfed.store.manifest import block_key
 from lwfed.store.opening import open_store
+from lwfed.types.clients import client_ids
 from tests.events import emit_to
 
 DATA = Path(__file__).parents[2].parent / "shared/data/coco-mini"
@@ -119,7 +119,7 @@ def _bare_client(
     optimizer = torch.optim.AdamW(
         [
             {"params": members, "lr": rates.learning_rate, "weight_decay": rates.weight_decay}
-            for members, rates in parameter_groups(module, plan)
+            for members, rates in parameter_groups(module, trained=plan.trained, rates=plan.rates)
         ],
         fused=True,
     )

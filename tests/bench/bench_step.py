@@ -96,7 +96,7 @@ def make(preset: str, overrides: tuple[str, ...], *, batch: int, device: torch.d
     def run(steps: int = 1, measure: list[Tensor] | None = None) -> Any:
         micro = MicroBatch(value=value, share=1.0, rows=batch, name="a batch", tensors=tensors_of(value))
         return train(
-            parameter_groups(module, plan),
+            parameter_groups(module, trained=plan.trained, rates=plan.rates),
             loss=lambda b: batch_loss(module, b, model=plan.model, cut=plan.cut, last_block=plan.levers.last_block),
             batches=repeat([micro]),
             settings=LocalSettings(

@@ -10,7 +10,6 @@ import pytest
 from lwfed.cost.architectures import architectures_of
 from lwfed.cost.ledger import stage_costs
 from lwfed.launch.in_process import InProcess
-from lwfed.plan.cohort import eligible_clients
 from lwfed.plan.stages import plan_stages
 from lwfed.spec.load import build_spec, load_spec, preset_names, to_values
 from lwfed.spec.run import RunSpec
@@ -97,4 +96,4 @@ def test_a_preset_runs(name: str, roots: dict[str, str | None], store: LocalStor
     run = prepared(small, store=store)
     summary = run_stages(run, launcher=InProcess(store), store=store, emit=ignore, cache=tmp_path)
     assert summary.digest and summary.status == "finished"
-    assert tuple(run.data.clients) == eligible_clients(small.federation)
+    assert tuple(run.data.clients) == small.federation.eligible_ids

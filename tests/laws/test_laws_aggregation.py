@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from lwfed.federated.aggregators.weighted_mean import normalise_weights
 from lwfed.models.build import tensor_specs
 from lwfed.round.aggregate_round import aggregate_round
 from lwfed.round.workbench import Workbench
@@ -187,10 +186,3 @@ def mean_of(sent: Mapping[str, Mapping[str, Tensor]], names: list[str] | None) -
 def bits(tensor: Tensor) -> Tensor:
     """The tensor's bits, so that 0 and -0 differ."""
     return tensor.view(torch.int32) if tensor.dtype == torch.float32 else tensor
-
-
-def test_weights_are_divided_by_their_common_factor() -> None:
-    assert normalise_weights({"a": 6, "b": 4}) == {"a": 3, "b": 2}
-    assert normalise_weights({"a": 7}) == {"a": 1}
-    with pytest.raises(ValueError, match="b reports no examples"):
-        normalise_weights({"a": 6, "b": 0})

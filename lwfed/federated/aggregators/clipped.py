@@ -1,8 +1,8 @@
 """Norm clipping: a change whose norm exceeds a bound is scaled down to it, which limits each client's influence.
 
 Robust and private aggregation both start with this bound (McMahan et al. 2018, arXiv 1710.06963, Algorithm 1, flat
-clipping; Sun et al. 2019, arXiv 1911.07963, section 4). The norm is taken over all trained parameters together. Buffers
-and integers are excluded and pass unchanged.
+clipping; Sun et al. 2019, arXiv 1911.07963, section 4). The norm is taken over all parameters that a client sent.
+Buffers and integers are excluded and pass unchanged.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class Clipped:
         return {**self.inner.metrics(), **mine}
 
     def _norm(self, update: Update) -> float:
-        changes = (self.model.change(name, update.tensor(name)) for name in self.model.parameters)
+        sent = (name for name in self.model.parameters if update.weight_of(name))
+        changes = (self.model.change(name, update.tensor(name)) for name in sent)
         return math.sqrt(math.fsum(float(change.square().sum()) for change in changes))
 
     def _clip(self, update: Update) -> Update:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,12 +40,13 @@ class WeightedMean:
 
     def add(self, state: Sum, update: Update, *, name: str) -> Sum:
         """Adds w_n x_n to the sum, in place."""
-        tensor, weight = update.tensor(name), state.weight + update.weight
+        tensor, own = update.tensor(name), update.weight_of(name)
+        weight = state.weight + own
         if not tensor.is_floating_point():
             return Sum(tensor if state.total is None else torch.maximum(state.total, tensor), weight)
         if state.total is None:  # not zero plus the first tensor, which would turn -0 into 0
-            return Sum(tensor.to(torch.float64, copy=True).mul_(update.weight), weight)
-        return Sum(state.total.add_(tensor, alpha=update.weight), weight)
+            return Sum(tensor.to(torch.float64, copy=True).mul_(own), weight)
+        return Sum(state.total.add_(tensor, alpha=own), weight)
 
     def finish(self, state: Sum, *, name: str) -> Tensor:
         """Returns sum_n w_n x_n / sum_n w_n in float64, or the maximum of integers.
@@ -61,16 +61,3 @@ class WeightedMean:
     def metrics(self) -> dict[str, float]:
         """Returns no metrics."""
         return {}
-
-
-def normalise_weights(num_examples: Mapping[str, int]) -> dict[str, int]:
-    """Divides clients' weights by their greatest common factor, so that a common factor does not change the result.
-
-    Raises:
-        ValueError: A client has no examples.
-    """
-    empty = [client for client, count in num_examples.items() if count < 1]
-    if empty:
-        raise ValueError(f"{empty[0]} reports no examples; leave it out of the round")
-    factor = math.gcd(*num_examples.values())
-    return {client: count // factor for client, count in num_examples.items()}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from lwfed.cost.fit import parse_size
 from lwfed.formats import PREFIXES, bytes_text, flops_text, trimmed
 from lwfed.report.compare.records import Comparison, Group, Quantity, RunCurve, Spread, spread
 from lwfed.types.errors import SpecError
+from lwfed.types.sizes import parse_size
 
 WRITE = {"bytes": bytes_text, "flops": flops_text, "memory": bytes_text}
 """Quantity -> its format."""

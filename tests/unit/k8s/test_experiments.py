@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from lwfed.cli.store import _secret_name
-from lwfed.plan.cohort import client_ids
 from lwfed.spec.kubernetes import PoolSpec
 from lwfed.spec.load import build_spec, load_spec
 from lwfed.spec.run import RunSpec
+from lwfed.types.clients import client_ids
 from pipelines.compile import compile_pipeline
 from pipelines.stages import Work
 from tests.unit.k8s.rendered import K8S, OVERLAYS, golden

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from lwfed.federated.aggregator import GlobalModel
 from lwfed.federated.aggregators.weighted_mean import WeightedMean
 from lwfed.launch.in_process import InProcess
 from lwfed.round import updates
+from lwfed.round.senders import Weights
 from lwfed.round.updates import RunningFold
 from lwfed.run.tasks import ClientTask
 from lwfed.types.tensors import TensorSpec
@@ -36,8 +38,8 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     seen: list[bool] = []
     take = RunningFold.take
 
-    def noted(self: RunningFold, stage_key: str, server_round: int, *, accepted: Mapping[str, str]) -> object:
-        found = take(self, stage_key, server_round, accepted=accepted)
+    def noted(self: RunningFold, stage_key: str, server_round: int, **accepted: Any) -> object:
+        found = take(self, stage_key, server_round, **accepted)
         seen.append(found is not None)
         return found
 
@@ -100,26 +102,38 @@ def test_a_large_model_is_not_summed_in_memory(
     assert taken == []
 
 
+def weighted(num_examples: Mapping[str, int]) -> dict[str, Weights]:
+    return {client: Weights(weight=count, by_unit={"image.norm": count}) for client, count in num_examples.items()}
+
+
 def folding(num_examples: Mapping[str, int]) -> RunningFold:
-    specs = {"w": TensorSpec(shape=(2,), dtype="F32")}
+    specs = {"image.norm.w": TensorSpec(shape=(2,), dtype="F32")}
     model = GlobalModel(specs=specs, codec="fp32", start={}.__getitem__)
-    return RunningFold("key", 2, aggregator=WeightedMean(), model=model, num_examples=num_examples)
+    return RunningFold("key", 2, aggregator=WeightedMean(), model=model, weights=weighted(num_examples))
 
 
 def test_what_was_accepted_elsewhere_is_not_taken() -> None:
     for accepted, taken in (({"client-000": "d"}, True), ({"client-000": "other"}, False)):
         running = folding({"client-000": 3})
-        running.add("client-000", {"w": torch.ones(2)}, digest="d")
-        assert (running.take("key", 2, accepted=accepted) is not None) is taken
-        assert running.take("key", 2, accepted=accepted) is None, "it is taken once"
+        running.add("client-000", {"image.norm.w": torch.ones(2)}, digest="d")
+        weights = weighted({"client-000": 3})
+        assert (running.take("key", 2, accepted=accepted, weights=weights) is not None) is taken
+        assert running.take("key", 2, accepted=accepted, weights=weights) is None, "it is taken once"
+
+
+def test_a_fold_with_other_weights_is_not_taken() -> None:
+    """A file that changed between the rounds leaves a client with fewer examples than it had."""
+    running = folding({"client-000": 3})
+    running.add("client-000", {"image.norm.w": torch.ones(2)}, digest="d")
+    assert running.take("key", 2, accepted={"client-000": "d"}, weights=weighted({"client-000": 2})) is None
 
 
 def test_a_fold_over_fewer_than_expected_is_not_taken() -> None:
     """Its weights, 4 and 2 of 4, 2 and 1, are not those of the two alone: 2 and 1."""
     running = folding({"a": 8, "b": 4, "c": 2})
     for client in ("a", "b"):
-        running.add(client, {"w": torch.ones(2)}, digest=client)
-    assert running.take("key", 2, accepted={"a": "a", "b": "b"}) is None
+        running.add(client, {"image.norm.w": torch.ones(2)}, digest=client)
+    assert running.take("key", 2, accepted={"a": "a", "b": "b"}, weights=weighted({"a": 2, "b": 1})) is None
 
 
 def test_a_held_model_is_neither_read_again_nor_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,140 @@
+"""Who sends what in a round, and with which weight: each tensor is averaged over the clients that trained it.
+
+A client's weight for a modality's units is the number of its examples that have the modality; for what serves all
+modalities it is w_n, the number of all its examples. So the mean is FedAvg's (McMahan et al. 2017, Algorithm 1) over
+the data that the tensor has seen. Pure functions of the plan and the accepted updates, without torch: the coordinator
+refuses by them, and the server averages by them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Self
+
+from lwfed.plan.groups import modality_of
+from lwfed.plan.stages import StagePlan
+from lwfed.types.errors import QuorumError
+from lwfed.types.records import AcceptedUpdate
+
+FEWEST = 2
+"""Fewest examples that can train a modality: BatchNorm and negatives need two."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """How much a client's update counts.
+
+    Attributes:
+        num_examples: w_n.
+        examples: Modality -> number of examples that have it, for the modalities that some lack.
+        weight: Its weight instead of w_n, if clients are sampled by size.
+    """
+
+    num_examples: int
+    examples: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    weight: int | None = None
+
+    @classmethod
+    def of(cls, update: AcceptedUpdate) -> Self:
+        """Returns what an accepted update counts."""
+        return cls(update.num_examples, update.metrics.examples, update.weight)
+
+    def for_unit(self, unit: str) -> int:
+        """Returns the weight of its tensors of a unit that it trains; 0 if too few of its examples reach the unit."""
+        count = self.examples.get(modality_of(unit), self.num_examples)
+        if count < FEWEST and count < self.num_examples:
+            return 0
+        return count if self.weight is None else self.weight
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The weights of a client's tensors.
+
+    Attributes:
+        weight: Its weight for what serves all modalities, divided by the greatest common factor of all weights.
+        by_unit: Unit -> its weight, likewise divided, for the units that it sends.
+    """
+
+    weight: int
+    by_unit: Mapping[str, int]
+
+
+def weights_of(plan: StagePlan, counted: Mapping[str, Counted]) -> dict[str, Weights]:
+    """Returns the weights of a round's updates, by client.
+
+    Common factors do not change a mean, so the greatest one is divided out.
+
+    Args:
+        plan: The stage.
+        counted: Client -> how much its update counts.
+
+    Raises:
+        ValueError: A client has no examples.
+    """
+    empty = [client for client, count in counted.items() if count.num_examples < 1]
+    if empty:
+        raise ValueError(f"{empty[0]} reports no examples; leave it out of the round")
+    whole = {client: count.num_examples if count.weight is None else count.weight for client, count in counted.items()}
+    by_unit = {
+        client: {unit: weight for unit in plan.work_of(client).trained if (weight := count.for_unit(unit))}
+        for client, count in counted.items()
+    }
+    factor = math.gcd(*whole.values(), *(weight for units in by_unit.values() for weight in units.values()))
+    return {
+        client: Weights(
+            weight=whole[client] // factor, by_unit={unit: weight // factor for unit, weight in units.items()}
+        )
+        for client, units in by_unit.items()
+    }
+
+
+def kept_units(plan: StagePlan, weights: Mapping[str, Weights]) -> tuple[str, ...]:
+    """Returns the trained units that fewer clients sent than the plan demands: they stay as they were.
+
+    Args:
+        plan: The stage.
+        weights: The weights of the round's updates.
+    """
+    return tuple(unit for unit in plan.trained if num_senders(unit, weights) < plan.cohort.quorum_of(unit))
+
+
+def num_senders(unit: str, weights: Mapping[str, Weights]) -> int:
+    """Returns the number of clients that sent a unit."""
+    return sum(unit in one.by_unit for one in weights.values())
+
+
+def refuse_gaps(plan: StagePlan, counted: Mapping[str, Counted], *, server_round: int, resume: str) -> None:
+    """Raises QuorumError if a round lacks a required client, or a unit that the plan does not let stay as it was.
+
+    Args:
+        plan: The stage.
+        counted: Client -> how much its update counts.
+        server_round: r, for the message.
+        resume: How the run is resumed, for the message.
+    """
+    where = f"round {server_round} of stage {plan.stage}"
+    absent = [client for client in plan.cohort.require if client not in counted]
+    if absent:
+        raise QuorumError(
+            f"{where} has no update of {', '.join(absent)}, which federation.require names",
+            remedy=f"fix what made it fail; then {resume}",
+        )
+    weights = weights_of(plan, counted)
+    gaps = kept_units(plan, weights)
+    if gaps and plan.cohort.unsent == "fail":
+        unit = gaps[0]
+        more = f" and {len(gaps) - 1} other unit(s)" if len(gaps) > 1 else ""
+        raise QuorumError(
+            f"{where} has {num_senders(unit, weights)} update(s) of {unit}{more} and needs "
+            f"{plan.cohort.quorum_of(unit)}: the others of its clients do not train it or lack the modality",
+            remedy="set federation.unsent=keep to leave such units as they were, or federation.require or "
+            "fraction_fit so that more rounds have these clients",
+        )
+    if len(gaps) == len(plan.trained):
+        raise QuorumError(
+            f"{where} has no unit that enough clients sent", remedy="lower federation.unit_quorum, or ask more clients"
+        )
