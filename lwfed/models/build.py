@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,13 +20,16 @@ from lwfed.types.seeds import derive
 from lwfed.types.tensors import TensorSpec, unit_of
 
 
-def skeleton(model: ModelSpec, *, depth: Mapping[str, int], num_classes: int | None) -> Multimodal:
+def skeleton(
+    model: ModelSpec, *, depth: Mapping[str, int], num_classes: int | None, lacks: Collection[str] = ()
+) -> Multimodal:
     """Builds a model on the meta device, with every name and shape but no weights.
 
     Args:
         model: The model.
         depth: Modality -> number of blocks present.
         num_classes: C; required by the supervised objective.
+        lacks: Modalities whose encoders and projection heads are left out.
 
     Returns:
         The model; `load` puts weights into it.
@@ -35,7 +38,11 @@ def skeleton(model: ModelSpec, *, depth: Mapping[str, int], num_classes: int | N
         SpecError: An architecture or an override is wrong.
     """
     with torch.device("meta"):
-        encoders = {m: family_of(encoder).build(encoder, depth=depth[m]) for m, encoder in model.encoders.items()}
+        encoders = {
+            modality: family_of(encoder).build(encoder, depth=depth[modality])
+            for modality, encoder in model.encoders.items()
+            if modality not in lacks
+        }
         return Multimodal(model, encoders=encoders, num_classes=num_classes)
 
 
