@@ -1,13 +1,14 @@
 """Batches of examples: the same seeds give the same tensors, whatever the number of workers.
 
-Workers read, crop and compute spectrograms; captions are tokenized and values normalised a batch at a time.
+Workers read, crop and compute spectrograms; captions are tokenized and values normalised a batch at a time. Of an
+example that lacks a modality a batch has what there is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count, islice
 from typing import Any
@@ -25,6 +26,8 @@ from lwfed.data.tokens import tokenize
 from lwfed.types.errors import DataError
 from lwfed.types.seeds import as_int, derive
 
+FEWEST_ROWS = 2
+"""Fewest examples of a batch that have a modality for it to be trained: BatchNorm and negatives need two."""
 CHECKED_TOGETHER = 64
 """Examples that `check_examples` begins at a time."""
 
@@ -36,14 +39,18 @@ class Batch:
     Attributes:
         inputs: Modality -> input: `image` float32 [B, 3, H, W], `text` {ids int64 [B, T], mask bool [B, T]},
             `audio` float32 [B, F, M], a sensor's float32 [B, T, C]; or its frozen blocks' cached outputs, {tokens
-            [B, T, D], optionally mask [B, T]}.
+            [B, T, D], optionally mask [B, T]}. Only of the b examples that have the modality; without the modality if
+            none has it, or in training fewer than `FEWEST_ROWS`.
         labels: int64 [B]; None if an example has none.
         ids: The examples' names.
+        rows: Modality -> int64 [b], increasing: which of the B examples have it, for those of `inputs` that some lack.
+            On the CPU, because they decide what is computed.
     """
 
     inputs: dict[str, Any]
     labels: Tensor | None
     ids: tuple[str, ...]
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def train_batches(
@@ -65,9 +72,10 @@ def train_batches(
     """Yields shuffled, augmented batches, epoch after epoch without end.
 
     A batch has min(batch_size, len(examples)) examples; an epoch's last batch may be shorter, and is dropped if it has
-    a single example (BatchNorm needs two). The order of an epoch is seeded by (seed, view), an example's crop and
-    choice of caption by (seed, its id, view). With length buckets the first batch is the longest of the first epoch, or
-    of the part of it within `num_batches`; see `lwfed.data.buckets`.
+    a single example (BatchNorm needs two). A modality that fewer than two of a batch's examples have is left out of it.
+    The order of an epoch is seeded by (seed, view), an example's crop and choice of caption by (seed, its id, view).
+    With length buckets the first batch is the longest of the first epoch, or of the part of it within `num_batches`;
+    see `lwfed.data.buckets`.
 
     Args:
         source: Reads the files.
@@ -98,7 +106,7 @@ def train_batches(
     plan = _training_plan(
         reader.examples, batch_size, seed=seed, first_view=first_view, by_length=by_length, num_batches=num_batches
     )
-    return _batches(reader, islice(plan, num_batches), workers=workers, cached=cached, pin=pin)
+    return _batches(reader, islice(plan, num_batches), workers=workers, cached=cached, pin=pin, fewest=FEWEST_ROWS)
 
 
 def epoch_length(num_examples: int, batch_size: int) -> int:
@@ -141,12 +149,12 @@ def check_examples(
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, str]:
-    """Reads every file once, to find the examples that cannot be read or lack a modality.
+    """Reads every file once, to find the examples that cannot be read.
 
     Args:
         source: Reads the files.
         examples: The examples to check.
-        modalities: The modalities that are needed; all but captions are read.
+        modalities: The modalities that are needed; those that an example has are read, but for captions.
         workers: Number of threads that read; see `read_in_threads`.
         progress: Called with (number done, total number).
 
@@ -160,11 +168,10 @@ def check_examples(
     wanted = tuple(modalities)
 
     def problem(example: Example) -> str | None:
-        if lacking := set(wanted).intersection(example.lacks):
-            return f"{example.id} has no {' and no '.join(sorted(lacking))}"
         try:
             for modality in wanted:
-                from_file(source, example, modality)
+                if example.has(modality):
+                    from_file(source, example, modality)
         except DataError as error:
             return error.problem
         except MemoryError:
@@ -195,22 +202,34 @@ def _batches(
     workers: int,
     cached: Mapping[str, CachedPrefix],
     pin: bool = False,
+    fewest: int = 1,
 ) -> Generator[Batch, None, None]:
     for raw in read_all(reader, plan, workers=workers):
-        yield _finish(reader, raw, cached, pin=pin)
+        yield _finish(reader, raw, cached, pin=pin, fewest=fewest)
 
 
-def _finish(reader: Reader, raw: Raw, cached: Mapping[str, CachedPrefix], *, pin: bool) -> Batch:
-    inputs: dict[str, Any] = {modality: prefix.gather(raw.rows, pin=pin) for modality, prefix in cached.items()}
+def _finish(reader: Reader, raw: Raw, cached: Mapping[str, CachedPrefix], *, pin: bool, fewest: int) -> Batch:
+    chosen = [reader.examples[n] for n, _ in raw.rows]
+    having = {
+        modality: [place for place, example in enumerate(chosen) if example.has(modality)]
+        for modality in (*cached, *reader.settings.modalities)
+    }
+    having = {modality: places for modality, places in having.items() if len(places) >= fewest}
+    raw = Raw(raw.rows, {modality: values for modality, values in raw.read.items() if modality in having})
+    inputs: dict[str, Any] = {
+        modality: prefix.gather([raw.rows[place] for place in having[modality]], pin=pin)
+        for modality, prefix in cached.items()
+        if modality in having
+    }
     inputs |= raw.inputs(reader.settings)
     if pin and "image" in raw.read:
         inputs["image"] = inputs["image"].pin_memory()
-    chosen = [reader.examples[n] for n, _ in raw.rows]
     labels = [example.label for example in chosen]
     return Batch(
         inputs=dict(sorted(inputs.items())),
         labels=None if None in labels else torch.tensor(labels, dtype=torch.int64),
         ids=tuple(example.id for example in chosen),
+        rows={m: torch.tensor(places) for m, places in having.items() if len(places) < len(chosen)},
     )
 
 
@@ -224,6 +243,8 @@ def _training_plan(
     num_batches: int | None,
 ) -> Iterator[tuple[Row, ...]]:
     def length(view: int, n: int) -> int:
+        if not examples[n].has("text"):
+            return 0
         return len(examples[n].captions[caption_index(examples[n], view, seed=seed)])
 
     for view in count(first_view):

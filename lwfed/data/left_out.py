@@ -19,9 +19,15 @@ REPEATED_ROWS = "repeated rows"
 REPEATED_CAPTIONS = "repeated captions"
 NOTHING_ROWS = "rows without image, text and sound"
 NO_LABEL = "rows without a label"
-UNUSED = "files that are not read"
+NOT_READ = "files that are not read"
 UNREADABLE = "unreadable examples"
+INCOMPLETE = "examples that lack a modality"
 UNUSED = "training examples of no client that takes part"
+
+
+def too_few(fewest: int) -> str:
+    """Returns what examples count as that have fewer modalities, of those that the model reads, than it needs."""
+    return f"examples with fewer than {fewest} of the model's modalities" if fewest > 1 else "examples with no modality"
 
 
 def of_captions(path: Path, images: Path, *, used: Collection[str]) -> Counter[str]:

@@ -42,6 +42,7 @@ class Inputs:
         seed: Seed of captions and crops.
         augment: Whether images are cropped.
         views: Number of views per example; 1 if all are equal. A text has one input per caption, whatever the views.
+            An example that lacks the modality has none.
         function: Digest of everything else that decides the outputs: encoder, precision, device, version of the data.
     """
 
@@ -55,8 +56,9 @@ class Inputs:
 
     @cached_property
     def _starts(self) -> tuple[int, ...]:
-        counts = (len(e.captions) if self.modality == "text" else self.views for e in self.examples)
-        return (0, *accumulate(counts))
+        each = ((len(e.captions) if self.modality == "text" else self.views) for e in self.examples)
+        having = (e.has(self.modality) for e in self.examples)
+        return (0, *accumulate(count * has for count, has in zip(each, having, strict=True)))
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -71,7 +73,7 @@ class Inputs:
     @property
     def digest(self) -> str:
         """Digest of everything that decides the inputs, except the files themselves."""
-        names = [[example.id, list(example.captions)] for example in self.examples]
+        names = [[example.id, list(example.captions)] for example in self.examples if example.has(self.modality)]
         settings = asdict(self.settings) | {"modalities": [self.modality]}
         decides = {"examples": names, "settings": settings, "seed": self.seed, "augment": self.augment}
         return digest_of({**decides, "views": self.views, "modality": self.modality, "function": self.function})
@@ -87,13 +89,14 @@ class Inputs:
             DataError: A file cannot be read.
         """
         if self.modality == "text":
-            captions = [caption for example in self.examples for caption in example.captions]
+            captions = [caption for e in self.examples if e.has("text") for caption in e.captions]
             for start in self.batch_starts(batch_size):
                 yield tokenize(captions[start : start + batch_size], settings=self.settings)
             return
         settings = replace(self.settings, modalities=(self.modality,))
         reader = Reader(source, self.examples, settings, self.seed, self.augment)
-        rows = [(n, view) for n in range(len(self.examples)) for view in range(self.views)]
+        having = [n for n, example in enumerate(self.examples) if example.has(self.modality)]
+        rows = [(n, view) for n in having for view in range(self.views)]
         plan = (tuple(rows[start : start + batch_size]) for start in self.batch_starts(batch_size))
         for raw in read_all(reader, plan, workers=workers):
             yield raw.inputs(settings)[self.modality]

@@ -45,6 +45,10 @@ class Example:
     lacks: tuple[str, ...] = ()
     items: Mapping[str, str] = field(default_factory=dict)
 
+    def has(self, modality: str) -> bool:
+        """Whether the example has a modality."""
+        return modality not in self.lacks
+
     def item(self, *modalities: str) -> str:
         """Returns the name of the example's item in the first of the modalities that has one; else its own name."""
         return next((self.items[modality] for modality in modalities if modality in self.items), self.id)

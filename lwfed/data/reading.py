@@ -43,7 +43,7 @@ class Raw(NamedTuple):
 
     Attributes:
         rows: The batch's rows.
-        read: Modality -> pixels, captions, spectrograms or windows.
+        read: Modality -> pixels, captions, spectrograms or windows, of the rows that have it; none if no row has it.
     """
 
     rows: tuple[Row, ...]
@@ -88,11 +88,14 @@ class Reader:
     def item(self, row: Row) -> dict[str, Any]:
         """Reads one row of a batch: modality -> pixels [3, H, W], a caption, a spectrogram [F, M] or a window [T, C].
 
+        Nothing is read for the modalities that the example lacks.
+
         Raises:
             DataError: A file cannot be read, or a sensor's signal has another shape than the encoder's windows.
         """
         n, view = row
-        return {modality: self._read(self.examples[n], view, modality) for modality in self.settings.modalities}
+        example = self.examples[n]
+        return {m: self._read(example, view, m) for m in self.settings.modalities if example.has(m)}
 
     def _read(self, example: Example, view: int, modality: str) -> Any:
         settings = self.settings
@@ -114,12 +117,13 @@ class Reader:
     def batch(self, rows: tuple[Row, ...], items: Iterable[Mapping[str, Any]]) -> Raw:
         """Joins the items of a batch's rows."""
         found = list(items)
-        columns = {modality: [item[modality] for item in found] for modality in self.settings.modalities}
+        columns = {m: [item[m] for item in found if m in item] for m in self.settings.modalities}
         return Raw(
             rows=rows,
             read={
                 modality: values if kind_of(modality) == "text" else torch.from_numpy(np.stack(values))
                 for modality, values in columns.items()
+                if values
             },
         )
 

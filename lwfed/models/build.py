@@ -29,6 +29,7 @@ def skeleton(
         model: The model.
         depth: Modality -> number of blocks present.
         num_classes: C; required by the supervised objective.
+        lacks: Modalities whose encoders and projection heads are left out.
 
     Returns:
         The model; `load` puts weights into it.
@@ -37,7 +38,11 @@ def skeleton(
         SpecError: An architecture or an override is wrong.
     """
     with torch.device("meta"):
-        encoders = {m: family_of(encoder).build(encoder, depth=depth[m]) for m, encoder in model.encoders.items()}
+        encoders = {
+            modality: family_of(encoder).build(encoder, depth=depth[modality])
+            for modality, encoder in model.encoders.items()
+            if modality not in lacks
+        }
         return Multimodal(model, encoders=encoders, num_classes=num_classes)
 
 

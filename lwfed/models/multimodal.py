@@ -4,15 +4,19 @@ That is a fusion and a prediction head if it is supervised, else the temperature
 
 Between an encoder and its head is an adapter, if the blocks present do not have the whole encoder's width. The names in
 its `state_dict` are the canonical names of tensors: `image.blocks.3.attn.qkv.weight`, `text.projection...`.
+
+An example need not have every modality. What it lacks is not encoded, and its projection is zero where projections are
+fused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from lwfed.models.families import fusion_of
@@ -26,13 +30,18 @@ class Multimodal(nn.Module):
 
     Args:
         model: The model's spec.
-        encoders: Modality -> encoder, without a projection head.
+        encoders: Modality -> encoder, without a projection head. Fusion and prediction head have the shapes for all of
+            the spec's modalities, whichever have encoders.
         num_classes: C of the supervised objective; ignored otherwise.
+
+    Attributes:
+        modalities: Modalities with an encoder, in the order of the spec.
     """
 
     def __init__(self, model: ModelSpec, *, encoders: Mapping[str, Encoder], num_classes: int | None) -> None:
         super().__init__()
-        self.modalities = model.modalities
+        self.modalities = tuple(modality for modality in model.modalities if modality in encoders)
+        self._fused = model.modalities
         for modality in self.modalities:
             encoder = encoders[modality]
             if encoder.width != encoder.whole_width:
@@ -45,7 +54,7 @@ class Multimodal(nn.Module):
         if model.objective.kind == "supervised":
             if num_classes is None:
                 raise ValueError("a supervised model needs the number of classes")
-            self.fusion = fusion_of(model.objective).build(self.modalities, width=model.projection.out)
+            self.fusion = fusion_of(model.objective).build(model.modalities, width=model.projection.out)
             self.prediction = PredictionHead(self.fusion.width, spec=model.objective, num_classes=num_classes)
         elif model.objective.learnable_temperature:
             self.temperature = Temperature(model.objective.temperature)
@@ -107,11 +116,30 @@ class Multimodal(nn.Module):
         """Returns the projections of inputs, not normalised; see `feature` for the arguments."""
         return self.head(modality)(self.feature(modality, inputs, cut=cut, last_block=last_block))
 
-    def classify(self, projections: Mapping[str, Float[Tensor, "B P"]]) -> Float[Tensor, "B C"]:
-        """Fuses the modalities' projections and returns the classes' logits."""
+    def classify(
+        self,
+        projections: Mapping[str, Float[Tensor, "_b P"]],
+        *,
+        rows: Mapping[str, Int64[Tensor, " _b"]] = MappingProxyType({}),
+        size: int | None = None,
+    ) -> Float[Tensor, "B C"]:
+        """Fuses the modalities' projections and returns the classes' logits.
+
+        Projections that are missing are zeros, as in FedMultimodal (Feng et al. 2023, arXiv 2306.09486).
+
+        Args:
+            projections: Modality -> projections; at least one modality.
+            rows: Modality -> the examples that have it, for those that some lack.
+            size: B; None if every example has every given modality.
+        """
         if self.prediction is None:
             raise ValueError("a contrastive model has no prediction head")
-        return self.prediction(self.fusion(projections))
+        some = next(iter(projections.values()))
+        zeros = some.new_zeros((some.shape[0] if size is None else size, some.shape[1]))
+        filled = dict.fromkeys(self._fused, zeros) | dict(projections)
+        for modality in rows.keys() & projections.keys():
+            filled[modality] = zeros.index_copy(0, rows[modality].to(zeros.device), projections[modality])
+        return self.prediction(self.fusion(filled))
 
     def forward(
         self,
@@ -120,6 +148,10 @@ class Multimodal(nn.Module):
         cut: Mapping[str, int] | None = None,
         last_block: Mapping[str, LastBlock] | None = None,
     ) -> dict[str, Tensor]:
-        """Embeds every modality of a batch: modality -> projections [B, P]."""
+        """Embeds every modality of a batch that has an encoder: modality -> projections [b, P]."""
         cuts = cut or {}
-        return {m: self.project(m, inputs[m], cut=cuts.get(m, 0), last_block=last_block) for m in self.modalities}
+        return {
+            m: self.project(m, inputs[m], cut=cuts.get(m, 0), last_block=last_block)
+            for m in self.modalities
+            if m in inputs
+        }

@@ -13,7 +13,7 @@ from lwfed import ranks
 
 
 def alignment_loss(
-    projections: Mapping[str, Float[Tensor, "B P"]], targets: Mapping[str, Float[Tensor, "B P"]]
+    projections: Mapping[str, Float[Tensor, "_b P"]], targets: Mapping[str, Float[Tensor, "_b P"]]
 ) -> Float[Tensor, ""]:
     """Returns the sum over modalities of 1 - the mean cosine of projections and targets, in [0, 2 M].
 

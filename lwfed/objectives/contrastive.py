@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import combinations
+from types import MappingProxyType
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -39,17 +40,43 @@ def info_nce(a: Float[Tensor, "B P"], b: Float[Tensor, "B P"], *, temperature: f
 
 
 def contrastive_loss(
-    projections: Mapping[str, Float[Tensor, "B P"]], *, temperature: float | Tensor
-) -> Float[Tensor, ""]:
-    """Returns the mean of `info_nce` over all pairs of modalities.
+    projections: Mapping[str, Float[Tensor, "_b P"]],
+    *,
+    temperature: float | Tensor,
+    rows: Mapping[str, Int64[Tensor, " _b"]] = MappingProxyType({}),
+) -> Float[Tensor, ""] | None:
+    """Returns the mean of `info_nce` over the pairs of modalities, each over the examples that have both.
 
     Args:
-        projections: Modality -> projections of the same examples.
+        projections: Modality -> projections.
         temperature: T.
+        rows: Modality -> the examples that have it, increasing and on the CPU, if not all do.
 
     Returns:
-        This rank's share, as in `info_nce`.
+        This rank's share, as in `info_nce`; None if no pair has two examples, which alone have negatives.
     """
-    pairs = list(combinations(sorted(projections), 2))
-    losses = [info_nce(projections[m], projections[k], temperature=temperature) for m, k in pairs]
-    return torch.stack(losses).mean()
+    pairs = (
+        (_of(projections[m], own), _of(projections[k], other))
+        for m, k in combinations(sorted(projections), 2)
+        for own, other in [common_rows(rows.get(m), rows.get(k))]
+    )
+    losses = [info_nce(a, b, temperature=temperature) for a, b in pairs if len(a) > 1]
+    return torch.stack(losses).mean() if losses else None
+
+
+def common_rows(
+    a: Int64[Tensor, " a"] | None, b: Int64[Tensor, " b"] | None
+) -> tuple[Int64[Tensor, " c"] | None, Int64[Tensor, " c"] | None]:
+    """Returns where each of two modalities has the projections of the examples that have both; None: all, in order.
+
+    Args:
+        a: The examples that have the first modality, increasing; None: all examples.
+        b: Those that have the second.
+    """
+    if a is None or b is None:
+        return b, a
+    return torch.isin(a, b).nonzero().flatten(), torch.isin(b, a).nonzero().flatten()
+
+
+def _of(projections: Tensor, rows: Tensor | None) -> Tensor:
+    return projections if rows is None else projections.index_select(0, rows.to(projections.device))

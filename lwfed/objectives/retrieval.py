@@ -6,7 +6,7 @@ A tie counts against the model, so a model that maps everything to one point has
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int64
@@ -19,26 +19,26 @@ TIE = 1e-6
 """Scores that differ by at most this are a tie: the scores of equal vectors vary with their position in a matrix."""
 
 
-def relevance(query_owner: Int64[Tensor, " Q"], item_owner: Int64[Tensor, " I"]) -> Int64[Tensor, "Q R"]:
-    """Returns the relevant items of each query: those with the same owner.
+def relevance(query_groups: Sequence[Collection[int]], item_groups: Sequence[Collection[int]]) -> Int64[Tensor, "Q R"]:
+    """Returns the relevant items of each query: those with a group in common.
 
-    Image to text, COCO protocol: the owner of a caption is its image, so an image has up to five relevant captions;
+    Image to text, COCO protocol: the group of a caption is its image, so an image has up to five relevant captions;
     for text to image, each caption has one relevant image.
 
     Args:
-        query_owner: Owner of each query.
-        item_owner: Owner of each item.
+        query_groups: Groups of each query.
+        item_groups: Groups of each item; several if it is that of several examples.
 
     Returns:
         Indices of the relevant items in increasing order, padded with -1.
     """
-    order = torch.argsort(item_owner, stable=True)
-    owners = item_owner[order]
-    first = torch.searchsorted(owners, query_owner)
-    count = torch.searchsorted(owners, query_owner, right=True) - first
-    steps = torch.arange(int(count.max()) if count.numel() else 0, device=order.device)
-    places = (first[:, None] + steps).clamp(max=max(len(order) - 1, 0))
-    return torch.where(steps < count[:, None], order[places], -1)
+    members: dict[int, list[int]] = {}
+    for item, groups in enumerate(item_groups):
+        for group in groups:
+            members.setdefault(group, []).append(item)
+    found = [sorted({item for group in groups for item in members.get(group, ())}) for groups in query_groups]
+    most = max(map(len, found), default=0)
+    return torch.tensor([[*items, *[-1] * (most - len(items))] for items in found], dtype=torch.int64)
 
 
 def recall_at(

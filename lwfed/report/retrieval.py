@@ -36,14 +36,16 @@ def retrieval_grid(checkpoint: Checkpoint, *, stage: Stage, bench: Workbench, pl
 
     Returns:
         `{"query", "results": [{"image", "score", "relevant", "caption"}]}` per query, best results first; empty if the
-        model does not embed images and texts.
+        model does not embed images and texts, or no example has both.
     """
     model = stage.plan.model
     if model.objective.kind != "contrastive" or not {"image", "text"} <= set(model.modalities):
         return []
     device = pick_device(place.device)
     source, inputs = bench.data(stage, place), bench.inputs(stage)
-    tested = bench.examples(stage, place, "test")
+    tested = [e for e in bench.examples(stage, place, "test") if e.has("image") and e.has("text")]
+    if not tested:
+        return []
     examples = [tested[n] for n in first_alike(tested, "image").unique().tolist()][:NUM_CANDIDATES]
     tensors = bench.frozen(
         checkpoint, list(checkpoint.blocks), store=bench.store, cache=BlockCache(None), device=device

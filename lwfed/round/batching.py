@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, repeat
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lwfed import ranks
-from lwfed.data.batches import Batch, epoch_length, train_batches
+from lwfed.data.batches import FEWEST_ROWS, Batch, epoch_length, train_batches
 from lwfed.data.prefix_cache import CachedPrefix
 from lwfed.data.protocol import Example
 from lwfed.federated.local import MicroBatch
@@ -139,19 +140,32 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def part(batch: Batch, index: int, count: int) -> Batch:
-    """Returns part `index` of `count` nearly equal parts of a batch, as views."""
+    """Returns part `index` of `count` nearly equal parts of a batch, as views.
+
+    A modality that fewer than `FEWEST_ROWS` of the part's examples have is left out of the part.
+    """
     if count == 1:
         return batch
     size = len(batch.ids)
-    rows = slice(size * index // count, size * (index + 1) // count)
-    return _map(batch, lambda tensor: tensor[rows], ids=batch.ids[rows])
+    start, stop = size * index // count, size * (index + 1) // count
+    inputs, rows = dict[str, Any](), dict[str, Tensor]()
+    for modality, value in batch.inputs.items():
+        which, own = slice(start, stop), batch.rows.get(modality)
+        if own is not None:
+            first, end = torch.searchsorted(own, torch.tensor([start, stop])).tolist()
+            if end - first < FEWEST_ROWS:
+                continue
+            which = slice(first, end)
+            if end - first < stop - start:
+                rows[modality] = own[which] - start
+        inputs[modality] = _each(value, operator.itemgetter(which))
+    labels = None if batch.labels is None else batch.labels[start:stop]
+    return Batch(inputs=inputs, labels=labels, ids=batch.ids[start:stop], rows=rows)
 
 
 def move(value: Any, device: torch.device) -> Any:
     """Copies an encoder's input to a device: a tensor or a dictionary of tensors."""
-    if isinstance(value, dict):
-        return {name: tensor.to(device, non_blocking=True) for name, tensor in value.items()}
-    return value.to(device, non_blocking=True)
+    return _each(value, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def tensors_of(batch: Batch) -> tuple[Tensor, ...]:
@@ -162,10 +176,12 @@ def tensors_of(batch: Batch) -> tuple[Tensor, ...]:
     return tuple(found)
 
 
-def _map(batch: Batch, change: Callable[[Tensor], Tensor], *, ids: tuple[str, ...] | None = None) -> Batch:
-    inputs: dict[str, Any] = {
-        modality: {k: change(v) for k, v in value.items()} if isinstance(value, dict) else change(value)
-        for modality, value in batch.inputs.items()
-    }
-    labels = None if batch.labels is None else change(batch.labels)
-    return Batch(inputs=inputs, labels=labels, ids=batch.ids if ids is None else ids)
+def _map(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """Changes inputs and labels; `rows` stay on the CPU."""
+    inputs = {modality: _each(value, change) for modality, value in batch.inputs.items()}
+    return replace(batch, inputs=inputs, labels=None if batch.labels is None else change(batch.labels))
+
+
+def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Changes an encoder's input: a tensor or a dictionary of tensors."""
+    return {name: change(tensor) for name, tensor in value.items()} if isinstance(value, dict) else change(value)

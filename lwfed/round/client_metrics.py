@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ def client_metrics(
     num_examples: int,
     proximal_mu: float,
     beside: Iterable[Tensor] = (),
+    examples: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Returns a client's metrics of a round: the ClientRecord without the upload's entries.
 
@@ -32,6 +34,7 @@ def client_metrics(
         num_examples: w_n.
         proximal_mu: FedProx's mu; above 0, training also held the starting weights in memory.
         beside: Tensors that were in memory beside the model: of received heads.
+        examples: Modality -> number of examples that have it, if some lack one; see `examples_with`.
     """
     metrics: dict[str, Any] = {
         "num_examples": num_examples,
@@ -42,6 +45,8 @@ def client_metrics(
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         **model.traffic,
     }
+    if examples:
+        metrics["examples"] = dict(examples)
     if result.cost is None:
         return metrics
     cost = result.cost

@@ -1,4 +1,7 @@
-"""How good a model is: on the server's test data, or on a client's held-out share."""
+"""How good a model is: on the server's test data, or on a client's held-out share.
+
+An example counts for what it has: for the pairs of modalities that it has both of, and for its class by any.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +32,14 @@ class Embedded:
     """Normalised embeddings of some examples.
 
     Attributes:
-        of: Modality -> Float [N, P]; text has one row per caption.
-        owner: Int64 [rows of text]: the example that each caption belongs to.
-        loss: Mean loss over batches.
+        of: Modality -> Float [rows, P] of the examples that have it; text has one row per caption.
+        owner: Modality -> Int64 [rows]: the example that each row belongs to, in their order.
+        loss: Mean loss over the batches that have one; None if none has.
     """
 
     of: dict[str, Tensor]
-    owner: Tensor
-    loss: float
+    owner: dict[str, Tensor]
+    loss: float | None
 
 
 def evaluate(
@@ -66,7 +69,7 @@ def evaluate(
 
     Returns:
         Recall in both directions for each pair of modalities (and zero-shot accuracy), or accuracy, precision, recall
-        and F1; fractions in [0, 1].
+        and F1; fractions in [0, 1]. Pairs that no example has are left out.
     """
     module.eval()
     batches = eval_batches(
@@ -79,7 +82,8 @@ def evaluate(
             embedded = embed(
                 module, batches, examples=examples, inputs=inputs, model=model, evaluation=evaluation, device=device
             )
-            scores = {"loss": embedded.loss, **_retrieval(embedded, model=model, examples=examples)}
+            scores = {} if embedded.loss is None else {"loss": embedded.loss}
+            scores |= _retrieval(embedded, examples=examples)
             if module.temperature is not None:
                 scores["temperature"] = float(module.temperature())
             scores |= _zero_shot(
@@ -99,26 +103,26 @@ def embed(
     device: torch.device,
 ) -> Embedded:
     """Embeds examples in every modality; if an example has several captions, all of them are embedded."""
-    rows: dict[str, list[Tensor]] = {m: [] for m in model.modalities}
+    rows = dict[str, list[Tensor]]()
     losses: list[tuple[float, int]] = []
     for batch in batches:
         batch = to_device(batch, device)
         projected = module(batch.inputs)
         for m, p in projected.items():
-            rows[m].append(torch.nn.functional.normalize(p.float(), dim=-1).cpu())
-        if model.objective.kind == "contrastive" and len(batch.ids) > 1:
-            loss = contrastive_loss(projected, temperature=temperature_of(module, model.objective))
-            losses.append((float(loss), len(batch.ids)))
-    owner = torch.arange(len(examples))
+            rows.setdefault(m, []).append(torch.nn.functional.normalize(p.float(), dim=-1).cpu())
+        if model.objective.kind == "contrastive":
+            loss = contrastive_loss(projected, temperature=temperature_of(module, model.objective), rows=batch.rows)
+            losses += [] if loss is None else [(float(loss), len(batch.ids))]
+    having = {m: [n for n, example in enumerate(examples) if example.has(m)] for m in rows}
     if "text" in rows and any(len(e.captions) > 1 for e in examples):
-        captions = [caption for e in examples for caption in e.captions]
-        owner = torch.tensor([i for i, e in enumerate(examples) for _ in e.captions])
+        captions = [caption for n in having["text"] for caption in examples[n].captions]
+        having["text"] = [n for n in having["text"] for _ in examples[n].captions]
         rows["text"] = [embed_texts(module, captions, inputs=inputs, batch_size=evaluation.batch_size, device=device)]
-    weight = sum(count for _, count in losses) or 1
+    weight = sum(count for _, count in losses)
     return Embedded(
         of={m: torch.cat(parts) for m, parts in rows.items()},
-        owner=owner,
-        loss=sum(loss * count for loss, count in losses) / weight,
+        owner={m: torch.tensor(owners) for m, owners in having.items()},
+        loss=sum(loss * count for loss, count in losses) / weight if losses else None,
     )
 
 
@@ -139,21 +143,29 @@ def first_alike(examples: Sequence[Example], *modalities: str) -> Tensor:
     return torch.tensor([first.setdefault(e.item(*modalities), n) for n, e in enumerate(examples)], dtype=torch.int64)
 
 
-def _retrieval(embedded: Embedded, *, model: ModelSpec, examples: Sequence[Example]) -> dict[str, float]:
-    """Returns recall between each pair of modalities.
+def _retrieval(embedded: Embedded, *, examples: Sequence[Example]) -> dict[str, float]:
+    """Returns recall between each pair of modalities, over the examples that have both.
 
     Examples with the same image, or without images the same sound, answer one another. An image or sound that several
     examples have is one item.
     """
-    alike = first_alike(examples, "image", "audio")
-    rows, owner = dict(embedded.of), {"text": alike[embedded.owner]}
-    for modality in set(model.modalities) - {"text"}:
-        kept = first_alike(examples, modality).unique()
-        rows[modality], owner[modality] = rows[modality][kept], alike[kept]
+    alike = first_alike(examples, "image", "audio").tolist()
     scores: dict[str, float] = {}
-    for a, b in combinations(model.modalities, 2):
+    for a, b in combinations(sorted(embedded.of), 2):
+        both = {n for n, example in enumerate(examples) if example.has(a) and example.has(b)}
+        if not both:
+            continue
+        rows, groups = dict[str, Tensor](), dict[str, list[set[int]]]()
+        for modality in (a, b):
+            owners = embedded.owner[modality].tolist()
+            first, members = dict[int | str, int](), dict[int, set[int]]()
+            for row, owner in enumerate(owners):
+                if owner in both:
+                    item = row if modality == "text" else examples[owner].item(modality)
+                    members.setdefault(first.setdefault(item, row), set()).add(alike[owner])
+            rows[modality], groups[modality] = embedded.of[modality][list(members)], list(members.values())
         for query, item in ((a, b), (b, a)):
-            found = recall_at(rows[query], rows[item], relevant=relevance(owner[query], owner[item]))
+            found = recall_at(rows[query], rows[item], relevant=relevance(groups[query], groups[item]))
             for k, value in found.items():
                 scores[f"{retrieval_task(query, item)}/R@{k}"] = value
     return scores
@@ -169,9 +181,10 @@ def _zero_shot(
     evaluation: EvaluationSpec,
     device: torch.device,
 ) -> dict[str, float]:
+    """Returns the accuracy over the examples that have an image."""
     classes = source.classes
-    labels = [example.label for example in examples]
-    if not classes or any(label is None for label in labels) or not {"image", "text"} <= embedded.of.keys():
+    labels = [example.label for example in examples if example.has("image")]
+    if not classes or None in labels or "image" not in embedded.of or "text" not in module.modalities:
         return {}
     names = evaluation.classes or classes
     texts = [prompt.replace("{c}", name) for name in names for prompt in evaluation.prompts]
@@ -187,7 +200,7 @@ def _classify(module: Multimodal, batches: Iterator[Batch], *, device: torch.dev
     for batch in batches:
         batch = to_device(batch, device)
         projected = module(batch.inputs)
-        logits.append(module.classify(projected).float().cpu())
+        logits.append(module.classify(projected, rows=batch.rows, size=len(batch.ids)).float().cpu())
         if batch.labels is not None:
             labels.append(batch.labels.cpu())
     all_logits, all_labels = torch.cat(logits), torch.cat(labels)

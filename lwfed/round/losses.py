@@ -39,7 +39,8 @@ def batch_loss(
     """Returns the mean loss of a batch; with several ranks, this rank's share of it.
 
     Instance discrimination averages over pairs of modalities; supervised learning classifies the fused feature. The
-    alignment is added to either.
+    alignment is added to either. A modality counts for the examples that have it: a pair for those that have both, and
+    where classes are predicted the others' projections are zeros.
 
     Args:
         module: The model.
@@ -52,23 +53,27 @@ def batch_loss(
         received: Modality -> the head that projections are aligned with; needed if the objective has an alignment.
 
     Returns:
-        A scalar.
+        A scalar; zero, and without a gradient for any parameter, if the batch teaches nothing.
     """
     objective = model.objective
     features, projections = dict[str, Tensor](), dict[str, Tensor]()
-    for m in module.modalities:
+    for m in (m for m in module.modalities if m in batch.inputs):
         features[m] = module.feature(
             m, batch.inputs[m], cut=cut.get(m, 0), cached_at=cached_at.get(m), last_block=last_block
         )
         projections[m] = module.head(m)(features[m])
+    loss: Tensor | None = None
     if objective.kind == "contrastive":
-        loss = contrastive_loss(projections, temperature=temperature_of(module, objective))
+        loss = contrastive_loss(projections, temperature=temperature_of(module, objective), rows=batch.rows)
     elif batch.labels is None:
         raise DataError("the data have no labels", remedy="use the contrastive objective")
-    else:
-        logits, smoothing = module.classify(projections), objective.label_smoothing
+    elif projections:
+        logits = module.classify(projections, rows=batch.rows, size=len(batch.ids))
+        smoothing = objective.label_smoothing
         loss = cross_entropy(logits, batch.labels, label_smoothing=smoothing, class_weights=class_weights)
-    if objective.alignment is None:
+    if loss is None:
+        loss = torch.zeros((), device=next(module.parameters()).device, requires_grad=True)
+    if objective.alignment is None or not projections:
         return loss
     with torch.no_grad():
         targets = {modality: received[modality](feature) for modality, feature in features.items()}

@@ -80,6 +80,8 @@ def prefix_folder(ctx: ClientContext) -> Iterator[Path]:
 def prefixes_of(ctx: ClientContext, checkpoint: Checkpoint, *, examples: Sequence[Example], folder: Path) -> Prefixes:
     """Returns the frozen blocks' outputs for the modalities whose plan caches them, computing those not cached yet.
 
+    A modality that no example has is left out.
+
     A client's ranks share the work and end the same way: if one rank fails, all raise the error or report no room.
 
     Args:
@@ -103,6 +105,8 @@ def prefixes_of(ctx: ClientContext, checkpoint: Checkpoint, *, examples: Sequenc
         inputs = Inputs(
             modality, tuple(examples), bench.inputs(ctx.stage), plan.seed, plan.data.augment, count, function
         )
+        if not len(inputs):  # no example has the modality
+            continue
         chain = tuple(checkpoint.blocks[unit].digest for unit in frozen_units(plan, modality))
         code = code_version(frozenset({plan.model.encoders[modality].family, plan.data.source}))
         found = _agreed(find_cached(folder, inputs, chain=chain, code=code))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lwfed import ranks
 from lwfed.data.batches import Batch
+from lwfed.data.incomplete import examples_with
 from lwfed.federated.local import LocalSettings, train
 from lwfed.models.build import load, set_trained, tensor_specs
 from lwfed.models.recompute import set_recomputed
@@ -145,6 +146,7 @@ def train_locally(task: ClientTask, *, bench: Workbench, on_step: OnStep | None 
             num_examples=len(examples),
             proximal_mu=training.proximal_mu,
             beside=[tensor for head in received.values() for tensor in head.state_dict().values()],
+            examples=examples_with(examples, plan.model.modalities),
         )
         module.to("meta")  # the workbench keeps the module, but not its weights
     troubles = {"unkept": unkept, "changed_files": len(share) - len(examples)}

@@ -83,7 +83,7 @@ class ClientRecord(Record):
         residual_kept: Whether this upload's residual was kept.
         unkept: Why the client keeps nothing between rounds.
         changed_files: Number of its examples left out because a file changed after its check.
-        examples: Modality -> number of its examples that have it, for the modalities that some lack.
+        examples: Modality -> number of its training examples that have it; empty if all have every modality.
     """
 
     num_examples: int
@@ -215,6 +215,7 @@ class DataRecord(Record):
         num_test_images: Number of their images; None: as many as examples.
         num_validation: Number of examples set apart for validation.
         clients: Client -> number of examples it trains on.
+        lacks: Client -> modality -> number of these examples that lack it, if any do.
         classes: Names of the classes; empty if there are no labels.
         class_counts: Number of the clients' training examples of each class; empty unless the objective balances them.
         left_out: What is part of no example, cannot be read, or is of no client that takes part -> how many.
@@ -229,6 +230,7 @@ class DataRecord(Record):
     num_test_images: int | None = None
     num_validation: int = 0
     clients: dict[str, int] = Field(default_factory=dict)
+    lacks: dict[str, dict[str, int]] = Field(default_factory=dict)
     classes: list[str] = Field(default_factory=list)
     class_counts: list[int] = Field(default_factory=list)
     left_out: dict[str, int] = Field(default_factory=dict)

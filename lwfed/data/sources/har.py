@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from lwfed.data.folders import alike, data_root, listing_digest, of_split, require_folder
-from lwfed.data.left_out import UNUSED, of_folders
+from lwfed.data.left_out import NOT_READ, of_folders
 from lwfed.data.pickles import read_pickle
 from lwfed.data.protocol import Example, Signal, Waveform
 from lwfed.spec.data import DataSpec
@@ -68,7 +68,7 @@ class Har:
     def left_out(self) -> Mapping[str, int]:
         """Counts the files that are not read, such as UCI-HAR's features and total acceleration."""
         used = {path for paths in self.files.values() for path in paths}
-        return of_folders(self.root, used=used, endings={Path(path).suffix for path in used}, otherwise=UNUSED)
+        return of_folders(self.root, used=used, endings={Path(path).suffix for path in used}, otherwise=NOT_READ)
 
     def image(self, example: Example) -> Image.Image:
         """Raises DataError, because there are no images."""

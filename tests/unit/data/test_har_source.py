@@ -14,7 +14,7 @@ import torch
 from lwfed.data.batches import check_examples, eval_batches, train_batches
 from lwfed.data.digests import FileDigests, changed_files, list_files, version_of
 from lwfed.data.inputs import InputSettings, Window
-from lwfed.data.left_out import ENDINGS, UNUSED
+from lwfed.data.left_out import ENDINGS, NOT_READ
 from lwfed.data.partition import partition
 from lwfed.data.protocol import Example, Source, open_source
 from lwfed.data.series import standardised
@@ -130,7 +130,7 @@ def test_what_is_not_read_is_counted(tmp_path: Path) -> None:
     inertial.write_har(tmp_path)
     (tmp_path / "train" / "Inertial Signals" / "total_acc_x_train.txt").write_text("0\n")
     (tmp_path / "features_info.md").write_text("further features")
-    assert opened(tmp_path).left_out() == {UNUSED: 1, ENDINGS: 1}
+    assert opened(tmp_path).left_out() == {NOT_READ: 1, ENDINGS: 1}
 
 
 def test_a_value_that_is_no_number_is_left_out_or_stops(tmp_path: Path) -> None:

@@ -32,9 +32,9 @@ def test_coco_protocol_both_ways(monkeypatch: pytest.MonkeyPatch, at_a_time: int
     owners = [i // 5 for i in range(100)]
     random.Random(0).shuffle(owners)
     captions = captions + 0.5 * images[owners]
-    owner = torch.tensor(owners)
-    i2t = recall_at(images, captions, relevant=relevance(torch.arange(20), owner))
-    t2i = recall_at(captions, images, relevant=relevance(owner, torch.arange(20)))
+    each, own = [{n} for n in range(20)], [{owner} for owner in owners]
+    i2t = recall_at(images, captions, relevant=relevance(each, own))
+    t2i = recall_at(captions, images, relevant=relevance(own, each))
     captions_of = [{c for c in range(100) if owners[c] == i} for i in range(20)]
     for k in (1, 5, 10, 50):
         assert i2t[k] == pytest.approx(_reference(images, captions, captions_of, k))
@@ -42,9 +42,10 @@ def test_coco_protocol_both_ways(monkeypatch: pytest.MonkeyPatch, at_a_time: int
     assert 0 < t2i[1] < t2i[10] < t2i[50] == 1
 
 
-def test_relevance_lists_owned_items_in_order() -> None:
-    found = relevance(torch.tensor([2, 0, 7]), torch.tensor([0, 2, 0, 1, 0]))
+def test_relevance_lists_items_of_a_common_group_in_order_and_once() -> None:
+    found = relevance([{2}, {0}, {7}], [{0}, {2}, {0}, {1}, {0}])
     assert found.tolist() == [[1, -1, -1], [0, 2, 4], [-1, -1, -1]]
+    assert relevance([{0, 1}, {1}], [{1}, {0, 1}]).tolist() == [[0, 1], [0, 1]]
 
 
 def test_a_collapsed_or_broken_model_finds_nothing() -> None:

@@ -67,7 +67,7 @@ def test_recall_is_counted_over_all_captions(tmp_path: Path) -> None:
             module, batches, examples=examples, inputs=bench.inputs(stage), model=stage.plan.model,
             evaluation=stage.plan.evaluation, device=CPU,
         )  # fmt: skip
-    images, texts, owner = embedded.of["image"], embedded.of["text"], embedded.owner
+    images, texts, owner = embedded.of["image"], embedded.of["text"], embedded.owner["text"]
     assert texts.shape[0] == 12 * 5 == len(owner), "five captions an example"
     assert torch.allclose(normalize(texts, dim=-1), texts, atol=1e-6)
     similar = texts @ images.T

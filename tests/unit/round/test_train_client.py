@@ -78,7 +78,7 @@ def test_rates_reach_the_right_parameters(tmp_path: Path) -> None:
         "training.learning_rates={image: 1e-1, text: 1e-2, projection: 1e-3}",
         "training.weight_decays.text=0.5",
     )
-    groups = parameter_groups(bench.skeleton(stage.key), stage.plan)
+    groups = parameter_groups(bench.skeleton(stage.key), trained=stage.plan.trained, rates=stage.plan.rates)
     by_name = {id(p): name for name, p in bench.skeleton(stage.key).named_parameters()}
     found = {by_name[id(p)]: rates for members, rates in groups for p in members}
     assert found.keys() == set(by_name.values()), "in stage 1 every parameter is in one group"
