@@ -97,17 +97,20 @@ def unit_bills(
     return tuple(bills)
 
 
-def with_cached_outputs(bills: Iterable[UnitBill], *, views: Mapping[str, int], new: set[str]) -> tuple[UnitBill, ...]:
+def with_cached_outputs(
+    bills: Iterable[UnitBill], *, views: Mapping[str, int], frozen: set[str], new: set[str]
+) -> tuple[UnitBill, ...]:
     """Adjusts the bills of frozen units whose outputs are cached: not loaded, and run only once, when newly frozen.
 
     Args:
         bills: Bills without caching.
         views: Modality -> number of cached views per example; other modalities are not cached.
-        new: Newly frozen units.
+        frozen: Units that no client trains.
+        new: Newly frozen ones of these.
     """
     cached = []
     for bill in bills:
-        count = 0 if bill.trained else views.get(bill.unit.partition(".")[0], 0)
+        count = views.get(bill.unit.partition(".")[0], 0) if bill.unit in frozen else 0
         fill = count * bill.forward_flops if bill.unit in new else 0
         cached.append(replace(bill, nbytes=0, forward_flops=0, fill_flops=fill) if count else bill)
     return tuple(cached)

@@ -16,6 +16,7 @@ from lwfed.cost.exchange import file_bytes, mean_download_bytes
 from lwfed.cost.heads import adapters, prediction_head, projection_head, temperature, with_received_heads
 from lwfed.cost.memory import checkpointed, gradients_bytes, optimizer_bytes
 from lwfed.cost.stage_cost import StageCost
+from lwfed.plan.groups import Work, modality_of, without_modalities
 from lwfed.plan.levers import LeversPlan
 from lwfed.plan.stages import StagePlan
 from lwfed.plan.units import units_of
@@ -45,17 +46,25 @@ def stage_costs(
     Raises:
         SpecError: A supervised objective without `num_classes`.
     """
-    costs = []
+    return [
+        price(stage, new=new, architectures=architectures, num_classes=num_classes, tokens=tokens)
+        for stage, new in zip(stages, newly_frozen(stages), strict=True)
+    ]
+
+
+def newly_frozen(stages: Sequence[StagePlan]) -> list[set[str]]:
+    """Returns the units of each stage that no earlier trained stage had frozen: clients fetch and apply them once."""
+    found = []
     downloaded: set[str] = set()  # frozen blocks on the client's disk
     applied: set[str] = set()  # frozen blocks that the cached outputs have passed
     for stage in stages:
-        keeps = {unit for unit in stage.frozen if unit.partition(".")[0] in stage.levers.views}
+        keeps = {unit for unit in stage.frozen if modality_of(unit) in stage.levers.views}
         new = {unit for unit in stage.frozen if unit not in (applied if unit in keeps else downloaded)}
-        costs.append(_price(stage, new=new, architectures=architectures, num_classes=num_classes, tokens=tokens))
+        found.append(new)
         if stage.rounds:
             applied |= keeps
             downloaded = (downloaded | new) if stage.evaluation.federated_every else (downloaded | new) - keeps
-    return costs
+    return found
 
 
 def end_to_end_cost(
@@ -72,20 +81,26 @@ def end_to_end_cost(
     last = stages[-1]
     whole = units_of(last.model, {m: architectures[m].depth for m in last.model.modalities})
     no_levers = LeversPlan(last_block={}, views={})
-    changes = {"stage": 0, "present": whole, "trained": whole, "exchange": ExchangeSpec(), "levers": no_levers}
+    changes = {
+        "stage": 0, "present": whole, "trained": whole, "exchange": ExchangeSpec(), "levers": no_levers, "groups": ()
+    }  # fmt: skip
     reference = last.model_copy(update=changes)
-    return _price(reference, new=set(), architectures=architectures, num_classes=num_classes, tokens=tokens)
+    return price(reference, new=set(), architectures=architectures, num_classes=num_classes, tokens=tokens)
 
 
-def last_blocks(stage: StagePlan) -> dict[str, str]:
+def last_blocks(stage: StagePlan, *, cut: Mapping[str, int]) -> dict[str, str]:
     """Returns the units whose cost depends on how the last block is computed: unit -> `row` or `absorbed`.
 
-    These are, in each modality, the last present block, if it is not frozen, and the units after it.
+    These are, in each modality, the last present block, if it is trained, and the units after it.
+
+    Args:
+        stage: The stage.
+        cut: Modality -> number of leading blocks that run without gradients.
     """
     found: dict[str, str] = {}
     for modality, how in stage.levers.last_block.items():
         depth = stage.depth[modality]
-        if how != "full" and stage.cut.get(modality, 0) < depth:
+        if how != "full" and cut.get(modality, 0) < depth:
             last = (f"blocks.{depth - 1}", "norm", "projection")
             found |= {f"{modality}.{suffix}": how for suffix in last}
     return found
@@ -123,38 +138,50 @@ def model_units(
     return units
 
 
-def _price(
+def price(
     stage: StagePlan,
     *,
     new: set[str],
     architectures: Mapping[str, Architecture],
-    num_classes: int | None,
-    tokens: Mapping[str, int] | None,
+    work: Work | None = None,
+    num_classes: int | None = None,
+    tokens: Mapping[str, int] | None = None,
 ) -> StageCost:
-    """Prices a stage; `new` are the units that no earlier trained stage had frozen. See `stage_costs`."""
-    training, kept = stage.training, stage.levers.views
+    """Prices a stage for one client.
+
+    Args:
+        stage: The stage.
+        new: The units that no earlier trained stage had frozen; see `newly_frozen`.
+        architectures: Modality -> the whole encoder.
+        work: What the client trains; None: all that the stage trains.
+        num_classes: C, for a supervised objective.
+        tokens: Modality -> number of tokens to count with.
+    """
+    training = stage.training
+    work = work or Work(group="", trained=stage.trained, cut=stage.cut, lacks=())
+    kept = {modality: views for modality, views in stage.levers.views.items() if modality not in work.lacks}
+    fixed = set(stage.frozen)
     micro = -(-training.batch_size // (training.gradient_accumulation * stage.devices))
     units = model_units(stage.model, architectures=architectures, num_classes=num_classes)
     counts = {m: (tokens or {}).get(m, architecture.tokens) for m, architecture in sorted(architectures.items())}
     bills = unit_bills(
-        stage.present,
-        trained=set(stage.trained),
+        without_modalities(stage.present, left_out=work.lacks),
+        trained=set(work.trained),
         units=units,
         tokens=counts,
         item_bytes=2 if training.precision == "bf16" else 4,
-        variants=last_blocks(stage),
+        variants=last_blocks(stage, cut=work.cut),
     )
-    bills = with_cached_outputs(bills, views=kept, new=new)
+    bills = with_cached_outputs(bills, views=kept, frozen=fixed, new=new)
     if training.activation_checkpointing:
         bills = checkpointed(bills)
     if stage.model.objective.alignment is not None:
         bills = with_received_heads(bills, width=stage.model.projection.out)
     exchanged = [bill for bill in bills if bill.trained]
-    frozen = [bill for bill in bills if not bill.trained]
-    specs = [units[bill.unit].named(bill.unit) for bill in exchanged]
-    up, change, snapshot = (
-        file_bytes(specs, codec) for codec in (stage.exchange.upload, stage.exchange.download, "fp32")
-    )
+    frozen = [bill for bill in bills if bill.unit in fixed]
+    up = file_bytes((units[bill.unit].named(bill.unit) for bill in exchanged), stage.exchange.upload)
+    fetched = [units[bill.unit].named(bill.unit) for bill in bills if bill.unit not in fixed]  # others may train more
+    change, snapshot = (file_bytes(fetched, codec) for codec in (stage.exchange.download, "fp32"))
     trained_params = sum(bill.params for bill in exchanged)
     tensors = [spec for bill in exchanged for spec in units[bill.unit].tensors.values()]
     gradients = gradients_bytes(tensors, training=training)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from pydantic import Field
+
 from lwfed.plan.groups import GroupPlan, modality_of
 from lwfed.spec.base import LATER, Section
 from lwfed.spec.data import PartitionSpec
@@ -29,7 +31,8 @@ class CohortPlan(Section):
         oversample: Clients asked per update needed; None: 1.
         absent: Clients that leave this stage out, because it does not fit their devices.
         require: Clients that each round asks and cannot do without.
-        unit_quorum: Fewest clients that must send a unit; or modality -> fewest for its units, else 1.
+        unit_quorum: Fewest clients that must send a unit.
+        modality_quorum: Modality -> fewest clients that must send its units instead.
         unsent: What becomes of a unit that fewer sent.
     """
 
@@ -43,7 +46,8 @@ class CohortPlan(Section):
     oversample: Annotated[float | None, LATER] = None
     absent: Annotated[tuple[str, ...], LATER] = ()
     require: Annotated[tuple[str, ...], LATER] = ()
-    unit_quorum: Annotated[int | dict[str, int], LATER] = 1
+    unit_quorum: Annotated[int, LATER] = 1
+    modality_quorum: Annotated[dict[str, int], LATER] = Field(default_factory=dict)
     unsent: Annotated[Literal["fail", "keep"], LATER] = "fail"
 
     @property
@@ -64,7 +68,7 @@ class CohortPlan(Section):
 
     def quorum_of(self, unit: str) -> int:
         """Returns the fewest clients that must send a unit."""
-        return self.unit_quorum if isinstance(self.unit_quorum, int) else self.unit_quorum.get(modality_of(unit), 1)
+        return self.modality_quorum.get(modality_of(unit), self.unit_quorum)
 
 
 def plan_cohort(federation: FederationSpec, stage: int, *, groups: Sequence[GroupPlan]) -> CohortPlan:
@@ -83,6 +87,7 @@ def plan_cohort(federation: FederationSpec, stage: int, *, groups: Sequence[Grou
         absent=absent,
         require=federation.required,
         unit_quorum=federation.unit_quorum,
+        modality_quorum=federation.modality_quorum,
         unsent=federation.unsent,
     )
     fewest = max(cohort.min_fit_clients, cohort.min_available_clients)

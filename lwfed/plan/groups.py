@@ -17,6 +17,9 @@ from lwfed.spec.groups import OTHERS, GroupSpec
 from lwfed.spec.run import RunSpec
 from lwfed.types.errors import SpecError
 
+FEWEST = 2
+"""Fewest examples that can train a modality: BatchNorm and negatives need two."""
+
 Fitted = Mapping[str, Sequence[int | None]]
 """Group -> the most blocks that its devices can train in each stage; None: not even the heads."""
 
@@ -52,6 +55,12 @@ class Work:
     trained: tuple[str, ...]
     cut: Mapping[str, int]
     lacks: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        """The kind of client in words: `weak`, `others without audio` ..."""
+        lacking = f" without {' and '.join(self.lacks)}" if self.lacks else ""
+        return (self.group or "clients") + lacking
 
 
 def modality_of(unit: str) -> str:

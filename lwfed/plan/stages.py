@@ -147,7 +147,21 @@ class StagePlan(Section):
     def work_of(self, client: str) -> Work:
         """Returns what a client trains: its group's units, without those of modalities that its data lack."""
         group = next((one for one in self.groups if client in one.clients), None)
-        lacks = self.lacks.get(client, ())
+        return self._work(group, lacks=self.lacks.get(client, ()))
+
+    def kinds(self) -> dict[str, Work]:
+        """Returns the kinds of clients, such as `weak without audio`, and what they train; empty if all are alike."""
+        if not self.groups and not self.lacks:
+            return {}
+        works = [
+            self._work(group, lacks=lacks)
+            for group in self.groups or (None,)
+            for clients in [self.cohort.clients if group is None else group.clients]
+            for lacks in sorted({self.lacks.get(client, ()) for client in clients})
+        ]
+        return {work.kind: work for work in works}
+
+    def _work(self, group: GroupPlan | None, *, lacks: tuple[str, ...]) -> Work:
         part = self if group is None else group
         return Work(
             group="" if group is None else group.name,

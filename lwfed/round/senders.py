@@ -14,13 +14,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Self
 
-from lwfed.plan.groups import modality_of
+from lwfed.plan.groups import FEWEST, modality_of
 from lwfed.plan.stages import StagePlan
 from lwfed.types.errors import QuorumError
 from lwfed.types.records import AcceptedUpdate
-
-FEWEST = 2
-"""Fewest examples that can train a modality: BatchNorm and negatives need two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,5 +133,6 @@ def refuse_gaps(plan: StagePlan, counted: Mapping[str, Counted], *, server_round
         )
     if len(gaps) == len(plan.trained):
         raise QuorumError(
-            f"{where} has no unit that enough clients sent", remedy="lower federation.unit_quorum, or ask more clients"
+            f"{where} has no unit that enough clients sent",
+            remedy="lower federation.unit_quorum or modality_quorum, or ask more clients",
         )

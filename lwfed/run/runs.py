@@ -10,6 +10,7 @@ from datetime import datetime
 
 from pydantic import ValidationError
 
+from lwfed.plan.groups import FEWEST
 from lwfed.plan.stages import StagePlan, plan_stages, stage_key
 from lwfed.spec.load import build_spec
 from lwfed.spec.model import ModelSpec
@@ -19,7 +20,7 @@ from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.store.refs import damaged, read_object, read_record
 from lwfed.types.errors import CheckpointError, NotFoundError, SpecError
-from lwfed.types.records import RoundRecord, RunRecord, StageKey, StageRecord
+from lwfed.types.records import DataRecord, RoundRecord, RunRecord, StageKey, StageRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +87,18 @@ def plans_of(run: RunRecord) -> tuple[StagePlan, ...]:
     """Returns the plans of all stages of a run, with complete encoder settings in place of names of weights."""
     try:
         spec = spec_of(run).model_copy(update={"model": ModelSpec.model_validate(run.model)})
-        return plan_stages(spec, depths=run.depths)
+        return plan_stages(spec, depths=run.depths, fitted=run.fitted, lacks=lacked(run.data))
     except (ValidationError, LookupError) as error:
         raise damaged(paths.run(run.run_id), " ".join(str(error).split())[:300]) from None
+
+
+def lacked(data: DataRecord) -> dict[str, tuple[str, ...]]:
+    """Returns the modalities that fewer than two of a client's examples have: too few to train them."""
+    found = {
+        client: tuple(sorted(m for m, count in lacks.items() if data.clients[client] - count < FEWEST))
+        for client, lacks in data.lacks.items()
+    }
+    return {client: modalities for client, modalities in sorted(found.items()) if modalities}
 
 
 def key_of(run: RunRecord, plan: StagePlan, *, input_digest: str) -> str:

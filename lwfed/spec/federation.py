@@ -133,8 +133,9 @@ class FederationSpec(Section):
     require: tuple[str, ...] = Field(
         (), description="clients that each round asks and cannot do without; client-005..client-009 are five"
     )
-    unit_quorum: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=1)]] = Field(
-        1, description="fewest clients that must send a unit of the model; or modality -> fewest for its units, else 1"
+    unit_quorum: int = Field(1, ge=1, description="fewest clients that must send a unit of the model in a round")
+    modality_quorum: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        {}, description="modality -> fewest clients that must send its units, instead of unit_quorum"
     )
     unsent: Literal["fail", "keep"] = Field(
         "fail", description="a unit that fewer clients sent: the round fails, or the unit stays as it was"

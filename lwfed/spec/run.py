@@ -153,12 +153,11 @@ class RunSpec(Section):
                     f"`federation.groups` {group.name}: end_to_end has one stage, so `strategy` says nothing: limit "
                     "what they train by `max_blocks` or `device_memory`"
                 )
-        if isinstance(federation.unit_quorum, dict):
-            for modality in federation.unit_quorum:
-                if modality not in modalities:
-                    raise ValueError(
-                        f"`federation.unit_quorum` names {modality!r}; the model has {', '.join(modalities)}"
-                    )
+        for modality in federation.modality_quorum:
+            if modality not in modalities:
+                raise ValueError(
+                    f"`federation.modality_quorum` names {modality!r}; the model has {', '.join(modalities)}"
+                )
 
     def _gate_fits(self) -> None:
         gate = self.stages.gate

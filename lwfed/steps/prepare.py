@@ -10,6 +10,7 @@ from typing import Any
 
 from lwfed.catalog.costs import Architecture
 from lwfed.cost.architectures import architectures_of
+from lwfed.cost.groups import fitted_blocks, group_costs
 from lwfed.cost.ledger import end_to_end_cost, stage_costs
 from lwfed.data.digests import FileDigests, version_of
 from lwfed.data.protocol import Example, Source
@@ -77,7 +78,7 @@ def draft(
         A RunRecord; `prepare` fills in `data.clients`.
 
     Raises:
-        SpecError: Stage cuts do not fit the encoders.
+        SpecError: Stage cuts do not fit the encoders, or a stage not the devices of its clients.
         DataError: The data or the weights are missing, or the weights have an unsupported format.
         ResumeError: The run exists with another plan.
     """
@@ -91,12 +92,13 @@ def draft(
         version = version_of(source, hashed(source, digests, emit=emit))
         bad = frozenset(checked(source, "train", version=version, spec=spec, store=store, emit=emit))
     spec = with_num_clients(spec, source, bad=bad)
-    plans = plan_stages(spec, depths=depths)
     refuse_absent(spec, source)
     refuse_classes(spec, source)
     if spec.stages.gate is not None:
         refuse_without_validation(spec, source, what="`stages.gate`")
     num_classes = len(source.classes) if spec.model.objective.kind == "supervised" else None
+    fitted = fitted_blocks(spec, depths=depths, architectures=architectures, num_classes=num_classes)
+    plans = plan_stages(spec, depths=depths, fitted=fitted)
     here = spec_at(spec, root=root)
     versions = data_versions(here, source, digests=digests, emit=emit, found=found)
     data = versions if len(versions) > 1 else versions[SERVER]
@@ -112,6 +114,7 @@ def draft(
         parent=None,
         salt=run_id if options.fresh else "",
         depths=depths,
+        **({"fitted": fitted} if fitted else {}),
         model=_resolved(spec.model).model_dump(mode="json"),
         num_classes=num_classes,
         data=DataRecord(
@@ -320,7 +323,12 @@ def _predict(
 ) -> dict[str, Any]:
     costs = stage_costs(plans, architectures=architectures, num_classes=num_classes, tokens=tokens)
     whole = end_to_end_cost(plans, architectures=architectures, num_classes=num_classes, tokens=tokens)
-    return {"predicted": [cost.to_values() for cost in costs], "end_to_end": whole.to_values()}
+    kinds = group_costs(plans, architectures=architectures, num_classes=num_classes, tokens=tokens)
+    predicted = [
+        cost.to_values() | ({"kinds": {name: other.to_values() for name, other in others.items()}} if others else {})
+        for cost, others in zip(costs, kinds, strict=True)
+    ]
+    return {"predicted": predicted, "end_to_end": whole.to_values()}
 
 
 def _with_reached_batch(plan: StagePlan, *, most_examples: int) -> StagePlan:

@@ -31,7 +31,8 @@ def refuse_another_plan(run: RunRecord, *, store: Store) -> None:
         raise ResumeError(f"the run {run.run_id} exists already", remedy="omit --fresh, or choose another --run-id")
     if run.parent is not None and existing.parent != run.parent:
         raise ResumeError(f"the run {run.run_id} exists and has another parent", remedy="choose another --run-id")
-    before, now = runs.plans_of(existing), runs.plans_of(run)
+    before = runs.plans_of(existing)
+    now = runs.plans_of(run.changed(data=existing.data))  # whose version is compared below
     if before != now:
         stage = next((b.stage for b, n in zip(before, now, strict=False) if b != n), min(len(before), len(now)) + 1)
         names = ", ".join(_differing(existing, run))

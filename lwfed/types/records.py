@@ -250,6 +250,8 @@ class RunRecord(Record):
         parent: The run it starts from, or None.
         salt: Makes its keys unique; empty unless it is `--fresh`.
         depths: Modality -> number of blocks of its whole encoder.
+        fitted: Group -> most blocks that its devices can train in each stage, None: not even the heads; only for groups
+            whose memory the spec names.
         model: The model, with complete encoder settings.
         num_classes: C; None if there are no labels.
         data: Its data.
@@ -267,6 +269,7 @@ class RunRecord(Record):
     parent: Parent | None = None
     salt: str = ""
     depths: dict[str, int] = Field(default_factory=dict)
+    fitted: dict[str, list[int | None]] = Field(default_factory=dict)
     model: dict[str, Any] = Field(default_factory=dict)
     num_classes: int | None = None
     data: DataRecord

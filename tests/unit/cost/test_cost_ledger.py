@@ -204,7 +204,7 @@ def test_a_frozen_last_block_is_billed_whole() -> None:
     spec = RunSpec.model_validate(spec.model_dump() | {"model": spec.model.model_dump() | {"encoders": encoders}})
     stages, _, costs = plan_and_price(spec)
     assert stages[-1].cut["text"] == stages[-1].depth["text"] == 3
-    assert {unit.partition(".")[0] for unit in last_blocks(stages[-1])} == {"image"}
+    assert {unit.partition(".")[0] for unit in last_blocks(stages[-1], cut=stages[-1].cut)} == {"image"}
     for stage, cost in zip(stages, costs, strict=True):
         counted = measure(stage, batch=8)
         assert (cost.forward_flops * 8, cost.backward_flops * 8) == (counted["forward"], counted["backward"])

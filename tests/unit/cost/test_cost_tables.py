@@ -11,7 +11,7 @@ import pytest
 
 from lwfed.cost.architectures import architecture_of, architectures_of, by_formulas, cache_key
 from lwfed.cost.explain import parts, rows
-from lwfed.cost.fit import fit, parse_size
+from lwfed.cost.fit import fit
 from lwfed.cost.ledger import end_to_end_cost, stage_costs
 from lwfed.cost.schedule import samples_per_round, schedule_costs
 from lwfed.cost.stage_cost import StageCost
@@ -19,6 +19,7 @@ from lwfed.plan.stages import StagePlan, plan_stages
 from lwfed.spec.model import EncoderSpec
 from lwfed.spec.run import RunSpec
 from lwfed.types.errors import SpecError
+from lwfed.types.sizes import parse_size
 
 
 def bill(

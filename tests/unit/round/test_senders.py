@@ -104,7 +104,7 @@ def test_a_unit_that_nobody_sent_fails_the_round_or_stays() -> None:
 
 
 def test_a_modality_may_have_a_quorum_of_its_own() -> None:
-    plan = plan_of("federation.unit_quorum={text: 2}", "federation.unsent=keep")
+    plan = plan_of("federation.modality_quorum={text: 2}", "federation.unsent=keep")
     weights = weights_of(plan, counted(6, 4, client_001={"text": 0}))
     assert set(kept_units(plan, weights)) == {unit for unit in plan.trained if unit.startswith("text.")}
     assert kept_units(plan, weights_of(plan, counted(6, 4))) == ()
