@@ -86,7 +86,7 @@ def warn_of_pairs(split: str, examples: Sequence[Example], *, model: ModelSpec, 
 
 
 def validation_of(spec: RunSpec, source: Source) -> list[Example]:
-    """Returns the server's validation examples, not yet checked: the source's own, or a fraction of those to train on."""
+    """Returns the server's validation examples, not yet checked: its own, or a fraction of those to train on."""
     fraction = spec.data.validation_fraction
     examples = source.examples("train" if fraction else "validation")
     kept, _ = usable_of(examples, model=spec.model, incomplete=spec.data.incomplete)

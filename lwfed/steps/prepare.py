@@ -90,14 +90,14 @@ def draft(
     depths = {modality: item.depth for modality, item in architectures.items()}
     spec = with_absolute_paths(spec, store=store)
     source = server_source(spec_at(spec, root=root))
+    refuse_absent(spec, source)
+    refuse_incomplete(spec, [source])
     digests, bad = FileDigests(cache), frozenset[str]()
     if spec.federation.num_clients is None and spec.data.on_bad_example == "skip":
         version = version_of(source, hashed(source, digests, emit=emit))
         bad = frozenset(checked(source, "train", version=version, spec=spec, store=store, emit=emit))
     spec = with_num_clients(spec, source, bad=bad)
     plans = plan_stages(spec, depths=depths)
-    refuse_absent(spec, source)
-    refuse_incomplete(spec, [source])
     refuse_classes(spec, source)
     if spec.stages.gate is not None:
         refuse_without_validation(spec, source, what="`stages.gate`")

@@ -99,13 +99,15 @@ def with_num_clients(spec: RunSpec, source: Source, *, bad: Container[str] = ())
         bad: Examples that cannot be read and are skipped.
 
     Raises:
-        DataError: An example has no group.
+        DataError: An example has no group, or there is no example.
         SpecError: The quorum is larger than the number of groups.
     """
     if spec.federation.num_clients is not None:
         return spec
     readable = (example for example in source.examples("train") if example.id not in bad)
-    kept, _ = usable_of(readable, model=spec.model, incomplete=spec.data.incomplete)
+    kept, missing = usable_of(readable, model=spec.model, incomplete=spec.data.incomplete)
+    if not kept:
+        raise _no_example("train", missing, root=spec.data.root)
     shared, _ = split_validation(kept, fraction=spec.data.validation_fraction)
     groups = group_members(shared, plan=spec.federation.partition)
     return build_spec(to_values(spec), overrides=[f"federation.num_clients={len(groups)}"])
@@ -225,9 +227,13 @@ def readable(
         (example for example in examples if example.id not in bad), model=spec.model, incomplete=spec.data.incomplete
     )
     if not kept:
-        why = f": {left_out_text(missing)}" if missing else ", or none can be read"
-        raise DataError(f"there is no {split} example{why}", remedy=f"check {spec.data.root}")
+        raise _no_example(split, missing, root=spec.data.root)
     return kept, missing + Counter({UNREADABLE: len(bad)})
+
+
+def _no_example(split: str, missing: Mapping[str, int], *, root: str | None) -> DataError:
+    why = f"that can be used; {left_out_text(missing)}" if missing else "or none can be read"
+    return DataError(f"there is no {split} example, {why}", remedy=f"check {root}")
 
 
 def with_validation(
