@@ -85,6 +85,23 @@ def left_out_text(counts: Mapping[str, int]) -> str:
     return "left out: " + ", ".join(f"{count} {what}" for what, count in counts.items()) if counts else ""
 
 
+def lacks_text(lacks: Mapping[str, Mapping[str, int]], sizes: Mapping[str, int]) -> list[str]:
+    """Returns a line per modality that examples lack: `audio: 312 of 785 examples lack it, all of client-003's`.
+
+    Args:
+        lacks: Client -> modality -> number of its examples that lack it.
+        sizes: Client -> number of its examples.
+    """
+    lines, total = [], sum(sizes.values())
+    for modality in sorted({modality for counts in lacks.values() for modality in counts}):
+        counts = {client: its[modality] for client, its in lacks.items() if modality in its}
+        whole = [f"{client}'s" for client, count in sorted(counts.items()) if count == sizes[client]]
+        more = f" and {len(whole) - 3} more clients'" if len(whole) > 3 else ""
+        those = f", all of {', '.join(whole[:3])}{more}" if whole else ""
+        lines.append(f"{modality}: {sum(counts.values()):,} of {total:,} examples lack it{those}")
+    return lines
+
+
 def seconds_text(value: Any) -> str:
     """Returns a time in at most two units: `9.9 s`, `42 s`, `3 min 5 s`, `2 h 3 min`."""
     if not finite(value):

@@ -13,7 +13,7 @@ from lwfed.cli import tables
 from lwfed.cli.options import DEFAULT_STORE, Json, RunId, StoreUri
 from lwfed.drive.console import make_console, make_table, print_json
 from lwfed.drive.trackers import replay_log
-from lwfed.formats import HEADLINES, left_out_text, metric_text, rates_text
+from lwfed.formats import HEADLINES, lacks_text, left_out_text, metric_text, rates_text
 from lwfed.models.weights import inputs_text
 from lwfed.plan.stages import learning_rates
 from lwfed.run import runs
@@ -134,6 +134,8 @@ def show(run_id: RunId, store: StoreUri = DEFAULT_STORE, as_json: Json = False) 
         console.print(part)
     if run.data.left_out:
         console.print(left_out_text(run.data.left_out))
+    for line in lacks_text(run.data.lacks, run.data.clients):
+        console.print(line, highlight=False)
     if stages:
         console.print(tables.stages_table(stages, end_to_end=run.end_to_end))
     if rounds:

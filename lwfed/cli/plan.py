@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +15,7 @@ from lwfed.cli import tables
 from lwfed.cli.options import Json, Overrides, Spec
 from lwfed.drive.console import make_console, make_table, print_json
 from lwfed.drive.display import Display
-from lwfed.formats import left_out_text, rates_text
+from lwfed.formats import lacks_text, left_out_text, rates_text
 from lwfed.spec.data import CLIENT_MARK
 from lwfed.spec.load import DEFAULT_PRESET, load_spec, preset_names
 from lwfed.spec.run import RunSpec
@@ -75,6 +76,11 @@ def plan(
     if source is not None:
         refuse_absent(values, source)
         values = with_num_clients(values, source)
+    lacks, sizes = dict[str, dict[str, int]](), dict[str, int]()
+    if source is not None and CLIENT_MARK not in (values.data.root or ""):
+        from lwfed.steps.counting import lacking_by_plan
+
+        lacks, sizes = lacking_by_plan(values, source.examples("train"))
     device_bytes = None if device_memory is None else parse_size(device_memory)
     architectures = architectures_of(values.model, folder=environment.cache_folder(), count=count_architecture)
     stages = plan_stages(values, depths={m: item.depth for m, item in architectures.items()})
@@ -104,6 +110,7 @@ def plan(
                 "at_most": values.stages.gate is not None,
                 "learning_rates": rates,
                 "inputs": inputs,
+                "lacks": lacks,
                 "rows": table,
                 "levers": [asdict(saving) for saving in levers],
                 "stages": [cost.to_values() for cost in costs],
@@ -120,6 +127,8 @@ def plan(
     )
     console.print(f"learning rates: {rates_text(rates)}", highlight=False)
     console.print(f"inputs: {inputs}", highlight=False, markup=False)
+    for line in lacks_text(lacks, sizes):
+        console.print(line, highlight=False)
     if any(rate is not None and rate > HIGH_RATE for by_stage in rates.values() for rate in by_stage):
         console.print(
             f"[yellow]warning[/] AdamW seldom trains with a learning rate above {HIGH_RATE}; rates are used as written "
@@ -151,8 +160,11 @@ def plan(
 def partition(spec: Spec = None, override: Overrides = None, as_json: Json = False) -> None:
     """Show how the training examples are divided among clients: sizes, and a histogram of the labels."""
     from lwfed.data.digests import FileDigests, version_of
+    from lwfed.data.incomplete import usable_of
+    from lwfed.data.left_out import UNREADABLE
     from lwfed.data.partition import describe, split_validation
     from lwfed.round.shares import readable_examples, shares_of
+    from lwfed.steps.counting import lacking_shares
     from lwfed.steps.sources import client_sources, hashed, left_out, server_source, with_num_clients
     from lwfed.store.opening import open_store
 
@@ -165,6 +177,7 @@ def partition(spec: Spec = None, override: Overrides = None, as_json: Json = Fal
     examples = readable_examples(source, "train", version=version, modalities=values.model.modalities, store=store)
     bad = {example.id for example in source.examples("train")} - {example.id for example in examples}
     values = with_num_clients(values, source, bad=bad)
+    examples, others = usable_of(examples, model=values.model, incomplete=values.data.incomplete)
     examples, validation = split_validation(examples, fraction=values.data.validation_fraction)
     shares = shares_of(
         examples,
@@ -176,7 +189,9 @@ def partition(spec: Spec = None, override: Overrides = None, as_json: Json = Fal
     shares = {client: shares[client] for client in values.federation.eligible_ids}
     unused = len(examples) - sum(map(len, shares.values()))
     clients = describe(examples, shares=shares, classes=source.classes)
-    missing = left_out([source, *client_sources(values).values()], bad={"train": len(bad)}, unused=unused)
+    others += Counter({UNREADABLE: len(bad)})
+    missing = left_out([source, *client_sources(values).values()], missing=others, unused=unused)
+    lacks = lacking_shares(examples, shares, model=values.model)
     if as_json:
         print_json(
             {
@@ -184,6 +199,7 @@ def partition(spec: Spec = None, override: Overrides = None, as_json: Json = Fal
                 "clients": clients,
                 "num_validation": len(validation) or len(source.examples("validation")),
                 "left_out": missing,
+                "lacks": lacks,
             }
         )
         return
@@ -194,6 +210,8 @@ def partition(spec: Spec = None, override: Overrides = None, as_json: Json = Fal
         make_console().print(f"{len(validation)} further examples are set apart for validation")
     if missing:
         make_console().print(left_out_text(missing))
+    for line in lacks_text(lacks, {item["client"]: item["num_examples"] for item in clients}):
+        make_console().print(line, highlight=False)
 
 
 def _draw_partition(clients: list[dict[str, Any]], *, kind: str) -> None:

@@ -139,7 +139,8 @@ def sweep(
 
 
 def _refuse_undecided(spec: RunSpec, metric: str) -> None:
-    """Raises SpecError if a variant never has the metric, or has no validation examples."""
+    """Raises SpecError if a variant never has the metric, or has no validation examples that it needs."""
+    from lwfed.steps.incomplete import refuse_metric, validation_of
     from lwfed.steps.sources import refuse_without_validation, server_source  # numpy
 
     if not spec.may_decide(metric):
@@ -149,7 +150,10 @@ def _refuse_undecided(spec: RunSpec, metric: str) -> None:
             "test examples are for the result alone",
         )
     remote = launcher_kind(spec.launch.kind).remote  # only pods see the data
-    refuse_without_validation(spec, None if remote else server_source(spec), what="a sweep")
+    source = None if remote else server_source(spec)
+    refuse_without_validation(spec, source, what="a sweep")
+    if source is not None:
+        refuse_metric(metric, validation_of(spec, source), model=spec.model, what="the sweep")
 
 
 def _refuse_idle(key: str, specs: Sequence[RunSpec]) -> None:

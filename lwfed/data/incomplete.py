@@ -8,6 +8,7 @@ from itertools import combinations
 
 from lwfed.data.left_out import INCOMPLETE, too_few
 from lwfed.data.protocol import Example
+from lwfed.spec.model import ModelSpec
 
 
 def lacked_by(example: Example, modalities: Collection[str]) -> tuple[str, ...]:
@@ -26,27 +27,24 @@ def examples_with(examples: Sequence[Example], modalities: Iterable[str]) -> dic
     return {modality: count for modality, count in counts.items() if count < len(examples)}
 
 
-def usable(
-    examples: Iterable[Example], *, modalities: Collection[str], fewest: int, incomplete: str
-) -> tuple[list[Example], Counter[str]]:
+def usable_of(examples: Iterable[Example], *, model: ModelSpec, incomplete: str) -> tuple[list[Example], Counter[str]]:
     """Selects the examples that a model can use.
 
     Args:
         examples: The examples.
-        modalities: The model's modalities.
-        fewest: The fewest of them that an example needs: two for pairs, one for a class.
-        incomplete: `data.incomplete`: with `skip`, an example needs all modalities.
+        model: The model; its objective decides the fewest modalities that an example needs.
+        incomplete: `data.incomplete`: with `skip`, an example needs all of the model's modalities.
 
     Returns:
         The examples, in their order, and why others are left out -> how many.
     """
     kept, left_out = list[Example](), Counter[str]()
     for example in examples:
-        lacked = lacked_by(example, modalities)
+        lacked = lacked_by(example, model.modalities)
         if lacked and incomplete == "skip":
             left_out[INCOMPLETE] += 1
-        elif len(modalities) - len(lacked) < fewest:
-            left_out[too_few(fewest)] += 1
+        elif len(model.modalities) - len(lacked) < model.fewest_modalities:
+            left_out[too_few(model.fewest_modalities)] += 1
         else:
             kept.append(example)
     return kept, left_out

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
-from lwfed.formats import HEADLINES, bytes_text, left_out_text, metric_text, seconds_text
+from lwfed.formats import HEADLINES, bytes_text, lacks_text, left_out_text, metric_text, seconds_text
 from lwfed.run.events import (
     Aggregating,
     Checking,
@@ -129,6 +129,8 @@ class Display:
         self._most = "at most " if (run.spec.get("stages") or {}).get("gate") else ""
         if run.data.left_out:
             self._say(left_out_text(run.data.left_out))
+        for line in lacks_text(run.data.lacks, run.data.clients):
+            self._say(line)
         if run.parent:
             self._say(f"from stage {run.parent.stage - 1} of {run.parent.run_id}")
 

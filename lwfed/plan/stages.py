@@ -43,6 +43,7 @@ class DataPlan(Section):
     augment: bool
     length_buckets: bool
     validation_fraction: float = 0.0
+    incomplete: Annotated[Literal["use", "skip", "fail"], LATER] = "use"
 
     def at(self, *, root: str | None, workers: int) -> DataSpec:
         """Returns the data spec for a machine's data folder and workers."""
@@ -252,6 +253,7 @@ def _plan_stage(
             augment=data.augment,
             length_buckets=data.length_buckets,
             validation_fraction=data.validation_fraction,
+            incomplete=data.incomplete,
             **data.model_dump(mode="json", include=set(data.own)),
         ),
         devices=spec.launch.devices,

@@ -18,6 +18,7 @@ from lwfed.formats import (
     factor_text,
     finite,
     flops_text,
+    lacks_text,
     number_text,
     percent_text,
     rates_text,
@@ -105,6 +106,7 @@ def render(
         lost_residuals=[(r.global_round, client) for r in rounds for client in r.lost_residuals],
         partition=figures["partition"],
         retrieval=[_query(item) for item in retrieval or ()],
+        lacks=lacks_text(run.data.lacks, run.data.clients),
         rates=rates_text(learning_rates(runs.plans_of(run))) if run.depths else None,
         spec=write_yaml(stored_values(run.spec), width=100),
     )

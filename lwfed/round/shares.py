@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from lwfed.data.incomplete import usable_of
 from lwfed.data.partition import holdout, partition, split_validation
 from lwfed.data.protocol import Example, Source
 from lwfed.plan.stages import StagePlan
@@ -40,7 +41,7 @@ def readable_examples(
 
 
 def examples_of(source: Source, split: str, *, plan: StagePlan, version: str | None, store: Store) -> list[Example]:
-    """Returns the readable examples of `train`, `validation` or `test`, as a plan divides the source.
+    """Returns the examples of `train`, `validation` or `test` that can be read and used, as a plan divides the source.
 
     Validation examples are the source's own, or else a fraction of its training examples. In a local partition clients
     train on all of their own, so the server's training examples are for validation alone.
@@ -50,7 +51,8 @@ def examples_of(source: Source, split: str, *, plan: StagePlan, version: str | N
     readable = readable_examples(
         source, split if whole else "train", version=version, modalities=plan.model.modalities, store=store
     )
-    return readable if whole else split_validation(readable, fraction=fraction)[split == "validation"]
+    kept, _ = usable_of(readable, model=plan.model, incomplete=plan.data.incomplete)
+    return kept if whole else split_validation(kept, fraction=fraction)[split == "validation"]
 
 
 def shares_of(

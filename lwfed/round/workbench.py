@@ -128,7 +128,7 @@ class Workbench:
         return self.source(stage.plan.data, root_for(place.root, who), place.workers)
 
     def examples(self, stage: Stage, place: Place, split: str, who: str = SERVER) -> list[Example]:
-        """Returns the readable examples of a split."""
+        """Returns the examples of a split that can be read and used."""
         source, version = self.data(stage, place, who), self._version(stage, who)
         return examples_of(source, split, plan=stage.plan, version=version, store=self.store)
 

@@ -47,6 +47,11 @@ class DataSpec(Section):
     on_bad_example: Literal["fail", "skip"] = Field(
         "fail", description="fail: an unreadable image or sound stops the run; skip: it is left out and counted"
     )
+    incomplete: Literal["use", "skip", "fail"] = Field(
+        "use",
+        description="examples that lack a modality of the model; use: for what they have; skip: they are left out and "
+        "counted; fail: they stop the run",
+    )
     augment: bool = Field(True, description="random resized crops of training images")
     validation_fraction: float = Field(
         0.0, ge=0, lt=1, description="fraction of the training examples set apart for validation, always the same ones"

@@ -174,9 +174,8 @@ class ModelSpec(Section):
 
     @model_validator(mode="after")
     def _enough_modalities(self) -> Self:
-        wanted = 2 if self.objective.kind == "contrastive" else 1
-        if len(self.encoders) < wanted:
-            raise ValueError(f"a {self.objective.kind} objective needs at least {wanted} encoder(s)")
+        if len(self.encoders) < self.fewest_modalities:
+            raise ValueError(f"a {self.objective.kind} objective needs at least {self.fewest_modalities} encoder(s)")
         if self.objective.kind == "supervised" and len(self.encoders) < fusion_kind(self.objective.fusion).fewest:
             fewest = fusion_kind(self.objective.fusion).fewest
             raise ValueError(f"the fusion {self.objective.fusion} needs at least {fewest} encoders; one is not fused")
@@ -190,6 +189,11 @@ class ModelSpec(Section):
             return name in ("accuracy", "precision", "recall", "f1")
         tasks = "|".join(retrieval_task(*pair) for pair in permutations(self.modalities, 2))
         return bool(re.fullmatch(rf"({tasks})/R@(1|5|10|50)|zero_shot\w*(/.+)?", name))
+
+    @property
+    def fewest_modalities(self) -> int:
+        """The fewest modalities that an example needs: two for pairs, one for a class."""
+        return 2 if self.objective.kind == "contrastive" else 1
 
     @property
     def balances_classes(self) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 
 from lwfed.data.protocol import Example
 from lwfed.run.events import Emit, Warning
@@ -49,15 +50,23 @@ def refuse_unknown(spec: RunSpec, data: Mapping[str, Sequence[Example]], *, emit
         emit(Warning(message=f"the tokenizer {name} does not know these tokens of the captions: {', '.join(many)}"))
 
 
-def padded_tokens(spec: RunSpec, examples: Sequence[Example], *, emit: Emit) -> dict[str, int]:
-    """Warns of truncated captions. Returns the mean number of tokens to which batches are padded, by modality."""
+def padded_tokens(spec: RunSpec, data: Iterable[Sequence[Example]], *, emit: Emit) -> dict[str, int]:
+    """Warns of truncated captions. Returns the mean number of tokens to which batches are padded, by modality.
+
+    Args:
+        spec: The experiment.
+        data: Clients' examples; those of the first that has captions are measured.
+        emit: Receives `Warning`.
+    """
     if "text" not in spec.model.modalities:
         return {}
     from lwfed.data.tokens import tokenize, truncated_share
     from lwfed.round.workbench import inputs_of
 
     settings = inputs_of(spec.model)
-    captions = _captions(examples)
+    captions: list[str] = next(filter(None, map(_captions, data)), [])
+    if not captions:
+        return {}
     share = truncated_share(captions, settings=settings)
     if share > WARNING_SHARE:
         emit(
@@ -74,4 +83,5 @@ def padded_tokens(spec: RunSpec, examples: Sequence[Example], *, emit: Emit) -> 
 
 
 def _captions(examples: Sequence[Example]) -> list[str]:
-    return [caption for example in examples[:CAPTIONED_EXAMPLES] for caption in example.captions]
+    captioned = islice((example for example in examples if example.captions), CAPTIONED_EXAMPLES)
+    return [caption for example in captioned for caption in example.captions]

@@ -13,10 +13,11 @@ from lwfed.cost.architectures import architectures_of
 from lwfed.cost.groups import fitted_blocks, group_costs
 from lwfed.cost.ledger import end_to_end_cost, stage_costs
 from lwfed.data.digests import FileDigests, version_of
+from lwfed.data.left_out import UNREADABLE
 from lwfed.data.protocol import Example, Source
 from lwfed.plan.stages import StagePlan, plan_stages
 from lwfed.plan.strategies import title_of
-from lwfed.round.shares import SERVER, shares_at, split_share
+from lwfed.round.shares import SERVER
 from lwfed.run import runs
 from lwfed.run.events import Emit
 from lwfed.run.runs import Options
@@ -26,6 +27,8 @@ from lwfed.spec.load import to_values
 from lwfed.spec.model import EncoderSpec, ModelSpec
 from lwfed.spec.run import RunSpec
 from lwfed.steps.captions import padded_tokens, refuse_unknown
+from lwfed.steps.counting import count_clients, counts_of
+from lwfed.steps.incomplete import refuse_incomplete, refuse_parts, refuse_unscored
 from lwfed.steps.resume import refuse_another_plan, resumed, with_stages_of
 from lwfed.steps.sources import (
     checked,
@@ -87,12 +90,13 @@ def draft(
     depths = {modality: item.depth for modality, item in architectures.items()}
     spec = with_absolute_paths(spec, store=store)
     source = server_source(spec_at(spec, root=root))
+    refuse_absent(spec, source)
+    refuse_incomplete(spec, [source])
     digests, bad = FileDigests(cache), frozenset[str]()
     if spec.federation.num_clients is None and spec.data.on_bad_example == "skip":
         version = version_of(source, hashed(source, digests, emit=emit))
         bad = frozenset(checked(source, "train", version=version, spec=spec, store=store, emit=emit))
     spec = with_num_clients(spec, source, bad=bad)
-    refuse_absent(spec, source)
     refuse_classes(spec, source)
     if spec.stages.gate is not None:
         refuse_without_validation(spec, source, what="`stages.gate`")
@@ -159,7 +163,8 @@ def prepare(
         The complete run.
 
     Raises:
-        DataError: Files cannot be read, or a client has too few examples.
+        DataError: Files cannot be read, or a client has too few examples or none that teaches something.
+        SpecError: No validation example can have the metric that decides.
     """
     existing = resumed(run, store=store)
     if existing is not None:
@@ -168,10 +173,15 @@ def prepare(
     versions, source = run.data.versions, server_source(spec)
     own = {} if found else client_sources(spec)
     here = {SERVER: source, **own}
+    refuse_incomplete(spec, own.values())
     _list_files(here, versions=versions, digests=FileDigests(cache), store=store, emit=emit)
 
+    missing = Counter[str]()
+
     def read(who: str, split: str) -> Sequence[Example]:
-        return usable(here[who], split, version=versions[who], spec=spec, store=store, emit=emit)
+        examples, others = usable(here[who], split, version=versions[who], spec=spec, store=store, emit=emit)
+        missing.update(others)
+        return examples
 
     tested = read(SERVER, "test")
     refuse_windows(spec, source, tested)
@@ -179,10 +189,7 @@ def prepare(
     everything = read(SERVER, "train") if fraction or not (found or own) else ()
     given = () if fraction else source.examples("validation")
     shared, validation = with_validation(everything, own=given and read(SERVER, "validation"), fraction=fraction)
-    bad = {
-        "test": len(source.examples("test")) - len(tested),
-        "validation": len(given) and len(given) - len(validation),
-    }
+    refuse_unscored(spec, tested=tested, validation=validation, emit=emit)
     theirs = {client: data.classes for client, data in own.items()}
     theirs |= {client: its["classes"] for client, its in (found or {}).items() if "classes" in its}
     refuse_other_classes(spec, run.data.classes, theirs=theirs)
@@ -194,37 +201,35 @@ def prepare(
     if found:
         for its in found.values():  # clients may not write it: their credentials only allow their own prefix
             store.write_ref(paths.checked_data(its["version"], spec.model.modalities, "train"), {"bad": its["bad"]})
-        clients = {client: its["num_train"] for client, its in sorted(found.items())}
-        labels = sum((Counter(its.get("class_counts", {})) for its in found.values()), Counter[str]())
-        num_train = sum(its["num_examples"] for its in found.values())
-        bad["train"] = sum(len(its["bad"]) for its in found.values())
+        missing[UNREADABLE] += sum(len(its["bad"]) for its in found.values())
+        clients = counts_of(found)
     else:
-        kept = kept or {SERVER: everything}
-        bad["train"] = sum(len(here[who].examples("train")) - len(examples) for who, examples in kept.items())
         train = kept if own else dict.fromkeys(spec.federation.eligible_ids, shared)
-        clients, labels, num_train = _client_sizes(runs.plans_of(run)[0], train)
-        unused = 0 if own else len(shared) - num_train
-        tokens = padded_tokens(spec, next(iter(train.values())), emit=emit)
+        clients = count_clients(spec, runs.plans_of(run)[0], train)
+        unused = 0 if own else len(shared) - clients.used
+        tokens = padded_tokens(spec, train.values(), emit=emit)
+    refuse_parts(spec, sizes=clients.sizes, lacks=clients.lacks)
     architectures = architectures_of(spec.model, folder=cache, count=count_architecture)
+    known = run.data.changed(clients=clients.sizes, **({"lacks": clients.lacks} if clients.lacks else {}))
+    run = run.changed(data=known)
     predicted = _predict(
-        [_with_reached_batch(plan, most_examples=max(clients.values())) for plan in runs.plans_of(run)],
+        [_with_reached_batch(plan, most_examples=max(clients.sizes.values())) for plan in runs.plans_of(run)],
         architectures=architectures,
         num_classes=run.num_classes,
         tokens={modality: item.tokens for modality, item in architectures.items()} | tokens,
     )
     counts: dict[str, Any] = {
         "num_test": len(tested),
-        "num_train": num_train,
+        "num_train": clients.used,
         "num_validation": len(validation),
-        "clients": clients,
     }
-    images = len({example.item("image") for example in tested})
-    if images < len(tested):
+    images = len({example.item("image") for example in tested if example.has("image")})
+    if 0 < images < len(tested):
         counts["num_test_images"] = images
     if spec.model.balances_classes:
-        counts["class_counts"] = [labels[str(label)] for label in range(run.num_classes or 0)]
-    if missing := left_out(here.values(), bad=bad, unused=unused, found=found):
-        counts["left_out"] = missing
+        counts["class_counts"] = [clients.labels[str(label)] for label in range(run.num_classes or 0)]
+    if others := left_out(here.values(), missing=missing, unused=unused, found=found):
+        counts["left_out"] = others
     run = run.changed(data=run.data.changed(**counts), **predicted)
     if not store.write_ref(paths.run(run.run_id), run.to_values(), if_absent=True):  # another process was first
         return resumed(run, store=store) or run
@@ -290,28 +295,6 @@ def _tokenizers(model: ModelSpec) -> dict[str, str]:
 
     versions = {modality: tokenizer_version(encoder) for modality, encoder in model.encoders.items()}
     return {modality: version for modality, version in versions.items() if version}
-
-
-def _client_sizes(
-    plan: StagePlan, examples: Mapping[str, Sequence[Example]]
-) -> tuple[dict[str, int], Counter[str], int]:
-    """Counts what clients train on: examples per client, per label, and all of their shares, held-out ones included.
-
-    Raises:
-        DataError: A client has too few.
-    """
-    sizes, used = {}, 0
-    labels = Counter[str]()
-    shares: dict[str, list[int]] = {}
-    cut: Sequence[Example] | None = None
-    for client, mine in examples.items():
-        if mine is not cut:
-            shares, cut = shares_at(plan, mine), mine
-        train, held_out = split_share(client, examples=mine, shares=shares, plan=plan)
-        sizes[client] = len(train)
-        used += len(train) + len(held_out)
-        labels.update(str(example.label) for example in train)
-    return sizes, labels, used
 
 
 def _predict(

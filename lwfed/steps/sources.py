@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from lwfed.catalog.source import data_source
 from lwfed.data.digests import FileDigests, list_files, version_of
+from lwfed.data.incomplete import lacked_by, usable_of
 from lwfed.data.left_out import UNREADABLE, UNUSED
 from lwfed.data.partition import group_members, split_validation
 from lwfed.data.protocol import Example, Source, open_source
+from lwfed.formats import left_out_text
 from lwfed.round.shares import SERVER, root_for
 from lwfed.run.events import Checking, Emit, Hashing, Warning
 from lwfed.spec.data import CLIENT_MARK
@@ -40,14 +43,18 @@ def client_sources(spec: RunSpec) -> dict[str, Source]:
 
 
 def refuse_windows(spec: RunSpec, source: Source, examples: Sequence[Example]) -> None:
-    """Raises DataError if sensors' signals, by the first example, have another shape than the encoders' windows."""
-    sensors = tuple(modality for modality in spec.model.modalities if kind_of(modality) == "series")
+    """Raises DataError if the first signal of a sensor has another shape than its encoder's windows."""
+    sensors = [modality for modality in spec.model.modalities if kind_of(modality) == "series"]
     if not sensors:
         return
     from lwfed.data.reading import Reader
     from lwfed.round.workbench import inputs_of
 
-    Reader(source, tuple(examples[:1]), replace(inputs_of(spec.model), modalities=sensors), None, False).item((0, 0))
+    for sensor in sensors:
+        first = tuple(islice((example for example in examples if example.has(sensor)), 1))
+        if first:
+            settings = replace(inputs_of(spec.model), modalities=(sensor,))
+            Reader(source, first, settings, None, False).item((0, 0))
 
 
 def refuse_without_validation(spec: RunSpec, source: Source | None, *, what: str) -> None:
@@ -91,12 +98,15 @@ def with_num_clients(spec: RunSpec, source: Source, *, bad: Container[str] = ())
         bad: Examples that cannot be read and are skipped.
 
     Raises:
-        DataError: An example has no group.
+        DataError: An example has no group, or there is no example.
         SpecError: The quorum is larger than the number of groups.
     """
     if spec.federation.num_clients is not None:
         return spec
-    kept = [example for example in source.examples("train") if example.id not in bad]
+    readable = (example for example in source.examples("train") if example.id not in bad)
+    kept, missing = usable_of(readable, model=spec.model, incomplete=spec.data.incomplete)
+    if not kept:
+        raise _no_example("train", missing, root=spec.data.root)
     shared, _ = split_validation(kept, fraction=spec.data.validation_fraction)
     groups = group_members(shared, plan=spec.federation.partition)
     return build_spec(to_values(spec), overrides=[f"federation.num_clients={len(groups)}"])
@@ -126,11 +136,15 @@ def hashed(source: Source, digests: FileDigests, *, emit: Emit) -> dict[str, str
     return list_files(source, digests, progress=lambda done, total: emit(Hashing(done=done, total=total)))
 
 
-def usable(source: Source, split: str, *, version: str, spec: RunSpec, store: Store, emit: Emit) -> Sequence[Example]:
-    """Returns the readable examples; each file is checked once per version of the data, and the result is stored.
+def usable(
+    source: Source, split: str, *, version: str, spec: RunSpec, store: Store, emit: Emit
+) -> tuple[Sequence[Example], Counter[str]]:
+    """Returns the examples that can be read and used, and why others are left out -> how many.
+
+    Each file is checked once per version of the data, and the result is stored.
 
     Raises:
-        DataError: A file cannot be read and the spec does not skip such files, or none can be read.
+        DataError: A file cannot be read and the spec does not skip such files, or no example is left.
     """
     bad = checked(source, split, version=version, spec=spec, store=store, emit=emit)
     return readable(source, split, bad, spec=spec, emit=emit)
@@ -157,27 +171,43 @@ def unreadable(
         source: The data.
         split: `train` or `test`.
         spec: The experiment.
-        known: Earlier results; only these examples are checked again, since they may be fixed. None: check all.
+        known: Earlier results; of these, examples are checked again if they may be fixed, or lack a modality: earlier
+            versions refused to read those. None: check all.
         emit: Receives `Checking`.
     """
-    again = known is not None and spec.data.on_bad_example == "fail"
-    if data_source(spec.data.source).built_in or (known is not None and not again):
-        return known or {}
-    doubtful = [e for e in source.examples(split) if known is None or e.id in known]
-    if not doubtful:
+    if data_source(spec.data.source).built_in:
         return {}
+    again = spec.data.on_bad_example == "fail"
+    doubtful = [
+        example
+        for example in source.examples(split)
+        if known is None or (example.id in known and (again or lacked_by(example, spec.model.modalities)))
+    ]
+    names = {example.id for example in doubtful}
+    still = {name: problem for name, problem in (known or {}).items() if name not in names and not again}
+    if not doubtful:
+        return still
     from lwfed.data.batches import check_examples
 
     def report(done: int, total: int) -> None:
         emit(Checking(split=split, done=done, total=total))
 
-    return check_examples(
+    return still | check_examples(
         source, examples=doubtful, modalities=spec.model.modalities, workers=spec.data.workers, progress=report
     )
 
 
-def readable(source: Source, split: str, bad: Mapping[str, str], *, spec: RunSpec, emit: Emit) -> Sequence[Example]:
-    """Returns the examples of a split without the bad ones.
+def readable(
+    source: Source, split: str, bad: Mapping[str, str], *, spec: RunSpec, emit: Emit
+) -> tuple[Sequence[Example], Counter[str]]:
+    """Returns the examples of a split that can be read and used, and why others are left out -> how many.
+
+    Args:
+        source: The data.
+        split: `train`, `validation` or `test`.
+        bad: The examples that cannot be read.
+        spec: The experiment.
+        emit: Receives `Warning`.
 
     Raises:
         DataError: There are bad examples and the spec does not skip them, or none is left.
@@ -192,10 +222,17 @@ def readable(source: Source, split: str, bad: Mapping[str, str], *, spec: RunSpe
     if bad:
         names = ", ".join(sorted(bad)[:5])
         emit(Warning(message=f"{len(bad)} {split} example(s) cannot be read and are skipped: {names}"))
-    kept = [example for example in examples if example.id not in bad]
+    kept, missing = usable_of(
+        (example for example in examples if example.id not in bad), model=spec.model, incomplete=spec.data.incomplete
+    )
     if not kept:
-        raise DataError(f"there is no {split} example, or none can be read", remedy=f"check {spec.data.root}")
-    return kept
+        raise _no_example(split, missing, root=spec.data.root)
+    return kept, missing + Counter({UNREADABLE: len(bad)})
+
+
+def _no_example(split: str, missing: Mapping[str, int], *, root: str | None) -> DataError:
+    why = f"that can be used; {left_out_text(missing)}" if missing else "or none can be read"
+    return DataError(f"there is no {split} example, {why}", remedy=f"check {root}")
 
 
 def with_validation(
@@ -249,20 +286,20 @@ def refuse_other_classes(spec: RunSpec, classes: Sequence[str], *, theirs: Mappi
 
 
 def left_out(
-    sources: Iterable[Source], *, bad: Mapping[str, int], unused: int = 0, found: Mapping[str, Any] | None = None
+    sources: Iterable[Source], *, missing: Mapping[str, int], unused: int = 0, found: Mapping[str, Any] | None = None
 ) -> dict[str, int]:
     """Counts what all data of a run leave out.
 
     Args:
         sources: The data that are here: the server's, and the clients' own.
-        bad: Split -> number of its examples that cannot be read.
+        missing: Why examples are left out -> how many.
         unused: Number of training examples of no client that takes part.
         found: Client -> its description of data that only it can see; None: all data are here.
 
     Returns:
         What is left out -> how many, sorted.
     """
-    counts = Counter({UNREADABLE: sum(bad.values()), UNUSED: unused})
+    counts = Counter(missing) + Counter({UNUSED: unused})
     for source in sources:
         counts += Counter(source.left_out())
     for its in (found or {}).values():

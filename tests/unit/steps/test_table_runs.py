@@ -63,12 +63,18 @@ def test_a_row_that_lacks_a_modality_is_refused_or_skipped_and_counted(tmp_path:
     rows[0]["text"], rows[2]["text"] = "", None
     write_jsonl(tmp_path / "data", rows)
     store = LocalStore(tmp_path / "store")
-    with pytest.raises(DataError, match=r"1 of 4 test .*02\.png has no text -> .*on_bad_example=skip"):
-        prepared(build_spec(values(tmp_path / "data")), store=store)
-    run = prepared(build_spec(values(tmp_path / "data", data={"on_bad_example": "skip"})), store=store)
-    assert run.data.left_out == {"unreadable examples": 2}
-    assert (sum(run.data.clients.values()), run.data.num_test) == (7, 3)
-    prepared(build_spec(values(tmp_path / "data", model=SUPERVISED)), store=store)
+    with pytest.raises(DataError, match=r"1 of 8 train .*: 00\.png has no text -> .*data\.incomplete=use"):
+        prepared(build_spec(values(tmp_path / "data", data={"incomplete": "fail"})), store=store)
+    reasons = {
+        "use": "examples with fewer than 2 of the model's modalities",
+        "skip": "examples that lack a modality",
+    }
+    for incomplete, reason in reasons.items():
+        run = prepared(build_spec(values(tmp_path / "data", data={"incomplete": incomplete})), store=store)
+        assert run.data.left_out == {reason: 2} and run.data.lacks == {}
+        assert (sum(run.data.clients.values()), run.data.num_test) == (7, 3)
+    run = prepared(build_spec(values(tmp_path / "data", model=SUPERVISED)), store=store)
+    assert run.data.left_out == {} and sum(run.data.clients.values()) == 8, "it needs no text"
 
 
 def test_an_unreadable_picture_for_validation_is_found_first(tmp_path: Path) -> None:
