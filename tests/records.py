@@ -6,7 +6,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar, cast
 
-from lwfed.types.records import RoundRecord, RunRecord, StageRecord
+from lwfed.types.records import RunRecord, StageRecord
+from lwfed.types.round_records import RoundRecord
 
 F = TypeVar("F", bound=Callable[..., Any])
 

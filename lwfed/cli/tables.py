@@ -19,7 +19,8 @@ from lwfed.formats import (
     seconds_text,
 )
 from lwfed.spec.federation import FederationSpec
-from lwfed.types.records import RoundRecord, StageRecord, StageSummary
+from lwfed.types.records import StageRecord, StageSummary
+from lwfed.types.round_records import RoundRecord
 
 Record = Mapping[str, Any]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from lwfed.catalog.costs import Architecture
@@ -64,7 +65,7 @@ def savings(
     own = price(stages)
     found: dict[tuple[int, int], Saving] = {}
     for order, (lever, active, without) in enumerate(LEVERS):
-        used = [active(stage) if stage.rounds else "" for stage in stages]
+        used = [active(stage, architectures) if stage.rounds else "" for stage in stages]
         if not any(used):
             continue
         others = price([without(stage) if how else stage for stage, how in zip(stages, used, strict=True)])
@@ -92,21 +93,24 @@ def _stage_flops(stage: StagePlan, cost: StageCost, *, num_examples: int) -> int
     return samples * cost.flops + num_examples * cost.fill_flops
 
 
-Lever = tuple[str, Callable[[StagePlan], str], Callable[[StagePlan], StagePlan]]
+Active = Callable[[StagePlan, Mapping[str, Architecture]], str]
+"""Returns what a lever does in a stage, in words; empty if it is not used."""
+Lever = tuple[str, Active, Callable[[StagePlan], StagePlan]]
 
 
 def _lever(path: str, words: Callable[[Any], str], *, off: Any, key: str | None = None) -> Lever:
     """Describes a lever by its place in a stage's plan, and by the value there that switches it off."""
     section, _, name = path.partition(".")
 
-    def active(stage: StagePlan) -> str:
+    def active(stage: StagePlan, architectures: Mapping[str, Architecture]) -> str:
         value = getattr(getattr(stage, section), name)
         return "" if value == off else words(value)
 
-    def without(stage: StagePlan) -> StagePlan:
-        return stage.model_copy(update={section: getattr(stage, section).model_copy(update={name: off})})
+    return key or path, active, partial(_without, section=section, name=name, off=off)
 
-    return key or path, active, without
+
+def _without(stage: StagePlan, *, section: str, name: str, off: Any) -> StagePlan:
+    return stage.model_copy(update={section: getattr(stage, section).model_copy(update={name: off})})
 
 
 def _cached(views: Mapping[str, int]) -> str:
@@ -114,14 +118,27 @@ def _cached(views: Mapping[str, int]) -> str:
     return ", ".join(f"{m} {n} {words.get(m, 'views')}" if n > 1 else m for m, n in views.items())
 
 
-def _last_block(hows: Mapping[str, str]) -> str:
+def _last_block(stage: StagePlan, architectures: Mapping[str, Architecture]) -> str:
+    """Returns how the last blocks are computed: what costs the same as `row`, or as all tokens, is computed so.
+
+    MobileBERT's keys and values cannot be absorbed, for example, and its `absorbed` is its `row`.
+    """
     words = {"row": "one token", "absorbed": "one token, K and V absorbed"}
-    return " and ".join(words[how] for how in sorted(set(hows.values()) - {"full"}))
+    used: dict[str, list[str]] = {}
+    for modality, how in stage.levers.last_block.items():
+        depth = stage.depth[modality]
+        block = architectures[modality].units[f"blocks.{depth - 1}"]
+        if stage.cut.get(modality, 0) < depth and block.cost_as(how) != block.cost:
+            same = block.cost_as(how) == block.cost_as("row")
+            used.setdefault(words["row" if same else how], []).append(modality)
+    if len(used) < 2:
+        return "".join(used)
+    return " and ".join(f"{how} ({', '.join(modalities)})" for how, modalities in sorted(used.items()))
 
 
 LEVERS: tuple[Lever, ...] = (
     _lever("levers.views", _cached, off={}, key="levers.prefix_cache"),
-    _lever("levers.last_block", _last_block, off={}),
+    ("levers.last_block", _last_block, partial(_without, section="levers", name="last_block", off={})),
     _lever("training.step_in_backward", lambda _: "gradients freed at once", off=False),
     _lever("training.moments", lambda value: f"AdamW's moments as {value}", off="fp32"),
     _lever("training.activation_checkpointing", lambda _: "activations recomputed", off=False),

@@ -31,7 +31,8 @@ from lwfed.run.events import (
     Summarised,
     Warning,
 )
-from lwfed.types.records import RoundRecord, RunRecord, StageRecord
+from lwfed.types.records import RunRecord, StageRecord
+from lwfed.types.round_records import RoundRecord
 
 
 class Display:

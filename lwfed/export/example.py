@@ -21,6 +21,9 @@ _WORDS = {"audio": "a sound", "image": "an image", "text": "a text", "series": "
 _START = """\
 torch.set_grad_enabled(False)
 here = Path(__file__).parent
+if %(misused)s:
+    print(__doc__, file=sys.stderr)
+    sys.exit(2)
 device = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -82,7 +85,8 @@ def example(info: Mapping[str, Any]) -> str:
         info: The contents of lwfed.json.
 
     Returns:
-        Python code that imports torch, safetensors and the encoders' libraries, but not lwfed.
+        Python code that imports torch, safetensors and the encoders' libraries, but not lwfed. With another number of
+        arguments than it takes it prints its usage and exits with 2.
     """
     modalities, heads = info["modalities"], info["heads"]
     supervised = info["objective"]["kind"] == "supervised"
@@ -91,9 +95,11 @@ def example(info: Mapping[str, Any]) -> str:
     kinds = {m: kind_of(m) for m in used}
     given = " and ".join(_WORDS[kind] + (f" of the {m}" if kind == "series" else "") for m, kind in kinds.items())
     usage = " ".join(_PLACEHOLDERS[kind] for kind in kinds.values())
+    misused = f"len(sys.argv) != {1 + len(used)}"
     calls = ", ".join(f"encode_{m}s([sys.argv[{i}]])" for i, m in enumerate(used, start=1))
     if retrieval:
         title, usage = "Text-to-image Recall@1 over captioned images", "[CAPTIONS.json IMAGES_FOLDER]"
+        misused = f'{misused} and (len(sys.argv) > 1 or not (here / "test").is_dir())'
         last = _RETRIEVAL % {"batch_size": info["batch_size"]}
     elif supervised:
         fuse = fusion_kind(info["objective"]["fusion"]).usage
@@ -105,7 +111,7 @@ def example(info: Mapping[str, Any]) -> str:
     parts = [
         f'"""{title}. Usage: python example.py {usage}"""\n',
         _imports(usages.values(), json=retrieval or supervised, normalize=not supervised),
-        _START % {"layers": _projection(**heads[used[0]])},
+        _START % {"misused": misused, "layers": _projection(**heads[used[0]])},
         *(f"\n{setup}" for setup in dict.fromkeys(usage.setup for usage in usages.values()) if setup),
         *(f"\n{usage.code % {'width': heads[m]['widths'][0], 'modality': m}}" for m, usage in usages.items()),
         f"\n{last}",

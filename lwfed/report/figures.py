@@ -28,7 +28,8 @@ from lwfed.report.plots import (
     svg,
 )
 from lwfed.report.series import Panel, Stage, panels_of, stages_of
-from lwfed.types.records import RoundRecord, RunRecord, StageRecord
+from lwfed.types.records import RunRecord, StageRecord
+from lwfed.types.round_records import RoundRecord
 
 RESOURCES = {
     "memory": ("memory", "Peak memory per client", bytes_text),

@@ -32,7 +32,8 @@ from lwfed.run import runs
 from lwfed.spec.document import write_yaml
 from lwfed.spec.stored import stored_values
 from lwfed.types.canonical import digest_of
-from lwfed.types.records import DataRecord, RoundRecord, RunRecord, StageRecord
+from lwfed.types.records import DataRecord, RunRecord, StageRecord
+from lwfed.types.round_records import RoundRecord
 
 if TYPE_CHECKING:
     from lwfed.report.figures import Drawing

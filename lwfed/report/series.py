@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lwfed.formats import TASKS, finite, natural_order
-from lwfed.types.records import RoundRecord, RunRecord, StageRecord
+from lwfed.types.records import RunRecord, StageRecord
+from lwfed.types.round_records import RoundRecord
 
 LOSS = 4
 """Rank of the panel of losses; panels of shares come before it."""

@@ -18,7 +18,7 @@ from lwfed.store.checkpoint import Checkpoint, read_checkpoint
 from lwfed.store.protocol import Store
 from lwfed.store.refs import read_record
 from lwfed.types.errors import CheckpointError
-from lwfed.types.records import Accepted
+from lwfed.types.round_records import Accepted
 
 if TYPE_CHECKING:
     import torch

@@ -17,7 +17,7 @@ from lwfed.store import paths
 from lwfed.store.cache import BlockCache
 from lwfed.store.checkpoint import Checkpoint
 from lwfed.store.refs import read_record
-from lwfed.types.records import RoundMetrics
+from lwfed.types.round_records import RoundMetrics
 
 
 def evaluate_round(task: RoundTask, *, bench: Workbench) -> dict[str, float]:

@@ -17,7 +17,7 @@ from lwfed.store import paths
 from lwfed.store.checkpoint import Checkpoint
 from lwfed.store.refs import read_record as read_stored
 from lwfed.types.errors import CheckpointError
-from lwfed.types.records import Accepted, ClientMetrics, RoundMetrics, RoundRecord
+from lwfed.types.round_records import Accepted, ClientMetrics, RoundMetrics, RoundRecord
 
 
 @dataclass(frozen=True, slots=True)

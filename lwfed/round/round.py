@@ -26,7 +26,7 @@ from lwfed.store.refs import read_object
 from lwfed.store.refs import read_record as read_stored
 from lwfed.types.encoded import is_lossless
 from lwfed.types.errors import QuorumError
-from lwfed.types.records import Accepted, AcceptedUpdate, RoundRecord
+from lwfed.types.round_records import Accepted, AcceptedUpdate, RoundRecord
 
 
 def run_round(ctx: RoundContext, *, launcher: Launcher, overhead: Overhead, deadline_s: float) -> RoundRecord:

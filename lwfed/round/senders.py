@@ -17,7 +17,7 @@ from typing import Self
 from lwfed.plan.groups import FEWEST, modality_of
 from lwfed.plan.stages import StagePlan
 from lwfed.types.errors import QuorumError
-from lwfed.types.records import AcceptedUpdate
+from lwfed.types.round_records import AcceptedUpdate
 
 
 @dataclass(frozen=True, slots=True)

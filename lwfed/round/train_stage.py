@@ -29,7 +29,8 @@ from lwfed.store.protocol import Store
 from lwfed.store.refs import damaged, read_object, read_record
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import CheckpointError
-from lwfed.types.records import Ledger, RoundMetrics, RoundRecord, RunRecord, StageRecord
+from lwfed.types.records import Ledger, RunRecord, StageRecord
+from lwfed.types.round_records import RoundMetrics, RoundRecord
 
 
 def train_stage(task: StageTask, *, launcher: Launcher, store: Store, emit: Emit) -> StageRecord:

@@ -21,7 +21,7 @@ from lwfed.store.manifest import Block
 from lwfed.store.refs import damaged, read_object
 from lwfed.types.encoded import encoded
 from lwfed.types.errors import CheckpointError
-from lwfed.types.records import AcceptedUpdate
+from lwfed.types.round_records import AcceptedUpdate
 from lwfed.types.tensors import unit_of
 
 MAX_BYTES = 1 << 30

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
-from lwfed.types.records import ClientRecord, RoundRecord, RunRecord, RunSummary, StageRecord
+from lwfed.types.records import RunRecord, RunSummary, StageRecord
+from lwfed.types.round_records import ClientRecord, RoundRecord
 from lwfed.types.section import Section
 
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from lwfed.run import runs
 from lwfed.store.protocol import Store
-from lwfed.types.records import ClientRecord, RoundRecord, RunRecord, client_values
+from lwfed.types.records import RunRecord
+from lwfed.types.round_records import ClientRecord, RoundRecord, client_values
 
 
 def in_every_round(

@@ -20,7 +20,8 @@ from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.store.refs import damaged, read_object, read_record
 from lwfed.types.errors import CheckpointError, NotFoundError, SpecError
-from lwfed.types.records import DataRecord, RoundRecord, RunRecord, StageKey, StageRecord
+from lwfed.types.records import DataRecord, RunRecord, StageKey, StageRecord
+from lwfed.types.round_records import RoundRecord
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,8 @@ class LeversSpec(Section):
     last_block: Literal["auto", "full", "row", "absorbed"] = Field(
         "auto",
         description="the last present block, if the feature is one token: row computes it for that token alone, "
-        "absorbed also absorbs K and V into its query, auto is the cheapest, full computes all tokens",
+        "absorbed also absorbs K and V into its query where the encoder can, auto is the cheapest, full computes all "
+        "tokens",
     )
     prefix_cache: Literal["auto", "always", "never"] = Field(
         "auto", description="clients cache the outputs of frozen blocks; auto: if that pays over the stage's rounds"

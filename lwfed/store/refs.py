@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from lwfed.store.keys import remedy_for
 from lwfed.store.protocol import Store
 from lwfed.types.errors import CheckpointError
-from lwfed.types.records import Record
+from lwfed.types.record import Record
 
 R = TypeVar("R", bound=Record)
 

@@ -17,7 +17,7 @@ from lwfed.store.protocol import Store
 from lwfed.sweep.space import Value
 from lwfed.sweep.study import Study
 from lwfed.sweep.trial import Trained, train
-from lwfed.types.records import RoundRecord
+from lwfed.types.round_records import RoundRecord
 
 SpecOf = Callable[[Mapping[str, Value], int], RunSpec]
 """Returns the spec of a trial's values and a seed."""

@@ -18,7 +18,7 @@ from lwfed.spec.load import to_values
 from lwfed.spec.run import RunSpec
 from lwfed.store.protocol import Store
 from lwfed.types.errors import LwfedError
-from lwfed.types.records import RoundRecord
+from lwfed.types.round_records import RoundRecord
 
 POLL_S = 0.5
 INTERRUPTED = 130

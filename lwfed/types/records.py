@@ -1,148 +1,12 @@
-"""Records of runs, stages, rounds and clients, stored as readable JSON.
-
-A record written by another version of lwfed can still be read if it lacks optional fields or has additional ones;
-additional fields are kept.
-"""
+"""Records of runs and of their stages, stored as readable JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from lwfed.types.errors import CheckpointError
-
-Metrics = dict[str, float]
-
-
-class Record(BaseModel):
-    """A JSON object in a store."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
-
-    @classmethod
-    def of(cls, values: Any) -> Self:
-        """Validates JSON values. Raises CheckpointError if they do not fit the record."""
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise CheckpointError(
-                f"a {cls.__name__} in the store is damaged: {where}: {first['msg']}",
-                remedy="restore it from a backup, or train again with --fresh",
-            ) from None
-
-    def to_values(self) -> dict[str, Any]:
-        """Returns JSON values of the fields that were set, without defaults."""
-        return self.model_dump(mode="json", exclude_unset=True)
-
-    def changed(self, **values: Any) -> Self:
-        """Returns a copy of the record with the given values."""
-        return self.model_copy(update=values)
-
-
-class StepFlops(Record):
-    """FLOPs of a client's first step.
-
-    Attributes:
-        forward: FLOPs of its forward pass.
-        backward: FLOPs of its backward pass.
-        batch: Number of its examples.
-    """
-
-    forward: float
-    backward: float
-    batch: int
-
-
-class ClientRecord(Record):
-    """A client's metrics of a round, as reported with its update.
-
-    Attributes:
-        num_examples: w_n.
-        steps: Number of optimiser steps.
-        loss: Mean loss over all steps.
-        loss_first: Loss of the first step, before any parameter changes.
-        wall_s: Seconds of training.
-        bytes_up: Bytes of tensors sent.
-        bytes_down: Bytes of trained tensors received.
-        bytes_down_frozen: Bytes of frozen blocks received.
-        peak_rss_bytes: The process's peak resident memory.
-        step_flops: FLOPs of the first step; None if not measured.
-        peak_tensor_bytes: Weights, gradients, optimiser states and activations of the first step.
-        activations_bytes: Bytes of activations in the first step.
-        gradients_bytes: Bytes of gradients in the first step.
-        optimizer_bytes: Bytes of optimiser states in the first step.
-        device_peak_bytes: A GPU's peak memory in the first step.
-        prefix: Modality -> state of its cached frozen outputs: `kept`, `filled`, or `recomputed: ` and the reason.
-        prefix_fill_s: Seconds spent filling the cache.
-        prefix_cache_bytes: Bytes of the cache.
-        residual: State of the last upload's residual: `fresh`, `used` or `lost`.
-        residual_kept: Whether this upload's residual was kept.
-        unkept: Why the client keeps nothing between rounds.
-        changed_files: Number of its examples left out because a file changed after its check.
-        examples: Modality -> number of its training examples that have it; empty if all have every modality.
-    """
-
-    num_examples: int
-    steps: int
-    loss: float
-    loss_first: float | None = None
-    wall_s: float = 0.0
-    bytes_up: int = 0
-    bytes_down: int = 0
-    bytes_down_frozen: int = 0
-    peak_rss_bytes: int | None = None
-    step_flops: StepFlops | None = None
-    peak_tensor_bytes: int | None = None
-    activations_bytes: int | None = None
-    gradients_bytes: int | None = None
-    optimizer_bytes: int | None = None
-    device_peak_bytes: int | None = None
-    prefix: dict[str, str] = Field(default_factory=dict)
-    prefix_fill_s: float = 0.0
-    prefix_cache_bytes: int = 0
-    residual: str | None = None
-    residual_kept: bool | None = None
-    unkept: str | None = None
-    changed_files: int = 0
-    examples: dict[str, int] = Field(default_factory=dict)
-
-
-class RoundRecord(Record):
-    """A finished round.
-
-    Attributes:
-        stage: s.
-        round: r, counted from 1 within the stage.
-        global_round: Number of the round within the run, counted from 1.
-        digest: Digest of its result.
-        metrics: Name -> value: `train/loss`, `test/...` if it was evaluated, `federated/...`, `aggregate/...`.
-        cohort: The sampled clients.
-        clients: The accepted clients, with their metrics.
-        failed: Client -> why it has no update.
-        wall_s: Part -> seconds: `round`, `train`, `aggregate`, `evaluate`, `between_rounds`, `overhead` ...
-        failed_evaluations: Client -> why it could not evaluate.
-        recomputed_prefixes: Client -> why its frozen blocks' outputs could not be cached.
-        lost_residuals: Clients that lost their last upload's residual.
-        changed_files: Clients -> number of examples left out because a file changed after its check.
-    """
-
-    stage: int
-    round: int
-    global_round: int
-    digest: str
-    metrics: Metrics
-    cohort: list[str] = Field(default_factory=list)
-    clients: dict[str, ClientRecord]
-    failed: dict[str, str] = Field(default_factory=dict)
-    wall_s: dict[str, float] = Field(default_factory=dict)
-    failed_evaluations: dict[str, str] = Field(default_factory=dict)
-    recomputed_prefixes: dict[str, str] = Field(default_factory=dict)
-    lost_residuals: list[str] = Field(default_factory=list)
-    changed_files: dict[str, int] = Field(default_factory=dict)
+from lwfed.types.record import Metrics, Record
 
 
 class Ledger(Record):
@@ -296,20 +160,6 @@ class StageSummary(Record):
     wall_s: float = 0.0
 
 
-class RoundMetrics(Record):
-    """The server's evaluation of a round: metrics, and its parts' seconds."""
-
-    metrics: Metrics
-    wall_s: dict[str, float] = Field(default_factory=dict)
-
-
-class ClientMetrics(Record):
-    """A client's evaluation on the examples that it holds out."""
-
-    num_examples: int
-    metrics: Metrics
-
-
 class RunSummary(Record):
     """A run's result; the last line of `lwfed run --json`.
 
@@ -330,37 +180,3 @@ class RunSummary(Record):
     ledger: dict[str, Any]
     stages: list[StageSummary]
     wall_s: float
-
-
-class AcceptedUpdate(Record):
-    """An accepted update: its digest, w_n, and the client's metrics.
-
-    Attributes:
-        weight: Its weight in the mean; None: `num_examples`.
-    """
-
-    digest: str
-    num_examples: int
-    weight: int | None = None
-    metrics: ClientRecord
-
-
-class Accepted(Record):
-    """A round's accepted set; committed before aggregation.
-
-    Attributes:
-        clients: Client -> its update.
-        failed: Client -> why it has no update.
-        cohort: The sampled clients.
-        wall_s: Seconds of training.
-    """
-
-    clients: dict[str, AcceptedUpdate]
-    failed: dict[str, str] = Field(default_factory=dict)
-    cohort: list[str] = Field(default_factory=list)
-    wall_s: float = 0.0
-
-
-def client_values(clients: Mapping[Any, ClientRecord], name: str) -> list[Any]:
-    """Returns the values of one field over all clients that have it, in the clients' order."""
-    return [value for client in clients.values() if (value := getattr(client, name)) is not None]

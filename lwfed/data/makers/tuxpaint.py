@@ -13,11 +13,12 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lwfed.data.makers.whole import made_whole, refuse_used
 from lwfed.types.errors import DataError, SpecError
 from lwfed.types.seeds import derive
 
@@ -29,8 +30,8 @@ TABLE = "table.jsonl"
 _ENGLISH = "en"
 _TRANSLATION = re.compile(r"(?P<language>[A-Za-z]+(_[A-Za-z]+)?(@[a-z]+)?)\.utf8=(?P<text>.*)")
 _MIRRORED = re.compile(r"_(mirror|flip)$")
-_OURS = {"images", "sounds", f"{TABLE}.part"}
-"""What an interrupted call leaves in the folder."""
+MAKES = ("images", "sounds", TABLE)
+"""What the folder has in the end."""
 
 Progress = Callable[[int, int], None]
 """Called with (number of pictures done, number of pictures)."""
@@ -63,7 +64,7 @@ def make(
 ) -> dict[str, Any]:
     """Writes table.jsonl, images/ and sounds/ for `data: {source: table}`.
 
-    Files are hard links where the package lies on the same file system, else copies. The table is written last.
+    Files are hard links where the package lies on the same file system, else copies.
 
     Args:
         folder: The folder to write; it must be new, empty or left by an interrupted call.
@@ -78,19 +79,45 @@ def make(
         Number of `pictures`, `rows`, rows by `splits`, `texts` and `sounds` by language, `classes`, and `left_out`.
 
     Raises:
-        SpecError: No picture has a text in a language, or the fractions leave nothing to train on.
-        DataError: The package is missing or damaged, or the folder has something else in it.
+        SpecError: No picture has a text in a language, the fractions leave nothing to train on, or the folder has
+            something else in it.
+        DataError: The package is missing or damaged.
+        DiskFullError, UnreachableError: The folder cannot be written.
     """
     if not 0 < test_fraction < 1 or not 0 <= validation_fraction < 1 - test_fraction:
         raise SpecError(
             f"the fractions {test_fraction:g} for testing and {validation_fraction:g} for validation leave no pictures",
             remedy="name a test fraction above 0, and fractions whose sum is below 1",
         )
+    refuse_used(folder, makes=MAKES)
     root = _root(source)
     stamps, left_out = _stamps(root)
     wanted = _languages(stamps, languages)
-    _refuse_used(folder)
     splits = _splits([stamp.path for stamp in stamps], test=test_fraction, validation=validation_fraction, seed=seed)
+    with made_whole(folder, makes=MAKES) as part:
+        rows = _write(part, stamps, wanted, left_out, root=root, splits=splits, progress=progress)
+    return {
+        "pictures": len({row["picture"] for row in rows}),
+        "rows": len(rows),
+        "splits": dict(Counter(row["split"] for row in rows)),
+        "texts": dict(Counter(row["site"] for row in rows)),
+        "sounds": dict(Counter(row["site"] for row in rows if "audio" in row)),
+        "classes": sorted({row["label"] for row in rows}),
+        "left_out": dict(+left_out),
+    }
+
+
+def _write(
+    folder: Path,
+    stamps: Sequence[Stamp],
+    wanted: Sequence[str],
+    left_out: Counter[str],
+    *,
+    root: Path,
+    splits: Mapping[Path, str],
+    progress: Progress,
+) -> list[dict[str, str]]:
+    """Writes the pictures, the sounds and the table; returns its rows, and counts what is left out."""
     rows = []
     for done, stamp in enumerate(stamps, start=1):
         spoken = [language for language in wanted if language in stamp.sounds]
@@ -111,18 +138,8 @@ def make(
                 row["audio"] = _link(root / sound, folder, Path("sounds") / sound)
             rows.append(row)
         progress(done, len(stamps))
-    part = folder / f"{TABLE}.part"
-    part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    part.replace(folder / TABLE)
-    return {
-        "pictures": len({row["picture"] for row in rows}),
-        "rows": len(rows),
-        "splits": dict(Counter(row["split"] for row in rows)),
-        "texts": dict(Counter(row["site"] for row in rows)),
-        "sounds": dict(Counter(row["site"] for row in rows if "audio" in row)),
-        "classes": sorted({row["label"] for row in rows}),
-        "left_out": dict(+left_out),
-    }
+    (folder / TABLE).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return rows
 
 
 def _root(source: Path | None) -> Path:
@@ -188,16 +205,6 @@ def _languages(stamps: Sequence[Stamp], languages: Sequence[str]) -> list[str]:
     return sorted(set(languages))
 
 
-def _refuse_used(folder: Path) -> None:
-    """Raises DataError if a folder has anything but what an interrupted call leaves."""
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"{folder} is no folder", remedy="name another")
-    there = sorted({path.name for path in folder.iterdir()} - _OURS) if folder.is_dir() else []
-    if there:
-        raise DataError(f"{folder} already has {there[0]}", remedy="name a new folder, or empty this one")
-    folder.mkdir(parents=True, exist_ok=True)
-
-
 def _splits(pictures: Sequence[Path], *, test: float, validation: float, seed: int) -> dict[Path, str]:
     """Returns picture -> split, by fractions of each class: the same ones for a seed, whatever the languages."""
     splits: dict[Path, str] = {}
@@ -217,11 +224,8 @@ def _link(source: Path, folder: Path, path: Path) -> str:
     target = folder / path
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_name(f"{target.name}.part")
-        beside.unlink(missing_ok=True)
         try:
-            os.link(source, beside)
+            os.link(source, target)
         except OSError:  # another file system, or one without hard links
-            shutil.copyfile(source, beside)
-        beside.replace(target)
+            shutil.copyfile(source, target)
     return path.as_posix()

@@ -14,15 +14,18 @@ from typing import Any
 
 import numpy as np
 
+from lwfed.data.makers.whole import made_whole, refuse_used
 from lwfed.data.pickles import parse_pickle
 from lwfed.data.sources.har import INERTIAL, SIGNALS
-from lwfed.types.errors import DataError, SpecError
-from lwfed.types.places import place_error
+from lwfed.types.errors import DataError
 
 LENGTH, STEP = 128, 64
 """Samples of a window, and from one to the next, as in UCI-HAR."""
 TEST_SUBJECTS = 2
 """The last subjects are left out for testing."""
+SPLITS, LABELS = ("train", "test"), "activity_labels.txt"
+MAKES = (*SPLITS, LABELS)
+"""What the folder has in the end."""
 COLUMNS = ("ax", "ay", "az", "wx", "wy", "wz")
 """Of the accelerometer and the gyroscope."""
 PACKAGE, MEMBER = "seglearn", "data/watch_dataset.npy"
@@ -35,7 +38,7 @@ def make(folder: Path, *, source: Path | None = None) -> dict[str, Any]:
     """Writes windows in the layout of `data: {source: har}`, one array per sensor and split.
 
     Args:
-        folder: The folder to write; it must be new or empty.
+        folder: The folder to write; it must be new, empty or left by an interrupted call.
         source: The package's wheel, its folder, a folder with one of these, or the data set's file; None: where it is
             installed.
 
@@ -43,30 +46,21 @@ def make(folder: Path, *, source: Path | None = None) -> dict[str, Any]:
         `classes`, and `splits`: the number of `windows` and `subjects` of each.
 
     Raises:
-        SpecError: The folder is not empty.
+        SpecError: The folder has something else in it.
         DataError: The package is not there, or holds other data.
         DiskFullError, UnreachableError: The folder cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SpecError(f"{folder} is not an empty folder", remedy="name a new one, or empty it")
+    refuse_used(folder, makes=MAKES)
     what, content = _content(source)
     recordings, classes = _recordings(parse_pickle(content, what=what), what=what)
     tested = sorted({subject for _, _, subject in recordings})[-TEST_SUBJECTS:]
     splits = {}
-    try:
-        for split in ("train", "test"):
+    with made_whole(folder, makes=MAKES) as part:
+        for split in SPLITS:
             chosen = [item for item in recordings if (item[2] in tested) == (split == "test")]
-            splits[split] = _write_split(folder / split, chosen)
+            splits[split] = _write_split(part / split, chosen)
         names = "".join(f"{n} {name}\n" for n, name in enumerate(classes, start=1))
-        (folder / "activity_labels.txt").write_text(names, encoding="utf-8")  # last: without it, nothing is read
-    except OSError as error:
-        known = place_error(
-            error, where=f"{folder} for the data", full="free some space, or name a folder elsewhere",
-            closed="name a writable folder",
-        )  # fmt: skip
-        if known is None:
-            raise
-        raise known from error
+        (part / LABELS).write_text(names, encoding="utf-8")
     return {"classes": classes, "splits": splits}
 
 

@@ -17,7 +17,8 @@ from lwfed.run import runs
 from lwfed.run.measured import clients_in, frozen_bytes, in_every_round
 from lwfed.spec.run import STRATEGIES, RunSpec
 from lwfed.types.errors import SpecError
-from lwfed.types.records import ClientRecord, RoundRecord, RunRecord, StageRecord
+from lwfed.types.records import RunRecord, StageRecord
+from lwfed.types.round_records import ClientRecord, RoundRecord
 
 AVERAGED = ("moved_bytes", "frozen_bytes", "flops", "wall_s")
 """Sums of a point of which a group has the mean over its seeds."""

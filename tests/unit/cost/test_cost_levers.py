@@ -69,6 +69,40 @@ def test_a_prefix_is_cached_if_it_would_be_computed_more_often_than_it_has_views
     assert [tuple(stage.levers.views) for stage in stages if stage.levers.views] == kept
 
 
+VIT = {"family": "vit", "arch": "vit_tiny_patch16_224", "blocks_per_stage": 2}
+RESNET = {"family": "resnet", "arch": "resnet18", "blocks_per_stage": [1, 1, 1, 1, 0, 0]}
+BERT = {"family": "bert", "blocks_per_stage": 2}
+MOBILE = {"family": "mobilebert", "blocks_per_stage": 4}
+ABSORBED = "one token, K and V absorbed"
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "last_block", "said"),
+    [
+        (VIT, BERT, "auto", ABSORBED),
+        (VIT, BERT, "row", "one token"),
+        (VIT, MOBILE, "auto", f"one token (text) and {ABSORBED} (image)"),
+        (VIT, MOBILE, "row", "one token"),
+        (RESNET, MOBILE, "absorbed", "one token"),
+        (RESNET, BERT, "auto", ABSORBED),
+        (VIT, MOBILE, "full", None),
+    ],
+)
+def test_a_last_block_is_said_to_be_computed_as_it_is(
+    image: dict[str, Any], text: dict[str, Any], last_block: str, said: str | None
+) -> None:
+    found = of(
+        "levers.last_block", model={"encoders": {"image": image, "text": text}}, levers={"last_block": last_block}
+    )
+    assert [saving.how for saving in found] == ([] if said is None else [said] * 6)
+
+
+def test_a_last_block_that_is_frozen_is_no_lever() -> None:
+    image = {**VIT, "blocks_per_stage": [12, 0, 0, 0, 0, 0]}
+    model = {"encoders": {"image": image, "text": MOBILE}}
+    assert [saving.how for saving in of("levers.last_block", model=model)][1:] == ["one token"] * 5
+
+
 def test_blocks_replaced_by_cached_outputs_are_fetched_again_when_needed() -> None:
     """Stage 3 keeps and drops the blocks; a stage after it that keeps nothing fetches them all."""
     _, architectures = planned()

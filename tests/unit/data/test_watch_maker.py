@@ -115,8 +115,10 @@ def test_where_nothing_is_the_error_says_how_to_get_it(tmp_path: Path, monkeypat
 
 def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
     data = write_set(tmp_path / "set.npy")
-    with pytest.raises(SpecError, match="is not an empty folder"):
+    with pytest.raises(SpecError, match=r"already has set\.npy"):
         watch.make(tmp_path, source=data)
+    with pytest.raises(SpecError, match="is no folder"):
+        watch.make(data, source=data)
     with pytest.raises(UnreachableError, match="for the data"):
         watch.make(data / "made", source=data)
 

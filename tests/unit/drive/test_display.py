@@ -13,7 +13,8 @@ from rich.console import Console
 from lwfed.cli.tables import rounds_table, stages_table
 from lwfed.drive.display import Display
 from lwfed.run.events import Checking, ClientDone, ClientLog, Event, Warning, read_event, values_of
-from lwfed.types.records import RoundRecord, StageSummary
+from lwfed.types.records import StageSummary
+from lwfed.types.round_records import RoundRecord
 from tests.tiny import Finished
 
 

@@ -8,7 +8,7 @@ import json
 import runpy
 import subprocess
 import sys
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,16 @@ def _here(folder: Path, *arguments: Path, patch: pytest.MonkeyPatch) -> tuple[st
     return printed.getvalue().strip().splitlines()[-1], values
 
 
+def _misused(folder: Path, *arguments: Path, patch: pytest.MonkeyPatch, usage: str) -> None:
+    """Runs the example with arguments that it does not take: it prints its usage alone, and exits with 2."""
+    patch.setattr(sys, "argv", ["example.py", *map(str, arguments)])
+    told = io.StringIO()
+    with torch.no_grad(), redirect_stderr(told), pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(folder / "example.py"))
+    assert ended.value.code == 2 and told.getvalue().endswith(f"Usage: python example.py {usage}\n")
+    assert told.getvalue().count("\n") == 1
+
+
 def _predictor(run: Run) -> Predictor:
     bench, summary = run
     stages = bench.store.read_ref(f"runs/{summary['run_id']}/run.json")["stages"]
@@ -141,6 +151,8 @@ def test_the_example_takes_the_users_own_images(
     captions = tmp_path / "coco/annotations/captions_val2017.json"
     line, _ = _here(tmp_path / "export", captions, tmp_path / "coco/val2017", patch=monkeypatch)
     assert _recall(line) == pytest.approx(summary["metrics"]["test/t2i/R@1"], abs=1e-6)
+    for arguments in ((), (captions,), (captions, captions, captions)):  # there is no test data to read instead
+        _misused(tmp_path / "export", *arguments, patch=monkeypatch, usage="[CAPTIONS.json IMAGES_FOLDER]")
 
 
 def test_the_example_of_a_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,6 +179,8 @@ def test_the_example_of_a_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyP
         found["shares"].cpu(), shares[0], atol=1e-4
     )  # transformers computes log-mels in another order
     assert line.split(": ")[0] == names[0]
+    for arguments in ((), (picture,), (picture, picture, picture)):
+        _misused(folder, *arguments, patch=monkeypatch, usage="SOUND.wav IMAGE")
     _check_feature_extractor(folder / "audio", samples)
 
 

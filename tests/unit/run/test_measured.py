@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lwfed.run.measured import clients_in, frozen_bytes, in_every_round, measured_ledger
-from lwfed.types.records import RoundRecord
+from lwfed.types.round_records import RoundRecord
 
 NAMES = ("bytes_up", "bytes_down", "bytes_down_frozen")
 
