@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from lwfed.drive.trackers import replay_log
 from lwfed.formats import HEADLINES, lacks_text, left_out_text, metric_text, rates_text
 from lwfed.models.weights import inputs_text
 from lwfed.plan.stages import learning_rates
+from lwfed.report.clients import client_rows
 from lwfed.run import runs
 from lwfed.spec.document import write_yaml
 from lwfed.spec.model import ModelSpec
@@ -118,6 +120,7 @@ def show(run_id: RunId, store: StoreUri = DEFAULT_STORE, as_json: Json = False) 
                 "run": run.to_values(),
                 "stage_records": [record.to_values() for record in stages],
                 "round_records": [record.to_values() for record in rounds],
+                "clients": [asdict(row) for row in client_rows(run, runs.plans_of(run), rounds)],
             }
         )
         return
@@ -140,6 +143,10 @@ def show(run_id: RunId, store: StoreUri = DEFAULT_STORE, as_json: Json = False) 
         console.print(tables.stages_table(stages, end_to_end=run.end_to_end))
     if rounds:
         console.print(tables.rounds_table(rounds))
+        clients = client_rows(run, runs.plans_of(run), rounds)
+        console.print(tables.clients_table(clients))
+        if absent := tables.absent_text(clients):
+            console.print(absent)
     for item in run.stages:
         console.print(f"stage {item.stage}  key {item.key}")
     if overview["digest"]:

@@ -60,7 +60,8 @@ def plan(
     while the others stay in use.
     """
     from lwfed.cost.architectures import architectures_of
-    from lwfed.cost.explain import parts, rows
+    from lwfed.cost.explain import kind_rows, parts, rows
+    from lwfed.cost.groups import fitted_blocks, group_costs
     from lwfed.cost.ledger import end_to_end_cost, stage_costs
     from lwfed.cost.levers import savings
     from lwfed.models.weights import inputs_text
@@ -83,12 +84,14 @@ def plan(
         lacks, sizes = lacking_by_plan(values, source.examples("train"))
     device_bytes = None if device_memory is None else parse_size(device_memory)
     architectures = architectures_of(values.model, folder=environment.cache_folder(), count=count_architecture)
-    stages = plan_stages(values, depths={m: item.depth for m, item in architectures.items()})
-    num_classes = _num_classes(values, source)
+    num_classes, depths = _num_classes(values, source), {m: item.depth for m, item in architectures.items()}
+    fitted = fitted_blocks(values, depths=depths, architectures=architectures, num_classes=num_classes)
+    stages = plan_stages(values, depths=depths, fitted=fitted)
     lengths = {m: item.tokens for m, item in architectures.items()}
     if tokens is not None and "text" in lengths:
         lengths["text"] = tokens
     costs = stage_costs(stages, architectures=architectures, num_classes=num_classes, tokens=lengths)
+    kinds = kind_rows(stages, group_costs(stages, architectures=architectures, num_classes=num_classes, tokens=lengths))
     whole = end_to_end_cost(stages, architectures=architectures, num_classes=num_classes, tokens=lengths)
     examples = num_examples
     if examples is None and source is not None and CLIENT_MARK not in (values.data.root or ""):
@@ -113,6 +116,7 @@ def plan(
                 "lacks": lacks,
                 "rows": table,
                 "levers": [asdict(saving) for saving in levers],
+                "kinds": kinds,
                 "stages": [cost.to_values() for cost in costs],
                 "end_to_end": whole.to_values(),
             }
@@ -136,6 +140,8 @@ def plan(
             highlight=False,
         )
     console.print(tables.plan_table(table))
+    if kinds:
+        console.print(tables.kinds_table(kinds))
     gate = values.stages.gate
     if gate is not None:
         console.print(

@@ -18,11 +18,16 @@ from lwfed.formats import (
     score_text,
     seconds_text,
 )
+from lwfed.report.clients import ClientRow
 from lwfed.spec.federation import FederationSpec
 from lwfed.types.records import StageRecord, StageSummary
 from lwfed.types.round_records import RoundRecord
 
 Record = Mapping[str, Any]
+MOST_CLIENTS = 40
+"""Most clients in a table."""
+MOST_NAMED = 12
+"""Most clients named in a sentence."""
 
 
 def taking_part(federation: FederationSpec) -> str:
@@ -134,6 +139,56 @@ PLAN_COLUMNS: tuple[tuple[str, str | None, Callable[[Record], str]], ...] = (
     ("this device", "verdict", _verdict),
 )
 """Head, the entry of some row that the column needs (None: always there), and a row's cell."""
+
+
+def kinds_table(rows: Sequence[Record]) -> Table:
+    """Returns a table of predicted costs for each kind of client; see `lwfed.cost.explain.kind_rows`."""
+    heads = ("clients", "up per round", "down per round", "FLOP per sample", "peak memory")
+    table = make_table("Kinds of clients", left=("stage", "kind"), right=heads)
+    table.add_column("trains and sends", overflow="fold")
+    stage = None
+    for row in rows:
+        if row["stage"] != stage and stage is not None:
+            table.add_section()
+        costs = [
+            "" if row.get("left_out") else write(row[key])
+            for key, write in (
+                ("exchanged_bytes", bytes_text),
+                ("download_bytes", bytes_text),
+                ("flops", flops_text),
+                ("peak_bytes", bytes_text),
+            )
+        ]
+        name = str(row["stage"]) if row["stage"] != stage else ""
+        trains = row.get("trains", "nothing: it does not fit them")
+        table.add_row(name, row["kind"], str(row["clients"]), *costs, trains)
+        stage = row["stage"]
+    return table
+
+
+def clients_table(rows: Sequence[ClientRow], *, most: int = MOST_CLIENTS) -> Table:
+    """Returns a table of a run's clients: what each trained, sent and keeps; the first of them if they are many."""
+    shown = rows[:most]
+    title = "Clients" if len(shown) == len(rows) else f"Clients, the first {len(shown)} of {len(rows)}"
+    several = any(row.kind != rows[0].kind for row in rows)
+    table = make_table(title, left=("client", *(("kind",) if several else ())), right=("examples", "rounds", "sent"))
+    for head in (*(("trains",) if several else ()), "keeps"):
+        table.add_column(head, overflow="fold")
+    for row in shown:
+        took_part = f"{row.counted}/{row.asked}" if row.asked else "never asked"
+        cells = [row.examples_text, took_part, bytes_text(row.bytes_up), *((row.trains,) if several else ()), row.keeps]
+        kind = (row.kind,) if several else ()
+        table.add_row(row.client, *kind, *cells, style=None if row.counted else "dim")
+    return table
+
+
+def absent_text(rows: Sequence[ClientRow]) -> str:
+    """Names the clients that never took part; empty if all did."""
+    names = [row.client for row in rows if not row.counted]
+    if not names:
+        return ""
+    others = f" and {len(names) - MOST_NAMED} others" if len(names) > MOST_NAMED else ""
+    return f"{len(names)} of {len(rows)} clients never took part: {', '.join(names[:MOST_NAMED])}{others}"
 
 
 def levers_table(savings: Sequence[Any]) -> Table:

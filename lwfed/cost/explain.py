@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lwfed.cost.fit import fit, link_seconds
 from lwfed.cost.schedule import factor, schedule_costs
 from lwfed.cost.stage_cost import StageCost
+from lwfed.plan.groups import trained_text
 from lwfed.plan.stages import StagePlan
 
 
@@ -72,6 +74,40 @@ def rows(
         }
     )
     return table
+
+
+def kind_rows(stages: Sequence[StagePlan], kinds: Sequence[Mapping[str, StageCost]]) -> list[dict[str, Any]]:
+    """Returns a row per stage and kind of client, where clients are not alike.
+
+    Args:
+        stages: The stages.
+        kinds: The costs of each stage's kinds of clients; see `lwfed.cost.groups.group_costs`.
+
+    Returns:
+        Rows with `stage`, `kind`, `clients` (their number; None if unknown), `trains` (in words), `exchanged_bytes`,
+        `download_bytes`, `flops` (per sample) and `peak_bytes`; `left_out` is set, and the costs are missing, for
+        clients that leave the stage out.
+    """
+    rows: list[dict[str, Any]] = []
+    for stage, costs in zip(stages, kinds, strict=True):
+        works, number = stage.kinds(), Counter(stage.work_of(client).kind for client in stage.cohort.clients)
+        rows += [
+            {
+                "stage": stage.stage,
+                "kind": kind,
+                "clients": number[kind],
+                "trains": trained_text(works[kind]),
+                "exchanged_bytes": cost.exchanged_bytes,
+                "download_bytes": cost.download_bytes,
+                "flops": cost.flops,
+                "peak_bytes": cost.peak_bytes,
+            }
+            for kind, cost in costs.items()
+        ]
+        if stage.cohort.absent:
+            absent = len(stage.cohort.absent)
+            rows.append({"stage": stage.stage, "kind": "left out", "clients": absent, "left_out": True})
+    return rows
 
 
 def _row(

@@ -68,6 +68,34 @@ def modality_of(unit: str) -> str:
     return unit.partition(".")[0]
 
 
+def trained_text(work: Work) -> str:
+    """Describes what a client trains: `image: stem, blocks 0-2, norm, projection; text: block 2, projection`."""
+    modalities = dict[str, list[str]]()
+    blocks = dict[str, list[int]]()
+    shared = list[str]()
+    for unit in work.trained:
+        modality, _, part = unit.partition(".")
+        if not part:
+            shared.append(unit)
+        elif part.startswith("blocks."):
+            found = blocks.setdefault(modality, [])
+            if not found:
+                modalities.setdefault(modality, []).append("")  # the place of all blocks
+            found.append(int(part.removeprefix("blocks.")))
+        else:
+            modalities.setdefault(modality, []).append(part.partition(".")[0])
+    texts = []
+    for modality, parts in modalities.items():
+        own = [part or _range(blocks[modality]) for part in parts]
+        texts.append(f"{modality}: {', '.join(own)}")
+    return "; ".join([*texts, *shared]) or "nothing"
+
+
+def _range(numbers: Sequence[int]) -> str:
+    """Describes blocks, which follow one another: `block 2` or `blocks 0-2`."""
+    return f"block {numbers[0]}" if len(numbers) == 1 else f"blocks {numbers[0]}-{numbers[-1]}"
+
+
 def without_modalities(units: Collection[str], *, left_out: Collection[str]) -> tuple[str, ...]:
     """Returns the units that are of none of some modalities."""
     return tuple(unit for unit in units if modality_of(unit) not in left_out)

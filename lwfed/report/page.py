@@ -25,6 +25,7 @@ from lwfed.formats import (
     seconds_text,
 )
 from lwfed.plan.stages import learning_rates
+from lwfed.report.clients import client_rows, kind_rows
 from lwfed.report.ledger import Row, ledger_rows, totals
 from lwfed.report.pages import page
 from lwfed.report.series import stages_of
@@ -42,6 +43,8 @@ THUMBNAIL = 132
 """Pixels per side of a retrieved image."""
 MOST_FAILURES = 30
 """The most failures in the report; the records have all of them."""
+MOST_CLIENTS = 60
+"""The most clients in the report's table."""
 HEADLINES = {
     "test/t2i/R@1": "Text to image R@1",
     "test/i2t/R@1": "Image to text R@1",
@@ -84,6 +87,8 @@ def render(
     figures = {name: (drawing.title, Markup(drawing.svg)) for name, drawing in drawings.items()}
     others = ("resources-", "participation", "partition")
     rows, failures = ledger_rows(run, stages), _failures(rounds)
+    plans = runs.plans_of(run) if run.depths else ()
+    clients = client_rows(run, plans, rounds) if plans else []
     return page(
         "report.html",
         run=run,
@@ -106,9 +111,14 @@ def render(
         recomputed=[(r.global_round, client) for r in rounds for client in r.recomputed_prefixes],
         lost_residuals=[(r.global_round, client) for r in rounds for client in r.lost_residuals],
         partition=figures["partition"],
+        clients=clients[:MOST_CLIENTS],
+        num_clients=len(clients),
+        absent=[row.client for row in clients if not row.counted] if rounds else [],
+        kinds=kind_rows(run, plans, stages),
+        kept_units=[(record.global_round, record.kept_units) for record in rounds if record.kept_units],
         retrieval=[_query(item) for item in retrieval or ()],
         lacks=lacks_text(run.data.lacks, run.data.clients),
-        rates=rates_text(learning_rates(runs.plans_of(run))) if run.depths else None,
+        rates=rates_text(learning_rates(plans)) if plans else None,
         spec=write_yaml(stored_values(run.spec), width=100),
     )
 

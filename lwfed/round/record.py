@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from lwfed import environment
 from lwfed.plan.gates import progress
 from lwfed.round.context import RoundContext
+from lwfed.round.senders import Counted, kept_units, weights_of
 from lwfed.run.events import Emit, RoundDone, Warning
 from lwfed.run.launcher import Launcher
 from lwfed.run.measured import lost_in, pooled, recomputed_in, unkept_in
@@ -121,11 +122,13 @@ def _round_record(
     walls = {"round": wall_s, "train": accepted.wall_s, **on_server.wall_s}
     if evaluated.wall_s is not None:
         walls["evaluate_clients"] = evaluated.wall_s
+    counted = {client: Counted.of(update) for client, update in accepted.clients.items()}
     troubles = {
         "failed_evaluations": dict(evaluated.failed),
         "recomputed_prefixes": recomputed_in(clients),
         "lost_residuals": lost_in(clients),
         "changed_files": {client: one.changed_files for client, one in clients.items() if one.changed_files},
+        "kept_units": list(kept_units(ctx.plan, weights_of(ctx.plan, counted))),
     }
     return RoundRecord(
         stage=ctx.plan.stage,
@@ -160,6 +163,9 @@ def _warnings(record: RoundRecord) -> list[str]:
         clients = ", ".join(record.changed_files)
         total = sum(record.changed_files.values())
         found.append(f"{total} example(s) of {clients} are left out: their files changed after the run was prepared")
+    if record.kept_units:
+        units = ", ".join(record.kept_units[:5]) + (" ..." if len(record.kept_units) > 5 else "")
+        found.append(f"{len(record.kept_units)} unit(s) stay as they were, since too few clients sent them: {units}")
     return found
 
 

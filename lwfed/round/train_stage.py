@@ -17,7 +17,7 @@ from lwfed.round.round import run_round
 from lwfed.run import runs
 from lwfed.run.events import Emit, RoundDone, StageDone, StageStarted
 from lwfed.run.launcher import Launcher
-from lwfed.run.measured import clients_before, measured_ledger
+from lwfed.run.measured import clients_before, measured_by_kind, measured_ledger
 from lwfed.run.overhead import Overhead
 from lwfed.run.prune import prune_rounds
 from lwfed.run.stage import Stage
@@ -178,7 +178,9 @@ def _commit(
         raise CheckpointError(f"round {result} of stage {plan.stage} is not committed", remedy="run it again")
     predicted = next((cost for cost in run.predicted if cost["stage"] == plan.stage), None)
     evaluated = read_record(store, paths.round_metrics(stage.key, result), RoundMetrics)
-    measured = measured_ledger(records, earlier=clients_before(run, plan.stage, store=store))
+    earlier = clients_before(run, plan.stage, store=store)
+    kinds = measured_by_kind(plan, records, earlier=earlier)
+    ledger = Ledger(predicted=predicted, measured=measured_ledger(records, earlier=earlier))
     record = StageRecord(
         stage=plan.stage,
         key=stage.key,
@@ -187,7 +189,7 @@ def _commit(
         plan_digest=digest_of(plan.model_dump(mode="json")),
         rounds=len(records),
         metrics=dict(records[result - 1].metrics if records else evaluated.metrics if evaluated else {}),
-        ledger=Ledger(predicted=predicted, measured=measured),
+        ledger=ledger.changed(kinds=kinds) if kinds else ledger,
         wall_s=wall_s,
         reused=False,
         **_gated(stage, rounds=len(records), result=result),

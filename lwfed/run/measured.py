@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+from lwfed.plan.stages import StagePlan
 from lwfed.run import runs
 from lwfed.store.protocol import Store
 from lwfed.types.records import RunRecord
@@ -91,6 +92,26 @@ def measured_ledger(rounds: Sequence[RoundRecord], *, earlier: Collection[str] =
         if values:
             ledger[name] = max(values)
     return ledger
+
+
+def measured_by_kind(
+    plan: StagePlan, rounds: Sequence[RoundRecord], *, earlier: Collection[str] = ()
+) -> dict[str, dict[str, float]]:
+    """Summarises a stage's measurements for each kind of client; empty if all are alike. See `measured_ledger`."""
+    if not plan.kinds():
+        return {}
+    kinds: dict[str, set[str]] = {}
+    for client in sorted(clients_in(rounds)):
+        kinds.setdefault(plan.work_of(client).kind, set()).add(client)
+    return {
+        kind: measured_ledger([_only(record, clients) for record in rounds], earlier=earlier)
+        for kind, clients in kinds.items()
+    }
+
+
+def _only(record: RoundRecord, clients: Collection[str]) -> RoundRecord:
+    """Returns a round's record with some clients only."""
+    return record.changed(clients={client: one for client, one in record.clients.items() if client in clients})
 
 
 def pooled(parts: Mapping[str, tuple[int, Mapping[str, float]]]) -> dict[str, float]:

@@ -15,10 +15,12 @@ class Ledger(Record):
     Attributes:
         predicted: One client's costs, as `lwfed.cost` derives them; None if the run has no prediction.
         measured: Costs measured by clients: bytes per client per round, FLOPs per sample, peak memory.
+        kinds: Kind of client (see `StagePlan.kinds`) -> costs measured by these; empty if all are alike.
     """
 
     predicted: dict[str, Any] | None = None
     measured: dict[str, float] = Field(default_factory=dict)
+    kinds: dict[str, dict[str, float]] = Field(default_factory=dict)
 
 
 class StageRecord(Record):

@@ -95,6 +95,7 @@ class RoundRecord(Record):
         recomputed_prefixes: Client -> why its frozen blocks' outputs could not be cached.
         lost_residuals: Clients that lost their last upload's residual.
         changed_files: Clients -> number of examples left out because a file changed after its check.
+        kept_units: Units that too few clients sent, which therefore stayed as they were.
     """
 
     stage: int
@@ -110,6 +111,7 @@ class RoundRecord(Record):
     recomputed_prefixes: dict[str, str] = Field(default_factory=dict)
     lost_residuals: list[str] = Field(default_factory=list)
     changed_files: dict[str, int] = Field(default_factory=dict)
+    kept_units: list[str] = Field(default_factory=list)
 
 
 class RoundMetrics(Record):
