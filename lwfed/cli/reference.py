@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -12,6 +13,7 @@ import typer
 from pydantic import AliasChoices, BaseModel
 from pydantic.fields import FieldInfo
 
+from lwfed.cli.clients_page import clients_page
 from lwfed.cli.main import app
 from lwfed.spec.base import Section
 from lwfed.spec.run import RunSpec
@@ -84,7 +86,11 @@ def cli_reference() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-PAGES = {"spec.md": spec_reference, "cli.md": cli_reference}
+PAGES: dict[str, Callable[[], str]] = {
+    "spec.md": spec_reference,
+    "cli.md": cli_reference,
+    "clients.md": partial(clients_page, GENERATED),
+}
 
 
 def main(folder: str = "docs") -> None:

@@ -71,6 +71,27 @@ def test_in_process_and_subprocess_end_in_one_digest(ran: Ran) -> None:
 
 
 @pytest.mark.slow
+def test_clients_that_are_not_alike_end_in_one_digest_wherever_they_train(tmp_path: Path) -> None:
+    groups = [{"name": "weak", "clients": ["client-002"], "max_blocks": 1}]
+    changes: dict[str, object] = {
+        "strategy": "progressive",
+        "stages__rounds": [1, 2],
+        "federation": {"num_clients": 3, "groups": groups, "require": ["client-001"], "fraction_fit": 0.67},
+        "exchange": {"upload": "int8", "download": "bf16"},
+    }
+    spec = write_spec(tmp_path, **changes)
+    runs = [
+        partial(succeed, "run", spec, *(f"-o{option}" for option in (f"store.uri=./{kind}", f"launch.kind={kind}")),
+                "--json", cwd=tmp_path)
+        for kind in ("in_process", "subprocess")
+    ]  # fmt: skip
+    here, outside = (ended.json for ended in together(*runs))
+    assert here["digest"] == outside["digest"] and here["ledger"]["measured"] == outside["ledger"]["measured"]
+    kinds = [stage["ledger"]["kinds"] for stage in here["stages"]]
+    assert kinds == [stage["ledger"]["kinds"] for stage in outside["stages"]] and set(kinds[-1]) == {"weak", "others"}
+
+
+@pytest.mark.slow
 def test_two_devices_a_client_train_nearly_as_one(ran: Ran) -> None:
     """Sums over two ranks are rounded otherwise than sums over one; 1e-6 is a 300th of what a weight moves.
 
