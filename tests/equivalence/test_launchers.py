@@ -76,7 +76,7 @@ def test_clients_that_are_not_alike_end_in_one_digest_wherever_they_train(tmp_pa
     changes: dict[str, object] = {
         "strategy": "progressive",
         "stages__rounds": [1, 2],
-        "federation": {"num_clients": 3, "groups": groups, "require": ["client-001"], "fraction_fit": 0.67},
+        "federation": {"num_clients": 3, "groups": groups, "require": ["client-001"]},
         "exchange": {"upload": "int8", "download": "bf16"},
     }
     spec = write_spec(tmp_path, **changes)
