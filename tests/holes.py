@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,14 +35,18 @@ def rows_of(root: Path, *, count: int = 30, lacks: Sequence[str] = LACKS) -> lis
     rows = []
     for n in range(count):
         rng = np.random.default_rng(n)
-        Image.fromarray(rng.integers(0, 256, size=(16, 16, 3), dtype=np.uint8)).save(root / f"{n:02d}.png")
-        soundfile.write(root / f"{n:02d}.wav", 0.2 * rng.normal(size=4_000), 16_000, subtype="PCM_16")
+        picture, sound = rng.integers(0, 256, size=(16, 16, 3), dtype=np.uint8), 0.2 * rng.normal(size=4_000)
+        lacked = lacks[n % len(lacks)].split()
+        if "image" not in lacked:
+            Image.fromarray(picture).save(root / f"{n:02d}.png")
+        if "audio" not in lacked:
+            soundfile.write(root / f"{n:02d}.wav", sound, 16_000, subtype="PCM_16")
         row = {
             "id": f"{n:02d}", "image": f"{n:02d}.png", "text": f"picture {n} " + "of a bird" * (n % 3),
             "audio": f"{n:02d}.wav", "label": ("cat", "dog")[n // 2 % 2], "site": ("north", "south")[2 * n // count],
             "split": "test" if n % 5 == 4 else "train",
         }  # fmt: skip
-        rows.append({**row, **dict.fromkeys(lacks[n % len(lacks)].split())})
+        rows.append({**row, **dict.fromkeys(lacked)})
     return rows
 
 
@@ -53,5 +58,5 @@ def write_holes(root: Path, **choices: Any) -> None:
 def on(root: Path, *overrides: str, data: Mapping[str, Any] | None = None) -> tuple[str, ...]:
     """Returns overrides of the tiny experiment: three modalities on a table, whose sites are clients."""
     keys = {"source": "table", "root": str(root), "workers": 0, **(data or {})}
-    text = ", ".join(f"{key}: {value}" for key, value in keys.items())
+    text = ", ".join(f"{key}: {json.dumps(value)}" for key, value in keys.items())
     return (f"data={{{text}}}", AUDIO, "federation={partition: {kind: by_group, field: site}}", *overrides)
