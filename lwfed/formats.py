@@ -96,7 +96,7 @@ def lacks_text(lacks: Mapping[str, Mapping[str, int]], sizes: Mapping[str, int])
     for modality in sorted({modality for counts in lacks.values() for modality in counts}):
         counts = {client: its[modality] for client, its in lacks.items() if modality in its}
         whole = [f"{client}'s" for client, count in sorted(counts.items()) if count == sizes[client]]
-        more = f" and {len(whole) - 3} more clients'" if len(whole) > 3 else ""
+        more = f" and {len(whole) - 3} more" if len(whole) > 3 else ""
         those = f", all of {', '.join(whole[:3])}{more}" if whole else ""
         lines.append(f"{modality}: {sum(counts.values()):,} of {total:,} examples lack it{those}")
     return lines

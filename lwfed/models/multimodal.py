@@ -125,7 +125,8 @@ class Multimodal(nn.Module):
     ) -> Float[Tensor, "B C"]:
         """Fuses the modalities' projections and returns the classes' logits.
 
-        Projections that are missing are zeros, as in FedMultimodal (Feng et al. 2023, arXiv 2306.09486).
+        Projections that are missing are zeros, which is their mean, as they leave a BatchNorm. This is zero filling as
+        in FedMultimodal (Feng et al. 2023, arXiv 2306.09486), which fills the encoders' inputs instead.
 
         Args:
             projections: Modality -> projections; at least one modality.

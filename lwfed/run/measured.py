@@ -121,15 +121,16 @@ def pooled(parts: Mapping[str, tuple[int, Mapping[str, float]]]) -> dict[str, fl
         parts: Client -> (number of examples, metrics).
 
     Returns:
-        The weighted mean of each metric that every client has.
+        The weighted mean of each metric over the clients that have it: where no example of a client has two
+        modalities, it has no metric of that pair.
     """
-    if not parts:
-        return {}
-    total = sum(count for count, _ in parts.values())
-    shared = set.intersection(*(set(metrics) for _, metrics in parts.values()))
+    having: dict[str, list[tuple[int, float]]] = {}
+    for _, (count, metrics) in sorted(parts.items()):
+        for name, value in metrics.items():
+            having.setdefault(name, []).append((count, value))
     return {
-        name: sum(count * metrics[name] for _, (count, metrics) in sorted(parts.items())) / total
-        for name in sorted(shared)
+        name: sum(count * value for count, value in found) / sum(count for count, _ in found)
+        for name, found in sorted(having.items())
     }
 
 

@@ -37,7 +37,8 @@ def refuse_unknown(spec: RunSpec, data: Mapping[str, Sequence[Example]], *, emit
 
     open_tokenizer.cache_clear()  # its files may have changed since this process's last run
     settings = inputs_of(spec.model)
-    shares = {who: unknown_share(_captions(examples), settings=settings) for who, examples in data.items()}
+    told = {who: captions for who, examples in data.items() if (captions := _captions(examples))}
+    shares = {who: unknown_share(captions, settings=settings) for who, captions in told.items()}
     name = settings.tokenizer
     none = sorted(who for who, share in shares.items() if share == 1)
     if none:

@@ -151,6 +151,8 @@ def test_clients_scores_are_averaged_by_their_examples() -> None:
         "client-001": (30, {"federated/loss": 1.0, "federated/accuracy": 0.5}),
         "client-000": (10, {"federated/loss": 3.0, "federated/accuracy": 1.0, "federated/odd": 1.0}),
     }
-    assert pooled(parts) == {"federated/loss": pytest.approx(1.5), "federated/accuracy": pytest.approx(0.625)}
+    assert pooled(parts) == {
+        "federated/loss": pytest.approx(1.5), "federated/accuracy": pytest.approx(0.625), "federated/odd": 1.0
+    }, "each over the clients that have it"  # fmt: skip
     assert pooled(dict(reversed(parts.items()))) == pooled(parts), "bit for bit, whatever came first"
     assert pooled({}) == {}
