@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from lwfed.data import buckets
-from lwfed.data.inputs import InputSettings
+from lwfed.data.inputs import InputSettings, Window
 from lwfed.data.prefix_cache import CachedPrefix
 from lwfed.data.protocol import Example, Source
 from lwfed.data.reading import Raw, Reader, Row, caption_index, from_file, read_all, read_in_threads, result_of
+from lwfed.data.series import fitting, title_of
 from lwfed.data.tokens import tokenize
 from lwfed.types.errors import DataError
 from lwfed.types.seeds import as_int, derive
@@ -138,15 +139,17 @@ def check_examples(
     *,
     examples: Sequence[Example],
     modalities: Iterable[str],
+    windows: Mapping[str, Window] | None = None,
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, str]:
-    """Reads every file once, to find the examples that cannot be read or lack a modality.
+    """Reads every file once, to find the examples that cannot be read, lack a modality or do not fit an encoder.
 
     Args:
         source: Reads the files.
         examples: The examples to check.
         modalities: The modalities that are needed; all but captions are read.
+        windows: Sensor -> shape of the windows that its encoder takes; None: any shape is right.
         workers: Number of threads that read; see `read_in_threads`.
         progress: Called with (number done, total number).
 
@@ -164,7 +167,9 @@ def check_examples(
             return f"{example.id} has no {' and no '.join(sorted(lacking))}"
         try:
             for modality in wanted:
-                from_file(source, example, modality)
+                found = from_file(source, example, modality)
+                if windows and modality in windows:
+                    fitting(found, window=windows[modality], what=title_of(example, modality))
         except DataError as error:
             return error.problem
         except MemoryError:

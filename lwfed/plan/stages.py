@@ -235,7 +235,7 @@ def _plan_stage(
             augment=data.augment,
             length_buckets=data.length_buckets,
             validation_fraction=data.validation_fraction,
-            **data.model_dump(mode="json", include=set(data.own)),
+            **without_unused(data.own, data.model_dump(mode="json", include=set(data.own))),
         ),
         devices=spec.launch.devices,
         seed=str(spec.seed),

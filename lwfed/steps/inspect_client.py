@@ -14,7 +14,7 @@ from lwfed.run.events import Emit
 from lwfed.run.tasks import InspectTask
 from lwfed.spec.load import build_spec
 from lwfed.steps.captions import refuse_unknown
-from lwfed.steps.sources import hashed, readable, refuse_windows, spec_at, unreadable
+from lwfed.steps.sources import hashed, readable, spec_at, unreadable
 from lwfed.store import paths
 from lwfed.store.protocol import Store
 
@@ -47,7 +47,6 @@ def inspect_client(task: InspectTask, *, store: Store, emit: Emit, cache: Path |
     bad = unreadable(source, "train", spec=spec, known=None if known is None else known["bad"], emit=emit)
     examples = readable(source, "train", bad, spec=spec, emit=emit)
     if not data_source(spec.data.source).built_in:  # else nothing loads torch
-        refuse_windows(spec, source, examples)
         refuse_unknown(spec, {task.client: examples}, emit=emit)
     train, _ = holdout_of(
         task.client,
