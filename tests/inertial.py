@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.tables import SIGNAL_FILES, WRITERS
+
 LENGTH = 32
 SUBJECTS: Mapping[str, Sequence[int]] = {"train": (1, 3, 4), "test": (2,)}
 PER_SUBJECT = 6
@@ -69,3 +71,30 @@ def overrides(root: Path, *more: str) -> tuple[str, ...]:
     """Returns the changes of the tiny spec for these data: a client per subject, two stages, classification."""
     data = f"data={{source: har, root: {root}, workers: 0, augment: false}}"
     return (data, MODEL, SUPERVISED, "federation={partition: {kind: by_group, field: subject}}", *more)
+
+
+def write_table(root: Path, *, kind: str = "npy") -> Path:
+    """Writes the same windows as a table: as files of a kind, or in the cells of a table of a kind."""
+    root.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    for split, subjects in SUBJECTS.items():
+        signals = {name: windows(split, sensor) for sensor, name in SENSORS.items()}
+        for n in range(PER_SUBJECT * len(subjects)):
+            row: dict[str, Any] = {"id": f"{split}-{n:02d}", "split": split, "label": "up" if n % 2 else "down"}
+            row["site"] = f"s{subjects[n // PER_SUBJECT]}"
+            for sensor, signal in signals.items():
+                row[sensor] = signal[n].tolist()
+                if kind in SIGNAL_FILES:
+                    row[sensor] = f"{sensor}/{split}/{n}.{kind}"
+                    (root / row[sensor]).parent.mkdir(parents=True, exist_ok=True)
+                    SIGNAL_FILES[kind](root / row[sensor], signal[n])
+            rows.append(row)
+    WRITERS["csv" if kind in SIGNAL_FILES else kind.removesuffix(" cells")](root, rows)
+    return root
+
+
+def table_overrides(root: Path | str, *more: str) -> tuple[str, ...]:
+    """Returns the changes of the tiny spec for such a table: a client per subject, two stages, classification."""
+    columns = f"{{{', '.join(f'{name}: {name}' for name in SENSORS.values())}}}"
+    data = f"data={{source: table, root: '{root}', workers: 0, augment: false, columns: {columns}}}"
+    return (data, MODEL, SUPERVISED, "federation={partition: {kind: by_group, field: site}}", *more)

@@ -180,7 +180,7 @@ def partition(spec: Spec = None, override: Overrides = None, as_json: Json = Fal
     source, store = server_source(values), open_store(values.store.uri)
     with Display(make_console(stderr=as_json)) as display:
         version = version_of(source, hashed(source, FileDigests(environment.cache_folder()), emit=display))
-    examples = readable_examples(source, "train", version=version, modalities=values.model.modalities, store=store)
+    examples = readable_examples(source, "train", version=version, model=values.model, store=store)
     bad = {example.id for example in source.examples("train")} - {example.id for example in examples}
     values = with_num_clients(values, source, bad=bad)
     examples, others = usable_of(examples, model=values.model, incomplete=values.data.incomplete)

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from lwfed.data import buckets
-from lwfed.data.inputs import InputSettings
+from lwfed.data.inputs import InputSettings, Window
 from lwfed.data.prefix_cache import CachedPrefix
 from lwfed.data.protocol import Example, Source
 from lwfed.data.reading import Raw, Reader, Row, caption_index, from_file, read_all, read_in_threads, result_of
+from lwfed.data.series import fitting, title_of
 from lwfed.data.tokens import tokenize
 from lwfed.types.errors import DataError
 from lwfed.types.seeds import as_int, derive
@@ -146,15 +147,17 @@ def check_examples(
     *,
     examples: Sequence[Example],
     modalities: Iterable[str],
+    windows: Mapping[str, Window] | None = None,
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, str]:
-    """Reads every file once, to find the examples that cannot be read.
+    """Reads every file once, to find the examples that cannot be read or do not fit an encoder.
 
     Args:
         source: Reads the files.
         examples: The examples to check.
         modalities: The modalities that are needed; those that an example has are read, but for captions.
+        windows: Sensor -> shape of the windows that its encoder takes; None: any shape is right.
         workers: Number of threads that read; see `read_in_threads`.
         progress: Called with (number done, total number).
 
@@ -170,8 +173,11 @@ def check_examples(
     def problem(example: Example) -> str | None:
         try:
             for modality in wanted:
-                if example.has(modality):
-                    from_file(source, example, modality)
+                if not example.has(modality):
+                    continue
+                found = from_file(source, example, modality)
+                if windows and modality in windows:
+                    fitting(found, window=windows[modality], what=title_of(example, modality))
         except DataError as error:
             return error.problem
         except MemoryError:

@@ -1,4 +1,4 @@
-"""Reading of one image or sound from disk; a damaged file raises an error with its name and is never partly used."""
+"""Reading of one image, sound or signal from disk; a damaged file is named in an error and is never partly used."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TypeVar
 from PIL import Image
 
 from lwfed.data.pixels import decode_image
-from lwfed.data.protocol import Waveform
+from lwfed.data.protocol import Signal, Waveform
 from lwfed.types.errors import DataError
 
 Decoded = TypeVar("Decoded")
@@ -52,6 +52,23 @@ def read_sound(path: Path) -> tuple[Waveform, int]:
     from lwfed.data.sounds import decode_sound  # soundfile loads a library that only sounds need
 
     return _read("sound", path, decode_sound)
+
+
+def read_series(path: Path) -> Signal:
+    """Reads a file with a signal.
+
+    Args:
+        path: A file with one of the endings in `lwfed.catalog.sources.table.SERIES_FORMATS`.
+
+    Returns:
+        Numbers [T, C], of the file's own type.
+
+    Raises:
+        DataError: The file is missing or damaged, or has something else than numbers.
+    """
+    from lwfed.data.signals import decode_signal
+
+    return _read("signal", path, decode_signal)
 
 
 def _read(what: str, path: Path, decode: Callable[[Path], Decoded]) -> Decoded:

@@ -35,7 +35,8 @@ class Example:
         captions: Captions of the image; empty if the data have none.
         fields: Further properties, such as `stem` or `site`.
         lacks: Modalities that the example lacks, sorted.
-        items: Modality -> name of its image or sound, if several examples may have the same one.
+        items: Modality -> name of its image, sound or signal, if several examples may have the same one.
+        place: Where it is described, for errors, such as a table's row; may be empty.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Example:
     fields: dict[str, str] = field(default_factory=dict)
     lacks: tuple[str, ...] = ()
     items: Mapping[str, str] = field(default_factory=dict)
+    place: str = field(default="", compare=False)
 
     def has(self, modality: str) -> bool:
         """Whether the example has a modality."""

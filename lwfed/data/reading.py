@@ -22,7 +22,7 @@ from lwfed import cpus, environment
 from lwfed.data.audio import log_mel, normalise_log_mel
 from lwfed.data.inputs import InputSettings
 from lwfed.data.protocol import Example, Source
-from lwfed.data.series import checked, standardised
+from lwfed.data.series import checked, standardised, title_of
 from lwfed.data.tokens import tokenize
 from lwfed.data.transforms import crop_box, normalise_pixels, square_pixels
 from lwfed.store.ahead import in_groups
@@ -112,7 +112,7 @@ class Reader:
             case "audio":
                 samples, rate = found
                 return log_mel(samples, rate=rate, num_mel_bins=settings.num_mel_bins, frames=settings.frames)
-        return standardised(found, window=settings.windows[modality], what=f"the {modality} of {example.id}")
+        return standardised(found, window=settings.windows[modality], what=title_of(example, modality))
 
     def batch(self, rows: tuple[Row, ...], items: Iterable[Mapping[str, Any]]) -> Raw:
         """Joins the items of a batch's rows."""
@@ -140,7 +140,7 @@ def from_file(source: Source, example: Example, modality: str) -> Any:
         case "audio":
             return source.waveform(example)
         case "series":
-            return checked(source.series(example, modality), what=f"the {modality} of {example.id}")
+            return checked(source.series(example, modality), what=title_of(example, modality))
     return None
 
 

@@ -1,25 +1,37 @@
 """The examples of a table: rows with one id are one example, and each cell is checked by what it is for.
 
-Without a column of ids, the id of a row is the path of its image, or else of its sound. Rows with one id must agree in
-all columns that the spec names, but for their text.
+Without a column of ids, the id of a row is the path of its image, or else of its sound or of a signal. Rows with one id
+must agree in all columns that the spec names, but for their text. A signal may lie in the cell itself; its name is then
+that of its numbers.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
+import numpy as np
+import numpy.typing as npt
+
+from lwfed.catalog.sources.table import SERIES_FORMATS
 from lwfed.data.folders import inside
 from lwfed.data.left_out import BLANK, NO_LABEL, NOTHING_ROWS, REPEATED_CAPTIONS, REPEATED_ROWS
+from lwfed.data.protocol import Signal
+from lwfed.data.signals import as_signal
 from lwfed.data.tables import Row, Table, as_text, shown
 from lwfed.types.errors import DataError
+from lwfed.types.modalities import of_kind
 
-FILES = ("image", "audio")
+SERIES = of_kind("series")
+"""Modalities whose cells are paths or the signals themselves."""
+FILES = ("image", "audio", *SERIES)
 """Modalities whose cells are paths."""
-MODALITIES = ("audio", "image", "text")
+MODALITIES = tuple(sorted((*FILES, "text")))
 SPLITS = ("train", "validation", "test")
 
 
@@ -30,14 +42,21 @@ class Item:
     Attributes:
         number: Its first row.
         values: Key of `data.columns` -> its value, which all its rows share.
+        signals: Sensor -> its signal [T, C], if that lies in the table; its value is then a name of the numbers.
         fields: Further column -> its value, if all rows share it.
         captions: The texts of its rows.
     """
 
     number: int
     values: dict[str, str]
+    signals: dict[str, Signal]
     fields: dict[str, str]
     captions: list[str]
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Modality -> path of its file, in the order of `FILES`."""
+        return {key: self.values[key] for key in FILES if key in self.values and key not in self.signals}
 
 
 def items_of(table: Table, columns: Mapping[str, str], counts: Counter[str], *, skip: bool) -> dict[str, Item]:
@@ -48,7 +67,10 @@ def items_of(table: Table, columns: Mapping[str, str], counts: Counter[str], *, 
     """
     items: dict[str, Item] = {}
     for number, row in table.rows:
-        values = {key: value for key in columns if key != "text" if (value := _value(table, number, row, key, columns))}
+        signals = _signals(table, number, row, columns)
+        values = {key: name_of(signal) for key, signal in signals.items()}
+        others = [key for key in columns if key != "text" and key not in signals]
+        values |= {key: value for key in others if (value := _value(table, number, row, key, columns))}
         captions = _captions(table, number, row, columns.get("text"), counts)
         fault = _fault(values, captions, columns)
         if fault is not None:
@@ -59,8 +81,9 @@ def items_of(table: Table, columns: Mapping[str, str], counts: Counter[str], *, 
             continue
         further = {name: as_text(cell) for name, cell in row.items() if name not in columns.values()}
         fields = {name: text for name, text in further.items() if text is not None}
-        name = values.get("id") or next((values[key] for key in FILES if key in values), f"row {number}")
-        item = items.setdefault(name, Item(number, values, fields, []))
+        item = Item(number, values, signals, fields, [])
+        name = values.get("id") or next(iter(item.files.values()), f"row {number}")
+        item = items.setdefault(name, item)
         if item.number != number:
             _refuse_other(table, columns, name, item, number, values)
             item.fields = dict(item.fields.items() & fields.items())
@@ -92,7 +115,39 @@ def _value(table: Table, number: int, row: Row, key: str, columns: Mapping[str, 
         near = difflib.get_close_matches(text.lower(), SPLITS, n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise DataError(f"{where} is {shown(text)}{hint}", remedy=f"write one of: {', '.join(SPLITS)}")
-    return _path(text, where) if key in FILES else text
+    if key not in FILES:
+        return text
+    path = _path(text, where)
+    if key in SERIES and PurePosixPath(path).suffix.lower() not in SERIES_FORMATS:
+        raise DataError(
+            f"{where} is {shown(text)}, which ends with none of {', '.join(SERIES_FORMATS)}",
+            remedy=f"save the signal as one of these, or leave the column out: data.columns.{key}=null",
+        )
+    return path
+
+
+def _signals(table: Table, number: int, row: Row, columns: Mapping[str, str]) -> dict[str, Signal]:
+    """Returns the signals that lie in a row's cells, by sensor. Raises DataError if one has something else in it."""
+    found = {}
+    for key in SERIES:
+        cell = row.get(columns[key]) if key in columns else None
+        if not isinstance(cell, list | np.ndarray):
+            continue
+        try:
+            found[key] = as_signal(np.asarray(cell))
+        except ValueError as error:  # ragged, or `as_signal`'s own
+            told = f" {error.problem}" if isinstance(error, DataError) else f" is ragged: {shown(cell)}"
+            raise DataError(
+                f"{table.place(number)}: `{columns[key]}`{told}",
+                remedy="write a list of numbers for each time step, all of the same length",
+            ) from None
+    return found
+
+
+def name_of(signal: npt.NDArray[np.generic]) -> str:
+    """Returns a name of a signal's numbers, the same for equal ones whatever their type."""
+    content = np.ascontiguousarray(signal, dtype="<f8")
+    return f"{len(signal)} x {signal.shape[1]} numbers, sha256 {hashlib.sha256(content.data).hexdigest()}"
 
 
 def _path(text: str, where: str) -> str:
@@ -123,7 +178,7 @@ def _fault(
 ) -> tuple[str, str, str] | None:
     """Returns why a row is no example: what it counts as, the problem and the remedy; None if it is one."""
     if not captions and not any(key in values for key in FILES):
-        return NOTHING_ROWS, "has no image, text or sound", "fill or remove it"
+        return NOTHING_ROWS, "has no image, text, sound or series", "fill or remove it"
     if "label" in columns and "label" not in values:
         return NO_LABEL, f"has no label in `{columns['label']}`", "write one, set data.columns.label=null"
     return None

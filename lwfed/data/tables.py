@@ -16,14 +16,17 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lwfed.catalog.sources.table import FORMATS
-from lwfed.data.texts import is_unicode, refuse_compressed, unique_keys
+from lwfed.data.parquet import read_columns
+from lwfed.data.texts import decoded_text, is_unicode, unique_keys
 from lwfed.types.errors import DataError
 
 Row = dict[str, Any]
-"""Column -> cell: text without blanks around it, a number, true or false, a list, or whatever else a format has."""
+"""Column -> cell: text without blanks around it, a number, true or false, a list, numbers as an array, or whatever else
+a format has."""
 _DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ def _cell(path: Path, number: int, name: str, value: Any) -> Any:
     """Returns a cell's value; None if it is empty. Raises DataError if it is no Unicode text."""
     if isinstance(value, float) and math.isnan(value):  # how pandas writes an empty cell
         return None
+    if isinstance(value, list | np.ndarray) and not len(value):
+        return None
     for text in value if isinstance(value, list) else (value,):
         if isinstance(text, str) and not is_unicode(text):
             problem = f"{path}: row {number}: `{name}` has half of a surrogate pair, {json.dumps(text)[:60]}"
@@ -90,21 +95,10 @@ def _cell(path: Path, number: int, name: str, value: Any) -> Any:
 
 
 def _text(path: Path) -> str:
-    content = path.read_bytes()
-    refuse_compressed(path, content)
-    if not content.strip():
-        raise DataError(f"{path} is empty", remedy="write a row per example")
-    if content.startswith(_UTF16) or b"\0" in content:
-        raise DataError(f"{path} is not UTF-8 text: it has NUL bytes or is UTF-16", remedy="save it as UTF-8")
     try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        around = content[max(error.start - 12, 0) : error.start + 12].decode("latin-1")
-        raise DataError(
-            f"{path} is not UTF-8: line {line} has the byte 0x{content[error.start]:02x} in {around!r}",
-            remedy=f"save it as UTF-8, for example by `iconv -f latin1 -t utf8 {path.name}`",
-        ) from None
+        return decoded_text(path.read_bytes(), empty="write a row per example")
+    except DataError as error:
+        raise DataError(f"{path} {error.problem}", remedy=error.remedy) from None
 
 
 def _csv(path: Path, text: str, delimiter: str) -> tuple[list[str], Iterator[tuple[int, Row]]]:
@@ -179,23 +173,13 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[int, Row]]:
 
 def _parquet(path: Path) -> tuple[list[str], Iterable[tuple[int, Row]]]:
     try:
-        from pyarrow import parquet
-    except ImportError:
-        raise DataError(
-            f"{path} cannot be read: pyarrow is not installed",
-            remedy="install pyarrow, or save the table as .csv or .jsonl",
-        ) from None
-    try:
-        with path.open("rb") as file:
-            table = parquet.read_table(file)
-        header, rows = list(table.column_names), table.to_pylist()
-    except (MemoryError, PermissionError):
-        raise
-    except Exception as error:  # Arrow raises errors of its own, Python's and the system's for damaged files
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{path} is no Parquet table: {reason}", remedy="write it again") from None
+        columns = read_columns(path)
+    except DataError as error:
+        raise DataError(f"{path} {error.problem}", remedy=error.remedy) from None
+    header = [name for name, _ in columns]
     _refuse_header(path, header)
-    return header, enumerate(rows, start=1)
+    rows = zip(*(cells for _, cells in columns), strict=True)
+    return header, enumerate((dict(zip(header, cells, strict=True)) for cells in rows), start=1)
 
 
 def as_text(value: Any) -> str | None:

@@ -254,7 +254,7 @@ def _plan_stage(
             length_buckets=data.length_buckets,
             validation_fraction=data.validation_fraction,
             incomplete=data.incomplete,
-            **data.model_dump(mode="json", include=set(data.own)),
+            **without_unused(data.own, data.model_dump(mode="json", include=set(data.own))),
         ),
         devices=spec.launch.devices,
         seed=str(spec.seed),

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from lwfed.data.incomplete import usable_of
+from lwfed.data.inputs import Window
 from lwfed.data.partition import holdout, partition, split_validation
 from lwfed.data.protocol import Example, Source
 from lwfed.plan.stages import StagePlan
 from lwfed.spec.data import CLIENT_MARK, PartitionSpec
+from lwfed.spec.model import ModelSpec
 from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.store.refs import read_object
 from lwfed.types.errors import DataError
+from lwfed.types.modalities import kind_of
 from lwfed.types.seeds import derive
 
 SERVER = "server"
@@ -23,8 +26,25 @@ def root_for(root: str | None, who: str) -> str | None:
     return None if root is None else root.replace(CLIENT_MARK, who)
 
 
+def windows_of(model: ModelSpec) -> dict[str, Window]:
+    """Returns sensor -> shape of the windows that its encoder takes; loads torch if there is one."""
+    sensors = {modality: encoder for modality, encoder in model.encoders.items() if kind_of(modality) == "series"}
+    if not sensors:
+        return {}
+    from lwfed.models.build import input_settings
+
+    return {modality: Window(**input_settings(encoder)) for modality, encoder in sensors.items()}
+
+
+def check_of(version: str, model: ModelSpec, split: str) -> str:
+    """Returns the key of the examples of a split that a model cannot read; a sensor's windows must fit its encoder."""
+    windows = windows_of(model)
+    needs = [f"{m}-{windows[m].length}x{windows[m].axes}" if m in windows else m for m in model.modalities]
+    return paths.checked_data(version, needs, split)
+
+
 def readable_examples(
-    source: Source, split: str, *, version: str | None, modalities: Sequence[str], store: Store
+    source: Source, split: str, *, version: str | None, model: ModelSpec, store: Store
 ) -> list[Example]:
     """Returns the examples of a split, except those that preparing the run found unreadable.
 
@@ -32,10 +52,10 @@ def readable_examples(
         source: The data.
         split: `train`, `validation` or `test`.
         version: The version of the data when they were checked; None if it is not known.
-        modalities: The modalities that are read.
+        model: The model that reads them.
         store: Holds the results of the check.
     """
-    known = None if version is None else read_object(store, paths.checked_data(version, modalities, split), bad=dict)
+    known = None if version is None else read_object(store, check_of(version, model, split), bad=dict)
     bad = known["bad"] if known else {}
     return [example for example in source.examples(split) if example.id not in bad]
 
@@ -48,9 +68,7 @@ def examples_of(source: Source, split: str, *, plan: StagePlan, version: str | N
     """
     fraction, local = plan.data.validation_fraction, plan.cohort.partition.kind == "local"
     whole = not fraction or split == "test" or (split == "train" and local)
-    readable = readable_examples(
-        source, split if whole else "train", version=version, modalities=plan.model.modalities, store=store
-    )
+    readable = readable_examples(source, split if whole else "train", version=version, model=plan.model, store=store)
     kept, _ = usable_of(readable, model=plan.model, incomplete=plan.data.incomplete)
     return kept if whole else split_validation(kept, fraction=fraction)[split == "validation"]
 

@@ -16,7 +16,7 @@ from lwfed.run.tasks import InspectTask
 from lwfed.spec.load import build_spec
 from lwfed.steps.captions import refuse_unknown
 from lwfed.steps.incomplete import lacking, refuse_incomplete, refuse_untaught
-from lwfed.steps.sources import hashed, readable, refuse_windows, spec_at, unreadable
+from lwfed.steps.sources import hashed, readable, spec_at, unreadable
 from lwfed.store import paths
 from lwfed.store.protocol import Store
 
@@ -54,7 +54,6 @@ def inspect_client(task: InspectTask, *, store: Store, emit: Emit, cache: Path |
     examples, missing = readable(source, "train", bad, spec=spec, emit=emit)
     del missing[UNREADABLE]  # told by name in `bad`
     if not data_source(spec.data.source).built_in:  # else nothing loads torch
-        refuse_windows(spec, source, examples)
         refuse_unknown(spec, {task.client: examples}, emit=emit)
     train, _ = holdout_of(
         task.client,

@@ -17,7 +17,7 @@ from lwfed.data.left_out import UNREADABLE
 from lwfed.data.protocol import Example, Source
 from lwfed.plan.stages import StagePlan, plan_stages
 from lwfed.plan.strategies import title_of
-from lwfed.round.shares import SERVER
+from lwfed.round.shares import SERVER, check_of
 from lwfed.run import runs
 from lwfed.run.events import Emit
 from lwfed.run.runs import Options
@@ -36,10 +36,10 @@ from lwfed.steps.sources import (
     data_versions,
     hashed,
     left_out,
+    readable,
     refuse_absent,
     refuse_classes,
     refuse_other_classes,
-    refuse_windows,
     refuse_without_validation,
     server_source,
     spec_at,
@@ -95,7 +95,9 @@ def draft(
     digests, bad = FileDigests(cache), frozenset[str]()
     if spec.federation.num_clients is None and spec.data.on_bad_example == "skip":
         version = version_of(source, hashed(source, digests, emit=emit))
-        bad = frozenset(checked(source, "train", version=version, spec=spec, store=store, emit=emit))
+        found_bad = checked(source, "train", version=version, spec=spec, store=store, emit=emit)
+        readable(source, "train", found_bad, spec=spec, emit=lambda event: None)
+        bad = frozenset(found_bad)
     spec = with_num_clients(spec, source, bad=bad)
     refuse_classes(spec, source)
     if spec.stages.gate is not None:
@@ -184,7 +186,6 @@ def prepare(
         return examples
 
     tested = read(SERVER, "test")
-    refuse_windows(spec, source, tested)
     fraction = spec.data.validation_fraction
     everything = read(SERVER, "train") if fraction or not (found or own) else ()
     given = () if fraction else source.examples("validation")
@@ -195,12 +196,10 @@ def prepare(
     refuse_other_classes(spec, run.data.classes, theirs=theirs)
     tokens, unused = dict[str, int](), 0
     kept = {client: read(client, "train") for client in own}
-    for client, examples in kept.items():
-        refuse_windows(spec, own[client], examples)
     refuse_unknown(spec, {"the server": tested, **(kept or {"the clients": shared})}, emit=emit)
     if found:
         for its in found.values():  # clients may not write it: their credentials only allow their own prefix
-            store.write_ref(paths.checked_data(its["version"], spec.model.modalities, "train"), {"bad": its["bad"]})
+            store.write_ref(check_of(its["version"], spec.model, "train"), {"bad": its["bad"]})
         missing[UNREADABLE] += sum(len(its["bad"]) for its in found.values())
         clients = counts_of(found)
     else:

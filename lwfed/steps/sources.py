@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 from lwfed.catalog.source import data_source
@@ -15,16 +13,14 @@ from lwfed.data.left_out import UNREADABLE, UNUSED
 from lwfed.data.partition import group_members, split_validation
 from lwfed.data.protocol import Example, Source, open_source
 from lwfed.formats import left_out_text
-from lwfed.round.shares import SERVER, root_for
+from lwfed.round.shares import SERVER, check_of, root_for, windows_of
 from lwfed.run.events import Checking, Emit, Hashing, Warning
 from lwfed.spec.data import CLIENT_MARK
 from lwfed.spec.load import build_spec, to_values
 from lwfed.spec.run import RunSpec
-from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.store.refs import read_object
 from lwfed.types.errors import DataError, SpecError
-from lwfed.types.modalities import kind_of
 
 
 def server_source(spec: RunSpec) -> Source:
@@ -40,21 +36,6 @@ def client_sources(spec: RunSpec) -> dict[str, Source]:
         client: open_source(spec.data.model_copy(update={"root": root_for(spec.data.root, client)}))
         for client in spec.federation.eligible_ids
     }
-
-
-def refuse_windows(spec: RunSpec, source: Source, examples: Sequence[Example]) -> None:
-    """Raises DataError if the first signal of a sensor has another shape than its encoder's windows."""
-    sensors = [modality for modality in spec.model.modalities if kind_of(modality) == "series"]
-    if not sensors:
-        return
-    from lwfed.data.reading import Reader
-    from lwfed.round.workbench import inputs_of
-
-    for sensor in sensors:
-        first = tuple(islice((example for example in examples if example.has(sensor)), 1))
-        if first:
-            settings = replace(inputs_of(spec.model), modalities=(sensor,))
-            Reader(source, first, settings, None, False).item((0, 0))
 
 
 def refuse_without_validation(spec: RunSpec, source: Source | None, *, what: str) -> None:
@@ -154,7 +135,7 @@ def checked(source: Source, split: str, *, version: str, spec: RunSpec, store: S
     """Returns the examples that cannot be read, with the reasons, and stores them; see `unreadable`."""
     if data_source(spec.data.source).built_in:
         return {}
-    ref = paths.checked_data(version, spec.model.modalities, split)
+    ref = check_of(version, spec.model, split)
     known = read_object(store, ref, bad=dict)
     bad = unreadable(source, split, spec=spec, known=None if known is None else known["bad"], emit=emit)
     if known is None or known["bad"] != bad:
@@ -165,7 +146,7 @@ def checked(source: Source, split: str, *, version: str, spec: RunSpec, store: S
 def unreadable(
     source: Source, split: str, *, spec: RunSpec, known: Mapping[str, str] | None, emit: Emit
 ) -> Mapping[str, str]:
-    """Reads every file of a split; returns the examples that cannot be read, with the reasons.
+    """Reads every file of a split; returns the examples that the model cannot read, with the reasons.
 
     Args:
         source: The data.
@@ -193,8 +174,9 @@ def unreadable(
         emit(Checking(split=split, done=done, total=total))
 
     return still | check_examples(
-        source, examples=doubtful, modalities=spec.model.modalities, workers=spec.data.workers, progress=report
-    )
+        source, examples=doubtful, modalities=spec.model.modalities, windows=windows_of(spec.model),
+        workers=spec.data.workers, progress=report,
+    )  # fmt: skip
 
 
 def readable(
@@ -213,10 +195,10 @@ def readable(
         DataError: There are bad examples and the spec does not skip them, or none is left.
     """
     examples = source.examples(split)
+    first = next((f": {bad[name]}" for name in sorted(bad)), "")
     if bad and spec.data.on_bad_example == "fail":
-        first = next(iter(sorted(bad)))
         raise DataError(
-            f"{len(bad)} of {len(examples)} {split} examples cannot be read: {bad[first]}",
+            f"{len(bad)} of {len(examples)} {split} examples cannot be read{first}",
             remedy="fix or remove them, or skip them with -o data.on_bad_example=skip",
         )
     if bad:

@@ -100,9 +100,9 @@ def figure(run_id: str, name: str) -> str:
     return f"runs/{run_id}/figures/{name}"
 
 
-def checked_data(version: str, modalities: Sequence[str], split: str) -> str:
-    """The list of examples of a version of the data that cannot be read in some modalities."""
-    return f"data/{version}/{split}-{'-'.join(modalities)}.json"
+def checked_data(version: str, needs: Sequence[str], split: str) -> str:
+    """The list of examples of a version of the data that cannot be read in some modalities, or do not fit a model."""
+    return f"data/{version}/{split}-{'-'.join(needs)}.json"
 
 
 def data_files(version: str) -> str:

@@ -11,7 +11,7 @@ class Modality(NamedTuple):
 
     Attributes:
         kind: How its inputs are read, and which encoder families take them: `image`, `text`, `audio`, or `series` for
-            the signal of any sensor.
+            the signal of any sensor. A sensor without a name of its own is called `series`, too.
         short: Its name in metrics, such as `t2i/R@1`.
     """
 
@@ -25,6 +25,7 @@ MODALITIES: Mapping[str, Modality] = {
     "audio": Modality("audio", "a"),
     "accelerometer": Modality("series", "acc"),
     "gyroscope": Modality("series", "gyr"),
+    "series": Modality("series", "s"),
 }
 
 

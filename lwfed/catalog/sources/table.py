@@ -7,24 +7,31 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from lwfed.catalog.source import HeldOut, SourceDescription
-from lwfed.types.section import Section
+from lwfed.types.modalities import of_kind
+from lwfed.types.section import LATER, Section
 
 FORMATS = {".csv": ",", ".tsv": "\t", ".jsonl": None, ".parquet": None}
 """Endings of tables -> the delimiter of those that have one."""
+SERIES_FORMATS = (".npy", ".csv", ".parquet")
+"""Endings of files with a signal."""
+_SERIES = "path of a .npy, .csv or .parquet; in JSON lines and Parquet a list of lists of numbers, too"
 
 
 class Columns(Section):
     """The columns of a table; a column with the default's name may be missing, and null leaves one out."""
 
-    id: str | None = Field("id", description="name of the example; without it, the path of its image or sound")
+    id: str | None = Field("id", description="name of the example; without it, the path of its first file")
     image: str | None = Field("image", description="path of its image, below `data.root`")
     text: str | None = Field("text", description="its caption; in JSON lines and Parquet a list of captions, too")
     audio: str | None = Field("audio", description="path of its sound, below `data.root`")
+    series: Annotated[str | None, LATER] = Field("series", description=f"its signal, of any sensor: {_SERIES}")
+    accelerometer: Annotated[str | None, LATER] = Field("accelerometer", description="its accelerometer's, likewise")
+    gyroscope: Annotated[str | None, LATER] = Field("gyroscope", description="its gyroscope's, likewise")
     label: str | None = Field("label", description="its class, a word or an integer")
     site: str | None = Field("site", description="whose it is, for `partition: {kind: by_group, field: site}`")
     split: str | None = Field("split", description="train, validation or test; without it see `data.test_fraction`")
@@ -93,7 +100,7 @@ class Settings(HeldOut):
 
 
 DESCRIPTION = SourceDescription(
-    modalities=frozenset({"image", "text", "audio"}),
+    modalities=frozenset({"image", "text", "audio", *of_kind("series")}),
     labels=True,
     root="table.csv, .tsv, .jsonl or .parquet, and the files that it names",
     absent="name its column in data.columns, or leave it out of the spec",

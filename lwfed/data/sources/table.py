@@ -1,4 +1,4 @@
-"""People's own data: a table whose rows name files and have texts, labels, sites and splits."""
+"""People's own data: a table whose rows name files and have texts, labels, sites and splits, and perhaps signals."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from lwfed.catalog.sources.table import FORMATS, Columns
-from lwfed.data.files import read_image, read_sound
+from lwfed.data.files import read_image, read_series, read_sound
 from lwfed.data.folders import alike, data_root, listing_digest, of_split
 from lwfed.data.left_out import EMPTY_ROWS, UNNAMED, of_folders
-from lwfed.data.protocol import Example, Waveform
+from lwfed.data.protocol import Example, Signal, Waveform
 from lwfed.data.rows import FILES, MODALITIES, SPLITS, Item, items_of
 from lwfed.data.tables import Table, read_table, shown
 from lwfed.spec.data import DataSpec
@@ -29,11 +29,22 @@ _INTEGER = re.compile(r"-?\d{1,18}")
 
 @dataclass(frozen=True)
 class Rows:
-    """A table's examples."""
+    """A table's examples.
+
+    Attributes:
+        root: The folder of the table and of its files.
+        table: The table's path below it.
+        files: Example id -> paths of its files.
+        signals: Example id -> sensor -> its signal, if that lies in the table.
+        counts: What is left out of the table -> how many.
+        digest: Digest of all that the table says.
+    """
 
     root: Path
     table: str
     classes: tuple[str, ...]
+    files: Mapping[str, tuple[str, ...]] = field(repr=False)
+    signals: Mapping[str, Mapping[str, Signal]] = field(repr=False)
     splits: Mapping[str, tuple[Example, ...]] = field(repr=False)
     counts: Mapping[str, int]
     digest: str
@@ -41,11 +52,6 @@ class Rows:
     def examples(self, split: str) -> tuple[Example, ...]:
         """Returns the examples of `train`, `validation` or `test`, by id."""
         return of_split(split, **self.splits)
-
-    @property
-    def files(self) -> dict[str, tuple[str, ...]]:
-        """Example id -> paths of its image and its sound."""
-        return {example.id: tuple(example.items.values()) for its in self.splits.values() for example in its}
 
     def version(self) -> str:
         """Returns the digest of all that the table says."""
@@ -65,6 +71,16 @@ class Rows:
         """Reads the sound."""
         return read_sound(self._path(example, "audio"))
 
+    def series(self, example: Example, modality: str) -> Signal:
+        """Reads the signal."""
+        signal = self.signals.get(example.id, {}).get(modality)
+        if signal is not None:
+            return signal
+        try:
+            return read_series(self._path(example, modality))
+        except DataError as error:
+            raise DataError(f"{example.place}: {error.problem}", remedy=error.remedy) from None
+
     def _path(self, example: Example, modality: str) -> Path:
         if modality not in example.items:
             raise DataError(f"{example.id} has no {modality}", remedy="name one in its row")
@@ -77,7 +93,7 @@ def open_data(data: DataSpec) -> Rows:
     Args:
         data: Its `root` is a folder with a table; `table`, `columns`, `delimiter` and `classes` say how to read it.
             With `on_bad_example: skip`, files may be missing: `check_examples` then reports and counts them; and rows
-            without a label, or without image, text and sound, are left out and counted.
+            without a label, or without image, text, sound and series, are left out and counted.
 
     Raises:
         DataError: The table is missing or wrong, or names a missing file; the message has the row.
@@ -100,7 +116,7 @@ def open_data(data: DataSpec) -> Rows:
     splits: dict[str, list[Example]] = {split: [] for split in SPLITS}
     entries, labels = [], {label: n for n, label in enumerate(classes)}
     for name, item in sorted(items.items()):
-        example = _example(name, item, labels)
+        example = _example(name, item, labels, place=table.place(item.number))
         splits[split_of[name]].append(example)
         said = {"values": item.values, "fields": item.fields, "captions": item.captions, "label": example.label}
         entries.append((f"{split_of[name]}:{name}", digest_of(said)))
@@ -108,6 +124,8 @@ def open_data(data: DataSpec) -> Rows:
         root=root,
         table=str(table.path.relative_to(root)),
         classes=classes,
+        files={name: tuple(item.files.values()) for name, item in items.items()},
+        signals={name: item.signals for name, item in items.items() if item.signals},
         splits={split: tuple(examples) for split, examples in splits.items()},
         counts=+counts,
         digest=listing_digest("table", entries=[*entries, ("classes", digest_of(list(classes)))]),
@@ -140,7 +158,7 @@ def _columns(table: Table, columns: Columns) -> dict[str, str]:
     """Returns key -> column, for those that the table has.
 
     Raises:
-        DataError: A column that the spec names is missing, or none has an image, a text or a sound.
+        DataError: A column that the spec names is missing, or none has an image, a text, a sound or a signal.
     """
     there = ", ".join(table.columns[:20]) + (" ..." if len(table.columns) > 20 else "")
     for key, name in columns.named.items():
@@ -164,7 +182,7 @@ def _columns(table: Table, columns: Columns) -> dict[str, str]:
 def _refuse_missing(root: Path, table: Table, columns: Mapping[str, str], items: Mapping[str, Item]) -> None:
     """Raises DataError with the first row whose file is missing, and how many are."""
     first = reversed([*items.values()])
-    named = {item.values[key]: (key, item.number) for item in first for key in FILES if key in item.values}
+    named = {path: (key, item.number) for item in first for key, path in item.files.items()}
     missing = [path for path in named if not os.path.isfile(root / path)]  # noqa: PTH113  # answers for odd names, too
     if missing:
         path = min(missing, key=lambda path: named[path][1])
@@ -225,10 +243,10 @@ def _splits(table: Table, columns: Mapping[str, str], items: Mapping[str, Item],
     return {name: "test" if key in chosen else "train" for name, key in key_of.items()}
 
 
-def _example(name: str, item: Item, labels: Mapping[str, int]) -> Example:
+def _example(name: str, item: Item, labels: Mapping[str, int], *, place: str) -> Example:
     values = item.values
     label = values.get("label")
-    stem = next((PurePosixPath(values[key]).stem for key in FILES if key in values), name)
+    stem = next((PurePosixPath(path).stem for path in item.files.values()), name)
     own = {"stem": stem} | ({} if label is None else {"class": label}) | item.fields
     has = {*(key for key in FILES if key in values), *(["text"] if item.captions else [])}
     return Example(
@@ -238,4 +256,5 @@ def _example(name: str, item: Item, labels: Mapping[str, int]) -> Example:
         fields=own | ({"site": values["site"]} if "site" in values else {}),
         lacks=tuple(modality for modality in MODALITIES if modality not in has),
         items={key: values[key] for key in FILES if key in values},
+        place=place,
     )

@@ -18,6 +18,7 @@ from lwfed.data.sources.table import Rows
 from lwfed.round.evaluate import first_alike
 from lwfed.spec.data import DataSpec
 from lwfed.types.errors import DataError, LwfedError, SpecError
+from lwfed.types.modalities import of_kind
 from tests.e2e import own_data
 from tests.tables import WRITERS, write_csv, write_jsonl, write_parquet
 
@@ -28,6 +29,7 @@ ROWS: list[dict[str, Any]] = [
     {"image": "in/c.png", "text": "a cat", "label": "cat", "site": "south", "split": "test"},
 ]
 """Three pictures; b.png has two captions."""
+SENSORS = {*of_kind("series")}
 
 
 @pytest.fixture
@@ -62,7 +64,7 @@ def test_all_formats_say_the_same(root: Path, kind: str) -> None:
     assert [e.id for e in source.examples("train")] == ["a.png", "b.png"]
     (test,) = source.examples("test")
     assert test == Example(
-        id="in/c.png", label=2, captions=("a cat",), lacks=("audio",),
+        id="in/c.png", label=2, captions=("a cat",), lacks=tuple(sorted({"audio", *SENSORS})),
         fields={"stem": "c", "class": "cat", "site": "south"}, items={"image": "in/c.png"},
     )  # fmt: skip
     assert by_id(source)["b.png"].captions == ("a bee", "another word")
@@ -138,7 +140,9 @@ def test_an_empty_cell_is_a_modality_that_is_lacking(root: Path) -> None:
     write_jsonl(root, rows)
     source = opened(root)
     found = by_id(source)
-    assert [found[name].lacks for name in ("all", "picture", "told")] == [(), ("audio", "text"), ("audio", "image")]
+    lacks = [tuple(m for m in found[name].lacks if m not in SENSORS) for name in ("all", "picture", "told")]
+    assert lacks == [(), ("audio", "text"), ("audio", "image")]
+    assert all({*example.lacks} >= SENSORS for example in found.values())
     assert source.files == {"all": ("a.png", sound), "picture": ("b.png",), "told": ()}
     assert check_examples(source, examples=list(found.values()), modalities=("audio", "image", "text")) == {}
     (root / "b.png").write_bytes(b"no picture")
@@ -190,11 +194,11 @@ def test_what_is_left_out_is_counted(root: Path) -> None:
     (root / "in/unused.png").touch()
     (root / "notes.txt").touch()
     Image.new("RGB", (4, 4)).save(root / "x.png")
-    refused(root, "row 7 has no image, text or sound", "on_bad_example=skip", columns={"id": None})
+    refused(root, "row 7 has no image, text, sound or series", "on_bad_example=skip", columns={"id": None})
     source = opened(root, on_bad_example="skip", columns={"id": None})
     assert source.left_out() == {
-        "empty rows": 2, "repeated captions": 1, "rows without image, text and sound": 1, "rows without a label": 1,
-        "hidden files": 1, "files that no row names": 2, "files with other endings": 1,
+        "empty rows": 2, "repeated captions": 1, "rows without image, text, sound and series": 1,
+        "rows without a label": 1, "hidden files": 1, "files that no row names": 2, "files with other endings": 1,
     }  # fmt: skip
     write_jsonl(root, [{"image": "a.png"}, {"image": "a.png"}, {"image": "b.png", "text": ["x", " ", "x"]}])
     left = opened(root).left_out()
@@ -234,10 +238,14 @@ WRONG: list[tuple[list[dict[str, Any]], tuple[str, ...], dict[str, Any]]] = [
     ([{**GOOD, "text": "\ud83d"}], ("row 1: `text` has half of a surrogate pair",), {}),
     ([GOOD], ("no column tex for data.columns.text; did you mean text?",), {"columns": {"text": "tex"}}),
     ([GOOD], ("no column Label for data.columns.label; did you mean label?",), {"columns": {"label": "Label"}}),
-    ([{"img": "a.png"}], ("none of the columns image, text, audio; it has: img", "columns.image=img"), {}),
+    (
+        [{"img": "a.png"}],
+        ("none of the columns image, text, audio, series, accelerometer, gyroscope; it has: img", "columns.image=img"),
+        {},
+    ),
     ([{"label": "x"}, {}], ("none of the columns",), {}),
     ([{}, {}], ("table.jsonl has no rows",), {}),
-    ([{"image": "", "label": "x"}], ("row 1 has no image, text or sound",), {}),
+    ([{"image": "", "label": "x"}], ("row 1 has no image, text, sound or series",), {}),
     ([GOOD], ("there is no table", "data.table"), {"table": "other.csv"}),
     ([GOOD], ("table.jsonl is there",), {"table": "table.csv"}),
 ]

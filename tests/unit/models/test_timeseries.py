@@ -129,7 +129,7 @@ def test_a_wrong_config_is_refused_by_name(config: dict[str, Any], words: str) -
 
 def test_a_further_sensor_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     encoders = {"gyroscope": small.timeseries(), "thermometer": small.timeseries(config={"axes": 1, "depth": 2})}
-    with pytest.raises(ValidationError, match="encodes `accelerometer` or `gyroscope`, not `thermometer`"):
+    with pytest.raises(ValidationError, match="encodes `accelerometer` or `gyroscope` or `series`, not `thermometer`"):
         ModelSpec.model_validate({"encoders": encoders})
     monkeypatch.setitem(cast(dict[str, Modality], MODALITIES), "thermometer", Modality("series", "temp"))
     model = ModelSpec.model_validate({"encoders": encoders})
