@@ -94,7 +94,7 @@ def draft(
     plans = plan_stages(spec, depths=depths)
     refuse_absent(spec, source)
     refuse_classes(spec, source)
-    if spec.stages.gate is not None:
+    if spec.stages.gate is not None and spec.stages.gate.kind == "improvement":
         refuse_without_validation(spec, source, what="`stages.gate`")
     num_classes = len(source.classes) if spec.model.objective.kind == "supervised" else None
     here = spec_at(spec, root=root)
