@@ -24,6 +24,8 @@ HEADLINES = (
     *(f"test/{task}/R@1" for task in dict.fromkeys((*_FIRST, *TASKS))), "test/accuracy", "test/f1", "test/loss",
 )  # fmt: skip
 """The most important metrics, of which a run has some."""
+_TITLES = {"loss": "test loss", "movement/effective": "effective movement"}
+"""Titles that do not follow from a metric's name."""
 
 
 def finite(value: Any) -> TypeGuard[float]:
@@ -131,7 +133,7 @@ def metric_title(metric: str, *, short: bool = False) -> str:
     task, _, recall = rest.partition("/")
     if not short and task in TASKS:
         return f"{' to '.join(TASKS[task])} {recall}"
-    return rest.replace("/", " ") if rest != "loss" else "test loss"
+    return _TITLES.get(rest, rest.replace("/", " "))
 
 
 def score_text(metric: str, value: float | None) -> str:

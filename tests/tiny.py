@@ -103,6 +103,8 @@ GATED = (
     "stages.rounds=[6,5]", "stages.gate={patience: 1}", "data.shapes.validation=6", "training.learning_rate=0.03"
 )  # fmt: skip
 """R@1 of six examples seldom improves twice in a row, so both stages end early."""
+MOVING = ("seed=3", "stages.rounds=[7,6]", "stages.gate={kind: movement, threshold: 0.58, window: 3}")
+"""Steps this long soon become a random walk: both stages end early, and several rounds after the window is full."""
 
 
 def tiny_spec(root: Path | str, *overrides: str) -> RunSpec:

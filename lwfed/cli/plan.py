@@ -145,8 +145,7 @@ def plan(
     gate = values.stages.gate
     if gate is not None:
         console.print(
-            f"Rounds and totals are the most: a stage ends when {gate.metric or values.validation_metric} has not "
-            f"improved for {gate.patience} rounds.",
+            f"Rounds and totals are the most: a stage ends when {gate.when(values.validation_metric)}.",
             highlight=False,
         )
     if any(not row.get("cache_fits", True) for row in table):

@@ -151,7 +151,7 @@ def _type(schema: Mapping[str, Any]) -> str:
             return " / ".join(f"`{choice}`" for choice in choices)
         case {"const": choice}:
             return f"`{choice}`"
-        case {"$ref": _} | {"oneOf": _} | {"anyOf": [{"$ref": _}, *_]}:
+        case {"$ref": _} | {"oneOf": _} | {"anyOf": [{"$ref": _} | {"oneOf": _}, *_]}:
             return "section"
         case {"anyOf": kinds}:
             return " or ".join(map(_type, kinds))

@@ -18,6 +18,7 @@ from lwfed.formats import (
     score_text,
     seconds_text,
 )
+from lwfed.plan.gates import EFFECTIVE_MOVEMENT
 from lwfed.report.clients import ClientRow
 from lwfed.spec.federation import FederationSpec
 from lwfed.types.records import StageRecord, StageSummary
@@ -231,6 +232,7 @@ def _signed(nbytes: float) -> str:
 def rounds_table(rounds: Sequence[RoundRecord]) -> Table:
     """Returns a table with one row per round."""
     metrics = [name for name in HEADLINES if any(name in item.metrics for item in rounds)][:4]
+    metrics += [name for name in (EFFECTIVE_MOVEMENT,) if any(name in item.metrics for item in rounds)]
     scores = [metric_title(metric, short=True) for metric in metrics]
     heads = ("stage", "round", "global", "clients", "failed", "train loss", *scores, "time")
     table = make_table("Rounds", right=heads)

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from lwfed.formats import HEADLINES, bytes_text, lacks_text, left_out_text, metric_text, seconds_text
+from lwfed.plan.gates import EFFECTIVE_MOVEMENT
 from lwfed.run.events import (
     Aggregating,
     Checking,
@@ -169,7 +170,7 @@ class Display:
             self._trained += 1
             self._trained_s += record.wall_s["round"]
         metrics = record.metrics
-        shown = ["train/loss", *(name for name in HEADLINES if name in metrics)]
+        shown = ["train/loss", *(name for name in (EFFECTIVE_MOVEMENT, *HEADLINES) if name in metrics)]
         shown += [name for name in metrics if name.startswith("federated/") and name.endswith(("R@1", "accuracy"))]
         scores = "  ".join(metric_text(name, metrics[name]) for name in shown[:6])
         self._say(

@@ -67,13 +67,21 @@ class TrainingPlan(Section):
     activation_checkpointing: bool
 
 
-class GatePlan(Section):
-    """When a stage ends early, and as which round; see `lwfed.plan.gates`."""
+class ImprovementGate(Section):
+    """When a stage ends early by its validation data, and as which round; see `lwfed.plan.gates`."""
 
     metric: str
     patience: int
     min_delta: float
     restore: Literal["best", "last"]
+
+
+class MovementGate(Section):
+    """When a stage ends early by its parameters' movement; see `lwfed.plan.gates`."""
+
+    kind: Literal["movement"]
+    threshold: float
+    window: int
 
 
 class Rates(Section):
@@ -131,7 +139,7 @@ class StagePlan(Section):
     data: DataPlan
     devices: int
     seed: str
-    gate: Annotated[GatePlan | None, LATER] = None
+    gate: Annotated[ImprovementGate | MovementGate | None, LATER] = None
     groups: Annotated[tuple[GroupPlan, ...], LATER] = ()
     lacks: Annotated[dict[str, tuple[str, ...]], LATER] = Field(default_factory=dict)
 
@@ -264,11 +272,14 @@ def _plan_stage(
     )
 
 
-def _gate(spec: RunSpec) -> GatePlan | None:
+def _gate(spec: RunSpec) -> ImprovementGate | MovementGate | None:
     gate = spec.stages.gate
     if gate is None:
         return None
-    return GatePlan.model_validate({**gate.model_dump(), "metric": gate.metric or spec.validation_metric})
+    if gate.kind == "movement":
+        return MovementGate.model_validate(gate.model_dump())
+    chosen = gate.model_dump(exclude={"kind"}) | {"metric": gate.metric or spec.validation_metric}
+    return ImprovementGate.model_validate(chosen)
 
 
 def _model_at(model: ModelSpec, *, stage: int, depth: Mapping[str, int], only_stage: bool) -> ModelSpec:

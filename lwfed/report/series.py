@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lwfed.formats import TASKS, finite, natural_order
+from lwfed.plan.gates import EFFECTIVE_MOVEMENT
 from lwfed.types.records import RunRecord, StageRecord
 from lwfed.types.round_records import RoundRecord
 
@@ -96,7 +97,7 @@ def panels_of(rounds: Sequence[RoundRecord]) -> list[Panel]:
 def _place(name: str) -> tuple[int, str, str, str]:
     """Returns the rank, the key and the title of a metric's panel, and the metric's label in it.
 
-    Text to image is first, then other recalls, classification, loss, and the rest; what comes before loss is a share.
+    Text to image is first, then other recalls, classification, other shares, loss, and the rest.
     """
     side, _, rest = name.partition("/")
     if name.endswith("/loss"):
@@ -107,6 +108,8 @@ def _place(name: str) -> tuple[int, str, str, str]:
         return int(query != "text"), f"recall-{task}", f"{query.capitalize()} to {found} recall", recall
     if rest in ("accuracy", "precision", "recall", "f1"):
         return 2, "classification", "Classification (macro averages)", rest.replace("f1", "F1")
+    if name == EFFECTIVE_MOVEMENT:
+        return 3, "movement", "Effective movement of the trained parameters", "effective movement"
     if rest.startswith("zero_shot"):
         return 3, "zero-shot", "Zero-shot classification", rest.rpartition("/")[2]
     return LOSS + 1, "other-" + name.replace("/", "-"), name, name

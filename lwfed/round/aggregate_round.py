@@ -15,9 +15,11 @@ from lwfed.federated.aggregator import Aggregator, GlobalModel, Update, fold, ma
 from lwfed.federated.exchange import publish
 from lwfed.federated.server import server_step
 from lwfed.models.build import tensor_specs
+from lwfed.plan.gates import is_still
 from lwfed.plan.stages import StagePlan
 from lwfed.round.context import RoundContext
 from lwfed.round.evaluate_round import evaluate_checkpoint
+from lwfed.round.movement import movement_metrics
 from lwfed.round.runtime import deterministic, pick_device
 from lwfed.round.senders import Counted, kept_units, weights_of
 from lwfed.round.updates import RunningFold, read_updates
@@ -74,16 +76,17 @@ def aggregate_round(task: RoundTask, *, bench: Workbench, running: RunningFold |
             if running is None
             else running.take(ctx.key, ctx.server_round, accepted=digests, weights=weights),
         )
+        metrics = made.metrics | movement_metrics(ctx, made.tensors, model=model)
         aggregated = time.monotonic()
         tensors: Mapping[str, Tensor] = made.tensors
         holds = bench.holds_model and not plan.exchange.lossy  # otherwise clients read changes
-        if holds or is_due(plan, ctx.server_round):
+        due = is_due(plan, ctx.server_round, metrics)
+        if holds or due:
             device = pick_device(ctx.place.device)
             tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         if holds:
             bench.hold(made.checkpoint, tensors)
-    metrics = dict(made.metrics)
-    if is_due(plan, ctx.server_round):
+    if due:
         with deterministic():
             metrics |= evaluate_checkpoint(ctx, made.checkpoint, trained=tensors, bench=bench)
     walls = {"aggregate": aggregated - started, "evaluate": time.monotonic() - aggregated}
@@ -260,6 +263,6 @@ def global_model(ctx: RoundContext, *, bench: Workbench) -> GlobalModel:
     return GlobalModel(specs=specs, codec=ctx.plan.exchange.upload, start=start)
 
 
-def is_due(plan: StagePlan, server_round: int) -> bool:
-    """Returns whether a round's result is due for evaluation on the test data."""
-    return server_round == plan.rounds or server_round % plan.evaluation.every == 0
+def is_due(plan: StagePlan, server_round: int, metrics: Mapping[str, float]) -> bool:
+    """Returns whether a round's result is due for evaluation on the test data; a stage's last round always is."""
+    return server_round == plan.rounds or server_round % plan.evaluation.every == 0 or is_still(plan, metrics)

@@ -88,13 +88,14 @@ class RoundContext:
         Raises:
             CheckpointError: The previous round is not committed, or its model belongs to another plan.
         """
-        return self._committed(self.server_round - 1)
+        return self.committed(self.server_round - 1)
 
     def outcome(self) -> Checkpoint:
         """Reads the round's result. Raises CheckpointError if it is not committed or belongs to another plan."""
-        return self._committed(self.server_round)
+        return self.committed(self.server_round)
 
-    def _committed(self, server_round: int) -> Checkpoint:
+    def committed(self, server_round: int) -> Checkpoint:
+        """Reads the result of a round of the stage. Raises CheckpointError as `outcome` does."""
         key = paths.round_checkpoint(self.key, server_round)
         checkpoint = read_checkpoint(self.store, key)
         if checkpoint is None:

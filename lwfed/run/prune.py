@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
-from lwfed.plan.gates import Progress
+from lwfed.plan.gates import Progress, rounds_read
+from lwfed.plan.stages import ImprovementGate
 from lwfed.run.stage import Stage
 from lwfed.store import paths
 from lwfed.store.checkpoint import read_checkpoint
@@ -18,7 +19,7 @@ def prune_rounds(stage: Stage, *, store: Store, keep_rounds: int, server_round: 
     """Removes the blocks of the round that a commit supersedes or, at a stage's last round, of all but its result.
 
     Round 0 is kept: its seeded blocks are shared by all runs with the same seed, and its other blocks are the previous
-    stage's result. So is the round that would be the stage's result.
+    stage's result. So are the round that would be the stage's result, and those that its gate reads.
 
     Args:
         stage: The stage.
@@ -29,9 +30,10 @@ def prune_rounds(stage: Stage, *, store: Store, keep_rounds: int, server_round: 
     """
     if not keep_rounds:
         return
+    keep_rounds = max(keep_rounds, rounds_read(stage.plan))
     latest = () if stands.over else range(server_round - keep_rounds + 1, server_round + 1)
     kept = {0, stands.result, *latest}
-    oldest = max(1, server_round - keep_rounds) if stage.plan.gate is None else 1
+    oldest = 1 if isinstance(stage.plan.gate, ImprovementGate) else max(1, server_round - keep_rounds)
     superseded = [r for r in range(oldest, server_round + 1) if r not in kept]
     candidates = _blocks(store, [paths.round_checkpoint(stage.key, r) for r in superseded])
     if not candidates:

@@ -31,7 +31,8 @@ DEFAULT_PRESET = "shapes-layerwise"
 LONGEST = 100
 """Most characters of a key or a value in a message."""
 
-_VARIANT = re.compile(r"contrastive|supervised|int|(constrained-)?float|(function-before|literal|tuple)\[.*\]")
+_KINDS = "contrastive|supervised|improvement|movement"
+_VARIANT = re.compile(rf"{_KINDS}|int|(constrained-)?float|(function-before|literal|tuple)\[.*\]")
 """Parts of an error's location that are not keys but name the type, of several, that was tried."""
 _WORDS = {
     "model_type": "Input should be a mapping of keys",
@@ -201,7 +202,7 @@ def _explain_one(item: Any) -> tuple[str, str]:
     *above, last = [str(part) for part in item["loc"]] or [""]
     location = [part for part in above if not _VARIANT.fullmatch(part)]
     if item["type"] == "extra_forbidden":
-        known = list(_keys(RunSpec, location))
+        known = list(dict.fromkeys(_keys(RunSpec, location)))  # alternatives share keys
         near = difflib.get_close_matches(last, known, n=1, cutoff=0.5)
         hint = f"did you mean `{'.'.join([*location, near[0]])}`?" if near else f"known: {', '.join(known)}"
         return f"unknown key `{_short('.'.join([*location, last]))}`", hint

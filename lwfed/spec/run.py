@@ -12,6 +12,7 @@ from lwfed.formats import HEADLINES
 from lwfed.spec.base import Section
 from lwfed.spec.data import DataSpec
 from lwfed.spec.federation import ExchangeSpec, FederationSpec, LaunchSpec, StoreSpec, TrackingSpec
+from lwfed.spec.gates import GateSpec
 from lwfed.spec.kubernetes import KubernetesSpec
 from lwfed.spec.model import ModelSpec
 from lwfed.spec.training import EvaluationSpec, LeversSpec, TrainingSpec
@@ -25,17 +26,6 @@ MOST_NAME_CHARS = 60
 """Most characters of an experiment's name."""
 
 
-class GateSpec(Section):
-    """Ends a stage early when a validation metric stops improving."""
-
-    metric: str | None = Field(
-        None, description="a validation metric; null: the objective's headline, such as validation/t2i/R@1"
-    )
-    patience: int = Field(3, ge=1, description="rounds without an improvement after which a stage ends")
-    min_delta: float = Field(0.0, ge=0, allow_inf_nan=False, description="the smallest difference that improves it")
-    restore: Literal["best", "last"] = Field("best", description="the round whose model is the stage's result")
-
-
 class StagesSpec(Section):
     """The schedule."""
 
@@ -44,7 +34,9 @@ class StagesSpec(Section):
     )
     window: int = Field(2, ge=1, description="window: number of stages whose blocks are trained, the latest ones")
     gate: GateSpec | None = Field(
-        None, description="ends stages early by validation data; `rounds` are the most; null: no gate"
+        None,
+        description="ends stages early, by validation data or by the parameters' movement; `rounds` are the most; "
+        "null: no gate",
     )
 
     @model_validator(mode="after")
@@ -162,6 +154,13 @@ class RunSpec(Section):
     def _gate_fits(self) -> None:
         gate = self.stages.gate
         if gate is None:
+            return
+        if gate.kind == "movement":
+            longest = sum(self.stages.rounds) if self.strategy == "end_to_end" else max(self.stages.rounds)
+            if gate.window > longest:
+                raise ValueError(
+                    f"`stages.gate.window` is {gate.window} rounds, but no stage has more than {longest}: lower it"
+                )
             return
         if gate.metric is not None and not self.may_decide(gate.metric):
             raise ValueError(

@@ -8,6 +8,7 @@ from lwfed.data.incomplete import examples_with, lacked_by, shared_by, usable_of
 from lwfed.data.partition import split_validation
 from lwfed.data.protocol import Example, Source
 from lwfed.run.events import Emit, Warning
+from lwfed.spec.gates import ImprovementGateSpec
 from lwfed.spec.model import ModelSpec
 from lwfed.spec.run import RunSpec
 from lwfed.types.errors import DataError, SpecError
@@ -85,7 +86,7 @@ def refuse_parts(spec: RunSpec, *, sizes: Mapping[str, int], lacks: Mapping[str,
 def refuse_unscored(spec: RunSpec, *, tested: Sequence[Example], validation: Sequence[Example], emit: Emit) -> None:
     """Warns of metrics that will be missing. Raises SpecError if a gate is decided by such a metric."""
     gate = spec.stages.gate
-    if gate is not None:
+    if isinstance(gate, ImprovementGateSpec):
         metric = gate.metric or spec.validation_metric
         refuse_metric(metric, validation, model=spec.model, what="`stages.gate`")
     for split, examples in (("test", tested), ("validation", validation)):

@@ -100,7 +100,7 @@ def draft(
         bad = frozenset(found_bad)
     spec = with_num_clients(spec, source, bad=bad)
     refuse_classes(spec, source)
-    if spec.stages.gate is not None:
+    if spec.stages.gate is not None and spec.stages.gate.kind == "improvement":
         refuse_without_validation(spec, source, what="`stages.gate`")
     num_classes = len(source.classes) if spec.model.objective.kind == "supervised" else None
     fitted = fitted_blocks(spec, depths=depths, architectures=architectures, num_classes=num_classes)

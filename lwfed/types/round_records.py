@@ -86,7 +86,8 @@ class RoundRecord(Record):
         round: r, counted from 1 within the stage.
         global_round: Number of the round within the run, counted from 1.
         digest: Digest of its result.
-        metrics: Name -> value: `train/loss`, `test/...` if it was evaluated, `federated/...`, `aggregate/...`.
+        metrics: Name -> value: `train/loss`, `test/...` if it was evaluated, `federated/...`, `aggregate/...`,
+            `movement/...` if a gate reads it.
         cohort: The sampled clients.
         clients: The accepted clients, with their metrics.
         failed: Client -> why it has no update.
