@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from lwfed.run import runs
+from lwfed.spec.load import to_values
 from lwfed.tracking.metrics import flatten_params
+from lwfed.types.errors import CheckpointError
 from lwfed.types.records import RunRecord
 
 UNRELATED = (
@@ -14,11 +18,11 @@ UNRELATED = (
 """Keys of a spec in which runs of one group may differ, since they do not affect the computation."""
 
 
-def differences(runs: Sequence[RunRecord]) -> list[str]:
+def differences(compared: Sequence[RunRecord]) -> list[str]:
     """Returns the differences that make a comparison unfair: in data, test data or model."""
     found = []
     for what, settings in (("data", _data), ("model", _model)):
-        values = {run.run_id: settings(run) for run in runs}
+        values = {run.run_id: settings(run) for run in compared}
         for key in sorted(set().union(*values.values())):
             named: dict[str, str] = {}
             for run_id, value in values.items():
@@ -34,12 +38,20 @@ def differences(runs: Sequence[RunRecord]) -> list[str]:
 
 def work_of(run: RunRecord) -> dict[str, str]:
     """Returns the part of a run's spec that decides its work, as dotted names and texts."""
-    flat = flatten_params(run.spec)
+    flat = flatten_params(_complete(run))
     return {
         name: value
         for name, value in flat.items()
         if not any(name == key or name.startswith(f"{key}.") for key in UNRELATED)
     }
+
+
+def _complete(run: RunRecord) -> Mapping[str, Any]:
+    """Returns a run's spec with all keys, at their defaults if they are newer than the run; as stored if damaged."""
+    try:
+        return to_values(runs.spec_of(run))
+    except CheckpointError:
+        return run.spec
 
 
 def _data(run: RunRecord) -> dict[str, str]:
@@ -50,7 +62,7 @@ def _data(run: RunRecord) -> dict[str, str]:
 
 def _model(run: RunRecord) -> dict[str, str]:
     """Returns the model's settings, without its division into stages."""
-    flat = flatten_params(run.spec["model"])
+    flat = flatten_params(_complete(run)["model"])
     depths = {f"{modality} blocks": str(depth) for modality, depth in run.depths.items()}
     return {name: value for name, value in flat.items() if not name.endswith("blocks_per_stage")} | depths
 

@@ -11,7 +11,7 @@ import pytest
 from lwfed.report.compare.budget import Budget, parse_budget, reaches, rounds_within
 from lwfed.report.compare.compare import RunHistory, compare_runs, plausible
 from lwfed.report.compare.records import spread
-from lwfed.report.compare.settings import differences
+from lwfed.report.compare.settings import differences, work_of
 from lwfed.report.compare.table import budget_rows, difference_text, quality_text, rows, stage_memory
 from lwfed.steps.experiment import measured_total
 from lwfed.types.errors import SpecError
@@ -189,6 +189,14 @@ def test_variants_of_one_strategy_are_named_after_what_differs(make_histories: M
     assert [group.label for group in found.groups] == ["layerwise, local_epochs 1", "layerwise, local_epochs 2"]
     assert [group.seeds for group in found.groups] == [(0, 1), (0,)]
     assert any("training.local_epochs" in note for note in found.notes)
+
+
+def test_a_run_stored_before_a_key_is_of_the_group_of_runs_that_have_its_default(six: list[RunHistory]) -> None:
+    run, stages, rounds = six[0]
+    federation = {key: value for key, value in run.spec["federation"].items() if key not in ("groups", "sampling")}
+    older = run.changed(run_id="older", spec={**run.spec, "federation": federation})
+    assert work_of(older) == work_of(run) and differences([older, run]) == []
+    assert len(compare_runs([six[0], (older, stages, rounds)], metric=METRIC).groups) == 1
 
 
 def test_other_cuts_of_one_model_can_be_compared(make_histories: Make) -> None:
