@@ -110,3 +110,21 @@ def test_without_a_change_nothing_moves(kind: str) -> None:
     theta = torch.tensor([1.0, -3.0])
     new, _ = server_step(ServerSpec.model_validate({"kind": kind}))(theta, theta.clone(), {})
     assert torch.equal(new, theta)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("fedavg", [1.0, 2.0, 3.0]),
+        ("fedavgm", [1.0, 2.9, 5.61]),  # v = 1, 1.9, 2.71
+        ("fedadam", [0.0099005049, 0.0232741149]),  # m = .1, .19; v = .01000099, .0199009801
+        ("fedyogi", [0.0099005000, 0.0232408661]),  # the same m; v = .010001, .020001
+    ],
+)
+def test_steps_of_a_constant_change_computed_by_hand(kind: str, expected: list[float]) -> None:
+    """The mean is always one above the model: delta = 1; the constants are the papers': beta 0.9, 0.9 and 0.99, tau 1e-3."""
+    step = server_step(ServerSpec(kind=kind))  # type: ignore[arg-type]  # one of the four
+    theta, state = torch.zeros((), dtype=torch.float64), dict[str, torch.Tensor]()
+    for value in expected:
+        theta, state = step(theta, theta + 1, state)
+        assert float(theta) == pytest.approx(value, rel=1e-7)
