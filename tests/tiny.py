@@ -212,15 +212,19 @@ def client_task(bench: Workbench, stage: Stage, client: str, *, server_round: in
     )
 
 
-def round_task(bench: Workbench, stage: Stage, *, server_round: int = 1) -> RoundTask:
+def round_task(bench: Workbench, stage: Stage, *, server_round: int = 1, **place: Any) -> RoundTask:
     """Returns the task of a round's aggregation."""
-    return RoundTask(store=bench.store.uri, stage_key=stage.key, server_round=server_round, place=Place(device="cpu"))
+    return RoundTask(
+        store=bench.store.uri, stage_key=stage.key, server_round=server_round, place=Place(device="cpu", **place)
+    )
 
 
-def accept(bench: Workbench, stage: Stage, clients: Sequence[str], *, server_round: int = 1) -> dict[str, Any]:
+def accept(
+    bench: Workbench, stage: Stage, clients: Sequence[str], *, server_round: int = 1, **place: Any
+) -> dict[str, Any]:
     """Has clients train and commits their updates as those that count; returns the updates."""
     updates = {
-        client: train_client(client_task(bench, stage, client, server_round=server_round), bench=bench)
+        client: train_client(client_task(bench, stage, client, server_round=server_round, **place), bench=bench)
         for client in clients
     }
     kept = {c: {key: u[key] for key in ("digest", "num_examples", "metrics")} for c, u in updates.items()}

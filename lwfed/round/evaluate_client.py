@@ -47,7 +47,7 @@ def evaluate_client(task: ClientTask, *, bench: Workbench) -> dict[str, Any]:
 
 def _evaluate(ctx: ClientContext, examples: list[Any]) -> dict[str, float]:
     model = fetch_model(ctx, ctx.outcome(), to_train=False)
-    module = load(ctx.bench.skeleton(ctx.key), model.tensors)
+    module = load(ctx.bench.skeleton(ctx.key, (), ctx.work.lacks), model.tensors)
     metrics = evaluate(
         module,
         source=ctx.bench.data(ctx.stage, ctx.place, ctx.client),

@@ -122,7 +122,7 @@ def test_without_a_change_nothing_moves(kind: str) -> None:
     ],
 )
 def test_steps_of_a_constant_change_computed_by_hand(kind: str, expected: list[float]) -> None:
-    """The mean is always one above the model: delta = 1; the constants are the papers': beta 0.9, 0.9 and 0.99, tau 1e-3."""
+    """The mean is always one above the model: delta = 1; with the papers' beta 0.9, 0.9 and 0.99, tau 1e-3."""
     step = server_step(ServerSpec(kind=kind))  # type: ignore[arg-type]  # one of the four
     theta, state = torch.zeros((), dtype=torch.float64), dict[str, torch.Tensor]()
     for value in expected:
