@@ -230,5 +230,7 @@ def _keys(kind: Any, path: Sequence[str]) -> Iterator[str]:
     if get_origin(kind) is dict:
         yield from _keys(arguments[1], path[1:])
         return
+    if get_origin(kind) is tuple and path:
+        path = path[1:]  # the number of an item
     for argument in arguments:
         yield from _keys(argument, path)

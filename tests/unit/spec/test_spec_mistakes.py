@@ -17,6 +17,11 @@ MISTAKES = [
     ("model.encoders.image.famly=vit", "model.encoders.image.famly", "did you mean `model.encoders.image.family`?"),
     ("model.objective.temperatur=1", "model.objective.temperatur", "did you mean `model.objective.temperature`?"),
     ("federation.server.momentun=1", "federation.server.momentun", "did you mean `federation.server.momentum`?"),
+    (
+        "federation.groups=[{name: weak, clients: [client-000], max_block: 1}]",
+        "federation.groups.0.max_block",
+        "did you mean `federation.groups.0.max_blocks`?",
+    ),
     ("zzz=1", "zzz", "known: name, seed, strategy"),
     ("federation.partition={kind: dirichlet, beta: -1}", "federation.partition.beta", "greater than 0 (got -1)"),
     ("federation.partition.kind=dirichlet", "`alpha`", "for example 0.5"),
