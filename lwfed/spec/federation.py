@@ -13,7 +13,7 @@ from lwfed.catalog.launcher import launcher_kind
 from lwfed.spec.base import Choice, Section
 from lwfed.spec.data import PartitionSpec
 from lwfed.spec.groups import GroupSpec
-from lwfed.types.clients import client_ids, expand_clients
+from lwfed.types.clients import WAYS, client_ids, expand_clients
 from lwfed.types.encoded import is_lossless
 from lwfed.types.errors import SpecError
 from lwfed.types.uris import folder_of, refuse_mistaken, scheme_of
@@ -130,9 +130,7 @@ class FederationSpec(Section):
     )
     server: ServerSpec = ServerSpec()
     groups: tuple[GroupSpec, ...] = Field((), description="clients that are not like the others")
-    require: tuple[str, ...] = Field(
-        (), description="clients that each round asks and cannot do without; client-005..client-009 are five"
-    )
+    require: tuple[str, ...] = Field((), description=f"clients that each round asks and cannot do without: {WAYS}")
     unit_quorum: int = Field(1, ge=1, description="fewest clients that must send a unit of the model in a round")
     modality_quorum: dict[str, Annotated[int, Field(ge=1)]] = Field(
         {}, description="modality -> fewest clients that must send its units, instead of unit_quorum"

@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from lwfed.spec.base import Section
+from lwfed.types.clients import WAYS
 from lwfed.types.sizes import parse_size
 
 OTHERS = "others"
@@ -17,7 +18,7 @@ class GroupSpec(Section):
     """Clients that train fewer blocks than the others, or those of other stages."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=40, description="its name in plans and reports")
-    clients: tuple[str, ...] = Field(min_length=1, description="ids; client-005..client-009 are five")
+    clients: tuple[str, ...] = Field(min_length=1, description=WAYS)
     strategy: Literal["layerwise", "window", "progressive"] | None = Field(
         None, description="the stages whose blocks they train; null: as the other clients"
     )

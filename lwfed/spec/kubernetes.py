@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from lwfed.spec.base import Section
+from lwfed.types.clients import WAYS, names_client
 from lwfed.types.errors import SpecError
 
 LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
@@ -46,9 +46,7 @@ class PoolSpec(Section):
     """Clients that share a pod template; a silo with its own data and credentials is a pool of one."""
 
     name: str = Field(pattern=LABEL, max_length=20, description="its name in Jobs and labels")
-    clients: tuple[str, ...] = Field(
-        (), description="ids or patterns such as client-00*; empty: all clients that no other pool names"
-    )
+    clients: tuple[str, ...] = Field((), description=f"{WAYS}; empty: all clients that no other pool names")
     gpus: int = Field(0, ge=0, description="GPUs per pod; above 1 the client trains with torchrun")
     gpu_resource: str = Field("nvidia.com/gpu", description="the GPUs' resource name on the nodes")
     cpu: str | None = Field(None, description="requested CPUs; null: those of the stage task, else 1")
@@ -159,7 +157,7 @@ class KubernetesSpec(Section):
             SpecError: No pool matches the client.
         """
         for pool in self.pools:
-            if any(fnmatchcase(client, pattern) for pattern in pool.clients):
+            if any(names_client(name, client) for name in pool.clients):
                 return pool
         for pool in self.pools:
             if not pool.clients:

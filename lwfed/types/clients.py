@@ -1,14 +1,16 @@
-"""Names of clients: `client-000`, `client-001` ... and ranges of them."""
+"""Names of clients: `client-000`, `client-001` ...; ranges of them, both ends included; and patterns."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 
 from lwfed.types.errors import SpecError
 
 RANGE = ".."
+WAYS = "ids, ranges such as client-005..client-009, or patterns such as client-00*"
+"""How clients are named, for descriptions of keys."""
 
 
 def client_ids(num_clients: int) -> tuple[str, ...]:
@@ -17,31 +19,42 @@ def client_ids(num_clients: int) -> tuple[str, ...]:
     return tuple(f"client-{n:0{width}d}" for n in range(num_clients))
 
 
+def names_client(name: str, client: str) -> bool:
+    """Returns whether an id, a range or a pattern names a client; ids of one run are equally long."""
+    first, is_range, last = name.partition(RANGE)
+    return first <= client <= last if is_range else fnmatchcase(client, name)
+
+
 def expand_clients(named: Iterable[str], *, known: Iterable[str], where: str) -> tuple[str, ...]:
     """Returns the clients that a spec names, in the order of `known`.
 
     Args:
-        named: Ids and ranges, such as `client-003` and `client-005..client-009` (both ends included).
+        named: Ids, ranges and patterns.
         known: The ids of all clients, in order.
         where: The key that names them, for messages.
 
     Raises:
-        SpecError: A client is not known or is named twice, or a range runs backwards.
+        SpecError: A name is no client's, a client is named twice, or a range runs backwards.
     """
-    order = {client: n for n, client in enumerate(known)}
+    ids = tuple(known)
+    members = set(ids)
     found = list[str]()
-    ids = tuple(order)
     for name in named:
-        first, *last = re.split(re.escape(RANGE), name, maxsplit=1)
-        ends = [first, *last]
-        for end in ends:
-            if end not in order:
-                known_ids = ids[0] if len(ids) == 1 else f"{ids[0]}{RANGE}{ids[-1]}"
-                raise SpecError(f"`{where}` names {end!r}, which is no client", remedy=f"the clients are {known_ids}")
-        if order[ends[-1]] < order[first]:
-            raise SpecError(f"`{where}`: {name} runs backwards", remedy=f"write {ends[-1]}{RANGE}{first}")
-        found += ids[order[first] : order[ends[-1]] + 1]
+        first, is_range, last = name.partition(RANGE)
+        for end in (first, last) if is_range else ():
+            if end not in members:
+                raise SpecError(f"`{where}` names {end!r}, which is no client", remedy=_known(ids))
+        if is_range and last < first:
+            raise SpecError(f"`{where}`: {name} runs backwards", remedy=f"write {last}{RANGE}{first}")
+        clients = [name] if name in members else [client for client in ids if names_client(name, client)]
+        if not clients:
+            raise SpecError(f"`{where}` names {name!r}, which is no client", remedy=_known(ids))
+        found += clients
     twice = [client for client, count in Counter(found).items() if count > 1]
     if twice:
         raise SpecError(f"`{where}` names {twice[0]} twice", remedy="name each client once")
-    return tuple(sorted(found, key=order.__getitem__))
+    return tuple(sorted(found))
+
+
+def _known(ids: tuple[str, ...]) -> str:
+    return f"the clients are {ids[0]}{RANGE}{ids[-1]}" if len(ids) > 1 else f"the client is {ids[0]}"
