@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from lwfed.catalog.source import data_source
 from lwfed.data.incomplete import examples_with, lacked_by, shared_by, usable_of
 from lwfed.data.partition import split_validation
 from lwfed.data.protocol import Example, Source
@@ -39,9 +40,13 @@ def lacking(examples: Sequence[Example], model: ModelSpec) -> dict[str, int]:
 
 
 def refuse_untaught(client: str, examples: Sequence[Example], *, spec: RunSpec) -> None:
-    """Raises DataError if a client's training examples that lack modalities can teach the model nothing.
+    """Refuses a client some of whose training examples lack a modality, if it cannot train on them.
 
     A pair of modalities, or one where classes are learnt, teaches something if two examples have it.
+
+    Raises:
+        DataError: No two examples have such a pair or modality.
+        SpecError: The client has several devices, which would need the same modalities.
     """
     model = spec.model
     lacked = lacking(examples, model)
@@ -81,6 +86,21 @@ def refuse_parts(spec: RunSpec, *, sizes: Mapping[str, int], lacks: Mapping[str,
                     f"{modality}: the weights of such a sample are those of whole clients",
                     remedy="sample uniformly or round_robin, or leave such examples out with data.incomplete=skip",
                 )
+
+
+def refuse_untrained(spec: RunSpec, *, lacks: Mapping[str, Mapping[str, int]], sizes: Mapping[str, int]) -> None:
+    """Raises DataError if all training examples of all clients lack a modality of the model.
+
+    Args:
+        spec: The experiment.
+        lacks: Client -> modality -> number of its examples that lack it.
+        sizes: Client -> number of its examples.
+    """
+    for modality in spec.model.modalities:
+        if all(lacks.get(client, {}).get(modality, 0) == size for client, size in sizes.items()):
+            raise DataError(
+                f"no client has a training example with {modality}", remedy=data_source(spec.data.source).absent
+            )
 
 
 def refuse_unscored(spec: RunSpec, *, tested: Sequence[Example], validation: Sequence[Example], emit: Emit) -> None:

@@ -28,7 +28,7 @@ from lwfed.spec.model import EncoderSpec, ModelSpec
 from lwfed.spec.run import RunSpec
 from lwfed.steps.captions import padded_tokens, refuse_unknown
 from lwfed.steps.counting import count_clients, counts_of
-from lwfed.steps.incomplete import refuse_incomplete, refuse_parts, refuse_unscored
+from lwfed.steps.incomplete import refuse_incomplete, refuse_parts, refuse_unscored, refuse_untrained
 from lwfed.steps.resume import refuse_another_plan, resumed, with_stages_of
 from lwfed.steps.sources import (
     checked,
@@ -208,6 +208,7 @@ def prepare(
         unused = 0 if own else len(shared) - clients.used
         tokens = padded_tokens(spec, train.values(), emit=emit)
     refuse_parts(spec, sizes=clients.sizes, lacks=clients.lacks)
+    refuse_untrained(spec, lacks=clients.lacks, sizes=clients.sizes)
     architectures = architectures_of(spec.model, folder=cache, count=count_architecture)
     known = run.data.changed(clients=clients.sizes, **({"lacks": clients.lacks} if clients.lacks else {}))
     run = run.changed(data=known)

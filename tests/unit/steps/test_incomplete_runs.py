@@ -115,6 +115,15 @@ def test_a_client_whose_examples_teach_nothing_is_refused_by_name(tmp_path: Path
         prepared(silos(tmp_path / "b", client_001=("text audio",)), store=LocalStore(tmp_path / "none"))
 
 
+def test_a_modality_that_no_client_has_is_refused_and_the_server_may_lack_one(tmp_path: Path) -> None:
+    none = dict.fromkeys(("client_000", "client_001"), ("audio",))
+    with pytest.raises(DataError, match="no client has a training example with audio -> name its column"):
+        prepared(silos(tmp_path / "a", **none), store=LocalStore(tmp_path / "none"))
+    spec = silos(tmp_path / "b", client_000=("audio",), server=("audio",))
+    run = prepared(spec, store=LocalStore(tmp_path / "some"))
+    assert run.data.lacks == {"client-000": {"audio": run.data.clients["client-000"]}}
+
+
 def test_several_devices_a_client_are_refused(tmp_path: Path) -> None:
     write_holes(tmp_path / "data")
     devices = ("launch={kind: subprocess, devices: 2, device: cpu}", "federation={num_clients: 1}")
