@@ -202,13 +202,14 @@ def begun(
 
 
 def client_task(bench: Workbench, stage: Stage, client: str, *, server_round: int = 1, **place: Any) -> ClientTask:
-    """Returns the task of a client."""
+    """Returns the task of a client, which measures its first step if the round is the first."""
     return ClientTask(
         store=bench.store.uri,
         stage_key=stage.key,
         server_round=server_round,
         place=Place(device="cpu", **place),
         client=client,
+        measure=server_round == 1,
     )
 
 
@@ -242,6 +243,13 @@ def update_tensors(bench: Workbench, stage: Stage, client: str, *, server_round:
         block = Block.from_values(values)
         tensors |= read_block(bench.store, f"{folder}/{block.digest}.safetensors", block)
     return tensors
+
+
+def measured_of(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns the clients of a round that measured their first step, with their metrics; there must be one."""
+    found = {client: metrics for client, metrics in record["clients"].items() if "step_flops" in metrics}
+    assert found, "nobody measured"
+    return found
 
 
 def tensors_of(store: Store, checkpoint: Checkpoint) -> dict[str, Tensor]:

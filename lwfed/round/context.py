@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -66,9 +66,10 @@ class RoundContext:
             place=self.place,
         )
 
-    def client_tasks(self, clients: Sequence[str]) -> list[ClientTask]:
-        """Returns the given clients' tasks for this round."""
-        return [ClientTask(**self.task.model_dump(), client=client) for client in clients]
+    def client_tasks(self, clients: Sequence[str], *, measuring: Collection[str] = ()) -> list[ClientTask]:
+        """Returns the given clients' tasks for this round; those in `measuring` measure their first step."""
+        task = self.task.model_dump()
+        return [ClientTask(**task, client=client, measure=client in measuring) for client in clients]
 
     def seed(self, *names: str | int) -> str:
         """Derives a seed for one use within this round."""

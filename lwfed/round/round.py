@@ -9,7 +9,7 @@ any point and started again: the accepted set never changes once committed, and 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +28,13 @@ from lwfed.types.encoded import is_lossless
 from lwfed.types.errors import QuorumError
 from lwfed.types.round_records import Accepted, AcceptedUpdate, RoundRecord
 
+Measuring = Callable[[Sequence[str]], Collection[str]]
+"""Cohort -> the clients of it that measure their first step."""
 
-def run_round(ctx: RoundContext, *, launcher: Launcher, overhead: Overhead, deadline_s: float) -> RoundRecord:
+
+def run_round(
+    ctx: RoundContext, *, launcher: Launcher, overhead: Overhead, deadline_s: float, measuring: Measuring
+) -> RoundRecord:
     """Runs a round, or whatever part of it is not committed yet.
 
     Args:
@@ -37,6 +42,7 @@ def run_round(ctx: RoundContext, *, launcher: Launcher, overhead: Overhead, dead
         launcher: Runs the clients and the server's step.
         overhead: Passes events on and measures the gap between rounds.
         deadline_s: Seconds that the cohort has for training.
+        measuring: Cohort -> the clients that measure their first step; see `lwfed.round.measuring`.
 
     Returns:
         The RoundRecord.
@@ -55,7 +61,9 @@ def run_round(ctx: RoundContext, *, launcher: Launcher, overhead: Overhead, dead
     emit(RoundStarted(stage=ctx.plan.stage, round=ctx.server_round, cohort=cohort))
     accepted = ctx.accepted()
     if accepted is None:
-        training = train_cohort(ctx, cohort, launcher=launcher, emit=emit, deadline_s=deadline_s)  # train_client.py
+        training = train_cohort(  # train_client.py
+            ctx, cohort, launcher=launcher, emit=emit, deadline_s=deadline_s, measuring=measuring(cohort)
+        )
         accepted = accept(ctx, cohort, training)
     emit(Aggregating(stage=ctx.plan.stage, round=ctx.server_round, clients=len(accepted.clients)))
     launcher.server("aggregate-round", ctx.task, emit=emit)  # aggregate_round.py
@@ -77,7 +85,13 @@ class CohortTraining:
 
 
 def train_cohort(
-    ctx: RoundContext, cohort: Sequence[str], *, launcher: Launcher, emit: Emit, deadline_s: float
+    ctx: RoundContext,
+    cohort: Sequence[str],
+    *,
+    launcher: Launcher,
+    emit: Emit,
+    deadline_s: float,
+    measuring: Collection[str] = (),
 ) -> CohortTraining:
     """Trains the cohort until enough updates are committed, all clients have ended, or the deadline passes.
 
@@ -89,13 +103,14 @@ def train_cohort(
         launcher: Runs the clients.
         emit: Receives `ClientDone` as each client ends.
         deadline_s: Seconds from now.
+        measuring: Clients that measure their first step.
     """
     _begin(ctx, cohort, deadline_s=deadline_s)
     started = time.monotonic()
     failed: dict[str, str] = {}
     waiting = [client for client in cohort if not ctx.store.has(paths.update(ctx.key, ctx.server_round, client))]
     need = counts_of(ctx.plan.cohort)[0] - (len(cohort) - len(waiting))
-    tasks = ctx.client_tasks(waiting if need > 0 else ())
+    tasks = ctx.client_tasks(waiting if need > 0 else (), measuring=measuring)
     for outcome in launcher.clients("train-client", tasks, need=need, deadline_s=deadline_s, emit=emit):
         update = read_stored(ctx.store, paths.update(ctx.key, ctx.server_round, outcome.client), AcceptedUpdate)
         if update is None:

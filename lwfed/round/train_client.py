@@ -136,7 +136,7 @@ def train_locally(task: ClientTask, *, bench: Workbench, on_step: OnStep | None 
                 ),
                 device=ctx.device,
                 on_step=None if on_step is None else lambda step, loss: on_step(step, batches.num_steps, loss),
-                measure=list(model.tensors.values()) if ctx.server_round == 1 else None,
+                measure=list(model.tensors.values()) if task.measure else None,
             )
         trained = select({name: t.detach() for name, t in module.state_dict().items()}, units=work.trained)
         metrics = client_metrics(

@@ -8,11 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from lwfed.plan.gates import progress
 from lwfed.plan.stages import StagePlan
 from lwfed.plan.units import is_adapter
 from lwfed.round.context import RoundContext
+from lwfed.round.measuring import Pool, measured_kinds, measuring_clients
 from lwfed.round.round import run_round
 from lwfed.run import runs
 from lwfed.run.events import Emit, RoundDone, StageDone, StageStarted
@@ -22,6 +24,7 @@ from lwfed.run.overhead import Overhead
 from lwfed.run.prune import prune_rounds
 from lwfed.run.stage import Stage
 from lwfed.run.tasks import StageTask
+from lwfed.spec.run import RunSpec
 from lwfed.store import paths
 from lwfed.store.checkpoint import Checkpoint, read_checkpoint
 from lwfed.store.manifest import Block, block_key
@@ -67,11 +70,15 @@ def train_stage(task: StageTask, *, launcher: Launcher, store: Store, emit: Emit
     overhead = Overhead(emit)
     start = RoundContext(stage=stage, server_round=0, store=store, place=task.place, run_id=task.run_id)
     records: list[RoundRecord] = []
+    pool, measured = _pool_of(spec), set[str]()
     stands = progress(plan, [])
     while not stands.over:
         ctx = replace(start, server_round=len(records) + 1)
         deadline_s = spec.federation.round_timeout_s
-        records.append(run_round(ctx, launcher=launcher, overhead=overhead, deadline_s=deadline_s))
+        measuring = partial(measuring_clients, plan, sizes=stage.sizes, pool=pool, done=frozenset(measured))
+        done_round = run_round(ctx, launcher=launcher, overhead=overhead, deadline_s=deadline_s, measuring=measuring)
+        records.append(done_round)
+        measured |= measured_kinds(plan, done_round.clients, pool=pool)
         stands = progress(plan, [record.metrics for record in records])
         prune_rounds(
             stage, store=store, keep_rounds=spec.store.keep_rounds, server_round=ctx.server_round, stands=stands
@@ -81,6 +88,13 @@ def train_stage(task: StageTask, *, launcher: Launcher, store: Store, emit: Emit
     record = _commit(stage, run, records, result=stands.result, store=store, wall_s=time.monotonic() - started)
     emit(StageDone(record=record))
     return record
+
+
+def _pool_of(spec: RunSpec) -> Pool:
+    """Returns the machines of each client: pools of a cluster may have other devices, and here all have the same."""
+    if spec.launch.kind != "kubernetes":
+        return lambda client: "this machine"
+    return lambda client: spec.kubernetes.pool_of(client).name
 
 
 def _stage_of(run: RunRecord, number: int, *, store: Store) -> Stage:

@@ -98,10 +98,12 @@ class ClientTask(RoundTask):
 
     Attributes:
         client: Its id.
+        measure: Whether the FLOPs and bytes of its first step are measured.
         parent_pid: The process that started the work; the work ends when that process ends. None: no such process.
     """
 
     client: str
+    measure: bool = False
     parent_pid: int | None = None
 
 

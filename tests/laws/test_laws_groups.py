@@ -23,6 +23,7 @@ from tests.tiny import (
     ONE_STAGE,
     accept,
     begun,
+    measured_of,
     round_task,
     run_tiny,
     tensors_of,
@@ -111,7 +112,11 @@ def test_the_ledger_prices_each_kind_of_client(tmp_path: Path, prefix_cache: str
                 assert metrics["bytes_down"] == cost["snapshot_bytes"]
                 if record["round"] == 1:
                     assert metrics["bytes_down_frozen"] == cost["newly_frozen_bytes"]
-                    step = metrics["step_flops"]
+            if record["round"] == 1:
+                measured = {plan.work_of(client).kind: metrics for client, metrics in measured_of(record).items()}
+                assert set(measured) == {"slow", "others"}, "one of each kind"
+                for kind, metrics in measured.items():
+                    cost, step = predicted["kinds"][kind], metrics["step_flops"]
                     for pass_ in ("forward", "backward"):
                         assert step[pass_] / step["batch"] == pytest.approx(cost[f"{pass_}_flops"], rel=0.25)
                     assert metrics["gradients_bytes"] == cost["gradients_bytes"]

@@ -93,7 +93,7 @@ def test_the_ledger_prices_what_such_a_client_moves(finished: Finished) -> None:
                 assert metrics["bytes_up"] == cost["upload_bytes"] and metrics["bytes_down"] == cost["snapshot_bytes"]
                 if record["round"] == 1:
                     assert metrics["bytes_down_frozen"] == cost["newly_frozen_bytes"]
-                    assert metrics["gradients_bytes"] == cost["gradients_bytes"]
+                    assert metrics["gradients_bytes"] == cost["gradients_bytes"], "each is the only one of its kind"
 
 
 def test_the_run_tells_who_lacks_what(finished: Finished) -> None:

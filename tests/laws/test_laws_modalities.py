@@ -12,7 +12,7 @@ from lwfed.types.errors import SpecError
 from lwfed.types.tensors import unit_of
 from tests.laws.test_laws_costs import first_batch, price
 from tests.laws.test_laws_prefix import prefix_metrics
-from tests.tiny import Finished, run_tiny, tensor_digests, tiny_spec
+from tests.tiny import Finished, measured_of, run_tiny, tensor_digests, tiny_spec
 
 AUDIO = (
     "model.encoders.audio={family: ast, config: {hidden_size: 16, num_hidden_layers: 3, num_attention_heads: 2, "
@@ -77,7 +77,7 @@ def test_costs_are_the_ledgers(kind: str, request: pytest.FixtureRequest) -> Non
         measured = done.summary["stages"][stage - 1]["ledger"]["measured"]
         assert measured["bytes_up"] == cost["upload_bytes"] and measured["bytes_down"] == cost["download_bytes"]
         record = next(record for record in done.reported("round") if record["stage"] == stage)
-        for client, metrics in record["clients"].items():
+        for client, metrics in measured_of(record).items():
             batch = first_batch(done, stage, client)
             size, length = batch.inputs["text"]["ids"].shape
             exact = price(done, stage, tokens=length)

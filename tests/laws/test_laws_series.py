@@ -26,7 +26,7 @@ from lwfed.types.tensors import unit_of
 from tests import inertial
 from tests.laws.test_laws_costs import first_batch
 from tests.laws.test_laws_prefix import prefix_metrics
-from tests.tiny import Finished, run_tiny, tensor_digests, tensors_of
+from tests.tiny import Finished, measured_of, run_tiny, tensor_digests, tensors_of
 
 SENSORS = ("accelerometer", "gyroscope")
 CONTRASTIVE = "model.objective={kind: contrastive}"
@@ -73,7 +73,7 @@ def test_what_is_predicted_is_measured(strategy: str, objective: str, blocks: st
         assert measured["bytes_up"] == cost["upload_bytes"] and measured["bytes_down"] == cost["download_bytes"]
         assert measured["bytes_down_frozen"] == cost["newly_frozen_bytes"] / plan.rounds
         record = next(record for record in done.reported("round") if record["stage"] == stage)
-        for client, metrics in record["clients"].items():
+        for client, metrics in measured_of(record).items():
             batch = first_batch(done, stage, client)
             size = len(batch.ids)
             assert batch.inputs["gyroscope"].shape == (size, inertial.LENGTH, 3)
