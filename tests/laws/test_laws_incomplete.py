@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from lwfed.data.batches import Batch, eval_batches, train_batches
+from lwfed.data.incomplete import lacked_by
 from lwfed.data.prefix_cache import Inputs, write_cache
 from lwfed.data.protocol import Example, Source
 from lwfed.launch.subprocess import Subprocess
@@ -145,7 +146,7 @@ def test_nothing_is_read_for_those_that_lack_it(given: Ready) -> None:
 
 def test_a_complete_batch_is_the_same_if_all_rows_are_named(given: Ready) -> None:
     """The loss bit for bit; gradients but for rounding, since their strides differ."""
-    complete = [example for example in given.examples if not example.lacks]
+    complete = [e for e in given.examples if not lacked_by(e, given.plan.model.modalities)]
     (batch,) = batches_of(given._replace(examples=complete), size=6, count=1)
     assert batch.rows == {} and len(batch.ids) == 6
     every = replace(batch, rows=dict.fromkeys(batch.inputs, torch.arange(6)))

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lwfed.data.batches import eval_batches
+from lwfed.data.incomplete import lacked_by
 from lwfed.data.protocol import Example
 from lwfed.models.build import initial_tensors, load
 from lwfed.models.multimodal import Multimodal
@@ -26,6 +27,7 @@ from tests.tables import write_jsonl
 from tests.tiny import begun, run_tiny
 
 CPU = torch.device("cpu")
+MODALITIES = ("audio", "image", "text")
 
 
 class Judge:
@@ -69,9 +71,9 @@ def test_recall_of_each_pair_is_counted_over_those_that_have_both(tmp_path: Path
     write_holes(tmp_path / "data", count=90)
     judge = Judge(tmp_path)
     scores = judge.scores()
-    assert len(judge.examples) == 18 and sum(bool(example.lacks) for example in judge.examples) == 12
+    assert len(judge.examples) == 18 and sum(bool(lacked_by(e, MODALITIES)) for e in judge.examples) == 12
     projected = [judge.alone(example) for example in judge.examples]
-    for query, item in permutations(("audio", "image", "text"), 2):
+    for query, item in permutations(MODALITIES, 2):
         both = [found for found in projected if query in found and item in found]
         assert len(both) == (12 if {query, item} == {"image", "text"} else 9)
         normal = torch.nn.functional.normalize
