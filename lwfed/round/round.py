@@ -141,7 +141,8 @@ def accept(ctx: RoundContext, cohort: Sequence[str], training: CohortTraining) -
     clients: dict[str, AcceptedUpdate] = {}
     need, ask = counts_of(ctx.plan.cohort)
     sized = ctx.plan.cohort.sampling == "by_size"
-    weights = weights_by_size(ctx.stage.sizes, count=ask) if sized else {}
+    sizes = {client: ctx.stage.sizes.get(client, 1) for client in ctx.plan.cohort.clients}
+    weights = weights_by_size(sizes, count=ask) if sized else {}
     for client in cohort:
         update = read_stored(ctx.store, paths.update(ctx.key, ctx.server_round, client), AcceptedUpdate)
         if update is not None and len(clients) < need:

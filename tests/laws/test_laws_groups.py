@@ -177,6 +177,18 @@ def test_clients_leave_out_the_stages_that_do_not_fit(tmp_path: Path) -> None:
             run_tiny(tmp_path / "c", *progressive, group, key)
 
 
+def test_clients_that_leave_a_stage_out_do_not_count_in_a_sample_by_size(tmp_path: Path) -> None:
+    """With two of three clients left, both are drawn always, so their weights are their sizes: the mean is FedAvg's."""
+    progressive = ("strategy=progressive", *THREE)
+    costs = run_tiny(tmp_path / "a", *progressive).run.predicted
+    between = (costs[0]["peak_bytes"] + costs[1]["peak_bytes"]) // 2
+    weak = f"name: weak, clients: [client-002], device_memory: {between}B, too_small: leave_out"
+    group = f"federation.groups=[{{{weak}}}]"
+    plain = run_tiny(tmp_path / "b", *progressive, group)
+    sized = run_tiny(tmp_path / "c", *progressive, group, "federation.sampling=by_size", "federation.fraction_fit=1.0")
+    assert sized.digest == plain.digest
+
+
 def test_a_unit_that_nobody_trained_keeps_its_weights_and_the_servers_state(tmp_path: Path) -> None:
     """The first round has a strong client, the second has the weak alone."""
     weak = "federation.groups=[{name: weak, clients: [client-001..client-002], max_blocks: 1}]"
