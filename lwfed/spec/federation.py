@@ -14,7 +14,7 @@ from lwfed.spec.base import Choice, Section
 from lwfed.spec.data import PartitionSpec
 from lwfed.types.encoded import is_lossless
 from lwfed.types.errors import SpecError
-from lwfed.types.uris import folder_of, refuse_mistaken, scheme_of
+from lwfed.types.uris import S3, folder_of, refuse_mistaken, scheme_of
 
 if TYPE_CHECKING:
     AggregatorSpec = Section
@@ -23,7 +23,6 @@ else:
 
 NUM_CLIENTS = 10
 """Number of clients by default."""
-S3 = "s3://"
 MLFLOW_SCHEMES = (
     "http",
     "https",
