@@ -159,3 +159,13 @@ def free_port(host: str = LOOPBACK) -> int:
     with socket.socket() as found:
         found.bind((host, 0))
         return int(found.getsockname()[1])
+
+
+def upload(server: Server, root: Path, uri: str) -> None:
+    """Puts the files of a folder below a URI."""
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    client = server.client()
+    for path in root.rglob("*"):
+        if path.is_file():
+            key = f"{prefix}/{path.relative_to(root).as_posix()}".lstrip("/")
+            client.put_object(Bucket=bucket, Key=key, Body=path.read_bytes())

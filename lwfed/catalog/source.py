@@ -34,6 +34,7 @@ class SourceDescription:
         num_classes: Number of classes in the data set that gave the source its name, for a plan made without the data;
             None if unknown.
         absent: The remedy if no example has a modality, or a label, that the spec needs.
+        in_buckets: Whether `data.root` may be `s3://bucket/prefix`: its module then has `open_folder`, too.
         settings: The keys that the source adds to the spec's `data` section, with their defaults. They are part of
             the plan of runs that use the source.
     """
@@ -44,6 +45,7 @@ class SourceDescription:
     root: str | None = None
     num_classes: int | None = None
     absent: str = "use other data, or leave it out"
+    in_buckets: bool = False
     settings: type[Section] = Section
 
     @property

@@ -21,6 +21,7 @@ from lwfed.spec.load import DEFAULT_PRESET, load_spec, preset_names
 from lwfed.spec.run import RunSpec
 from lwfed.spec.variants import all_variants
 from lwfed.types.errors import SpecError
+from lwfed.types.uris import S3
 
 if TYPE_CHECKING:
     from lwfed.data.protocol import Source
@@ -55,9 +56,9 @@ def plan(
 ) -> None:
     """Predict each stage's costs per client (parameters, bytes, FLOPs, memory), compared to end-to-end training.
 
-    Needs no data and no GPU. Bytes are those of the exchanged files; memory is weights, gradients, AdamW's moments and
-    the activations kept for one batch. A second table shows which levers each stage uses, and what each lever saves
-    while the others stay in use.
+    Needs no data and no GPU; of a table in a bucket it reads the table. Bytes are those of the exchanged files; memory
+    is weights, gradients, AdamW's moments and the activations kept for one batch. A second table shows which levers
+    each stage uses, and what each lever saves while the others stay in use.
     """
     from lwfed.cost.architectures import architectures_of
     from lwfed.cost.explain import kind_rows, parts, rows
@@ -176,8 +177,9 @@ def partition(spec: Spec = None, override: Overrides = None, as_json: Json = Fal
     values = load_spec(spec, overrides=override or [])
     if values.federation.partition.kind == "local" and values.federation.clients > 1:
         raise SpecError("a local partition divides nothing: each client has its own folder", remedy="see data.root")
-    source, store = server_source(values), open_store(values.store.uri)
+    store = open_store(values.store.uri)
     with Display(make_console(stderr=as_json)) as display:
+        source = server_source(values, emit=display)
         version = version_of(source, hashed(source, FileDigests(environment.cache_folder()), emit=display))
     examples = readable_examples(source, "train", version=version, model=values.model, store=store)
     bad = {example.id for example in source.examples("train")} - {example.id for example in examples}
@@ -259,13 +261,16 @@ def presets() -> None:
 
 
 def _opened(spec: RunSpec) -> Source | None:
-    """Opens the server's data, or returns None if there is no such folder. Raises DataError if they are broken."""
+    """Opens the server's data, or returns None if there is no such folder. Raises DataError if they are broken.
+
+    A bucket must be there.
+    """
     from lwfed.round.shares import SERVER, root_for
     from lwfed.steps.sources import server_source
 
     root = root_for(spec.data.root, SERVER)
     try:
-        if root is not None:
+        if root is not None and not root.startswith(S3):
             Path(root).expanduser().lstat()
     except FileNotFoundError:
         return None

@@ -24,7 +24,7 @@ from lwfed.data.protocol import Example, Source
 from lwfed.data.reading import Raw, Reader, Row, caption_index, from_file, read_all, read_in_threads, result_of
 from lwfed.data.series import fitting, title_of
 from lwfed.data.tokens import tokenize
-from lwfed.types.errors import DataError
+from lwfed.types.errors import DataError, LwfedError
 from lwfed.types.seeds import as_int, derive
 
 FEWEST_ROWS = 2
@@ -166,6 +166,7 @@ def check_examples(
 
     Raises:
         DataError: Reading an example does not end.
+        UnreachableError, DiskFullError: A file in a bucket cannot be fetched.
         OutOfMemoryError: There is not enough memory to read an example.
     """
     wanted = tuple(modalities)
@@ -180,7 +181,7 @@ def check_examples(
                     fitting(found, window=windows[modality], what=title_of(example, modality))
         except DataError as error:
             return error.problem
-        except MemoryError:
+        except (LwfedError, MemoryError):
             raise
         except Exception as error:  # a source's own fault
             return f"{example.id} cannot be read: {type(error).__name__}: {error}"

@@ -10,12 +10,13 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 from lwfed.data.protocol import Example, Source
+from lwfed.data.remote import Progress
 from lwfed.types.canonical import digest_of
 from lwfed.types.errors import DataError
 
@@ -26,8 +27,6 @@ THREADS = 4
 
 Stamp = tuple[int, int, int, int]
 """A file's size in bytes, time of its last modification and change in ns, and inode."""
-Progress = Callable[[int, int], None]
-"""Called with (number of files hashed, number of files to hash)."""
 
 
 class FileDigests:
@@ -48,7 +47,7 @@ class FileDigests:
         Args:
             root: A folder.
             paths: Paths below it.
-            progress: Called after each file that is read; never if all digests are known.
+            progress: Called after each file that is hashed; never if all digests are known.
 
         Returns:
             Path -> sha256 of the content as 64 hex digits, or `missing`.
@@ -104,11 +103,25 @@ def list_files(source: Source, digests: FileDigests, *, progress: Progress | Non
 
     Raises:
         DataError: A file cannot be read.
+        UnreachableError, DiskFullError: It lies in a bucket and cannot be fetched.
     """
-    if source.root is None:
-        return {}
     paths = dict.fromkeys(path for paths in source.files.values() for path in paths)  # examples may share a file
-    return digests.of(source.root, paths, progress=progress)
+    return _contents(source, paths, digests, progress=progress)
+
+
+def _contents(
+    source: Source, paths: Iterable[str], digests: FileDigests, *, progress: Progress | None = None
+) -> dict[str, str]:
+    """Returns the digests of files of a source; those in a bucket are fetched first."""
+    root = source.root
+    if root is None:
+        return {}
+    if isinstance(root, Path):
+        return digests.of(root, paths, progress=progress)
+    wanted = list(paths)
+    names = root.hold(wanted)
+    found = digests.of(root.place, names.values(), progress=progress)
+    return {path: found[names[path]] if path in names else MISSING for path in wanted}
 
 
 def version_of(source: Source, listing: Mapping[str, str]) -> str:
@@ -132,12 +145,16 @@ def changed_files(
         examples: The examples to look at.
         listing: The listed digests.
         digests: Digests of the files as they are.
+
+    Raises:
+        DataError: A file cannot be read.
+        UnreachableError, DiskFullError: It lies in a bucket and cannot be fetched.
     """
     if source.root is None:
         return {}
     files = source.files
     paths = [(example.id, path) for example in examples for path in files[example.id]]
-    now = digests.of(source.root, dict.fromkeys(path for _, path in paths))
+    now = _contents(source, dict.fromkeys(path for _, path in paths), digests)
     return {name: path for name, path in paths if listing.get(path) != now[path]}
 
 

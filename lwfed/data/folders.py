@@ -1,4 +1,4 @@
-"""Data on disk: their folders, their splits, and a digest of their content."""
+"""Folders of data, their splits, and a digest of their content."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import hashlib
 import os
 import posixpath
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from lwfed.data.protocol import Example
 from lwfed.spec.data import DataSpec
@@ -15,6 +17,63 @@ from lwfed.types.canonical import canonical
 from lwfed.types.errors import DataError
 
 _LONGEST = 255  # bytes of a name, on every file system
+
+
+class Folder(Protocol):
+    """A folder of data, on a disk or in a bucket (`lwfed.data.remote`); paths are below it."""
+
+    def title(self, path: str = "") -> str:
+        """Returns the name of a path for people, or of the folder."""
+
+    def names(self) -> Iterable[str]:
+        """Returns the paths of all files."""
+
+    def has(self, path: str) -> bool:
+        """Whether there is a file."""
+
+    def beside(self, path: str) -> list[str]:
+        """Returns the names of files and folders in the folder of a path, sorted."""
+
+    def file(self, path: str) -> Path:
+        """Returns where a file lies on this machine, or would lie."""
+
+
+@dataclass(frozen=True)
+class DiskFolder:
+    """A folder on a disk; see `Folder`."""
+
+    place: Path
+
+    def title(self, path: str = "") -> str:
+        """Returns a path on this machine."""
+        return str(self.place / path)
+
+    def names(self) -> Iterator[str]:
+        """Yields the paths of all files."""
+        return files_below(self.place)
+
+    def has(self, path: str) -> bool:
+        """Whether there is a file, whatever its name."""
+        return os.path.isfile(self.place / path)  # noqa: PTH113  # answers for names that no file can have, too
+
+    def beside(self, path: str) -> list[str]:
+        """Returns the names of files and folders in the folder of a path, sorted."""
+        return _entries((self.place / path).parent)
+
+    def file(self, path: str) -> Path:
+        """Returns a path on this machine."""
+        return self.place / path
+
+
+def files_below(folder: Path) -> Iterator[str]:
+    """Yields the paths of all files below a folder."""
+    for parent, _, names in os.walk(folder):
+        base = Path(parent).relative_to(folder)
+        yield from ((base / name).as_posix() for name in names)
+
+
+def _entries(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 
 def data_root(data: DataSpec) -> Path:
@@ -57,14 +116,19 @@ def inside(name: str) -> str | None:
 
 
 def alike(folder: Path, name: str) -> str:
-    """Returns the entries of a folder that people could take for a missing one, in words; "" if there are none.
+    """Returns the entry of a folder that people could take for a missing one, in words; see `alike_among`."""
+    return alike_among(_entries(folder), name)
+
+
+def alike_among(entries: Iterable[str], name: str) -> str:
+    """Returns the first entry that people could take for a missing one, in words; "" if there is none.
 
     Args:
-        folder: The folder.
+        entries: The names that there are.
         name: The missing name, with or without its ending. Names that differ in their endings, in upper and lower case,
             or in the code points of the same letters are alike.
     """
-    for entry in sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ():
+    for entry in entries:
         stem = Path(entry).stem
         for wanted, given in ((name, entry), (name, stem), (Path(name).stem, stem)):
             composed, found = (unicodedata.normalize("NFC", text) for text in (wanted, given))

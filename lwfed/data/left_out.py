@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
+
+from lwfed.data.folders import files_below
 
 BLANK = "blank captions"
 NO_CAPTION = "images without captions"
@@ -44,7 +45,7 @@ def of_captions(path: Path, images: Path, *, used: Collection[str]) -> Counter[s
     tree = json.loads(path.read_bytes())
     found = Counter({BLANK: sum(not note["caption"].strip() for note in tree["annotations"])})
     endings = {PurePosixPath(name).suffix.lower() for name in used}
-    names = {str(PurePosixPath(image["file_name"])) for image in tree["images"]} | set(_files(images))
+    names = {str(PurePosixPath(image["file_name"])) for image in tree["images"]} | set(files_below(images))
     found.update(_reason(name, endings=endings, otherwise=NO_CAPTION) for name in names - set(used))
     return +found
 
@@ -52,24 +53,25 @@ def of_captions(path: Path, images: Path, *, used: Collection[str]) -> Counter[s
 def of_folders(
     root: Path, *, used: Collection[str], endings: Collection[str], otherwise: str = ELSEWHERE
 ) -> Counter[str]:
-    """Counts the files below a folder that belong to no example.
+    """Counts the files below a folder that belong to no example; see `of_names`."""
+    return of_names(files_below(root), used=used, endings=endings, otherwise=otherwise)
+
+
+def of_names(
+    names: Iterable[str], *, used: Collection[str], endings: Collection[str], otherwise: str = ELSEWHERE
+) -> Counter[str]:
+    """Counts the files that belong to no example.
 
     Args:
-        root: The folder.
-        used: Names of the examples' files, below the folder.
+        names: Names of all files.
+        used: Names of the examples' files.
         endings: Endings of the files that examples may have.
         otherwise: What others with such an ending are called.
 
     Returns:
         What is left out -> how many.
     """
-    return Counter(_reason(name, endings=endings, otherwise=otherwise) for name in set(_files(root)) - set(used))
-
-
-def _files(folder: Path) -> Iterator[str]:
-    for parent, _, names in os.walk(folder):
-        base = Path(parent).relative_to(folder)
-        yield from ((base / name).as_posix() for name in names)
+    return Counter(_reason(name, endings=endings, otherwise=otherwise) for name in set(names) - set(used))
 
 
 def _reason(name: str, *, endings: Collection[str], otherwise: str) -> str:

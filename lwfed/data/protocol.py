@@ -16,8 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from lwfed.data.remote import Progress, RemoteFolder, open_remote
 from lwfed.spec.data import DataSpec
 from lwfed.types.errors import DataError, LwfedError
+from lwfed.types.uris import S3
 
 Waveform = npt.NDArray[np.float32]
 """Mono samples in [-1, 1]."""
@@ -60,7 +62,7 @@ class Source(Protocol):
     """A source of examples."""
 
     @property
-    def root(self) -> Path | None:
+    def root(self) -> Path | RemoteFolder | None:
         """The folder of its files; None if the data are generated."""
 
     @property
@@ -101,11 +103,20 @@ class SourceModule(Protocol):
         """Opens the data. Raises DataError, with the name of what is missing, before any work is done."""
 
 
-def open_source(data: DataSpec) -> Source:
+class BucketModule(Protocol):
+    """The interface of a source whose data may lie in a bucket: `SourceDescription.in_buckets`."""
+
+    def open_folder(self, data: DataSpec, folder: RemoteFolder) -> Source:
+        """Opens the data in a folder of a bucket. Raises as `open_data` does."""
+
+
+def open_source(data: DataSpec, *, cache: Path | None = None, fetching: Progress | None = None) -> Source:
     """Opens the data that a spec names, and checks for missing files before any work is done.
 
     Args:
         data: The data section of a spec.
+        cache: Folder for files fetched from a bucket; None: the machine's cache folder.
+        fetching: Called with (number of files fetched from a bucket, number of files to fetch), whenever some are.
 
     Returns:
         The source.
@@ -113,10 +124,13 @@ def open_source(data: DataSpec) -> Source:
     Raises:
         DataError: A folder, a file or the partner of a file is missing or cannot be read; the message names it and a
             remedy.
+        UnreachableError: The server of a bucket does not answer, or refuses.
     """
-    module = cast(SourceModule, import_module(f"lwfed.data.sources.{data.source}"))
+    module = import_module(f"lwfed.data.sources.{data.source}")
     try:
-        return module.open_data(data)
+        if data.root is not None and data.root.startswith(S3):
+            return cast(BucketModule, module).open_folder(data, open_remote(data.root, cache=cache, progress=fetching))
+        return cast(SourceModule, module).open_data(data)
     except LwfedError:
         raise
     except OSError as error:

@@ -92,7 +92,7 @@ def items_of(table: Table, columns: Mapping[str, str], counts: Counter[str], *, 
         counts[REPEATED_ROWS] += item.number != number and not captions
         item.captions += new
     if not items:
-        raise DataError(f"all rows of {table.path} are left out", remedy="fix it, or set data.on_bad_example=fail")
+        raise DataError(f"all rows of {table.title} are left out", remedy="fix it, or set data.on_bad_example=fail")
     return items
 
 
@@ -193,7 +193,7 @@ def _refuse_other(
         if first != second:
             ids = "give them different ids" if "id" in columns else "their file is their id: add a column `id`"
             raise DataError(
-                f"{table.path}: rows {item.number} and {number} have one id, {shown(name)}, and differ in "
+                f"{table.title}: rows {item.number} and {number} have one id, {shown(name)}, and differ in "
                 f"`{columns[key]}`: {shown(first)} and {shown(second)}",
                 remedy=f"{ids}, or write the same values in all but the text",
             )

@@ -21,6 +21,7 @@ from lwfed.run.events import (
     ClientStep,
     ClientWaiting,
     Event,
+    Fetching,
     Hashing,
     OverheadMeasured,
     RoundDone,
@@ -74,6 +75,8 @@ class Display:
                 self._on_run(run)
             case Checking(split=split, done=done, total=total):
                 self.files(f"reading {split} files", done, total)
+            case Fetching(done=done, total=total):
+                self.files("fetching data files", done, total)
             case Hashing(done=done, total=total):
                 self.files("hashing data files", done, total)
             case Warning(message=message):

@@ -43,7 +43,7 @@ def look_up(spec: RunSpec, *, options: Options, store: Store, emit: Emit, whole:
         spec: The experiment.
         options: Its options.
         store: The run's store.
-        emit: Receives `Hashing`.
+        emit: Receives `Fetching` and `Hashing`.
         whole: Whether all stages are wanted; a part of a run never counts as done.
 
     Raises:

@@ -41,24 +41,24 @@ def run_step(step: str, task: PoolTask | ServerTask, *, emit: Emit, bench: Workb
         case "train-client", ClientTask():
             from lwfed.round.train_client import train_client
 
-            update = train_client(task, bench=_bench(bench, store), on_step=step_reporter(task.client, emit))
+            update = train_client(task, bench=_bench(bench, store, emit), on_step=step_reporter(task.client, emit))
             return {"digest": update.get("digest", "")}
         case "evaluate-client", ClientTask():
             from lwfed.round.evaluate_client import evaluate_client
 
-            return evaluate_client(task, bench=_bench(bench, store))
+            return evaluate_client(task, bench=_bench(bench, store, emit))
         case "aggregate-round", RoundTask():
             from lwfed.round.aggregate_round import aggregate_round
 
-            return {"digest": aggregate_round(task, bench=_bench(bench, store))}
+            return {"digest": aggregate_round(task, bench=_bench(bench, store, emit))}
         case "evaluate-round", RoundTask():
             from lwfed.round.evaluate_round import evaluate_round
 
-            return dict(evaluate_round(task, bench=_bench(bench, store)))
+            return dict(evaluate_round(task, bench=_bench(bench, store, emit)))
         case "finish", RunTask():
             from lwfed.steps.finish import finish
 
-            return {"report": finish(task, bench=_bench(bench, store))}
+            return {"report": finish(task, bench=_bench(bench, store, emit))}
     raise ValueError(f"`{step}` is no step with a {type(task).__name__}")
 
 
@@ -71,9 +71,9 @@ def step_reporter(client: str, emit: Emit) -> Callable[[int, int, float], None]:
     return report
 
 
-def _bench(bench: Workbench | None, store: Store) -> Workbench:
+def _bench(bench: Workbench | None, store: Store, emit: Emit) -> Workbench:
     if bench is not None:
         return bench
     from lwfed.round.workbench import Workbench
 
-    return Workbench(store)
+    return Workbench(store, emit=emit)

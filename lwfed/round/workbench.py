@@ -6,9 +6,9 @@ All of it can be read again from the store: a new process starts with an empty w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import ValidationError
@@ -25,6 +25,7 @@ from lwfed.plan.stages import DataPlan, StagePlan, key_of_values
 from lwfed.round.context import ClientContext, RoundContext
 from lwfed.round.runtime import pick_device
 from lwfed.round.shares import SERVER, examples_of, root_for, shares_at, split_share
+from lwfed.run.events import Emit, fetching_reporter
 from lwfed.run.stage import Stage
 from lwfed.run.tasks import ClientTask, Place, RoundTask
 from lwfed.spec.model import ModelSpec
@@ -40,18 +41,31 @@ from lwfed.store.refs import damaged, read_object
 from lwfed.types.errors import CheckpointError, DataError
 
 
+class Opened(NamedTuple):
+    """Opened data.
+
+    Attributes:
+        source: The data.
+        as_listed: Version of data -> whether they say of their examples what was said when that version was listed.
+    """
+
+    source: Source
+    as_listed: dict[str, bool]
+
+
 class Workbench:
     """A process's open store, data and weights.
 
     Args:
         store: The store.
         holds_model: Keep the trained tensors in memory between clients too, for a process that trains several in turn.
+        emit: Receives `Fetching`.
     """
 
-    def __init__(self, store: Store, *, holds_model: bool = False) -> None:
+    def __init__(self, store: Store, *, holds_model: bool = False, emit: Emit | None = None) -> None:
         self.store = store
         self.holds_model = holds_model
-        self.source = lru_cache(maxsize=2)(_open)
+        self._opened = lru_cache(maxsize=2)(partial(_open, emit=emit))
         self.stage = lru_cache(maxsize=4)(self._stage)
         self.skeleton = lru_cache(maxsize=4)(self._skeleton)
         self._shares = lru_cache(maxsize=1)(self._share)
@@ -125,7 +139,10 @@ class Workbench:
 
     def data(self, stage: Stage, place: Place, who: str = SERVER) -> Source:
         """Opens a stage's data on this machine: a client's data, or the server's test data."""
-        return self.source(stage.plan.data, root_for(place.root, who), place.workers)
+        return self._open(stage, place, who).source
+
+    def _open(self, stage: Stage, place: Place, who: str) -> Opened:
+        return self._opened(stage.plan.data, root_for(place.root, who), place.workers, place.shared)
 
     def examples(self, stage: Stage, place: Place, split: str, who: str = SERVER) -> list[Example]:
         """Returns the examples of a split that can be read and used."""
@@ -133,14 +150,16 @@ class Workbench:
         return examples_of(source, split, plan=stage.plan, version=version, store=self.store)
 
     def unchanged(self, stage: Stage, place: Place, examples: Sequence[Example], who: str = SERVER) -> list[Example]:
-        """Returns the examples whose files still have the contents that were checked.
+        """Returns the examples whose files, captions and labels are still those that were checked.
 
         A client with its own folder keeps its files' digests to itself: only the version of all its data is compared.
 
         Raises:
-            DataError: A file has changed, and the spec does not skip such examples or the file is not known.
+            DataError: A file has changed, and the spec does not skip such examples or the file is not known; or what
+                the data say of their examples has.
         """
-        source, version, digests = self.data(stage, place, who), self._version(stage, who), self._digests(place)
+        opened, version, digests = self._open(stage, place, who), self._version(stage, who), self._digests(place)
+        source = opened.source
         if version is None or source.root is None:
             return list(examples)
         listed = self.store.read_ref(paths.data_files(version))
@@ -148,6 +167,14 @@ class Workbench:
             if version_of(source, list_files(source, digests)) != version:
                 raise DataError(f"the data of {who} changed after the run was prepared", remedy="start a new run")
             return list(examples)
+        if version not in opened.as_listed:
+            opened.as_listed[version] = version_of(source, listed) == version
+        if not opened.as_listed[version]:
+            where = source.root if isinstance(source.root, Path) else source.root.title()
+            raise DataError(
+                f"the table, captions or labels in {where} changed after the run was prepared",
+                remedy="restore them, or start a new run",
+            )
         changed = changed_files(source, examples, listing=listed, digests=digests)
         if changed and stage.plan.data.on_bad_example == "fail":
             raise DataError(
@@ -160,7 +187,7 @@ class Workbench:
         return stage.data_versions.get(who, stage.data_versions.get(SERVER))
 
     def _digests(self, place: Place) -> FileDigests:
-        folder = environment.cache_folder() if place.cache is None else Path(place.cache).parent
+        folder = environment.cache_folder() if place.shared is None else Path(place.shared)
         return self._file_digests.setdefault(folder, FileDigests(folder))
 
     def share(self, stage: Stage, place: Place, client: str) -> tuple[list[Example], list[Example]]:
@@ -266,8 +293,9 @@ class Workbench:
         return {name: tensor.clone() for block in blocks for name, tensor in self._model[block.digest].items()}
 
 
-def _open(data: DataPlan, root: str | None, workers: int) -> Source:
-    return open_source(data.at(root=root, workers=workers))
+def _open(data: DataPlan, root: str | None, workers: int, shared: str | None, *, emit: Emit | None) -> Opened:
+    cache = None if shared is None else Path(shared)
+    return Opened(open_source(data.at(root=root, workers=workers), cache=cache, fetching=fetching_reporter(emit)), {})
 
 
 def inputs_of(model: ModelSpec) -> InputSettings:

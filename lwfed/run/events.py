@@ -31,6 +31,14 @@ class Checking(Section):
     total: int
 
 
+class Fetching(Section):
+    """Files of the data are being fetched from a bucket, those that this machine does not have yet."""
+
+    kind: Literal["fetching"] = "fetching"
+    done: int
+    total: int
+
+
 class Hashing(Section):
     """The contents of the data's files are being hashed, those whose digests are not known yet."""
 
@@ -173,6 +181,7 @@ class RunEnding(Section):
 Event = (
     RunStarted
     | Checking
+    | Fetching
     | Hashing
     | Warning
     | StageStarted
@@ -195,6 +204,11 @@ Emit = Callable[[Event], None]
 """Receives events."""
 
 _ADAPTER: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
+
+
+def fetching_reporter(emit: Emit | None) -> Callable[[int, int], None] | None:
+    """Returns a callback that emits `Fetching`; None if nobody receives it."""
+    return None if emit is None else lambda done, total: emit(Fetching(done=done, total=total))
 
 
 def values_of(event: Event) -> dict[str, Any]:

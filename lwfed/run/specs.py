@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from lwfed.spec.load import build_spec, parse_spec, to_values
 from lwfed.spec.run import RunSpec
 from lwfed.spec.stored import stored_values
@@ -11,6 +9,7 @@ from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.types.canonical import canonical, digest_of
 from lwfed.types.errors import NotFoundError, SpecError
+from lwfed.types.uris import absolute
 
 LONGEST = 32 * 1024
 """Largest spec, in bytes, that is passed as text: a pod accepts 128 KiB of arguments in total."""
@@ -59,7 +58,7 @@ def unpack_spec(text: str, *, store: Store) -> RunSpec:
 
 def with_absolute_paths(spec: RunSpec, *, store: Store) -> RunSpec:
     """Returns a spec with absolute paths, so that its run can be resumed from any folder."""
-    root = None if spec.data.root is None else str(Path(spec.data.root).expanduser().absolute())
+    root = None if spec.data.root is None else absolute(spec.data.root)
     return spec.model_copy(
         update={
             "data": spec.data.model_copy(update={"root": root}),

@@ -17,12 +17,15 @@ class Place(Section):
         workers: Number of threads that decode and augment ahead.
         device: The device to compute on.
         cache: Folder in which clients keep frozen blocks, and files for an encoded exchange, between rounds; or None.
+        shared: Folder for what serves any run: digests of files, and files fetched from a bucket; None: the machine's
+            cache folder.
     """
 
     root: str | None = None
     workers: int = 0
     device: Device = "auto"
     cache: str | None = None
+    shared: str | None = None
 
 
 class RunTask(Section):

@@ -22,7 +22,7 @@ from pydantic_core import CoreSchema
 from lwfed.catalog import names
 from lwfed.catalog.source import data_source
 from lwfed.spec.base import Choice, Section
-from lwfed.types.uris import refuse_mistaken, scheme_of
+from lwfed.types.uris import S3, bucket_of, refuse_mistaken, scheme_of
 
 CLIENT_MARK = "{client}"
 """Placeholder in `root` for a client's id, or `server`, so that each has its own folder."""
@@ -38,8 +38,8 @@ class DataSpec(Section):
     source: Annotated[str, Choice("sources")] = Field("shapes", description="shapes is built in and needs no download")
     root: str | None = Field(
         None,
-        description=f"{ROOTS}; in a local partition, {{client}} stands for each client's id, and for `server` for the "
-        "test data",
+        description=f"{ROOTS}; a table may lie in s3://bucket/prefix; in a local partition, {{client}} stands for each "
+        "client's id, and for `server` for the test data",
     )
     workers: int = Field(
         2, ge=0, description="threads that decode and augment, at most one per CPU; 0: one, at most a batch ahead"
@@ -96,9 +96,14 @@ class DataSpec(Section):
 
     @model_validator(mode="after")
     def _root_is_named(self) -> Self:
-        refuse_mistaken(self.root or "", key="data.root")
-        if scheme_of(self.root or ""):
-            raise ValueError(f"`data.root` {self.root} is a URI: name a folder; write ./{self.root} if it is one")
+        root = self.root or ""
+        refuse_mistaken(root, key="data.root")
+        if data_source(self.source).in_buckets and root.startswith(S3):
+            bucket_of(root.replace(CLIENT_MARK, "client"), key="data.root")
+        elif scheme_of(root):
+            which = ", ".join(name for name in names("sources") if data_source(name).in_buckets)
+            hint = f"; s3://bucket/prefix is for {which}" if scheme_of(root) == "s3" else ""
+            raise ValueError(f"`data.root` {root} is a URI: name a folder; write ./{root} if it is one{hint}")
         if not data_source(self.source).built_in and not self.root:
             raise ValueError(f"`data.root` must name the folder of the {self.source} data")
         return self

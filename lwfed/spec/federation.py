@@ -16,7 +16,7 @@ from lwfed.spec.groups import GroupSpec
 from lwfed.types.clients import WAYS, client_ids, expand_clients
 from lwfed.types.encoded import is_lossless
 from lwfed.types.errors import SpecError
-from lwfed.types.uris import folder_of, refuse_mistaken, scheme_of
+from lwfed.types.uris import S3, folder_of, refuse_mistaken, scheme_of
 
 if TYPE_CHECKING:
     AggregatorSpec = Section
@@ -25,7 +25,6 @@ else:
 
 NUM_CLIENTS = 10
 """Number of clients by default."""
-S3 = "s3://"
 MLFLOW_SCHEMES = (
     "http",
     "https",

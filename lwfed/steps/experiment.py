@@ -15,6 +15,7 @@ from lwfed.run.tasks import Place, StageTask
 from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.types.records import RunRecord, RunSummary, StageRecord, StageSummary
+from lwfed.types.uris import absolute
 
 
 def place_of(run: RunRecord, *, cache: Path | None) -> Place:
@@ -26,7 +27,7 @@ def place_of(run: RunRecord, *, cache: Path | None) -> Place:
     """
     spec = runs.spec_of(run)
     return Place(
-        root=None if spec.data.root is None else str(Path(spec.data.root).expanduser().absolute()),
+        root=None if spec.data.root is None else absolute(spec.data.root),
         workers=spec.data.workers,
         device=spec.launch.device,
         cache=None if cache is None else str(cache / run.run_id),

@@ -9,14 +9,13 @@ from typing import Any
 from lwfed.catalog.source import data_source
 from lwfed.data.digests import FileDigests, version_of
 from lwfed.data.left_out import UNREADABLE
-from lwfed.data.protocol import open_source
-from lwfed.round.shares import holdout_of, root_for
+from lwfed.round.shares import holdout_of
 from lwfed.run.events import Emit
 from lwfed.run.tasks import InspectTask
 from lwfed.spec.load import build_spec
 from lwfed.steps.captions import refuse_unknown
 from lwfed.steps.incomplete import lacking, refuse_incomplete, refuse_untaught
-from lwfed.steps.sources import hashed, readable, spec_at, unreadable
+from lwfed.steps.sources import hashed, readable, source_of, spec_at, unreadable
 from lwfed.store import paths
 from lwfed.store.protocol import Store
 
@@ -27,8 +26,8 @@ def inspect_client(task: InspectTask, *, store: Store, emit: Emit, cache: Path |
     Args:
         task: The client and its spec.
         store: The run's store.
-        emit: Receives `Hashing`, `Checking` and `Warning`.
-        cache: Folder for digests of files.
+        emit: Receives `Fetching`, `Hashing`, `Checking` and `Warning`.
+        cache: Folder for digests of files, and files fetched from a bucket, unless the place has one that is shared.
 
     Returns:
         The committed value: client, version, num_train (training examples), num_examples, bad (example -> why it
@@ -42,9 +41,9 @@ def inspect_client(task: InspectTask, *, store: Store, emit: Emit, cache: Path |
         SpecError: The client has several devices, and examples that lack a modality.
     """
     spec = spec_at(build_spec(task.spec), root=task.place.root)
-    source = open_source(spec.data.model_copy(update={"root": root_for(spec.data.root, task.client)}))
+    folder = cache if task.place.shared is None else Path(task.place.shared)
+    source = source_of(task.client, spec, cache=folder, emit=emit)
     refuse_incomplete(spec, [source])
-    folder = cache if task.place.cache is None else Path(task.place.cache).parent
     version = version_of(source, hashed(source, FileDigests(folder), emit=emit))
     ref = paths.client_data(task.run_id, task.client)
     known = store.read_ref(ref)

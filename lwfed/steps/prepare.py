@@ -72,8 +72,8 @@ def draft(
         spec: The experiment.
         store: The store with its parent run.
         options: Its options.
-        emit: Receives `Hashing`.
-        cache: Folder for counted architectures and digests of files.
+        emit: Receives `Fetching` and `Hashing`.
+        cache: Folder for counted architectures, digests of files, and files fetched from a bucket.
         root: The data's folder on this machine; None: the spec's.
         found: Client -> its description of data that only it can see; see `inspect_client`.
 
@@ -89,7 +89,7 @@ def draft(
     architectures = architectures_of(spec.model, folder=cache, count=count_architecture)
     depths = {modality: item.depth for modality, item in architectures.items()}
     spec = with_absolute_paths(spec, store=store)
-    source = server_source(spec_at(spec, root=root))
+    source = server_source(spec_at(spec, root=root), cache=cache, emit=emit)
     refuse_absent(spec, source)
     refuse_incomplete(spec, [source])
     digests, bad = FileDigests(cache), frozenset[str]()
@@ -106,7 +106,7 @@ def draft(
     fitted = fitted_blocks(spec, depths=depths, architectures=architectures, num_classes=num_classes)
     plans = plan_stages(spec, depths=depths, fitted=fitted)
     here = spec_at(spec, root=root)
-    versions = data_versions(here, source, digests=digests, emit=emit, found=found)
+    versions = data_versions(here, source, digests=digests, emit=emit, found=found, cache=cache)
     data = versions if len(versions) > 1 else versions[SERVER]
     now = datetime.now(UTC)
     run_id = options.run_id or runs.new_run_id(spec, now=now)
@@ -156,8 +156,8 @@ def prepare(
     Args:
         run: The run, as returned by `draft`.
         store: The store.
-        emit: Receives `Hashing`, `Checking` and `Warning`.
-        cache: Folder for counted architectures and digests of files.
+        emit: Receives `Fetching`, `Hashing`, `Checking` and `Warning`.
+        cache: Folder for counted architectures, digests of files, and files fetched from a bucket.
         root: The data's folder on this machine; None: the spec's.
         found: Client -> its description of data that only it can see.
 
@@ -172,8 +172,8 @@ def prepare(
     if existing is not None:
         return existing
     spec = spec_at(runs.spec_of(run), root=root)
-    versions, source = run.data.versions, server_source(spec)
-    own = {} if found else client_sources(spec)
+    versions, source = run.data.versions, server_source(spec, cache=cache, emit=emit)
+    own = {} if found else client_sources(spec, cache=cache, emit=emit)
     here = {SERVER: source, **own}
     refuse_incomplete(spec, own.values())
     _list_files(here, versions=versions, digests=FileDigests(cache), store=store, emit=emit)

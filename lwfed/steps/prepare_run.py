@@ -24,8 +24,9 @@ def prepare_run(task: PrepareTask, *, store: Store, emit: Emit, cache: Path | No
     Args:
         task: The spec, the options and the run id.
         store: The store.
-        emit: Receives `Hashing`, `Checking` and `Warning`.
-        cache: Folder for counted architectures and digests of files.
+        emit: Receives `Fetching`, `Hashing`, `Checking` and `Warning`.
+        cache: Folder for counted architectures, digests of files, and files fetched from a bucket, unless the place has
+            one that is shared.
 
     Returns:
         The RunRecord, as stored.
@@ -36,6 +37,7 @@ def prepare_run(task: PrepareTask, *, store: Store, emit: Emit, cache: Path | No
         ResumeError: The run exists with another plan.
     """
     spec = build_spec(task.spec)
+    cache = cache if task.place.shared is None else Path(task.place.shared)
     options = Options(run_id=task.run_id, fresh=task.fresh, parent=task.parent)
     found = _found(store, task.run_id, spec)
     run = draft(spec, store=store, options=options, emit=emit, cache=cache, root=task.place.root, found=found)

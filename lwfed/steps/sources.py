@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lwfed.catalog.source import data_source
@@ -14,7 +15,7 @@ from lwfed.data.partition import group_members, split_validation
 from lwfed.data.protocol import Example, Source, open_source
 from lwfed.formats import left_out_text
 from lwfed.round.shares import SERVER, check_of, root_for, windows_of
-from lwfed.run.events import Checking, Emit, Hashing, Warning
+from lwfed.run.events import Checking, Emit, Hashing, Warning, fetching_reporter
 from lwfed.spec.data import CLIENT_MARK
 from lwfed.spec.load import build_spec, to_values
 from lwfed.spec.run import RunSpec
@@ -23,19 +24,29 @@ from lwfed.store.refs import read_object
 from lwfed.types.errors import DataError, SpecError
 
 
-def server_source(spec: RunSpec) -> Source:
+def source_of(who: str, spec: RunSpec, *, cache: Path | None = None, emit: Emit | None = None) -> Source:
+    """Opens the data of a client, or of the server.
+
+    Args:
+        who: A client's id, or `server`.
+        spec: The experiment.
+        cache: Folder for files fetched from a bucket; None: the machine's cache folder.
+        emit: Receives `Fetching`.
+    """
+    data = spec.data.model_copy(update={"root": root_for(spec.data.root, who)})
+    return open_source(data, cache=cache, fetching=fetching_reporter(emit))
+
+
+def server_source(spec: RunSpec, *, cache: Path | None = None, emit: Emit | None = None) -> Source:
     """Opens the data on which the server evaluates; these are all data if clients have none of their own."""
-    return open_source(spec.data.model_copy(update={"root": root_for(spec.data.root, SERVER)}))
+    return source_of(SERVER, spec, cache=cache, emit=emit)
 
 
-def client_sources(spec: RunSpec) -> dict[str, Source]:
+def client_sources(spec: RunSpec, *, cache: Path | None = None, emit: Emit | None = None) -> dict[str, Source]:
     """Opens the own data (`{client}` in `data.root`) of the clients that take part; none if clients share all data."""
     if CLIENT_MARK not in (spec.data.root or ""):
         return {}
-    return {
-        client: open_source(spec.data.model_copy(update={"root": root_for(spec.data.root, client)}))
-        for client in spec.federation.eligible_ids
-    }
+    return {client: source_of(client, spec, cache=cache, emit=emit) for client in spec.federation.eligible_ids}
 
 
 def refuse_without_validation(spec: RunSpec, source: Source | None, *, what: str) -> None:
@@ -94,7 +105,13 @@ def with_num_clients(spec: RunSpec, source: Source, *, bad: Container[str] = ())
 
 
 def data_versions(
-    spec: RunSpec, source: Source, *, digests: FileDigests, emit: Emit, found: Mapping[str, Any] | None = None
+    spec: RunSpec,
+    source: Source,
+    *,
+    digests: FileDigests,
+    emit: Emit,
+    found: Mapping[str, Any] | None = None,
+    cache: Path | None = None,
 ) -> dict[str, str]:
     """Returns the versions of all data of a run: of the server's, and of each client's own.
 
@@ -102,13 +119,14 @@ def data_versions(
         spec: The experiment.
         source: The server's data.
         digests: Digests of the files.
-        emit: Receives `Hashing`.
+        emit: Receives `Fetching` and `Hashing`.
         found: Client -> its description of data that only it can see (`inspect_client`); None: all data are here.
+        cache: Folder for files fetched from a bucket; None: the machine's cache folder.
     """
     versions = {SERVER: version_of(source, hashed(source, digests, emit=emit))}
     if found:
         return versions | {client: its["version"] for client, its in sorted(found.items())}
-    clients = client_sources(spec)
+    clients = client_sources(spec, cache=cache, emit=emit)
     return versions | {c: version_of(own, hashed(own, digests, emit=emit)) for c, own in clients.items()}
 
 

@@ -22,6 +22,11 @@ def wrong_length(key: str, *, found: int, expected: int) -> CheckpointError:
     return CheckpointError(f"{key} is corrupted: it has {found} bytes, not {expected}", remedy=remedy_for(key))
 
 
+def changed_object(key: str) -> CheckpointError:
+    """Returns the error for an object that another one has replaced."""
+    return CheckpointError(f"{key} was replaced while it was read", remedy="wait until nothing writes to it")
+
+
 def truncated_object(key: str, *, byte: int) -> CheckpointError:
     """Returns the error for an object that ends before the requested range does."""
     return CheckpointError(f"{key} ends before byte {byte}", remedy=remedy_for(key))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from lwfed.spec.federation import S3, store_folder
+from lwfed.spec.federation import store_folder
 from lwfed.store.local import LocalStore
 from lwfed.store.protocol import Store
+from lwfed.types.uris import S3
 
 
 def open_store(uri: str) -> Store:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from lwfed.types.errors import SpecError
 
+S3 = "s3://"
+_BUCKET = re.compile(r"[a-zA-Z0-9.\-_]{3,255}")
 _FILE = re.compile(r"(?i:file:(//(localhost)?(?=/)|(?=/[^/])))(?P<path>/[^?#]*)")  # RFC 8089
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
@@ -49,6 +51,27 @@ def refuse_mistaken(place: str, *, key: str) -> None:
     ):
         if part and not Path(place[: part.end()] + place[part.end() :].partition("/")[0]).exists():
             raise SpecError(f"`{key}` {place} has {part[0]} in it", remedy=remedy.format(part[0]))
+
+
+def bucket_of(uri: str, *, key: str) -> tuple[str, str]:
+    """Returns the bucket and the prefix of `s3://bucket/prefix`, without slashes around it.
+
+    Args:
+        uri: The URI.
+        key: The key or option that names it, for messages.
+
+    Raises:
+        SpecError: It names no bucket.
+    """
+    bucket, _, prefix = uri.removeprefix(S3).partition("/")
+    if not uri.startswith(S3) or not _BUCKET.fullmatch(bucket):
+        raise SpecError(f"`{key}` {uri} names no bucket", remedy="write it as s3://bucket/prefix")
+    return bucket, prefix.strip("/")
+
+
+def absolute(place: str) -> str:
+    """Returns a folder's absolute path, with `~` expanded; the URI of one in a bucket unchanged."""
+    return place if place.startswith(S3) else str(Path(place).expanduser().absolute())
 
 
 def folder_of(place: str, *, key: str, others: str = "") -> str:

@@ -104,5 +104,6 @@ DESCRIPTION = SourceDescription(
     labels=True,
     root="table.csv, .tsv, .jsonl or .parquet, and the files that it names",
     absent="name its column in data.columns, or leave it out of the spec",
+    in_buckets=True,
     settings=Settings,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import os
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -14,9 +14,10 @@ from PIL import Image
 
 from lwfed.catalog.sources.table import FORMATS, Columns
 from lwfed.data.files import read_image, read_series, read_sound
-from lwfed.data.folders import alike, data_root, listing_digest, of_split
-from lwfed.data.left_out import EMPTY_ROWS, UNNAMED, of_folders
+from lwfed.data.folders import DiskFolder, Folder, alike_among, data_root, listing_digest, of_split
+from lwfed.data.left_out import EMPTY_ROWS, UNNAMED, of_names
 from lwfed.data.protocol import Example, Signal, Waveform
+from lwfed.data.remote import RemoteFolder
 from lwfed.data.rows import FILES, MODALITIES, SPLITS, Item, items_of
 from lwfed.data.tables import Table, read_table, shown
 from lwfed.spec.data import DataSpec
@@ -32,7 +33,7 @@ class Rows:
     """A table's examples.
 
     Attributes:
-        root: The folder of the table and of its files.
+        folder: The folder of the table and of its files.
         table: The table's path below it.
         files: Example id -> paths of its files.
         signals: Example id -> sensor -> its signal, if that lies in the table.
@@ -40,7 +41,7 @@ class Rows:
         digest: Digest of all that the table says.
     """
 
-    root: Path
+    folder: DiskFolder | RemoteFolder
     table: str
     classes: tuple[str, ...]
     files: Mapping[str, tuple[str, ...]] = field(repr=False)
@@ -48,6 +49,11 @@ class Rows:
     splits: Mapping[str, tuple[Example, ...]] = field(repr=False)
     counts: Mapping[str, int]
     digest: str
+
+    @property
+    def root(self) -> Path | RemoteFolder:
+        """The folder of its files."""
+        return self.folder.place if isinstance(self.folder, DiskFolder) else self.folder
 
     def examples(self, split: str) -> tuple[Example, ...]:
         """Returns the examples of `train`, `validation` or `test`, by id."""
@@ -61,15 +67,17 @@ class Rows:
         """Counts rows, captions and files that are part of no example."""
         used = {self.table, *(path for paths in self.files.values() for path in paths)}
         endings = {PurePosixPath(path).suffix.lower() for path in used - {self.table}}
-        return Counter(self.counts) + of_folders(self.root, used=used, endings=endings, otherwise=UNNAMED)
+        return Counter(self.counts) + of_names(self.folder.names(), used=used, endings=endings, otherwise=UNNAMED)
 
     def image(self, example: Example) -> Image.Image:
         """Reads the image."""
-        return read_image(self._path(example, "image"))
+        path = self._path(example, "image")
+        return read_image(self.folder.file(path), title=self.folder.title(path))
 
     def waveform(self, example: Example) -> tuple[Waveform, int]:
         """Reads the sound."""
-        return read_sound(self._path(example, "audio"))
+        path = self._path(example, "audio")
+        return read_sound(self.folder.file(path), title=self.folder.title(path))
 
     def series(self, example: Example, modality: str) -> Signal:
         """Reads the signal."""
@@ -77,40 +85,49 @@ class Rows:
         if signal is not None:
             return signal
         try:
-            return read_series(self._path(example, modality))
+            path = self._path(example, modality)
+            return read_series(self.folder.file(path), title=self.folder.title(path))
         except DataError as error:
             raise DataError(f"{example.place}: {error.problem}", remedy=error.remedy) from None
 
-    def _path(self, example: Example, modality: str) -> Path:
+    def _path(self, example: Example, modality: str) -> str:
         if modality not in example.items:
             raise DataError(f"{example.id} has no {modality}", remedy="name one in its row")
-        return self.root / example.items[modality]
+        return example.items[modality]
 
 
 def open_data(data: DataSpec) -> Rows:
+    """Opens a table in a folder; see `open_folder`. Raises DataError, too, if there is no such folder."""
+    return open_folder(data, DiskFolder(data_root(data)))
+
+
+def open_folder(data: DataSpec, folder: DiskFolder | RemoteFolder) -> Rows:
     """Opens a table.
 
     Args:
-        data: Its `root` is a folder with a table; `table`, `columns`, `delimiter` and `classes` say how to read it.
+        data: Its `table`, `columns`, `delimiter` and `classes` say how to read it.
             With `on_bad_example: skip`, files may be missing: `check_examples` then reports and counts them; and rows
             without a label, or without image, text, sound and series, are left out and counted.
+
+        folder: The folder of the table and of its files.
 
     Raises:
         DataError: The table is missing or wrong, or names a missing file; the message has the row.
         SpecError: Validation examples are asked for twice.
+        UnreachableError, DiskFullError: It lies in a bucket and cannot be fetched.
     """
-    root, skip = data_root(data), data.on_bad_example == "skip"
-    table = read_table(_table_in(root, data.own["table"]), delimiter=data.own["delimiter"])
+    skip, path = data.on_bad_example == "skip", _table_in(folder, data.own["table"])
+    table = read_table(folder.file(path), title=folder.title(path), delimiter=data.own["delimiter"])
     columns = _columns(table, data.own["columns"])
     counts = Counter({EMPTY_ROWS: table.empty})
     items = items_of(table, columns, counts, skip=skip)
     if not skip:
-        _refuse_missing(root, table, columns, items)
+        _refuse_missing(folder, table, columns, items)
     classes = _classes(table, columns, items, given=data.own["classes"])
     split_of = _splits(table, columns, items, fraction=data.own["test_fraction"])
     if data.validation_fraction and "validation" in split_of.values():
         raise SpecError(
-            f"{table.path} has rows for validation, and `data.validation_fraction` asks for more",
+            f"{table.title} has rows for validation, and `data.validation_fraction` asks for more",
             remedy="set data.validation_fraction=0, or leave out the column with data.columns.split=null",
         )
     splits: dict[str, list[Example]] = {split: [] for split in SPLITS}
@@ -121,8 +138,8 @@ def open_data(data: DataSpec) -> Rows:
         said = {"values": item.values, "fields": item.fields, "captions": item.captions, "label": example.label}
         entries.append((f"{split_of[name]}:{name}", digest_of(said)))
     return Rows(
-        root=root,
-        table=str(table.path.relative_to(root)),
+        folder=folder,
+        table=path,
         classes=classes,
         files={name: tuple(item.files.values()) for name, item in items.items()},
         signals={name: item.signals for name, item in items.items() if item.signals},
@@ -132,25 +149,26 @@ def open_data(data: DataSpec) -> Rows:
     )
 
 
-def _table_in(root: Path, name: str | None) -> Path:
-    """Returns the table's file. Raises DataError if there is none, or several and none is named."""
+def _table_in(folder: Folder, name: str | None) -> str:
+    """Returns the table's path. Raises DataError if there is none, or several and none is named."""
     if name is not None:
-        path = root / name
-        if not path.is_file():
-            raise DataError(
-                f"there is no table {path}{alike(path.parent, path.name)}", remedy="set data.table to its name"
-            )
+        path = posixpath.normpath(name)
+        if not folder.has(path):
+            there = alike_among(folder.beside(path), PurePosixPath(path).name)
+            raise DataError(f"there is no table {folder.title(path)}{there}", remedy="set data.table to its name")
         return path
-    found = [root / f"table{ending}" for ending in FORMATS if (root / f"table{ending}").is_file()]
+    found = [path for ending in FORMATS if folder.has(path := f"table{ending}")]
     if len(found) == 1:
         return found[0]
     if found:
-        names = " and ".join(path.name for path in found)
-        raise DataError(f"{root} has {names}", remedy=f"set data.table to one of them, such as {found[0].name}")
-    others = sorted(path.name for path in root.iterdir() if path.suffix.lower() in FORMATS)
+        raise DataError(
+            f"{folder.title()} has {' and '.join(found)}", remedy=f"set data.table to one of them, such as {found[0]}"
+        )
+    others = [other for other in folder.beside("table") if PurePosixPath(other).suffix.lower() in FORMATS]
     there = f"; it has {', '.join(others[:5])}" if others else ""
     raise DataError(
-        f"{root} has no table{', no table'.join(FORMATS)}{there}", remedy="set data.table to the name of the table"
+        f"{folder.title()} has no table{', no table'.join(FORMATS)}{there}",
+        remedy="set data.table to the name of the table",
     )
 
 
@@ -167,31 +185,32 @@ def _columns(table: Table, columns: Columns) -> dict[str, str]:
             near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
             hint = f"; did you mean {folded[near[0]]}?" if near else ""
             raise DataError(
-                f"{table.path} has no column {name} for data.columns.{key}{hint}", remedy=f"name one of: {there}"
+                f"{table.title} has no column {name} for data.columns.{key}{hint}", remedy=f"name one of: {there}"
             )
     known = {key: name for key, name in columns if name in table.columns}
     if not known.keys() & set(MODALITIES):
         wanted = ", ".join(name for key, name in columns if key in MODALITIES and name)
         raise DataError(
-            f"{table.path} has none of the columns {wanted}; it has: {there}",
+            f"{table.title} has none of the columns {wanted}; it has: {there}",
             remedy=f"name them in the spec, such as data.columns.image={table.columns[0]}",
         )
     return known
 
 
-def _refuse_missing(root: Path, table: Table, columns: Mapping[str, str], items: Mapping[str, Item]) -> None:
+def _refuse_missing(folder: Folder, table: Table, columns: Mapping[str, str], items: Mapping[str, Item]) -> None:
     """Raises DataError with the first row whose file is missing, and how many are."""
     first = reversed([*items.values()])
     named = {path: (key, item.number) for item in first for key, path in item.files.items()}
-    missing = [path for path in named if not os.path.isfile(root / path)]  # noqa: PTH113  # answers for odd names, too
+    missing = [path for path in named if not folder.has(path)]
     if missing:
         path = min(missing, key=lambda path: named[path][1])
         key, number = named[path]
         more = f" ({len(missing)} of {len(named)} files are missing)" if len(missing) > 1 else ""
         windows = "; write / in place of \\" if "\\" in path else ""
-        there = alike((root / path).parent, PurePosixPath(path).name)
+        there = alike_among(folder.beside(path), PurePosixPath(path).name)
+        file = folder.title(path)
         raise DataError(
-            f"{table.place(number)}: the file {root / path} of `{columns[key]}` is missing{there}{windows}{more}",
+            f"{table.place(number)}: the file {file} of `{columns[key]}` is missing{there}{windows}{more}",
             remedy="restore it, fix the path, or set data.on_bad_example=skip",
         )
 

@@ -95,7 +95,7 @@ class KubernetesLauncher:
 def _in_pool(task: Any, pool: PoolSpec) -> Any:
     """Returns a task with the data root and cache folder of its pool's pods."""
     cache = None if pool.cache is None else f"{pool.cache}/{getattr(task, 'run_id', None) or 'runs'}"
-    place = task.place.model_copy(update={"cache": cache})
+    place = task.place.model_copy(update={"cache": cache, "shared": pool.cache})
     if pool.data_root is not None:
         place = place.model_copy(update={"root": pool.data_root})
     return task.model_copy(update={"place": place})

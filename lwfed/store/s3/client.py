@@ -155,14 +155,15 @@ def _client(process: int, access: Access, patience_s: float, variables: tuple[tu
 
 @dataclass(eq=False)
 class Connection:
-    """One store's connection to a bucket.
+    """A connection to a bucket, of one store or of data.
 
     Attributes:
-        uri: The store's URI, for messages.
+        uri: The URI of the store or the data, for messages.
         bucket: Its bucket.
         patience_s: Seconds of retries.
         access: The server and credentials; None: the mounted secret, else botocore's own chain.
-        remedy: The remedy if the server rejects the credentials; None: the one for a run.
+        remedy: The remedy if the server rejects the credentials; None: the one for a store.
+        bucket_remedy: The remedy if there is no bucket; None: the one for a store.
     """
 
     uri: str
@@ -170,6 +171,7 @@ class Connection:
     patience_s: float = field(default_factory=environment.s3_patience_s)
     access: Access | None = None
     remedy: str | None = None
+    bucket_remedy: str | None = None
     _mounted: Access | None = None
 
     @property
@@ -278,7 +280,8 @@ class Connection:
             )
         if code == "NoSuchBucket":
             return UnreachableError(
-                f"{who} has no bucket {self.bucket}", remedy=f"create it with `lwfed store init {self.uri}`"
+                f"{who} has no bucket {self.bucket}",
+                remedy=self.bucket_remedy or f"create it with `lwfed store init {self.uri}`",
             )
         if "API port" in refused.text:  # MinIO's console
             return self._foreign(ForeignError(status, "an error", refused.text), about)

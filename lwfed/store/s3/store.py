@@ -24,9 +24,10 @@ from lwfed.store.ahead import parallel_map
 from lwfed.store.keys import checked, remedy_for, truncated_object, wrong_length
 from lwfed.store.protocol import Data, Store
 from lwfed.store.s3.client import Connection, RefusedError
-from lwfed.store.s3.transfer import PART_BYTES, RANGE_BYTES, S3Object
+from lwfed.store.s3.transfer import PART_BYTES, S3Object
 from lwfed.types.canonical import parse, readable
-from lwfed.types.errors import CheckpointError, SpecError
+from lwfed.types.errors import CheckpointError
+from lwfed.types.uris import bucket_of
 
 LOG_PIECE = re.compile(r"(.+)\.d/(\d{9})")
 TOGETHER = 8
@@ -56,10 +57,8 @@ class S3Store(Store):
     verifies_writes = True
 
     def __init__(self, uri: str, *, part_bytes: int = PART_BYTES, patience_s: float | None = None) -> None:
-        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
-        prefix = checked(prefix.strip("/"))
-        if not re.fullmatch(r"[a-zA-Z0-9.\-_]{3,255}", bucket):
-            raise SpecError(f"`store.uri` {uri} names no bucket", remedy="write it as s3://bucket/prefix")
+        bucket, prefix = bucket_of(uri, key="store.uri")
+        prefix = checked(prefix)
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
         self.connection = Connection(
             self.uri, bucket, patience_s=environment.s3_patience_s() if patience_s is None else patience_s
@@ -103,22 +102,8 @@ class S3Store(Store):
     def fetch(self, key: str, *, to: Path | None = None) -> Path:
         """Downloads an object to a file: to `to`, or to one that is deleted when the process ends."""
         source = self._object(key)
-        size = source.length()
         path = to or self._scratch / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-        try:
-            with temporary.open("xb") as file:
-
-                def copy(start: int) -> None:
-                    piece = bytearray(min(RANGE_BYTES, size - start))
-                    source.download([memoryview(piece)], start=start)
-                    os.pwrite(file.fileno(), piece, start)
-
-                parallel_map(copy, range(0, size, RANGE_BYTES))
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        source.save(path, size=source.length())
         return path
 
     def size(self, key: str) -> int | None:

@@ -7,16 +7,20 @@ parts of an object share one time limit.
 
 from __future__ import annotations
 
+import os
+import uuid
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from lwfed.patience import Patience
-from lwfed.store.keys import missing_object, truncated_object, wrong_length
+from lwfed.store.ahead import parallel_map
+from lwfed.store.keys import changed_object, missing_object, truncated_object, wrong_length
 from lwfed.store.protocol import Data
 from lwfed.store.s3.answers import ForeignError, is_marked
 from lwfed.store.s3.client import BrokenOffError, Connection, RefusedError
@@ -62,11 +66,13 @@ class S3Object:
         connection: The bucket.
         key: Its key in the bucket.
         name: Its key in the store, for messages.
+        etag: The ETag that it must have, so that all that is downloaded is of one version; None: any.
     """
 
     connection: Connection
     key: str
     name: str
+    etag: str | None = None
 
     def head(self) -> dict[str, Any] | None:
         """Returns its metadata; None if it does not exist."""
@@ -176,22 +182,61 @@ class S3Object:
                 raise
         return tags, nbytes
 
-    def download(self, buffers: Sequence[memoryview], *, start: int = 0, total: int | None = None) -> None:
+    def save(self, path: Path, *, size: int, threads: int | None = None, patience: Patience | None = None) -> None:
+        """Downloads it to a file, which is there completely or not at all.
+
+        Args:
+            path: The file.
+            size: Its length.
+            threads: Number of ranges at a time; None: a few.
+            patience: How long to retry; None: the connection's own.
+
+        Raises:
+            CheckpointError: It is missing, or has another length or ETag.
+            OSError: The file cannot be written.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+        shared = patience or self.connection.patience()
+        try:
+            with temporary.open("xb") as file:
+
+                def copy(start: int) -> None:
+                    piece = bytearray(min(RANGE_BYTES, size - start))
+                    self.download([memoryview(piece)], start=start, total=size, patience=shared)
+                    os.pwrite(file.fileno(), piece, start)
+
+                parallel_map(copy, range(0, size, RANGE_BYTES), threads=threads)
+            temporary.replace(path)
+        finally:
+            if patience is None:
+                shared.over.set()
+            temporary.unlink(missing_ok=True)
+
+    def download(
+        self,
+        buffers: Sequence[memoryview],
+        *,
+        start: int = 0,
+        total: int | None = None,
+        patience: Patience | None = None,
+    ) -> None:
         """Fills buffers from it, several ranges at a time.
 
         Args:
             buffers: The buffers to fill, in order.
             start: The first byte to read.
             total: The length that it must have; None: any sufficient length.
+            patience: How long to retry; None: the connection's own.
 
         Raises:
-            CheckpointError: It is missing, or has another length.
+            CheckpointError: It is missing, or has another length or ETag.
         """
         ranges = list(_ranges(buffers, start))
-        patience = self.connection.patience()
+        shared = patience or self.connection.patience()
 
         def fill(item: tuple[int, list[memoryview]]) -> None:
-            self._fill(*item, total=total, patience=patience)
+            self._fill(*item, total=total, patience=shared)
 
         if len(ranges) == 1:
             fill(ranges[0])
@@ -200,7 +245,8 @@ class S3Object:
             try:
                 list(pool.map(fill, ranges))  # if one fails, those that have not started are cancelled
             finally:
-                patience.over.set()
+                if patience is None:
+                    shared.over.set()
 
     def _fill(self, start: int, pieces: Sequence[memoryview], *, total: int | None, patience: Patience) -> None:
         """Fills pieces of memory with one range; after an answer that breaks off, requests the rest."""
@@ -214,6 +260,8 @@ class S3Object:
             answer = client.get_object(Bucket=self.connection.bucket, Key=self.key, **headers)
             length, body = _length_of(answer), answer["Body"]
             try:
+                if self.etag is not None and answer.get("ETag") != self.etag:
+                    raise changed_object(self.name)
                 if total is not None and length != total:
                     raise wrong_length(self.name, found=length, expected=total)
                 if length < stop:

@@ -83,8 +83,10 @@ def test_each_pool_has_a_job_of_its_own_with_its_places(server: ApiServer, trial
     lists = {pool: trial.store.read_ref(paths.job(job["metadata"]["name"])) for pool, job in jobs.items()}
     assert [task["client"] for task in lists["silo"]["tasks"]] == ["client-001"]
     assert [task["client"] for task in lists["rest"]["tasks"]] == ["client-000", "client-002"]
-    assert [lists["silo"]["tasks"][0]["place"][key] for key in ("root", "cache")] == ["/silo", "/cache/r"]
-    assert [lists["rest"]["tasks"][0]["place"][key] for key in ("root", "cache")] == [None, None]
+    places = {
+        pool: [its["tasks"][0]["place"][key] for key in ("root", "cache", "shared")] for pool, its in lists.items()
+    }
+    assert places == {"silo": ["/silo", "/cache/r", "/cache"], "rest": [None, None, None]}
     for pool, pods in (("silo", [0]), ("rest", [0, 1])):
         for pod in started(server, jobs[pool], pods):
             server.end_pod(pod)
