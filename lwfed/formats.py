@@ -1,8 +1,8 @@
 """Formats numbers and metrics for readers: three significant digits, and SI prefixes (powers of 1000) for units.
 
 Every function accepts any value of a record; a missing or non-finite value becomes `–`. A metric's name is
-`SIDE/TASK/MEASURE`, such as `test/t2i/R@1`; a side is `train`, `test` and `validation` (on the server), or `federated`
-(the clients' held-out shares).
+`SIDE/TASK/MEASURE`, such as `test/t2i/R@1`; a side is `train`, `test` and `validation` (on the server), `federated`
+(the clients' held-out shares) or `fitted` (a sample of what they train on, evaluated like these).
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def trimmed(text: str) -> str:
 
 def is_share(metric: str) -> bool:
     """Whether a metric is a share between 0 and 1, to be shown in per cent."""
-    return not metric.endswith(("loss", "norm", "files"))
+    return not metric.endswith(("loss", "norm", "files", "weight"))
 
 
 def metric_title(metric: str, *, short: bool = False) -> str:

@@ -130,6 +130,9 @@ def model_units(
         fusion, out = fusion_kind(model.objective.fusion), model.projection.out
         if fusion.unit is not None:
             units["fusion"] = fusion.unit(model.modalities, out)
+        if model.blending is not None:
+            alone = prediction_head(model.objective, fan_in=out, num_classes=num_classes)
+            units |= {f"{modality}.prediction": alone for modality in model.modalities}
         units["prediction"] = prediction_head(
             model.objective, fan_in=fusion.width(len(model.modalities), out), num_classes=num_classes
         )

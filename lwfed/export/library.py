@@ -11,6 +11,9 @@ from lwfed.models.families import family_of
 from lwfed.plan.units import is_adapter
 from lwfed.spec.model import EncoderSpec, ModelSpec
 
+_HEADS = ("adapter.", "projection.", "prediction.")
+"""Prefixes of a modality's tensors that are no part of its encoder."""
+
 
 def to_library(
     encoder: EncoderSpec, tensors: Mapping[str, Tensor], *, modality: str
@@ -29,7 +32,7 @@ def to_library(
     """
     family, prefix = family_of(encoder), f"{modality}."
     own = {name.removeprefix(prefix): tensor for name, tensor in sorted(tensors.items()) if name.startswith(prefix)}
-    own = {name: tensor for name, tensor in own.items() if not name.startswith(("adapter.", "projection."))}
+    own = {name: tensor for name, tensor in own.items() if not name.startswith(_HEADS)}
     state = {family.PREFIXES.to_library(name): tensor for name, tensor in own.items()}
     blocks = {name.split(".")[1] for name in own if name.startswith("blocks.")}
     return state, family.library_config(encoder, depth=len(blocks))
@@ -38,7 +41,8 @@ def to_library(
 def heads(model: ModelSpec, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Returns the heads, and the fusion if it has parameters.
 
-    An adapter is multiplied into the first layer of the head that it feeds: both are linear and without bias.
+    An adapter is multiplied into the first layer of the head that it feeds: both are linear and without bias. The
+    prediction heads of single modalities, whose losses are blended, are left out: the fused one predicts.
 
     Args:
         model: The model.

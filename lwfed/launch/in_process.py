@@ -112,7 +112,7 @@ class InProcess:
         if not tasks:
             return None
         ctx = self.bench.round(tasks[0])
-        if not ctx.plan.cohort.settled:
+        if not ctx.plan.settled:
             return None
         model = global_model(ctx, bench=self.bench)
         return begin_fold(

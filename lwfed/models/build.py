@@ -91,7 +91,8 @@ def initial_tensors(
     wanted: dict[str, list[str]] = {}
     for unit in units:
         modality, _, part = unit.partition(".")
-        head = part in ("", "projection") or is_adapter(unit)  # "": a prediction head, a fusion or a temperature
+        # "": the fused prediction head, a fusion or a temperature
+        head = part in ("", "projection", "prediction") or is_adapter(unit)
         fresh = head or (part == "norm" and model.encoders[modality].fresh_norm)
         if not fresh and model.encoders[modality].weights is not None:
             wanted.setdefault(modality, []).append(unit)

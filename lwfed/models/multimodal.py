@@ -1,6 +1,7 @@
 """The whole model: an encoder and a projection head per modality, and what the objective adds to them.
 
-That is a fusion and a prediction head if it is supervised, else the temperature if it is learnt.
+That is a fusion and a prediction head if it is supervised, with blended losses also a prediction head per modality;
+else the temperature if it is learnt.
 
 Between an encoder and its head is an adapter, if the blocks present do not have the whole encoder's width. The names in
 its `state_dict` are the canonical names of tensors: `image.blocks.3.attn.qkv.weight`, `text.projection...`.
@@ -42,22 +43,25 @@ class Multimodal(nn.Module):
         super().__init__()
         self.modalities = tuple(modality for modality in model.modalities if modality in encoders)
         self._fused = model.modalities
+        objective, width = model.objective, model.projection.out
+        if objective.kind == "supervised" and num_classes is None:
+            raise ValueError("a supervised model needs the number of classes")
         for modality in self.modalities:
             encoder = encoders[modality]
             if encoder.width != encoder.whole_width:
                 adapter = nn.Linear(encoder.width, encoder.whole_width, bias=False)
                 encoder.adapter = nn.ModuleDict({str(len(encoder.blocks)): adapter})
             encoder.projection = ProjectionHead(encoder.whole_width, spec=model.projection)
+            if model.blending is not None and objective.kind == "supervised":
+                encoder.prediction = PredictionHead(width, spec=objective, num_classes=cast(int, num_classes))
             self.add_module(modality, encoder)
         self.prediction: PredictionHead | None = None
         self.temperature: Temperature | None = None
-        if model.objective.kind == "supervised":
-            if num_classes is None:
-                raise ValueError("a supervised model needs the number of classes")
-            self.fusion = fusion_of(model.objective).build(model.modalities, width=model.projection.out)
-            self.prediction = PredictionHead(self.fusion.width, spec=model.objective, num_classes=num_classes)
-        elif model.objective.learnable_temperature:
-            self.temperature = Temperature(model.objective.temperature)
+        if objective.kind == "supervised":
+            self.fusion = fusion_of(objective).build(model.modalities, width=width)
+            self.prediction = PredictionHead(self.fusion.width, spec=objective, num_classes=cast(int, num_classes))
+        elif objective.learnable_temperature:
+            self.temperature = Temperature(objective.temperature)
 
     def encoder(self, modality: str) -> Encoder:
         """Returns a modality's encoder."""
@@ -141,6 +145,10 @@ class Multimodal(nn.Module):
         for modality in rows.keys() & projections.keys():
             filled[modality] = zeros.index_copy(0, rows[modality].to(zeros.device), projections[modality])
         return self.prediction(self.fusion(filled))
+
+    def classify_alone(self, modality: str, projections: Float[Tensor, "_b P"]) -> Float[Tensor, "_b C"]:
+        """Returns the classes' logits by a modality's own prediction head; only models with blended losses have one."""
+        return cast(PredictionHead, self.encoder(modality).prediction)(projections)
 
     def forward(
         self,

@@ -18,6 +18,7 @@ def cross_entropy(
     *,
     label_smoothing: float = 0.0,
     class_weights: Float[Tensor, " C"] | None = None,
+    of: int | None = None,
 ) -> Float[Tensor, ""]:
     """Returns the mean cross-entropy over the examples of all ranks.
 
@@ -30,6 +31,8 @@ def cross_entropy(
         labels: True classes, in [0, C).
         label_smoothing: e, in [0, 1).
         class_weights: w; None: 1 for each class.
+        of: Number of examples over which the mean is taken, if those that are not here count as zero; None: as many as
+            all ranks have.
 
     Returns:
         This rank's share of the mean: over ranks, the shares sum to the mean and their gradients to its gradient.
@@ -38,7 +41,7 @@ def cross_entropy(
         total = F.cross_entropy(
             logits.float(), labels, weight=class_weights, label_smoothing=label_smoothing, reduction="sum"
         )
-        return total / sum(ranks.row_counts(labels))
+        return total / (sum(ranks.row_counts(labels)) if of is None else of)
 
 
 def balanced_weights(counts: Sequence[int]) -> list[float]:

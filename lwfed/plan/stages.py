@@ -153,6 +153,16 @@ class StagePlan(Section):
         trained = set(self.trained)
         return tuple(unit for unit in self.present if unit not in trained)
 
+    @property
+    def settled(self) -> bool:
+        """Whether a round's updates and their weights are known in advance, if no client fails."""
+        return self.cohort.settled and not self.blends_clients
+
+    @property
+    def blends_clients(self) -> bool:
+        """Whether the clients' weights depend on their losses."""
+        return self.model.blending is not None and self.model.blending.clients
+
     def work_of(self, client: str) -> Work:
         """Returns what a client trains: its group's units, without those of modalities that its data lack."""
         group = next((one for one in self.groups if client in one.clients), None)

@@ -1,7 +1,8 @@
 """Units: the parts of a model that are trained or frozen, exchanged and stored as a whole.
 
 A unit's name is the prefix of its tensors' names: `image.stem`, `image.blocks.3`, `image.norm`, `image.adapter.2`,
-`image.projection`, `text.stem` ..., `fusion` if it has parameters, `prediction`; `temperature` if it is learnt.
+`image.projection`, `image.prediction` if losses are blended, `text.stem` ..., `fusion` if it has parameters,
+`prediction`; `temperature` if it is learnt.
 
 An adapter maps the feature of an encoder whose width grows with its depth to the projection head's input width. It is
 named after the number of blocks that it follows: more blocks bring another adapter, or none once the widths agree.
@@ -57,6 +58,8 @@ def units_of(model: ModelSpec, depth: Mapping[str, int]) -> tuple[str, ...]:
         if needs_adapter(encoder, depth[modality]):
             units.append(f"{modality}.adapter.{depth[modality]}")
         units.append(f"{modality}.projection")
+        if model.blending is not None:
+            units.append(f"{modality}.prediction")
     if model.objective.kind == "supervised":
         units += [*(["fusion"] if fusion_kind(model.objective.fusion).unit is not None else []), "prediction"]
     elif model.objective.learnable_temperature:
@@ -81,7 +84,8 @@ def is_adapter(unit: str) -> bool:
 def group_of(unit: str) -> str:
     """Returns the module group whose learning rate a unit uses: a modality, `projection`, `prediction`, `temperature`.
 
-    A fusion belongs to the group of the prediction head that it feeds, an adapter to that of the projection heads.
+    A fusion belongs to the group of the prediction head that it feeds, an adapter to that of the projection heads; the
+    prediction heads of single modalities are in the fused one's group.
     """
     parts = unit.split(".")
     if parts[0] == "fusion":

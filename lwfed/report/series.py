@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lwfed.formats import TASKS, finite, natural_order
 from lwfed.plan.gates import EFFECTIVE_MOVEMENT
+from lwfed.types.modalities import MODALITIES
 from lwfed.types.records import RunRecord, StageRecord
 from lwfed.types.round_records import RoundRecord
 
@@ -100,14 +101,18 @@ def _place(name: str) -> tuple[int, str, str, str]:
     Text to image is first, then other recalls, classification, other shares, loss, and the rest.
     """
     side, _, rest = name.partition("/")
+    above, _, measure = rest.rpartition("/")
+    alone = f" ({above} alone)" if above in MODALITIES else ""
+    if side == "blend":
+        return LOSS + 1, "blending", "Weights of the heads' losses, the mean over clients", above
     if name.endswith("/loss"):
-        return LOSS, "loss", "Loss", {"train": "training", "federated": "test"}.get(side, side)
+        return LOSS, "loss", "Loss", {"train": "training", "federated": "test"}.get(side, side) + alone
     task, _, recall = rest.partition("/")
     if task in TASKS and recall.startswith("R@"):
         query, found = TASKS[task]
         return int(query != "text"), f"recall-{task}", f"{query.capitalize()} to {found} recall", recall
-    if rest in ("accuracy", "precision", "recall", "f1"):
-        return 2, "classification", "Classification (macro averages)", rest.replace("f1", "F1")
+    if measure in ("accuracy", "precision", "recall", "f1") and (alone or not above):
+        return 2, "classification", "Classification (macro averages)", measure.replace("f1", "F1") + alone
     if name == EFFECTIVE_MOVEMENT:
         return 3, "movement", "Effective movement of the trained parameters", "effective movement"
     if rest.startswith("zero_shot"):

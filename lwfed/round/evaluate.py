@@ -20,6 +20,7 @@ from lwfed.models.multimodal import Multimodal
 from lwfed.objectives.classification import confusion, metrics
 from lwfed.objectives.contrastive import contrastive_loss
 from lwfed.objectives.retrieval import recall_at, relevance, zero_shot_accuracy
+from lwfed.plan.blending import FUSED
 from lwfed.round.batching import to_device
 from lwfed.round.losses import temperature_of
 from lwfed.spec.model import ModelSpec
@@ -69,7 +70,8 @@ def evaluate(
 
     Returns:
         Recall in both directions for each pair of modalities (and zero-shot accuracy), or accuracy, precision, recall
-        and F1; fractions in [0, 1]. Pairs that no example has are left out.
+        and F1, and if losses are blended the loss and the accuracy of each modality's own head; fractions in [0, 1].
+        Pairs and modalities that no example has are left out.
     """
     module.eval()
     batches = eval_batches(
@@ -77,7 +79,7 @@ def evaluate(
     )
     with torch.inference_mode(), closing(batches):
         if model.objective.kind == "supervised":
-            scores = _classify(module, batches, device=device)
+            scores = _classify(module, batches, model=model, device=device)
         else:
             embedded = embed(
                 module, batches, examples=examples, inputs=inputs, model=model, evaluation=evaluation, device=device
@@ -194,15 +196,29 @@ def _zero_shot(
     return {"zero_shot/accuracy": accuracy}
 
 
-def _classify(module: Multimodal, batches: Iterator[Batch], *, device: torch.device) -> dict[str, float]:
-    logits: list[Tensor] = []
-    labels: list[Tensor] = []
+def _classify(
+    module: Multimodal, batches: Iterator[Batch], *, model: ModelSpec, device: torch.device
+) -> dict[str, float]:
+    """Returns the scores of the fused head, and of each modality's own over the examples that have it."""
+    logits, labels = dict[str, list[Tensor]](), dict[str, list[Tensor]]()
     for batch in batches:
         batch = to_device(batch, device)
         projected = module(batch.inputs)
-        logits.append(module.classify(projected, rows=batch.rows, size=len(batch.ids)).float().cpu())
-        if batch.labels is not None:
-            labels.append(batch.labels.cpu())
-    all_logits, all_labels = torch.cat(logits), torch.cat(labels)
-    loss = torch.nn.functional.cross_entropy(all_logits, all_labels)
-    return {"loss": float(loss), **metrics(confusion(all_logits, all_labels))}
+        found = {FUSED: module.classify(projected, rows=batch.rows, size=len(batch.ids))}
+        if model.blending is not None:
+            found |= {m: module.classify_alone(m, projections) for m, projections in projected.items()}
+        for head, rows in found.items():
+            logits.setdefault(head, []).append(rows.float().cpu())
+            if batch.labels is not None:
+                own = batch.labels.cpu()
+                labels.setdefault(head, []).append(own[batch.rows[head]] if head in batch.rows else own)
+    scores: dict[str, float] = {}
+    for head, parts in logits.items():
+        all_logits, all_labels = torch.cat(parts), torch.cat(labels[head])
+        loss = float(torch.nn.functional.cross_entropy(all_logits, all_labels))
+        measured = {"loss": loss, **metrics(confusion(all_logits, all_labels))}
+        if head == FUSED:
+            scores |= measured
+        else:
+            scores |= {f"{head}/{name}": measured[name] for name in ("loss", "accuracy")}
+    return scores

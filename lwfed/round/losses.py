@@ -8,6 +8,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
+from lwfed import ranks
 from lwfed.data.batches import Batch
 from lwfed.models.heads import ProjectionHead, frozen_copy
 from lwfed.models.multimodal import Multimodal
@@ -15,10 +16,11 @@ from lwfed.models.protocol import LastBlock
 from lwfed.objectives.alignment import alignment_loss
 from lwfed.objectives.contrastive import contrastive_loss
 from lwfed.objectives.supervised import balanced_weights, cross_entropy
+from lwfed.plan.blending import FUSED
 from lwfed.plan.stages import Rates
 from lwfed.plan.units import group_of
 from lwfed.run.stage import Stage
-from lwfed.spec.model import ContrastiveSpec, ModelSpec
+from lwfed.spec.model import ContrastiveSpec, ModelSpec, SupervisedSpec
 from lwfed.store import paths
 from lwfed.store.refs import damaged
 from lwfed.types.errors import DataError
@@ -35,12 +37,14 @@ def batch_loss(
     last_block: Mapping[str, LastBlock] | None = None,
     class_weights: Tensor | None = None,
     received: Mapping[str, ProjectionHead] = MappingProxyType({}),
+    head_weights: Mapping[str, float] = MappingProxyType({}),
 ) -> Tensor:
     """Returns the mean loss of a batch; with several ranks, this rank's share of it.
 
     Instance discrimination averages over pairs of modalities; supervised learning classifies the fused feature. The
     alignment is added to either. A modality counts for the examples that have it: a pair for those that have both, and
-    where classes are predicted the others' projections are zeros.
+    where classes are predicted the others' projections are zeros. With blending the loss of each modality's own head is
+    added, summed over the examples that have it and divided by the number of all, so that parts add up to the batch.
 
     Args:
         module: The model.
@@ -51,6 +55,7 @@ def batch_loss(
         last_block: Modality -> how its last block is computed; None computes every row.
         class_weights: Weight of each class, on the module's device; None: 1.
         received: Modality -> the head that projections are aligned with; needed if the objective has an alignment.
+        head_weights: Head -> weight of its loss, if losses are blended; heads that are not in it have weight 1.
 
     Returns:
         A scalar; zero, and without a gradient for any parameter, if the batch teaches nothing.
@@ -68,9 +73,9 @@ def batch_loss(
     elif batch.labels is None:
         raise DataError("the data have no labels", remedy="use the contrastive objective")
     elif projections:
-        logits = module.classify(projections, rows=batch.rows, size=len(batch.ids))
-        smoothing = objective.label_smoothing
-        loss = cross_entropy(logits, batch.labels, label_smoothing=smoothing, class_weights=class_weights)
+        loss = classification_loss(
+            module, projections, batch, objective=objective, class_weights=class_weights, head_weights=head_weights
+        )
     if loss is None:
         loss = torch.zeros((), device=next(module.parameters()).device, requires_grad=True)
     if objective.alignment is None or not projections:
@@ -78,6 +83,37 @@ def batch_loss(
     with torch.no_grad():
         targets = {modality: received[modality](feature) for modality, feature in features.items()}
     return loss + objective.alignment.weight * alignment_loss(projections, targets)
+
+
+def classification_loss(
+    module: Multimodal,
+    projections: Mapping[str, Tensor],
+    batch: Batch,
+    *,
+    objective: SupervisedSpec,
+    class_weights: Tensor | None,
+    head_weights: Mapping[str, float],
+) -> Tensor:
+    """Returns the cross-entropy of the fused modalities; with blending, the weighted sum over all prediction heads.
+
+    See `batch_loss` for the arguments.
+    """
+    assert batch.labels is not None
+    labels, count = batch.labels, sum(ranks.row_counts(batch.labels))
+    logits = {FUSED: module.classify(projections, rows=batch.rows, size=len(batch.ids))}
+    if objective.blending is not None:
+        logits |= {m: module.classify_alone(m, projected) for m, projected in projections.items()}
+    losses = []
+    for head, found in logits.items():
+        loss = cross_entropy(
+            found,
+            labels[batch.rows[head].to(labels.device)] if head in batch.rows else labels,
+            label_smoothing=objective.label_smoothing,
+            class_weights=class_weights,
+            of=count,
+        )
+        losses.append(head_weights[head] * loss if head in head_weights else loss)
+    return sum(losses[1:], start=losses[0])
 
 
 def temperature_of(module: Multimodal, objective: ContrastiveSpec) -> float | Tensor:

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lwfed import environment
+from lwfed.plan.blending import Heads, losses_of
 from lwfed.plan.gates import progress
+from lwfed.round.blending import blend_metrics, unblended_text
 from lwfed.round.context import RoundContext
 from lwfed.round.senders import Counted, kept_units, weights_of
 from lwfed.run.events import Emit, RoundDone, Warning
@@ -27,11 +29,13 @@ class Evaluated:
 
     Attributes:
         metrics: Their pooled metrics; empty if no evaluation was due.
+        head_losses: Client -> head -> its losses, if losses are blended.
         failed: Client -> why it reported none.
         wall_s: Seconds that evaluation took; None if none was due.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
+    head_losses: Mapping[str, Heads] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
     wall_s: float | None = None
 
@@ -61,7 +65,14 @@ def evaluate_on_clients(ctx: RoundContext, *, launcher: Launcher, emit: Emit, de
         value = read_stored(ctx.store, paths.client_evaluation(ctx.key, ctx.server_round, client), ClientMetrics)
         if value is not None and value.num_examples:
             parts[client] = (value.num_examples, value.metrics)
-    return Evaluated(metrics=pooled(parts), failed=failed, wall_s=time.monotonic() - started)
+    losses: dict[str, Heads] = {}
+    if ctx.plan.model.blending is not None:
+        found = {client: losses_of(one, modalities=ctx.plan.model.modalities) for client, (_, one) in parts.items()}
+        losses = {client: heads for client, heads in found.items() if heads}
+        unmeasured = [client for client in clients if client not in losses and client not in failed]
+        if unmeasured and ctx.server_round == every:  # once in a stage
+            emit(Warning(message=unblended_text(unmeasured)))
+    return Evaluated(metrics=pooled(parts), head_losses=losses, failed=failed, wall_s=time.monotonic() - started)
 
 
 def _is_last(ctx: RoundContext) -> bool:
@@ -129,13 +140,19 @@ def _round_record(
         "lost_residuals": lost_in(clients),
         "changed_files": {client: one.changed_files for client, one in clients.items() if one.changed_files},
         "kept_units": list(kept_units(ctx.plan, weights_of(ctx.plan, counted))),
+        "head_losses": {client: dict(heads) for client, heads in evaluated.head_losses.items()},
     }
     return RoundRecord(
         stage=ctx.plan.stage,
         round=ctx.server_round,
         global_round=(ctx.stage.first_round or ctx.plan.first_round) + ctx.server_round - 1,
         digest=result.digest,
-        metrics={"train/loss": loss, **on_server.metrics, **evaluated.metrics},
+        metrics={
+            "train/loss": loss,
+            **on_server.metrics,
+            **evaluated.metrics,
+            **blend_metrics(ctx, accepted.cohort, accepted=list(clients)),
+        },
         cohort=accepted.cohort,
         clients=clients,
         failed=accepted.failed,

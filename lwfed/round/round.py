@@ -15,6 +15,7 @@ from typing import Any
 
 from lwfed import environment
 from lwfed.plan.cohort import counts_of, sample_round, weights_by_size
+from lwfed.round.blending import blend_of, write_head_weights
 from lwfed.round.context import RoundContext
 from lwfed.round.record import commit_record, evaluate_on_clients, read_record
 from lwfed.round.senders import Counted, refuse_gaps
@@ -143,6 +144,7 @@ def accept(ctx: RoundContext, cohort: Sequence[str], training: CohortTraining) -
     sized = ctx.plan.cohort.sampling == "by_size"
     sizes = {client: ctx.stage.sizes.get(client, 1) for client in ctx.plan.cohort.clients}
     weights = weights_by_size(sizes, count=ask) if sized else {}
+    factors = blend_of(ctx, cohort).factors
     for client in cohort:
         update = read_stored(ctx.store, paths.update(ctx.key, ctx.server_round, client), AcceptedUpdate)
         if update is not None and len(clients) < need:
@@ -151,6 +153,7 @@ def accept(ctx: RoundContext, cohort: Sequence[str], training: CohortTraining) -
                 num_examples=update.num_examples,
                 metrics=update.metrics,
                 **({"weight": weights[client]} if sized else {}),
+                **({"factor": factors[client]} if client in factors else {}),
             )
     quorum = ctx.plan.cohort.min_fit_clients
     if len(clients) < quorum:
@@ -175,12 +178,13 @@ def grouped(failed: Mapping[str, str]) -> str:
 
 
 def _begin(ctx: RoundContext, cohort: Sequence[str], *, deadline_s: float) -> None:
-    """Writes the round's description (`round.json`), for clients and for people."""
+    """Writes the round's description (`round.json`), for clients and for people, and the weights of their losses."""
     before = read_object(ctx.store, paths.round_checkpoint(ctx.key, ctx.server_round - 1)) or {}
     task: dict[str, Any] = {"cohort": list(cohort), "deadline_s": deadline_s, "input": before.get("digest")}
     if not is_lossless(ctx.plan.exchange.upload):
         task["counted"] = last_accepted(ctx)
     ctx.store.write_ref(paths.round_task(ctx.key, ctx.server_round), task, if_absent=True)
+    write_head_weights(ctx, cohort)
 
 
 def last_accepted(ctx: RoundContext) -> dict[str, dict[str, Any]]:

@@ -28,23 +28,31 @@ class Counted:
         num_examples: w_n.
         examples: Modality -> number of examples that have it, for the modalities that some lack.
         weight: Its weight instead of w_n, if clients are sampled by size.
+        factor: What all its weights are multiplied with.
     """
 
     num_examples: int
     examples: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     weight: int | None = None
+    factor: int = 1
 
     @classmethod
     def of(cls, update: AcceptedUpdate) -> Self:
         """Returns what an accepted update counts."""
-        return cls(update.num_examples, update.metrics.examples, update.weight)
+        factor = 1 if update.factor is None else update.factor
+        return cls(update.num_examples, update.metrics.examples, update.weight, factor)
+
+    @property
+    def whole(self) -> int:
+        """The weight of its tensors that serve all modalities."""
+        return self.factor * (self.num_examples if self.weight is None else self.weight)
 
     def for_unit(self, unit: str) -> int:
         """Returns the weight of its tensors of a unit that it trains; 0 if too few of its examples reach the unit."""
         count = self.examples.get(modality_of(unit), self.num_examples)
         if count < FEWEST and count < self.num_examples:
             return 0
-        return count if self.weight is None else self.weight
+        return self.factor * (count if self.weight is None else self.weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +83,7 @@ def weights_of(plan: StagePlan, counted: Mapping[str, Counted]) -> dict[str, Wei
     empty = [client for client, count in counted.items() if count.num_examples < 1]
     if empty:
         raise ValueError(f"{empty[0]} reports no examples; leave it out of the round")
-    whole = {client: count.num_examples if count.weight is None else count.weight for client, count in counted.items()}
+    whole = {client: count.whole for client, count in counted.items()}
     by_unit = {
         client: {unit: weight for unit in plan.work_of(client).trained if (weight := count.for_unit(unit))}
         for client, count in counted.items()

@@ -21,6 +21,7 @@ from lwfed.models.build import load, set_trained, tensor_specs
 from lwfed.models.recompute import set_recomputed
 from lwfed.params import select
 from lwfed.round.batching import micro_batches
+from lwfed.round.blending import read_head_weights
 from lwfed.round.client_metrics import client_metrics, refuse_non_finite
 from lwfed.round.context import ClientContext
 from lwfed.round.download import fetch_model
@@ -105,7 +106,7 @@ def train_locally(task: ClientTask, *, bench: Workbench, on_step: OnStep | None 
         set_trained(module, trained=work.trained)
         set_recomputed(module, training.activation_checkpointing)
         received = received_heads(module, plan.model)
-        weights = class_weights_of(ctx.stage, device=ctx.device)
+        weights, blend = class_weights_of(ctx.stage, device=ctx.device), read_head_weights(ctx)
 
         def loss(batch: Batch) -> Tensor:
             return batch_loss(
@@ -117,6 +118,7 @@ def train_locally(task: ClientTask, *, bench: Workbench, on_step: OnStep | None 
                 last_block=plan.levers.last_block,
                 class_weights=weights,
                 received=received,
+                head_weights=blend,
             )
 
         batches = micro_batches(ctx, examples, cached=prefixes.cached)

@@ -100,6 +100,24 @@ Alignment = Annotated[
     AlignmentSpec | None, LATER, Field(description="{weight: w} keeps projections near those of the received heads")
 ]
 
+
+class BlendingSpec(Section):
+    """Hierarchical gradient blending: a head per modality besides the fused one, and weights of losses and clients."""
+
+    clients: bool = Field(
+        True, description="weight the clients' updates too, by what each gained for how much it overfitted"
+    )
+    least_weight: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="each weight is at least this, where 1 is that of the plain sum; 0: the ratios alone",
+    )
+    least_overfitting: float = Field(
+        0.01, gt=0, allow_inf_nan=False, description="a smaller change of the overfitting counts as this one, in nats"
+    )
+
+
 LEAST_TEMPERATURE = 0.01
 """Smallest temperature that training can reach (CLIP, arXiv 2103.00020, section 2.5)."""
 
@@ -139,6 +157,11 @@ class SupervisedSpec(Section):
         "inverse to the class's number of training examples, with a mean of 1 over the examples",
     )
     alignment: Alignment = None
+    blending: Annotated[BlendingSpec | None, LATER] = Field(
+        None,
+        description="{}: heads that see one modality each, whose losses are weighted by what they gained on held-out "
+        "examples for how much they overfitted",
+    )
 
 
 ObjectiveSpec = Annotated[ContrastiveSpec | SupervisedSpec, Field(discriminator="kind")]
@@ -179,6 +202,8 @@ class ModelSpec(Section):
         if self.objective.kind == "supervised" and len(self.encoders) < fusion_kind(self.objective.fusion).fewest:
             fewest = fusion_kind(self.objective.fusion).fewest
             raise ValueError(f"the fusion {self.objective.fusion} needs at least {fewest} encoders; one is not fused")
+        if self.blending is not None and len(self.encoders) < 2:
+            raise ValueError("`objective.blending` needs at least 2 encoders: one modality has nothing to blend with")
         return self
 
     def has_metric(self, name: str) -> bool:
@@ -186,7 +211,9 @@ class ModelSpec(Section):
         if name == "loss":
             return True
         if self.objective.kind == "supervised":
-            return name in ("accuracy", "precision", "recall", "f1")
+            head, _, measure = name.rpartition("/")
+            alone = self.blending is not None and head in self.modalities and measure in ("accuracy", "loss")
+            return alone or name in ("accuracy", "precision", "recall", "f1")
         tasks = "|".join(retrieval_task(*pair) for pair in permutations(self.modalities, 2))
         return bool(re.fullmatch(rf"({tasks})/R@(1|5|10|50)|zero_shot\w*(/.+)?", name))
 
@@ -194,6 +221,11 @@ class ModelSpec(Section):
     def fewest_modalities(self) -> int:
         """The fewest modalities that an example needs: two for pairs, one for a class."""
         return 2 if self.objective.kind == "contrastive" else 1
+
+    @property
+    def blending(self) -> BlendingSpec | None:
+        """How the losses of the modalities' own heads are blended; None: there are no such heads."""
+        return self.objective.blending if self.objective.kind == "supervised" else None
 
     @property
     def balances_classes(self) -> bool:

@@ -102,6 +102,7 @@ class RunSpec(Section):
                 if isinstance(value, tuple) and len(value) != count:
                     raise ValueError(f"`training.{where}.{group}` has {len(value)} entries for {count} stages")
         self._gate_fits()
+        self._blending_fits()
         self._groups_fit()
         data = data_source(self.data.source)
         missing = set(self.model.modalities) - data.modalities
@@ -137,6 +138,27 @@ class RunSpec(Section):
         side, _, name = metric.partition("/")
         return side == "validation" and self.model.has_metric(name)
 
+    @property
+    def longest_stage(self) -> int:
+        """Most rounds of a stage."""
+        rounds = self.stages.rounds
+        return sum(rounds) if self.strategy == "end_to_end" else max(rounds)
+
+    def _blending_fits(self) -> None:
+        if self.model.blending is None:
+            return
+        every = self.evaluation.federated_every
+        if not every:
+            raise ValueError(
+                "`model.objective.blending` weighs losses by those on examples that each client holds out -> "
+                "set evaluation.holdout_fraction=0.1 and evaluation.federated_every=1"
+            )
+        if self.longest_stage <= 2 * every:
+            raise ValueError(
+                "`model.objective.blending` weighs from the second evaluation on: with `evaluation.federated_every` "
+                f"{every} no stage has a round after it -> lower it, or raise stages.rounds"
+            )
+
     def _groups_fit(self) -> None:
         federation, modalities = self.federation, self.model.modalities
         for group in federation.groups:
@@ -156,10 +178,10 @@ class RunSpec(Section):
         if gate is None:
             return
         if gate.kind == "movement":
-            longest = sum(self.stages.rounds) if self.strategy == "end_to_end" else max(self.stages.rounds)
-            if gate.window > longest:
+            if gate.window > self.longest_stage:
                 raise ValueError(
-                    f"`stages.gate.window` is {gate.window} rounds, but no stage has more than {longest}: lower it"
+                    f"`stages.gate.window` is {gate.window} rounds, but no stage has more than {self.longest_stage}: "
+                    "lower it"
                 )
             return
         if gate.metric is not None and not self.may_decide(gate.metric):

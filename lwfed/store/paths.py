@@ -70,6 +70,11 @@ def client_evaluation(key: str, server_round: int, client: str) -> str:
     return f"{updates(key, server_round, client)}/evaluation.json"
 
 
+def head_weights(key: str, server_round: int, client: str) -> str:
+    """The weights of a client's blended losses in a round, which the coordinator writes."""
+    return f"{updates(key, server_round, client)}/weights.json"
+
+
 def run(run_id: str) -> str:
     """The run: its spec and the keys of its stages."""
     return f"runs/{run_id}/run.json"

@@ -87,7 +87,7 @@ class RoundRecord(Record):
         global_round: Number of the round within the run, counted from 1.
         digest: Digest of its result.
         metrics: Name -> value: `train/loss`, `test/...` if it was evaluated, `federated/...`, `aggregate/...`,
-            `movement/...` if a gate reads it.
+            `movement/...` if a gate reads it, `fitted/...` and `blend/...` if losses are blended.
         cohort: The sampled clients.
         clients: The accepted clients, with their metrics.
         failed: Client -> why it has no update.
@@ -97,6 +97,8 @@ class RoundRecord(Record):
         lost_residuals: Clients that lost their last upload's residual.
         changed_files: Clients -> number of examples left out because a file changed after its check.
         kept_units: Units that too few clients sent, which therefore stayed as they were.
+        head_losses: Client -> head -> its mean losses on a sample of the client's training examples and on those that
+            it holds out; only if losses are blended.
     """
 
     stage: int
@@ -113,6 +115,7 @@ class RoundRecord(Record):
     lost_residuals: list[str] = Field(default_factory=list)
     changed_files: dict[str, int] = Field(default_factory=dict)
     kept_units: list[str] = Field(default_factory=list)
+    head_losses: dict[str, dict[str, tuple[float, float]]] = Field(default_factory=dict)
 
 
 class RoundMetrics(Record):
@@ -134,11 +137,13 @@ class AcceptedUpdate(Record):
 
     Attributes:
         weight: Its weight in the mean; None: `num_examples`.
+        factor: What its weights are multiplied with; None: 1.
     """
 
     digest: str
     num_examples: int
     weight: int | None = None
+    factor: int | None = None
     metrics: ClientRecord
 
 
