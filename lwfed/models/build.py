@@ -12,10 +12,9 @@ from lwfed.models.families import family_of
 from lwfed.models.initial import initial_unit
 from lwfed.models.multimodal import Multimodal
 from lwfed.models.pretrained import pretrained_tensors
-from lwfed.params import spec_of
+from lwfed.models.slots import Slots
 from lwfed.plan.units import is_adapter
 from lwfed.spec.model import EncoderSpec, ModelSpec
-from lwfed.types.errors import CheckpointError
 from lwfed.types.seeds import derive
 from lwfed.types.tensors import TensorSpec, unit_of
 
@@ -58,9 +57,7 @@ def input_settings(encoder: EncoderSpec) -> dict[str, Any]:
 
 def tensor_specs(module: nn.Module) -> dict[str, TensorSpec]:
     """Returns the types and shapes of all stored tensors, sorted by canonical name."""
-    parameters = {name for name, _ in module.named_parameters()}
-    state = module.state_dict()
-    return {name: spec_of(state[name], buffer=name not in parameters) for name in sorted(state)}
+    return (module.slots if isinstance(module, Multimodal) else Slots(module)).specs
 
 
 def initial_tensors(
@@ -113,7 +110,7 @@ def load(module: Multimodal, tensors: Mapping[str, Tensor]) -> Multimodal:
     """Puts tensors into a model without copying them, so that training the model changes them.
 
     Args:
-        module: The model, such as a skeleton.
+        module: The model, such as a skeleton; `module.slots.empty()` takes them out again.
         tensors: Canonical name -> tensor, with exactly the model's names.
 
     Returns:
@@ -122,24 +119,7 @@ def load(module: Multimodal, tensors: Mapping[str, Tensor]) -> Multimodal:
     Raises:
         CheckpointError: Names are missing or unexpected, or a shape or type is wrong.
     """
-    specs = tensor_specs(module)
-    for what, names in (("lacks", sorted(specs.keys() - tensors)), ("has unknown", sorted(tensors.keys() - specs))):
-        if names:
-            raise CheckpointError(
-                f"a checkpoint {what} {len(names)} tensor(s), such as {names[0]}",
-                remedy="it belongs to another stage or model: train the stage again",
-            )
-    for name, spec in specs.items():
-        found = spec_of(tensors[name], buffer=spec.buffer)
-        if found != spec:
-            raise CheckpointError(
-                f"{name} is {found.dtype}{list(found.shape)} in a checkpoint, not {spec.dtype}{list(spec.shape)}",
-                remedy="it belongs to another model: train the stage again",
-            )
-    module.load_state_dict(dict(tensors), strict=True, assign=True)
-    left = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
-    if left:
-        raise ValueError(f"checkpoints do not store {left[0]}: the architecture is not supported")
+    module.slots.fill(tensors)
     return module
 
 

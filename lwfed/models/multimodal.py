@@ -13,6 +13,7 @@ fused.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from lwfed.models.families import fusion_of
 from lwfed.models.heads import PredictionHead, ProjectionHead, Temperature
 from lwfed.models.protocol import Encoder, LastBlock, State
+from lwfed.models.slots import Slots
 from lwfed.spec.model import ModelSpec
 
 
@@ -62,6 +64,11 @@ class Multimodal(nn.Module):
             self.prediction = PredictionHead(self.fusion.width, spec=objective, num_classes=cast(int, num_classes))
         elif objective.learnable_temperature:
             self.temperature = Temperature(objective.temperature)
+
+    @cached_property
+    def slots(self) -> Slots:
+        """The places of its tensors, found when they are first needed: then its structure must be final."""
+        return Slots(self)
 
     def encoder(self, modality: str) -> Encoder:
         """Returns a modality's encoder."""

@@ -123,6 +123,10 @@ class ClientContext(RoundContext):
     counted: CountingStore
     device: torch.device
 
+    def start(self) -> Checkpoint:
+        """Reads the model that the round starts from, once per process; see `RoundContext.start`."""
+        return self.bench.checkpoint(self, self.server_round - 1)
+
     @cached_property
     def work(self) -> Work:
         """What the client trains."""

@@ -76,5 +76,5 @@ def _evaluate(ctx: ClientContext, held_out: Sequence[Example], *, fitted: Sequen
                 device=ctx.device,
                 prefix=prefix,
             )
-    module.to("meta")  # the workbench keeps the module, but not its weights
+    module.slots.empty()  # the workbench keeps the module, but not its weights
     return {name: value for name, value in metrics.items() if name.endswith("/loss") or not name.startswith("fitted/")}

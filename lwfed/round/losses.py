@@ -156,7 +156,8 @@ def parameter_groups(
         rates: Module group -> its rates; groups that have no trained unit are left out.
     """
     members: dict[str, list[nn.Parameter]] = {group: [] for group in rates}
+    of_unit = {unit: members[group_of(unit)] for unit in trained}
     for name, parameter in module.named_parameters():
-        if unit_of(name) in trained:
-            members[group_of(unit_of(name))].append(parameter)
+        if (found := of_unit.get(unit_of(name))) is not None:
+            found.append(parameter)
     return [(members[group], own) for group, own in rates.items() if members[group]]

@@ -30,7 +30,6 @@ from lwfed.round.prefix import prefix_folder, prefixes_of
 from lwfed.round.runtime import autocast_type, deterministic
 from lwfed.round.upload import Start, remember_start, send
 from lwfed.round.workbench import Workbench
-from lwfed.run.client_folder import maintain_folder
 from lwfed.run.tasks import ClientTask
 from lwfed.store import paths
 from lwfed.types.tensors import TensorSpec
@@ -91,7 +90,7 @@ def train_locally(task: ClientTask, *, bench: Workbench, on_step: OnStep | None 
     done = bench.store.has(paths.update(task.stage_key, task.server_round, task.client))
     if ranks.agree(done):
         return None
-    unkept = maintain_folder(task, store=bench.store)
+    unkept = bench.maintain(task)
     ctx = bench.client(task)
     plan, training, work = ctx.plan, ctx.plan.training, ctx.work
     with deterministic(threads=training.threads), prefix_folder(ctx) as folder:
@@ -140,7 +139,7 @@ def train_locally(task: ClientTask, *, bench: Workbench, on_step: OnStep | None 
                 on_step=None if on_step is None else lambda step, loss: on_step(step, batches.num_steps, loss),
                 measure=list(model.tensors.values()) if task.measure else None,
             )
-        trained = select({name: t.detach() for name, t in module.state_dict().items()}, units=work.trained)
+        trained = {name: t.detach() for name, t in select(module.slots.tensors(), units=work.trained).items()}
         metrics = client_metrics(
             result,
             module,
@@ -150,7 +149,7 @@ def train_locally(task: ClientTask, *, bench: Workbench, on_step: OnStep | None 
             beside=[tensor for head in received.values() for tensor in head.state_dict().values()],
             examples=examples_with(examples, plan.model.modalities),
         )
-        module.to("meta")  # the workbench keeps the module, but not its weights
+        module.slots.empty()  # the workbench keeps the module, but not its weights
     troubles = {"unkept": unkept, "changed_files": len(share) - len(examples)}
     return Trained(
         ctx=ctx,

@@ -25,6 +25,7 @@ from lwfed.plan.stages import DataPlan, StagePlan, key_of_values
 from lwfed.round.context import ClientContext, RoundContext
 from lwfed.round.runtime import pick_device
 from lwfed.round.shares import SERVER, examples_of, root_for, shares_at, split_share
+from lwfed.run.client_folder import maintain_folder
 from lwfed.run.events import Emit, fetching_reporter
 from lwfed.run.stage import Stage
 from lwfed.run.tasks import ClientTask, Place, RoundTask
@@ -71,6 +72,8 @@ class Workbench:
         self._shares = lru_cache(maxsize=1)(self._share)
         self._inputs = lru_cache(maxsize=1)(self._input_settings)
         self._file_digests: dict[Path, FileDigests] = {}
+        self._start: tuple[tuple[str, int], Checkpoint] | None = None
+        self._maintained: tuple[str | None, str | None, str, int] | None = None
         self._frozen: dict[str, dict[str, Tensor]] = {}
         self._model: dict[str, dict[str, Tensor]] = {}
 
@@ -98,6 +101,26 @@ class Workbench:
             counted=CountingStore(self.store),
             device=pick_device(task.place.device),
         )
+
+    def checkpoint(self, ctx: RoundContext, server_round: int) -> Checkpoint:
+        """Returns the result of a round of a stage, which all clients of the next round start from, read once.
+
+        Raises:
+            CheckpointError: The round is not committed, or its model belongs to another plan.
+        """
+        place = (ctx.key, server_round)
+        if self._start is None or self._start[0] != place:
+            self._start = (place, ctx.committed(server_round))
+        return self._start[1]
+
+    def maintain(self, task: ClientTask) -> str | None:
+        """Maintains the folder of a task's run, once per round for all clients of this process.
+
+        Returns why the client cannot write to its part of the folder, or None; see `maintain_folder`.
+        """
+        place = (task.place.cache, task.run_id, task.stage_key, task.server_round)
+        marked, self._maintained = self._maintained == place, place
+        return maintain_folder(task, store=self.store, marked=marked)
 
     def _stage(self, key: str) -> Stage:
         values = read_object(self.store, paths.stage_plan(key))

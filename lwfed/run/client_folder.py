@@ -27,7 +27,7 @@ UNUSED_S = 14 * 24 * 3600.0
 """Seconds after which an unused folder is removed; long, because a resumed run may need its residuals."""
 
 
-def maintain_folder(task: ClientTask, *, store: Store) -> str | None:
+def maintain_folder(task: ClientTask, *, store: Store, marked: bool = False) -> str | None:
     """Marks the folder of a task's run, and removes other runs' folders next to it that have long been unused.
 
     The folder of an active run stays even if no client on this volume was sampled for that long: its coordinator's beat
@@ -36,6 +36,7 @@ def maintain_folder(task: ClientTask, *, store: Store) -> str | None:
     Args:
         task: The client, the run and the folder; does nothing if there is no folder.
         store: Holds the beats. For a run in another store, only the mark's age counts.
+        marked: Whether this process has marked the folder in this round: only the client's part of it is left to see.
 
     Returns:
         Why the client cannot write to its part of the folder; None if it can, or if there is no folder.
@@ -43,6 +44,8 @@ def maintain_folder(task: ClientTask, *, store: Store) -> str | None:
     if task.place.cache is None or ranks.rank():
         return None
     own = Path(task.place.cache)
+    if marked:
+        return _write_problem(own / task.client)
     with suppress(LwfedError, OSError):
         own.mkdir(parents=True, exist_ok=True)
         _write_mark(own / MARK, run_id=task.run_id, beat=_beat_of(task.run_id, store))
