@@ -135,7 +135,10 @@ def test_reused_a_gated_stage_is_the_same(moved: Finished, tmp_path: Path) -> No
     [
         ("exchange={upload: bf16, download: int8}",),
         ("federation.server={kind: fedadam}",),
-        ("federation={num_clients: 3, fraction_fit: 0.34, min_fit_clients: 1, unit_quorum: {image: 2}, unsent: keep}",),
+        (
+            "federation={num_clients: 3, fraction_fit: 0.34, min_fit_clients: 1, modality_quorum: {image: 2}}",
+            "federation.unsent=keep",
+        ),
     ],
 )
 def test_the_movement_is_that_of_the_published_model(tmp_path: Path, options: tuple[str, ...]) -> None:

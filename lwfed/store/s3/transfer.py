@@ -260,7 +260,7 @@ class S3Object:
             answer = client.get_object(Bucket=self.connection.bucket, Key=self.key, **headers)
             length, body = _length_of(answer), answer["Body"]
             try:
-                if self.etag is not None and answer.get("ETag") != self.etag:
+                if self.etag is not None and answer["ETag"].strip('"') != self.etag.strip('"'):  # some servers quote it
                     raise changed_object(self.name)
                 if total is not None and length != total:
                     raise wrong_length(self.name, found=length, expected=total)
