@@ -17,8 +17,7 @@ QUIET: Mapping[str, str] = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "true",  # MLflow reads "true", the Hugging Face hub any of 1, true, yes, on
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    # threads that wait for each other sleep: spinning takes the CPUs that the others wait for, and 20 times as long in
-    # all, as soon as there are more threads than free CPUs
+    # waiting threads sleep: with more threads than free CPUs, spinning makes everything take 20 times as long
     "OMP_WAIT_POLICY": "PASSIVE",
     # allocate gradients in huge pages: clearing small pages takes longer than AdamW's step
     "THP_MEM_ALLOC_ENABLE": "1",

@@ -152,7 +152,10 @@ def set_trained(module: Multimodal, *, trained: Sequence[str]) -> None:
         module: The model.
         trained: Names of the trained units.
     """
+    if module.trained_units == tuple(trained):
+        return
     module.requires_grad_(False)
     module.eval()
     for unit in trained:
         module.get_submodule(unit).train().requires_grad_(True)
+    module.trained_units = tuple(trained)

@@ -39,10 +39,12 @@ class Multimodal(nn.Module):
 
     Attributes:
         modalities: Modalities with an encoder, in the order of the spec.
+        trained_units: The units that `set_trained` has set; None once something else has set the mode of all modules.
     """
 
     def __init__(self, model: ModelSpec, *, encoders: Mapping[str, Encoder], num_classes: int | None) -> None:
         super().__init__()
+        self.trained_units: tuple[str, ...] | None = None
         self.modalities = tuple(modality for modality in model.modalities if modality in encoders)
         self._fused = model.modalities
         objective, width = model.objective, model.projection.out
@@ -69,6 +71,16 @@ class Multimodal(nn.Module):
     def slots(self) -> Slots:
         """The places of its tensors, found when they are first needed: then its structure must be final."""
         return Slots(self)
+
+    def train(self, mode: bool = True) -> Multimodal:
+        """Sets the mode of all modules."""
+        self.trained_units = None
+        return super().train(mode)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Multimodal:
+        """Sets whether all parameters need gradients."""
+        self.trained_units = None
+        return super().requires_grad_(requires_grad)
 
     def encoder(self, modality: str) -> Encoder:
         """Returns a modality's encoder."""

@@ -5,7 +5,7 @@ A process that trains hundreds of clients does so hundreds of times: for a small
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -50,6 +50,7 @@ class Slots:
                     elif tensor is not None and tensor.is_meta:
                         self._unstored = name
         self._slots = {name: slots[name] for name in sorted(slots)}
+        self._parameters = [(name, slot) for name, slot in slots.items() if isinstance(slot.empty, nn.Parameter)]
         self.specs: dict[str, TensorSpec] = {
             name: spec_of(slot.empty, buffer=not isinstance(slot.empty, nn.Parameter))
             for name, slot in self._slots.items()
@@ -95,6 +96,13 @@ class Slots:
         for slot in self._slots.values():
             now = slot.owner[slot.key]
             slot.owner[slot.key] = slot.empty.requires_grad_(now is not None and now.requires_grad)
+
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yields the model's parameters with their canonical names, in the order of `named_parameters`."""
+        for name, slot in self._parameters:
+            parameter = slot.owner[slot.key]
+            assert isinstance(parameter, nn.Parameter)
+            yield name, parameter
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns the model's tensors, sorted by canonical name."""

@@ -146,7 +146,7 @@ def class_weights_of(stage: Stage, *, device: torch.device) -> Tensor | None:
 
 
 def parameter_groups(
-    module: nn.Module, *, trained: Collection[str], rates: Mapping[str, Rates]
+    module: Multimodal, *, trained: Collection[str], rates: Mapping[str, Rates]
 ) -> list[tuple[list[nn.Parameter], Rates]]:
     """Returns a client's trained parameters by module group, with the rates of each.
 
@@ -157,7 +157,7 @@ def parameter_groups(
     """
     members: dict[str, list[nn.Parameter]] = {group: [] for group in rates}
     of_unit = {unit: members[group_of(unit)] for unit in trained}
-    for name, parameter in module.named_parameters():
+    for name, parameter in module.slots.parameters():
         if (found := of_unit.get(unit_of(name))) is not None:
             found.append(parameter)
     return [(members[group], own) for group, own in rates.items() if members[group]]

@@ -19,6 +19,7 @@ def test_they_are_those_of_the_state_dict(overrides: tuple[str, ...]) -> None:
     module = skeleton(model, depth=DEPTHS, num_classes=5)
     assert list(tensor_specs(module)) == sorted(module.state_dict())
     assert {n for n, spec in tensor_specs(module).items() if not spec.buffer} == set(dict(module.named_parameters()))
+    assert [name for name, _ in module.slots.parameters()] == [name for name, _ in module.named_parameters()]
     tensors = initial_tensors(model, units=units_of(model, DEPTHS), depth=DEPTHS, num_classes=5, seed="0")
     units = [unit for unit in units_of(model, DEPTHS) if unit.endswith("projection")]
     for _ in range(2):
@@ -47,6 +48,20 @@ def test_what_does_not_fit_is_named_and_changes_nothing() -> None:
         with pytest.raises(CheckpointError, match=message):
             load(module, spoilt)
         assert all(tensor.is_meta for tensor in module.state_dict().values())
+
+
+def test_what_is_trained_is_set_again_once_another_mode_was() -> None:
+    module = skeleton(tiny_spec("runs").model, depth=DEPTHS, num_classes=None)
+
+    for spoil in (lambda: module.eval(), lambda: module.train(), lambda: module.requires_grad_(True), lambda: None):
+        for units in (["image.projection"], ["image.projection", "text.projection"]):
+            spoil()
+            set_trained(module, trained=units)
+            needs = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+            assert {name.partition(".projection")[0] for name in needs} == {unit.partition(".")[0] for unit in units}
+            assert {name for name, one in module.named_modules() if one.training} == {
+                name for name, _ in module.named_modules() if any(f"{name}.".startswith(f"{unit}.") for unit in units)
+            }
 
 
 def test_a_buffer_that_is_not_stored_is_refused() -> None:

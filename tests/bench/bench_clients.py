@@ -1,0 +1,150 @@
+"""CPU time of a simulated client of a small model, in lwfed's process against a bare torch loop, in one run.
+
+A ViT (6 x 96) and a DistilBERT (3 x 96) with their heads, 951,744 parameters; 100 clients of 8 examples take one step
+each, all of them in every round. The bare loop loads weights, builds an AdamW, steps and adds up in float64, with its
+batches in memory. lwfed also reads, hashes, writes, checks and commits. Evaluation is left out of both.
+Run it: `python tests/bench/bench_clients.py`.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lwfed.data.batches import Batch, train_batches
+from lwfed.launch.in_process import InProcess
+from lwfed.models.build import skeleton
+from lwfed.plan.stages import StagePlan
+from lwfed.round.losses import batch_loss
+from lwfed.round.workbench import Workbench, inputs_of
+from lwfed.run.runs import Options
+from lwfed.run.tasks import Place
+from lwfed.spec.load import load_spec
+from lwfed.steps.experiment import run_stages
+from lwfed.steps.prepare import draft, prepare
+from lwfed.store import paths
+from lwfed.store.blocks import read_block
+from lwfed.store.checkpoint import read_checkpoint
+from lwfed.store.manifest import block_key
+from lwfed.store.opening import open_store
+from tests.events import emit_to
+
+CLIENTS, EXAMPLES = 100, 8
+ROUNDS = 6
+AIM = 1.25
+
+
+def measure(folder: Path, *, clients: int = CLIENTS, rounds: int = ROUNDS) -> dict[str, float]:
+    """Measures rounds of both, in turns.
+
+    Args:
+        folder: Where the store goes.
+        clients: Number of clients, all of which take part in each round.
+        rounds: Number of rounds; lwfed's first and last are not counted.
+
+    Returns:
+        Median CPU seconds per client and round (`lwfed`, `bare`), and their `ratio`.
+    """
+    spec = load_spec(
+        "shapes-end-to-end",
+        overrides=[
+            f"store.uri={folder}", "tracking.uri=null", f"federation.num_clients={clients}",
+            f"data.shapes.train={clients * EXAMPLES}", "data.shapes.test=16", "data.workers=0",
+            f"stages.rounds=[{rounds},0,0]", "training.local_epochs=1", f"training.batch_size={EXAMPLES}",
+            "training.threads=1", "evaluation.every=1000",
+        ],
+    )  # fmt: skip
+    bench = Workbench(open_store(spec.store.uri))
+    marks: list[float] = []
+    spent: dict[str, list[float]] = {"lwfed": [], "bare": []}
+
+    def emit(kind: str, values: dict[str, Any]) -> None:
+        if kind == "round":
+            if marks and values["round"] < rounds:
+                spent["lwfed"].append(time.process_time() - marks[-1])
+            if 1 < values["round"] < rounds:
+                key = bench.store.read_ref(paths.run(run.run_id))["stages"][-1]["key"]  # type: ignore[index]  # it is there
+                spent["bare"].append(bare_round(bench, key, values["round"]))
+            marks.append(time.process_time())
+
+    run = prepare(draft(spec, store=bench.store, options=Options()), store=bench.store, emit=lambda *_: None)
+    run_stages(run, launcher=InProcess(bench.store), store=bench.store, emit=emit_to(emit), cache=None)
+    per_client = {name: statistics.median(values) / clients for name, values in spent.items()}
+    return {**per_client, "ratio": per_client["lwfed"] / per_client["bare"]}
+
+
+def bare_round(bench: Workbench, key: str, server_round: int) -> float:
+    """Takes as many steps of the same model with nothing but torch; returns their CPU seconds."""
+    stage = bench.stage(key)
+    checkpoint = read_checkpoint(bench.store, paths.round_checkpoint(key, server_round))
+    assert checkpoint is not None
+    theta = {
+        name: tensor
+        for block in checkpoint.blocks.values()
+        for name, tensor in read_block(bench.store, block_key(block), block).items()
+    }
+    batches = [one_batch(bench, stage.plan, key, client) for client in stage.plan.cohort.clients]
+    module = skeleton(stage.plan.model, depth=stage.plan.depth, num_classes=None).to_empty(device="cpu").train()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    started = time.process_time()
+    mean_of_clients(module, theta, batches, plan=stage.plan)
+    seconds = time.process_time() - started
+    torch.set_num_threads(threads)
+    return seconds
+
+
+def one_batch(bench: Workbench, plan: StagePlan, key: str, client: str) -> Batch:
+    """Reads a client's only batch of a round."""
+    place = Place(device="cpu")
+    examples, _ = bench.share(bench.stage(key), place, client)
+    return next(
+        train_batches(
+            bench.data(bench.stage(key), place), examples=examples, settings=inputs_of(plan.model),
+            batch_size=EXAMPLES, seed=plan.seed, first_view=0, augment=plan.data.augment, workers=0, num_batches=1,
+        )
+    )  # fmt: skip
+
+
+def mean_of_clients(
+    module: Any, theta: dict[str, torch.Tensor], batches: Sequence[Batch], *, plan: StagePlan
+) -> dict[str, torch.Tensor]:
+    """Trains every client and returns the mean of their tensors."""
+    total = {name: torch.zeros(t.shape, dtype=torch.float64) for name, t in theta.items() if t.is_floating_point()}
+    for batch in batches:
+        module.load_state_dict(theta)
+        optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4)
+        batch_loss(module, batch, model=plan.model, cut={}, last_block=plan.levers.last_block).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        state = module.state_dict()
+        for name, value in total.items():
+            value.add_(state[name], alpha=EXAMPLES)
+    return {name: value.div_(EXAMPLES * len(batches)).float() for name, value in total.items()}
+
+
+def table(found: dict[str, float]) -> str:
+    """Returns the figures as lines."""
+    return (
+        "\n".join(f"{name:>6} {found[name] * 1e3:7.1f} ms of CPU per client and round" for name in ("bare", "lwfed"))
+        + f"\n ratio {found['ratio']:.2f} (aim {AIM})"
+    )
+
+
+@pytest.mark.bench
+def test_a_simulated_client_costs_little_more_than_its_step(tmp_path: Path) -> None:
+    found = measure(tmp_path)
+    print("\n" + table(found))
+    assert found["ratio"] < 2 * AIM, "a miss of the aim is noted in docs/results.md; this is a fault"
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as scratch:
+        print(table(measure(Path(scratch))))
