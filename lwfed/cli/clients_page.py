@@ -25,7 +25,7 @@ PRESET = "shapes-supervised"
 LACKING = "client-005"
 """The client of the example whose data lack sounds."""
 ABOUT = {
-    "layerwise": "Each stage trains its own blocks; the earlier ones are frozen for everybody.",
+    "layerwise": "Each stage trains its own blocks; the earlier ones are frozen for all clients.",
     "window": "Each stage trains its own blocks and those of the stage before.",
     "progressive": "Each stage trains all blocks that are present.",
     "end_to_end": "One stage trains the whole model.",
@@ -54,12 +54,13 @@ def clients_page(written_by: str) -> str:
         "",
         "- `max_blocks: 1` trains the last block of each modality, `0` the heads alone. The blocks before it run "
         "without gradients; other clients train them, so they are fetched anew in each round. A stem is trained only "
-        "with all blocks that follow it.",
-        "- `device_memory: 12MB` trains as many blocks as the ledger says fit, in each stage anew. The ledger counts "
-        "tensors: leave 0.5 GB or more for libraries, and what a GPU's driver takes. If not even the heads fit, the "
-        "run is refused before any work, with the figure; with `too_small: leave_out` the group leaves out every stage "
+        "with all blocks that follow it. Heads alone need the least memory, but their frozen last block runs on all "
+        "tokens, which is more compute than to train it for one.",
+        "- `device_memory: 12MB` trains as many blocks as the ledger says fit, decided for each stage. The ledger "
+        "counts tensors: leave 0.5 GB or more for libraries, and what a GPU's driver takes. If not even the heads fit, "
+        "the run is refused before any work, with the figure; with `too_small: leave_out` the group skips every stage "
         "in which not all its blocks fit, as in the studies that let only clients with enough memory take part.",
-        "- `strategy: layerwise` trains the blocks of another strategy.",
+        "- `strategy: layerwise` lets a group follow another strategy's stages.",
         "- Clients in no group are called `others`, and train what the strategy says.",
         "",
         "Each tensor is averaged over the clients that trained it. The weight of a client for a modality's tensors is "
@@ -67,20 +68,21 @@ def clients_page(written_by: str) -> str:
         "",
         "## Data that lack a modality",
         "",
-        "A client none or only one of whose examples have a modality neither loads, trains nor sends its encoder and "
-        "head. An example that lacks a modality is used for what it has: a contrastive pair of modalities counts the "
-        "examples that have both, and a supervised fusion takes zeros for what is missing. `data.incomplete: skip` "
-        "leaves such examples out, and `fail` refuses them. See [data.md](data.md).",
+        "A client with fewer than two examples of a modality does not load, train or send its encoder and head. An "
+        "example that lacks a modality is used for what it has: a contrastive pair of modalities counts the examples "
+        "that have both, and a supervised fusion takes zeros for what is missing. `data.incomplete: skip` leaves such "
+        "examples out, and `fail` refuses them. See [data.md](data.md).",
         "",
         "## Quorums",
         "",
         "`federation.min_fit_clients` counts updates. `unit_quorum` counts those that have a unit, and "
         "`modality_quorum: {audio: 2}` those that have a modality's. A round in which a unit has fewer fails, or with "
         "`unsent: keep` leaves the unit and the server's state of it as they were. `require: [client-000]` asks a "
-        "client in every round; a round without its update fails.",
+        "client in every round; a round without its update fails. Cohorts are seeded, so a round that would fail even "
+        "if no client does is refused before the first one.",
         "",
-        "`lwfed plan` prices each kind of client, `lwfed show` and the report add what was measured, what each client "
-        "trained, sent and keeps, which units stayed as they were, and who never took part.",
+        "`lwfed plan` prices each kind of client. `lwfed show` tells what each client trained, sent and keeps, and who "
+        "never took part; the report adds what was measured of each kind, and which units stayed as they were.",
         "",
         "## Who trains what",
         "",

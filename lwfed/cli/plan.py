@@ -66,6 +66,7 @@ def plan(
     from lwfed.cost.ledger import end_to_end_cost, stage_costs
     from lwfed.cost.levers import savings
     from lwfed.models.weights import inputs_text
+    from lwfed.plan.groups import untrained
     from lwfed.plan.stages import learning_rates, plan_stages
     from lwfed.plan.strategies import title_of
     from lwfed.steps.prepare import count_architecture, refuse_weights
@@ -87,7 +88,7 @@ def plan(
     architectures = architectures_of(values.model, folder=environment.cache_folder(), count=count_architecture)
     num_classes, depths = _num_classes(values, source), {m: item.depth for m, item in architectures.items()}
     fitted = fitted_blocks(values, depths=depths, architectures=architectures, num_classes=num_classes)
-    stages = plan_stages(values, depths=depths, fitted=fitted)
+    stages = plan_stages(values, depths=depths, fitted=fitted, lacks=untrained(lacks, sizes=sizes))
     lengths = {m: item.tokens for m, item in architectures.items()}
     if tokens is not None and "text" in lengths:
         lengths["text"] = tokens

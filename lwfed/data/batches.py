@@ -24,11 +24,10 @@ from lwfed.data.protocol import Example, Source
 from lwfed.data.reading import Raw, Reader, Row, caption_index, from_file, read_all, read_in_threads, result_of
 from lwfed.data.series import fitting, title_of
 from lwfed.data.tokens import tokenize
+from lwfed.plan.groups import FEWEST
 from lwfed.types.errors import DataError, LwfedError
 from lwfed.types.seeds import as_int, derive
 
-FEWEST_ROWS = 2
-"""Fewest examples of a batch that have a modality for it to be trained: BatchNorm and negatives need two."""
 CHECKED_TOGETHER = 64
 """Examples that `check_examples` begins at a time."""
 
@@ -41,7 +40,7 @@ class Batch:
         inputs: Modality -> input: `image` float32 [B, 3, H, W], `text` {ids int64 [B, T], mask bool [B, T]},
             `audio` float32 [B, F, M], a sensor's float32 [B, T, C]; or its frozen blocks' cached outputs, {tokens
             [B, T, D], optionally mask [B, T]}. Only of the b examples that have the modality; without the modality if
-            none has it, or in training fewer than `FEWEST_ROWS`.
+            none has it, or in training fewer than `FEWEST`.
         labels: int64 [B]; None if an example has none.
         ids: The examples' names.
         rows: Modality -> int64 [b], increasing: which of the B examples have it, for those of `inputs` that some lack.
@@ -107,7 +106,7 @@ def train_batches(
     plan = _training_plan(
         reader.examples, batch_size, seed=seed, first_view=first_view, by_length=by_length, num_batches=num_batches
     )
-    return _batches(reader, islice(plan, num_batches), workers=workers, cached=cached, pin=pin, fewest=FEWEST_ROWS)
+    return _batches(reader, islice(plan, num_batches), workers=workers, cached=cached, pin=pin, fewest=FEWEST)
 
 
 def epoch_length(num_examples: int, batch_size: int) -> int:

@@ -57,8 +57,8 @@ class RemoteFolder:
 
     def beside(self, path: str) -> list[str]:
         """Returns the names of files and folders in the folder of a path, sorted."""
-        parent = str(PurePosixPath(path).parent).removeprefix(".")
-        above = f"{parent}/" if parent else ""
+        parent = str(PurePosixPath(path).parent)
+        above = "" if parent == "." else f"{parent}/"
         found = {name[len(above) :].partition("/")[0] for name in self.listed if name.startswith(above)}
         return sorted(found - {""})
 

@@ -93,13 +93,13 @@ def plan_cohort(federation: FederationSpec, stage: int, *, groups: Sequence[Grou
     fewest = max(cohort.min_fit_clients, cohort.min_available_clients)
     if absent and len(cohort.clients) < fewest:
         raise SpecError(
-            f"stage {stage} fits the devices of {len(cohort.clients)} client(s), and {fewest} are needed",
+            f"only {len(cohort.clients)} client(s) have devices with room for stage {stage}, and {fewest} are needed",
             remedy="raise device_memory in federation.groups, set too_small: train_less, or lower "
             "federation.min_fit_clients and min_available_clients",
         )
     if missing := sorted(set(cohort.require) & set(absent)):
         raise SpecError(
-            f"`federation.require` names {missing[0]}, whose device stage {stage} does not fit",
+            f"`federation.require` names {missing[0]}, whose device is too small for stage {stage}",
             remedy="set too_small: train_less for its group, or do not require it",
         )
     return cohort

@@ -21,7 +21,7 @@ FEWEST = 2
 """Fewest examples that can train a modality: BatchNorm and negatives need two."""
 
 Fitted = Mapping[str, Sequence[int | None]]
-"""Group -> the most blocks that its devices can train in each stage; None: not even the heads."""
+"""Group -> the most blocks that its devices can train in each stage; None: it skips the stage."""
 
 
 class GroupPlan(Section):
@@ -94,6 +94,20 @@ def trained_text(work: Work) -> str:
 def _range(numbers: Sequence[int]) -> str:
     """Describes blocks, which follow one another: `block 2` or `blocks 0-2`."""
     return f"block {numbers[0]}" if len(numbers) == 1 else f"blocks {numbers[0]}-{numbers[-1]}"
+
+
+def untrained(lacks: Mapping[str, Mapping[str, int]], *, sizes: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+    """Returns client -> modalities that fewer than `FEWEST` of its examples have.
+
+    Args:
+        lacks: Client -> modality -> number of its examples that lack it.
+        sizes: Client -> number of its examples.
+    """
+    found = {
+        client: tuple(sorted(m for m, count in its.items() if sizes[client] - count < FEWEST))
+        for client, its in lacks.items()
+    }
+    return {client: modalities for client, modalities in sorted(found.items()) if modalities}
 
 
 def without_modalities(units: Collection[str], *, left_out: Collection[str]) -> tuple[str, ...]:

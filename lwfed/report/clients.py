@@ -68,18 +68,20 @@ def client_rows(run: RunRecord, plans: Sequence[StagePlan], rounds: Sequence[Rou
     rows = []
     for client, size in run.data.clients.items():
         found = last.get(client)
-        work = (found[0] if found else plans[-1]).work_of(client)
+        planned = next((plan for plan in reversed(plans) if plan.rounds and client in plan.cohort.clients), None)
+        plan = found[0] if found else planned
+        work = None if plan is None else plan.work_of(client)
         lacked = run.data.lacks.get(client, {})
         rows.append(
             ClientRow(
                 client=client,
-                kind=work.kind,
+                kind="left out" if work is None else work.kind,
                 num_examples=size,
                 examples={modality: size - count for modality, count in lacked.items()},
                 asked=asked.get(client, 0),
                 counted=counted.get(client, 0),
                 bytes_up=sent.get(client, 0),
-                trains=trained_text(work) if found else "",
+                trains=trained_text(work) if found and work else "",
                 keeps=_kept(found[1]) if found else "",
             )
         )

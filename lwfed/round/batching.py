@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from lwfed import ranks
-from lwfed.data.batches import FEWEST_ROWS, Batch, epoch_length, train_batches
+from lwfed.data.batches import Batch, epoch_length, train_batches
 from lwfed.data.prefix_cache import CachedPrefix
 from lwfed.data.protocol import Example
 from lwfed.federated.local import MicroBatch
+from lwfed.plan.groups import FEWEST
 from lwfed.round.context import ClientContext
 from lwfed.store.ahead import prefetch
 
@@ -142,7 +143,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 def part(batch: Batch, index: int, count: int) -> Batch:
     """Returns part `index` of `count` nearly equal parts of a batch, as views.
 
-    A modality that fewer than `FEWEST_ROWS` of the part's examples have is left out of the part.
+    A modality that fewer than `FEWEST` of the part's examples have is left out of the part.
     """
     if count == 1:
         return batch
@@ -153,7 +154,7 @@ def part(batch: Batch, index: int, count: int) -> Batch:
         which, own = slice(start, stop), batch.rows.get(modality)
         if own is not None:
             first, end = torch.searchsorted(own, torch.tensor([start, stop])).tolist()
-            if end - first < FEWEST_ROWS:
+            if end - first < FEWEST:
                 continue
             which = slice(first, end)
             if end - first < stop - start:

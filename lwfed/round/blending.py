@@ -94,8 +94,9 @@ def blend_metrics(ctx: RoundContext, cohort: Sequence[str], *, accepted: Sequenc
         return {}
     weights = blend_of(ctx, cohort).weights
     return {
-        f"blend/{head}/weight": statistics.fmean(weights.get(client, {}).get(head, 1.0) for client in accepted)
+        f"blend/{head}/weight": statistics.fmean(weights.get(client, {}).get(head, 1.0) for client in clients)
         for head in (FUSED, *ctx.plan.model.modalities)
+        if (clients := [client for client in accepted if head not in ctx.plan.work_of(client).lacks])
     }
 
 

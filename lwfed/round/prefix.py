@@ -101,12 +101,12 @@ def prefixes_of(ctx: ClientContext, checkpoint: Checkpoint, *, examples: Sequenc
     started = time.monotonic()
     cached, states = dict[str, CachedPrefix](), dict[str, str]()
     for modality, count in views.items():
+        if modality in ctx.work.lacks:
+            continue
         function = _function(ctx, modality)
         inputs = Inputs(
             modality, tuple(examples), bench.inputs(ctx.stage), plan.seed, plan.data.augment, count, function
         )
-        if not len(inputs):  # no example has the modality
-            continue
         chain = tuple(checkpoint.blocks[unit].digest for unit in frozen_units(plan, modality))
         code = code_version(frozenset({plan.model.encoders[modality].family, plan.data.source}))
         found = _agreed(find_cached(folder, inputs, chain=chain, code=code))

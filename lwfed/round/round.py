@@ -163,7 +163,13 @@ def accept(ctx: RoundContext, cohort: Sequence[str], training: CohortTraining) -
             remedy=f"fix what made them fail; then {environment.resume_hint()}",
         )
     counted = {client: Counted.of(update) for client, update in clients.items()}
-    refuse_gaps(ctx.plan, counted, server_round=ctx.server_round, resume=environment.resume_hint())
+    refuse_gaps(
+        ctx.plan,
+        counted,
+        server_round=ctx.server_round,
+        failed=training.failed,
+        resume=environment.resume_hint(),
+    )
     accepted = Accepted(clients=clients, failed=dict(training.failed), cohort=list(cohort), wall_s=training.wall_s)
     ctx.store.write_ref(paths.accepted(ctx.key, ctx.server_round), accepted.to_values(), if_absent=True)
     return ctx.accepted() or accepted

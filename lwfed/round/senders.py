@@ -9,7 +9,7 @@ refuses by them, and the server averages by them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Self
@@ -18,6 +18,12 @@ from lwfed.plan.groups import FEWEST, modality_of
 from lwfed.plan.stages import StagePlan
 from lwfed.types.errors import QuorumError
 from lwfed.types.round_records import AcceptedUpdate
+
+GAPS = (
+    "set federation.unsent=keep to leave such units as they were, or federation.require or fraction_fit so that more "
+    "rounds have clients that train them"
+)
+"""What helps if a round's clients do not train a unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,32 +118,42 @@ def num_senders(unit: str, weights: Mapping[str, Weights]) -> int:
     return sum(unit in one.by_unit for one in weights.values())
 
 
-def refuse_gaps(plan: StagePlan, counted: Mapping[str, Counted], *, server_round: int, resume: str) -> None:
+def _why(failed: Mapping[str, str], clients: Sequence[str]) -> str:
+    """Returns why clients have no update, in brackets."""
+    reasons = [f"{client}: {failed[client].partition(' -> ')[0]}" for client in clients if client in failed]
+    return f" ({'; '.join(reasons)})" if reasons else ""
+
+
+def refuse_gaps(
+    plan: StagePlan, counted: Mapping[str, Counted], *, server_round: int, failed: Mapping[str, str], resume: str
+) -> None:
     """Raises QuorumError if a round lacks a required client, or a unit that the plan does not let stay as it was.
 
     Args:
         plan: The stage.
         counted: Client -> how much its update counts.
         server_round: r, for the message.
+        failed: Client -> why it has no update.
         resume: How the run is resumed, for the message.
     """
     where = f"round {server_round} of stage {plan.stage}"
     absent = [client for client in plan.cohort.require if client not in counted]
     if absent:
         raise QuorumError(
-            f"{where} has no update of {', '.join(absent)}, which federation.require names",
+            f"{where} has no update of {', '.join(absent)}, which federation.require names{_why(failed, absent)}",
             remedy=f"fix what made it fail; then {resume}",
         )
     weights = weights_of(plan, counted)
     gaps = kept_units(plan, weights)
     if gaps and plan.cohort.unsent == "fail":
         unit = gaps[0]
+        missing = [client for client in failed if unit in plan.work_of(client).trained]
         more = f" and {len(gaps) - 1} other unit(s)" if len(gaps) > 1 else ""
         raise QuorumError(
             f"{where} has {num_senders(unit, weights)} update(s) of {unit}{more} and needs "
-            f"{plan.cohort.quorum_of(unit)}: the others of its clients do not train it or lack the modality",
-            remedy="set federation.unsent=keep to leave such units as they were, or federation.require or "
-            "fraction_fit so that more rounds have these clients",
+            f"{plan.cohort.quorum_of(unit)}"
+            + (_why(failed, missing) or ": the round's other clients do not train it or lack the modality"),
+            remedy=f"fix what made them fail; then {resume}" if missing else GAPS,
         )
     if len(gaps) == len(plan.trained):
         raise QuorumError(

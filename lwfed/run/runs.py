@@ -10,7 +10,7 @@ from datetime import datetime
 
 from pydantic import ValidationError
 
-from lwfed.plan.groups import FEWEST
+from lwfed.plan.groups import untrained
 from lwfed.plan.stages import StagePlan, plan_stages, stage_key
 from lwfed.spec.load import build_spec
 from lwfed.spec.model import ModelSpec
@@ -94,12 +94,8 @@ def plans_of(run: RunRecord) -> tuple[StagePlan, ...]:
 
 
 def lacked(data: DataRecord) -> dict[str, tuple[str, ...]]:
-    """Returns the modalities that fewer than two of a client's examples have: too few to train them."""
-    found = {
-        client: tuple(sorted(m for m, count in lacks.items() if data.clients[client] - count < FEWEST))
-        for client, lacks in data.lacks.items()
-    }
-    return {client: modalities for client, modalities in sorted(found.items()) if modalities}
+    """Returns the modalities that too few of a client's examples have to train them; see `untrained`."""
+    return untrained(data.lacks, sizes=data.clients)
 
 
 def key_of(run: RunRecord, plan: StagePlan, *, input_digest: str) -> str:

@@ -153,6 +153,17 @@ class FederationSpec(Section):
         self.members()
         if self.required and self.sampling == "by_size":
             raise ValueError("`require` and `sampling: by_size` exclude one another: such a sample would be biased")
+        quorums = self.unit_quorum > 1 or bool(self.modality_quorum)
+        if self.oversample > 1 and (quorums or any(group.trains_less for group in self.groups)):
+            raise ValueError(
+                "`oversample` and `groups`, `unit_quorum` or `modality_quorum` exclude one another: the first updates "
+                "may lack a unit that those of the clients it stops would have"
+            )
+        if self.sampling == "by_size" and any(group.trains_less for group in self.groups):
+            raise ValueError(
+                "`sampling: by_size` and `groups` exclude one another: its weights make a mean unbiased that all "
+                "clients take part in, and not the mean of a unit that some of them train"
+            )
         if self.required and self.oversample > 1:
             raise ValueError("`require` and `oversample` exclude one another: a round would not wait for the required")
         return self
@@ -160,7 +171,7 @@ class FederationSpec(Section):
     @property
     def required(self) -> tuple[str, ...]:
         """Ids of the clients without which a round fails. Raises SpecError if one is unknown."""
-        return expand_clients(self.require, known=self.eligible_ids, where="federation.require")
+        return expand_clients(self.require, known=self.eligible_ids, where="federation.require", of=self.clients)
 
     def members(self) -> dict[str, tuple[str, ...]]:
         """Returns the clients of each group, by its name, in the spec's order.
@@ -172,7 +183,7 @@ class FederationSpec(Section):
         group_of = dict[str, str]()
         for group in self.groups:
             where = f"federation.groups.{group.name}.clients"
-            clients = expand_clients(group.clients, known=self.eligible_ids, where=where)
+            clients = expand_clients(group.clients, known=self.eligible_ids, where=where, of=self.clients)
             if group.name in found:
                 raise SpecError(f"two of `federation.groups` are called {group.name}", remedy="rename one of them")
             for client in clients:

@@ -29,7 +29,7 @@ class GroupSpec(Section):
         None, description="memory of their devices, such as 4GiB: they train as many blocks as the ledger says fit"
     )
     too_small: Literal["train_less", "leave_out"] = Field(
-        "train_less", description="where not all blocks fit: they train fewer, or take no part in the stage"
+        "train_less", description="where not all blocks fit: they train fewer, or skip the stage"
     )
 
     @field_validator("device_memory")
@@ -40,9 +40,19 @@ class GroupSpec(Section):
         return text
 
     @model_validator(mode="after")
-    def _says_something(self) -> Self:
+    def _differs(self) -> Self:
         if self.name == OTHERS:
             raise ValueError(f"`federation.groups`: the clients in no group are called `{OTHERS}`: take another name")
         if self.too_small == "leave_out" and self.device_memory is None:
             raise ValueError(f"`federation.groups` {self.name}: `too_small: leave_out` needs `device_memory`")
+        if self.strategy is None and self.max_blocks is None and self.device_memory is None:
+            raise ValueError(
+                f"`federation.groups` {self.name} trains what all do: give it max_blocks, device_memory or a strategy"
+            )
         return self
+
+    @property
+    def trains_less(self) -> bool:
+        """Whether its clients may train fewer units than others of the same stage."""
+        may_be_limited = self.device_memory is not None and self.too_small == "train_less"
+        return self.strategy is not None or self.max_blocks is not None or may_be_limited

@@ -16,6 +16,7 @@ from lwfed.spec.gates import GateSpec
 from lwfed.spec.kubernetes import KubernetesSpec
 from lwfed.spec.model import ModelSpec
 from lwfed.spec.training import EvaluationSpec, LeversSpec, TrainingSpec
+from lwfed.types.encoded import is_lossless
 
 Strategy = Literal["layerwise", "window", "progressive", "end_to_end"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
@@ -167,6 +168,11 @@ class RunSpec(Section):
                     f"`federation.groups` {group.name}: end_to_end has one stage, so `strategy` says nothing: limit "
                     "what they train by `max_blocks` or `device_memory`"
                 )
+        if federation.unsent == "keep" and not is_lossless(self.exchange.upload):
+            raise ValueError(
+                f"`federation.unsent: keep` and `exchange.upload: {self.exchange.upload}` exclude one another: clients "
+                "would add the rounding error of a change that was not used"
+            )
         for modality in federation.modality_quorum:
             if modality not in modalities:
                 raise ValueError(

@@ -8,6 +8,7 @@ from lwfed.catalog.source import data_source
 from lwfed.data.incomplete import examples_with, lacked_by, shared_by, usable_of
 from lwfed.data.partition import split_validation
 from lwfed.data.protocol import Example, Source
+from lwfed.plan.groups import untrained
 from lwfed.run.events import Emit, Warning
 from lwfed.spec.gates import ImprovementGateSpec
 from lwfed.spec.model import ModelSpec
@@ -67,25 +68,33 @@ def refuse_untaught(client: str, examples: Sequence[Example], *, spec: RunSpec) 
 
 
 def refuse_parts(spec: RunSpec, *, sizes: Mapping[str, int], lacks: Mapping[str, Mapping[str, int]]) -> None:
-    """Raises SpecError if clients are sampled by size and one has a modality in some of its examples only.
+    """Raises SpecError if examples lack a modality and clients are sampled by size, or more than needed are asked.
 
-    The weights that make such a sample unbiased are those of whole clients, not of parts of their data.
+    The weights that make a sample by size unbiased are those of whole clients. The first updates of an over-sampled
+    round may lack a modality that those of the clients it stops would have.
 
     Args:
         spec: The experiment.
         sizes: Client -> number of examples it trains on.
         lacks: Client -> modality -> number of these that lack it.
     """
+    short = untrained(lacks, sizes=sizes)
+    if short and spec.federation.oversample > 1:
+        client, modalities = next(iter(short.items()))
+        raise SpecError(
+            f"`federation.oversample` is {spec.federation.oversample:g}, and {client} has no {modalities[0]}: a round "
+            "may end before it has an update of it",
+            remedy="set federation.oversample=1",
+        )
     if spec.federation.sampling != "by_size":
         return
     for client, lacked in lacks.items():
         for modality, count in lacked.items():
-            if count < sizes[client]:
-                raise SpecError(
-                    f"`federation.sampling` is by_size, and {count} of {sizes[client]} examples of {client} lack "
-                    f"{modality}: the weights of such a sample are those of whole clients",
-                    remedy="sample uniformly or round_robin, or leave such examples out with data.incomplete=skip",
-                )
+            raise SpecError(
+                f"`federation.sampling` is by_size, and {count} of {sizes[client]} examples of {client} lack "
+                f"{modality}: the weights of such a sample are those of clients that have everything",
+                remedy="sample uniformly or round_robin, or leave such examples out with data.incomplete=skip",
+            )
 
 
 def refuse_untrained(spec: RunSpec, *, lacks: Mapping[str, Mapping[str, int]], sizes: Mapping[str, int]) -> None:

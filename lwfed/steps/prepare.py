@@ -29,6 +29,7 @@ from lwfed.spec.run import RunSpec
 from lwfed.steps.captions import padded_tokens, refuse_unknown
 from lwfed.steps.counting import count_clients, counts_of
 from lwfed.steps.incomplete import refuse_incomplete, refuse_parts, refuse_unscored, refuse_untrained
+from lwfed.steps.quorums import refuse_uncovered
 from lwfed.steps.resume import refuse_another_plan, resumed, with_stages_of
 from lwfed.steps.sources import (
     checked,
@@ -212,6 +213,7 @@ def prepare(
     architectures = architectures_of(spec.model, folder=cache, count=count_architecture)
     known = run.data.changed(clients=clients.sizes, **({"lacks": clients.lacks} if clients.lacks else {}))
     run = run.changed(data=known)
+    refuse_uncovered(runs.plans_of(run), sizes=clients.sizes, lacks=clients.lacks, emit=emit)
     predicted = _predict(
         [_with_reached_batch(plan, most_examples=max(clients.sizes.values())) for plan in runs.plans_of(run)],
         architectures=architectures,

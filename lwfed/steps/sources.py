@@ -226,12 +226,12 @@ def readable(
         (example for example in examples if example.id not in bad), model=spec.model, incomplete=spec.data.incomplete
     )
     if not kept:
-        raise _no_example(split, missing, root=spec.data.root)
+        raise _no_example(split, missing, first=first, root=spec.data.root)
     return kept, missing + Counter({UNREADABLE: len(bad)})
 
 
-def _no_example(split: str, missing: Mapping[str, int], *, root: str | None) -> DataError:
-    why = f"that can be used; {left_out_text(missing)}" if missing else "or none can be read"
+def _no_example(split: str, missing: Mapping[str, int], *, first: str, root: str | None) -> DataError:
+    why = f"that can be used; {left_out_text(missing)}" if missing else f"or none can be read{first}"
     return DataError(f"there is no {split} example, {why}", remedy=f"check {root}")
 
 

@@ -25,13 +25,14 @@ def names_client(name: str, client: str) -> bool:
     return first <= client <= last if is_range else fnmatchcase(client, name)
 
 
-def expand_clients(named: Iterable[str], *, known: Iterable[str], where: str) -> tuple[str, ...]:
+def expand_clients(named: Iterable[str], *, known: Iterable[str], where: str, of: int | None = None) -> tuple[str, ...]:
     """Returns the clients that a spec names, in the order of `known`.
 
     Args:
         named: Ids, ranges and patterns.
-        known: The ids of all clients, in order.
+        known: The ids of the clients that take part, in order.
         where: The key that names them, for messages.
+        of: Number of all clients, if not all take part.
 
     Raises:
         SpecError: A name is no client's, a client is named twice, or a range runs backwards.
@@ -43,12 +44,12 @@ def expand_clients(named: Iterable[str], *, known: Iterable[str], where: str) ->
         first, is_range, last = name.partition(RANGE)
         for end in (first, last) if is_range else ():
             if end not in members:
-                raise SpecError(f"`{where}` names {end!r}, which is no client", remedy=_known(ids))
+                raise SpecError(f"`{where}` names {end!r}, which is no client", remedy=_known(ids, of=of))
         if is_range and last < first:
             raise SpecError(f"`{where}`: {name} runs backwards", remedy=f"write {last}{RANGE}{first}")
         clients = [name] if name in members else [client for client in ids if names_client(name, client)]
         if not clients:
-            raise SpecError(f"`{where}` names {name!r}, which is no client", remedy=_known(ids))
+            raise SpecError(f"`{where}` names {name!r}, which is no client", remedy=_known(ids, of=of))
         found += clients
     twice = [client for client, count in Counter(found).items() if count > 1]
     if twice:
@@ -56,5 +57,6 @@ def expand_clients(named: Iterable[str], *, known: Iterable[str], where: str) ->
     return tuple(sorted(found))
 
 
-def _known(ids: tuple[str, ...]) -> str:
-    return f"the clients are {ids[0]}{RANGE}{ids[-1]}" if len(ids) > 1 else f"the client is {ids[0]}"
+def _known(ids: tuple[str, ...], *, of: int | None) -> str:
+    told = f"the clients are {ids[0]}{RANGE}{ids[-1]}" if len(ids) > 1 else f"the client is {ids[0]}"
+    return told + (f"; by federation.eligible_fraction {len(ids)} of {of} take part" if of and of > len(ids) else "")

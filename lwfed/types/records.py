@@ -116,7 +116,7 @@ class RunRecord(Record):
         parent: The run it starts from, or None.
         salt: Makes its keys unique; empty unless it is `--fresh`.
         depths: Modality -> number of blocks of its whole encoder.
-        fitted: Group -> most blocks that its devices can train in each stage, None: not even the heads; only for groups
+        fitted: Group -> most blocks that its devices can train in each stage, None: it skips the stage; only for groups
             whose memory the spec names.
         model: The model, with complete encoder settings.
         num_classes: C; None if there are no labels.

@@ -171,7 +171,7 @@ def test_clients_leave_out_the_stages_that_do_not_fit(tmp_path: Path) -> None:
     assert list(done.run.data.clients) == list(everyone), "its data are checked even so"
     for key, why in (
         ("federation.min_fit_clients=3", "3 are needed"),
-        ("federation.require=[client-002]", "client-002, whose device stage 2 does not fit"),
+        ("federation.require=[client-002]", "client-002, whose device is too small for stage 2"),
     ):
         with pytest.raises(SpecError, match=why):
             run_tiny(tmp_path / "c", *progressive, group, key)
@@ -205,8 +205,26 @@ def test_a_unit_that_nobody_trained_keeps_its_weights_and_the_servers_state(tmp_
             assert (before.blocks[unit] == after.blocks[unit]) is (number != strong)
             assert (after.server.get(unit) == before.server.get(unit)) is (number != strong)
         assert before.blocks["image.blocks.1"] != after.blocks["image.blocks.1"]
-    with pytest.raises(QuorumError, match=r"has 0 update\(s\) of image.stem and 3 other unit"):
+    with pytest.raises(SpecError, match=r"round \d of stage 1 will have 0 update\(s\) of image.stem and needs 1"):
         run_tiny(tmp_path / "strict", *settings, "federation.unsent=fail")
+
+
+def test_a_quorum_that_nobody_can_meet_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"round 1 of stage 1 will have 3 update\(s\) of .* and needs 9"):
+        run_tiny(tmp_path, *THREE, "federation.unit_quorum=9")
+
+
+def test_a_unit_that_is_missing_because_clients_failed_says_why(tmp_path: Path) -> None:
+    weak = "federation.groups=[{name: weak, clients: [client-001..client-002], max_blocks: 1}]"
+
+    class Lossy(InProcess):
+        def _train(self, task: ClientTask, **kwargs: object):  # type: ignore[no-untyped-def]  # as the launcher's
+            if task.client == "client-000":
+                raise RuntimeError("its data are gone")
+            return super()._train(task, **kwargs)  # type: ignore[arg-type]
+
+    with pytest.raises(QuorumError, match=r"of image.stem .* \(client-000: RuntimeError: its data are gone\) -> fix"):
+        run_tiny(tmp_path, *WHOLE, weak, launcher=Lossy)
 
 
 def test_a_required_client_is_in_every_cohort_and_no_round_ends_without_it(tmp_path: Path) -> None:
@@ -231,24 +249,28 @@ def test_a_required_client_is_in_every_cohort_and_no_round_ends_without_it(tmp_p
         run_tiny(tmp_path / "b", *settings, "federation.min_fit_clients=1", launcher=Lossy)
 
 
-ONE = "name: a, clients: [client-001]"
+ONE = "name: a, max_blocks: 1, clients: [client-001]"
 
 
 @pytest.mark.parametrize(
     ("groups", "overrides", "message"),
     [
         (
-            "{name: a, clients: [client-009]}",
+            "{name: a, clients: [client-009], max_blocks: 1}",
             "",
             r"groups.a.clients` names 'client-009', which is no client",
         ),
-        ("{name: a, clients: [client-002..client-001]}", "", r"client-002..client-001 runs backwards"),
-        ("{name: a, clients: [client-001, client-000..client-001]}", "", "names client-001 twice"),
-        (f"{{{ONE}}}, {{name: b, clients: [client-001]}}", "", "client-001 is in the groups a and b"),
-        (f"{{{ONE}}}, {{name: a, clients: [client-000]}}", "", r"two of `federation.groups` are called a"),
+        ("{name: a, clients: [client-002..client-001], max_blocks: 1}", "", r"client-002..client-001 runs backwards"),
+        ("{name: a, clients: [client-001, client-000..client-001], max_blocks: 1}", "", "names client-001 twice"),
+        (f"{{{ONE}}}, {{name: b, clients: [client-001], max_blocks: 1}}", "", "client-001 is in the groups a and b"),
+        (
+            f"{{{ONE}}}, {{name: a, clients: [client-000], max_blocks: 1}}",
+            "",
+            r"two of `federation.groups` are called a",
+        ),
         ("{name: others, clients: [client-001]}", "", "take another name"),
         (f"{{{ONE}, device_memory: much}}", "", "`much` is not a size"),
-        (f"{{{ONE}, max_blocks: -1}}", "", "max_blocks"),
+        ("{name: a, clients: [client-001], max_blocks: -1}", "", "max_blocks"),
         (f"{{{ONE}, too_small: leave_out}}", "", "needs `device_memory`"),
         (f"{{{ONE}, strategy: layerwise}}", "strategy=end_to_end", "end_to_end has one stage"),
         (
@@ -257,6 +279,12 @@ ONE = "name: a, clients: [client-001]"
             r"modality_quorum` names 'audio'; the model has image, text",
         ),
         ("", "federation.unit_quorum=0", "unit_quorum"),
+        ("{name: a, clients: [client-001]}", "", "trains what all do"),
+        (f"{{{ONE}}}", "federation.oversample=1.5", "may lack a unit"),
+        (f"{{{ONE}}}", "federation.sampling=by_size", "exclude one another"),
+        ("", "federation.unit_quorum=2 federation.oversample=1.5", "may lack a unit"),
+        ("", "federation.unsent=keep exchange.upload=int8", "was not used"),
+        (f"{{{ONE}}}", "federation.eligible_fraction=0.34", "1 of 3 take part"),
         ("", "federation.require=[client-000] federation.oversample=2", "would not wait"),
         ("", "federation.require=[client-000] federation.sampling=by_size", "biased"),
         ("", "federation.require=[client-77]", r"`federation.require` names 'client-77'"),

@@ -14,7 +14,7 @@ from lwfed.round.aggregate_round import aggregate_round
 from lwfed.run import runs
 from lwfed.store import paths
 from lwfed.store.checkpoint import read_checkpoint
-from lwfed.types.errors import CheckpointError, QuorumError, SpecError
+from lwfed.types.errors import CheckpointError, SpecError
 from lwfed.types.tensors import unit_of
 from tests.holes import LACKS, SUPERVISED, on, write_holes
 from tests.tiny import Finished, accept, begun, round_task, run_tiny, tensors_of, update_tensors
@@ -129,7 +129,7 @@ def test_a_gap_that_the_plan_does_not_know_is_refused_by_name(tmp_path: Path) ->
 
 
 def test_a_modality_may_need_a_quorum(tmp_path: Path) -> None:
-    with pytest.raises(QuorumError, match=r"has 1 update\(s\) of audio.stem and \d+ other unit\(s\) and needs 2"):
+    with pytest.raises(SpecError, match=r"round 1 of stage 1 will have 1 update\(s\) of audio.stem and needs 2"):
         run_tiny(tmp_path / "a", *settings(tmp_path), "federation.modality_quorum={audio: 2}")
     kept = run_tiny(
         tmp_path / "b", *settings(tmp_path), "federation.modality_quorum={audio: 2}", "federation.unsent=keep"
@@ -140,6 +140,19 @@ def test_a_modality_may_need_a_quorum(tmp_path: Path) -> None:
     assert all((start.blocks[unit] == end.blocks[unit]) is unit.startswith("audio.") for unit in start.blocks)
 
 
+@pytest.mark.parametrize("prefix_cache", ["always", "never"])
+def test_one_example_of_a_modality_is_as_none(tmp_path: Path, prefix_cache: str) -> None:
+    """It is too few to train, so its encoder is neither fetched nor built, whether outputs are cached or not."""
+    single = ["audio"] * 15 + [LACKS[n % len(LACKS)] for n in range(15)]
+    single[0] = ""
+    write_holes(tmp_path / "data", lacks=single)
+    done = run_tiny(tmp_path / "store", *settings(tmp_path, f"levers.prefix_cache={prefix_cache}"))
+    lacked = done.run.data.lacks[NORTH]
+    assert lacked == {"audio": done.run.data.clients[NORTH] - 1} and done.plans[0].lacks == {NORTH: ("audio",)}
+    assert all("failed" not in record or not record["failed"] for record in done.reported("round"))
+    assert all(set(record["clients"]) == {NORTH, SOUTH} for record in done.reported("round"))
+
+
 def test_parts_of_clients_are_not_sampled_by_size(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"by_size, and \d+ of \d+ examples of client-001 lack"):
+    with pytest.raises(SpecError, match=r"by_size, and \d+ of \d+ examples of client-00\d lack"):
         run_tiny(tmp_path / "a", *settings(tmp_path), "federation.sampling=by_size")

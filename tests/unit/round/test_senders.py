@@ -80,7 +80,7 @@ def test_a_client_without_examples_is_refused() -> None:
 
 
 def gaps(plan: StagePlan, *sizes: int, **examples: Any) -> None:
-    refuse_gaps(plan, counted(*sizes, **examples), server_round=3, resume="resume it")
+    refuse_gaps(plan, counted(*sizes, **examples), server_round=3, failed={}, resume="resume it")
 
 
 def test_a_round_without_a_required_client_fails() -> None:
