@@ -98,7 +98,7 @@ def with_num_clients(spec: RunSpec, source: Source, *, bad: Container[str] = ())
     readable = (example for example in source.examples("train") if example.id not in bad)
     kept, missing = usable_of(readable, model=spec.model, incomplete=spec.data.incomplete)
     if not kept:
-        raise _no_example("train", missing, root=spec.data.root)
+        raise _no_example("train", missing, first="", root=spec.data.root)
     shared, _ = split_validation(kept, fraction=spec.data.validation_fraction)
     groups = group_members(shared, plan=spec.federation.partition)
     return build_spec(to_values(spec), overrides=[f"federation.num_clients={len(groups)}"])
