@@ -122,7 +122,7 @@ def test_a_schedule_that_does_not_fit_is_refused_by_name() -> None:
     for wrong in ("model.encoders.smell={family: ast}", "model.encoders.accelerometer={family: ast}"):
         with pytest.raises(SpecError, match="the family ast encodes `audio`, not"):
             tiny_spec("x", wrong)
-    with pytest.raises(SpecError, match="encodes `accelerometer` or `gyroscope`, not `image`"):
+    with pytest.raises(SpecError, match="encodes `accelerometer` or `gyroscope` or `series`, not `image`"):
         tiny_spec("x", "model.encoders.image={family: timeseries}")
     with pytest.raises(SpecError, match="the shapes data have no gyroscope"):
         tiny_spec("x", "model.encoders.gyroscope={family: timeseries}")
