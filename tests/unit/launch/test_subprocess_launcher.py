@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,12 @@ WALL_CLOCK = {"wall_s", "peak_rss_bytes"}
 
 def processes() -> list[psutil.Process]:
     """Workers that this process has started and that still run; other tests' servers are none."""
-    children = [p for p in psutil.Process().children() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-    return [p for p in children if worker.__name__ in p.cmdline()]
+    found = []
+    for process in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            if process.status() != psutil.STATUS_ZOMBIE and worker.__name__ in process.cmdline():
+                found.append(process)
+    return found
 
 
 @pytest.fixture
@@ -105,14 +109,13 @@ def test_a_deadline_ends_processes_and_names_those_that_were_late(
     seen: list[int] = []
 
     def look(kind: str, values: dict[str, Any]) -> None:
-        if kind == "client_started":
-            seen.extend(process.pid for process in processes())
+        seen.extend(process.pid for process in processes())
 
     tasks = [client_task(bench, stage, client) for client in (*CLIENTS, "client-002")]
-    outcomes = list(clients.clients("train-client", tasks, deadline_s=1.5, emit=emit_to(look)))
-    assert time.monotonic() - started < 1.5 + 12, "asked to end, then ended"
+    outcomes = list(clients.clients("train-client", tasks, deadline_s=3.0, emit=emit_to(look)))
+    assert time.monotonic() - started < 3 + 12, "asked to end, then ended"
     assert {o.client for o in outcomes} == {*CLIENTS, "client-002"}, "running and waiting ones alike"
-    assert all(o.exit_code == 1 and "not done before the deadline of 1.5 s" in o.reason for o in outcomes)
+    assert all(o.exit_code == 1 and "not done before the deadline of 3 s" in o.reason for o in outcomes)
     assert len(set(seen)) == 2 and not processes(), "two at a time, and none is left"
     assert not any(bench.store.has(paths.update(stage.key, 1, client)) for client in CLIENTS)
 
