@@ -21,6 +21,8 @@ AST = {
 }  # fmt: skip
 AUDIO = f"model.encoders.audio={{family: ast, config: {AST}}}".replace("'", "")
 SUPERVISED = "model.objective={kind: supervised, hidden: 12}"
+OBJECTIVES = {"contrastive": (), "supervised": (SUPERVISED,)}
+"""Objective -> overrides."""
 
 
 def rows_of(root: Path, *, count: int = 30, lacks: Sequence[str] = LACKS) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import botocore.session
+import pytest
 from botocore.config import Config
 
 LOOPBACK = "127.0.0.1"
@@ -152,6 +153,15 @@ def serving(folder: Path, *, certificates: Path | None = None, host: str = LOOPB
         yield server
     finally:
         server.kill()
+
+
+def serving_bucket(folder: Path, bucket: str) -> Iterator[Server]:
+    """Starts a server with a bucket for the tests of a fixture, which are skipped where there is no program."""
+    with serving(folder) as server:
+        if server is None:
+            pytest.skip(HOW_TO_GET)
+        server.make_bucket(bucket)
+        yield server
 
 
 def free_port(host: str = LOOPBACK) -> int:

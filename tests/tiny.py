@@ -183,6 +183,19 @@ class Stopped(BaseException):
     """A run that is killed: nothing between the launcher and the test may catch it."""
 
 
+def stop_at(kind: str, count: int) -> Listener:
+    """Stops a run at the count-th event of a kind."""
+    seen = 0
+
+    def emit(name: str, values: dict[str, Any]) -> None:
+        nonlocal seen
+        seen += name == kind
+        if name == kind and seen == count:
+            raise Stopped
+
+    return emit
+
+
 def begun(
     root: Path | str, *overrides: str, store: Store | None = None, number: int = 1
 ) -> tuple[Workbench, Stage, Place]:

@@ -52,10 +52,10 @@ def clients_page(written_by: str) -> str:
         *GROUPS.splitlines(),
         "```",
         "",
-        "- `max_blocks: 1` trains the last block of each modality, `0` the heads alone. The blocks before it run "
-        "without gradients; other clients train them, so they are fetched anew in each round. A stem is trained only "
-        "with all blocks that follow it. Heads alone need the least memory, but their frozen last block runs on all "
-        "tokens, which is more compute than to train it for one.",
+        "- `max_blocks: 1` trains the last block of each modality; `0` trains only the heads. Earlier blocks run "
+        "without gradients. Since other clients train them, they are fetched again in each round. A stem is trained "
+        "only together with all the blocks after it. Training only the heads needs the least memory, but more compute "
+        "than training one block: a frozen last block runs on all tokens, a trained one by default on a single token.",
         "- `device_memory: 12MB` trains as many blocks as the ledger says fit, decided for each stage. The ledger "
         "counts tensors: leave 0.5 GB or more for libraries, and what a GPU's driver takes. If not even the heads fit, "
         "the run is refused before any work, with the figure; with `too_small: leave_out` the group skips every stage "

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lwfed.cost.fit import fit, link_seconds
 from lwfed.cost.schedule import factor, schedule_costs
 from lwfed.cost.stage_cost import StageCost
-from lwfed.plan.groups import trained_text
+from lwfed.plan.groups import count_kinds, trained_text
 from lwfed.plan.stages import StagePlan
 
 
@@ -90,7 +89,8 @@ def kind_rows(stages: Sequence[StagePlan], kinds: Sequence[Mapping[str, StageCos
     """
     rows: list[dict[str, Any]] = []
     for stage, costs in zip(stages, kinds, strict=True):
-        works, number = stage.kinds(), Counter(stage.work_of(client).kind for client in stage.cohort.clients)
+        works = stage.kinds()
+        number = count_kinds(stage) if works else {}
         rows += [
             {
                 "stage": stage.stage,

@@ -8,14 +8,19 @@ heterogeneous federations since HeteroFL, arXiv 2010.01264, but by whole blocks)
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lwfed.plan.strategies import Selection, select
 from lwfed.spec.base import Section
 from lwfed.spec.groups import OTHERS, GroupSpec
 from lwfed.spec.run import RunSpec
 from lwfed.types.errors import SpecError
+
+if TYPE_CHECKING:  # a plan names its groups by this module
+    from lwfed.plan.stages import StagePlan
 
 FEWEST = 2
 """Fewest examples that can train a modality: BatchNorm and negatives need two."""
@@ -108,6 +113,11 @@ def untrained(lacks: Mapping[str, Mapping[str, int]], *, sizes: Mapping[str, int
         for client, its in lacks.items()
     }
     return {client: modalities for client, modalities in sorted(found.items()) if modalities}
+
+
+def count_kinds(plan: StagePlan) -> Counter[str]:
+    """Returns the number of a stage's clients of each kind; see `StagePlan.kinds`."""
+    return Counter(plan.work_of(client).kind for client in plan.cohort.clients)
 
 
 def without_modalities(units: Collection[str], *, left_out: Collection[str]) -> tuple[str, ...]:

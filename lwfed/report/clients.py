@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from lwfed.formats import bytes_text, count_text
-from lwfed.plan.groups import trained_text
+from lwfed.plan.groups import count_kinds, trained_text
 from lwfed.plan.stages import StagePlan
 from lwfed.types.records import RunRecord, StageRecord
 from lwfed.types.round_records import ClientRecord, RoundRecord
@@ -65,11 +64,11 @@ def client_rows(run: RunRecord, plans: Sequence[StagePlan], rounds: Sequence[Rou
             counted[client] = counted.get(client, 0) + 1
             sent[client] = sent.get(client, 0) + metrics.bytes_up
             last[client] = by_stage[record.stage], metrics
+    planned = {client: plan for plan in plans if plan.rounds for client in plan.cohort.clients}
     rows = []
     for client, size in run.data.clients.items():
         found = last.get(client)
-        planned = next((plan for plan in reversed(plans) if plan.rounds and client in plan.cohort.clients), None)
-        plan = found[0] if found else planned
+        plan = found[0] if found else planned.get(client)
         work = None if plan is None else plan.work_of(client)
         lacked = run.data.lacks.get(client, {})
         rows.append(
@@ -122,7 +121,7 @@ def kind_rows(run: RunRecord, plans: Sequence[StagePlan], stages: Sequence[Stage
     rows = []
     for plan in plans:
         works = plan.kinds() if plan.rounds else {}
-        number = Counter(plan.work_of(client).kind for client in (plan.cohort.clients if works else ()))
+        number = count_kinds(plan) if works else {}
         rows += [
             KindRow(
                 stage=plan.stage,

@@ -86,15 +86,14 @@ def refuse_parts(spec: RunSpec, *, sizes: Mapping[str, int], lacks: Mapping[str,
             "may end before it has an update of it",
             remedy="set federation.oversample=1",
         )
-    if spec.federation.sampling != "by_size":
-        return
-    for client, lacked in lacks.items():
-        for modality, count in lacked.items():
-            raise SpecError(
-                f"`federation.sampling` is by_size, and {count} of {sizes[client]} examples of {client} lack "
-                f"{modality}: the weights of such a sample are those of clients that have everything",
-                remedy="sample uniformly or round_robin, or leave such examples out with data.incomplete=skip",
-            )
+    if lacks and spec.federation.sampling == "by_size":
+        client, lacked = next(iter(lacks.items()))
+        modality, count = next(iter(lacked.items()))
+        raise SpecError(
+            f"`federation.sampling` is by_size, and {count} of {sizes[client]} examples of {client} lack {modality}: "
+            "the weights of such a sample are those of clients that have everything",
+            remedy="sample uniformly or round_robin, or leave such examples out with data.incomplete=skip",
+        )
 
 
 def refuse_untrained(spec: RunSpec, *, lacks: Mapping[str, Mapping[str, int]], sizes: Mapping[str, int]) -> None:

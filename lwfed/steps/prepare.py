@@ -213,9 +213,10 @@ def prepare(
     architectures = architectures_of(spec.model, folder=cache, count=count_architecture)
     known = run.data.changed(clients=clients.sizes, **({"lacks": clients.lacks} if clients.lacks else {}))
     run = run.changed(data=known)
-    refuse_uncovered(runs.plans_of(run), sizes=clients.sizes, lacks=clients.lacks, emit=emit)
+    plans = runs.plans_of(run)
+    refuse_uncovered(plans, sizes=clients.sizes, lacks=clients.lacks, emit=emit)
     predicted = _predict(
-        [_with_reached_batch(plan, most_examples=max(clients.sizes.values())) for plan in runs.plans_of(run)],
+        [_with_reached_batch(plan, most_examples=max(clients.sizes.values())) for plan in plans],
         architectures=architectures,
         num_classes=run.num_classes,
         tokens={modality: item.tokens for modality, item in architectures.items()} | tokens,

@@ -24,6 +24,7 @@ from lwfed.models.build import skeleton
 from lwfed.plan.stages import StagePlan
 from lwfed.round.losses import batch_loss
 from lwfed.round.workbench import Workbench, inputs_of
+from lwfed.run import runs
 from lwfed.run.runs import Options
 from lwfed.run.tasks import Place
 from lwfed.spec.load import load_spec
@@ -70,7 +71,7 @@ def measure(folder: Path, *, clients: int = CLIENTS, rounds: int = ROUNDS) -> di
             if marks and values["round"] < rounds:
                 spent["lwfed"].append(time.process_time() - marks[-1])
             if 1 < values["round"] < rounds:
-                key = bench.store.read_ref(paths.run(run.run_id))["stages"][-1]["key"]  # type: ignore[index]  # it is there
+                key = runs.read_run(bench.store, run.run_id).stages[-1].key
                 spent["bare"].append(bare_round(bench, key, values["round"]))
             marks.append(time.process_time())
 

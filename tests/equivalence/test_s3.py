@@ -12,17 +12,13 @@ import pytest
 from lwfed.launch.subprocess import Subprocess
 from lwfed.store.counting import CountingStore
 from lwfed.store.opening import open_store
-from tests.s3 import HOW_TO_GET, Server, serving
+from tests.s3 import Server, serving_bucket
 from tests.tiny import Finished, run_tiny, tensor_digests
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(tmp_path_factory.mktemp("s3")) as server:
-        if server is None:
-            pytest.skip(HOW_TO_GET)
-        server.make_bucket("equivalence")
-        yield server
+    yield from serving_bucket(tmp_path_factory.mktemp("s3"), "equivalence")
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from lwfed.store.local import LocalStore
 from lwfed.types.errors import QuorumError
 from tests import inertial
 from tests.events import ignore
-from tests.s3 import HOW_TO_GET, Server, serving, upload
+from tests.s3 import Server, serving_bucket, upload
 from tests.tiny import Finished, begun, client_task, run_tiny, tiny_spec, update_tensors
 
 SHORT = "stages.rounds=[1, 1]"
@@ -32,11 +32,7 @@ CHANGED = "accelerometer/train/7.npy"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(tmp_path_factory.mktemp("s3")) as server:
-        if server is None:
-            pytest.skip(HOW_TO_GET)
-        server.make_bucket(BUCKET)
-        yield server
+    yield from serving_bucket(tmp_path_factory.mktemp("s3"), BUCKET)
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from lwfed.types.errors import CheckpointError
 from tests.holes import LACKS, SUPERVISED, on, write_holes
 from tests.laws.test_laws_costs import Weighing
 from tests.laws.test_laws_prefix import KEEP
-from tests.tiny import ONE_STAGE, Finished, Stopped, run_tiny
+from tests.tiny import ONE_STAGE, Finished, Stopped, run_tiny, stop_at
 from tests.unit.catalog.test_additions import run_example
 
 HEADS = ("fused", "image", "text")
@@ -131,16 +131,8 @@ def test_in_processes_of_their_own_clients_end_in_the_same_digest(blended: Finis
 def test_stopped_anywhere_a_run_ends_in_the_same_digest(
     blended: Finished, tmp_path: Path, kind: str, count: int
 ) -> None:
-    seen = 0
-
-    def stop(name: str, values: dict[str, Any]) -> None:
-        nonlocal seen
-        seen += name == kind
-        if name == kind and seen == count:
-            raise Stopped
-
     with pytest.raises(Stopped):
-        run_tiny(tmp_path, BLENDED, *MEASURED, options=RUN, emit=stop)
+        run_tiny(tmp_path, BLENDED, *MEASURED, options=RUN, emit=stop_at(kind, count))
     done = run_tiny(tmp_path, BLENDED, *MEASURED, options=RUN)
     assert (done.digest, done.keys) == (blended.digest, blended.keys)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,7 +15,7 @@ from lwfed.store.local import LocalStore
 from lwfed.store.manifest import block_key
 from lwfed.store.protocol import Store
 from lwfed.types.errors import SpecError
-from tests.tiny import GATED, Finished, Stopped, prepared, run_tiny, tiny_spec
+from tests.tiny import GATED, Finished, Stopped, prepared, run_tiny, stop_at, tiny_spec
 
 RUN = Options(run_id="again")
 
@@ -74,16 +73,8 @@ def test_only_the_best_round_is_kept(gated: Finished, tmp_path: Path, keep: int)
 def test_stopped_around_a_gates_stop_a_run_ends_in_the_same_digest(
     gated: Finished, tmp_path: Path, kind: str, count: int
 ) -> None:
-    seen = 0
-
-    def stop(name: str, values: dict[str, Any]) -> None:
-        nonlocal seen
-        seen += name == kind
-        if name == kind and seen == count:
-            raise Stopped
-
     with pytest.raises(Stopped):
-        run_tiny(tmp_path, *GATED, options=RUN, emit=stop)
+        run_tiny(tmp_path, *GATED, options=RUN, emit=stop_at(kind, count))
     done = run_tiny(tmp_path, *GATED, options=RUN)
     assert (done.digest, done.keys, ended(done)) == (gated.digest, gated.keys, ended(gated))
 

@@ -17,7 +17,6 @@ from lwfed.data.batches import Batch, eval_batches, train_batches
 from lwfed.data.incomplete import lacked_by
 from lwfed.data.prefix_cache import Inputs, write_cache
 from lwfed.data.protocol import Example, Source
-from lwfed.launch.subprocess import Subprocess
 from lwfed.models.build import initial_tensors, load, skeleton, tensor_specs
 from lwfed.models.multimodal import Multimodal
 from lwfed.objectives.contrastive import common_rows
@@ -26,12 +25,9 @@ from lwfed.round.batching import part
 from lwfed.round.losses import batch_loss, received_heads
 from lwfed.round.workbench import Workbench
 from lwfed.run.tasks import Place
-from lwfed.spec.run import RunSpec
-from lwfed.store.protocol import Store
-from tests.holes import SUPERVISED, on, write_holes
-from tests.tiny import ONE_STAGE, Finished, begun, run_tiny, tensors_of
+from tests.holes import OBJECTIVES, on, write_holes
+from tests.tiny import ONE_STAGE, begun
 
-OBJECTIVES = {"contrastive": (), "supervised": (SUPERVISED,)}
 ALIGNED = {
     "contrastive": "model.objective={kind: contrastive, alignment: {weight: 0.5}}",
     "supervised": "model.objective={kind: supervised, hidden: 12, alignment: {weight: 0.5}}",
@@ -314,36 +310,6 @@ def test_a_part_keeps_no_modality_of_a_single_example() -> None:
     assert halves.inputs["audio"].tolist() == [0, 1] and halves.rows["audio"].tolist() == [0, 1]
 
 
-CACHED = "levers.prefix_cache=always"
-
-
-@pytest.fixture(scope="module", params=OBJECTIVES)
-def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    folder = tmp_path_factory.mktemp(f"run-{request.param}")
-    write_holes(folder / "data")
-    return run_tiny(folder / "store", *on(folder / "data", CACHED, *OBJECTIVES[request.param]))
-
-
-def again(finished: Finished, folder: Path, *overrides: str, **choices: Any) -> Finished:
-    spec = RunSpec.model_validate(finished.run.spec)
-    kind = spec.model.objective.kind
-    return run_tiny(folder / "store", *on(Path(spec.data.root or ""), CACHED, *OBJECTIVES[kind], *overrides), **choices)
-
-
-def test_runs_train_all_modalities_and_end_alike_in_processes_of_their_own(finished: Finished, tmp_path: Path) -> None:
-    before, after = finished.checkpoint(1, 0), finished.checkpoint(1)
-    moved = tensors_of(finished.store, after)
-    start = tensors_of(finished.store, before)
-    for modality in ("audio", "image", "text"):
-        assert any(not torch.equal(moved[n], start[n]) for n in moved if n.startswith(f"{modality}.blocks"))
-    other = again(finished, tmp_path, launcher=_processes)
-    assert other.digest == finished.digest and other.summary["metrics"] == finished.summary["metrics"]
-
-
-def _processes(store: Store) -> Subprocess:
-    return Subprocess(store, parallel=2, devices=1, retries=0)
-
-
 def test_rows_with_holes_find_their_cached_inputs(given: Ready, tmp_path: Path) -> None:
     """The pixels and samples themselves are kept, as tokens: what comes back shows which input a row got."""
     cached = {}
@@ -358,37 +324,3 @@ def test_rows_with_holes_find_their_cached_inputs(given: Ready, tmp_path: Path) 
         assert one.ids == other.ids and one.rows.keys() == other.rows.keys()
         for modality in cached:
             assert torch.equal(one.inputs[modality].flatten(1), other.inputs[modality]["tokens"].flatten(1))
-
-
-def test_the_cache_changes_the_loss_only_by_rounding(finished: Finished, tmp_path: Path) -> None:
-    computed = again(finished, tmp_path, "levers.prefix_cache=never")
-    losses = [[r["metrics"]["train/loss"] for r in done.reported("round")] for done in (finished, computed)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    states = [m["prefix"] for r in finished.reported("round") for m in r["clients"].values() if m.get("prefix")]
-    assert states and all(state.keys() == {"audio", "image", "text"} for state in states)
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ("training.step_in_backward=true",),
-        ("training.activation_checkpointing=true",),
-        ("data.workers=2",),
-    ],
-)
-def test_how_it_is_computed_changes_no_bit(finished: Finished, tmp_path: Path, overrides: tuple[str, ...]) -> None:
-    assert again(finished, tmp_path, *overrides).digest == finished.digest
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ("training.moments=int8", "training.proximal_mu=0.1"),
-        ("training.gradient_accumulation=2", "training.clip_norm=1.0"),
-        ("data.length_buckets=true", "training.batch_size=3"),
-        ("exchange={upload: int8, download: int8}",),
-    ],
-)
-def test_every_way_of_training_copes(finished: Finished, tmp_path: Path, overrides: tuple[str, ...]) -> None:
-    done = again(finished, tmp_path, *overrides)
-    assert all(0 < r["metrics"]["train/loss"] < 10 for r in done.reported("round"))

@@ -16,13 +16,12 @@ from lwfed.store import paths
 from lwfed.store.checkpoint import read_checkpoint
 from lwfed.types.errors import CheckpointError, SpecError
 from lwfed.types.tensors import unit_of
-from tests.holes import LACKS, SUPERVISED, on, write_holes
+from tests.holes import LACKS, OBJECTIVES, on, write_holes
 from tests.tiny import Finished, accept, begun, round_task, run_tiny, tensors_of, update_tensors
 
 NORTH, SOUTH = "client-000", "client-001"
 SILENT = ["audio"] * 15 + [LACKS[n % len(LACKS)] for n in range(15)]
 """No row of the north has a sound; of the south's some lack one thing or another."""
-OBJECTIVES = {"contrastive": (), "supervised": (SUPERVISED,)}
 
 
 def settings(folder: Path, *overrides: str) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from lwfed.store.manifest import block_key
 from lwfed.store.protocol import Store
 from lwfed.types.errors import CheckpointError
 from lwfed.types.tensors import unit_of
-from tests.tiny import MOVING, VALUES, Finished, Stopped, prepared, run_tiny, tensors_of, tiny_spec
+from tests.tiny import MOVING, VALUES, Finished, Stopped, prepared, run_tiny, stop_at, tensors_of, tiny_spec
 
 RUN = Options(run_id="again")
 THRESHOLD, WINDOW = 0.58, 3
@@ -97,16 +97,8 @@ def test_the_last_round_is_evaluated_whenever_it_comes(moved: Finished, tmp_path
 def test_stopped_around_a_gates_stop_a_run_ends_in_the_same_digest(
     moved: Finished, tmp_path: Path, kind: str, count: int
 ) -> None:
-    seen = 0
-
-    def stop(name: str, values: dict[str, Any]) -> None:
-        nonlocal seen
-        seen += name == kind
-        if name == kind and seen == count:
-            raise Stopped
-
     with pytest.raises(Stopped):
-        run_tiny(tmp_path, *MOVING, "store.keep_rounds=1", options=RUN, emit=stop)
+        run_tiny(tmp_path, *MOVING, "store.keep_rounds=1", options=RUN, emit=stop_at(kind, count))
     done = run_tiny(tmp_path, *MOVING, "store.keep_rounds=1", options=RUN)
     assert (done.digest, done.keys, ended(done)) == (moved.digest, moved.keys, ended(moved))
     recorded = [record["metrics"] for record in done.reported("round")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +12,9 @@ from lwfed.run.runs import Options
 from lwfed.store import paths
 from lwfed.store.local import LocalStore
 from lwfed.types.errors import ResumeError
-from tests.tiny import Finished, Stopped, prepared, run_tiny, tiny_spec
+from tests.tiny import Finished, Stopped, prepared, run_tiny, stop_at, tiny_spec
 
 RUN = Options(run_id="again")
-
-
-def stop_at(kind: str, count: int) -> Callable[[str, dict[str, Any]], None]:
-    """Stops a run at the count-th event of a kind."""
-    seen = 0
-
-    def emit(name: str, values: dict[str, Any]) -> None:
-        nonlocal seen
-        seen += name == kind
-        if name == kind and seen == count:
-            raise Stopped
-
-    return emit
 
 
 def rounds(done: Finished) -> dict[int, str]:

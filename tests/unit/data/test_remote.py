@@ -24,7 +24,7 @@ from lwfed.spec.data import DataSpec
 from lwfed.spec.load import build_spec
 from lwfed.types.errors import DataError, DiskFullError, LwfedError, SpecError, UnreachableError
 from tests import inertial
-from tests.s3 import HOW_TO_GET, Server, make_server, serving, upload
+from tests.s3 import HOW_TO_GET, Server, make_server, serving_bucket, upload
 from tests.tables import write_csv, write_jsonl
 from tests.tiny import VALUES
 from tests.unit.store.test_s3_answers import EUROPE, HTML, XML, answering, xml
@@ -34,11 +34,7 @@ BUCKET = "their-data"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(tmp_path_factory.mktemp("s3")) as server:
-        if server is None:
-            pytest.skip(HOW_TO_GET)
-        server.make_bucket(BUCKET)
-        yield server
+    yield from serving_bucket(tmp_path_factory.mktemp("s3"), BUCKET)
 
 
 @pytest.fixture(autouse=True)
