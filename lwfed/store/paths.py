@@ -133,3 +133,17 @@ def heartbeat(run_id: str) -> str:
 def client_data(run_id: str, client: str) -> str:
     """A client's description of data that only it can see."""
     return f"runs/{run_id}/clients/{client}/data.json"
+
+
+AGENT_RUNS = "agents/runs/"
+"""The folder of what runs want of their agents."""
+
+
+def wants(run_id: str) -> str:
+    """What a run wants of its agents now; the coordinator writes it."""
+    return f"{AGENT_RUNS}{run_id}.json"
+
+
+def beats(run_id: str, agent: str = "") -> str:
+    """What an agent last said of its work for a run, which only the agent writes; without a name, their folder."""
+    return f"agents/beats/{run_id}/{agent}.json" if agent else f"agents/beats/{run_id}/"

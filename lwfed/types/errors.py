@@ -110,9 +110,31 @@ class NotStartedError(LwfedError):
     name = "nothing started in time"
 
 
+class PolicyError(LwfedError):
+    """An agent's policy forbids a task."""
+
+    exit_code = 22
+    name = "refused by the agent's policy"
+
+
+class LateError(LwfedError):
+    """A round went on without a client's update."""
+
+    exit_code = 23
+    name = "too late for its round"
+
+
+class AgentError(LwfedError):
+    """Another agent of the same client is at work."""
+
+    exit_code = 24
+    name = "another agent is at work"
+
+
 KINDS: tuple[type[LwfedError], ...] = (
     SpecError, DataError, CheckpointError, QuorumError, DivergedError, ResumeError, DiskFullError, UnreachableError,
-    OutOfMemoryError, NotFoundError, CoordinatorGoneError, NotStartedError,
+    OutOfMemoryError, NotFoundError, CoordinatorGoneError, NotStartedError, PolicyError, LateError,
+    AgentError,
 )  # fmt: skip
 
 EXIT_CODES: dict[int, str] = {
