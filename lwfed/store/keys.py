@@ -1,7 +1,10 @@
-"""Checks keys, and makes the errors for missing or damaged objects: the same for every store."""
+"""Checks keys, parses refs, and makes the errors for missing or damaged objects: the same for every store."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from lwfed.types.canonical import parse
 from lwfed.types.errors import CheckpointError
 
 
@@ -10,6 +13,14 @@ def checked(key: str) -> str:
     if ".." in key.split("/") or key.startswith("/"):
         raise CheckpointError(f"`{key}` is not a key", remedy="keys are relative and hold no `..`")
     return key
+
+
+def parsed_ref(key: str, content: bytes) -> Any:
+    """Parses a ref. Raises CheckpointError if it is not JSON, or not even text."""
+    try:
+        return parse(content)
+    except ValueError as error:
+        raise CheckpointError(f"{key} is not JSON ({error})", remedy=remedy_for(key)) from None
 
 
 def missing_object(key: str, *, store: str) -> CheckpointError:

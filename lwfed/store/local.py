@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import time
@@ -12,10 +13,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lwfed import environment
-from lwfed.store.keys import checked, missing_object, remedy_for, truncated_object, wrong_length
-from lwfed.store.protocol import Data, Store
-from lwfed.types.canonical import parse, readable
-from lwfed.types.errors import CheckpointError
+from lwfed.store.keys import checked, missing_object, parsed_ref, truncated_object, wrong_length
+from lwfed.store.protocol import Data, Seen, Store
+from lwfed.types.canonical import readable
 from lwfed.types.places import place_error
 
 SCRATCH = ".writing"
@@ -100,12 +100,20 @@ class LocalStore(Store):
 
     def read_ref(self, key: str) -> Any | None:
         """Reads a ref; None if it does not exist."""
-        try:
-            return parse(self._path(key).read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except ValueError as error:  # not JSON, or not even text
-            raise CheckpointError(f"{key} is not JSON ({error})", remedy=remedy_for(key)) from None
+        content = self._content(key)
+        return None if content is None else parsed_ref(key, content)
+
+    def read_ref_if_changed(self, key: str, mark: str | None) -> Seen | None:
+        """Reads a ref unless it is as its mark says; see `Store.read_ref_if_changed`.
+
+        The mark is a digest of the content: a file's number, time and length may be those of a version before, since
+        the number of a file that was replaced is used again at once and the clock of the times is coarse.
+        """
+        content = self._content(key)
+        if content is None:
+            return Seen(None, None)
+        found = hashlib.sha256(content).hexdigest()
+        return None if found == mark else Seen(parsed_ref(key, content), found)
 
     def write_ref(self, key: str, value: Any, *, if_absent: bool = False) -> bool:
         """Writes a ref atomically; see `Store.write_ref`."""
@@ -131,6 +139,13 @@ class LocalStore(Store):
         """Reads a log."""
         path = self._path(key)
         return path.read_bytes() if path.is_file() else b""
+
+    def _content(self, key: str) -> bytes | None:
+        """Returns the bytes of a small object; None if it does not exist."""
+        try:
+            return self._path(key).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
     def _path(self, key: str) -> Path:
         return self.root / checked(key)

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 Data = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A ref as a process that polls it saw it.
+
+    Attributes:
+        value: Its value; None if it does not exist.
+        mark: What the store knows this version by; None if the ref does not exist, or the store marks no versions.
+    """
+
+    value: Any | None
+    mark: str | None
 
 
 class Store(Protocol):
@@ -79,6 +93,21 @@ class Store(Protocol):
 
     def read_ref(self, key: str) -> Any | None:
         """Reads a ref; None if it does not exist. Raises CheckpointError if it is not JSON."""
+        ...
+
+    def read_ref_if_changed(self, key: str, mark: str | None) -> Seen | None:
+        """Reads a ref unless it is still what it was: for processes that poll one ref, in one request each time.
+
+        Args:
+            key: The ref's key.
+            mark: The mark of what was seen last; None: nothing, or nothing with a mark, so that the ref is read.
+
+        Returns:
+            What is there now, which may be a value equal to the last one; None if nothing has changed.
+
+        Raises:
+            CheckpointError: It is not JSON.
+        """
         ...
 
     def write_ref(self, key: str, value: Any, *, if_absent: bool = False) -> bool:

@@ -21,11 +21,11 @@ from typing import Any
 
 from lwfed import environment
 from lwfed.store.ahead import parallel_map
-from lwfed.store.keys import checked, remedy_for, truncated_object, wrong_length
-from lwfed.store.protocol import Data, Store
+from lwfed.store.keys import checked, parsed_ref, truncated_object, wrong_length
+from lwfed.store.protocol import Data, Seen, Store
 from lwfed.store.s3.client import Connection, RefusedError
 from lwfed.store.s3.transfer import PART_BYTES, S3Object
-from lwfed.types.canonical import parse, readable
+from lwfed.types.canonical import readable
 from lwfed.types.errors import CheckpointError
 from lwfed.types.uris import bucket_of
 
@@ -131,12 +131,15 @@ class S3Store(Store):
     def read_ref(self, key: str) -> Any | None:
         """Reads a ref; None if it does not exist."""
         content = self._object(key).read()
-        if content is None:
+        return None if content is None else parsed_ref(key, content)
+
+    def read_ref_if_changed(self, key: str, mark: str | None) -> Seen | None:
+        """Reads a ref unless its ETag is the mark (`If-None-Match`); see `Store.read_ref_if_changed`."""
+        found = self._object(key).read_unless(mark)
+        if found is None:
             return None
-        try:
-            return parse(content)
-        except ValueError as error:
-            raise CheckpointError(f"{key} is not JSON ({error})", remedy=remedy_for(key)) from None
+        content, tag = found
+        return Seen(None, None) if content is None else Seen(parsed_ref(key, content), tag)
 
     def write_ref(self, key: str, value: Any, *, if_absent: bool = False) -> bool:
         """Writes a ref atomically; see `Store.write_ref`."""

@@ -30,6 +30,7 @@ PART_BYTES = 8 << 20
 RANGE_BYTES = 8 << 20
 READ_BYTES = 1 << 20
 THREADS = 4
+NOT_MODIFIED = 304
 
 KINDS = {
     ".json": "application/json", ".jsonl": "application/x-ndjson", ".html": "text/html; charset=utf-8",
@@ -100,14 +101,25 @@ class S3Object:
 
     def read(self) -> bytes | None:
         """Returns the bytes of a small object; None if it does not exist."""
+        found = self.read_unless(None)
+        return None if found is None else found[0]
 
-        def read(client: Any) -> bytes:
-            return bytes(client.get_object(Bucket=self.connection.bucket, Key=self.key)["Body"].read())
+    def read_unless(self, etag: str | None) -> tuple[bytes | None, str | None] | None:
+        """Returns the bytes and ETag of a small object, None for both if it does not exist; None if it has this ETag.
+
+        A server that ignores the condition sends the object again.
+        """
+        unless = {} if etag is None else {"IfNoneMatch": etag}
+
+        def read(client: Any) -> tuple[bytes, str | None]:
+            answer = client.get_object(Bucket=self.connection.bucket, Key=self.key, **unless)
+            return bytes(answer["Body"].read()), answer.get("ETag")
 
         try:
-            return self.connection.request(read, about=f"to read {self.name}", expected=(404,))
-        except RefusedError:
-            return None
+            found = self.connection.request(read, about=f"to read {self.name}", expected=(NOT_MODIFIED, 404))
+        except RefusedError as refused:
+            return None if refused.status == NOT_MODIFIED else (None, None)
+        return None if etag is not None and found[1] == etag else found
 
     def write(self, body: Data, *, expected: Collection[int] = (), **more: Any) -> None:
         """Writes a small object; `more` are parameters of S3's PutObject. For `expected` see `Connection.request`."""

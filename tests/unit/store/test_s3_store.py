@@ -200,6 +200,37 @@ def test_a_server_that_ignores_conditions_is_found_out(uri: str, s3: Server) -> 
         assert store.read_log("log") == b"12"
 
 
+def test_a_poll_is_one_request_and_brings_nothing_if_nothing_changed(uri: str, s3: Server) -> None:
+    store = S3Store(uri)
+    store.write_ref("r", {"n": 1})
+    seen = store.read_ref_if_changed("r", None)
+    assert seen is not None
+    answers: list[tuple[int, Any]] = []
+
+    def note(response_dict: dict[str, Any], **_: Any) -> None:
+        answers.append((response_dict["status_code"], response_dict["body"]))
+
+    with asked(store) as requests, hooked(store, "response-received.s3", note):
+        assert store.read_ref_if_changed("r", seen.mark) is None
+    assert requests == [("GetObject", 0)]
+    assert answers == [(304, b"")] or s3.kind != "minio"
+
+
+def test_a_server_that_ignores_conditions_may_be_polled(uri: str) -> None:
+    def ignore(request: Any, **_: Any) -> None:
+        if "If-None-Match" in request.headers:
+            del request.headers["If-None-Match"]
+
+    store = S3Store(uri)
+    store.write_ref("r", {"n": 1})
+    with hooked(store, "before-sign.s3.GetObject", ignore):
+        seen = store.read_ref_if_changed("r", None)
+        assert seen is not None and store.read_ref_if_changed("r", seen.mark) is None
+        store.write_ref("r", {"n": 2})
+        again = store.read_ref_if_changed("r", seen.mark)
+        assert again is not None and again.value == {"n": 2}
+
+
 def test_two_writers_of_a_log_lose_nothing(uri: str) -> None:
     first, second = open_store(uri), open_store(uri)
     for number in range(3):

@@ -14,7 +14,7 @@ import pytest
 from lwfed.store.counting import CountingStore
 from lwfed.store.local import LocalStore
 from lwfed.store.opening import open_store
-from lwfed.store.protocol import Store
+from lwfed.store.protocol import Seen, Store
 from lwfed.types.errors import CheckpointError
 
 
@@ -71,6 +71,38 @@ def test_a_ref_is_read_as_it_was_written(store: Store) -> None:
     assert store.write_ref("r.json", value) and store.read_ref("r.json") == value
     assert store.write_ref("r.json", {"b": 1}) and store.read_ref("r.json") == {"b": 1}
     assert json.loads(store.fetch("r.json").read_text()) == {"b": 1}, "readable by people too"
+
+
+def test_a_ref_is_read_again_only_if_it_changed(store: Store) -> None:
+    """As a process polls: what is unchanged is seen as unchanged; a change, a deletion and a return are all seen."""
+    for reader in (store, CountingStore(store)):
+        assert reader.read_ref_if_changed("r.json", None) == Seen(None, None), "nothing is there"
+        assert reader.read_ref_if_changed("r.json", "mark") == Seen(None, None), "nothing is there any more"
+        store.write_ref("r.json", {"n": 1})
+        first = reader.read_ref_if_changed("r.json", None)
+        assert first is not None and first.value == {"n": 1} and first.mark is not None
+        assert reader.read_ref_if_changed("r.json", first.mark) is None
+        assert reader.read_ref_if_changed("r.json", None) == first, "without a mark it is read"
+        store.write_ref("r.json", {"n": 2})
+        second = reader.read_ref_if_changed("r.json", first.mark)
+        assert second is not None and second.value == {"n": 2} and second.mark not in (None, first.mark)
+        assert reader.read_ref_if_changed("r.json", second.mark) is None
+        store.delete("r.json")
+        assert reader.read_ref_if_changed("r.json", second.mark) == Seen(None, None)
+
+
+def test_no_change_of_a_polled_ref_is_missed(store: Store) -> None:
+    """Not one of equal length in the same instant, nor several between two looks."""
+    store.write_ref("r", 0)
+    seen = store.read_ref_if_changed("r", None)
+    for number in range(1, 10):
+        assert seen is not None
+        for between in range(number % 4):
+            store.write_ref("r", -between)
+        store.write_ref("r", number)
+        seen = store.read_ref_if_changed("r", seen.mark)
+        assert seen is not None and seen.value == number
+        assert store.read_ref_if_changed("r", seen.mark) is None
 
 
 def test_the_first_writer_wins(store: Store) -> None:
@@ -132,6 +164,8 @@ def test_a_ref_that_is_not_json_is_noticed(store: Store, content: bytes) -> None
     store.put("stages/k/checkpoint.json", [content])
     with pytest.raises(CheckpointError, match="is not JSON") as caught:
         store.read_ref("stages/k/checkpoint.json")
+    with pytest.raises(CheckpointError, match="is not JSON"):
+        store.read_ref_if_changed("stages/k/checkpoint.json", None)
     assert "remove stages/k from the store" in caught.value.remedy and caught.value.exit_code == 12
 
 
@@ -142,6 +176,7 @@ def test_keys_outside_of_the_store_are_refused(store: Store, key: str) -> None:
         lambda: store.delete(key), lambda: store.read_ref(key), lambda: store.write_ref(key, 1),
         lambda: store.append(key, b"x"), lambda: list(store.list(key)), lambda: store.read_log(key),
         lambda: store.size(key), lambda: store.read_into(key, [bytearray(1)]),
+        lambda: store.read_ref_if_changed(key, None),
     ):  # fmt: skip
         with pytest.raises(CheckpointError, match="is not a key"):
             operate()
