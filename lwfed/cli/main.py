@@ -7,7 +7,7 @@ from importlib import metadata
 import typer
 
 from lwfed import __version__
-from lwfed.cli import check, compare, data, history, plan, run, step, store, sweep
+from lwfed.cli import agent, check, compare, data, history, plan, run, step, store, sweep
 from lwfed.launch.exits import run_to_exit
 from lwfed.types.errors import EXIT_CODES
 
@@ -38,6 +38,8 @@ app.command("show")(history.show)
 app.command("report")(history.report)
 app.command("export")(history.export)
 app.command("presets")(plan.presets)
+app.command("agent")(agent.agent)
+app.command("agents")(agent.agents)
 app.command("doctor")(check.doctor)
 app.command("step")(step.step)
 app.add_typer(data.app, name="data")

@@ -48,9 +48,7 @@ class Asking:
             bound_s=PATIENCE_S, report=lambda problem, left_s: warn(f"{problem}; retrying for {left_s:.0f} s")
         )
 
-    def begin(
-        self, step: str, work: Mapping[str, Sequence[AgentTask]], *, patience_s: float | None
-    ) -> None:
+    def begin(self, step: str, work: Mapping[str, Sequence[AgentTask]], *, patience_s: float | None) -> None:
         """Asks agents to do tasks of one step, in place of what the run wanted before.
 
         Args:

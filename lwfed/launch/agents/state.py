@@ -1,4 +1,4 @@
-"""Derives what the beats of an agent mean for its clients: takes beats, returns facts. No IO and no clock of its own."""
+"""Derives what the beats of an agent mean for its clients: beats in, facts out. No IO and no clock of its own."""
 
 from __future__ import annotations
 

@@ -1,0 +1,113 @@
+"""An agent's own object: what it says of itself, written by one thread, so that others see it is alive and where.
+
+A second agent of the same client is seen by its beats: whoever finds another process's beat moving gives way.
+"""
+
+from __future__ import annotations
+
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from lwfed import __version__, environment
+from lwfed.run.agents import AgentOutcome, Beat
+from lwfed.store import paths
+from lwfed.store.protocol import Store
+from lwfed.types.errors import AgentError, CheckpointError
+
+BEAT_S = 5.0
+"""Seconds between beats of an agent that has nothing new to say."""
+STEP_S = 1.0
+"""Seconds between beats while it trains."""
+
+
+class Beats:
+    """The beats of an agent for a run; its methods may be called from any thread.
+
+    Args:
+        store: The store.
+        run_id: The run.
+        agent: The agent's name.
+        alone: Whether nothing else can be running under that name, such as the only pod of an index.
+        sleep: Sleeps for a number of seconds.
+    """
+
+    def __init__(
+        self, store: Store, run_id: str, agent: str, *, alone: bool, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._store, self._key = store, paths.beats(run_id, agent)
+        self._lock = threading.RLock()
+        self._written_at = 0.0
+        self._mark: str | None = None
+        before = self._last()
+        if before is not None and not before.ended and not alone:
+            sleep(2 * BEAT_S)
+            after = self._last()
+            if after is not None and not after.ended and after.beat != before.beat:
+                raise _second(after)
+            before = after
+        kept = {} if before is None else before.model_dump(include={"call", "tries", "outcomes"})
+        process = uuid.uuid4().hex
+        self._beat = Beat(agent=agent, process=process, host=environment.pod_name() or platform.node(), version=__version__, **kept)
+        self.write()
+
+    @property
+    def last(self) -> Beat:
+        """What it last said."""
+        return self._beat
+
+    def say(self, *, now: bool = False, **values: Any) -> None:
+        """Says something new: with the next beat, or at once.
+
+        Args:
+            now: Write it at once.
+            values: Fields of `Beat`.
+        """
+        with self._lock:
+            self._beat = self._beat.changed(**values)
+            if now:
+                self.write()
+
+    def end_task(self, client: str, outcome: AgentOutcome) -> None:
+        """Says at once how a client's task ended."""
+        outcomes = {**self._beat.outcomes, client: outcome}
+        self.say(now=True, outcomes=outcomes, client="", step=0, steps=0)
+
+    @property
+    def due_in_s(self) -> float:
+        """Seconds until the next beat."""
+        every_s = STEP_S if self._beat.client else BEAT_S
+        return max(0.0, self._written_at + every_s - time.monotonic())
+
+    def write(self) -> None:
+        """Writes a beat.
+
+        Raises:
+            AgentError: Another agent of the same name has begun.
+            UnreachableError: The store does not answer.
+        """
+        with self._lock:
+            if self._written_at:  # not for the first one, which takes over
+                other = self._last()
+                if other is not None and other.process != self._beat.process:
+                    raise _second(other)
+            self._beat = self._beat.changed(beat=self._beat.beat + 1)
+            self._store.write_ref(self._key, self._beat.to_values())
+            self._written_at = time.monotonic()
+
+    def _last(self) -> Beat | None:
+        value = self._store.read_ref(self._key)
+        try:
+            return None if value is None else Beat.of(value)
+        except CheckpointError:  # of another version of lwfed
+            return None
+
+
+def _second(other: Beat) -> AgentError:
+    return AgentError(
+        f"another agent of {other.agent} is at work on {other.host or 'another machine'}",
+        remedy="end one of them; a client has one agent",
+    )

@@ -1,0 +1,102 @@
+"""Decides on each task of an agent: by its owner's policy, or, in a pod of the run's own cluster, as its pool says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from lwfed.agent.policy import Facts, Policy, refuse
+from lwfed.round.workbench import Workbench
+from lwfed.run import runs
+from lwfed.run.agents import Wants
+from lwfed.run.tasks import InspectTask, Place, RoundTask, RunTask
+from lwfed.run.version import chosen_by, code_version
+from lwfed.spec.load import build_spec
+from lwfed.types.errors import PolicyError
+
+Task = RunTask | RoundTask
+
+
+class Judge:
+    """Decides what an agent does, and where on its machine."""
+
+    serves_many = False
+    """Whether the agent works for several clients in turn."""
+
+    def allow(self, wants: Wants, task: Task, *, bench: Workbench) -> Task:
+        """Returns a task with this machine's place. Raises PolicyError if the task is forbidden."""
+        raise NotImplementedError
+
+    def allow_time(self, seconds: float) -> None:
+        """Raises PolicyError if a task may not take so long."""
+
+
+@dataclass(frozen=True)
+class PlaceJudge(Judge):
+    """Allows everything, at one place.
+
+    Attributes:
+        place: The place.
+    """
+
+    place: Place
+    serves_many = True
+
+    def allow(self, wants: Wants, task: Task, *, bench: Workbench) -> Task:
+        """Returns a task with this machine's place."""
+        return task.model_copy(update={"place": self.place, "store": bench.store.uri})
+
+
+@dataclass(frozen=True)
+class PolicyJudge(Judge):
+    """Allows what a policy allows to runs of the same code.
+
+    Attributes:
+        policy: The policy.
+    """
+
+    policy: Policy
+    _agreed: set[str] = field(default_factory=set)
+
+    def allow(self, wants: Wants, task: Task, *, bench: Workbench) -> Task:
+        """Returns a task with this machine's place. Raises PolicyError."""
+        facts = self._facts(wants, task, bench=bench)
+        refuse(self.policy, facts)
+        return task.model_copy(update={"place": self.policy.place(facts.source), "store": bench.store.uri})
+
+    def allow_time(self, seconds: float) -> None:
+        """Raises PolicyError if a task may not take so long."""
+        limit = self.policy.round_s
+        if limit is not None and seconds > limit:
+            raise PolicyError(f"its policy's `round_s` allows {limit:g} s per round", remedy="ask its owner")
+
+    def _facts(self, wants: Wants, task: Task, *, bench: Workbench) -> Facts:
+        match task:
+            case InspectTask():
+                spec = build_spec(task.spec)
+                return Facts(experiment=spec.name, source=spec.data.source, objective=spec.model.objective.kind)
+            case RoundTask():
+                run = runs.read_run(bench.store, wants.run_id)
+                spec = runs.spec_of(run)
+                self._refuse_other_code(run.run_id, run.code_version, lambda: code_version(chosen_by(spec)))
+                plan = bench.stage(task.stage_key).plan
+                cost: dict[str, Any] = next((cost for cost in run.predicted if cost["stage"] == plan.stage), {})
+                return Facts(
+                    experiment=spec.name,
+                    source=plan.data.source,
+                    objective=plan.model.objective.kind,
+                    quorum=plan.cohort.min_fit_clients,
+                    peak_bytes=cost.get("peak_bytes"),
+                )
+        raise PolicyError("an agent with a policy works for a client alone", remedy="give the server its own pool")
+
+    def _refuse_other_code(self, run_id: str, theirs: str, ours: Callable[[], str]) -> None:
+        """Raises PolicyError if a run was prepared by other code, whose numbers may differ."""
+        if run_id in self._agreed:
+            return
+        if theirs != ours():
+            raise PolicyError(
+                "its lwfed or a library differs from those that prepared the run", remedy="install the same versions"
+            )
+        self._agreed.add(run_id)

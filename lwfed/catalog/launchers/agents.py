@@ -1,0 +1,16 @@
+"""Clients on machines of their owners, whose agents dial out to the store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lwfed.catalog.launcher import LauncherDescription
+
+
+def check(spec: Any) -> None:
+    """Raises ValueError if a client has several devices: an agent trains on one."""
+    if spec.launch.devices > 1:
+        raise ValueError("an agent trains on one device: set launch.devices=1, which affects digests")
+
+
+DESCRIPTION = LauncherDescription(remote=True, parallel=True, check=check)
