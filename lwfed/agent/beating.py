@@ -51,7 +51,8 @@ class Beats:
             before = after
         kept = {} if before is None else before.model_dump(include={"call", "tries", "outcomes"})
         process = uuid.uuid4().hex
-        self._beat = Beat(agent=agent, process=process, host=environment.pod_name() or platform.node(), version=__version__, **kept)
+        host = environment.pod_name() or platform.node()
+        self._beat = Beat(agent=agent, process=process, host=host, version=__version__, **kept)
         self.write()
 
     @property

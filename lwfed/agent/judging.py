@@ -21,9 +21,6 @@ Task = RunTask | RoundTask
 class Judge:
     """Decides what an agent does, and where on its machine."""
 
-    serves_many = False
-    """Whether the agent works for several clients in turn."""
-
     def allow(self, wants: Wants, task: Task, *, bench: Workbench) -> Task:
         """Returns a task with this machine's place. Raises PolicyError if the task is forbidden."""
         raise NotImplementedError
@@ -41,7 +38,6 @@ class PlaceJudge(Judge):
     """
 
     place: Place
-    serves_many = True
 
     def allow(self, wants: Wants, task: Task, *, bench: Workbench) -> Task:
         """Returns a task with this machine's place."""

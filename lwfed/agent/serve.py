@@ -84,7 +84,7 @@ class Agent:
         self, store: Store, *, settings: Settings, judge: Judge, say: Say, emit: Callable[[Event], None]
     ) -> None:
         self._store, self._settings, self._judge, self._say, self._emit = store, settings, judge, say, emit
-        self._bench = Workbench(store, holds_model=judge.serves_many)
+        self._bench = Workbench(store)
         self._current: Mapping[str, Wants] = {}
         self._beats: Beats | None = None
         self._serving = ""

@@ -27,7 +27,7 @@ class Wants(Record):
     Attributes:
         run_id: The run.
         name: Its spec's name.
-        call: The name of this work; empty: no work now.
+        call: The name of this work, whoever does it; empty: no work now.
         step: The step that its tasks belong to.
         task: What all tasks have in common; each agent has its own `place`.
         work: Agent -> the clients that it works for, in turn.
@@ -132,5 +132,6 @@ def wants_of(step: str, work: Mapping[str, Sequence[AgentTask]], **settings: Any
             assert not common or common == values, "the tasks of a call differ in more than their clients"
             common = values
             clients.setdefault(agent, []).append(client)
-    call = digest_of([settings.get("run_id"), step, common, clients, measure])[:16]
+    everybody = sorted(client for named in clients.values() for client in named)
+    call = digest_of([settings.get("run_id"), step, common, everybody, sorted(measure)])[:16]
     return Wants(call=call, step=step, task=common, work=clients, measure=measure, **settings)
