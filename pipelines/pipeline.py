@@ -95,7 +95,7 @@ def settings_are_for_clients(spec: RunSpec) -> bool:
     Kubeflow Pipelines can pass them to only one of these. They apply to the coordinator if `kubernetes.coordinator` is
     set, or if all pools set their own resources.
     """
-    pools = spec.kubernetes.pools
+    pools = [pool for pool in spec.kubernetes.pools if not pool.remote]
     return spec.kubernetes.coordinator == CoordinatorSpec() and not all(pool.cpu and pool.memory for pool in pools)
 
 

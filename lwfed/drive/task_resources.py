@@ -26,6 +26,9 @@ def with_resources(spec: RunSpec, resources: Mapping[str, Any] | None) -> RunSpe
     accelerators = {name: int(count) for name, count in limits.items() if "/" in name}
     pools = []
     for pool in spec.kubernetes.pools:
+        if pool.remote:
+            pools.append(pool)
+            continue
         own = pool.model_fields_set
         found: dict[str, Any] = {
             "cpu": requests.get("cpu"),

@@ -11,14 +11,12 @@ from typing import Any
 
 from pydantic import Field
 
-from lwfed.run.tasks import PoolTask, ServerTask
+from lwfed.run.tasks import PodTask
 from lwfed.types.canonical import digest_of
 from lwfed.types.record import Record
 
 SERVER = "server"
 """Stands for a client's id where the server's own work is meant."""
-
-AgentTask = PoolTask | ServerTask
 
 
 class Wants(Record):
@@ -112,7 +110,7 @@ class Beat(Record):
     ended: bool = False
 
 
-def wants_of(step: str, work: Mapping[str, Sequence[AgentTask]], **settings: Any) -> Wants:
+def wants_of(step: str, work: Mapping[str, Sequence[PodTask]], **settings: Any) -> Wants:
     """Returns what a run wants while it waits for tasks of one step.
 
     Args:

@@ -68,6 +68,20 @@ class InspectTask(RunTask):
     parent_pid: int | None = None
 
 
+class AgentTask(RunTask):
+    """A pod's stay for a stage, as an agent that waits for the stage's rounds.
+
+    Attributes:
+        client: The agent's name, of a place in its pool.
+        stage_key: The stage.
+        idle_s: Seconds without work after which it ends; None: it stays.
+    """
+
+    client: str
+    stage_key: str
+    idle_s: float | None = None
+
+
 class StageTask(RunTask):
     """All rounds of one stage.
 
@@ -114,3 +128,5 @@ ServerTask = RunTask | RoundTask
 """Tasks of the server's pool."""
 PoolTask = ClientTask | InspectTask
 """Tasks of a client."""
+PodTask = PoolTask | ServerTask
+"""Tasks of a Job's pods."""

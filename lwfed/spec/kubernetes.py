@@ -20,6 +20,10 @@ LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 QUANTITY = re.compile(r"^\d+(\.\d+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$")
 
 
+REMOTE_KEYS = frozenset({"name", "clients", "remote"})
+"""Keys of a pool whose clients' agents others start."""
+
+
 class VolumeSpec(Section):
     """A volume of a pool's pods; exactly one of claim, host_path, config_map, secret and empty_dir."""
 
@@ -73,6 +77,15 @@ class PoolSpec(Section):
     priority_class: str | None = Field(None, description="null: kubernetes.priority_class")
     runtime_class: str | None = Field(None, description="RuntimeClass of its pods")
     parallel: int | None = Field(None, ge=1, description="pods at a time; null: all")
+    resident: Literal["round", "stage"] = Field(
+        "round", description="how long pods stay; stage: each waits for its next round, and may serve several clients"
+    )
+    idle_s: float | None = Field(
+        None, gt=0, description="seconds without work after which a pod that stays ends, and frees its GPU; null: never"
+    )
+    remote: bool = Field(
+        False, description="its clients' owners run `lwfed agent` themselves: nothing is started for them"
+    )
 
     @model_validator(mode="after")
     def _quantities(self) -> Self:
@@ -80,6 +93,23 @@ class PoolSpec(Section):
             value = getattr(self, key)
             if value is not None and not QUANTITY.fullmatch(value):
                 raise ValueError(f"`{key}` {value} is not a quantity: write 500m, 4, 8Gi ...")
+        return self
+
+    @model_validator(mode="after")
+    def _stays_as_it_can(self) -> Self:
+        stays = self.resident == "stage"
+        if self.idle_s is not None and not stays:
+            raise ValueError(f"`idle_s` of the pool {self.name} needs `resident: stage`")
+        if stays and self.gpus > 1:
+            raise ValueError(
+                f"the pool {self.name} has {self.gpus} GPUs per client, and pods that stay train on one: "
+                "set `resident: round`"
+            )
+        if self.remote:
+            fields = type(self).model_fields
+            odd = [key for key in fields if key not in REMOTE_KEYS and getattr(self, key) != fields[key].get_default()]
+            if odd:
+                raise ValueError(f"the pool {self.name} is remote and starts no pods: remove `{odd[0]}`")
         return self
 
     @model_validator(mode="after")
@@ -142,6 +172,8 @@ class KubernetesSpec(Section):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two of `kubernetes.pools` and `kubernetes.server` have the name {name}")
+        if self.server.remote:
+            raise ValueError("`kubernetes.server.remote`: the coordinator starts the server's pod itself")
         if self.server.clients:
             raise ValueError("`kubernetes.server.clients`: the server's pool has no clients")
         if sum(not pool.clients for pool in self.pools) > 1:

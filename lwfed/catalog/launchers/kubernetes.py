@@ -12,7 +12,9 @@ def check(spec: Any) -> None:
     if not spec.kubernetes.image:
         raise ValueError("`launch.kind` is kubernetes: set the pods' image in `kubernetes.image`")
     for pool in spec.kubernetes.pools:
-        if max(pool.gpus, 1) != spec.launch.devices:
+        if pool.remote and spec.launch.devices > 1:
+            raise ValueError(f"`kubernetes.pools` {pool.name} is remote, and an agent trains on one device")
+        if not pool.remote and max(pool.gpus, 1) != spec.launch.devices:
             raise ValueError(
                 f"`kubernetes.pools` {pool.name} has {pool.gpus} GPUs and `launch.devices` is "
                 f"{spec.launch.devices}: set launch.devices={max(pool.gpus, 1)}, which affects digests"

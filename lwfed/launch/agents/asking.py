@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
+from lwfed.launch.agents.places import moved
 from lwfed.launch.agents.state import AgentState, Fact
 from lwfed.patience import Patience
-from lwfed.run.agents import AgentTask, Beat, Wants, wants_of
+from lwfed.run.agents import Beat, Wants, wants_of
+from lwfed.run.tasks import PodTask
 from lwfed.spec.run import RunSpec
 from lwfed.store import paths
 from lwfed.store.protocol import Store
@@ -40,15 +42,19 @@ class Asking:
         self, spec: RunSpec, *, store: Store, run_id: str, agents: int, warn: Callable[[str], None] = lambda _: None
     ) -> None:
         self._spec, self._store, self._run_id = spec, store, run_id
+        self._pods = spec.launch.kind == "kubernetes"
         self._poll_s = min(max(agents / REQUESTS_PER_S, POLLS_S[0]), POLLS_S[1])
         self._states: dict[str, AgentState] = {}
         self._marks: dict[str, str | None] = {}
+        self._wanted: Wants | None = None
+        self._heard: dict[str, Beat] = {}
+        self._served: dict[str, str] = {}
         self._next_at = 0.0
         self._patience = Patience(
             bound_s=PATIENCE_S, report=lambda problem, left_s: warn(f"{problem}; retrying for {left_s:.0f} s")
         )
 
-    def begin(self, step: str, work: Mapping[str, Sequence[AgentTask]], *, patience_s: float | None) -> None:
+    def begin(self, step: str, work: Mapping[str, Sequence[PodTask]], *, patience_s: float | None) -> None:
         """Asks agents to do tasks of one step, in place of what the run wanted before.
 
         Args:
@@ -64,8 +70,35 @@ class Asking:
             )
             for agent, clients in wanted.work.items()
         }
-        self._marks = {}
+        self._marks, self._wanted = {}, wanted
         self._store.write_ref(paths.wants(self._run_id), wanted.to_values())
+
+    def share_out(self, agents: Collection[str]) -> None:
+        """Lets agents of a pool that have nothing left to do take over clients that wait for another agent of it."""
+        states = {agent: state for agent, state in self._states.items() if agent in agents}
+        free = [agent for agent in agents if self._is_free(agent)]
+        waiting = [client for state in states.values() for client in state.open]
+        if not free or not waiting or self._wanted is None:
+            return
+        work = {agent: clients for agent, clients in self._wanted.work.items() if agent in agents}
+        busy = {agent: state.at_work for agent, state in states.items() if state.at_work}
+        changed = moved(work, open_clients=waiting, busy=busy, free=free)
+        if changed == work:
+            return
+        rest = {agent: clients for agent, clients in self._wanted.work.items() if agent not in agents}
+        self._wanted = self._wanted.changed(work={**rest, **changed})
+        self._store.write_ref(paths.wants(self._run_id), self._wanted.to_values())
+        for agent, clients in changed.items():
+            states[agent].open = [client for client in clients if client in waiting]
+
+    def ready(self) -> set[str]:
+        """Returns the agents that have said something in this coordinator's time, and have not ended."""
+        return {agent for agent, beat in self._heard.items() if not beat.ended}
+
+    @property
+    def served(self) -> dict[str, str]:
+        """Client -> the agent that worked for it last."""
+        return dict(self._served)
 
     @property
     def open(self) -> list[str]:
@@ -108,11 +141,21 @@ class Asking:
 
     def fail(self, agent: str) -> list[str]:
         """Gives up an agent's open clients, and returns them."""
+        self._heard.pop(agent, None)
         state = self._states.get(agent)
         given_up = [] if state is None else list(state.open)
         if state is not None:
             state.open.clear()
         return given_up
+
+    def forget(self, agent: str) -> None:
+        """Notes that an agent has ended, so that nobody counts on it."""
+        self._heard.pop(agent, None)
+
+    def open_of(self, agent: str) -> list[str]:
+        """Returns the clients of an agent whose tasks have not ended."""
+        state = self._states.get(agent)
+        return [] if state is None else list(state.open)
 
     def rest(self) -> None:
         """Wants nothing for now: agents at work give up what nobody needs any longer."""
@@ -134,15 +177,24 @@ class Asking:
             beat = None if seen.value is None else Beat.of(seen.value)
         except CheckpointError:  # of another version of lwfed: as if it had said nothing
             beat = None
+        if beat is not None:
+            self._heard[state.agent] = beat
+            if beat.client and beat.call == state.call:
+                self._served[beat.client] = state.agent
         now = time.monotonic()
         return [*state.hear(beat, now=now), *state.wait(now=now)]
+
+    def _is_free(self, agent: str) -> bool:
+        """Whether an agent has done its part of the call, and is there."""
+        state, beat = self._states.get(agent), self._heard.get(agent)
+        return state is not None and not state.open and beat is not None and not beat.ended and beat.call == state.call
 
     def _settings(self) -> dict[str, object]:
         kubernetes = self._spec.kubernetes
         return {
             "run_id": self._run_id,
             "name": self._spec.name,
-            "retries": self._spec.launch.retries,
+            "retries": kubernetes.retries if self._pods else self._spec.launch.retries,
             "poll_s": self._poll_s,
             "heartbeat_s": kubernetes.heartbeat_s,
             "heartbeat_timeout_s": kubernetes.heartbeat_timeout_s,

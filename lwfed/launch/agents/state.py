@@ -94,6 +94,11 @@ class AgentState:
         self._reported = why.partition(" for ")[0]
         return [ClientWaiting(client=self._client(), line=f"waits: {why}")]
 
+    @property
+    def at_work(self) -> str:
+        """The client that the agent works for now; empty if none, or if it has not begun the call."""
+        return self._beat.client if self._beat is not None and self._begun else ""
+
     def why_open(self, client: str, *, now: float) -> str:
         """Returns why a client is not done."""
         if self._beat is not None and self._beat.call == self.call and self._beat.client not in ("", client):

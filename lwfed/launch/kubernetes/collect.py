@@ -8,7 +8,7 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,12 +20,12 @@ from lwfed.launch.kubernetes.api import DeniedError
 from lwfed.launch.kubernetes.jobs import Jobs
 from lwfed.launch.kubernetes.logs import Lines, Logs
 from lwfed.launch.kubernetes.manifests import CONTAINER, Call
-from lwfed.launch.kubernetes.names import SERVER
 from lwfed.launch.kubernetes.poll import Poll
 from lwfed.launch.kubernetes.state import Fact, JobState
+from lwfed.run.agents import SERVER
 from lwfed.run.events import ClientLog, ClientStarted, ClientWaiting, Emit, Warning, read_event
 from lwfed.run.launcher import Outcome
-from lwfed.run.tasks import PoolTask, ServerTask
+from lwfed.run.tasks import PodTask
 from lwfed.spec.kubernetes import PoolSpec
 from lwfed.types.errors import LwfedError
 
@@ -41,7 +41,7 @@ PASSED_ON = frozenset({"client_step", "checking", "warning"})
 """Events of pods that are passed on to the run's events; all others are reserved for the coordinator."""
 
 
-PoolWork = tuple[PoolSpec, Sequence[PoolTask | ServerTask]]
+PoolWork = tuple[PoolSpec, Sequence[PodTask]]
 """A pool and the tasks of its clients."""
 
 
@@ -57,7 +57,7 @@ class _Job:
     """
 
     pool: PoolSpec
-    tasks: Sequence[PoolTask | ServerTask]
+    tasks: Sequence[PodTask]
     number: int
     state: JobState
 
@@ -91,32 +91,57 @@ class Collector:
         """
         missing = sum(len(tasks) for _, tasks in self._work) if need is None else need
         ends_at = time.monotonic() + (self._call.deadline_s or float("inf"))
+        with self.collecting():
+            while missing > 0 and self.open and (left_s := ends_at - time.monotonic()) > 0:
+                for outcome in self.tick(min(self.due_in_s, left_s)):
+                    missing -= outcome.exit_code == 0
+                    yield outcome
+            yield from self.finish(wanted=missing > 0)
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Creates the Jobs; follows their logs while the body runs, and deletes the Jobs if it fails."""
         try:
             for pool, tasks in self._work:
                 self._begin(pool, tasks, number=1)
-            while missing > 0 and any(job.state.open for job in self._begun.values()) and time.monotonic() < ends_at:
-                self._show_lines(min(self._poll.due_in_s, max(0.0, ends_at - time.monotonic())))
-                for outcome in self._settle(self._look()):
-                    missing -= outcome.exit_code == 0
-                    yield outcome
-                for job in [job for job in self._begun.values() if job.state.lost is not None and job.state.open]:
-                    yield from self._replace(job)
-            if missing > 0 or not any(job.state.open for job in self._begun.values()):
-                yield from self._late()
-                self._drain()
-            self._clean_up()
+            yield
         except LwfedError:
             self.end()
             raise
         finally:
             self._logs.close()
 
+    @property
+    def open(self) -> list[str]:
+        """The clients whose tasks have not ended."""
+        return [client for job in self._begun.values() for client in sorted(job.state.open)]
+
+    @property
+    def due_in_s(self) -> float:
+        """Seconds until the next poll of the cluster; 0 if it is due."""
+        return self._poll.due_in_s
+
+    def tick(self, wait_s: float) -> Iterator[Outcome]:
+        """Shows lines that arrive within `wait_s`, then polls if that is due; yields the tasks that have ended."""
+        self._show_lines(wait_s)
+        if self._poll.due_in_s == 0:
+            yield from self._settle(self._look())
+        for job in [job for job in self._begun.values() if job.state.lost is not None and job.state.open]:
+            yield from self._replace(job)
+
+    def finish(self, *, wanted: bool) -> Iterator[Outcome]:
+        """Deletes Jobs that nobody needs any longer; yields a failure for each open client if it is still wanted."""
+        if wanted or not self.open:
+            yield from self._late()
+            self._drain()
+        self._clean_up()
+
     def end(self) -> None:
         """Deletes all the call's Jobs."""
         for job in self._begun.values():
             self._jobs.end(job.state.handle)
 
-    def _begin(self, pool: PoolSpec, tasks: Sequence[PoolTask | ServerTask], *, number: int) -> None:
+    def _begin(self, pool: PoolSpec, tasks: Sequence[PodTask], *, number: int) -> None:
         handle = self._jobs.begin(self._call, pool, tasks)
         if handle.adopted:
             self._warn(f"takes over the Job {handle.name}, which another coordinator created")
@@ -241,5 +266,5 @@ def _should_end(job: _Job) -> bool:
     return not job.state.succeeded and not job.state.is_over and not job.state.has_live_pods
 
 
-def _client_of(task: PoolTask | ServerTask) -> str:
+def _client_of(task: PodTask) -> str:
     return str(getattr(task, "client", SERVER))

@@ -11,7 +11,7 @@ from typing import Any
 
 from lwfed import environment
 from lwfed.launch.kubernetes.api import PATIENCE_S, Cluster, current_namespace
-from lwfed.launch.kubernetes.manifests import Call, JobContext, Work, job
+from lwfed.launch.kubernetes.manifests import STAYS, Call, JobContext, Work, job
 from lwfed.launch.kubernetes.names import (
     POOL_LABEL,
     TASKS_NOTE,
@@ -22,9 +22,9 @@ from lwfed.launch.kubernetes.names import (
     run_selector,
     task_list,
 )  # fmt: skip
-from lwfed.launch.kubernetes.reasons import job_end
+from lwfed.launch.kubernetes.reasons import indexes, job_end
 from lwfed.launch.kubernetes.state import JobHandle
-from lwfed.run.tasks import PoolTask, ServerTask
+from lwfed.run.tasks import AgentTask, PodTask
 from lwfed.spec.kubernetes import KubernetesSpec, PoolSpec
 from lwfed.store import paths
 from lwfed.store.protocol import Store
@@ -55,7 +55,7 @@ class Jobs:
         self.settings, self.cluster, self._store = settings, cluster, store
         self._run_id, self._context = run_id, context
 
-    def begin(self, call: Call, pool: PoolSpec, tasks: Sequence[PoolTask | ServerTask]) -> JobHandle:
+    def begin(self, call: Call, pool: PoolSpec, tasks: Sequence[PodTask]) -> JobHandle:
         """Returns a Job that works on tasks in a pool: an existing one if possible, else a new one.
 
         A Job that has ended, or that has other tasks or another template, is not taken over; in the second case it is
@@ -78,6 +78,8 @@ class Jobs:
                 continue
             if (handle := self._adopted(value, wanted, template=template)) is not None:
                 return handle
+            if isinstance(tasks[0], AgentTask) and not self._still_has(value, work.clients):
+                continue  # other agents stay in it
             self.cluster.delete_job(value["metadata"]["name"], uid=value["metadata"]["uid"])
         for attempt in range(number, number + NAME_TRIES):
             name = job_name(call.step, tasks[0], run_id=self._run_id, pool=pool.name, attempt=attempt)
@@ -106,6 +108,13 @@ class Jobs:
         with suppress(LwfedError):
             self._store.delete(paths.job(handle.name))
 
+    def _still_has(self, value: Mapping[str, Any], clients: Sequence[str]) -> bool:
+        """Whether a Job may still run any of these clients."""
+        listed = self._store.read_ref(paths.job(value["metadata"]["name"]))
+        if listed is None:
+            return True
+        return bool(set(clients) & (set(clients_of(listed)) - _ended_in(value, listed)))
+
     def _listed(self, name: str, wanted: Mapping[str, Any]) -> bool:
         """Writes a Job's task list unless pods read another one there: equal stages of two runs want the same names."""
         key = paths.job(name)
@@ -123,7 +132,8 @@ class Jobs:
         listed = self._store.read_ref(paths.job(metadata["name"]))
         if listed is None or notes.get(TEMPLATE_NOTE) != template or notes.get(TASKS_NOTE) != digest_of(listed):
             return None
-        if not covers(listed, wanted):
+        gone = _ended_in(value, listed) if wanted["step"] == STAYS else set()
+        if not covers(listed, wanted) or gone & set(clients_of(wanted)):
             return None
         return JobHandle(name=metadata["name"], uid=metadata["uid"], clients=clients_of(listed), adopted=True)
 
@@ -158,6 +168,12 @@ def delete_run_jobs(cluster: Cluster, run_id: str) -> list[str]:
 def _attempt_of(value: Mapping[str, Any]) -> int:
     found = _ATTEMPT.search(value["metadata"]["name"])
     return int(found.group(1)) if found else 0
+
+
+def _ended_in(value: Mapping[str, Any], listed: Mapping[str, Any]) -> set[str]:
+    """Returns the clients of a Job whose pods have succeeded, which it never starts again."""
+    done = indexes((value.get("status") or {}).get("completedIndexes"))
+    return {client for index, client in enumerate(clients_of(listed)) if index in done}
 
 
 def _is_over(value: Mapping[str, Any]) -> bool:

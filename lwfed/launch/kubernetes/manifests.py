@@ -22,6 +22,9 @@ GRACE_S = 30
 TRAINS = ("train-client",)
 """Steps that use all GPUs of a pod, through torchrun."""
 
+STAYS = "agent"
+"""What the pods of a Job run that stay for a stage."""
+
 HOME: Mapping[str, str] = {
     "HOME": "/tmp",
     "TMPDIR": "/tmp",
@@ -205,7 +208,10 @@ def _pod(
 
 
 def _command(work: Work, pool: PoolSpec) -> list[str]:
-    step = ["step", work.call.step, "--store", work.store, "--job", work.name, "--json"]
+    where = ["--store", work.store, "--job", work.name, "--json"]
+    if work.call.step == STAYS:
+        return ["lwfed", "agent", *where]
+    step = ["step", work.call.step, *where]
     if pool.gpus > 1 and work.call.step in TRAINS:
         run = ["python", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={pool.gpus}"]
         return [*run, "-m", "lwfed", *step]

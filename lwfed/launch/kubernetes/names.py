@@ -6,12 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lwfed.run.tasks import PoolTask, RoundTask, ServerTask
+from lwfed.run.agents import SERVER
+from lwfed.run.tasks import AgentTask, PodTask, RoundTask
 from lwfed.spec.kubernetes import KubernetesSpec
 from lwfed.types.canonical import digest_of
-
-SERVER = "server"
-"""Stands for a client's id in the server's Jobs."""
 
 RUN_LABEL = "lwfed/run"
 POOL_LABEL = "lwfed/pool"
@@ -35,7 +33,7 @@ def label_value(text: str) -> str:
     return f"{readable}-{digest_of(text)[:8]}".lstrip("-")
 
 
-def job_name(step: str, task: PoolTask | ServerTask, *, run_id: str, pool: str, attempt: int) -> str:
+def job_name(step: str, task: PodTask, *, run_id: str, pool: str, attempt: int) -> str:
     """Returns the name of a Job, such as `lwfed-1a2b3c4d-r007-train-clients-a1`: of its stage, or else of its run.
 
     Args:
@@ -48,13 +46,15 @@ def job_name(step: str, task: PoolTask | ServerTask, *, run_id: str, pool: str, 
     parts = ["lwfed", digest_of(run_id)[:8]]
     if isinstance(task, RoundTask):
         parts = ["lwfed", task.stage_key[:8], f"r{task.server_round:03d}"]
+    elif isinstance(task, AgentTask):
+        parts = ["lwfed", task.stage_key[:8]]
     word = step.partition("-")[0]  # a client's step and the server's differ in the pool that follows
     name = "-".join([*parts, word, pool, f"a{attempt}"])
     assert len(name) <= MAX_NAME, name
     return name
 
 
-def call_labels(step: str, task: PoolTask | ServerTask, *, run_id: str) -> dict[str, str]:
+def call_labels(step: str, task: PodTask, *, run_id: str) -> dict[str, str]:
     """Returns the labels that select all Jobs and pods of one call of a launcher."""
     labels = {
         "app.kubernetes.io/name": "lwfed",
@@ -64,6 +64,8 @@ def call_labels(step: str, task: PoolTask | ServerTask, *, run_id: str) -> dict[
     }
     if isinstance(task, RoundTask):
         labels |= {"lwfed/stage-key": task.stage_key[:8], "lwfed/round": str(task.server_round)}
+    elif isinstance(task, AgentTask):
+        labels |= {"lwfed/stage-key": task.stage_key[:8]}
     return labels
 
 
@@ -77,9 +79,7 @@ def run_selector(run_id: str) -> str:
     return selector({"app.kubernetes.io/managed-by": "lwfed", RUN_LABEL: label_value(run_id)})
 
 
-def task_list(
-    step: str, tasks: Sequence[PoolTask | ServerTask], *, run_id: str, settings: KubernetesSpec
-) -> dict[str, Any]:
+def task_list(step: str, tasks: Sequence[PodTask], *, run_id: str, settings: KubernetesSpec) -> dict[str, Any]:
     """Returns a Job's task list, as the store has it: one task per pod, and the heartbeat that pods watch."""
     return {
         "step": step,
