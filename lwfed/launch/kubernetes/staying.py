@@ -40,10 +40,8 @@ class Staying:
 
     def __init__(self, spec: RunSpec, *, jobs: Jobs, store: Store, run_id: str) -> None:
         self._jobs, self._store, self._run_id = jobs, store, run_id
-        settings = spec.kubernetes
-        clients = spec.federation.eligible_ids
-        self._sizes = {pool.name: len(named) for pool, named in settings.by_pool(clients)} | {settings.server.name: 1}
-        self._asking = Asking(spec, store=store, run_id=run_id, agents=len(clients), warn=self._warn)
+        self._spec = spec
+        self._asking = Asking(spec, store=store, run_id=run_id, agents=spec.federation.clients, warn=self._warn)
         self._residents: Residents | None = None
         self._tasks: Mapping[str, Sequence[AgentTask]] = {}
         self._pools: dict[str, PoolSpec] = {}
@@ -128,8 +126,7 @@ class Staying:
             self.release()
         if self._residents is None:
             self._residents = Residents(self._jobs, run_id=self._run_id, stage_key=task.stage_key, emit=emit)
-        number = min(self._sizes[pool.name], pool.parallel or self._sizes[pool.name])
-        names = [f"{task.stage_key[:8]}-{pool.name}-{index}" for index in range(number)]
+        names = [f"{task.stage_key[:8]}-{pool.name}-{index}" for index in range(self._size(pool))]
         return {
             name: AgentTask(
                 store=task.store,
@@ -141,6 +138,14 @@ class Staying:
             )
             for name in names
         }
+
+    def _size(self, pool: PoolSpec) -> int:
+        """Returns how many pods of a pool stay: as many as it has clients, or fewer if it is limited."""
+        settings = self._spec.kubernetes
+        if pool.name == settings.server.name:
+            return 1
+        clients = {named.name: of for named, of in settings.by_pool(self._spec.federation.eligible_ids)}
+        return min(len(clients[pool.name]), pool.parallel or len(clients[pool.name]))
 
     def _start(self, pool: PoolSpec, agents: Sequence[AgentTask]) -> None:
         if self._residents is not None:
