@@ -188,6 +188,9 @@ class Display:
         early = record.result_round not in (None, record.rounds)
         chosen = f"  round {record.result_round} of {record.rounds}" if early else ""
         self._say(f"stage {record.stage} {how}  {record.digest[:12]}{chosen}")
+        if record.start_s and not record.reused:
+            parts = ", ".join(f"{name.replace('_', ' ')} {seconds_text(s)}" for name, s in record.start_s.items())
+            self._say(f"  [dim]its first step came after {seconds_text(sum(record.start_s.values()))}: {parts}[/]")
         planned = record.rounds if self._stage is None else self._stage.rounds
         self._done += planned if record.reused else planned - record.rounds
 

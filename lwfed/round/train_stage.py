@@ -6,9 +6,10 @@ It holds no state of its own: killed at any point and started again, it continue
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from lwfed.plan.gates import progress
 from lwfed.plan.stages import StagePlan
@@ -23,6 +24,7 @@ from lwfed.run.measured import clients_before, measured_by_kind, measured_ledger
 from lwfed.run.overhead import Overhead
 from lwfed.run.prune import prune_rounds
 from lwfed.run.stage import Stage
+from lwfed.run.starting import Starting, age_of_process
 from lwfed.run.tasks import StageTask
 from lwfed.spec.run import RunSpec
 from lwfed.store import paths
@@ -36,7 +38,7 @@ from lwfed.types.records import Ledger, RunRecord, StageRecord
 from lwfed.types.round_records import RoundMetrics, RoundRecord
 
 
-def train_stage(task: StageTask, *, launcher: Launcher, store: Store, emit: Emit) -> StageRecord:
+def train_stage(task: StageTask, *, launcher: Launcher, store: Store, emit: Emit, first: bool = True) -> StageRecord:
     """Runs a stage to its end.
 
     Args:
@@ -44,6 +46,7 @@ def train_stage(task: StageTask, *, launcher: Launcher, store: Store, emit: Emit
         launcher: Runs the clients.
         store: The store that holds the run.
         emit: Receives the stage's events.
+        first: Whether it is this process's first stage, so that the age of the process belongs to its start.
 
     Returns:
         The StageRecord; `reused` is set if the stage was already committed.
@@ -58,7 +61,8 @@ def train_stage(task: StageTask, *, launcher: Launcher, store: Store, emit: Emit
     plan = stage.plan
     runs.note_stage(store, run, task.stage, stage.key)
     done = _record_of(stage.key, store=store)
-    emit(StageStarted(stage=plan.stage, key=stage.key, rounds=plan.rounds, reused=done is not None))
+    starting = Starting(emit, process_s=age_of_process() if first else None)
+    starting.emit(StageStarted(stage=plan.stage, key=stage.key, rounds=plan.rounds, reused=done is not None))
     if done is not None:
         for finished in runs.rounds_of(store, stage.key):
             emit(RoundDone(record=finished))
@@ -67,7 +71,7 @@ def train_stage(task: StageTask, *, launcher: Launcher, store: Store, emit: Emit
         return record
     started = time.monotonic()
     _begin(stage, run, store=store)
-    overhead = Overhead(emit)
+    overhead = Overhead(starting.emit)
     start = RoundContext(stage=stage, server_round=0, store=store, place=task.place, run_id=task.run_id)
     records: list[RoundRecord] = []
     pool, measured = _pool_of(spec), set[str]()
@@ -85,7 +89,8 @@ def train_stage(task: StageTask, *, launcher: Launcher, store: Store, emit: Emit
         )
     if not plan.rounds and plan.stage == plan.num_stages:
         launcher.server("evaluate-round", start.task, emit=emit)
-    record = _commit(stage, run, records, result=stands.result, store=store, wall_s=time.monotonic() - started)
+    times = {"wall_s": time.monotonic() - started} | ({"start_s": starting.seconds} if starting.seconds else {})
+    record = _commit(stage, run, records, result=stands.result, store=store, times=times)
     emit(StageDone(record=record))
     return record
 
@@ -183,7 +188,7 @@ def _record_of(key: str, *, store: Store) -> StageRecord | None:
 
 
 def _commit(
-    stage: Stage, run: RunRecord, records: Sequence[RoundRecord], *, result: int, store: Store, wall_s: float
+    stage: Stage, run: RunRecord, records: Sequence[RoundRecord], *, result: int, store: Store, times: Mapping[str, Any]
 ) -> StageRecord:
     """Commits the stage: the checkpoint of round `result` becomes its result."""
     plan = stage.plan
@@ -204,7 +209,7 @@ def _commit(
         rounds=len(records),
         metrics=dict(records[result - 1].metrics if records else evaluated.metrics if evaluated else {}),
         ledger=ledger.changed(kinds=kinds) if kinds else ledger,
-        wall_s=wall_s,
+        **times,
         reused=False,
         **_gated(stage, rounds=len(records), result=result),
     )

@@ -78,7 +78,7 @@ def run_stages(
         emit(StageDone(record=record))
     for stage in range(first, min(total, last_stage or total) + 1):
         task = StageTask(store=store.uri, run_id=run.run_id, stage=stage, place=place)
-        records.append(train_stage(task, launcher=launcher, store=store, emit=emit))
+        records.append(train_stage(task, launcher=launcher, store=store, emit=emit, first=stage == first))
     if place.cache is not None:
         shutil.rmtree(place.cache, ignore_errors=True)
     summary = summarise(run, records, wall_s=time.monotonic() - started, complete=len(records) == total)

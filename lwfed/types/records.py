@@ -38,6 +38,7 @@ class StageRecord(Record):
         metrics: Metrics of that round.
         ledger: Its costs.
         wall_s: Wall-clock seconds.
+        start_s: Part of its start -> seconds, to the first training step (`lwfed.run.starting`); empty: not measured.
         reused: Whether it was already committed, by this run or another.
     """
 
@@ -52,6 +53,7 @@ class StageRecord(Record):
     metrics: Metrics
     ledger: Ledger = Field(default_factory=Ledger)
     wall_s: float
+    start_s: dict[str, float] = Field(default_factory=dict)
     reused: bool = False
 
 
