@@ -26,11 +26,13 @@ from lwfed.round import evaluate_client, train_client
 from lwfed.round.workbench import Workbench
 from lwfed.run.agents import AgentOutcome, Wants
 from lwfed.run.events import ClientStep, Event
+from lwfed.store import paths
 from lwfed.store.protocol import Store
 from lwfed.types.errors import (
     FINAL_CODES,
     AgentError,
     CheckpointError,
+    DeniedError,
     DiskFullError,
     LateError,
     LwfedError,
@@ -97,6 +99,7 @@ class Agent:
 
         Raises:
             AgentError: Another agent of the same name is at work.
+            DeniedError: The store refuses the agent's credentials, or its clock.
             LwfedError: A client's work failed, and a new process may succeed.
         """
         idle_since = time.monotonic()
@@ -156,8 +159,11 @@ class Agent:
             beats.say(now=True, client="", note=str(error))
             self._say(f"{client}: {error}")
             return
-        except UnreachableError:
+        except UnreachableError as error:
             beats.say(tries={**beats.last.tries, client: tries - 1})
+            if isinstance(error, DeniedError) and self._fatal is None:  # it may be allowed to say so
+                with suppress(LwfedError):
+                    beats.say(now=True, client="", note=str(error))
             raise
         except Exception as error:
             self._fail(wants, client, beats, error, tries=tries)
@@ -207,7 +213,7 @@ class Agent:
         return self._beats
 
     def _leave(self) -> None:
-        if self._beats is not None and not isinstance(self._fatal, AgentError):
+        if self._beats is not None and not isinstance(self._fatal, AgentError | DeniedError):
             with suppress(LwfedError):
                 self._beats.say(now=True, client="", ended=True)
         self._beats = None
@@ -220,6 +226,9 @@ class Agent:
         return self._settings.idle_s is not None and seconds > self._settings.idle_s
 
     def _pause(self, error: UnreachableError) -> None:
+        if isinstance(error, DeniedError):
+            self._fatal = error
+            return
         self._say(f"{error.problem}; trying again")
         self._over.wait(PAUSE_S)
 
@@ -235,12 +244,20 @@ class Agent:
             thread.join(timeout=2 * PAUSE_S)
             self._leave()
 
+    def _refuse_other_credentials(self) -> None:
+        """Raises DeniedError if the credentials are not the agent's own: nobody else may read its beats."""
+        self._store.read_ref(paths.beats("none", self._settings.name))
+
     def _listen(self) -> None:
         wanted = Wanted(self._store, self._settings.name, self._settings.run_id)
         coordinator = Coordinator(self._store, say=self._say)
-        look_at, failing = 0.0, False
+        look_at, failing, known = 0.0, False, False
         while not self._over.is_set():
+            beats = self._beats
             try:
+                if not known:
+                    self._refuse_other_credentials()
+                    known = True
                 if time.monotonic() >= look_at:
                     wanted.look()
                     self._current = dict(wanted.current)
@@ -248,10 +265,13 @@ class Agent:
                     look_at = time.monotonic() + wanted.poll_s * random.uniform(0.7, 1.3)
                     self._news.set()
                     coordinator.watch(self._current.get(self._serving))
-                beats = self._beats
                 if beats is not None and beats.due_in_s == 0:
                     beats.write()
                 failing = False
+            except DeniedError as error:
+                self._fatal = error
+                self._news.set()
+                return
             except UnreachableError as error:
                 if not failing:
                     self._say(f"{error.problem}; trying again")

@@ -1,9 +1,11 @@
-"""`lwfed store`: sets up a bucket, limits clients' credentials to their own folders, and tests a store."""
+"""`lwfed store`: sets up a bucket, enrols and revokes clients with credentials of their own, and tests a store."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,19 +13,37 @@ import typer
 import yaml
 
 from lwfed import environment
+from lwfed.cli.enrolment import Enrolled, enrol_silos, known_secrets, secret, secret_name, write_secrets
 from lwfed.cli.options import Json
 from lwfed.drive.console import make_console, make_table, print_json
 from lwfed.formats import bytes_text
 from lwfed.store.policies import SERVER, client_policy, policies_of, server_policy
 from lwfed.types.clients import client_ids
-from lwfed.types.errors import LwfedError, SpecError, UnreachableError
+from lwfed.types.errors import SpecError, UnreachableError
 
 if TYPE_CHECKING:
     from lwfed.store.provision import Provisioned, User
+    from lwfed.store.s3.access import Access
 
 app = typer.Typer(help="Set up an S3 store, print its policies, test it.", no_args_is_help=True, rich_markup_mode=None)
 
-SECRET_NAME = "lwfed-store"
+
+AdminUser = Annotated[
+    str | None, typer.Option("--admin-user", metavar="NAME", help="MinIO's administrator; default: MINIO_ROOT_USER.")
+]
+AdminPassword = Annotated[
+    str | None,
+    typer.Option(
+        "--admin-password", metavar="TEXT", help="Its password; default: MINIO_ROOT_PASSWORD, which stays hidden."
+    ),
+]
+Endpoint = Annotated[
+    str | None, typer.Option("--endpoint", metavar="URL", help="The server; default: AWS_ENDPOINT_URL_S3.")
+]
+Authority = Annotated[
+    Path | None,
+    typer.Option("--ca", metavar="FILE", help="The authority of the server's certificate, which is handed out, too."),
+]
 
 
 @app.command("init")
@@ -36,19 +56,9 @@ def init(
         list[str] | None,
         typer.Option("--client", metavar="ID", help="A client's id, instead of --clients; may be repeated."),
     ] = None,
-    admin_user: Annotated[
-        str | None,
-        typer.Option("--admin-user", metavar="NAME", help="MinIO's administrator; default: MINIO_ROOT_USER."),
-    ] = None,
-    admin_password: Annotated[
-        str | None,
-        typer.Option(
-            "--admin-password", metavar="TEXT", help="Its password; default: MINIO_ROOT_PASSWORD, which stays hidden."
-        ),
-    ] = None,
-    endpoint: Annotated[
-        str | None, typer.Option("--endpoint", metavar="URL", help="The server; default: AWS_ENDPOINT_URL_S3.")
-    ] = None,
+    admin_user: AdminUser = None,
+    admin_password: AdminPassword = None,
+    endpoint: Endpoint = None,
     pod_endpoint: Annotated[
         str | None, typer.Option("--pod-endpoint", metavar="URL", help="The server's URL for pods.")
     ] = None,
@@ -56,59 +66,118 @@ def init(
         str,
         typer.Option("--output", "-O", metavar="DIR", help="Folder for one file per Secret, or - for standard output."),
     ] = "-",
-    authority: Annotated[
+    silos: Annotated[
         Path | None,
         typer.Option(
-            "--ca", metavar="FILE", help="The authority of the server's certificate; included in the Secrets."
+            "--silos", metavar="DIR",
+            help="Enrol the clients as silos: a folder per client with all that its owner needs for an agent, in place "
+            "of its Secret.",
         ),
     ] = None,
+    silo_endpoint: Annotated[
+        str | None, typer.Option("--silo-endpoint", metavar="URL", help="The server's URL for silos.")
+    ] = None,
+    authority: Authority = None,
     namespace: Annotated[str, typer.Option("--namespace", metavar="NS", help="The Secrets' namespace.")] = "kubeflow",
     versioning: Annotated[
         bool, typer.Option("--versioning", help="Keep objects that are overwritten or deleted.")
     ] = False,
-    rotate: Annotated[bool, typer.Option("--rotate", help="Give existing users new secrets, too.")] = False,
+    rotate: Annotated[
+        bool,
+        typer.Option(
+            "--rotate",
+            help="Give existing users new secrets, too: the clients of --client, else the server and all clients. "
+            "A revoked client is readmitted only by --client.",
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the policies and change nothing.")] = False,
     as_json: Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Create the bucket, and on MinIO a user for the server and one per client; print their Secrets.
 
-    A second call changes nothing: existing users keep their secrets, which are not printed again.
+    A second call changes nothing: existing users keep their secrets, which are not printed again, and files of a silo
+    that are there stay as they are.
     """
-    ids = list(client or client_ids(clients))
+    ids = [who for who in client or client_ids(clients) if who != SERVER]
     if dry_run:
         print_json({"uri": uri, "policies": policies_of(uri, ids)})
         return
+    from lwfed.agent.enrol import Silo, secret_of
     from lwfed.store.provision import provision
-    from lwfed.store.s3.client import Access
 
-    name, password = environment.minio_admin()
-    address = endpoint or environment.s3_endpoint()
-    if address is None:
-        raise SpecError("no server is set", remedy="pass --endpoint http://HOST:PORT, or set AWS_ENDPOINT_URL_S3")
-    admin = Access(
-        access_key=admin_user or name,
-        secret_key=admin_password or password,
-        endpoint=address,
-        ca_bundle=None if authority is None else str(authority),
-    )
+    admin = _administrator(admin_user, admin_password, endpoint, authority)
     folder = None if output == "-" else Path(output)
-    known = {} if folder is None else _known(folder)
-    done = provision(uri, clients=ids, admin=admin, versioning=versioning, rotate=rotate, known=known)
-    shared = {"AWS_ENDPOINT_URL_S3": pod_endpoint or address}
-    if authority is not None:
-        shared["ca.crt"] = _text_of(authority)
+    known = {} if folder is None else known_secrets(folder)
+    if silos is not None:
+        known |= {who: found for who in ids if (found := secret_of(silos / who)) is not None}
+    done = provision(
+        uri,
+        clients=ids,
+        admin=admin,
+        versioning=versioning,
+        rotate=(client or [SERVER, *ids]) if rotate else (),
+        readmit=bool(client),
+        known=known,
+    )
+    certificate = None if authority is None else _text_of(authority)
+    shared = {"AWS_ENDPOINT_URL_S3": pod_endpoint or str(admin.endpoint)}
+    if certificate is not None:
+        shared["ca.crt"] = certificate
     manifests = {
-        user.who: _secret(user, shared, namespace=namespace) for user in done.users if user.secret_key is not None
+        user.who: secret(user, shared, namespace=namespace)
+        for user in done.users
+        if user.secret_key is not None and (silos is None or user.who == SERVER)
     }
     if folder is not None:
-        _write(folder, manifests)
-    if as_json:
-        users = [{**asdict(user), "secret": _secret_name(user.who)} for user in done.users]
-        print_json({"uri": uri, "bucket_made": done.bucket_made, "notes": list(done.notes), "users": users})
-        return
-    if folder is None and manifests:
+        write_secrets(folder, manifests)
+    elif manifests and not as_json:
         sys.stdout.write(yaml.safe_dump_all(manifests.values(), sort_keys=False))
-    _print_result(uri, done, folder)
+    enrolled = []
+    if silos is not None:
+        make = partial(Silo, store=uri, endpoint=silo_endpoint or str(admin.endpoint), authority=certificate)
+        enrolled = enrol_silos(
+            [user for user in done.users if user.who != SERVER], silos, known=known, rotate=rotate, make=make
+        )
+    if as_json:
+        print_json(
+            {
+                "uri": uri,
+                "bucket_made": done.bucket_made,
+                "notes": list(done.notes),
+                "users": [_values(user, hidden=user.who not in manifests) for user in done.users],
+                "silos": [asdict(silo) for silo in enrolled],
+            }
+        )
+        return
+    _print_result(uri, done, secrets=len(manifests), where=folder)
+    _print_silos(enrolled)
+
+
+@app.command("revoke")
+def revoke(
+    uri: Annotated[str, typer.Argument(metavar="URI", help="s3://bucket/prefix")],
+    client: Annotated[
+        list[str], typer.Option("--client", metavar="ID", help="A client's id; may be repeated.")
+    ],
+    admin_user: AdminUser = None,
+    admin_password: AdminPassword = None,
+    endpoint: Endpoint = None,
+    authority: Authority = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Revoke clients' credentials on MinIO: from now on the server refuses them.
+
+    Runs go on without these clients as far as their quorum allows, and updates that were counted stay. `lwfed store
+    init URI --client ID --rotate` readmits a client, with a new secret.
+    """
+    from lwfed.store.provision import revoke as revoke_users
+
+    done = revoke_users(uri, clients=client, admin=_administrator(admin_user, admin_password, endpoint, authority))
+    if as_json:
+        print_json({"uri": uri, "revoked": done, "already": [who for who in client if who not in done]})
+        return
+    for who in client:
+        make_console(stderr=True).print(f"{who}: {'revoked' if who in done else 'was revoked already'}")
 
 
 @app.command("policy")
@@ -161,62 +230,44 @@ def _text_of(path: Path) -> str:
         raise SpecError(f"{path} cannot be read: {error}", remedy="name a PEM file with --ca") from None
 
 
-def _secret_name(who: str) -> str:
-    return f"{SECRET_NAME}-{who}".lower().replace("_", "-")
+def _administrator(user: str | None, password: str | None, endpoint: str | None, authority: Path | None) -> Access:
+    """Returns the server's address and MinIO's administrator. Raises SpecError if no server is set."""
+    from lwfed.store.s3.access import Access
+
+    name, known = environment.minio_admin()
+    address = endpoint or environment.s3_endpoint()
+    if address is None:
+        raise SpecError("no server is set", remedy="pass --endpoint http://HOST:PORT, or set AWS_ENDPOINT_URL_S3")
+    return Access(
+        access_key=user or name,
+        secret_key=password or known,
+        endpoint=address,
+        ca_bundle=None if authority is None else str(authority),
+    )
 
 
-def _secret(user: User, shared: dict[str, str], *, namespace: str) -> dict[str, Any]:
-    """Returns a Kubernetes Secret, for use as environment or mounted at LWFED_S3_SECRET_DIR."""
-    return {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": {
-            "name": _secret_name(user.who),
-            "namespace": namespace,
-            "labels": {"app.kubernetes.io/part-of": "lwfed"},
-        },
-        "type": "Opaque",
-        "stringData": {"AWS_ACCESS_KEY_ID": user.access_key, "AWS_SECRET_ACCESS_KEY": user.secret_key, **shared},
-    }
+def _values(user: User, *, hidden: bool) -> dict[str, Any]:
+    """Returns a user as plain values; the secret of a silo is in its folder alone."""
+    values = {**asdict(user), "secret": secret_name(user.who)}
+    return values | {"secret_key": None} if hidden else values
 
 
-def _known(folder: Path) -> dict[str, str]:
-    """Reads the secrets that an earlier call wrote to a folder: client -> secret."""
-    known = {}
-    for path in sorted(folder.glob("*.yaml")) if folder.is_dir() else ():
-        try:
-            known[path.stem] = str(
-                yaml.safe_load(path.read_text(encoding="utf-8"))["stringData"]["AWS_SECRET_ACCESS_KEY"]
-            )
-        except (KeyError, TypeError, yaml.YAMLError):
-            raise SpecError(f"{path} is not a Secret of lwfed", remedy="name another folder with --output") from None
-    return known
-
-
-def _write(folder: Path, manifests: dict[str, dict[str, Any]]) -> None:
-    """Writes files that only their owner can read."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for who, manifest in manifests.items():
-            path = folder / f"{who}.yaml"
-            path.touch(mode=0o600)
-            path.chmod(0o600)
-            path.write_text(yaml.safe_dump(manifest, sort_keys=False), encoding="utf-8")
-    except OSError as error:
-        raise LwfedError(
-            f"the secrets cannot be written to {folder}: {error.strerror}",
-            remedy="name another folder and repeat with --rotate: secrets are shown only once",
-        ) from error
-
-
-def _print_result(uri: str, done: Provisioned, folder: Path | None) -> None:
+def _print_result(uri: str, done: Provisioned, *, secrets: int, where: Path | None) -> None:
     """Prints the result to standard error."""
     console = make_console(stderr=True)
     new = sum(user.made for user in done.users)
-    secrets = sum(user.secret_key is not None for user in done.users)
     console.print(
         f"{uri}: bucket {'created' if done.bucket_made else 'exists'}, {new} users created, {len(done.users) - new} "
-        f"existed, {secrets} secrets {'printed' if folder is None else f'written to {folder}'}"
+        f"existed, {secrets} secrets {'printed' if where is None else f'written to {where}'}"
     )
     for note in done.notes:
         console.print(note)
+    if revoked := [user.who for user in done.users if user.revoked]:
+        console.print(f"revoked: {', '.join(revoked)}; --rotate --client ID readmits one")
+
+
+def _print_silos(enrolled: Sequence[Enrolled]) -> None:
+    console = make_console(stderr=True)
+    for silo in enrolled:
+        kept = f"; kept as they are: {', '.join(silo.kept)}" if silo.kept else ""
+        console.print(f"{silo.client}: {silo.folder} is for its owner, by a safe way: it holds its credentials{kept}")

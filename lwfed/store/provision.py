@@ -1,11 +1,11 @@
-"""Sets up a bucket on MinIO for a federation: the bucket, and a user for the server and for each client."""
+"""Sets up a bucket on MinIO for a federation: the bucket, and a user for the server and each client; revokes users."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -13,14 +13,16 @@ from urllib.parse import urlsplit
 
 from lwfed import environment
 from lwfed.store.policies import policies_of, split_uri
-from lwfed.store.s3.client import Access, Connection, RefusedError
-from lwfed.types.errors import SpecError, UnreachableError
+from lwfed.store.s3.access import Access
+from lwfed.store.s3.client import Connection, RefusedError
+from lwfed.types.errors import NotFoundError, SpecError, UnreachableError
 
 T = TypeVar("T")
 
 ABORT_DAYS = 7
 TIMEOUT_S = 15.0
 TRIES = 3
+DISABLED = "disabled"
 BY_HAND = "on a server other than MinIO, create users by hand with `lwfed store policy`"
 ADMINISTRATOR = "set MINIO_ROOT_USER and MINIO_ROOT_PASSWORD to the server's own"
 
@@ -34,12 +36,14 @@ class User:
         access_key: Its name on the server.
         secret_key: Its secret; None if it existed already and its secret stays.
         made: Whether it is new.
+        revoked: Whether it may do nothing until it is given a new secret.
     """
 
     who: str
     access_key: str
     secret_key: str | None
     made: bool
+    revoked: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,8 @@ def provision(
     clients: Sequence[str],
     admin: Access,
     versioning: bool = False,
-    rotate: bool = False,
+    rotate: Collection[str] = (),
+    readmit: bool = False,
     known: Mapping[str, str] | None = None,
 ) -> Provisioned:
     """Creates the bucket and the users, or repairs existing ones; a second call changes nothing.
@@ -79,34 +84,73 @@ def provision(
         clients: The clients' ids.
         admin: The server's endpoint and MinIO's administrator.
         versioning: Keep objects that are overwritten or deleted.
-        rotate: Give existing users new secrets.
+        rotate: Who gets a new secret: clients' ids, or `server`.
+        readmit: Give those of them that were revoked a new secret, too.
         known: Secrets that were handed out earlier; a user that is missing is created again with its own.
 
     Raises:
         SpecError: No administrator is set.
         UnreachableError: The server does not answer, or rejects the administrator.
     """
-    bucket, _ = split_uri(uri)
     policies = policies_of(uri, clients)
-    if admin.access_key is None or admin.secret_key is None:
-        raise SpecError("no administrator is set", remedy="set MINIO_ROOT_USER and MINIO_ROOT_PASSWORD")
-    connection = Connection(uri, bucket, access=admin, remedy=ADMINISTRATOR)
+    connection, server = _administration(uri, admin)
     made = _make_bucket(connection)
     notes = _arrange(connection, versioning=versioning)
-    server = _admin(admin, connection)
-    existing = set(json.loads(_ask(server.user_list, connection) or "{}"))
+    existing = _users(server, connection)
     users = []
     for who, policy in policies.items():
         name = access_key_of(uri, who)
+        if existing.get(name) == DISABLED and not (readmit and who in rotate):
+            users.append(User(who=who, access_key=name, secret_key=None, made=False, revoked=True))
+            continue
         secret = None
-        if name not in existing or rotate:
-            kept = None if rotate else (known or {}).get(who)
+        if name not in existing or who in rotate:
+            kept = None if who in rotate else (known or {}).get(who)
             secret = kept or secrets.token_urlsafe(30)
             _ask(partial(server.user_add, name, secret), connection)
         _ask(partial(server.policy_add, name, policy=policy), connection)
         _ask(partial(server.policy_set, name, user=name), connection)
         users.append(User(who=who, access_key=name, secret_key=secret, made=name not in existing))
     return Provisioned(bucket_made=made, notes=tuple(notes), users=tuple(users))
+
+
+def revoke(uri: str, *, clients: Sequence[str], admin: Access) -> list[str]:
+    """Disables clients' users: the server refuses them at once, until `provision` readmits them.
+
+    Returns:
+        The clients that had not been revoked before.
+
+    Raises:
+        NotFoundError: A client has no user; then none is revoked.
+        SpecError: No administrator is set.
+        UnreachableError: The server does not answer, or rejects the administrator.
+    """
+    connection, server = _administration(uri, admin)
+    existing = _users(server, connection)
+    names = {client: access_key_of(uri, client) for client in clients}
+    if missing := sorted(client for client, name in names.items() if name not in existing):
+        raise NotFoundError(
+            f"{', '.join(missing)}: no such user of {uri}", remedy="`lwfed store init` names a store's users"
+        )
+    open_ = [client for client, name in names.items() if existing[name] != DISABLED]
+    for client in open_:
+        _ask(partial(server.user_disable, names[client]), connection)
+    return open_
+
+
+def _administration(uri: str, admin: Access) -> tuple[Connection, Any]:
+    """Returns the administrator's connections to S3 and to MinIO's admin API. Raises SpecError if there is none."""
+    bucket, _ = split_uri(uri)
+    if admin.access_key is None or admin.secret_key is None:
+        raise SpecError("no administrator is set", remedy="set MINIO_ROOT_USER and MINIO_ROOT_PASSWORD")
+    connection = Connection(uri, bucket, access=admin, remedy=ADMINISTRATOR)
+    return connection, _admin(admin, connection)
+
+
+def _users(server: Any, connection: Connection) -> dict[str, str]:
+    """Returns the server's users: name -> `enabled` or `disabled`."""
+    listed = json.loads(_ask(server.user_list, connection) or "{}")
+    return {name: str(values.get("status", "")) for name, values in listed.items()}
 
 
 def _make_bucket(connection: Connection) -> bool:

@@ -82,6 +82,10 @@ class UnreachableError(LwfedError, ConnectionError):
     name = "store or server unreachable"
 
 
+class DeniedError(UnreachableError):
+    """A store answers, and refuses these credentials or this machine's clock: waiting alone does not help."""
+
+
 class OutOfMemoryError(LwfedError, MemoryError):
     """The device or the host has too little memory for a step."""
 

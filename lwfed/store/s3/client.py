@@ -14,7 +14,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import botocore.session
@@ -25,23 +24,15 @@ from urllib3.exceptions import HTTPError
 from lwfed import environment
 from lwfed.patience import Patience
 from lwfed.store.s3 import answers
+from lwfed.store.s3.access import Access, read_access
 from lwfed.store.s3.answers import TRANSIENT_STATUS, ForeignError
-from lwfed.types.errors import DiskFullError, LwfedError, SpecError, UnreachableError
+from lwfed.types.errors import DeniedError, DiskFullError, LwfedError, SpecError, UnreachableError
 
 T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0
 CONNECTIONS = 32
-
-FILES: dict[str, tuple[str, ...]] = {
-    "access_key": ("accesskey", "AWS_ACCESS_KEY_ID", "access_key", "username"),
-    "secret_key": ("secretkey", "AWS_SECRET_ACCESS_KEY", "secret_key", "password"),
-    "session_token": ("sessiontoken", "AWS_SESSION_TOKEN"),
-    "endpoint": ("endpoint", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
-    "region": ("region", "AWS_REGION", "AWS_DEFAULT_REGION"),
-}
-"""Setting -> names of its file in a mounted secret; `ca.crt` is the authority of the server's certificate."""
 
 TRANSIENT_CODES = frozenset(
     {
@@ -57,18 +48,9 @@ CREDENTIAL_CODES = frozenset(
 )
 
 CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or LWFED_S3_SECRET_DIR to a mounted secret"
-
-
-@dataclass(frozen=True)
-class Access:
-    """A server's address and credentials; None: from botocore's own chain (environment, profile, platform)."""
-
-    access_key: str | None = None
-    secret_key: str | None = None
-    session_token: str | None = None
-    endpoint: str | None = None
-    region: str | None = None
-    ca_bundle: str | None = None
+REJECTS = "rejects these credentials"
+WAITS = "and LWFED_S3_SECRET_DIR has no others yet"
+RENEWED = "if they were rotated or revoked, the store's administrator has others"
 
 
 class RefusedError(Exception):
@@ -95,30 +77,6 @@ class RefusedError(Exception):
 
 class BrokenOffError(OSError):
     """An answer that broke off."""
-
-
-def read_access() -> Access:
-    """Reads the mounted secret, if one is set. Raises SpecError if it lacks its keys."""
-    folder = environment.s3_secret_folder()
-    if folder is None:
-        return Access()
-    found = {name: _first(folder, files) for name, files in FILES.items()}
-    bundle = folder / "ca.crt"
-    access = Access(**found, ca_bundle=str(bundle) if bundle.is_file() else None)
-    if access.access_key is None or access.secret_key is None:
-        raise SpecError(
-            f"the folder {folder} (LWFED_S3_SECRET_DIR) has no files accesskey and secretkey",
-            remedy="mount a secret with these keys there, or with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-        )
-    return access
-
-
-def _first(folder: Path, names: Collection[str]) -> str | None:
-    for name in names:
-        with suppress(OSError):
-            if text := (folder / name).read_text(encoding="utf-8").strip():
-                return text
-    return None
 
 
 @lru_cache(maxsize=8)
@@ -173,6 +131,7 @@ class Connection:
     remedy: str | None = None
     bucket_remedy: str | None = None
     _mounted: Access | None = None
+    _accepted: bool = False
 
     @property
     def client(self) -> Any:
@@ -200,9 +159,8 @@ class Connection:
         """Returns new patience for one request, or for one object whose parts are transferred together."""
 
         def report(problem: str, left_s: float) -> None:
-            logging.getLogger("lwfed").warning(
-                "%s does not answer (%s); retrying for %.0f s", self.endpoint, problem, left_s
-            )
+            what = problem if problem.startswith(REJECTS) else f"does not answer ({problem})"
+            logging.getLogger("lwfed").warning("%s %s; retrying for %.0f s", self.endpoint, what, left_s)
 
         return Patience(bound_s=self.patience_s, report=report)
 
@@ -216,6 +174,9 @@ class Connection:
     ) -> T:
         """Runs a request, and repeats it while the server is down.
 
+        Keys of a mounted secret that have worked and are rejected now are waited for, as a server is: whoever rotates
+        them changes the server first.
+
         Args:
             work: The request, given the client; it may run several times.
             about: What the request does, for messages.
@@ -223,12 +184,14 @@ class Connection:
             patience: How long to retry; `work` may record progress in it. None: the connection's own.
 
         Raises:
-            UnreachableError: The server does not answer, or refuses.
+            UnreachableError: The server does not answer.
+            DeniedError: It refuses the credentials, or this machine's clock.
             DiskFullError: The server has no space left.
         """
         patience = patience or self.patience()
         repeated = False
         while True:
+            denied: LwfedError | None = None
             try:
                 answer = work(self.client)
             except LwfedError:
@@ -242,9 +205,11 @@ class Connection:
                     raise refused from None
                 if (code in CREDENTIAL_CODES or code == "403") and self._renewed():  # HEAD has no body to say why
                     continue
-                if code == FULL or not (status in TRANSIENT_STATUS or code in TRANSIENT_CODES):
-                    raise self.refusal(refused, about) from None
                 problem = str(refused)
+                if code in CREDENTIAL_CODES and self._may_be_renewed:
+                    problem, denied = f"{REJECTS} ({code}), {WAITS}", self.refusal(refused, about)
+                elif code == FULL or not (status in TRANSIENT_STATUS or code in TRANSIENT_CODES):
+                    raise self.refusal(refused, about) from None
             except (exceptions.BotoCoreError, HTTPError, OSError) as error:
                 strange = answers.not_http(error)
                 final = self._final(error) if strange is None else self._foreign(strange, about)
@@ -253,20 +218,27 @@ class Connection:
                 problem = _reason(error)
             else:
                 patience.answered()
+                self._accepted = True
                 return answer
             repeated = True
             if not patience.wait(problem):
-                raise UnreachableError(
+                raise denied or UnreachableError(
                     f"the S3 server {self.endpoint} of {self.uri} does not answer ({problem}); tried {about} "
                     f"for {patience.failing_s:.0f} s",
                     remedy=f"start it, or set AWS_ENDPOINT_URL_S3 to its address; then {environment.resume_hint()}",
                 )
 
+    @property
+    def _may_be_renewed(self) -> bool:
+        """Whether keys that are rejected have worked, and come from a mounted secret, which may change."""
+        return self._accepted and self.access is None and environment.s3_secret_folder() is not None
+
     def _renewed(self) -> bool:
         """Reads the mounted secret again. Returns whether it has changed."""
         known = self._mounted
         if self.access is None:
-            self._mounted = read_access()
+            with suppress(SpecError):  # while its files are replaced
+                self._mounted = read_access()
         return self._mounted != known
 
     def refusal(self, refused: RefusedError, about: str) -> LwfedError:
@@ -286,7 +258,7 @@ class Connection:
         if "API port" in refused.text:  # MinIO's console
             return self._foreign(ForeignError(status, "an error", refused.text), about)
         if answers.is_skewed(code, status, refused.skew_s):
-            return UnreachableError(
+            return DeniedError(
                 f"{who} refuses {about} ({code}): {answers.skew_text(refused.skew_s)}",
                 remedy="set both by NTP (on Linux `timedatectl set-ntp true`); keys and policies are not the cause",
             )
@@ -297,9 +269,9 @@ class Connection:
                 remedy=answers.remedy_for_region(refused.fields, refused.headers, endpoint=self.endpoint),
             )
         if code in CREDENTIAL_CODES:
-            return UnreachableError(f"{who} rejects these credentials ({code})", remedy=self.remedy or CREDENTIALS)
+            return DeniedError(f"{who} {REJECTS} ({code})", remedy=self.remedy or f"{CREDENTIALS}; {RENEWED}")
         if status in (401, 403):
-            return UnreachableError(
+            return DeniedError(
                 f"{who} does not allow these credentials {about} ({code})",
                 remedy=self.remedy
                 or f"check {'them' if code.isdigit() else 'their policy'}: `lwfed store policy` prints what they need, "

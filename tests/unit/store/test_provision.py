@@ -22,7 +22,7 @@ from lwfed.store.opening import open_store
 from lwfed.store.policies import SERVER, client_policy, server_policy
 from lwfed.store.protocol import Store
 from lwfed.store.provision import access_key_of, provision
-from lwfed.store.s3.client import Access
+from lwfed.store.s3.access import Access
 from lwfed.store.s3.store import S3Store
 from lwfed.types.errors import SpecError, UnreachableError
 from tests.s3 import PASSWORD, USER, Server
