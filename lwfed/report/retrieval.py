@@ -12,6 +12,7 @@ from lwfed.data.batches import eval_batches
 from lwfed.models.build import load
 from lwfed.objectives.retrieval import top_k
 from lwfed.round.evaluate import embed, first_alike
+from lwfed.round.forward import forward_of
 from lwfed.round.runtime import deterministic, pick_device
 from lwfed.round.workbench import Workbench
 from lwfed.run.stage import Stage
@@ -64,6 +65,7 @@ def retrieval_grid(checkpoint: Checkpoint, *, stage: Stage, bench: Workbench, pl
             model=model,
             evaluation=stage.plan.evaluation,
             device=device,
+            forward=forward_of(stage.plan, checkpoint, kept=bench.outputs),
         )
     step = max(1, len(examples) // NUM_QUERIES)
     queries = list(range(0, len(examples), step))[:NUM_QUERIES]

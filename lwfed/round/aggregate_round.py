@@ -19,6 +19,7 @@ from lwfed.plan.gates import is_still
 from lwfed.plan.stages import StagePlan
 from lwfed.round.context import RoundContext
 from lwfed.round.evaluate_round import evaluate_checkpoint
+from lwfed.round.memory import give_back
 from lwfed.round.movement import movement_metrics
 from lwfed.round.runtime import deterministic, pick_device
 from lwfed.round.senders import Counted, kept_units, weights_of
@@ -93,7 +94,10 @@ def aggregate_round(task: RoundTask, *, bench: Workbench, running: RunningFold |
     ctx.store.write_ref(paths.round_metrics(ctx.key, ctx.server_round), {"metrics": metrics, "wall_s": walls})
     committed = paths.round_checkpoint(ctx.key, ctx.server_round)
     ctx.store.write_ref(committed, made.checkpoint.to_values(), if_absent=True)
-    return made.checkpoint.digest
+    digest = made.checkpoint.digest
+    del made, tensors
+    give_back()
+    return digest
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from lwfed.objectives.contrastive import contrastive_loss
 from lwfed.objectives.retrieval import recall_at, relevance, zero_shot_accuracy
 from lwfed.plan.blending import FUSED
 from lwfed.round.batching import to_device
+from lwfed.round.forward import WHOLE, Forward
 from lwfed.round.losses import temperature_of
 from lwfed.spec.model import ModelSpec
 from lwfed.spec.training import EvaluationSpec
@@ -54,6 +55,7 @@ def evaluate(
     workers: int,
     device: torch.device,
     prefix: str = "test",
+    forward: Forward = WHOLE,
 ) -> dict[str, float]:
     """Evaluates a model.
 
@@ -67,6 +69,7 @@ def evaluate(
         workers: Number of threads that decode ahead.
         device: The model's device.
         prefix: First part of the metrics' names.
+        forward: How the model is computed.
 
     Returns:
         Recall in both directions for each pair of modalities (and zero-shot accuracy), or accuracy, precision, recall
@@ -79,18 +82,20 @@ def evaluate(
     )
     with torch.inference_mode(), closing(batches):
         if model.objective.kind == "supervised":
-            scores = _classify(module, batches, model=model, device=device)
+            scores = _classify(module, batches, model=model, device=device, forward=forward)
         else:
             embedded = embed(
-                module, batches, examples=examples, inputs=inputs, model=model, evaluation=evaluation, device=device
-            )
+                module, batches, examples=examples, inputs=inputs, model=model, evaluation=evaluation, device=device,
+                forward=forward,
+            )  # fmt: skip
             scores = {} if embedded.loss is None else {"loss": embedded.loss}
             scores |= _retrieval(embedded, examples=examples)
             if module.temperature is not None:
                 scores["temperature"] = float(module.temperature())
             scores |= _zero_shot(
-                module, embedded, source=source, examples=examples, inputs=inputs, evaluation=evaluation, device=device
-            )
+                module, embedded, source=source, examples=examples, inputs=inputs, evaluation=evaluation, device=device,
+                forward=forward,
+            )  # fmt: skip
     return {f"{prefix}/{name}": float(value) for name, value in scores.items()}
 
 
@@ -103,13 +108,14 @@ def embed(
     model: ModelSpec,
     evaluation: EvaluationSpec,
     device: torch.device,
+    forward: Forward = WHOLE,
 ) -> Embedded:
     """Embeds examples in every modality; if an example has several captions, all of them are embedded."""
     rows = dict[str, list[Tensor]]()
     losses: list[tuple[float, int]] = []
     for batch in batches:
         batch = to_device(batch, device)
-        projected = module(batch.inputs)
+        projected = forward(module, batch)
         for m, p in projected.items():
             rows.setdefault(m, []).append(torch.nn.functional.normalize(p.float(), dim=-1).cpu())
         if model.objective.kind == "contrastive":
@@ -119,7 +125,8 @@ def embed(
     if "text" in rows and any(len(e.captions) > 1 for e in examples):
         captions = [caption for n in having["text"] for caption in examples[n].captions]
         having["text"] = [n for n in having["text"] for _ in examples[n].captions]
-        rows["text"] = [embed_texts(module, captions, inputs=inputs, batch_size=evaluation.batch_size, device=device)]
+        size = evaluation.batch_size
+        rows["text"] = [embed_texts(module, captions, inputs=inputs, batch_size=size, device=device, forward=forward)]
     weight = sum(count for _, count in losses)
     return Embedded(
         of={m: torch.cat(parts) for m, parts in rows.items()},
@@ -129,12 +136,13 @@ def embed(
 
 
 def embed_texts(
-    module: Multimodal, texts: Sequence[str], *, inputs: InputSettings, batch_size: int, device: torch.device
-) -> Tensor:
+    module: Multimodal, texts: Sequence[str], *, inputs: InputSettings, batch_size: int, device: torch.device,
+    forward: Forward = WHOLE,
+) -> Tensor:  # fmt: skip
     """Returns the embeddings of texts: Float [number of texts, P], normalised, on the CPU."""
     rows = []
     for tokens in caption_batches(texts, settings=inputs, batch_size=batch_size):
-        projected = module.project("text", {name: tensor.to(device) for name, tensor in tokens.items()})
+        projected = forward.project(module, "text", {name: tensor.to(device) for name, tensor in tokens.items()})
         rows.append(torch.nn.functional.normalize(projected.float(), dim=-1).cpu())
     return torch.cat(rows)
 
@@ -182,6 +190,7 @@ def _zero_shot(
     inputs: InputSettings,
     evaluation: EvaluationSpec,
     device: torch.device,
+    forward: Forward,
 ) -> dict[str, float]:
     """Returns the accuracy over the examples that have an image."""
     classes = source.classes
@@ -190,20 +199,21 @@ def _zero_shot(
         return {}
     names = evaluation.classes or classes
     texts = [prompt.replace("{c}", name) for name in names for prompt in evaluation.prompts]
-    prompts = embed_texts(module, texts, inputs=inputs, batch_size=evaluation.batch_size, device=device)
+    size = evaluation.batch_size
+    prompts = embed_texts(module, texts, inputs=inputs, batch_size=size, device=device, forward=forward)
     prototypes = prompts.reshape(len(names), len(evaluation.prompts), -1)
     accuracy = zero_shot_accuracy(embedded.of["image"], prototypes, torch.tensor(labels))
     return {"zero_shot/accuracy": accuracy}
 
 
 def _classify(
-    module: Multimodal, batches: Iterator[Batch], *, model: ModelSpec, device: torch.device
+    module: Multimodal, batches: Iterator[Batch], *, model: ModelSpec, device: torch.device, forward: Forward
 ) -> dict[str, float]:
     """Returns the scores of the fused head, and of each modality's own over the examples that have it."""
     logits, labels = dict[str, list[Tensor]](), dict[str, list[Tensor]]()
     for batch in batches:
         batch = to_device(batch, device)
-        projected = module(batch.inputs)
+        projected = forward(module, batch)
         found = {FUSED: module.classify(projected, rows=batch.rows, size=len(batch.ids))}
         if model.blending is not None:
             found |= {m: module.classify_alone(m, projections) for m, projections in projected.items()}

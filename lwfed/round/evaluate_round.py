@@ -10,6 +10,7 @@ from torch import Tensor
 from lwfed.models.build import load
 from lwfed.round.context import RoundContext
 from lwfed.round.evaluate import evaluate
+from lwfed.round.forward import forward_of
 from lwfed.round.runtime import deterministic, pick_device
 from lwfed.round.workbench import Workbench
 from lwfed.run.tasks import RoundTask
@@ -53,6 +54,7 @@ def evaluate_checkpoint(
     missing = [unit for unit in plan.present if not any(name in trained for name in checkpoint.blocks[unit].tensors)]
     frozen = bench.frozen(checkpoint, missing, store=ctx.store, cache=BlockCache(None), device=device)
     module = load(bench.skeleton(ctx.key), {**frozen, **trained})
+    forward = forward_of(plan, checkpoint, kept=bench.outputs)
     metrics: dict[str, float] = {}
     for split in ("test", "validation"):
         known = bench.examples(ctx.stage, ctx.place, split)
@@ -70,6 +72,7 @@ def evaluate_checkpoint(
                 workers=ctx.place.workers,
                 device=device,
                 prefix=split,
+                forward=forward,
             )
     module.slots.empty()  # the bench keeps it, and not its weights
     return metrics

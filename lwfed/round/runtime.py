@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lwfed import cpus, environment
+from lwfed.round.memory import reuse_memory
 from lwfed.types.errors import OutOfMemoryError, SpecError
 
 
@@ -34,6 +35,8 @@ def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
 def deterministic(*, threads: int | None = None) -> Iterator[None]:
     """Runs the body with deterministic kernels and a fixed number of CPU threads; digests depend on both.
 
+    From the first time on, the process keeps the memory that it frees; see `memory`.
+
     Args:
         threads: Number of threads; None for work whose digests do not depend on it: torch's own number, but no more
             than the CPUs that this process may use.
@@ -41,6 +44,7 @@ def deterministic(*, threads: int | None = None) -> Iterator[None]:
     Raises:
         OutOfMemoryError: The device or the host ran out of memory.
     """
+    reuse_memory()
     before, was_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     settings: Any = torch.utils.deterministic
     filling = settings.fill_uninitialized_memory

@@ -23,6 +23,7 @@ from lwfed.models.identity import tokenizer_version
 from lwfed.models.multimodal import Multimodal
 from lwfed.plan.stages import DataPlan, StagePlan, key_of_values
 from lwfed.round.context import ClientContext, RoundContext
+from lwfed.round.forward import KeptOutputs
 from lwfed.round.runtime import pick_device
 from lwfed.round.shares import SERVER, examples_of, root_for, shares_at, split_share
 from lwfed.run.client_folder import maintain_folder
@@ -59,13 +60,15 @@ class Workbench:
 
     Args:
         store: The store.
-        holds_model: Keep the trained tensors in memory between clients too, for a process that trains several in turn.
+        holds_model: Keep the trained tensors in memory between clients too, for a process that trains several in turn,
+            and the outputs of frozen blocks for the next evaluation.
         emit: Receives `Fetching`.
     """
 
     def __init__(self, store: Store, *, holds_model: bool = False, emit: Emit | None = None) -> None:
         self.store = store
         self.holds_model = holds_model
+        self.outputs = KeptOutputs() if holds_model else None
         self._opened = lru_cache(maxsize=2)(partial(_open, emit=emit))
         self.stage = lru_cache(maxsize=4)(self._stage)
         self.skeleton = lru_cache(maxsize=4)(self._skeleton)
@@ -289,8 +292,10 @@ class Workbench:
         self._model = {block.digest: {name: tensors[name] for name in block.tensors} for block in units.values()}
 
     def forget_model(self) -> None:
-        """Drops the global model's trained tensors."""
+        """Drops the global model's trained tensors, and what is kept for evaluations."""
         self._model = {}
+        if self.outputs is not None:
+            self.outputs.clear()
 
     def copy_of(
         self, checkpoint: Checkpoint, units: Sequence[str], *, store: CountingStore, device: torch.device
