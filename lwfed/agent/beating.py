@@ -5,6 +5,7 @@ A second agent of the same client is seen by its beats: whoever finds another pr
 
 from __future__ import annotations
 
+import math
 import platform
 import threading
 import time
@@ -33,49 +34,67 @@ class Beats:
         agent: The agent's name.
         alone: Whether nothing else can be running under that name, such as the only pod of an index.
         sleep: Sleeps for a number of seconds.
+
+    Raises:
+        AgentError: Another agent of the same name beats.
+        UnreachableError: The store does not answer.
     """
 
     def __init__(
         self, store: Store, run_id: str, agent: str, *, alone: bool, sleep: Callable[[float], None] = time.sleep
     ) -> None:
         self._store, self._key = store, paths.beats(run_id, agent)
-        self._lock = threading.RLock()
-        self._written_at = 0.0
-        self._mark: str | None = None
+        self._saying, self._writing = threading.RLock(), threading.Lock()
+        self._written_at = self._alone_at = -math.inf
         before = self._last()
         if before is not None and not before.ended and not alone:
             sleep(2 * BEAT_S)
             after = self._last()
-            if after is not None and not after.ended and after.beat != before.beat:
+            if after is not None and (after.process, after.beat) != (before.process, before.beat):
                 raise _second(after)
             before = after
         kept = {} if before is None else before.model_dump(include={"call", "tries", "outcomes"})
-        process = uuid.uuid4().hex
-        host = environment.pod_name() or platform.node()
+        process, host = uuid.uuid4().hex, environment.pod_name() or platform.node()
         self._beat = Beat(agent=agent, process=process, host=host, version=__version__, **kept)
+        self._alone_at = time.monotonic()
         self.write()
 
     @property
     def last(self) -> Beat:
-        """What it last said."""
+        """What it says, as far as it has been written or not."""
         return self._beat
 
     def say(self, *, now: bool = False, **values: Any) -> None:
-        """Says something new: with the next beat, or at once.
+        """Says something new: with the next beat, or at once if the store answers.
 
         Args:
             now: Write it at once.
             values: Fields of `Beat`.
+
+        Raises:
+            AgentError: Another agent of the same name has begun.
         """
-        with self._lock:
+        with self._saying:
             self._beat = self._beat.changed(**values)
-            if now:
+        if now:
+            try:
                 self.write()
+            except OSError:  # the store is unreachable or full: the next beat says it
+                self._written_at = -math.inf
+
+    def begin_call(self, call: str) -> None:
+        """Says that what follows is about another call; what is at work goes on for it."""
+        with self._saying:
+            beat = self._beat
+            tries = {client: count for client, count in beat.tries.items() if client == beat.client}
+            self._beat = beat.changed(call=call, outcomes={}, tries=tries)
 
     def end_task(self, client: str, outcome: AgentOutcome) -> None:
         """Says at once how a client's task ended."""
-        outcomes = {**self._beat.outcomes, client: outcome}
-        self.say(now=True, outcomes=outcomes, client="", step=0, steps=0)
+        with self._saying:
+            outcomes = {**self._beat.outcomes, client: outcome}
+            self._beat = self._beat.changed(outcomes=outcomes, client="", step=0, steps=0)
+        self.say(now=True)
 
     @property
     def due_in_s(self) -> float:
@@ -84,24 +103,29 @@ class Beats:
         return max(0.0, self._written_at + every_s - time.monotonic())
 
     def write(self) -> None:
-        """Writes a beat.
+        """Writes a beat. Looks for another agent's as often as an idle agent beats, and after a longer pause.
 
         Raises:
             AgentError: Another agent of the same name has begun.
             UnreachableError: The store does not answer.
+            DiskFullError: The store is full.
         """
-        with self._lock:
-            if self._written_at:  # not for the first one, which takes over
+        with self._writing:
+            began = time.monotonic()
+            if began - self._alone_at >= BEAT_S:
                 other = self._last()
                 if other is not None and other.process != self._beat.process:
                     raise _second(other)
-            self._beat = self._beat.changed(beat=self._beat.beat + 1)
-            self._store.write_ref(self._key, self._beat.to_values())
+                self._alone_at = began
+            with self._saying:
+                self._beat = self._beat.changed(beat=self._beat.beat + 1)
+                values = self._beat.to_values()
+            self._store.write_ref(self._key, values)
             self._written_at = time.monotonic()
 
     def _last(self) -> Beat | None:
-        value = self._store.read_ref(self._key)
         try:
+            value = self._store.read_ref(self._key)
             return None if value is None else Beat.of(value)
         except CheckpointError:  # of another version of lwfed
             return None

@@ -33,8 +33,10 @@ class Coordinator:
         if wants.run_id != self._run_id:
             self._run_id, self._mark, self._gone = wants.run_id, None, False
             self._heard_at = self._looked_at = now
-        if now - self._looked_at < wants.heartbeat_s:
+        blind_s = now - self._looked_at - wants.heartbeat_s
+        if blind_s < 0:
             return
+        self._heard_at += max(0.0, blind_s - wants.poll_s)  # the store did not answer, so no beat could be seen
         self._looked_at = now
         seen = self._store.read_ref_if_changed(paths.heartbeat(wants.run_id), self._mark)
         if seen is not None and seen.value is not None:

@@ -10,7 +10,7 @@ from lwfed.agent.policy import Facts, Policy, refuse
 from lwfed.round.workbench import Workbench
 from lwfed.run import runs
 from lwfed.run.agents import Wants
-from lwfed.run.tasks import InspectTask, Place, RoundTask, RunTask
+from lwfed.run.tasks import ClientTask, InspectTask, Place, RoundTask, RunTask
 from lwfed.run.version import chosen_by, code_version
 from lwfed.spec.load import build_spec
 from lwfed.types.errors import PolicyError
@@ -46,20 +46,27 @@ class PlaceJudge(Judge):
 
 @dataclass(frozen=True)
 class PolicyJudge(Judge):
-    """Allows what a policy allows to runs of the same code.
+    """Allows what a policy allows to runs of the same code, for one client.
 
     Attributes:
         policy: The policy.
+        client: The client.
     """
 
     policy: Policy
+    client: str
     _agreed: set[str] = field(default_factory=set)
 
     def allow(self, wants: Wants, task: Task, *, bench: Workbench) -> Task:
         """Returns a task with this machine's place. Raises PolicyError."""
+        if not isinstance(task, ClientTask | InspectTask) or task.client != self.client:
+            raise PolicyError(f"an agent with a policy works for {self.client} alone", remedy="give others their own")
+        if task.run_id != wants.run_id:
+            raise PolicyError(f"the task is of another run than {wants.run_id}", remedy="use lwfed's coordinator")
         facts = self._facts(wants, task, bench=bench)
         refuse(self.policy, facts)
-        return task.model_copy(update={"place": self.policy.place(facts.source), "store": bench.store.uri})
+        place = self.policy.place(facts.source, run_id=wants.run_id)
+        return task.model_copy(update={"place": place, "store": bench.store.uri})
 
     def allow_time(self, seconds: float) -> None:
         """Raises PolicyError if a task may not take so long."""
@@ -67,25 +74,22 @@ class PolicyJudge(Judge):
         if limit is not None and seconds > limit:
             raise PolicyError(f"its policy's `round_s` allows {limit:g} s per round", remedy="ask its owner")
 
-    def _facts(self, wants: Wants, task: Task, *, bench: Workbench) -> Facts:
-        match task:
-            case InspectTask():
-                spec = build_spec(task.spec)
-                return Facts(experiment=spec.name, source=spec.data.source, objective=spec.model.objective.kind)
-            case RoundTask():
-                run = runs.read_run(bench.store, wants.run_id)
-                spec = runs.spec_of(run)
-                self._refuse_other_code(run.run_id, run.code_version, lambda: code_version(chosen_by(spec)))
-                plan = bench.stage(task.stage_key).plan
-                cost: dict[str, Any] = next((cost for cost in run.predicted if cost["stage"] == plan.stage), {})
-                return Facts(
-                    experiment=spec.name,
-                    source=plan.data.source,
-                    objective=plan.model.objective.kind,
-                    quorum=plan.cohort.min_fit_clients,
-                    peak_bytes=cost.get("peak_bytes"),
-                )
-        raise PolicyError("an agent with a policy works for a client alone", remedy="give the server its own pool")
+    def _facts(self, wants: Wants, task: ClientTask | InspectTask, *, bench: Workbench) -> Facts:
+        if isinstance(task, InspectTask):
+            spec = build_spec(task.spec)
+            return Facts(experiment=spec.name, source=spec.data.source, objective=spec.model.objective.kind)
+        run = runs.read_run(bench.store, wants.run_id)
+        spec = runs.spec_of(run)
+        self._refuse_other_code(run.run_id, run.code_version, lambda: code_version(chosen_by(spec)))
+        plan = bench.stage(task.stage_key).plan
+        cost: dict[str, Any] = next((cost for cost in run.predicted if cost["stage"] == plan.stage), {})
+        return Facts(
+            experiment=spec.name,
+            source=plan.data.source,
+            objective=plan.model.objective.kind,
+            quorum=plan.cohort.min_fit_clients,
+            peak_bytes=cost.get("peak_bytes"),
+        )
 
     def _refuse_other_code(self, run_id: str, theirs: str, ours: Callable[[], str]) -> None:
         """Raises PolicyError if a run was prepared by other code, whose numbers may differ."""

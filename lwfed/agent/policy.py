@@ -24,7 +24,9 @@ class Policy(Section):
     """The policy of an agent, as its owner writes it; by default it allows every run on built-in data alone."""
 
     data: dict[str, str] = Field({}, description="source of data -> its folder here; other sources are refused")
-    cache: str | None = Field(None, description="folder for files that the next round needs; null: none are kept")
+    cache: str | None = Field(
+        None, description="folder for files that the next round needs, with a folder per run; null: none are kept"
+    )
     shared: str | None = Field(None, description="folder for digests of files; null: the machine's cache folder")
     device: Device = Field("auto", description="the device it trains on; auto: a GPU if there is one")
     workers: int = Field(0, ge=0, description="threads that decode and augment ahead")
@@ -51,13 +53,13 @@ class Policy(Section):
                 raise ValueError(f"there is no source `{source}`: name one of {', '.join(names('sources'))}")
         return data
 
-    def place(self, source: str) -> Place:
-        """Returns the settings of this machine for work on a source of data; none of them comes from a task."""
+    def place(self, source: str, *, run_id: str) -> Place:
+        """Returns the settings of this machine for a run's work on a source of data; none of them comes from a task."""
         return Place(
             root=self.data.get(source),
             workers=self.workers,
             device=self.device,
-            cache=self.cache,
+            cache=None if self.cache is None else str(Path(self.cache).expanduser() / run_id),
             shared=self.shared or self.cache,
         )
 
@@ -103,10 +105,9 @@ def _refusal(key: str, why: str) -> PolicyError:
 def load_policy(path: Path) -> Policy:
     """Reads a policy from a YAML file. Raises SpecError."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        values: Any = read_yaml(path.read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError) as error:  # no file, no text, or no YAML
         raise SpecError(f"the policy {path} cannot be read: {error}", remedy="name a YAML file") from None
-    values: Any = read_yaml(text) or {}
     if not isinstance(values, Mapping):
         raise SpecError(f"the policy {path} has no keys", remedy=f"known: {', '.join(Policy.fields())}")
     try:

@@ -22,6 +22,7 @@ from lwfed.agent.judging import Judge
 from lwfed.agent.wanted import Wanted
 from lwfed.launch.dispatch import run_step
 from lwfed.launch.step_process import task_of
+from lwfed.launch.worker import release_memory
 from lwfed.round import evaluate_client, train_client
 from lwfed.round.workbench import Workbench
 from lwfed.run.agents import AgentOutcome, Wants
@@ -46,6 +47,8 @@ LOOK_S = 0.05
 """Shortest time in seconds between two looks of the thread at its clocks."""
 PAUSE_S = 2.0
 """Seconds until work that the store interrupted is begun again."""
+QUIET_S = 60.0
+"""Troubles with the store that are less than so many seconds apart are one outage."""
 
 PRELOADED = (train_client, evaluate_client)
 """Modules that the first task would wait for."""
@@ -86,13 +89,14 @@ class Agent:
         self, store: Store, *, settings: Settings, judge: Judge, say: Say, emit: Callable[[Event], None]
     ) -> None:
         self._store, self._settings, self._judge, self._say, self._emit = store, settings, judge, say, emit
-        self._bench = Workbench(store)
+        self._bench = Workbench(store, emit=emit)
         self._current: Mapping[str, Wants] = {}
         self._beats: Beats | None = None
-        self._serving = ""
+        self._serving = self._content = ""
         self._news, self._over = threading.Event(), threading.Event()
-        self._fatal: LwfedError | None = None
+        self._fatal: Exception | None = None
         self._seen = False
+        self._trouble_at = -math.inf
 
     def serve(self) -> None:
         """Works until its run is over, it has been idle for too long, or it fails in a way that a new process may mend.
@@ -110,6 +114,8 @@ class Agent:
                     self._serve(call)
                     idle_since = time.monotonic()
                     continue
+                if self._serving not in self._current:
+                    self._leave()
                 if self._run_is_over() or self._has_idled(time.monotonic() - idle_since):
                     return
                 self._news.wait(timeout=1.0)
@@ -131,25 +137,33 @@ class Agent:
         """Works for a call's clients, in turn."""
         try:
             beats = self._beats_of(wants.run_id)
-        except UnreachableError as error:
+        except OSError as error:
             self._pause(error)
             return
+        self._content = wants.content
         if beats.last.call != wants.call:
-            beats.say(call=wants.call, outcomes={}, tries={}, client="", step=0, steps=0)
+            beats.begin_call(wants.call)
         tasks = wants.tasks_of(self._settings.name)
         for client in self._open(wants):
-            if not self._is_wanted(wants) or self._fatal is not None:
+            if not self._is_wanted(wants, client) or self._fatal is not None:
                 return
             try:
                 self._serve_client(wants, client, tasks[client], beats)
             except UnreachableError as error:
+                beats.say(client="", note=f"{client}: {error.problem}; trying again")
                 self._pause(error)
                 return
+            finally:
+                release_memory()
 
     def _serve_client(self, wants: Wants, client: str, values: dict[str, Any], beats: Beats) -> None:
-        tries = beats.last.tries.get(client, 0) + 1
-        beats.say(now=True, client=client, step=0, steps=0, tries={**beats.last.tries, client: tries})
+        before = beats.last.tries.get(client, 0)
         started, what = time.monotonic(), _what(wants.step, values)
+        if before > wants.retries:  # its processes ended without a word
+            died = LwfedError(f"its agent died {before} times at this work", remedy="look at the log of its machine")
+            self._fail(wants, client, beats, died, tries=before)
+            return
+        beats.say(now=True, client=client, step=0, steps=0, tries={**beats.last.tries, client: before + 1})
         self._say(f"{client}: {what}")
         try:
             task = self._judge.allow(wants, task_of(wants.step, values), bench=self._bench)
@@ -159,16 +173,15 @@ class Agent:
             beats.say(now=True, client="", note=str(error))
             self._say(f"{client}: {error}")
             return
-        except UnreachableError as error:
-            beats.say(tries={**beats.last.tries, client: tries - 1})
+        except (UnreachableError, KeyboardInterrupt) as error:
+            beats.say(tries={**beats.last.tries, client: before})
             if isinstance(error, DeniedError) and self._fatal is None:  # it may be allowed to say so
-                with suppress(LwfedError):
-                    beats.say(now=True, client="", note=str(error))
+                beats.say(now=True, client="", note=str(error))
             raise
         except Exception as error:
-            self._fail(wants, client, beats, error, tries=tries)
+            self._fail(wants, client, beats, error, tries=before + 1)
             return
-        if not self._is_wanted(wants):
+        if not self._is_wanted(wants, client):
             beats.say(note=str(_late(client, what)))
             self._say(f"{client}: {_late(client, what)}")
         beats.end_task(client, AgentOutcome())
@@ -195,15 +208,24 @@ class Agent:
                 beats.say(step=event.step, steps=event.steps, loss=loss)
             if self._fatal is not None:
                 raise self._fatal
-            if not self._is_wanted(wants):
+            if not self._is_wanted(wants, client):
                 raise _late(client, _what(wants.step, wants.task))
             self._judge.allow_time(time.monotonic() - since)
 
         return report
 
-    def _is_wanted(self, wants: Wants) -> bool:
+    def _is_wanted(self, wants: Wants, client: str) -> bool:
+        """Whether a client's work is asked for now, by this call or by a later one for the same work."""
         now = self._current.get(wants.run_id)
-        return now is not None and now.call == wants.call
+        return now is not None and now.content == wants.content and client in now.work.get(self._settings.name, ())
+
+    def _follow_call(self) -> None:
+        """Goes on for a new call that asks for what is at work: the coordinator was started again."""
+        now, beats = self._current.get(self._serving), self._beats
+        if now is None or beats is None or not beats.last.client or beats.last.call == now.call:
+            return
+        if now.content == self._content and beats.last.client in now.work.get(self._settings.name, ()):
+            beats.begin_call(now.call)
 
     def _beats_of(self, run_id: str) -> Beats:
         if self._beats is None or self._serving != run_id:
@@ -213,10 +235,11 @@ class Agent:
         return self._beats
 
     def _leave(self) -> None:
-        if self._beats is not None and not isinstance(self._fatal, AgentError | DeniedError):
+        """Says that it does nothing more for the run that it served."""
+        beats, self._beats, self._serving = self._beats, None, ""
+        if beats is not None and not isinstance(self._fatal, AgentError | DeniedError):
             with suppress(LwfedError):
-                self._beats.say(now=True, client="", ended=True)
-        self._beats = None
+                beats.say(now=True, client="", ended=True)
 
     def _run_is_over(self) -> bool:
         run_id = self._settings.run_id
@@ -225,12 +248,18 @@ class Agent:
     def _has_idled(self, seconds: float) -> bool:
         return self._settings.idle_s is not None and seconds > self._settings.idle_s
 
-    def _pause(self, error: UnreachableError) -> None:
+    def _pause(self, error: OSError) -> None:
         if isinstance(error, DeniedError):
             self._fatal = error
             return
-        self._say(f"{error.problem}; trying again")
+        self._report_trouble(error)
         self._over.wait(PAUSE_S)
+
+    def _report_trouble(self, error: OSError) -> None:
+        """Tells the owner of an outage, in one line however long it lasts and whoever finds it."""
+        quiet_s, self._trouble_at = time.monotonic() - self._trouble_at, time.monotonic()
+        if quiet_s > QUIET_S:
+            self._say(f"{error.problem if isinstance(error, LwfedError) else error}; trying again")
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
@@ -249,40 +278,41 @@ class Agent:
         self._store.read_ref(paths.beats("none", self._settings.name))
 
     def _listen(self) -> None:
-        wanted = Wanted(self._store, self._settings.name, self._settings.run_id)
+        wanted = Wanted(self._store, self._settings.run_id)
         coordinator = Coordinator(self._store, say=self._say)
-        look_at, failing, known = 0.0, False, False
+        look_at, known = 0.0, False
         while not self._over.is_set():
-            beats = self._beats
+            beats, failing = self._beats, False
             try:
                 if not known:
                     self._refuse_other_credentials()
                     known = True
                 if time.monotonic() >= look_at:
-                    wanted.look()
-                    self._current = dict(wanted.current)
-                    self._seen = self._seen or bool(self._current)
+                    self._look(wanted, coordinator)
                     look_at = time.monotonic() + wanted.poll_s * random.uniform(0.7, 1.3)
-                    self._news.set()
-                    coordinator.watch(self._current.get(self._serving))
                 if beats is not None and beats.due_in_s == 0:
                     beats.write()
-                failing = False
             except DeniedError as error:
                 self._fatal = error
                 self._news.set()
                 return
-            except UnreachableError as error:
-                if not failing:
-                    self._say(f"{error.problem}; trying again")
-                failing = True
-                look_at = time.monotonic() + PAUSE_S
-            except LwfedError as error:
+            except OSError as error:  # the store is unreachable or full
+                self._report_trouble(error)
+                look_at, failing = time.monotonic() + PAUSE_S, True
+            except Exception as error:
                 self._fatal = error
                 self._news.set()
                 return
             due_s = min(look_at - time.monotonic(), beats.due_in_s if beats is not None else math.inf)
             self._over.wait(max(LOOK_S, PAUSE_S if failing else due_s))
+
+    def _look(self, wanted: Wanted, coordinator: Coordinator) -> None:
+        wanted.look()
+        self._current = dict(wanted.current)
+        self._seen = self._seen or bool(self._current)
+        self._follow_call()
+        self._news.set()
+        coordinator.watch(self._current.get(self._serving))
 
 
 def _what(step: str, values: Mapping[str, Any]) -> str:

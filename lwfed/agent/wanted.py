@@ -21,13 +21,11 @@ class Wanted:
 
     Attributes:
         store: The store.
-        agent: The agent's name.
         run_id: The only run to look at; None: any.
         current: Run -> what it wants, as last read.
     """
 
     store: Store
-    agent: str
     run_id: str | None
     current: dict[str, Wants] = field(default_factory=dict)
     _marks: dict[str, str | None] = field(default_factory=dict)
@@ -36,21 +34,18 @@ class Wanted:
     def look(self) -> None:
         """Reads again what has changed. Raises UnreachableError if the store does not answer."""
         for run_id in self._runs():
-            seen = self.store.read_ref_if_changed(paths.wants(run_id), self._marks.get(run_id))
-            if seen is None:
-                continue
-            self._marks[run_id] = seen.mark
-            if seen.value is None:
-                self.current.pop(run_id, None)
+            try:
+                seen = self.store.read_ref_if_changed(paths.wants(run_id), self._marks.get(run_id))
+                if seen is None:
+                    continue
+                self._marks[run_id] = seen.mark
+                wants = None if seen.value is None else Wants.of(seen.value)
+            except CheckpointError:  # of another version of lwfed: nothing that this one can do
+                wants = None
+            if wants is not None and wants.run_id == run_id:
+                self.current[run_id] = wants
             else:
-                try:
-                    self.current[run_id] = Wants.of(seen.value)
-                except CheckpointError:  # of another version of lwfed: nothing that this one can do
-                    self.current.pop(run_id, None)
-
-    def calls(self) -> list[Wants]:
-        """Returns the calls that name this agent, in the order of their runs."""
-        return [wants for _, wants in sorted(self.current.items()) if self.agent in wants.work]
+                self.current.pop(run_id, None)
 
     @property
     def poll_s(self) -> float:
@@ -62,8 +57,9 @@ class Wanted:
             return [self.run_id]
         now = time.monotonic()
         if now - self._listed_at >= LIST_S:
+            names = (PurePosixPath(key).stem for key in self.store.list(paths.AGENT_RUNS))
+            found = {name for name in names if not name.startswith(".")}  # a run's name is a folder's, too
             self._listed_at = now
-            found = {PurePosixPath(key).stem for key in self.store.list(paths.AGENT_RUNS)}
             self._marks = {run_id: self._marks.get(run_id) for run_id in found}
             self.current = {run_id: wants for run_id, wants in self.current.items() if run_id in found}
         return sorted(self._marks)

@@ -65,7 +65,7 @@ def agent(
         judge = PlaceJudge(Place.model_validate(values["place"]))
     else:
         assert client is not None
-        judge = PolicyJudge(Policy() if policy is None else load_policy(policy))
+        judge = PolicyJudge(Policy() if policy is None else load_policy(policy), client=client)
         settings = Settings(name=client, run_id=run_id, idle_s=idle_s)
 
     def say(line: str) -> None:
@@ -107,8 +107,8 @@ def agents(run_id: RunId = "latest", store: StoreUri = DEFAULT_STORE, as_json: J
 
 
 def _read(store: Store, run_id: str) -> dict[str, Beat]:
-    beats = (Beat.of(store.read_ref(key)) for key in store.list(paths.beats(run_id)))
-    return {beat.agent: beat for beat in beats}
+    values = (store.read_ref(key) for key in store.list(paths.beats(run_id)))
+    return {beat.agent: beat for beat in (Beat.of(value) for value in values if value is not None)}
 
 
 def _state(before: Beat | None, now: Beat) -> str:

@@ -42,11 +42,11 @@ def serve() -> None:
         except LwfedError as error:
             if error.exit_code not in FINAL_CODES:
                 raise
-        _release_memory()
+        release_memory()
         write_event("ready", {})
 
 
-def _release_memory() -> None:
+def release_memory() -> None:
     """Frees a GPU's cached memory, and resets the peak so that the next client's is measured by itself."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():

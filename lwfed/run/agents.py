@@ -1,11 +1,14 @@
 """What a coordinator and its agents tell each other: two small objects of the store, each with one writer.
 
 The coordinator writes what the run wants, an agent how far it is. Neither reads the other's clock, and both may be
-killed and started again at any point: a call is named after its content, so the same work keeps its name.
+killed and started again at any point. Each request is a call of its own, so that an earlier call's outcome never stands
+for a later one; its content has a name that equal work shares, so that agents at work go on when a new coordinator asks
+for the same.
 """
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,12 +28,13 @@ class Wants(Record):
     Attributes:
         run_id: The run.
         name: Its spec's name.
-        call: The name of this work, whoever does it; empty: no work now.
+        call: The name of this request, which no other has; empty: no work now.
+        content: The name of what is asked, which is the same for equal work.
         step: The step that its tasks belong to.
         task: What all tasks have in common; each agent has its own `place`.
         work: Agent -> the clients that it works for, in turn.
         measure: Clients that measure their first step.
-        retries: Further tries for a client whose agent died.
+        retries: Further tries of a client's task after one that ended its agent.
         poll_s: Seconds between an agent's reads of this object.
         heartbeat_s: Seconds between the coordinator's heartbeats.
         heartbeat_timeout_s: Seconds without one after which the coordinator is considered gone.
@@ -39,6 +43,7 @@ class Wants(Record):
     run_id: str
     name: str = ""
     call: str = ""
+    content: str = ""
     step: str = ""
     task: dict[str, Any] = Field(default_factory=dict)
     work: dict[str, list[str]] = Field(default_factory=dict)
@@ -84,7 +89,7 @@ class Beat(Record):
         beat: Counts what this process has said.
         host: Its machine or pod, for people.
         version: Its lwfed's version.
-        call: The work that the rest is about; empty: none yet.
+        call: The call that the rest is about; empty: none yet.
         client: The client it works for now; empty: none.
         step: Training steps done, and `steps`: their number.
         loss: The last step's loss.
@@ -130,6 +135,6 @@ def wants_of(step: str, work: Mapping[str, Sequence[PodTask]], **settings: Any) 
             assert not common or common == values, "the tasks of a call differ in more than their clients"
             common = values
             clients.setdefault(agent, []).append(client)
-    everybody = sorted(client for named in clients.values() for client in named)
-    call = digest_of([settings.get("run_id"), step, common, everybody, sorted(measure)])[:16]
-    return Wants(call=call, step=step, task=common, work=clients, measure=measure, **settings)
+    content = digest_of([settings.get("run_id"), step, common])[:16]
+    call = uuid.uuid4().hex
+    return Wants(call=call, content=content, step=step, task=common, work=clients, measure=measure, **settings)

@@ -16,6 +16,7 @@ from lwfed import environment
 from lwfed.store.keys import checked, missing_object, parsed_ref, truncated_object, wrong_length
 from lwfed.store.protocol import Data, Seen, Store
 from lwfed.types.canonical import readable
+from lwfed.types.errors import UnreachableError
 from lwfed.types.places import place_error
 
 SCRATCH = ".writing"
@@ -30,7 +31,7 @@ class LocalStore(Store):
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser().absolute()
         self.uri = str(self.root)
-        self._swept = False
+        self._swept = self._known = False
 
     def put(self, key: str, chunks: Iterable[Data]) -> int:
         """Writes an object; see `Store.put`."""
@@ -69,6 +70,7 @@ class LocalStore(Store):
         """Returns the object's own file, or a link to it or copy of it at `to`."""
         path = self._path(key)
         if not path.is_file():
+            self._refuse_gone()
             raise missing_object(key, store=self.uri)
         if to is None:
             return path
@@ -81,11 +83,15 @@ class LocalStore(Store):
     def size(self, key: str) -> int | None:
         """Returns an object's length."""
         path = self._path(key)
-        return path.stat().st_size if path.is_file() else None
+        if path.is_file():
+            return path.stat().st_size
+        self._refuse_gone()
+        return None
 
     def list(self, prefix: str) -> Iterator[str]:
         """Yields the keys that start with a prefix, sorted."""
         folder = self._path(prefix) if prefix.endswith("/") or not prefix else self._path(prefix).parent
+        self._refuse_gone()
         found = []
         for parent, folders, names in os.walk(folder):
             folders[:] = [name for name in folders if name != SCRATCH]
@@ -142,10 +148,25 @@ class LocalStore(Store):
 
     def _content(self, key: str) -> bytes | None:
         """Returns the bytes of a small object; None if it does not exist."""
+        path = self._path(key)
         try:
-            return self._path(key).read_bytes()
+            return path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
+            self._refuse_gone()
             return None
+        except OSError as error:
+            raise UnreachableError(
+                f"cannot read {path}: {error.strerror}", remedy="see to the folder, its disk or its server"
+            ) from error
+
+    def _refuse_gone(self) -> None:
+        """Raises UnreachableError if the store's folder was there and is not, as while its disk is not mounted."""
+        there = False
+        with suppress(OSError):  # a name that no folder can have, or a server that does not answer
+            there = self.root.is_dir()
+        if self._known and not there:
+            raise UnreachableError(f"the store's folder {self.root} is gone", remedy="mount or restore it")
+        self._known = there
 
     def _path(self, key: str) -> Path:
         return self.root / checked(key)
@@ -153,6 +174,7 @@ class LocalStore(Store):
     @contextmanager
     def _writing(self, key: str) -> Iterator[Path]:
         path = self._path(key)
+        self._refuse_gone()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield path

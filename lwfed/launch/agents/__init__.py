@@ -53,9 +53,10 @@ class AgentsLauncher:
         self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit, need: int | None = None
     ) -> Iterator[Outcome]:
         """Asks the clients' agents; see `Launcher.clients`."""
-        if not tasks:
-            return
         self._emit = emit
+        if not tasks:
+            self._asking.rest()
+            return
         ends_at = time.monotonic() + deadline_s
         missing = len(tasks) if need is None else need
         asking = self._asking
@@ -79,13 +80,15 @@ class AgentsLauncher:
 
     def server(self, step: str, task: ServerTask, *, emit: Emit) -> None:
         """Runs the server's step in this process; after the last one, agents are told that the run is over."""
+        self._emit = emit
+        if step != "prepare":  # the run exists: what its last coordinator wanted is over
+            self._asking.rest()
         self._server.server(step, task, emit=emit)
         if step == "finish":
             self._asking.end()
 
     def close(self) -> None:
-        """Wants nothing for now; agents stay for the run's next coordinator."""
-        self._asking.rest()
+        """Forgets the model; agents at work go on, and wait for the run's next coordinator."""
         self._server.close()
 
     def _warn(self, line: str) -> None:

@@ -49,6 +49,8 @@ class Asking:
         self._wanted: Wants | None = None
         self._heard: dict[str, Beat] = {}
         self._served: dict[str, str] = {}
+        self._noted: dict[str, tuple[str, str]] = {}
+        self._resting: bool | None = None  # unknown what an earlier coordinator wanted
         self._next_at = 0.0
         self._patience = Patience(
             bound_s=PATIENCE_S, report=lambda problem, left_s: warn(f"{problem}; retrying for {left_s:.0f} s")
@@ -64,14 +66,21 @@ class Asking:
         """
         wanted = wants_of(step, work, **self._settings())
         now = time.monotonic()
+        self._noted |= {agent: state.noted for agent, state in self._states.items() if state.noted is not None}
         self._states = {
             agent: AgentState(
-                agent=agent, call=wanted.call, step=step, open=list(clients), since=now, patience_s=patience_s
+                agent=agent,
+                call=wanted.call,
+                step=step,
+                open=list(clients),
+                since=now,
+                patience_s=patience_s,
+                noted=self._noted.get(agent),
             )
             for agent, clients in wanted.work.items()
         }
         self._marks, self._wanted = {}, wanted
-        self._store.write_ref(paths.wants(self._run_id), wanted.to_values())
+        self._write(wanted)
 
     def share_out(self, agents: Collection[str]) -> None:
         """Lets agents of a pool that have nothing left to do take over clients that wait for another agent of it."""
@@ -127,6 +136,9 @@ class Asking:
                 raise
             self._next_at = time.monotonic() + pause_s
             return facts
+        if self._patience.failing_s:
+            for state in self._states.values():
+                state.excuse(self._patience.failing_s)
         self._patience.answered()
         now = time.monotonic()
         self._next_at = now + max(EVERY_S, (now - began) / SHARE)
@@ -159,13 +171,19 @@ class Asking:
 
     def rest(self) -> None:
         """Wants nothing for now: agents at work give up what nobody needs any longer."""
-        if self.open:
-            self._store.write_ref(paths.wants(self._run_id), Wants(**self._settings()).to_values())
-            self._states = {}
+        if self.open or self._resting is None:
+            self._write(Wants(**self._settings()))
+        for state in self._states.values():
+            state.open.clear()
 
     def end(self) -> None:
         """Tells the agents that the run wants nothing more of them."""
         self._store.delete(paths.wants(self._run_id))
+        self._resting = True
+
+    def _write(self, wanted: Wants) -> None:
+        self._store.write_ref(paths.wants(self._run_id), wanted.to_values())
+        self._resting = not wanted.call
 
     def _hear(self, state: AgentState) -> list[Fact]:
         key = paths.beats(self._run_id, state.agent)

@@ -33,6 +33,8 @@ class AgentState:
         open: The clients whose tasks have not ended, in turn.
         since: When the call was made, in seconds of a clock.
         patience_s: Seconds without a beat after which the agent's clients fail; None: they have the call's deadline.
+        noted: The process and the text of the last note that was heard, in this call or an earlier one; None: nothing
+            was heard of the agent yet.
     """
 
     agent: str
@@ -41,26 +43,23 @@ class AgentState:
     open: list[str]
     since: float
     patience_s: float | None = None
+    noted: tuple[str, str] | None = None
     _beat: Beat | None = None
     _heard_at: float = 0.0
     _moved_at: float = 0.0
     _started: set[tuple[str, int]] = field(default_factory=set)
     _tried: dict[str, int] = field(default_factory=dict)
-    _noted: tuple[str, str] = ("", "")
     _reported: str = ""
 
     def hear(self, beat: Beat | None, *, now: float) -> list[Fact]:
         """Returns the facts that follow from a beat that has not been heard yet."""
-        first = self._beat is None
         before, self._beat = self._beat, beat
         if beat is None:
             return []
-        if first and beat.call != self.call:
-            return []  # said before the call was made
-        self._heard_at, facts = now, list[Fact]()
-        if beat.note and (beat.process, beat.note) != self._noted:
-            self._noted = (beat.process, beat.note)
-            facts.append(ClientLog(client=self._client(), line=beat.note))
+        facts = self._notes(beat)
+        if before is None and beat.call != self.call:
+            return facts  # said before the call was made
+        self._heard_at = now
         if beat.call != self.call:
             return facts
         if before is None or (before.client, before.step, before.call) != (beat.client, beat.step, beat.call):
@@ -79,6 +78,13 @@ class AgentState:
                 facts.append(ClientLog(client=client, line=f"its agent tries again: {found.reason}"))
         return facts
 
+    def excuse(self, seconds: float) -> None:
+        """Leaves out time in which the store did not answer, so that nothing could be heard."""
+        self.since += seconds
+        self._moved_at += seconds
+        if self._heard_at:
+            self._heard_at += seconds
+
     def wait(self, *, now: float) -> list[Fact]:
         """Returns the facts that follow from time that has passed without a beat."""
         if not self.open:
@@ -89,9 +95,9 @@ class AgentState:
             ended = [Outcome(client, NotStartedError.exit_code, reason) for client in self.open]
             self.open.clear()
             return list(ended)
-        if not why or self._reported == why.partition(" for ")[0]:
+        if not why or self._reported == (what := why.partition(" for ")[0]):
             return []
-        self._reported = why.partition(" for ")[0]
+        self._reported = what
         return [ClientWaiting(client=self._client(), line=f"waits: {why}")]
 
     @property
@@ -111,6 +117,8 @@ class AgentState:
 
     def _why(self, now: float) -> str:
         """Returns what delays the agent; empty if nothing seems to."""
+        if self._beat is not None and self._beat.ended and self._heard_at:
+            return self._ended(self._beat)
         if not self._begun:
             return self._absent() if now - self.since > ANSWER_S else ""
         if now - self._heard_at > SILENT_S:
@@ -120,7 +128,12 @@ class AgentState:
         return ""
 
     def _absent(self) -> str:
-        return f"the agent {self.agent} has not begun this work"
+        busy = " and beats: it is at other work" if self._heard_at > self.since else ""
+        return f"the agent {self.agent} has not begun this work{busy}"
+
+    def _ended(self, beat: Beat) -> str:
+        failed = next((end.reason for client, end in beat.outcomes.items() if end.again and client in self.open), "")
+        return f"the agent {self.agent} has ended" + (f": {failed.partition(' -> ')[0]}" if failed else "")
 
     def _silent(self, now: float) -> str:
         return f"the agent {self.agent} is silent {self._where()} for {now - self._heard_at:.0f} s"
@@ -131,6 +144,14 @@ class AgentState:
 
     def _client(self) -> str:
         return self.open[0] if self.open else self.agent
+
+    def _notes(self, beat: Beat) -> list[Fact]:
+        """Returns what the agent notes of earlier work, once; not what was noted before its coordinator began."""
+        said, known = (beat.process, beat.note), self.noted
+        self.noted = said
+        if not beat.note or said == known or (known is None and beat.call != self.call):
+            return []
+        return [ClientLog(client=self._client(), line=beat.note)]
 
     def _at_work(self, beat: Beat) -> Sequence[Fact]:
         """Returns the start and the progress of the client that the agent works for now."""
