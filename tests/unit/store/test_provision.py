@@ -57,12 +57,13 @@ def test_a_client_does_its_work_and_nothing_else(acting: Callable[[str], Store])
     everybodys = [
         paths.stage_plan(STAGE), paths.stage_checkpoint(STAGE), paths.round_checkpoint(STAGE, 0),
         paths.round_task(STAGE, 7), paths.round_checkpoint(STAGE, 1007), paths.job("j"), paths.heartbeat("r"),
-        paths.spec("d"), paths.checked_data("v", ["image"], "train"), paths.run("r"),
+        paths.spec("d"), paths.checked_data("v", ["image"], "train"), paths.run("r"), paths.wants("r"),
     ]  # fmt: skip
     others = [
         paths.accepted(STAGE, 7), paths.round_metrics(STAGE, 7), paths.update(STAGE, 7, "client-10"),
         paths.update(STAGE, 7, "client-100"), paths.client_evaluation(STAGE, 7, "client-10"),
-        paths.client_data("r", "client-10"), paths.summary("r"),
+        paths.client_data("r", "client-10"), paths.summary("r"), paths.beats("r", "client-10"),
+        paths.beats("r", "client-100"), paths.beats("r", "server"),
     ]  # fmt: skip
     for key in (*everybodys, *others):
         server.write_ref(key, {"by": "server"})
@@ -81,13 +82,18 @@ def test_a_client_does_its_work_and_nothing_else(acting: Callable[[str], Store])
         assert store.write_ref(paths.client_evaluation(STAGE, server_round, "client-1"), {"n": 1}, if_absent=True)
     assert store.read_ref(paths.client_data("r", "client-1")) is None
     assert store.write_ref(paths.client_data("r", "client-1"), {"n": 1})
+    beats = paths.beats("r", "client-1")
+    assert store.read_ref(beats) is None, "missing is not forbidden"
+    assert store.write_ref(beats, {"n": 1}) and store.write_ref(beats, {"n": 2}) and store.read_ref(beats) == {"n": 2}
+    assert list(store.list(paths.AGENT_RUNS)) == [paths.wants("r")], "an agent finds the runs that want it"
 
     nested = f"{paths.updates(STAGE, 7, 'client-10')}/rounds/007/updates/client-1/x"
     forbidden = [
         *everybodys, *others, block_key(block), paths.events("r"), "anything", nested, "updates/client-1/x",
         "stages/x/rounds/007/updates/client-1/x", paths.update(STAGE, 7, "client-1000"),
         paths.client_data("r/clients/client-10", "client-1"), f"stages/{STAGE}/rounds/7/updates/client-1/x",
-        f"stages/{STAGE}/updates/client-1/x",
+        f"stages/{STAGE}/updates/client-1/x", paths.beats("r/client-10", "client-1"), paths.beats("r", "client-1000"),
+        "agents/beats/client-1.json", f"{paths.beats('r', 'client-1')}/x", "agents/runs/client-1.json",
     ]  # fmt: skip
     for key in forbidden:
         for work in (
@@ -100,7 +106,8 @@ def test_a_client_does_its_work_and_nothing_else(acting: Callable[[str], Store])
             refused(work, key)
     for key in (*others, nested):
         refused(lambda: store.read_ref(key), key)  # noqa: B023
-    refused(lambda: list(store.list("")), "list")
+    for prefix in ("", "agents", "agents/beats/", "stages/", "runs/"):
+        refused(lambda: list(store.list(prefix)), prefix)  # noqa: B023
     refused(lambda: store.delete(paths.update(STAGE, 7, "client-1")), "what is committed stays")
 
     server = acting(SERVER)
@@ -134,9 +141,11 @@ def test_doing_it_again_changes_nothing(uri: str, admin: Access) -> None:
         (False, True),
         (True, False),
     ]
-    turned = provision(uri, clients=["client-1"], admin=admin, rotate=True)
+    turned = provision(uri, clients=["client-1"], admin=admin, rotate=[SERVER, "client-1"])
     for old, new in zip(first.users, turned.users, strict=True):
         assert old.access_key == new.access_key and new.secret_key not in (None, old.secret_key)
+    one = provision(uri, clients=["client-1", "client-2"], admin=admin, rotate=["client-2"])
+    assert [user.secret_key is None for user in one.users] == [True, True, False]
 
 
 def test_a_bucket_is_made_and_keeps_versions_where_asked(admin: Access, minio: Server, uri: str) -> None:
@@ -180,7 +189,9 @@ def test_a_server_that_was_lost_gets_its_secrets_back(uri: str, admin: Access, a
 def test_who_is_not_the_administrator_is_told(uri: str, minio: Server) -> None:
     nobody = Access(access_key="nobody", secret_key=PASSWORD, endpoint=minio.endpoint)
     wrong = Access(access_key=USER, secret_key="wrong-secret", endpoint=minio.endpoint)
-    user = provision(uri, clients=["client-1"], admin=replace(wrong, secret_key=PASSWORD), rotate=True).users[-1]
+    user = provision(uri, clients=["client-1"], admin=replace(wrong, secret_key=PASSWORD), rotate=["client-1"]).users[
+        -1
+    ]
     client = Access(access_key=user.access_key, secret_key=user.secret_key, endpoint=minio.endpoint)
     for access in (nobody, wrong, client):
         with pytest.raises(UnreachableError) as caught:
