@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Collection, Mapping
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,18 @@ from lwfed.types.canonical import canonical
 from lwfed.types.tensors import TensorSpec, unit_of
 
 T = TypeVar("T")
+
+
+class Hasher(Protocol):
+    """A hash that takes bytes piece by piece."""
+
+    def update(self, data: memoryview | bytes | bytearray, /) -> None:
+        """Takes more bytes."""
+
+    def hexdigest(self) -> str:
+        """Returns the digest of all bytes so far, as hex digits."""
+        ...
+
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -65,9 +77,14 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     return flat.numpy().data.cast("B")
 
 
+def hasher_of(spec: TensorSpec) -> Hasher:
+    """Returns what a tensor's digest begins with: the sha256 of its type and shape, to be updated with its bytes."""
+    return hashlib.sha256(canonical([spec.dtype, list(spec.shape)]))
+
+
 def digest_raw(data: memoryview | bytes | bytearray, *, spec: TensorSpec) -> str:
     """Returns the sha256 of a tensor's type, shape and bytes, as 64 hex digits."""
-    hasher = hashlib.sha256(canonical([spec.dtype, list(spec.shape)]))
+    hasher = hasher_of(spec)
     hasher.update(data)
     return hasher.hexdigest()
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
+from itertools import repeat
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, TypeVar
@@ -58,6 +59,16 @@ def _answer(requests: SimpleQueue[Callable[[], R] | None], answers: SimpleQueue[
         _do(answer, job)
         answers.put(answer)
         del answer, job  # while this thread waits, only the caller holds the result
+
+
+def taken_ahead(items: Iterator[R]) -> Generator[R, None, None]:
+    """Yields items in order while a background thread already makes the next one: two exist at a time."""
+    end = object()
+    with closing(prefetch(repeat(lambda: next(items, end)))) as found:
+        for item in found:
+            if item is end:
+                return
+            yield item  # type: ignore[misc]  # of any type but that of the end
 
 
 def parallel_map(work: Callable[[T], R], items: Iterable[T], *, threads: int | None = None) -> list[R]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from lwfed.store.protocol import Data, Store
@@ -30,9 +30,19 @@ class CountingStore:
     def put(self, key: str, chunks: Iterable[Data]) -> int:
         """Writes an object and counts it."""
         count = self._store.put(key, chunks)
-        if key.endswith(".safetensors"):
-            with self._lock:
-                self.bytes_written += count
+        self._count_written(key, count)
+        return count
+
+    def put_named(self, folder: str, chunks: Iterable[Data], *, name: Callable[[], str | None]) -> int:
+        """Writes an object whose name is known last, and counts it."""
+        named: list[str | None] = []
+
+        def noted() -> str | None:
+            named.append(name())
+            return named[-1]
+
+        count = self._store.put_named(folder, chunks, name=noted)
+        self._count_written(named[-1] or "", count)
         return count
 
     def get(self, key: str, *, start: int = 0, stop: int | None = None) -> bytearray:
@@ -46,6 +56,13 @@ class CountingStore:
         self._store.read_into(key, buffers, nbytes=nbytes)
         self._count(key, sum(memoryview(buffer).nbytes for buffer in buffers))
 
+    def read_parts(
+        self, key: str, buffers: Sequence[memoryview | bytearray], *, start: int = 0, total: int | None = None
+    ) -> Iterator[int]:
+        """Reads an object into buffers, part by part, and counts it when all is there."""
+        yield from self._store.read_parts(key, buffers, start=start, total=total)
+        self._count(key, sum(memoryview(buffer).nbytes for buffer in buffers))
+
     def fetch(self, key: str, *, to: Path | None = None) -> Path:
         """Fetches an object and counts its whole length."""
         path = self._store.fetch(key, to=to)
@@ -56,6 +73,11 @@ class CountingStore:
         """Counts bytes that a process of the client's own would have read."""
         with self._lock:
             self.bytes_read += nbytes
+
+    def _count_written(self, key: str, nbytes: int) -> None:
+        if key.endswith(".safetensors"):
+            with self._lock:
+                self.bytes_written += nbytes
 
     def _count(self, key: str, nbytes: int) -> None:
         if key.endswith(".safetensors"):

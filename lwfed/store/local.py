@@ -7,19 +7,21 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from lwfed import environment
 from lwfed.store.keys import checked, missing_object, parsed_ref, truncated_object, wrong_length
+from lwfed.store.pieces import ranges_of
 from lwfed.store.protocol import Data, Seen, Store
 from lwfed.types.canonical import readable
 from lwfed.types.errors import UnreachableError
 from lwfed.types.places import place_error
 
 SCRATCH = ".writing"
+PART_BYTES = 4 << 20
 SCRATCH_AGE_S = 86_400
 
 
@@ -36,11 +38,19 @@ class LocalStore(Store):
     def put(self, key: str, chunks: Iterable[Data]) -> int:
         """Writes an object; see `Store.put`."""
         with self._writing(key) as path, self._temporary() as (file, temporary):
-            count = 0
-            for chunk in chunks:
-                count += len(memoryview(chunk).cast("B"))
-                file.write(chunk)
-            file.close()
+            count = _write_all(file, chunks)
+            temporary.replace(path)
+        return count
+
+    def put_named(self, folder: str, chunks: Iterable[Data], *, name: Callable[[], str | None]) -> int:
+        """Writes an object whose name is known last; see `Store.put_named`."""
+        with self._writing(f"{folder}/") as parent, self._temporary() as (file, temporary):
+            count = _write_all(file, chunks)
+            named = name()
+            if named is None:
+                return 0
+            path = parent / checked(named)
+            path.parent.mkdir(exist_ok=True)
             temporary.replace(path)
         return count
 
@@ -54,17 +64,23 @@ class LocalStore(Store):
                 raise truncated_object(key, byte=start + len(data))
         return data
 
-    def read_into(self, key: str, buffers: Sequence[memoryview | bytearray], *, nbytes: int | None = None) -> None:
-        """Reads an object into buffers; see `Store.read_into`."""
-        views = [memoryview(buffer).cast("B") for buffer in buffers]
-        expected = sum(map(len, views)) if nbytes is None else nbytes
+    def read_parts(
+        self, key: str, buffers: Sequence[memoryview | bytearray], *, start: int = 0, total: int | None = None
+    ) -> Iterator[int]:
+        """Reads an object into buffers, part by part; see `Store.read_parts`."""
         with self.fetch(key).open("rb") as file:
             found = os.fstat(file.fileno()).st_size
-            if found != expected:
-                raise wrong_length(key, found=found, expected=expected)
-            for view in views:
-                if file.readinto(view) < len(view):  # truncated while it is read
-                    raise wrong_length(key, found=file.tell(), expected=expected)
+            if total is not None and found != total:
+                raise wrong_length(key, found=found, expected=total)
+            file.seek(start)
+            for first, pieces in ranges_of(buffers, PART_BYTES, start=start):
+                stop = first + sum(map(len, pieces))
+                for piece in pieces:
+                    if file.readinto(piece) < len(piece):  # truncated while it is read
+                        if total is None:
+                            raise truncated_object(key, byte=stop)
+                        raise wrong_length(key, found=file.tell(), expected=total)
+                yield stop - start
 
     def fetch(self, key: str, *, to: Path | None = None) -> Path:
         """Returns the object's own file, or a link to it or copy of it at `to`."""
@@ -206,3 +222,13 @@ class LocalStore(Store):
                 yield file, temporary
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _write_all(file: BinaryIO, chunks: Iterable[Data]) -> int:
+    """Writes chunks and closes the file; returns their length in bytes."""
+    count = 0
+    for chunk in chunks:
+        count += memoryview(chunk).nbytes
+        file.write(chunk)
+    file.close()
+    return count

@@ -15,6 +15,8 @@ from lwfed.types.canonical import digest_of
 from lwfed.types.errors import CheckpointError
 from lwfed.types.tensors import Layout, TensorSpec, layout
 
+SHARED = "blocks/sha256"
+"""The folder of the shared blocks."""
 _REMEDY = "restore it, or train again with --fresh"
 
 
@@ -78,6 +80,11 @@ class Block:
         return block
 
 
+def file_name(block: Block) -> str:
+    """Returns the name of a block's file in any folder."""
+    return f"{block.digest}.safetensors"
+
+
 def block_key(block: Block) -> str:
     """Returns the key of a block among the shared ones."""
-    return f"blocks/sha256/{block.digest}.safetensors"
+    return f"{SHARED}/{file_name(block)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,6 +45,23 @@ class Store(Protocol):
         """
         ...
 
+    def put_named(self, folder: str, chunks: Iterable[Data], *, name: Callable[[], str | None]) -> int:
+        """Writes an object whose name holds a digest of its bytes, so that they can be hashed while they are written.
+
+        Args:
+            folder: The key of the object's folder.
+            chunks: Its bytes; the store takes all of them before it asks for the name. They must not change until the
+                call returns.
+            name: Returns its name in the folder; None: it need not be written.
+
+        Returns:
+            Its length in bytes; 0 if it was not written.
+
+        Raises:
+            DiskFullError: There is no space left.
+        """
+        ...
+
     def get(self, key: str, *, start: int = 0, stop: int | None = None) -> bytearray:
         """Reads an object, or its bytes from `start` to before `stop`.
 
@@ -63,6 +80,27 @@ class Store(Protocol):
 
         Raises:
             CheckpointError: The object does not exist, or has another length.
+        """
+        total = sum(memoryview(buffer).nbytes for buffer in buffers) if nbytes is None else nbytes
+        for _ in self.read_parts(key, buffers, total=total):
+            pass
+
+    def read_parts(
+        self, key: str, buffers: Sequence[memoryview | bytearray], *, start: int = 0, total: int | None = None
+    ) -> Iterator[int]:
+        """Reads an object into buffers, one after the other, so that a caller can use what is there already.
+
+        Args:
+            key: The object's key.
+            buffers: The buffers to fill, in order.
+            start: The first byte to read.
+            total: The object's length; None: any sufficient length.
+
+        Yields:
+            How many bytes from the start of the first buffer are there so far, at least once per few megabytes.
+
+        Raises:
+            CheckpointError: The object does not exist, is shorter, or has another length than `total`.
         """
         ...
 

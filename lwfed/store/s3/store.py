@@ -13,7 +13,7 @@ import tempfile
 import threading
 import uuid
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -73,6 +73,12 @@ class S3Store(Store):
         """Writes an object; see `Store.put`."""
         return self._object(key).upload(chunks, part_bytes=self._part_bytes)
 
+    def put_named(self, folder: str, chunks: Iterable[Data], *, name: Callable[[], str | None]) -> int:
+        """Writes an object once its name is known, since S3 asks for it first; see `Store.put_named`."""
+        held = list(chunks)
+        named = name()
+        return 0 if named is None else self.put(f"{folder}/{named}", held)
+
     def get(self, key: str, *, start: int = 0, stop: int | None = None) -> bytearray:
         """Reads an object or a part of it; see `Store.get`."""
         source = self._object(key)
@@ -86,17 +92,18 @@ class S3Store(Store):
             source.download([memoryview(data)], start=start)
         return data
 
-    def read_into(self, key: str, buffers: Sequence[memoryview | bytearray], *, nbytes: int | None = None) -> None:
-        """Reads an object into buffers; see `Store.read_into`."""
+    def read_parts(
+        self, key: str, buffers: Sequence[memoryview | bytearray], *, start: int = 0, total: int | None = None
+    ) -> Iterator[int]:
+        """Reads an object into buffers, a few ranges at a time; see `Store.read_parts`."""
         views = [memoryview(buffer).cast("B") for buffer in buffers]
         held = sum(map(len, views))
-        total = held if nbytes is None else nbytes
-        if held > total:
+        if total is not None and held > total:
             raise wrong_length(key, found=total, expected=held)
         source = self._object(key)
         if held:
-            source.download(views, total=total)
-        elif (size := source.length()) != total:
+            yield from source.arriving(views, start=start, total=total)
+        elif total is not None and (size := source.length()) != total:
             raise wrong_length(key, found=size, expected=total)
 
     def fetch(self, key: str, *, to: Path | None = None) -> Path:

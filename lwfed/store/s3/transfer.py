@@ -21,6 +21,7 @@ from typing import Any
 from lwfed.patience import Patience
 from lwfed.store.ahead import parallel_map
 from lwfed.store.keys import changed_object, missing_object, truncated_object, wrong_length
+from lwfed.store.pieces import parts_of, ranges_of
 from lwfed.store.protocol import Data
 from lwfed.store.s3.answers import ForeignError, is_marked
 from lwfed.store.s3.client import BrokenOffError, Connection, RefusedError
@@ -42,21 +43,6 @@ KINDS = {
 def kind_of(key: str) -> str:
     """Returns the media type of an object."""
     return next((kind for suffix, kind in KINDS.items() if key.endswith(suffix)), "application/octet-stream")
-
-
-def parts_of(chunks: Iterable[Data], size: int) -> Iterator[bytearray]:
-    """Cuts a stream into parts of `size` bytes; the last may be shorter, and there is at least one."""
-    part = bytearray()
-    for chunk in chunks:
-        view = memoryview(chunk).cast("B")
-        while len(view) > size - len(part):
-            taken = size - len(part)
-            part += view[:taken]
-            view = view[taken:]
-            yield part
-            part = bytearray()
-        part += view
-    yield part
 
 
 @dataclass(frozen=True)
@@ -215,7 +201,8 @@ class S3Object:
 
                 def copy(start: int) -> None:
                     piece = bytearray(min(RANGE_BYTES, size - start))
-                    self.download([memoryview(piece)], start=start, total=size, patience=shared)
+                    for _ in self.arriving([memoryview(piece)], start=start, total=size, patience=shared):
+                        pass
                     os.pwrite(file.fileno(), piece, start)
 
                 parallel_map(copy, range(0, size, RANGE_BYTES), threads=threads)
@@ -225,15 +212,20 @@ class S3Object:
                 shared.over.set()
             temporary.unlink(missing_ok=True)
 
-    def download(
+    def download(self, buffers: Sequence[memoryview], *, start: int = 0, total: int | None = None) -> None:
+        """Fills buffers from it; see `arriving`."""
+        for _ in self.arriving(buffers, start=start, total=total):
+            pass
+
+    def arriving(
         self,
         buffers: Sequence[memoryview],
         *,
         start: int = 0,
         total: int | None = None,
         patience: Patience | None = None,
-    ) -> None:
-        """Fills buffers from it, several ranges at a time.
+    ) -> Iterator[int]:
+        """Fills buffers from it, several ranges at a time. Yields how many bytes from their start are there so far.
 
         Args:
             buffers: The buffers to fill, in order.
@@ -244,21 +236,23 @@ class S3Object:
         Raises:
             CheckpointError: It is missing, or has another length or ETag.
         """
-        ranges = list(_ranges(buffers, start))
+        ranges = list(ranges_of(buffers, RANGE_BYTES, start=start))
         shared = patience or self.connection.patience()
 
-        def fill(item: tuple[int, list[memoryview]]) -> None:
+        def fill(item: tuple[int, list[memoryview]]) -> int:
             self._fill(*item, total=total, patience=shared)
+            return item[0] + sum(map(len, item[1])) - start
 
         if len(ranges) == 1:
-            fill(ranges[0])
+            yield fill(ranges[0])
             return
         with ThreadPoolExecutor(THREADS) as pool:
             try:
-                list(pool.map(fill, ranges))  # if one fails, those that have not started are cancelled
+                yield from pool.map(fill, ranges)  # others arrive while the caller works on what is there
             finally:
                 if patience is None:
                     shared.over.set()
+                pool.shutdown(cancel_futures=True)
 
     def _fill(self, start: int, pieces: Sequence[memoryview], *, total: int | None, patience: Patience) -> None:
         """Fills pieces of memory with one range; after an answer that breaks off, requests the rest."""
@@ -319,23 +313,6 @@ class S3Object:
             expected=expected,
             patience=patience,
         )
-
-
-def _ranges(buffers: Sequence[memoryview], start: int) -> Iterator[tuple[int, list[memoryview]]]:
-    """Cuts buffers into ranges of the object: (first byte, pieces of memory)."""
-    pieces: list[memoryview] = []
-    length = 0
-    for buffer in buffers:
-        while len(buffer):
-            piece = buffer[: RANGE_BYTES - length]
-            pieces.append(piece)
-            length += len(piece)
-            buffer = buffer[len(piece) :]
-            if length == RANGE_BYTES:
-                yield start, pieces
-                start, pieces, length = start + length, [], 0
-    if pieces:
-        yield start, pieces
 
 
 def _length_of(answer: dict[str, Any]) -> int:

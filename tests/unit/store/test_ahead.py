@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 
-from lwfed.store.ahead import GRACE_S, in_groups, parallel_map, prefetch
+from lwfed.store.ahead import GRACE_S, in_groups, parallel_map, prefetch, taken_ahead
 
 
 class Value:
@@ -45,6 +45,28 @@ def test_a_result_is_let_go_of_when_its_taker_does() -> None:
             del value
             gc.collect()
             assert sum(one() is not None for one in made) <= 1, "the one that is ahead"
+
+
+def test_items_are_made_one_ahead_and_none_after_an_error_or_the_last() -> None:
+    made: list[int] = []
+
+    def items(last: int) -> Iterator[int | None]:
+        for number in range(last):
+            made.append(number)
+            yield None if number == 1 else 6 // (3 - number)
+
+    found = taken_ahead(items(3))
+    for number, item in enumerate(found):
+        assert item == (2, None, 6)[number] and len(made) <= number + 2
+    assert made == [0, 1, 2]
+    failing = taken_ahead(items(5))
+    assert [next(failing) for _ in range(3)] == [2, None, 6]
+    with pytest.raises(ZeroDivisionError):
+        next(failing)
+    made.clear()
+    with closing(taken_ahead(items(3))) as left:
+        next(left)
+    assert len(made) <= 2 and not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
 
 
 def test_an_error_comes_where_its_result_would() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import secrets
 import tracemalloc
@@ -13,15 +14,17 @@ from typing import Any
 
 import pytest
 import torch
+from botocore import auth
 
 from lwfed.store.blocks import read_block, write_block
 from lwfed.store.cache import BlockCache
 from lwfed.store.counting import CountingStore
 from lwfed.store.manifest import block_key
 from lwfed.store.opening import open_store
+from lwfed.store.pieces import parts_of
 from lwfed.store.s3 import transfer as s3_transfer
 from lwfed.store.s3.store import S3Store
-from lwfed.store.s3.transfer import THREADS, parts_of
+from lwfed.store.s3.transfer import THREADS
 from lwfed.types.errors import CheckpointError, DiskFullError, SpecError, UnreachableError
 from tests.s3 import Server, serving
 from tests.unit.store.conftest import BUCKET
@@ -180,6 +183,25 @@ def test_what_is_put_is_hashed_for_the_server(uri: str, minio: Server) -> None:
     with hooked(store, "before-send.s3.PutObject", flip), pytest.raises(UnreachableError, match=r"SHA256|400|Digest"):
         store.put("x", [b"whole"])
     assert not store.has("x")
+
+
+def test_the_server_and_the_digest_hash_a_body_once_each(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own digest cannot be signed: it is of each tensor, the signature's of each part."""
+    signed: list[int] = []
+
+    def sha256(data: Any = b"") -> Any:
+        signed.append(memoryview(data).nbytes)
+        return hashlib.sha256(data)
+
+    store = S3Store(uri, part_bytes=PART)
+    store.write_ref("warm", 1)
+    monkeypatch.setattr(auth, "sha256", sha256)
+    block = write_block(store, {"image.stem.w": torch.arange(3 * MIB, dtype=torch.float32)})
+    bodies = [nbytes for nbytes in signed if nbytes > 10_000]
+    assert sum(bodies) <= block.nbytes < sum(bodies) + 10_000 and len(bodies) == 3
+    signed.clear()
+    read_block(store, block_key(block), block)
+    assert max(signed, default=0) < 10_000
 
 
 def test_a_server_that_ignores_conditions_is_found_out(uri: str, s3: Server) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -255,6 +256,47 @@ def test_an_object_is_read_into_memory_that_is_there(store: Store) -> None:
         store.read_into("empty", [bytearray(1)])
 
 
+def test_a_named_object_is_asked_for_its_name_when_its_bytes_are_known(store: Store) -> None:
+    taken: list[int] = []
+
+    def chunks() -> Iterator[bytes]:
+        for number in range(3):
+            taken.append(number)
+            yield bytes([number]) * 1000
+
+    def name() -> str:
+        assert taken == [0, 1, 2]
+        return f"{len(taken)}.bin"
+
+    assert store.put_named("a/b", chunks(), name=name) == 3000
+    assert store.get("a/b/3.bin") == b"".join(bytes([number]) * 1000 for number in range(3))
+    assert store.put_named("a/b", [b"again"], name=lambda: None) == 0
+    for failing in ((1 // n for n in (1, 0)), [b"x"]):
+        with pytest.raises((ZeroDivisionError, TypeError, CheckpointError)):
+            store.put_named("a/b", failing, name=lambda: "../../../x")  # type: ignore[arg-type]
+    assert everything(store) == ["a/b/3.bin"]
+
+
+def test_parts_arrive_in_order_and_are_there_when_they_are_told(store: Store) -> None:
+    content = secrets.token_bytes(20_000_003)
+    store.put("x", [content])
+    for start, sizes, total in ((0, (7, 20_000_000 - 7, 3), 20_000_003), (5, (9_000_000, 0, 2), None)):
+        buffers = [bytearray(size) for size in sizes]
+        seen = [0]
+        for there in store.read_parts("x", buffers, start=start, total=total):
+            assert there > seen[-1]
+            assert b"".join(buffers)[:there] == content[start : start + there]
+            seen.append(there)
+        assert seen[-1] == sum(sizes) and len(seen) > 2, "a few megabytes at a time"
+    for wrong in (19_999_999, 20_000_004):
+        with pytest.raises(CheckpointError, match="corrupted: it has 20000003 bytes"):
+            list(store.read_parts("x", [bytearray(10)], total=wrong))
+    with pytest.raises(CheckpointError, match="ends before byte 20000010"):
+        list(store.read_parts("x", [bytearray(10)], start=20_000_000))
+    with pytest.raises(CheckpointError, match="not in the store"):
+        list(store.read_parts("y", [bytearray(10)]))
+
+
 def test_sizes(store: Store) -> None:
     store.put("x", [b"abc"])
     store.put("empty", [])
@@ -277,6 +319,7 @@ def test_what_is_counted_is_what_went_through(store: Store, tmp_path: Path) -> N
     assert counting.verifies_writes == store.verifies_writes
     counting.put("x.safetensors", [b"0123456789"])
     counting.put("x.json", [b"0123456789"])
+    counting.put_named("named", [b"01234"], name=lambda: "x.json")
     assert (counting.bytes_written, counting.bytes_read) == (10, 0)
     counting.get("x.safetensors", start=2, stop=5)
     assert counting.bytes_read == 3
@@ -286,5 +329,5 @@ def test_what_is_counted_is_what_went_through(store: Store, tmp_path: Path) -> N
     assert counting.bytes_read == 23 and counting.size("x.safetensors") == 10
     counting.append("log", b"1")
     assert counting.read_log("log") == b"1" and counting.has("x.json") and list(counting.list("x."))
-    counting.delete("x.json", "x.safetensors", "log")
+    counting.delete("x.json", "named/x.json", "x.safetensors", "log")
     assert (counting.bytes_written, counting.bytes_read) == (10, 23) and everything(store) == []
