@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from lwfed.plan.strategies import Selection, select
@@ -43,6 +44,11 @@ class GroupPlan(Section):
     clients: tuple[str, ...]
     trained: tuple[str, ...]
     cut: dict[str, int]
+
+    @cached_property
+    def members(self) -> frozenset[str]:
+        """Its clients as a set, which finds one of thousands at once."""
+        return frozenset(self.clients)
 
 
 @dataclass(frozen=True, slots=True)

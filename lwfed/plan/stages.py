@@ -165,7 +165,7 @@ class StagePlan(Section):
 
     def work_of(self, client: str) -> Work:
         """Returns what a client trains: its group's units, without those of modalities that its data lack."""
-        group = next((one for one in self.groups if client in one.clients), None)
+        group = next((one for one in self.groups if client in one.members), None)
         return self._work(group, lacks=self.lacks.get(client, ()))
 
     def kinds(self) -> dict[str, Work]:

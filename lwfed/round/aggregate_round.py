@@ -23,7 +23,7 @@ from lwfed.round.memory import give_back
 from lwfed.round.movement import movement_metrics
 from lwfed.round.runtime import deterministic, pick_device
 from lwfed.round.senders import Counted, kept_units, weights_of
-from lwfed.round.updates import RunningFold, read_updates
+from lwfed.round.updates import RunningFold, read_updates, small_units
 from lwfed.round.workbench import Workbench
 from lwfed.run.tasks import RoundTask
 from lwfed.store import paths
@@ -185,12 +185,16 @@ def aggregate(
     before = ctx.start()
     if folded is None:
         aggregator = aggregator.survey(updates)
+    small = small_units(model)
 
     def new_unit(unit: str) -> NewUnit:
         states = read_states(ctx, before, unit)
         new: dict[str, NewTensor] = {}
-        for name in before.blocks[unit].tensors:
-            sums = folded if folded is not None else fold(aggregator, updates, names=[name])
+        names = before.blocks[unit].tensors
+        sums = folded if folded is not None else fold(aggregator, updates, names=names) if unit in small else {}
+        for name in names:
+            if name not in sums:
+                sums = fold(aggregator, updates, names=[name])
             mean = model.value(name, aggregator.finish(sums[name], name=name))
             new[name] = step_and_publish(ctx, name, mean, model=model, state=states.get(name, {}))
         return write_unit(ctx, new)

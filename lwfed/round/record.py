@@ -19,6 +19,7 @@ from lwfed.run.overhead import Overhead
 from lwfed.store import paths
 from lwfed.store.checkpoint import Checkpoint
 from lwfed.store.refs import read_record as read_stored
+from lwfed.store.refs import read_together
 from lwfed.types.errors import CheckpointError
 from lwfed.types.round_records import Accepted, ClientMetrics, RoundMetrics, RoundRecord
 
@@ -61,8 +62,8 @@ def evaluate_on_clients(ctx: RoundContext, *, launcher: Launcher, emit: Emit, de
             failed[outcome.client] = outcome.reason
             emit(Warning(message=f"{outcome.client} could not evaluate: {outcome.reason}"))
     parts = {}
-    for client in clients:
-        value = read_stored(ctx.store, paths.client_evaluation(ctx.key, ctx.server_round, client), ClientMetrics)
+    keys = [paths.client_evaluation(ctx.key, ctx.server_round, client) for client in clients]
+    for client, value in zip(clients, read_together(ctx.store, keys, ClientMetrics), strict=True):
         if value is not None and value.num_examples:
             parts[client] = (value.num_examples, value.metrics)
     losses: dict[str, Heads] = {}
@@ -188,6 +189,5 @@ def _warnings(record: RoundRecord) -> list[str]:
 
 def _drop_updates(ctx: RoundContext) -> None:
     """Removes the tensors of aggregated updates; the record of who took part stays."""
-    for key in list(ctx.store.list(f"{paths.round_folder(ctx.key, ctx.server_round)}/updates/")):
-        if key.endswith(".safetensors"):
-            ctx.store.delete(key)
+    found = ctx.store.list(paths.all_updates(ctx.key, ctx.server_round))
+    ctx.store.delete(*[key for key in found if key.endswith(".safetensors")])

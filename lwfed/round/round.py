@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lwfed import environment
@@ -23,7 +23,7 @@ from lwfed.run.events import Aggregating, ClientDone, Emit, RoundDone, RoundStar
 from lwfed.run.launcher import Launcher
 from lwfed.run.overhead import Overhead
 from lwfed.store import paths
-from lwfed.store.refs import read_object
+from lwfed.store.refs import read_object, read_together
 from lwfed.store.refs import read_record as read_stored
 from lwfed.types.encoded import is_lossless
 from lwfed.types.errors import QuorumError
@@ -79,10 +79,12 @@ class CohortTraining:
     Attributes:
         failed: Client -> why it has no update.
         wall_s: Seconds that training took.
+        updates: Client -> its update, of those that have been read.
     """
 
     failed: Mapping[str, str]
     wall_s: float
+    updates: Mapping[str, AcceptedUpdate] = field(default_factory=dict)
 
 
 def train_cohort(
@@ -108,14 +110,17 @@ def train_cohort(
     """
     _begin(ctx, cohort, deadline_s=deadline_s)
     started = time.monotonic()
-    failed: dict[str, str] = {}
-    waiting = [client for client in cohort if not ctx.store.has(paths.update(ctx.key, ctx.server_round, client))]
+    failed, updates = dict[str, str](), dict[str, AcceptedUpdate]()
+    there = set(ctx.store.list(paths.all_updates(ctx.key, ctx.server_round)))  # one request, not one per client
+    waiting = [client for client in cohort if paths.update(ctx.key, ctx.server_round, client) not in there]
     need = counts_of(ctx.plan.cohort)[0] - (len(cohort) - len(waiting))
     tasks = ctx.client_tasks(waiting if need > 0 else (), measuring=measuring)
     for outcome in launcher.clients("train-client", tasks, need=need, deadline_s=deadline_s, emit=emit):
         update = read_stored(ctx.store, paths.update(ctx.key, ctx.server_round, outcome.client), AcceptedUpdate)
         if update is None:
             failed[outcome.client] = outcome.reason or "it ended without an update"
+        else:
+            updates[outcome.client] = update
         emit(
             ClientDone(
                 stage=ctx.plan.stage,
@@ -125,7 +130,7 @@ def train_cohort(
                 metrics=None if update is None else update.metrics.to_values(),
             )
         )
-    return CohortTraining(failed=failed, wall_s=time.monotonic() - started)
+    return CohortTraining(failed=failed, wall_s=time.monotonic() - started, updates=updates)
 
 
 def accept(ctx: RoundContext, cohort: Sequence[str], training: CohortTraining) -> Accepted:
@@ -145,8 +150,13 @@ def accept(ctx: RoundContext, cohort: Sequence[str], training: CohortTraining) -
     sizes = {client: ctx.stage.sizes.get(client, 1) for client in ctx.plan.cohort.clients}
     weights = weights_by_size(sizes, count=ask) if sized else {}
     factors = blend_of(ctx, cohort).factors
+    unread = [client for client in cohort if client not in training.updates]
+    others = read_together(
+        ctx.store, [paths.update(ctx.key, ctx.server_round, client) for client in unread], AcceptedUpdate
+    )
+    updates = {**training.updates, **dict(zip(unread, others, strict=True))}
     for client in cohort:
-        update = read_stored(ctx.store, paths.update(ctx.key, ctx.server_round, client), AcceptedUpdate)
+        update = updates[client]
         if update is not None and len(clients) < need:
             clients[client] = AcceptedUpdate(
                 digest=update.digest,

@@ -5,7 +5,9 @@ Either way the aggregator receives the same tensors in the same order, so the re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -16,9 +18,10 @@ from lwfed.params import by_unit
 from lwfed.round.context import RoundContext
 from lwfed.round.senders import Counted, Weights, weights_of
 from lwfed.store import paths
-from lwfed.store.blocks import read_tensor
+from lwfed.store.ahead import parallel_map
+from lwfed.store.blocks import read_block, read_tensor
 from lwfed.store.manifest import Block
-from lwfed.store.refs import damaged, read_object
+from lwfed.store.refs import TOGETHER, damaged, read_object
 from lwfed.types.encoded import encoded
 from lwfed.types.errors import CheckpointError
 from lwfed.types.round_records import AcceptedUpdate
@@ -26,6 +29,8 @@ from lwfed.types.tensors import unit_of
 
 MAX_BYTES = 1 << 30
 """Largest size of the float64 sums held while clients train; larger models are summed from the store."""
+SMALL_BYTES = 8 << 20
+"""Largest size of a unit's float64 sums for which its file is read whole: in one request instead of one per tensor."""
 
 
 def read_updates(
@@ -43,10 +48,12 @@ def read_updates(
     """
     weights = weights_of(ctx.plan, {client: Counted.of(item) for client, item in accepted.items()})
     members = by_unit(model.specs)
+    whole, last = small_units(model), _Last()
+    clients = sorted(accepted)
+    refs = [paths.update(ctx.key, ctx.server_round, client) for client in clients]
+    found = parallel_map(lambda ref: read_object(ctx.store, ref, digest=str, blocks=dict), refs, threads=TOGETHER)
     updates = []
-    for client in sorted(accepted):
-        ref = paths.update(ctx.key, ctx.server_round, client)
-        update = read_object(ctx.store, ref, digest=str, blocks=dict)
+    for client, ref, update in zip(clients, refs, found, strict=True):
         if update is None or update["digest"] != accepted[client].digest:
             raise CheckpointError(
                 f"the accepted update of {client} is missing or changed",
@@ -63,20 +70,51 @@ def read_updates(
             raise damaged(ref, f"it has {min(surplus)}, which {client} does not train")
         for unit in expected:
             check_update(client, found=blocks[unit].specs, specs=members[unit], codec=model.codec)
-        own, reader = weights[client], _reader(ctx, client, blocks, model=model)
+        own, reader = weights[client], _reader(ctx, client, blocks, model=model, whole=whole, last=last)
         updates.append(Update(client, own.weight, reader, by_unit=own.by_unit))
     return tuple(updates)
 
 
+def small_units(model: GlobalModel) -> frozenset[str]:
+    """Returns the units read and summed whole: tensor by tensor, they cost more in requests than in bytes.
+
+    Args:
+        model: The model that the clients started from.
+    """
+    units = by_unit(model.specs)
+    return frozenset(
+        unit for unit, specs in units.items() if sum(8 * one.numel for one in specs.values()) <= SMALL_BYTES
+    )
+
+
+class _Last(threading.local):
+    """The block that a thread has read last: a unit's tensors are asked for one after another."""
+
+    key = ""
+    tensors: Mapping[str, Tensor] = MappingProxyType({})
+
+
 def _reader(
-    ctx: RoundContext, client: str, blocks: Mapping[str, Block], *, model: GlobalModel
+    ctx: RoundContext,
+    client: str,
+    blocks: Mapping[str, Block],
+    *,
+    model: GlobalModel,
+    whole: Collection[str],
+    last: _Last,
 ) -> Callable[[str], Tensor]:
     folder = paths.updates(ctx.key, ctx.server_round, client)
 
     def read(name: str) -> Tensor:
         block, spec = blocks[unit_of(name)], model.specs[name]
         key = f"{folder}/{block.digest}.safetensors"
-        parts = {part: read_tensor(ctx.store, key, block, part) for part in encoded(name, spec, model.codec)}
+        names = encoded(name, spec, model.codec)
+        if unit_of(name) in whole:
+            if last.key != key:
+                last.tensors, last.key = read_block(ctx.store, key, block), key
+            parts = {part: last.tensors[part] for part in names}
+        else:
+            parts = {part: read_tensor(ctx.store, key, block, part) for part in names}
         return received(name, parts, spec=spec, codec=model.codec)
 
     return read

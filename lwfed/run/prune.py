@@ -46,15 +46,14 @@ def prune_rounds(stage: Stage, *, store: Store, keep_rounds: int, server_round: 
 
 def _refs_of_others(store: Store, *, mine: str) -> Iterator[str]:
     """Yields the checkpoints of other stages: result and round 0 of a finished one, all rounds of one still running."""
-    refs: dict[str, list[str]] = {}
-    for ref in store.list("stages/"):
-        key = ref.split("/")[1]
-        if key != mine and ref.endswith("/checkpoint.json"):
-            refs.setdefault(key, []).append(ref)
-    for key, found in refs.items():
-        result = paths.stage_checkpoint(key)
-        first = paths.round_checkpoint(key, 0)
-        yield from [ref for ref in (result, first) if ref in found] if result in found else found
+    for key in store.folders(paths.STAGES):  # not all keys: each round leaves one per client
+        if key == mine:
+            continue
+        if store.has(result := paths.stage_checkpoint(key)):
+            yield from (result, paths.round_checkpoint(key, 0))
+        else:
+            numbers = [int(name) for name in store.folders(paths.rounds(key)) if name.isdecimal()]
+            yield from (paths.round_checkpoint(key, number) for number in numbers)
 
 
 def _blocks(store: Store, refs: Sequence[str] | Iterator[str]) -> set[str]:

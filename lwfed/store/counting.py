@@ -24,6 +24,7 @@ class CountingStore:
         self.bytes_written = 0
         self.uri, self.verifies_writes = store.uri, store.verifies_writes
         self.has, self.size, self.list, self.delete = store.has, store.size, store.list, store.delete
+        self.folders = store.folders
         self.read_ref, self.read_ref_if_changed = store.read_ref, store.read_ref_if_changed
         self.write_ref, self.append, self.read_log = store.write_ref, store.append, store.read_log
 

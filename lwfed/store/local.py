@@ -115,6 +115,11 @@ class LocalStore(Store):
             found += [f"{base}/{name}" if base != "." else name for name in names]
         yield from sorted(key for key in found if key.startswith(prefix))
 
+    def folders(self, prefix: str) -> Iterator[str]:
+        """Yields the names of the folders directly below a prefix; see `Store.folders`."""
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self._path(prefix)) as found:
+            yield from sorted(entry.name for entry in found if entry.is_dir() and entry.name != SCRATCH)
+
     def delete(self, *keys: str) -> None:
         """Deletes objects, refs or logs, if they exist."""
         for key in keys:

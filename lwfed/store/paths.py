@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+STAGES = "stages/"
+"""The folder of all stages."""
+
 
 def stage(key: str) -> str:
     """The folder of a stage."""
@@ -25,9 +28,14 @@ def stage_record(key: str) -> str:
     return f"stages/{key}/record.json"
 
 
+def rounds(key: str) -> str:
+    """The folder of a stage's rounds."""
+    return f"stages/{key}/rounds/"
+
+
 def round_folder(key: str, server_round: int) -> str:
     """The folder of a round; round 0 is the stage's initial model."""
-    return f"stages/{key}/rounds/{server_round:03d}"
+    return f"{rounds(key)}{server_round:03d}"
 
 
 def round_task(key: str, server_round: int) -> str:
@@ -55,9 +63,14 @@ def round_record(key: str, server_round: int) -> str:
     return f"{round_folder(key, server_round)}/record.json"
 
 
+def all_updates(key: str, server_round: int) -> str:
+    """The folder of all updates of a round."""
+    return f"{round_folder(key, server_round)}/updates/"
+
+
 def updates(key: str, server_round: int, client: str) -> str:
     """The folder of a client's update; its credentials can be limited to it."""
-    return f"{round_folder(key, server_round)}/updates/{client}"
+    return f"{all_updates(key, server_round)}{client}"
 
 
 def update(key: str, server_round: int, client: str) -> str:

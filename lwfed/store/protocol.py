@@ -125,6 +125,10 @@ class Store(Protocol):
         """Yields the keys that start with a prefix, sorted; a log is one key."""
         ...
 
+    def folders(self, prefix: str) -> Iterator[str]:
+        """Yields the names of the folders directly below a prefix that ends with a slash, sorted."""
+        ...
+
     def delete(self, *keys: str) -> None:
         """Deletes objects, refs or logs; ignores those that do not exist."""
         ...

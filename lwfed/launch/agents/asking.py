@@ -12,7 +12,9 @@ from lwfed.run.agents import Beat, Wants, wants_of
 from lwfed.run.tasks import PodTask
 from lwfed.spec.run import RunSpec
 from lwfed.store import paths
-from lwfed.store.protocol import Store
+from lwfed.store.ahead import parallel_map
+from lwfed.store.protocol import Seen, Store
+from lwfed.store.refs import TOGETHER
 from lwfed.types.errors import CheckpointError, UnreachableError
 
 EVERY_S = 0.2
@@ -127,9 +129,9 @@ class Asking:
         """
         began, facts = time.monotonic(), list[Fact]()
         try:
-            for state in self._states.values():
-                if state.open:
-                    facts += self._hear(state)
+            states = [state for state in self._states.values() if state.open]
+            for state, seen in zip(states, parallel_map(self._read, states, threads=TOGETHER), strict=True):
+                facts += self._hear(state, seen)
         except UnreachableError as error:
             pause_s = self._patience.failed(error.problem)
             if pause_s is None:
@@ -185,9 +187,11 @@ class Asking:
         self._store.write_ref(paths.wants(self._run_id), wanted.to_values())
         self._resting = not wanted.call
 
-    def _hear(self, state: AgentState) -> list[Fact]:
-        key = paths.beats(self._run_id, state.agent)
-        seen = self._store.read_ref_if_changed(key, self._marks.get(state.agent))
+    def _read(self, state: AgentState) -> Seen | None:
+        """Reads an agent's beat if it is another than the last."""
+        return self._store.read_ref_if_changed(paths.beats(self._run_id, state.agent), self._marks.get(state.agent))
+
+    def _hear(self, state: AgentState, seen: Seen | None) -> list[Fact]:
         if seen is None:
             return state.wait(now=time.monotonic())
         self._marks[state.agent] = seen.mark

@@ -33,6 +33,12 @@ LOG_PIECE = re.compile(r"(.+)\.d/(\d{9})")
 TOGETHER = 8
 WRITER = "lwfed-writer"
 UNSUPPORTED = 501
+MANY = 16
+"""Objects from which on deletes are sent together."""
+PAGE = 1000
+"""The most objects of such a request."""
+NO_BULK = (400, 403, 404, 405, 411, UNSUPPORTED)
+"""Statuses after which objects are deleted one by one, which says what is wrong if that fails too."""
 REFUSALS = (409, 412, UNSUPPORTED)
 """Statuses of a conditional write that did not write."""
 NEVER_LOGS = (".json", ".safetensors")
@@ -66,6 +72,7 @@ class S3Store(Store):
         self._prefix = f"{prefix}/" if prefix else ""
         self._part_bytes = part_bytes
         self.conditional: bool | None = None
+        self._deletes_together = True
         self._log_lock = threading.Lock()
         self._numbers: dict[str, int] = {}
 
@@ -125,6 +132,19 @@ class S3Store(Store):
             found.add(piece[1] if piece else key)
         yield from sorted(key for key in found if key.startswith(prefix))
 
+    def folders(self, prefix: str) -> Iterator[str]:
+        """Yields the names of the folders directly below a prefix; see `Store.folders`."""
+        start = self._prefix + checked(prefix)
+
+        def found(client: Any) -> Sequence[str]:
+            pages = client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.connection.bucket, Prefix=start, Delimiter="/"
+            )
+            return [one["Prefix"] for page in pages for one in page.get("CommonPrefixes", ())]
+
+        folders = self.connection.request(found, about=f"to list {prefix or 'its folders'}")
+        yield from sorted(folder[len(start) : -1] for folder in folders)
+
     def delete(self, *keys: str) -> None:
         """Deletes objects, refs or logs; ignores those that do not exist."""
         objects = [self._object(key) for key in keys]
@@ -133,7 +153,7 @@ class S3Store(Store):
                 objects += self._pieces(key)
                 with self._log_lock:
                     self._numbers.pop(key, None)
-        parallel_map(S3Object.delete, objects, threads=TOGETHER)  # one by one: servers sign bulk deletes differently
+        parallel_map(S3Object.delete, self._delete_together(objects), threads=TOGETHER)
 
     def read_ref(self, key: str) -> Any | None:
         """Reads a ref; None if it does not exist."""
@@ -170,6 +190,30 @@ class S3Store(Store):
         """Reads a log, piece by piece."""
         pieces = parallel_map(S3Object.read, self._pieces(key), threads=TOGETHER)
         return b"".join(piece or b"" for piece in pieces)
+
+    def _delete_together(self, objects: Sequence[S3Object]) -> Sequence[S3Object]:
+        """Deletes many objects, 1,000 per request; returns those that must be deleted one by one.
+
+        These are few objects, and all where the server refuses bulk deletes: servers check their bodies differently.
+        """
+        if len(objects) < MANY or not self._deletes_together:
+            return objects
+        left: list[S3Object] = []
+        for start in range(0, len(objects), PAGE):
+            some = {item.key: item for item in objects[start : start + PAGE]}
+            wanted = {"Objects": [{"Key": key} for key in some], "Quiet": True}
+
+            def delete(client: Any, wanted: dict[str, Any] = wanted) -> dict[str, Any]:
+                answer: dict[str, Any] = client.delete_objects(Bucket=self.connection.bucket, Delete=wanted)
+                return answer
+
+            try:
+                answer = self.connection.request(delete, about="to delete", expected=NO_BULK)
+            except RefusedError:
+                self._deletes_together = False
+                return [*left, *objects[start:]]
+            left += [some[error["Key"]] for error in answer.get("Errors", ()) if error.get("Key") in some]
+        return left
 
     def _pieces(self, key: str) -> Sequence[S3Object]:
         """Returns a log's pieces, in order."""

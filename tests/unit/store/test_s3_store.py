@@ -275,6 +275,33 @@ def test_keys_are_listed_page_by_page(uri: str) -> None:
     assert len(seen) == 6
 
 
+def test_many_objects_are_deleted_in_one_request(uri: str) -> None:
+    store = S3Store(uri)
+    keys = [f"updates/{n}.safetensors" for n in range(40)]
+    for key in keys:
+        store.put(key, [b"x"])
+    with asked(store) as seen:
+        store.delete(*keys[1:], "updates/none.json")
+    assert [operation for operation, _ in seen] == ["DeleteObjects"]
+    assert list(store.list("")) == keys[:1]
+
+
+def test_a_server_that_refuses_bulk_deletes_gets_single_ones(uri: str, minio: Server) -> None:
+    store = S3Store(uri)
+    keys = [f"updates/{n:02d}.safetensors" for n in range(20)]
+
+    def damage(request: Any, **_: Any) -> None:
+        request.data = b"<Delete></Delete>"  # not what its checksum says
+
+    for _ in range(2):
+        for key in keys:
+            store.put(key, [b"x"])
+        with hooked(store, "before-sign.s3.DeleteObjects", damage), asked(store) as seen:
+            store.delete(*keys[1:])
+        assert list(store.list("")) == keys[:1]
+    assert [operation for operation, _ in seen] == ["DeleteObject"] * 19, "it is asked once"
+
+
 def test_a_forked_process_has_a_client_of_its_own(uri: str) -> None:
     store = S3Store(uri)
     store.write_ref("first", 1)

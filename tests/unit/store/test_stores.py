@@ -200,6 +200,15 @@ def test_keys_are_listed_by_prefix_and_sorted(store: Store) -> None:
     assert list(store.list("nothing/")) == []
 
 
+def test_folders_are_named_without_what_is_in_them(store: Store) -> None:
+    for key in ("stages/b/rounds/001/x", "stages/b/rounds/002/x", "stages/a/plan.json", "stages/file", "stagesx/c/d"):
+        store.put(key, [b""])
+    assert list(store.folders("stages/")) == ["a", "b"]
+    assert list(store.folders("stages/b/rounds/")) == ["001", "002"]
+    assert list(store.folders("stages/a/")) == list(store.folders("none/")) == []
+    assert list(CountingStore(store).folders("stages/")) == ["a", "b"]
+
+
 def test_deleting_and_reading_what_is_not_there(store: Store) -> None:
     store.delete("nothing")
     store.put("x", [b"1"])
