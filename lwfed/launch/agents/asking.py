@@ -98,7 +98,7 @@ class Asking:
             return
         rest = {agent: clients for agent, clients in self._wanted.work.items() if agent not in agents}
         self._wanted = self._wanted.changed(work={**rest, **changed})
-        self._store.write_ref(paths.wants(self._run_id), self._wanted.to_values())
+        self._write(self._wanted)
         for agent, clients in changed.items():
             states[agent].open = [client for client in clients if client in waiting]
 
@@ -201,8 +201,8 @@ class Asking:
             beat = None
         if beat is not None:
             self._heard[state.agent] = beat
-            if beat.client and beat.call == state.call:
-                self._served[beat.client] = state.agent
+            if beat.call == state.call:
+                self._served |= dict.fromkeys([*beat.outcomes, *filter(None, [beat.client])], state.agent)
         now = time.monotonic()
         return [*state.hear(beat, now=now), *state.wait(now=now)]
 
