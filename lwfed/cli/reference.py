@@ -13,6 +13,7 @@ import typer
 from pydantic import AliasChoices, BaseModel
 from pydantic.fields import FieldInfo
 
+from lwfed.agent.policy import Policy
 from lwfed.cli.clients_page import clients_page
 from lwfed.cli.main import app
 from lwfed.spec.base import Section
@@ -54,6 +55,13 @@ def spec_reference() -> str:
         rows = [_row(name, field, schemas[name]) for name, field in kind.fields().items()]
         lines += _table(("key", "type", "default", "meaning"), rows)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def policy_table() -> str:
+    """Returns the keys of an agent's policy as the table of docs/agents.md."""
+    schemas = Policy.model_json_schema(by_alias=False)["properties"]
+    rows = [_row(name, field, schemas[name]) for name, field in Policy.fields().items()]
+    return "\n".join(_table(("key", "type", "default", "meaning"), rows))
 
 
 def cli_reference() -> str:

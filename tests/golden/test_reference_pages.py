@@ -1,4 +1,4 @@
-"""docs/spec.md and docs/cli.md say what the code says."""
+"""docs/spec.md, docs/cli.md and the tables of docs/agents.md say what the code says."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lwfed.cli.reference import PAGES
+from lwfed.cli.reference import PAGES, policy_table
 from lwfed.types.errors import EXIT_CODES
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -21,3 +21,14 @@ def test_every_exit_code_is_documented() -> None:
     page = (DOCS / "cli.md").read_text(encoding="utf-8")
     rows = [line.strip("| ").split(" | ") for line in page.partition("## Exit codes")[2].splitlines() if "|" in line]
     assert {int(code): name for code, name in rows[2:]} == EXIT_CODES
+
+
+def test_every_key_of_an_agents_policy_is_documented() -> None:
+    page = (DOCS / "agents.md").read_text(encoding="utf-8")
+    assert policy_table() in page, f"docs/agents.md needs this table:\n{policy_table()}"
+
+
+def test_the_exit_codes_of_agents_are_what_they_are_said_to_be() -> None:
+    page = (DOCS / "agents.md").read_text(encoding="utf-8").partition("## Exit codes")[2]
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")][2:]
+    assert rows and {int(code): name for code, name, _ in rows}.items() <= EXIT_CODES.items()
