@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,12 +162,14 @@ def run_tiny(
     *overrides: str,
     options: Options | None = None,
     emit: Listener | None = None,
-    launcher: Callable[[Store], Launcher] = InProcess,
+    launcher: Callable[[Store], Launcher] | None = None,
     store: Store | None = None,
 ) -> Finished:
-    """Runs the tiny experiment to its end, or until `emit` raises."""
+    """Runs the tiny experiment to its end, or until `emit` raises; in this process unless a launcher is given."""
     store = store or LocalStore(root)
-    run = prepared(tiny_spec(root, *overrides), store=store, options=options)
+    spec = tiny_spec(root, *overrides)
+    run = prepared(spec, store=store, options=options)
+    launcher = launcher or partial(InProcess, in_memory=spec.store.updates == "memory")
     events: list[Event] = []
 
     def note(event: Event) -> None:

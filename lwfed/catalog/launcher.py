@@ -20,11 +20,13 @@ class LauncherDescription:
     Attributes:
         remote: Whether clients run on other machines, which may see other data than this one.
         parallel: Whether it can run several clients at a time, and clients with several devices.
+        holds_updates: Whether clients train in the coordinator's own process, which can keep their updates in memory.
         check: Raises ValueError if a complete spec (`lwfed.spec.run.RunSpec`) lacks what the launcher needs.
     """
 
     remote: bool
     parallel: bool
+    holds_updates: bool = False
     check: Callable[[Any], None] = accept_any
 
 

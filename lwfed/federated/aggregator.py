@@ -99,6 +99,13 @@ class Aggregator(Protocol):
         If false, updates may be added as they arrive, without `survey`, and another instance may finish the sum.
         """
 
+    @property
+    def one_by_one(self) -> bool:
+        """Whether updates may also be surveyed and added one after another, each before the next is known.
+
+        `survey` then adds to what it knows, and the instance that knows all finishes the sum.
+        """
+
     def survey(self, updates: Sequence[Update]) -> Aggregator:
         """Returns the aggregator with what it must know about all updates before it begins.
 

@@ -130,10 +130,11 @@ def train(
         in_backward=settings.step_in_backward,
         proximal_mu=settings.proximal_mu,
         clip_norm=settings.clip_norm,
+        counted=measure is not None,
     )
     forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
     with forked, steps as stepper:
-        torch.manual_seed(as_int(derive(settings.seed, "rank", ranks.rank())))
+        _seed(as_int(derive(settings.seed, "rank", ranks.rank())), device)
         for step in range(settings.steps):
             micros = next(batches)
             first_rows = first_rows or sum(micro.rows for micro in micros)
@@ -156,6 +157,17 @@ def train(
         cost=cost,
         first_rows=first_rows,
     )
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seeds the generators that training draws from: a device's own, and the CPU's.
+
+    `torch.manual_seed` also notes a call for a GPU that is not in use, with a stack trace each time.
+    """
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 class _Losses:
@@ -241,18 +253,20 @@ class AfterBackward:
         anchor: Parameter -> the value that FedProx's term pulls it to; empty without that term.
         proximal_mu: FedProx's mu.
         clip_norm: Largest norm of all gradients together, or None.
+        counted: Whether the bytes of gradients are counted.
     """
 
     def __init__(
         self, optimizer: Optimizer, parameters: Sequence[Parameter], *, anchor: Mapping[Parameter, Tensor],
-        proximal_mu: float, clip_norm: float | None,
+        proximal_mu: float, clip_norm: float | None, counted: bool = True,
     ) -> None:  # fmt: skip
         self.optimizer, self.parameters, self.clip_norm = optimizer, parameters, clip_norm
-        self.anchor, self.proximal_mu = anchor, proximal_mu
+        self.anchor, self.proximal_mu, self._counted = anchor, proximal_mu, counted
         self.gradients_bytes = 0
 
     def step(self) -> None:
-        self.gradients_bytes = nbytes(parameter.grad for parameter in self.parameters)
+        if self._counted:
+            self.gradients_bytes = nbytes(parameter.grad for parameter in self.parameters)
         ranks.total_([parameter.grad for parameter in self.parameters if parameter.grad is not None])
         for parameter, origin in self.anchor.items():
             _pull(parameter, origin, proximal_mu=self.proximal_mu)
@@ -297,7 +311,7 @@ class InBackward:
 
 @contextmanager
 def stepping(
-    optimizer: Optimizer, *, in_backward: bool, proximal_mu: float, clip_norm: float | None
+    optimizer: Optimizer, *, in_backward: bool, proximal_mu: float, clip_norm: float | None, counted: bool = True
 ) -> Iterator[Stepper]:
     """Steps an optimiser's parameters by the gradients that the body computes.
 
@@ -306,6 +320,7 @@ def stepping(
         in_backward: Step each parameter inside the backward pass, instead of all after it.
         proximal_mu: FedProx's mu: mu (theta - theta_0) is added to every gradient (Li et al. 2020, Algorithm 2).
         clip_norm: Largest norm of a step's gradient, or None.
+        counted: Whether the bytes of all gradients are counted, if they are alive at once.
 
     Raises:
         ValueError: `clip_norm` is set inside the backward pass, which never has all gradients.
@@ -313,7 +328,9 @@ def stepping(
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     anchor = {parameter: parameter.detach().clone() for parameter in parameters} if proximal_mu else {}
     if not in_backward:
-        yield AfterBackward(optimizer, parameters, anchor=anchor, proximal_mu=proximal_mu, clip_norm=clip_norm)
+        yield AfterBackward(
+            optimizer, parameters, anchor=anchor, proximal_mu=proximal_mu, clip_norm=clip_norm, counted=counted
+        )
         return
     if clip_norm is not None:
         raise ValueError("clip_norm needs all gradients at once, and step_in_backward never has them: use one of them")

@@ -108,6 +108,7 @@ class Subprocess:
     """
 
     remote = DESCRIPTION.remote
+    held = None
 
     def __init__(self, store: Store, *, parallel: int, devices: int, retries: int, gpus: Sequence[str] = ()) -> None:
         self._server = InProcess(store)

@@ -75,33 +75,34 @@ class Slots:
                     f"a checkpoint {what} {len(names)} tensor(s), such as {min(names)}",
                     remedy="it belongs to another stage or model: train the stage again",
                 )
-        for name, spec in specs.items():
-            found = spec_of(tensors[name], buffer=spec.buffer)
-            if found != spec:
+        for name, slot in self._slots.items():
+            tensor, empty = tensors[name], slot.empty
+            if tensor.shape != empty.shape or tensor.dtype != empty.dtype:
+                found, spec = spec_of(tensor), specs[name]
                 raise CheckpointError(
                     f"{name} is {found.dtype}{list(found.shape)} in a checkpoint, not {spec.dtype}{list(spec.shape)}",
                     remedy="it belongs to another model: train the stage again",
                 )
         for name, slot in self._slots.items():
             tensor, before = tensors[name], slot.owner[slot.key]
-            if isinstance(before, nn.Parameter):
+            assert before is not None
+            if type(before) is nn.Parameter:
                 needs = before.requires_grad
-                tensor = (
-                    tensor.requires_grad_(needs) if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, needs)
-                )
+                tensor = tensor.requires_grad_(needs) if type(tensor) is nn.Parameter else nn.Parameter(tensor, needs)
             slot.owner[slot.key] = tensor
 
     def empty(self) -> None:
         """Takes the weights out of the model again; which of them need gradients does not change."""
         for slot in self._slots.values():
-            now = slot.owner[slot.key]
-            slot.owner[slot.key] = slot.empty.requires_grad_(now is not None and now.requires_grad)
+            now, empty = slot.owner[slot.key], slot.empty
+            needs = now is not None and now.requires_grad
+            slot.owner[slot.key] = empty if empty.requires_grad == needs else empty.requires_grad_(needs)
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yields the model's parameters with their canonical names, in the order of `named_parameters`."""
         for name, slot in self._parameters:
             parameter = slot.owner[slot.key]
-            assert isinstance(parameter, nn.Parameter)
+            assert type(parameter) is nn.Parameter
             yield name, parameter
 
     def tensors(self) -> dict[str, Tensor]:

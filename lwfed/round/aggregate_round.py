@@ -19,6 +19,7 @@ from lwfed.plan.gates import is_still
 from lwfed.plan.stages import StagePlan
 from lwfed.round.context import RoundContext
 from lwfed.round.evaluate_round import evaluate_checkpoint
+from lwfed.round.held_fold import HeldFold
 from lwfed.round.memory import give_back
 from lwfed.round.movement import movement_metrics
 from lwfed.round.runtime import deterministic, pick_device
@@ -32,19 +33,23 @@ from lwfed.store.blocks import read_block, read_tensor, write_block
 from lwfed.store.checkpoint import Checkpoint
 from lwfed.store.manifest import Block, block_key
 from lwfed.types.errors import CheckpointError
+from lwfed.types.round_records import Accepted
 from lwfed.types.tensors import unit_of
 
 ROUNDED = "rounded"
 """Slot of the server's state that holds the rounding error of its published changes."""
 
 
-def aggregate_round(task: RoundTask, *, bench: Workbench, running: RunningFold | None = None) -> str:
+def aggregate_round(
+    task: RoundTask, *, bench: Workbench, running: RunningFold | None = None, held: HeldRound | None = None
+) -> str:
     """Aggregates a round's accepted updates and commits the new global model with its metrics.
 
     Args:
-        task: The round; its accepted set must be committed.
+        task: The round; its accepted set must be committed, or be in `held`.
         bench: The process's workbench.
         running: Updates folded as they arrived; if they are not the accepted set, the updates are read from the store.
+        held: The accepted set and its sums, if the updates stayed in memory.
 
     Returns:
         The new checkpoint's digest.
@@ -56,7 +61,7 @@ def aggregate_round(task: RoundTask, *, bench: Workbench, running: RunningFold |
     done = ctx.result()
     if done is not None:
         return done.digest
-    accepted = ctx.accepted()
+    accepted = ctx.accepted() if held is None else held.accepted
     if accepted is None:
         raise CheckpointError(
             f"round {ctx.server_round} of stage {ctx.key[:12]} has no accepted set", remedy=environment.resume_hint()
@@ -65,17 +70,21 @@ def aggregate_round(task: RoundTask, *, bench: Workbench, running: RunningFold |
     started = time.monotonic()
     with deterministic(threads=1):  # one thread per unit in work; no sum runs over a tensor's items, so no bit changes
         model = global_model(ctx, bench=bench)
-        digests = {client: item.digest for client, item in clients.items()}
+        aggregator = make_aggregator(plan.aggregators, model=model)  # the weighted mean, in the plan's wrappers
         weights = weights_of(plan, {client: Counted.of(item) for client, item in clients.items()})
+        folded: Mapping[str, Any] | None = None
+        if held is not None:
+            aggregator, folded = held.sums(ctx)
+        elif running is not None:
+            digests = {client: item.digest or "" for client, item in clients.items()}
+            folded = running.take(ctx.key, ctx.server_round, accepted=digests, weights=weights)
         made = aggregate(
             ctx,
-            aggregator=make_aggregator(plan.aggregators, model=model),  # the weighted mean, in the plan's wrappers
-            updates=read_updates(ctx, clients, model=model),
+            aggregator=aggregator,
+            updates=read_updates(ctx, clients, model=model) if folded is None else (),
             model=model,
             kept=kept_units(plan, weights),
-            folded=None
-            if running is None
-            else running.take(ctx.key, ctx.server_round, accepted=digests, weights=weights),
+            folded=folded,
         )
         metrics = made.metrics | movement_metrics(ctx, made.tensors, model=model)
         aggregated = time.monotonic()
@@ -92,12 +101,37 @@ def aggregate_round(task: RoundTask, *, bench: Workbench, running: RunningFold |
             metrics |= evaluate_checkpoint(ctx, made.checkpoint, trained=tensors, bench=bench)
     walls = {"aggregate": aggregated - started, "evaluate": time.monotonic() - aggregated}
     ctx.store.write_ref(paths.round_metrics(ctx.key, ctx.server_round), {"metrics": metrics, "wall_s": walls})
+    if held is not None:  # it counts only with the checkpoint
+        ctx.store.write_ref(paths.accepted(ctx.key, ctx.server_round), accepted.to_values())
     committed = paths.round_checkpoint(ctx.key, ctx.server_round)
     ctx.store.write_ref(committed, made.checkpoint.to_values(), if_absent=True)
     digest = made.checkpoint.digest
     del made, tensors
     give_back()
     return digest
+
+
+@dataclass(frozen=True)
+class HeldRound:
+    """A round whose updates stayed in memory.
+
+    Attributes:
+        accepted: Its accepted set.
+        fold: The sums of its updates.
+    """
+
+    accepted: Accepted
+    fold: HeldFold | None
+
+    def sums(self, ctx: RoundContext) -> tuple[Aggregator, dict[str, Any]]:
+        """Returns the aggregator and the states. Raises CheckpointError if they are not those of the accepted set."""
+        taken = None if self.fold is None else self.fold.take(self.accepted.clients)
+        if taken is None:
+            raise CheckpointError(
+                f"the updates of round {ctx.server_round} of stage {ctx.plan.stage} are no longer in memory",
+                remedy=environment.resume_hint(),
+            )
+        return taken
 
 
 @dataclass(frozen=True)

@@ -67,11 +67,13 @@ def micro_batches(
         length_buckets=plan.data.length_buckets,
         pin=ctx.device.type == "cuda",
     )
-    return ClientBatches(num_steps, _parts(ctx, batches))
+    return ClientBatches(num_steps, _parts(ctx, batches, ahead=num_steps > 1))
 
 
-def _parts(ctx: ClientContext, batches: Generator[Batch, None, None]) -> Generator[list[MicroBatch], None, None]:
-    """Yields the parts of each step's batch, on the device."""
+def _parts(
+    ctx: ClientContext, batches: Generator[Batch, None, None], *, ahead: bool
+) -> Generator[list[MicroBatch], None, None]:
+    """Yields the parts of each step's batch, on the device; `ahead`: read by a thread, before they are asked for."""
     wholes: deque[tuple[tuple[str, ...], list[int]]] = deque()
 
     def cut() -> Iterator[list[Batch]]:
@@ -81,7 +83,11 @@ def _parts(ctx: ClientContext, batches: Generator[Batch, None, None]) -> Generat
             wholes.append((batch.ids, [len(one.ids) for one in parts]))
             yield [part(one, ranks.rank(), ranks.size()) for one in parts]
 
-    with closing(batches), closing(read_ahead(cut(), device=ctx.device)) as steps:
+    def here() -> Generator[list[Batch], None, None]:
+        for parts in cut():
+            yield [to_device(one, ctx.device) for one in parts]
+
+    with closing(batches), closing(read_ahead(cut(), device=ctx.device) if ahead else here()) as steps:
         for number, mine in enumerate(steps, start=1):
             ids, sizes = wholes.popleft()
             yield [

@@ -67,9 +67,11 @@ def client_metrics(
 
 def refuse_non_finite(tensors: Mapping[str, Tensor], *, client: str) -> None:
     """Raises DivergedError, with the tensor's name, if any trained tensor is not finite."""
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or bool(tensor.sum().isfinite()):  # one pass, no copy
-            continue
+    floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    sums = [tensor.sum(dtype=torch.float32) for tensor in floating.values()]  # one pass, no copy
+    if not sums or bool(torch.stack(sums).isfinite().all()):
+        return
+    for name, tensor in floating.items():
         if not bool(torch.isfinite(tensor).all()):
             raise DivergedError(
                 f"{name} of {client} is not finite after training", remedy="lower training.learning_rate"

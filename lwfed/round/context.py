@@ -23,6 +23,7 @@ from lwfed.types.round_records import Accepted
 if TYPE_CHECKING:
     import torch
 
+    from lwfed.data.protocol import Example
     from lwfed.round.workbench import Workbench
     from lwfed.store.counting import CountingStore
 
@@ -80,8 +81,14 @@ class RoundContext:
         return read_checkpoint(self.store, paths.round_checkpoint(self.key, self.server_round))
 
     def accepted(self) -> Accepted | None:
-        """Reads the round's accepted set, or None before it is committed."""
-        return read_record(self.store, paths.accepted(self.key, self.server_round), Accepted)
+        """Reads the round's accepted set, or None before it is committed.
+
+        A set whose updates stayed in memory is written just before the round's result, and counts with it.
+        """
+        accepted = read_record(self.store, paths.accepted(self.key, self.server_round), Accepted)
+        if accepted is None or not accepted.in_memory:
+            return accepted
+        return accepted if self.store.has(paths.round_checkpoint(self.key, self.server_round)) else None
 
     def start(self) -> Checkpoint:
         """Reads the model that the round starts from.
@@ -131,6 +138,15 @@ class ClientContext(RoundContext):
     def work(self) -> Work:
         """What the client trains."""
         return self.plan.work_of(self.client)
+
+    def examples(self) -> tuple[list[Example], list[Example]]:
+        """Returns the examples that the client trains on, and those of them that have not changed since their check.
+
+        Raises:
+            DataError: It has too few, or some changed and the spec does not skip these.
+        """
+        share, _ = self.bench.share(self.stage, self.place, self.client)
+        return share, self.bench.unchanged(self.stage, self.place, share, self.client)
 
     def folder(self, name: str) -> Path | None:
         """Returns a folder of the client's own that outlives its process, or None if the client has no cache."""

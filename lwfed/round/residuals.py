@@ -2,7 +2,9 @@
 
 Each update has one residual, stored under the update's digest and never overwritten. A residual counts only if its
 update was accepted: a round's `round.json`, which every client can read, names each client's last accepted update. So
-the residual of an update that arrived too late is never used, and the one before it still is.
+the residual of an update that arrived too late is never used, and the one before it still is. The residual of an update
+that stays in memory is stored under its round: if a kill loses the round, it runs again from the last one that counted,
+and writes the same.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from lwfed.store.manifest import Block
 from lwfed.types.encoded import is_lossless
 from lwfed.types.errors import CheckpointError, DiskFullError, UnreachableError
 
+IN_MEMORY = "update"
+"""Names the residual of an update that stays in memory, instead of the update's digest."""
 State = Literal["fresh", "used", "lost"]
 """State of the previous residual: there was none, it was added to the upload, or it is missing."""
 
@@ -36,7 +40,8 @@ class Residuals:
         store: The client's own folder; None if it has none, or if the codec is lossless.
         stage_key: The stage.
         server_round: The round.
-        last: Round and digest of the client's last accepted update; None if there is none in this stage.
+        last: Round of the client's last accepted update, and its digest unless it stayed in memory; None if there is
+            none in this stage.
         blocks: Unit -> block of that update's residual; None if there is none or it is lost.
     """
 
@@ -74,18 +79,19 @@ class Residuals:
         except (DiskFullError, UnreachableError, OSError):
             return None
 
-    def commit(self, blocks: Mapping[str, Block | None], *, digest: str) -> bool:
+    def commit(self, blocks: Mapping[str, Block | None], *, digest: str | None) -> bool:
         """Records which blocks are an update's residual. Returns whether all of them were written.
 
         Args:
             blocks: Unit -> what `write` returned.
-            digest: The update's digest.
+            digest: The update's digest; None: the update stays in memory.
         """
         kept = {unit: block.to_values() for unit, block in blocks.items() if block is not None}
         if self.store is None or len(kept) < len(blocks):
             return False
         try:
-            self.store.write_ref(_manifest(self.stage_key, self.server_round, digest), kept, if_absent=True)
+            ref = _manifest(self.stage_key, self.server_round, digest)
+            self.store.write_ref(ref, kept, if_absent=digest is not None)
         except (DiskFullError, UnreachableError, OSError):
             return False
         return True
@@ -126,7 +132,7 @@ def open_residuals(ctx: ClientContext) -> Residuals:
     blocks = None
     if folder is not None and last is not None:
         with suppress(CheckpointError, OSError):
-            values = folder.read_ref(_manifest(ctx.key, last["round"], last["digest"]))
+            values = folder.read_ref(_manifest(ctx.key, last["round"], last.get("digest")))
             blocks = None if values is None else {unit: Block.from_values(item) for unit, item in values.items()}
     return Residuals(folder, ctx.key, ctx.server_round, last, blocks)
 
@@ -139,5 +145,5 @@ def _file(key: str, server_round: int, block: Block) -> str:
     return f"{_folder(key, server_round)}/{block.digest}.safetensors"
 
 
-def _manifest(key: str, server_round: int, digest: str) -> str:
-    return f"{_folder(key, server_round)}/{digest}.json"
+def _manifest(key: str, server_round: int, digest: str | None) -> str:
+    return f"{_folder(key, server_round)}/{digest or IN_MEMORY}.json"

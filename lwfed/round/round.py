@@ -20,6 +20,7 @@ from lwfed.round.context import RoundContext
 from lwfed.round.record import commit_record, evaluate_on_clients, read_record
 from lwfed.round.senders import Counted, refuse_gaps
 from lwfed.run.events import Aggregating, ClientDone, Emit, RoundDone, RoundStarted
+from lwfed.run.held import HeldUpdates, Terms
 from lwfed.run.launcher import Launcher
 from lwfed.run.overhead import Overhead
 from lwfed.store import paths
@@ -65,7 +66,7 @@ def run_round(
         training = train_cohort(  # train_client.py
             ctx, cohort, launcher=launcher, emit=emit, deadline_s=deadline_s, measuring=measuring(cohort)
         )
-        accepted = accept(ctx, cohort, training)
+        accepted = accept(ctx, cohort, training, held=launcher.held)
     emit(Aggregating(stage=ctx.plan.stage, round=ctx.server_round, clients=len(accepted.clients)))
     launcher.server("aggregate-round", ctx.task, emit=emit)  # aggregate_round.py
     evaluated = evaluate_on_clients(ctx, launcher=launcher, emit=emit, deadline_s=deadline_s)
@@ -109,14 +110,18 @@ def train_cohort(
         measuring: Clients that measure their first step.
     """
     _begin(ctx, cohort, deadline_s=deadline_s)
-    started = time.monotonic()
+    started, held = time.monotonic(), launcher.held
     failed, updates = dict[str, str](), dict[str, AcceptedUpdate]()
-    there = set(ctx.store.list(paths.all_updates(ctx.key, ctx.server_round)))  # one request, not one per client
-    waiting = [client for client in cohort if paths.update(ctx.key, ctx.server_round, client) not in there]
+    if held is not None:  # updates that an earlier process wrote are made again
+        held.begin(ctx.key, ctx.server_round, terms=terms_of(ctx, cohort))
+        waiting = list(cohort)
+    else:
+        there = set(ctx.store.list(paths.all_updates(ctx.key, ctx.server_round)))  # one request, not one per client
+        waiting = [client for client in cohort if paths.update(ctx.key, ctx.server_round, client) not in there]
     need = counts_of(ctx.plan.cohort)[0] - (len(cohort) - len(waiting))
     tasks = ctx.client_tasks(waiting if need > 0 else (), measuring=measuring)
     for outcome in launcher.clients("train-client", tasks, need=need, deadline_s=deadline_s, emit=emit):
-        update = read_stored(ctx.store, paths.update(ctx.key, ctx.server_round, outcome.client), AcceptedUpdate)
+        update = _update_of(ctx, outcome.client, held)
         if update is None:
             failed[outcome.client] = outcome.reason or "it ended without an update"
         else:
@@ -133,37 +138,33 @@ def train_cohort(
     return CohortTraining(failed=failed, wall_s=time.monotonic() - started, updates=updates)
 
 
-def accept(ctx: RoundContext, cohort: Sequence[str], training: CohortTraining) -> Accepted:
-    """Commits the accepted set: the updates that are in the store, up to the number that the round needs.
+def accept(
+    ctx: RoundContext, cohort: Sequence[str], training: CohortTraining, *, held: HeldUpdates | None = None
+) -> Accepted:
+    """Commits the accepted set: the updates that are there, up to the number that the round needs.
+
+    If they are in memory, the set is noted there, and written with the round's result.
 
     Args:
         ctx: The round.
         cohort: Its clients.
         training: How their training ended.
+        held: Where the updates are; None: in the store.
 
     Raises:
         QuorumError: There are too few updates, or too few of a unit, or none of a required client.
     """
     clients: dict[str, AcceptedUpdate] = {}
-    need, ask = counts_of(ctx.plan.cohort)
-    sized = ctx.plan.cohort.sampling == "by_size"
-    sizes = {client: ctx.stage.sizes.get(client, 1) for client in ctx.plan.cohort.clients}
-    weights = weights_by_size(sizes, count=ask) if sized else {}
-    factors = blend_of(ctx, cohort).factors
-    unread = [client for client in cohort if client not in training.updates]
-    others = read_together(
-        ctx.store, [paths.update(ctx.key, ctx.server_round, client) for client in unread], AcceptedUpdate
-    )
-    updates = {**training.updates, **dict(zip(unread, others, strict=True))}
+    need = counts_of(ctx.plan.cohort)[0]
+    terms, updates = terms_of(ctx, cohort), _updates_of(ctx, cohort, training, held)
     for client in cohort:
-        update = updates[client]
+        update = updates.get(client)
         if update is not None and len(clients) < need:
             clients[client] = AcceptedUpdate(
-                digest=update.digest,
+                **({} if update.digest is None else {"digest": update.digest}),
                 num_examples=update.num_examples,
                 metrics=update.metrics,
-                **({"weight": weights[client]} if sized else {}),
-                **({"factor": factors[client]} if client in factors else {}),
+                **terms[client].to_values(),
             )
     quorum = ctx.plan.cohort.min_fit_clients
     if len(clients) < quorum:
@@ -181,8 +182,42 @@ def accept(ctx: RoundContext, cohort: Sequence[str], training: CohortTraining) -
         resume=environment.resume_hint(),
     )
     accepted = Accepted(clients=clients, failed=dict(training.failed), cohort=list(cohort), wall_s=training.wall_s)
-    ctx.store.write_ref(paths.accepted(ctx.key, ctx.server_round), accepted.to_values(), if_absent=True)
+    if held is not None:
+        held.accepted = accepted
+        return accepted
+    ref = paths.accepted(ctx.key, ctx.server_round)
+    if not ctx.store.write_ref(ref, accepted.to_values(), if_absent=True) and ctx.accepted() is None:
+        ctx.store.write_ref(ref, accepted.to_values())  # over a set whose updates were lost with a process
     return ctx.accepted() or accepted
+
+
+def terms_of(ctx: RoundContext, cohort: Sequence[str]) -> dict[str, Terms]:
+    """Returns the terms on which the updates of a round's clients count; known before they train."""
+    sizes = {client: ctx.stage.sizes.get(client, 1) for client in ctx.plan.cohort.clients}
+    sized = ctx.plan.cohort.sampling == "by_size"
+    weights = weights_by_size(sizes, count=counts_of(ctx.plan.cohort)[1]) if sized else {}
+    factors = blend_of(ctx, cohort).factors
+    return {client: Terms(weight=weights.get(client), factor=factors.get(client)) for client in cohort}
+
+
+def _updates_of(
+    ctx: RoundContext, cohort: Sequence[str], training: CohortTraining, held: HeldUpdates | None
+) -> Mapping[str, AcceptedUpdate | None]:
+    """Returns the updates of a round's clients, without their tensors; those that are not read yet are read."""
+    if held is not None:
+        return held.updates
+    unread = [client for client in cohort if client not in training.updates]
+    others = read_together(
+        ctx.store, [paths.update(ctx.key, ctx.server_round, client) for client in unread], AcceptedUpdate
+    )
+    return {**training.updates, **dict(zip(unread, others, strict=True))}
+
+
+def _update_of(ctx: RoundContext, client: str, held: HeldUpdates | None) -> AcceptedUpdate | None:
+    """Returns a client's update in a round, without its tensors; None if there is none."""
+    if held is not None:
+        return held.updates.get(client)
+    return read_stored(ctx.store, paths.update(ctx.key, ctx.server_round, client), AcceptedUpdate)
 
 
 def grouped(failed: Mapping[str, str]) -> str:
@@ -206,12 +241,15 @@ def _begin(ctx: RoundContext, cohort: Sequence[str], *, deadline_s: float) -> No
 def last_accepted(ctx: RoundContext) -> dict[str, dict[str, Any]]:
     """Returns the round and digest of each client's last accepted update in earlier rounds of the stage.
 
-    Clients choose their residuals by it.
+    Clients choose their residuals by it. An update that stayed in memory has no digest.
     """
     last = ctx.server_round - 1
     if not last:
         return {}
     before = read_object(ctx.store, paths.round_task(ctx.key, last)) or {}
     accepted = read_stored(ctx.store, paths.accepted(ctx.key, last), Accepted) or Accepted(clients={})
-    newer = {client: {"round": last, "digest": item.digest} for client, item in accepted.clients.items()}
+    newer = {
+        client: {"round": last, **({} if item.digest is None else {"digest": item.digest})}
+        for client, item in accepted.clients.items()
+    }
     return {**before.get("counted", {}), **newer}

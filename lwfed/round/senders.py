@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Self
 
 from lwfed.plan.groups import FEWEST, modality_of
 from lwfed.plan.stages import StagePlan
+from lwfed.run.held import Terms
 from lwfed.types.errors import QuorumError
 from lwfed.types.round_records import AcceptedUpdate
 
@@ -48,6 +49,10 @@ class Counted:
         factor = 1 if update.factor is None else update.factor
         return cls(update.num_examples, update.metrics.examples, update.weight, factor)
 
+    def on(self, terms: Terms) -> Self:
+        """Returns the same on a round's terms."""
+        return replace(self, weight=terms.weight, factor=1 if terms.factor is None else terms.factor)
+
     @property
     def whole(self) -> int:
         """The weight of its tensors that serve all modalities."""
@@ -74,7 +79,7 @@ class Weights:
     by_unit: Mapping[str, int]
 
 
-def weights_of(plan: StagePlan, counted: Mapping[str, Counted]) -> dict[str, Weights]:
+def weights_of(plan: StagePlan, counted: Mapping[str, Counted], *, reduced: bool = True) -> dict[str, Weights]:
     """Returns the weights of a round's updates, by client.
 
     Common factors do not change a mean, so the greatest one is divided out.
@@ -82,6 +87,7 @@ def weights_of(plan: StagePlan, counted: Mapping[str, Counted]) -> dict[str, Wei
     Args:
         plan: The stage.
         counted: Client -> how much its update counts.
+        reduced: Whether the greatest common factor is divided out.
 
     Raises:
         ValueError: A client has no examples.
@@ -94,7 +100,9 @@ def weights_of(plan: StagePlan, counted: Mapping[str, Counted]) -> dict[str, Wei
         client: {unit: weight for unit in plan.work_of(client).trained if (weight := count.for_unit(unit))}
         for client, count in counted.items()
     }
-    factor = math.gcd(*whole.values(), *(weight for units in by_unit.values() for weight in units.values()))
+    factor = 1
+    if reduced:
+        factor = math.gcd(*whole.values(), *(weight for units in by_unit.values() for weight in units.values()))
     return {
         client: Weights(
             weight=whole[client] // factor, by_unit={unit: weight // factor for unit, weight in units.items()}

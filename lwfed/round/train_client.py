@@ -20,6 +20,7 @@ from lwfed.federated.local import LocalSettings, train
 from lwfed.models.build import load, set_trained, tensor_specs
 from lwfed.models.recompute import set_recomputed
 from lwfed.params import select
+from lwfed.round import upload
 from lwfed.round.batching import micro_batches
 from lwfed.round.blending import read_head_weights
 from lwfed.round.client_metrics import client_metrics, refuse_non_finite
@@ -28,10 +29,12 @@ from lwfed.round.download import fetch_model
 from lwfed.round.losses import batch_loss, class_weights_of, parameter_groups, received_heads
 from lwfed.round.prefix import prefix_folder, prefixes_of
 from lwfed.round.runtime import autocast_type, deterministic
+from lwfed.round.senders import Counted
 from lwfed.round.upload import Start, remember_start, send
 from lwfed.round.workbench import Workbench
 from lwfed.run.tasks import ClientTask
 from lwfed.store import paths
+from lwfed.types.round_records import AcceptedUpdate, ClientRecord
 from lwfed.types.tensors import TensorSpec
 
 OnStep = Callable[[int, int, float], None]
@@ -82,20 +85,27 @@ def train_client(task: ClientTask, *, bench: Workbench, on_step: OnStep | None =
         return commit(trained).update
 
 
-def train_locally(task: ClientTask, *, bench: Workbench, on_step: OnStep | None = None) -> Trained | None:
-    """Trains a client for one round; `commit` then writes the update.
+def train_locally(
+    task: ClientTask, *, bench: Workbench, on_step: OnStep | None = None, in_memory: bool = False
+) -> Trained | None:
+    """Trains a client for one round; `commit` then writes the update, or `hold` hands it over in memory.
 
     Returns None if the update is already committed. Arguments and errors are those of `train_client`.
+
+    Args:
+        task: The client and the round.
+        bench: The process's workbench.
+        on_step: Called after each step.
+        in_memory: Whether the update will stay in memory: then the client trains whatever the store has.
     """
-    done = bench.store.has(paths.update(task.stage_key, task.server_round, task.client))
+    done = not in_memory and bench.store.has(paths.update(task.stage_key, task.server_round, task.client))
     if ranks.agree(done):
         return None
     unkept = bench.maintain(task)
     ctx = bench.client(task)
     plan, training, work = ctx.plan, ctx.plan.training, ctx.work
     with deterministic(threads=training.threads), prefix_folder(ctx) as folder:
-        share, _ = bench.share(ctx.stage, ctx.place, ctx.client)
-        examples = bench.unchanged(ctx.stage, ctx.place, share, ctx.client)
+        share, examples = ctx.examples()
         checkpoint = ctx.start()
         prefixes = prefixes_of(ctx, checkpoint, examples=examples, folder=folder)
         model = fetch_model(ctx, checkpoint, without=tuple(prefixes.cached))
@@ -204,4 +214,29 @@ def commit(trained: Trained, *, keep: bool = False) -> Committed:
     }
     ref = paths.update(ctx.key, ctx.server_round, ctx.client)
     first = ctx.store.write_ref(ref, update, if_absent=True)
-    return Committed(ctx.store.read_ref(ref) or update, sent.tensors if keep and first else None)
+    if not first:
+        return Committed(ctx.store.read_ref(ref) or update)
+    return Committed(update, sent.tensors if keep else None)
+
+
+def hold(trained: Trained) -> tuple[AcceptedUpdate, Mapping[str, Tensor]]:
+    """Returns an update and its tensors as they would be sent; only its rounding error is written.
+
+    Args:
+        trained: The result of training, on the CPU.
+
+    Raises:
+        DivergedError: A weight is NaN or infinite.
+    """
+    ctx = trained.ctx
+    refuse_non_finite(trained.tensors, client=ctx.client)
+    held = upload.hold(ctx, trained.tensors, start=trained.start, specs=trained.specs)
+    metrics = {**trained.metrics, "bytes_up": held.nbytes, **held.metrics}
+    return AcceptedUpdate(num_examples=trained.num_examples, metrics=ClientRecord.of(metrics)), held.tensors
+
+
+def count_examples(task: ClientTask, *, bench: Workbench) -> Counted:
+    """Returns how much a client's update will count, before it trains. Raises DataError as `train_client` does."""
+    ctx = bench.client(task)
+    _, examples = ctx.examples()
+    return Counted(len(examples), examples_with(examples, ctx.plan.model.modalities))

@@ -48,6 +48,10 @@ def remember_start(ctx: ClientContext, tensors: Mapping[str, Tensor], *, specs: 
     return lambda unit: copies[unit] if unit in copies else cache.read(ctx.store, checkpoint.blocks[unit])
 
 
+SMALL = 8 << 20
+"""Bytes below which an update is encoded and written by a single thread."""
+
+
 @dataclass(frozen=True)
 class Sent:
     """An update whose tensors are written.
@@ -90,17 +94,81 @@ def send(
         sent, left = upload(units[unit], start=start(unit), residual=before or {}, specs=specs, codec=codec, seed=seed)
         return sent if keep else {}, write_block(ctx.counted, sent, key=folder), residuals.write(left), before is None
 
-    done = dict(zip(units, parallel_map(write, units), strict=True))
+    done = dict(zip(units, parallel_map(write, units, threads=_threads(trained)), strict=True))
     blocks = {unit: block for unit, (_, block, _, _) in done.items()}
     digest = digest_of_blocks(blocks)
     metrics: dict[str, Any] = {}
     if not is_lossless(codec):
-        kept = residuals.commit({unit: left for unit, (_, _, left, _) in done.items()}, digest=digest)
-        residuals.prune(_stages_before(ctx, residuals))
         lost = any(missing for _, _, _, missing in done.values())
-        metrics = {"residual": "lost" if lost else residuals.state, "residual_kept": kept}
+        left = {unit: block for unit, (_, _, block, _) in done.items()}
+        metrics = _keep_residuals(ctx, residuals, left, digest=digest, lost=lost)
     tensors = {name: tensor for sent, _, _, _ in done.values() for name, tensor in sent.items()}
     return Sent(blocks=blocks, digest=digest, tensors=tensors, metrics=metrics)
+
+
+@dataclass(frozen=True)
+class Held:
+    """An update that stays in memory.
+
+    Attributes:
+        tensors: The tensors as they would be sent, on the CPU.
+        nbytes: Bytes of the files that would be sent.
+        metrics: See `Sent`.
+    """
+
+    tensors: Mapping[str, Tensor]
+    nbytes: int
+    metrics: dict[str, Any]
+
+
+def hold(ctx: ClientContext, trained: Mapping[str, Tensor], *, start: Start, specs: Mapping[str, TensorSpec]) -> Held:
+    """Encodes an update as `send` does, and keeps its rounding error, but writes none of its tensors.
+
+    Args:
+        ctx: The client's part of the round.
+        trained: The trained tensors, on the CPU.
+        start: The values that training started from.
+        specs: Types and shapes of the trained tensors.
+
+    Raises:
+        DivergedError: A change is not finite.
+        CheckpointError: The round has not started.
+    """
+    codec, nbytes = ctx.plan.exchange.upload, ctx.bench.upload_bytes(ctx.key, ctx.work.trained)
+    if is_lossless(codec):
+        return Held(tensors=trained, nbytes=nbytes, metrics={})
+    units, seed = by_unit(trained), ctx.seed(ctx.client, "upload")
+    residuals = open_residuals(ctx)
+
+    def encode(unit: str) -> tuple[dict[str, Tensor], Block | None, bool]:
+        before = residuals.read(unit)
+        sent, left = upload(units[unit], start=start(unit), residual=before or {}, specs=specs, codec=codec, seed=seed)
+        return sent, residuals.write(left), before is None
+
+    done = dict(zip(units, parallel_map(encode, units, threads=_threads(trained)), strict=True))
+    lost = any(missing for _, _, missing in done.values())
+    metrics = _keep_residuals(ctx, residuals, {unit: left for unit, (_, left, _) in done.items()}, lost=lost)
+    tensors = {name: tensor for sent, _, _ in done.values() for name, tensor in sent.items()}
+    return Held(tensors=tensors, nbytes=nbytes, metrics=metrics)
+
+
+def _threads(trained: Mapping[str, Tensor]) -> int | None:
+    """Returns the number of threads for an update: one for a small one, whose work is done before others have begun."""
+    return 1 if sum(tensor.nbytes for tensor in trained.values()) < SMALL else None
+
+
+def _keep_residuals(
+    ctx: ClientContext,
+    residuals: Residuals,
+    left: Mapping[str, Block | None],
+    *,
+    digest: str | None = None,
+    lost: bool,
+) -> dict[str, Any]:
+    """Records an update's residual and removes those that no longer count; returns the metrics of both."""
+    kept = residuals.commit(left, digest=digest)
+    residuals.prune(_stages_before(ctx, residuals))
+    return {"residual": "lost" if lost else residuals.state, "residual_kept": kept}
 
 
 def digest_of_blocks(blocks: Mapping[str, Block]) -> str:

@@ -18,9 +18,10 @@ from lwfed import environment
 from lwfed.data.digests import FileDigests, changed_files, list_files, version_of
 from lwfed.data.inputs import InputSettings, settings_for
 from lwfed.data.protocol import Example, Source, open_source
-from lwfed.models.build import input_settings, skeleton, without_prefix
+from lwfed.models.build import input_settings, skeleton, tensor_specs, without_prefix
 from lwfed.models.identity import tokenizer_version
 from lwfed.models.multimodal import Multimodal
+from lwfed.params import by_unit
 from lwfed.plan.stages import DataPlan, StagePlan, key_of_values
 from lwfed.round.context import ClientContext, RoundContext
 from lwfed.round.forward import KeptOutputs
@@ -40,7 +41,9 @@ from lwfed.store.manifest import block_key
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store
 from lwfed.store.refs import damaged, read_object
+from lwfed.types.encoded import encoded_specs
 from lwfed.types.errors import CheckpointError, DataError
+from lwfed.types.tensors import layout, unit_of
 
 
 class Opened(NamedTuple):
@@ -72,6 +75,7 @@ class Workbench:
         self._opened = lru_cache(maxsize=2)(partial(_open, emit=emit))
         self.stage = lru_cache(maxsize=4)(self._stage)
         self.skeleton = lru_cache(maxsize=4)(self._skeleton)
+        self.upload_bytes = lru_cache(maxsize=16)(self._upload_bytes)
         self._shares = lru_cache(maxsize=1)(self._share)
         self._inputs = lru_cache(maxsize=1)(self._input_settings)
         self._file_digests: dict[Path, FileDigests] = {}
@@ -243,6 +247,12 @@ class Workbench:
         whole = skeleton(plan.model, depth=plan.depth, num_classes=self.stage(key).num_classes, lacks=lacks)
         return without_prefix(whole, cut={modality: plan.cut[modality] for modality in without})
 
+    def _upload_bytes(self, key: str, trained: tuple[str, ...]) -> int:
+        """Returns the bytes of the files of an update of some units, encoded."""
+        specs, codec = tensor_specs(self.skeleton(key)), self.stage(key).plan.exchange.upload
+        units = by_unit({name: spec for name, spec in specs.items() if unit_of(name) in trained})
+        return sum(layout(encoded_specs(members, codec)).nbytes for members in units.values())
+
     def inputs(self, stage: Stage) -> InputSettings:
         """Returns the input settings of a stage's model. Raises DataError if its tokenizer has changed."""
         return self._inputs(stage.key)
@@ -317,7 +327,9 @@ class Workbench:
                 found = read_block(store, block_key(block), block)
             else:
                 store.count_as_read(block.nbytes)
-            self._model[block.digest] = {name: tensor.to(device) for name, tensor in found.items()}
+            if any(tensor.device != device for tensor in found.values()):
+                found = {name: tensor.to(device) for name, tensor in found.items()}
+            self._model[block.digest] = found
         return {name: tensor.clone() for block in blocks for name, tensor in self._model[block.digest].items()}
 
 

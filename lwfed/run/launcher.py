@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from lwfed.run.events import Emit
+from lwfed.run.held import HeldUpdates
 from lwfed.run.tasks import PoolTask, ServerTask
 
 
@@ -33,6 +34,11 @@ class Launcher(Protocol):
     """
 
     remote: bool
+
+    @property
+    def held(self) -> HeldUpdates | None:
+        """Where a round's updates are, instead of in the store; None: they are in the store."""
+        ...
 
     def clients(
         self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit, need: int | None = None

@@ -268,6 +268,12 @@ class StoreSpec(Section):
         2, ge=0, description="latest rounds of a running stage whose weights are kept; 0: all. Stage results always are"
     )
 
+    updates: Literal["keep", "memory"] = Field(
+        "keep",
+        description="keep: a client's update is written before it counts, and a killed run goes on from it; memory: it "
+        "stays in this process, and a killed run trains the round in work again (in_process)",
+    )
+
     @field_validator("uri")
     @classmethod
     def _is_folder_or_bucket(cls, uri: str) -> str:

@@ -117,7 +117,13 @@ class RunSpec(Section):
                 )
         elif "{client}" in (self.data.root or ""):
             raise ValueError("`data.root` has {client}: set `federation.partition.kind` to local")
-        launcher_kind(self.launch.kind).check(self)
+        launcher = launcher_kind(self.launch.kind)
+        if self.store.updates == "memory" and not launcher.holds_updates:
+            raise ValueError(
+                f"`store.updates: memory` keeps updates in the coordinator's process, and `launch.kind: "
+                f"{self.launch.kind}` trains clients in others: set store.updates=keep, or launch.kind=in_process"
+            )
+        launcher.check(self)
         if self.model.objective.kind == "supervised" and not data.labels:
             raise ValueError(f"the {self.data.source} data have no class labels: use the contrastive objective")
         micro = self.training.gradient_accumulation * self.launch.devices

@@ -74,7 +74,7 @@ def taken_ahead(items: Iterator[R]) -> Generator[R, None, None]:
 def parallel_map(work: Callable[[T], R], items: Iterable[T], *, threads: int | None = None) -> list[R]:
     """Applies a function to items, `threads` or a few at a time; returns the results in order."""
     listed = list(items)
-    if len(listed) < 2:
+    if len(listed) < 2 or threads == 1:
         return [work(item) for item in listed]
     with ThreadPoolExecutor(threads or num_threads()) as pool:
         return list(pool.map(work, listed))

@@ -136,11 +136,12 @@ class AcceptedUpdate(Record):
     """An accepted update: its digest, w_n, and the client's metrics.
 
     Attributes:
+        digest: Its digest; None: it was never written, but added to the round's sums in memory.
         weight: Its weight in the mean; None: `num_examples`.
         factor: What its weights are multiplied with; None: 1.
     """
 
-    digest: str
+    digest: str | None = None
     num_examples: int
     weight: int | None = None
     factor: int | None = None
@@ -148,7 +149,7 @@ class AcceptedUpdate(Record):
 
 
 class Accepted(Record):
-    """A round's accepted set; committed before aggregation.
+    """A round's accepted set; committed before aggregation, or with the result if its updates stayed in memory.
 
     Attributes:
         clients: Client -> its update.
@@ -161,6 +162,11 @@ class Accepted(Record):
     failed: dict[str, str] = Field(default_factory=dict)
     cohort: list[str] = Field(default_factory=list)
     wall_s: float = 0.0
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether its updates stayed in the memory of a process."""
+        return any(update.digest is None for update in self.clients.values())
 
 
 def client_values(clients: Mapping[Any, ClientRecord], name: str) -> list[Any]:

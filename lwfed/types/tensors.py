@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 ITEM_BYTES: dict[str, int] = {
     "F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
@@ -84,6 +85,7 @@ def layout(specs: Mapping[str, TensorSpec]) -> Layout:
     return Layout(header=header, spans=spans, nbytes=end)
 
 
+@lru_cache(maxsize=1 << 16)
 def unit_of(name: str) -> str:
     """Returns the unit a tensor belongs to: `image.blocks.3`, `image.adapter.2`, `text.projection`, `prediction` ...
 

@@ -1,8 +1,10 @@
 """What the engine itself costs: rounds of a client that adds 1e-3 to every weight, beside a bare streaming mean.
 
-50 M parameters, all of them sent by every client. The bare mean, in numpy, adds the same to every array and sums it up:
-nothing is written, hashed or checked. A second one hashes, writes, reads and hashes again, as a store must that a
-killed run goes on from. Each measurement is a process of its own. Run it: `python tests/bench/bench_engine.py`.
+50 M parameters, all of them sent by every client. The bare means, in numpy and in torch, add the same to every array
+and sum it up, in float32, or like lwfed in float64: nothing is written, hashed or checked. Another one hashes, writes,
+reads and hashes again, as a store must that a killed run goes on from. lwfed is measured with `store.updates: keep` and
+`memory`. Each measurement is a process of its own. Run it: `python tests/bench/bench_engine.py`, or with ways and a
+number of clients: `python tests/bench/bench_engine.py memory,mean,mean64 40`.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,8 @@ from lwfed.store.opening import open_store
 from tests.events import emit_to
 
 AIM = 1.10
+MEAN_AIM = 1.5
+"""With updates in memory, against torch's mean."""
 MEMORY_AIM = 1.05
 ROUNDS = 4
 ITEMS = 1_000_000
@@ -46,26 +51,34 @@ WIDTH = 720
 PARAMETERS = 50_000_000
 
 
-def engine(folder: Path, *, num_clients: int) -> dict[str, Any]:
-    """Runs rounds of lwfed, in this process; returns seconds of a round, the parameters and the peak memory."""
+def engine(folder: Path, *, num_clients: int, updates: str = "keep") -> dict[str, Any]:
+    """Runs rounds of lwfed, in this process; returns a round's seconds, on the wall and of CPU."""
     width = f"dim: {WIDTH}, hidden_dim: {4 * WIDTH}"
     config = f"{{vocab_size: 384, max_position_embeddings: 64, {width}, n_layers: 8, n_heads: 8}}"
     spec = load_spec(
         "shapes-end-to-end",
         overrides=[
-            f"store.uri={folder}", "tracking.uri=null", f"federation.num_clients={num_clients}",
-            f"stages.rounds=[{ROUNDS},0,0,0]", f"data.shapes.train={8 * num_clients}", "data.shapes.test=16",
+            f"store.uri={folder}", f"store.updates={updates}", "tracking.uri=null",
+            f"federation.num_clients={num_clients}", f"stages.rounds=[{ROUNDS},0,0,0]",
+            f"data.shapes.train={8 * num_clients}", "data.shapes.test=16",
             "training.local_epochs=1", "evaluation.every=1000", f"model.encoders.text.config={config}",
             "model.encoders.text.blocks_per_stage=2", "model.encoders.image.config.depth=8",
         ],
     )  # fmt: skip
     bench = Workbench(open_store(spec.store.uri))
     seen: list[dict[str, Any]] = []
+    marks: list[float] = []
+
+    def note(kind: str, values: dict[str, Any]) -> None:
+        if kind == "round":
+            seen.append(values)
+            marks.append(time.process_time())
+
     run = prepare(draft(spec, store=bench.store, options=Options()), store=bench.store, emit=lambda *_: None)
     train_client.train = _add  # type: ignore[attr-defined]  # the client of this measurement
     run_stages(
-        run, launcher=InProcess(bench.store), store=bench.store, cache=None,
-        emit=emit_to(lambda kind, values: seen.append(values) if kind == "round" else None),
+        run, launcher=InProcess(bench.store, in_memory=updates == "memory"), store=bench.store, cache=None,
+        emit=emit_to(note),
     )  # fmt: skip
     rounds = [record["wall_s"] for record in seen[1:]]  # the first opens data and builds the model
     rounds[-1]["round"] -= rounds[-1].get("evaluate", 0.0)
@@ -73,6 +86,7 @@ def engine(folder: Path, *, num_clients: int) -> dict[str, Any]:
         "round_s": statistics.median(wall["round"] for wall in rounds),
         "train_s": statistics.median(wall["train"] for wall in rounds),
         "aggregate_s": statistics.median(wall["aggregate"] for wall in rounds),
+        "cpu_s": statistics.median(b - a for a, b in pairwise(marks[:-1])),  # the last one evaluates
         "parameters": seen[0]["clients"]["client-000"]["bytes_up"] / 4,
     }
 
@@ -86,7 +100,34 @@ def _add(groups: Sequence[tuple[Sequence[torch.nn.Parameter], Any]], **_: Any) -
 
 def bare(folder: Path, *, num_clients: int) -> dict[str, Any]:
     """Averages in memory; returns seconds of a round."""
-    return {"round_s": _rounds(num_clients, lambda _client, _number, array: array)}
+    return _rounds(num_clients, lambda _client, _number, array: array)
+
+
+def in_memory(folder: Path, *, num_clients: int) -> dict[str, Any]:
+    """Runs rounds of lwfed whose updates stay in memory; see `engine`."""
+    return engine(folder, num_clients=num_clients, updates="memory")
+
+
+def mean(folder: Path, *, num_clients: int, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """Averages in memory with torch, in one thread; returns seconds of a round."""
+    torch.set_num_threads(1)
+    arrays = [torch.zeros(ITEMS) for _ in range(math.ceil(PARAMETERS / ITEMS))]
+    seconds, spent = [], []
+    for _ in range(ROUNDS):
+        started, cpu = time.perf_counter(), time.process_time()
+        total = [torch.zeros(ITEMS, dtype=dtype) for _ in arrays]
+        for _ in range(num_clients):
+            for number, array in enumerate(arrays):
+                total[number].add_(array + 1e-3)
+        arrays = [one.div_(num_clients).float() for one in total]
+        seconds.append(time.perf_counter() - started)
+        spent.append(time.process_time() - cpu)
+    return {"round_s": statistics.median(seconds[1:]), "cpu_s": statistics.median(spent[1:])}
+
+
+def mean64(folder: Path, *, num_clients: int) -> dict[str, Any]:
+    """Averages in float64; see `mean`."""
+    return mean(folder, num_clients=num_clients, dtype=torch.float64)
 
 
 def stored(folder: Path, *, num_clients: int) -> dict[str, Any]:
@@ -101,14 +142,14 @@ def stored(folder: Path, *, num_clients: int) -> dict[str, Any]:
         assert hashlib.sha256(back.data.cast("B")).digest() == digest
         return back
 
-    return {"round_s": _rounds(num_clients, through)}
+    return _rounds(num_clients, through)
 
 
-def _rounds(num_clients: int, sent: Callable[[int, int, np.ndarray], np.ndarray]) -> float:
+def _rounds(num_clients: int, sent: Callable[[int, int, np.ndarray], np.ndarray]) -> dict[str, Any]:
     arrays = [np.zeros(ITEMS, dtype=np.float32) for _ in range(math.ceil(PARAMETERS / ITEMS))]
-    seconds = []
+    seconds, spent = [], []
     for _ in range(ROUNDS):
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         total = [np.zeros_like(array) for array in arrays]
         for client in range(num_clients):
             for number, array in enumerate(arrays):
@@ -116,10 +157,16 @@ def _rounds(num_clients: int, sent: Callable[[int, int, np.ndarray], np.ndarray]
         for array, mean in zip(arrays, total, strict=True):
             np.divide(mean, num_clients, out=array)
         seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[1:])
+        spent.append(time.process_time() - cpu)
+    return {"round_s": statistics.median(seconds[1:]), "cpu_s": statistics.median(spent[1:])}
 
 
-WAYS = {"engine": engine, "bare": bare, "stored": stored}
+WAYS = {"engine": engine, "memory": in_memory, "bare": bare, "mean": mean, "mean64": mean64, "stored": stored}
+
+
+COMPARED = (
+    ("engine", "bare", AIM), ("engine", "stored", None), ("memory", "mean", MEAN_AIM), ("memory", "mean64", None)
+)  # fmt: skip
 
 
 def measured(way: str, *, num_clients: int) -> dict[str, Any]:
@@ -134,21 +181,28 @@ def table(found: dict[tuple[str, int], dict[str, Any]]) -> str:
     for (way, clients), one in found.items():
         parts = "".join(f"   {name[:-2]} {one[name]:.2f} s" for name in ("train_s", "aggregate_s") if name in one)
         lines.append(
-            f"{way:8} {clients} clients   {one['round_s']:.2f} s a round   {one['peak_bytes'] / 1e6:.0f} MB{parts}"
+            f"{way:8} {clients} clients   {one['round_s']:.2f} s a round, {one['cpu_s']:.2f} of CPU   "
+            f"{one['peak_bytes'] / 1e6:.0f} MB{parts}"
         )
-    many = {way: one for (way, clients), one in found.items() if clients == 40}
-    few = found["engine", 10]
-    lines += [
-        f"lwfed / bare mean {many['engine']['round_s'] / many['bare']['round_s']:.2f} (aim: {AIM}), "
-        f"lwfed / bare mean with a store {many['engine']['round_s'] / many['stored']['round_s']:.2f}",
-        f"memory, 40 clients / 10 {many['engine']['peak_bytes'] / few['peak_bytes']:.3f} (aim: {MEMORY_AIM})",
-    ]
+    most = max(clients for _, clients in found)
+    many = {way: one for (way, clients), one in found.items() if clients == most}
+    for ours, other, aim in COMPARED:
+        if ours in many and other in many:
+            times = many[ours]["cpu_s"] / many[other]["cpu_s"]
+            lines.append(f"{ours} / {other} {times:.2f} in CPU time" + (f" (aim: {aim})" if aim else ""))
+    for (way, clients), one in found.items():
+        if way in many and clients < most:
+            times = many[way]["peak_bytes"] / one["peak_bytes"]
+            lines.append(f"peak memory of {way}, {most} clients / {clients} {times:.3f} (aim: {MEMORY_AIM})")
     return "\n".join(lines)
 
 
 def measure() -> dict[tuple[str, int], dict[str, Any]]:
     """Measures all."""
-    wanted = [("bare", 40), ("stored", 40), ("engine", 40), ("engine", 10)]
+    wanted = [
+        *((way, 40) for way in ("bare", "mean", "mean64", "stored", "memory", "engine")),
+        *((way, 10) for way in ("memory", "engine")),
+    ]  # fmt: skip
     return {(way, clients): measured(way, num_clients=clients) for way, clients in wanted}
 
 
@@ -163,6 +217,9 @@ if __name__ == "__main__":
     environment.quiet()
     if len(sys.argv) == 1:
         print(table(measure()))
+    elif "," in sys.argv[1]:
+        clients = int(sys.argv[2])
+        print(table({(way, clients): measured(way, num_clients=clients) for way in sys.argv[1].split(",")}))
     else:
         with tempfile.TemporaryDirectory() as scratch:
             one = WAYS[sys.argv[1]](Path(scratch), num_clients=int(sys.argv[2]))

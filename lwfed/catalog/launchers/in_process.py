@@ -2,4 +2,4 @@
 
 from lwfed.catalog.launcher import LauncherDescription
 
-DESCRIPTION = LauncherDescription(remote=False, parallel=False)
+DESCRIPTION = LauncherDescription(remote=False, parallel=False, holds_updates=True)

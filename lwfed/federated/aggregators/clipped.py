@@ -41,9 +41,14 @@ class Clipped:
 
     needs_all = True
 
+    @property
+    def one_by_one(self) -> bool:
+        """Whether the inner aggregator takes updates one by one: a norm depends on its own update alone."""
+        return self.inner.one_by_one
+
     def survey(self, updates: Sequence[Update]) -> Clipped:
         """Computes every update's norm, with one tensor in memory at a time."""
-        known = replace(self, norms={update.client: self._norm(update) for update in updates})
+        known = replace(self, norms={**self.norms, **{update.client: self._norm(update) for update in updates}})
         return replace(known, inner=self.inner.survey([known._clip(update) for update in updates]))
 
     def init(self, name: str) -> Any:

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from lwfed.federated.aggregator import Update
 
+PART = 1 << 18
+"""Items added at a time: torch first converts them to float64, which then stay in a core's cache."""
+
 
 class Sum(NamedTuple):
     """The running sum of one tensor.
@@ -29,6 +32,7 @@ class WeightedMean:
     """Averages floating tensors, BatchNorm statistics included, in float64; takes the maximum of integers."""
 
     needs_all = False
+    one_by_one = True
 
     def survey(self, updates: Sequence[Update]) -> WeightedMean:
         """Returns the aggregator unchanged: it needs to know nothing in advance."""
@@ -46,7 +50,11 @@ class WeightedMean:
             return Sum(tensor if state.total is None else torch.maximum(state.total, tensor), weight)
         if state.total is None:  # not zero plus the first tensor, which would turn -0 into 0
             return Sum(tensor.to(torch.float64, copy=True).mul_(own), weight)
-        return Sum(state.total.add_(tensor, alpha=own), weight)
+        if tensor.numel() <= PART or not (tensor.is_contiguous() and state.total.is_contiguous()):
+            return Sum(state.total.add_(tensor, alpha=own), weight)
+        for total, part in zip(state.total.view(-1).split(PART), tensor.view(-1).split(PART), strict=True):
+            total.add_(part, alpha=own)
+        return Sum(state.total, weight)
 
     def finish(self, state: Sum, *, name: str) -> Tensor:
         """Returns sum_n w_n x_n / sum_n w_n in float64, or the maximum of integers.

@@ -43,6 +43,7 @@ class AgentsLauncher:
     """
 
     remote = DESCRIPTION.remote
+    held = None
 
     def __init__(self, spec: RunSpec, *, store: Store, run_id: str) -> None:
         self._server = InProcess(store)

@@ -49,6 +49,7 @@ class KubernetesLauncher:
     """
 
     remote = DESCRIPTION.remote
+    held = None
 
     def __init__(self, spec: RunSpec, *, store: Store, run_id: str) -> None:
         self._settings = spec.kubernetes
