@@ -156,10 +156,9 @@ def accept(
     """
     clients: dict[str, AcceptedUpdate] = {}
     need = counts_of(ctx.plan.cohort)[0]
-    terms = terms_of(ctx, cohort)
-    updates = _updates_of(ctx, cohort, training, held=held)
+    terms, updates = terms_of(ctx, cohort), _updates_of(ctx, cohort, training, held)
     for client in cohort:
-        update = updates[client]
+        update = updates.get(client)
         if update is not None and len(clients) < need:
             clients[client] = AcceptedUpdate(
                 **({} if update.digest is None else {"digest": update.digest}),
@@ -201,22 +200,24 @@ def terms_of(ctx: RoundContext, cohort: Sequence[str]) -> dict[str, Terms]:
     return {client: Terms(weight=weights.get(client), factor=factors.get(client)) for client in cohort}
 
 
+def _updates_of(
+    ctx: RoundContext, cohort: Sequence[str], training: CohortTraining, held: HeldUpdates | None
+) -> Mapping[str, AcceptedUpdate | None]:
+    """Returns the updates of a round's clients, without their tensors; those that are not read yet are read."""
+    if held is not None:
+        return held.updates
+    unread = [client for client in cohort if client not in training.updates]
+    others = read_together(
+        ctx.store, [paths.update(ctx.key, ctx.server_round, client) for client in unread], AcceptedUpdate
+    )
+    return {**training.updates, **dict(zip(unread, others, strict=True))}
+
+
 def _update_of(ctx: RoundContext, client: str, held: HeldUpdates | None) -> AcceptedUpdate | None:
     """Returns a client's update in a round, without its tensors; None if there is none."""
     if held is not None:
         return held.updates.get(client)
     return read_stored(ctx.store, paths.update(ctx.key, ctx.server_round, client), AcceptedUpdate)
-
-
-def _updates_of(
-    ctx: RoundContext, cohort: Sequence[str], training: CohortTraining, *, held: HeldUpdates | None
-) -> dict[str, AcceptedUpdate | None]:
-    """Returns the updates of a cohort, those that training has not seen read several at a time."""
-    if held is not None:
-        return {client: _update_of(ctx, client, held) for client in cohort}
-    unread = [client for client in cohort if client not in training.updates]
-    keys = [paths.update(ctx.key, ctx.server_round, client) for client in unread]
-    return {**training.updates, **dict(zip(unread, read_together(ctx.store, keys, AcceptedUpdate), strict=True))}
 
 
 def grouped(failed: Mapping[str, str]) -> str:

@@ -216,7 +216,7 @@ def test_too_few_updates_fail_the_round_and_it_goes_on(tmp_path: Path, failing: 
 
 
 def test_processes_of_their_own_cannot_keep_updates_in_memory(tmp_path: Path) -> None:
-    for kind in ("subprocess", "kubernetes"):
+    for kind in ("subprocess", "kubernetes", "agents"):
         with pytest.raises(SpecError, match=rf"`store.updates: memory` .* `launch.kind: {kind}`.*store.updates=keep"):
             tiny_spec(tmp_path, MEMORY, f"launch.kind={kind}", "kubernetes.image=lwfed")
 
