@@ -9,6 +9,7 @@ from lwfed.params import by_unit
 from lwfed.plan.stages import StagePlan
 from lwfed.run import runs
 from lwfed.store import paths
+from lwfed.store.ahead import parallel_map
 from lwfed.store.blocks import write_block
 from lwfed.store.manifest import Block
 from lwfed.store.protocol import Store
@@ -33,7 +34,8 @@ def draw(run: RunRecord, plan: StagePlan, *, units: Sequence[str], store: Store)
     tensors = initial_tensors(
         runs.spec_of(run).model, units=units, depth=plan.depth, num_classes=run.num_classes, seed=plan.seed
     )
-    return {unit: write_block(store, members) for unit, members in by_unit(tensors).items()}
+    members = by_unit(tensors)
+    return dict(zip(members, parallel_map(lambda unit: write_block(store, members[unit]), members), strict=True))
 
 
 def draw_all(run: RunRecord, *, store: Store) -> None:

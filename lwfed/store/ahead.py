@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from functools import partial
@@ -61,10 +61,13 @@ def _answer(requests: SimpleQueue[Callable[[], R] | None], answers: SimpleQueue[
         del answer, job  # while this thread waits, only the caller holds the result
 
 
-def taken_ahead(items: Iterator[R]) -> Generator[R, None, None]:
-    """Yields items in order while a background thread already makes the next one: two exist at a time."""
+def taken_ahead(items: Generator[R, None, None]) -> Generator[R, None, None]:
+    """Yields items in order while a background thread already makes the next one: two exist at a time.
+
+    When it is closed, or ends, so are the items.
+    """
     end = object()
-    with closing(prefetch(repeat(lambda: next(items, end)))) as found:
+    with closing(items), closing(prefetch(repeat(lambda: next(items, end)))) as found:
         for item in found:
             if item is end:
                 return

@@ -74,11 +74,9 @@ def _hashed(tensors: Mapping[str, Tensor], found: dict[str, tuple[str, TensorSpe
         found[name] = (hasher.hexdigest(), spec)
 
 
-def _beside(items: Iterator[R], *, nbytes: int) -> Generator[R, None, None]:
+def _beside(items: Generator[R, None, None], *, nbytes: int) -> Generator[R, None, None]:
     """Yields items that stand for so many bytes; a thread makes the next one meanwhile if that is worth a thread."""
-    if nbytes > PIECE_BYTES:
-        return taken_ahead(items)
-    return (item for item in items)
+    return taken_ahead(items) if nbytes > PIECE_BYTES else items
 
 
 def _manifest(found: Mapping[str, tuple[str, TensorSpec]]) -> Block:

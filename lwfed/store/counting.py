@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 
 from lwfed.store.protocol import Data, Store
@@ -59,7 +59,7 @@ class CountingStore:
 
     def read_parts(
         self, key: str, buffers: Sequence[memoryview | bytearray], *, start: int = 0, total: int | None = None
-    ) -> Iterator[int]:
+    ) -> Generator[int, None, None]:
         """Reads an object into buffers, part by part, and counts it when all is there."""
         yield from self._store.read_parts(key, buffers, start=start, total=total)
         self._count(key, sum(memoryview(buffer).nbytes for buffer in buffers))

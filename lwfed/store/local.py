@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -66,7 +66,7 @@ class LocalStore(Store):
 
     def read_parts(
         self, key: str, buffers: Sequence[memoryview | bytearray], *, start: int = 0, total: int | None = None
-    ) -> Iterator[int]:
+    ) -> Generator[int, None, None]:
         """Reads an object into buffers, part by part; see `Store.read_parts`."""
         with self.fetch(key).open("rb") as file:
             found = os.fstat(file.fileno()).st_size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -87,7 +87,7 @@ class Store(Protocol):
 
     def read_parts(
         self, key: str, buffers: Sequence[memoryview | bytearray], *, start: int = 0, total: int | None = None
-    ) -> Iterator[int]:
+    ) -> Generator[int, None, None]:
         """Reads an object into buffers, one after the other, so that a caller can use what is there already.
 
         Args:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -62,7 +62,7 @@ class Link(LocalStore):
 
     def read_parts(
         self, key: str, buffers: Sequence[memoryview | bytearray], *, start: int = 0, total: int | None = None
-    ) -> Iterator[int]:
+    ) -> Generator[int, None, None]:
         """Reads an object at the link's speed."""
         before = 0
         for there in super().read_parts(key, buffers, start=start, total=total):

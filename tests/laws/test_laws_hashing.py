@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ class Moved:
 
             return put_named(store, folder, counted(), name=name)
 
-        def read(store: LocalStore, key: str, buffers: Sequence[memoryview], **more: Any) -> Iterator[int]:
+        def read(store: LocalStore, key: str, buffers: Sequence[memoryview], **more: Any) -> Generator[int, None, None]:
             yield from read_parts(store, key, buffers, **more)
             with lock:
                 self.read += sum(
@@ -133,7 +133,7 @@ def test_the_next_bytes_are_read_while_those_that_are_there_are_hashed(tmp_path:
     reading = [threading.Event() for _ in range(9)]
 
     class Store(LocalStore):
-        def read_parts(self, *args: Any, **more: Any) -> Iterator[int]:
+        def read_parts(self, *args: Any, **more: Any) -> Generator[int, None, None]:
             for event, there in zip(reading, super().read_parts(*args, **more), strict=False):
                 event.set()
                 yield there

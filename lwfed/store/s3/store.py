@@ -13,7 +13,7 @@ import tempfile
 import threading
 import uuid
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -101,7 +101,7 @@ class S3Store(Store):
 
     def read_parts(
         self, key: str, buffers: Sequence[memoryview | bytearray], *, start: int = 0, total: int | None = None
-    ) -> Iterator[int]:
+    ) -> Generator[int, None, None]:
         """Reads an object into buffers, a few ranges at a time; see `Store.read_parts`."""
         views = [memoryview(buffer).cast("B") for buffer in buffers]
         held = sum(map(len, views))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -224,7 +224,7 @@ class S3Object:
         start: int = 0,
         total: int | None = None,
         patience: Patience | None = None,
-    ) -> Iterator[int]:
+    ) -> Generator[int, None, None]:
         """Fills buffers from it, several ranges at a time. Yields how many bytes from their start are there so far.
 
         Args:

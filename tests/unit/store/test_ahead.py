@@ -6,7 +6,7 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from functools import partial
 
@@ -50,7 +50,7 @@ def test_a_result_is_let_go_of_when_its_taker_does() -> None:
 def test_items_are_made_one_ahead_and_none_after_an_error_or_the_last() -> None:
     made: list[int] = []
 
-    def items(last: int) -> Iterator[int | None]:
+    def items(last: int) -> Generator[int | None, None, None]:
         for number in range(last):
             made.append(number)
             yield None if number == 1 else 6 // (3 - number)
@@ -64,9 +64,11 @@ def test_items_are_made_one_ahead_and_none_after_an_error_or_the_last() -> None:
     with pytest.raises(ZeroDivisionError):
         next(failing)
     made.clear()
-    with closing(taken_ahead(items(3))) as left:
+    ahead = items(3)
+    with closing(taken_ahead(ahead)) as left:
         next(left)
-    assert len(made) <= 2 and not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+    assert len(made) <= 2 and next(ahead, "closed") == "closed"
+    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
 
 
 def test_an_error_comes_where_its_result_would() -> None:
