@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from typer.testing import CliRunner
 
 from lwfed.cli.main import app
 from lwfed.launch.agents import AgentsLauncher
+from lwfed.run.launcher import Outcome
 from lwfed.run.runs import Options
+from lwfed.run.tasks import PoolTask
 from lwfed.store.opening import open_store
 from lwfed.types.errors import UnreachableError
 from tests.s3 import PASSWORD, USER, Server, serving_bucket
@@ -41,6 +43,16 @@ def uri(server: Server) -> str:
     if server.kind != "minio":
         pytest.skip("needs MinIO: `.ci/minio` builds it")
     return f"s3://silos/{uuid.uuid4().hex}"
+
+
+class Hurried(AgentsLauncher):
+    """Waits for agents as long as a test says."""
+
+    deadline_s = 900.0
+
+    def clients(self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, **others: Any) -> Iterator[Outcome]:
+        """Asks the clients' agents, with another deadline."""
+        return super().clients(step, tasks, deadline_s=self.deadline_s, **others)
 
 
 class Hospital:
@@ -99,8 +111,8 @@ def hospital(uri: str, store_command: Callable[..., None], tmp_path: Path) -> It
 
     yield make
     for one in started:
-        one.process.terminate()
-        one.process.wait(timeout=60)
+        one.process.kill()
+        one.process.wait()
 
 
 @pytest.fixture
@@ -121,7 +133,7 @@ def run(server: Server, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
         return run_tiny(
             tmp_path / "run", *overrides, options=Options(run_id="one"), store=open_store(uri), emit=emit,
-            launcher=lambda store: AgentsLauncher(tiny_spec(uri, *overrides), store=store, run_id="one"),
+            launcher=lambda store: Hurried(tiny_spec(uri, *overrides), store=store, run_id="one"),
         )  # fmt: skip
 
     return call
@@ -150,13 +162,18 @@ def test_keys_are_rotated_while_a_run_goes_on(
 
 
 def test_a_run_goes_on_without_a_client_that_is_revoked(
-    hospital: Callable[..., Hospital], store_command: Callable[..., None], run: Callable[..., Finished]
+    hospital: Callable[..., Hospital],
+    store_command: Callable[..., None],
+    run: Callable[..., Finished],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kept, revoked = (hospital(client, patience_s=1) for client in CLIENTS)
-    done = run(
-        *ONE_STAGE, "federation.min_fit_clients=1", "federation.round_timeout_s=60",
-        after_round=lambda rounds: store_command("revoke", "--client", CLIENTS[1]),
-    )  # fmt: skip
+
+    def revoke(rounds: int) -> None:
+        monkeypatch.setattr(Hurried, "deadline_s", 45.0)
+        store_command("revoke", "--client", CLIENTS[1])
+
+    done = run(*ONE_STAGE, "federation.min_fit_clients=1", after_round=revoke)
     assert revoked.process.wait(timeout=60) == UnreachableError.exit_code
     lines = [line for line in revoked.said.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "rejects these credentials" in lines[0] and "revoked" in lines[0]
