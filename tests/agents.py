@@ -16,15 +16,15 @@ import yaml
 from tests.nest import Command, Nest
 
 QUICK = {
-    "lwfed.agent.beating.BEAT_S": 0.5,
-    "lwfed.agent.beating.STEP_S": 0.1,
+    "lwfed.agent.beating.BEAT_S": 2.0,
+    "lwfed.agent.beating.STEP_S": 0.2,
     "lwfed.agent.serve.PAUSE_S": 0.2,
     "lwfed.agent.wanted.LIST_S": 0.5,
 }
 """Constants of agents, shorter so that tests need not wait."""
 ALERT = {
     "lwfed.launch.agents.state.ANSWER_S": 1.0,
-    "lwfed.launch.agents.state.SILENT_S": 2.0,
+    "lwfed.launch.agents.state.SILENT_S": 3.0,
     "lwfed.launch.agents.asking.EVERY_S": 0.05,
 }
 """Constants of the coordinator, likewise."""
@@ -107,7 +107,7 @@ def supervised(start: Callable[[], Command], *, every_s: float = 0.1) -> Iterato
 
 
 def wait_until(
-    happened: Callable[[], Any], *, commands: Sequence[Command] = (), timeout: float = 60, every_s: float = 0.02
+    happened: Callable[[], Any], *, commands: Sequence[Command] = (), timeout: float = 400, every_s: float = 0.02
 ) -> Any:
     """Waits until something happened while commands run; returns it."""
     ends_at = time.monotonic() + timeout

@@ -120,9 +120,9 @@ class Command:
     def kill(self) -> None:
         """Kills it and waits for its end."""
         self.signal(signal.SIGKILL)
-        self.wait(timeout=20)
+        self.wait(timeout=60)
 
-    def wait(self, *, timeout: float = 120) -> int:
+    def wait(self, *, timeout: float = 400) -> int:
         """Waits for its end; returns its exit status."""
         ends_at = time.monotonic() + timeout
         while self.poll() is None:
@@ -131,7 +131,7 @@ class Command:
         assert self.code is not None
         return self.code
 
-    def succeed(self, *, timeout: float = 120) -> Command:
+    def succeed(self, *, timeout: float = 400) -> Command:
         """Waits for its end, which must be a success."""
         assert self.wait(timeout=timeout) == 0, f"{self.code}\n{self.out}\n{self.err}"
         return self
@@ -192,7 +192,8 @@ def nest(environment: Mapping[str, str]) -> Iterator[Nest]:
         made.clear()
         assert process.stdin is not None
         process.stdin.close()
-        process.wait(timeout=20)
+        process.kill()
+        process.wait(timeout=60)
         process.stdout.close()
 
 
