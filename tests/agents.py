@@ -41,14 +41,14 @@ class Federation:
 
     def agent(
         self, client: str, *options: str | Path, policy: dict[str, Any] | None = None, quick: bool = True,
-        constants: dict[str, float] | None = None, **extra: str,
+        constants: dict[str, float] | None = None, slow_s: float = 0.15, **extra: str,
     ) -> Command:  # fmt: skip
         """Starts an agent, which keeps files in a folder of its own unless its policy says otherwise."""
         path = self.folder / f"{client}.yaml"
         path.write_text(yaml.safe_dump({"cache": str(self.folder / "kept" / client), **(policy or {})}))
         return self.nest.start(
             "agent", "--store", self.store, "--client", client, "--policy", path, *options, cwd=self.folder,
-            constants={**(QUICK if quick else {}), **(constants or {})}, **{**self.environment, **extra},
+            constants={**(QUICK if quick else {}), **(constants or {})}, slow_s=slow_s, **{**self.environment, **extra},
         )  # fmt: skip
 
     def coordinator(

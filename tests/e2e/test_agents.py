@@ -18,20 +18,14 @@ from typing import Any
 import pytest
 
 from tests.agents import Federation, supervised, wait_until
-from tests.e2e.command import environment, write_spec
-from tests.nest import Command, Nest, nest
+from tests.e2e.command import write_spec
+from tests.nest import Command, Nest
 
 ONE, TWO = "client-000", "client-001"
-LONG = {"stages__rounds": [2, 0], "training__local_epochs": 150, "evaluation__every": 9}
-"""Two rounds of 150 or more steps, which is long enough to kill something in one."""
+LONG = {"stages__rounds": [2, 0], "training__local_epochs": 10, "evaluation__every": 9}
+"""Two rounds of 20 steps, which take three seconds on these slow machines: long enough to kill something in one."""
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Nest]:
-    with nest(environment()) as made:
-        yield made
 
 
 @pytest.fixture
