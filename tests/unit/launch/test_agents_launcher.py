@@ -145,5 +145,15 @@ def test_a_store_that_goes_away_while_agents_are_waited_for_is_waited_for(store:
     assert found == [Outcome(CLIENTS[0])]
 
 
+@pytest.mark.parametrize("said", ["{", "[]", '{"agent": "client-001", "process": "p", "beat": "many"}'])
+def test_what_an_agent_writes_cannot_end_the_run(store: LocalStore, said: str) -> None:
+    path = store.root / paths.beats("run", CLIENTS[1])
+    path.parent.mkdir(parents=True)
+    path.write_text(said)
+    with answering(store, CLIENTS[0], succeed):
+        found = list(launcher(store).clients("train-client", tasks(store), deadline_s=2, emit=ignore))
+    assert found[0] == Outcome(CLIENTS[0]) and "has not begun" in found[1].reason
+
+
 def ignore(event: Event) -> None:
     """Ignores an event."""
