@@ -16,15 +16,15 @@ import yaml
 from tests.nest import Command, Nest
 
 QUICK = {
-    "lwfed.agent.beating.BEAT_S": 0.5,
-    "lwfed.agent.beating.STEP_S": 0.1,
+    "lwfed.agent.beating.BEAT_S": 2.0,
+    "lwfed.agent.beating.STEP_S": 0.2,
     "lwfed.agent.serve.PAUSE_S": 0.2,
     "lwfed.agent.wanted.LIST_S": 0.5,
 }
 """Constants of agents, shorter so that tests need not wait."""
 ALERT = {
     "lwfed.launch.agents.state.ANSWER_S": 1.0,
-    "lwfed.launch.agents.state.SILENT_S": 2.0,
+    "lwfed.launch.agents.state.SILENT_S": 3.0,
     "lwfed.launch.agents.asking.EVERY_S": 0.05,
 }
 """Constants of the coordinator, likewise."""
@@ -41,14 +41,14 @@ class Federation:
 
     def agent(
         self, client: str, *options: str | Path, policy: dict[str, Any] | None = None, quick: bool = True,
-        constants: dict[str, float] | None = None, **extra: str,
+        constants: dict[str, float] | None = None, slow_s: float = 0.15, **extra: str,
     ) -> Command:  # fmt: skip
         """Starts an agent, which keeps files in a folder of its own unless its policy says otherwise."""
         path = self.folder / f"{client}.yaml"
         path.write_text(yaml.safe_dump({"cache": str(self.folder / "kept" / client), **(policy or {})}))
         return self.nest.start(
             "agent", "--store", self.store, "--client", client, "--policy", path, *options, cwd=self.folder,
-            constants={**(QUICK if quick else {}), **(constants or {})}, **{**self.environment, **extra},
+            constants={**(QUICK if quick else {}), **(constants or {})}, slow_s=slow_s, **{**self.environment, **extra},
         )  # fmt: skip
 
     def coordinator(
@@ -107,7 +107,7 @@ def supervised(start: Callable[[], Command], *, every_s: float = 0.1) -> Iterato
 
 
 def wait_until(
-    happened: Callable[[], Any], *, commands: Sequence[Command] = (), timeout: float = 60, every_s: float = 0.02
+    happened: Callable[[], Any], *, commands: Sequence[Command] = (), timeout: float = 400, every_s: float = 0.02
 ) -> Any:
     """Waits until something happened while commands run; returns it."""
     ends_at = time.monotonic() + timeout

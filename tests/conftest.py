@@ -11,6 +11,7 @@ import torch
 from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:
+    from tests.nest import Nest
     from tests.tiny import Finished
 
 CHECKED = ("lwfed.models", "lwfed.objectives", "lwfed.federated")
@@ -35,3 +36,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     from tests.tiny import run_tiny  # after the hook
 
     return run_tiny(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Nest]:
+    """Starts `lwfed` commands without their imports: see tests/nest.py."""
+    from tests.e2e.command import environment
+    from tests.nest import nest
+
+    with nest(environment()) as made:
+        yield made

@@ -62,6 +62,8 @@ def _run(request: Mapping[str, Any]) -> None:
     for name, value in request["constants"].items():
         module, _, constant = name.rpartition(".")
         setattr(importlib.import_module(module), constant, value)
+    if request["slow_s"]:
+        _slow_down(request["slow_s"])
     sys.argv = ["lwfed", *request["start"]]
     from lwfed.cli.main import main as command
 
@@ -76,6 +78,24 @@ def _run(request: Mapping[str, Any]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _slow_down(seconds: float) -> None:
+    """Has each training step take so much longer, as on a slow machine, without a CPU's time."""
+    from lwfed.launch import dispatch
+
+    made = dispatch.step_reporter
+
+    def slowly(client: str, emit: Any) -> Any:
+        report = made(client, emit)
+
+        def wait(*step: Any) -> None:
+            time.sleep(seconds)
+            report(*step)
+
+        return wait
+
+    dispatch.step_reporter = slowly
 
 
 @dataclass
@@ -120,9 +140,9 @@ class Command:
     def kill(self) -> None:
         """Kills it and waits for its end."""
         self.signal(signal.SIGKILL)
-        self.wait(timeout=20)
+        self.wait(timeout=60)
 
-    def wait(self, *, timeout: float = 120) -> int:
+    def wait(self, *, timeout: float = 400) -> int:
         """Waits for its end; returns its exit status."""
         ends_at = time.monotonic() + timeout
         while self.poll() is None:
@@ -131,7 +151,7 @@ class Command:
         assert self.code is not None
         return self.code
 
-    def succeed(self, *, timeout: float = 120) -> Command:
+    def succeed(self, *, timeout: float = 400) -> Command:
         """Waits for its end, which must be a success."""
         assert self.wait(timeout=timeout) == 0, f"{self.code}\n{self.out}\n{self.err}"
         return self
@@ -154,15 +174,20 @@ class Nest:
             return json.loads(self.process.stdout.readline())
 
     def start(
-        self, *arguments: str | Path, cwd: Path, constants: Mapping[str, float] | None = None, **extra: str
+        self,
+        *arguments: str | Path,
+        cwd: Path,
+        constants: Mapping[str, float] | None = None,
+        slow_s: float = 0.0,
+        **extra: str,
     ) -> Command:
-        """Starts `lwfed` with some arguments in a folder, with constants of its modules and variables changed."""
+        """Starts `lwfed` in a folder, with constants of its modules and variables changed, on a machine as slow."""
         words = tuple(map(str, arguments))
         number = len(self.commands)
         out, err = cwd / f"{number}.out", cwd / f"{number}.err"
         request = {
             "start": words, "cwd": str(cwd), "out": str(out), "err": str(err), "env": extra,
-            "constants": dict(constants or {}),
+            "constants": dict(constants or {}), "slow_s": slow_s,
         }  # fmt: skip
         out.touch()
         err.touch()
@@ -192,7 +217,8 @@ def nest(environment: Mapping[str, str]) -> Iterator[Nest]:
         made.clear()
         assert process.stdin is not None
         process.stdin.close()
-        process.wait(timeout=20)
+        process.kill()
+        process.wait(timeout=60)
         process.stdout.close()
 
 

@@ -13,6 +13,11 @@ def accept_any(spec: Any) -> None:
     """Checks nothing: the launcher accepts any spec."""
 
 
+def never(spec: Any) -> bool:
+    """Returns that clients are not heard."""
+    return False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LauncherDescription:
     """A launcher, which runs a round's clients.
@@ -22,12 +27,15 @@ class LauncherDescription:
         parallel: Whether it can run several clients at a time, and clients with several devices.
         holds_updates: Whether clients train in the coordinator's own process, which can keep their updates in memory.
         check: Raises ValueError if a complete spec (`lwfed.spec.run.RunSpec`) lacks what the launcher needs.
+        hears: Whether all clients of a complete spec are agents, which are heard while they train, so that a round can
+            do without a deadline.
     """
 
     remote: bool
     parallel: bool
     holds_updates: bool = False
     check: Callable[[Any], None] = accept_any
+    hears: Callable[[Any], bool] = never
 
 
 def launcher_kind(name: str) -> LauncherDescription:

@@ -150,7 +150,8 @@ class Display:
         where = f" on GPU {', '.join(event.gpus)}" if event.gpus else ""
         self._clients[event.client] = f"{event.client} starts{where}"
         if self._live is None and event.pod:
-            self._say(f"  [dim]{event.client} runs {event.step} in {event.pod} on {event.node}[/]")
+            on = f" on {event.node}" if event.node else ""
+            self._say(f"  [dim]{event.client} runs {event.step} in {escape(event.pod)}{on}[/]")
 
     def _on_client_done(self, event: ClientDone) -> None:
         self._clients.pop(event.client, None)

@@ -8,6 +8,7 @@ any point and started again: the accepted set never changes once committed, and 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,10 +33,12 @@ from lwfed.types.round_records import Accepted, AcceptedUpdate, RoundRecord
 
 Measuring = Callable[[Sequence[str]], Collection[str]]
 """Cohort -> the clients of it that measure their first step."""
+Deadline = Callable[[Sequence[str]], float]
+"""Clients -> the seconds that they have; infinity: no deadline."""
 
 
 def run_round(
-    ctx: RoundContext, *, launcher: Launcher, overhead: Overhead, deadline_s: float, measuring: Measuring
+    ctx: RoundContext, *, launcher: Launcher, overhead: Overhead, deadline: Deadline, measuring: Measuring
 ) -> RoundRecord:
     """Runs a round, or whatever part of it is not committed yet.
 
@@ -43,7 +46,7 @@ def run_round(
         ctx: The round.
         launcher: Runs the clients and the server's step.
         overhead: Passes events on and measures the gap between rounds.
-        deadline_s: Seconds that the cohort has for training.
+        deadline: Clients -> the seconds that they have for training, or for evaluation.
         measuring: Cohort -> the clients that measure their first step; see `lwfed.round.measuring`.
 
     Returns:
@@ -64,12 +67,12 @@ def run_round(
     accepted = ctx.accepted()
     if accepted is None:
         training = train_cohort(  # train_client.py
-            ctx, cohort, launcher=launcher, emit=emit, deadline_s=deadline_s, measuring=measuring(cohort)
+            ctx, cohort, launcher=launcher, emit=emit, deadline_s=deadline(cohort), measuring=measuring(cohort)
         )
         accepted = accept(ctx, cohort, training, held=launcher.held)
     emit(Aggregating(stage=ctx.plan.stage, round=ctx.server_round, clients=len(accepted.clients)))
     launcher.server("aggregate-round", ctx.task, emit=emit)  # aggregate_round.py
-    evaluated = evaluate_on_clients(ctx, launcher=launcher, emit=emit, deadline_s=deadline_s)
+    evaluated = evaluate_on_clients(ctx, launcher=launcher, emit=emit, deadline_s=deadline(ctx.plan.cohort.clients))
     return commit_record(ctx, accepted, evaluated, overhead=overhead, wall_s=time.monotonic() - started)
 
 
@@ -231,7 +234,8 @@ def grouped(failed: Mapping[str, str]) -> str:
 def _begin(ctx: RoundContext, cohort: Sequence[str], *, deadline_s: float) -> None:
     """Writes the round's description (`round.json`), for clients and for people, and the weights of their losses."""
     before = read_object(ctx.store, paths.round_checkpoint(ctx.key, ctx.server_round - 1)) or {}
-    task: dict[str, Any] = {"cohort": list(cohort), "deadline_s": deadline_s, "input": before.get("digest")}
+    seconds = deadline_s if math.isfinite(deadline_s) else None
+    task: dict[str, Any] = {"cohort": list(cohort), "deadline_s": seconds, "input": before.get("digest")}
     if not is_lossless(ctx.plan.exchange.upload):
         task["counted"] = last_accepted(ctx)
     ctx.store.write_ref(paths.round_task(ctx.key, ctx.server_round), task, if_absent=True)

@@ -18,6 +18,7 @@ from lwfed.round.context import RoundContext
 from lwfed.round.measuring import Pool, measured_kinds, measuring_clients
 from lwfed.round.round import run_round
 from lwfed.run import runs
+from lwfed.run.deadline import Deadlines
 from lwfed.run.events import Emit, RoundDone, StageDone, StageStarted
 from lwfed.run.launcher import Launcher
 from lwfed.run.measured import clients_before, measured_by_kind, measured_ledger
@@ -75,12 +76,13 @@ def train_stage(task: StageTask, *, launcher: Launcher, store: Store, emit: Emit
     start = RoundContext(stage=stage, server_round=0, store=store, place=task.place, run_id=task.run_id)
     records: list[RoundRecord] = []
     pool, measured = _pool_of(spec), set[str]()
+    deadlines = Deadlines(run, spec, plan, store=store)
     stands = progress(plan, [])
     while not stands.over:
         ctx = replace(start, server_round=len(records) + 1)
-        deadline_s = spec.federation.round_timeout_s
+        deadline = partial(deadlines.of, records=tuple(records))
         measuring = partial(measuring_clients, plan, sizes=stage.sizes, pool=pool, done=frozenset(measured))
-        done_round = run_round(ctx, launcher=launcher, overhead=overhead, deadline_s=deadline_s, measuring=measuring)
+        done_round = run_round(ctx, launcher=launcher, overhead=overhead, deadline=deadline, measuring=measuring)
         records.append(done_round)
         measured |= measured_kinds(plan, done_round.clients, pool=pool)
         stands = progress(plan, [record.metrics for record in records])

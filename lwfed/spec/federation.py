@@ -123,7 +123,11 @@ class FederationSpec(Section):
         le=10,
         description="1.2: asks 12 clients for 10 updates, and goes on as soon as it has 10",
     )
-    round_timeout_s: float = Field(3600, gt=0, le=1e9, description="deadline of a round, seconds")
+    round_timeout_s: Annotated[float, Field(gt=0, le=1e9)] | Literal["auto"] = Field(
+        3600,
+        description="deadline of a round, seconds; auto, if all clients are agents: from the plan's FLOPs and the "
+        "rates of earlier rounds, and none while a client's rate is unknown",
+    )
     aggregators: tuple[AggregatorSpec, ...] = Field(
         (), description="wrappers that each update passes, in this order, before the weighted mean"
     )
@@ -167,6 +171,11 @@ class FederationSpec(Section):
         if self.required and self.oversample > 1:
             raise ValueError("`require` and `oversample` exclude one another: a round would not wait for the required")
         return self
+
+    @property
+    def timeout_s(self) -> float | None:
+        """The deadline of every round in seconds; None: each has its own."""
+        return None if self.round_timeout_s == "auto" else self.round_timeout_s
 
     @property
     def required(self) -> tuple[str, ...]:

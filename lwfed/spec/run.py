@@ -124,6 +124,11 @@ class RunSpec(Section):
                 f"{self.launch.kind}` trains clients in others: set store.updates=keep, or launch.kind=in_process"
             )
         launcher.check(self)
+        if self.federation.timeout_s is None and not launcher.hears(self):
+            raise ValueError(
+                f"`federation.round_timeout_s` is auto, and not all clients of `launch.kind: {self.launch.kind}` are "
+                "agents, which are heard while they train: set seconds"
+            )
         if self.model.objective.kind == "supervised" and not data.labels:
             raise ValueError(f"the {self.data.source} data have no class labels: use the contrastive objective")
         micro = self.training.gradient_accumulation * self.launch.devices

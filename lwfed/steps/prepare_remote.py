@@ -31,8 +31,10 @@ def prepare_remote(spec: RunSpec, *, options: Options, launcher: Launcher, store
             InspectTask(store=store.uri, run_id=run_id, client=client, spec=values, place=place)
             for client in spec.federation.eligible_ids
         ]
-        seconds = spec.federation.round_timeout_s
-        outcomes = launcher.clients("inspect-client", tasks, deadline_s=seconds, emit=emit)
+        seconds = spec.federation.timeout_s
+        outcomes = launcher.clients(
+            "inspect-client", tasks, deadline_s=float("inf") if seconds is None else seconds, emit=emit
+        )
         failed = {outcome.client: outcome.reason for outcome in outcomes if outcome.exit_code}
         if failed:
             client = min(failed)

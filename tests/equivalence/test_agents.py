@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.agents import Federation
-from tests.e2e.command import environment, write_spec
+from tests.e2e.command import write_spec
 from tests.holes import LACKS, on, write_holes
-from tests.nest import Nest, nest
+from tests.nest import Nest
 
 CLIENTS = ("client-000", "client-001", "client-002")
 WEAK = [{"name": "weak", "clients": ["client-002"], "max_blocks": 1}]
@@ -24,12 +23,6 @@ SPECS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Nest]:
-    with nest(environment()) as made:
-        yield made
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SPECS)
 def test_agents_end_in_the_digest_of_any_launcher(forks: Nest, tmp_path: Path, name: str) -> None:
@@ -40,10 +33,10 @@ def test_agents_end_in_the_digest_of_any_launcher(forks: Nest, tmp_path: Path, n
         for kind in kinds
     ]
     federation = Federation(forks, tmp_path, str(tmp_path / "store"))
-    with federation.agents(*CLIENTS):
-        run = federation.coordinator(spec).succeed(timeout=300)
+    with federation.agents(*CLIENTS, slow_s=0):
+        run = federation.coordinator(spec).succeed()
     for other in others:
-        assert other.succeed(timeout=300).json["digest"] == run.json["digest"], other.arguments
+        assert other.succeed().json["digest"] == run.json["digest"], other.arguments
         assert other.json["metrics"] == run.json["metrics"]
         assert other.json["ledger"]["measured"] == run.json["ledger"]["measured"]
     assert "rounding error" not in run.err
@@ -59,6 +52,6 @@ def test_clients_that_lack_a_modality_end_in_one_digest(forks: Nest, tmp_path: P
     changes = [f"-o{override}" for override in on(data)]
     here = forks.start("run", spec, *changes, "--json", "-ostore.uri=./here", cwd=tmp_path)
     federation = Federation(forks, tmp_path, str(tmp_path / "store"))
-    with federation.agents(*CLIENTS[:2], policy={"data": {"table": str(tmp_path / "elsewhere")}}):
-        run = federation.coordinator(spec, *changes).succeed(timeout=300)
-    assert here.succeed(timeout=300).json["digest"] == run.json["digest"]
+    with federation.agents(*CLIENTS[:2], slow_s=0, policy={"data": {"table": str(tmp_path / "elsewhere")}}):
+        run = federation.coordinator(spec, *changes).succeed()
+    assert here.succeed().json["digest"] == run.json["digest"]

@@ -13,4 +13,9 @@ def check(spec: Any) -> None:
         raise ValueError("an agent trains on one device: set launch.devices=1, which affects digests")
 
 
-DESCRIPTION = LauncherDescription(remote=True, parallel=True, check=check)
+def hears(spec: Any) -> bool:
+    """Returns that all clients are agents."""
+    return True
+
+
+DESCRIPTION = LauncherDescription(remote=True, parallel=True, check=check, hears=hears)

@@ -21,4 +21,9 @@ def check(spec: Any) -> None:
             )
 
 
-DESCRIPTION = LauncherDescription(remote=True, parallel=True, check=check)
+def hears(spec: Any) -> bool:
+    """Returns whether all clients are agents: their pools are remote, or their pods stay."""
+    return all(pool.remote or pool.resident == "stage" for pool in spec.kubernetes.pools)
+
+
+DESCRIPTION = LauncherDescription(remote=True, parallel=True, check=check, hears=hears)

@@ -188,8 +188,11 @@ class Asking:
         self._resting = not wanted.call
 
     def _read(self, state: AgentState) -> Seen | None:
-        """Reads an agent's beat if it is another than the last."""
-        return self._store.read_ref_if_changed(paths.beats(self._run_id, state.agent), self._marks.get(state.agent))
+        """Reads an agent's beat if it is another than the last; one that is no JSON is as if it had said nothing."""
+        try:
+            return self._store.read_ref_if_changed(paths.beats(self._run_id, state.agent), self._marks.get(state.agent))
+        except CheckpointError:
+            return Seen(None, None)
 
     def _hear(self, state: AgentState, seen: Seen | None) -> list[Fact]:
         if seen is None:

@@ -17,6 +17,8 @@ SILENT_S = 30.0
 STUCK_S = 300.0
 """Seconds without a training step after which an agent that beats is reported as stuck."""
 REMEDY = "start it, or look at its log"
+LONGEST = 1000
+"""Most characters of what an agent says that are passed on."""
 
 Fact = ClientStarted | ClientStep | ClientLog | ClientWaiting | Outcome
 """What follows for the clients of an agent: an event, or how a client's task has ended."""
@@ -72,10 +74,10 @@ class AgentState:
                 continue
             if not found.again:
                 self.open.remove(client)
-                facts.append(Outcome(client, found.exit_code, found.reason))
+                facts.append(Outcome(client, found.exit_code, _line(found.reason)))
             elif self._tried.get(client) != (tries := beat.tries.get(client, 0)):
                 self._tried[client] = tries
-                facts.append(ClientLog(client=client, line=f"its agent tries again: {found.reason}"))
+                facts.append(ClientLog(client=client, line=f"its agent tries again: {_line(found.reason)}"))
         return facts
 
     def excuse(self, seconds: float) -> None:
@@ -133,7 +135,7 @@ class AgentState:
 
     def _ended(self, beat: Beat) -> str:
         failed = next((end.reason for client, end in beat.outcomes.items() if end.again and client in self.open), "")
-        return f"the agent {self.agent} has ended" + (f": {failed.partition(' -> ')[0]}" if failed else "")
+        return f"the agent {self.agent} has ended" + (f": {_line(failed).partition(' -> ')[0]}" if failed else "")
 
     def _silent(self, now: float) -> str:
         return f"the agent {self.agent} is silent {self._where()} for {now - self._heard_at:.0f} s"
@@ -151,7 +153,7 @@ class AgentState:
         self.noted = said
         if not beat.note or said == known or (known is None and beat.call != self.call):
             return []
-        return [ClientLog(client=self._client(), line=beat.note)]
+        return [ClientLog(client=self._client(), line=_line(beat.note))]
 
     def _at_work(self, beat: Beat) -> Sequence[Fact]:
         """Returns the start and the progress of the client that the agent works for now."""
@@ -159,8 +161,13 @@ class AgentState:
         attempt = beat.tries.get(beat.client, 1)
         if (beat.client, attempt) not in self._started:
             self._started.add((beat.client, attempt))
-            pod = beat.host or None
+            pod = _line(beat.host) or None
             facts.append(ClientStarted(client=beat.client, step=self.step, attempt=attempt, pod=pod))
         if beat.step and beat.client != SERVER:
             facts.append(ClientStep(client=beat.client, step=beat.step, steps=beat.steps, loss=beat.loss))
         return facts
+
+
+def _line(text: str) -> str:
+    """Returns what another machine says as one line that no terminal takes for a command."""
+    return "".join(c if c.isprintable() else " " for c in text[:LONGEST])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lwfed.launch.agents.state import ANSWER_S, SILENT_S, STUCK_S, AgentState
+from lwfed.launch.agents.state import ANSWER_S, LONGEST, SILENT_S, STUCK_S, AgentState
 from lwfed.run.agents import AgentOutcome, Beat
 from lwfed.run.events import ClientLog, ClientStarted, ClientStep, ClientWaiting
 from lwfed.run.launcher import Outcome
@@ -132,3 +132,8 @@ def test_a_note_is_told_once_even_if_it_was_made_before_the_call() -> None:
     later = state(noted=its.noted)
     assert later.hear(beat(note=late), now=103) == []
     assert state().hear(beat(call="before", note=late), now=101) == [], "of a time before the coordinator"
+
+
+def test_what_an_agent_says_is_one_line_that_commands_no_terminal() -> None:
+    (end,) = state().hear(beat(outcomes={NAME: AgentOutcome(exit_code=1, reason="bad\n\x1b[2Jnews" * 1000)}), now=101)
+    assert isinstance(end, Outcome) and end.reason.startswith("bad  [2Jnews") and len(end.reason) == LONGEST
