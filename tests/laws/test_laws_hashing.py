@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lwfed import params
 from lwfed.store import blocks
 from lwfed.store.blocks import read_block, read_tensor, write_block
 from lwfed.store.cache import BlockCache
@@ -115,18 +116,21 @@ def test_a_byte_is_hashed_once_when_written_and_once_when_read(
 def test_a_run_hashes_what_it_writes_and_reads_and_nothing_else(
     tmp_path: Path, hashed: Hashed, monkeypatch: pytest.MonkeyPatch, exchange: str
 ) -> None:
-    proofs = 0
-    described = blocks.describe
+    others = 0
 
-    def describe(tensors: dict[str, Tensor]) -> Any:
-        nonlocal proofs
-        proofs += nbytes_of(tensors)  # that a published change yields the model
-        return described(tensors)
+    def noted(where: str, nbytes: Callable[[Any], int], real: Callable[[Any], Any]) -> None:
+        def work(given: Any) -> Any:
+            nonlocal others
+            others += nbytes(given)
+            return real(given)
 
-    monkeypatch.setattr("lwfed.round.download.describe", describe)
+        monkeypatch.setattr(where, work)
+
+    noted("lwfed.round.download.describe", nbytes_of, blocks.describe)  # that a published change yields the model
+    noted("lwfed.round.forward.digest", lambda tensor: int(tensor.nbytes), params.digest)  # test inputs, not weights
     moved = Moved(monkeypatch)
     run_tiny(tmp_path, f"exchange={{upload: {exchange}, download: {exchange}}}", "levers.prefix_cache=never")
-    assert moved.written > 100_000 and hashed.nbytes == moved.written + moved.read + proofs
+    assert moved.written > 100_000 and hashed.nbytes == moved.written + moved.read + others
 
 
 def test_the_next_bytes_are_read_while_those_that_are_there_are_hashed(tmp_path: Path, hashed: Hashed) -> None:
