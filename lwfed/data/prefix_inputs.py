@@ -2,9 +2,9 @@
 
 Which inputs are computed depends on what training draws, so it differs from stage to stage and, without a folder that
 lasts, from round to round. The outputs must not: a digest depends on them. On a CPU an output depends on the number of
-tokens that a text is padded to, and not on the other inputs of its batch nor on their number (a law tests it). So a
-text is padded to the longest of its neighbours by number, whichever of them are computed. A GPU may choose its kernels
-by the number of rows too, which then is that of all neighbours.
+tokens that a text is padded to, and not on the other inputs of its batch nor on their number, unless it is alone (a law
+tests it). So a text is padded to the longest of its neighbours by number, whichever of them are computed, and a batch
+has at least two rows. A GPU may choose its kernels by the number of rows too, which then is that of all neighbours.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from lwfed.data.protocol import Example, Source
 from lwfed.data.reading import Reader, Row, caption_index, read_all
 from lwfed.data.tokens import token_counts, tokenize
 from lwfed.types.canonical import digest_of
+
+FEWEST_ROWS = 2
+"""A convolution of a single image is computed otherwise."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ class FillBatch:
     Attributes:
         numbers: Their numbers.
         length: Number of tokens that texts are padded to; 0 for other inputs.
-        rows: Number of rows that are computed; more than there are inputs where kernels depend on it.
+        rows: Number of rows that are computed, at least `FEWEST_ROWS`; the last input is repeated to fill them.
     """
 
     numbers: tuple[int, ...]
@@ -144,5 +147,5 @@ def fill_batches(
         for (count, length), members in alike.items():
             step = count or size
             parts = (tuple(members[start : start + step]) for start in range(0, len(members), step))
-            found += [(index, FillBatch(part, length, rows=count or len(part))) for part in parts]
+            found += [(index, FillBatch(part, length, rows=max(count or len(part), FEWEST_ROWS))) for part in parts]
     return found

@@ -273,10 +273,10 @@ def _outputs(
     with torch.no_grad(), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
         for origin, batch in batches:
             if origin.cached is None:
-                state = encoder.embed(_repeated(move(next(loaded), device), rows=batch.rows))
+                state = encoder.embed(repeated(move(next(loaded), device), rows=batch.rows))
             else:
                 found = origin.cached.at(batch.numbers, length=batch.length)
-                found = _repeated(move(found, device), rows=batch.rows)
+                found = repeated(move(found, device), rows=batch.rows)
                 state = State(decode(found["tokens"]), found.get("mask"))
             start = max(origin.units - 1, 0)
             for block in range(start, cut):
@@ -288,10 +288,10 @@ def _outputs(
             yield state.tokens[:count], None if state.mask is None else state.mask[:count]
 
 
-def _repeated(value: Any, *, rows: int) -> Any:
-    """Repeats the last row of an encoder's input until it has a number of rows."""
+def repeated(value: Any, *, rows: int) -> Any:
+    """Repeats the last row of an encoder's input, a tensor or a dictionary of them, until it has a number of rows."""
     if isinstance(value, dict):
-        return {name: _repeated(tensor, rows=rows) for name, tensor in value.items()}
+        return {name: repeated(tensor, rows=rows) for name, tensor in value.items()}
     short = rows - value.shape[0]
     return torch.cat([value, value[-1:].expand(short, *value.shape[1:])]) if short else value
 

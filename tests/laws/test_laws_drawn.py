@@ -23,7 +23,7 @@ from lwfed.launch.in_process import InProcess
 from lwfed.launch.subprocess import Subprocess
 from lwfed.models.multimodal import Multimodal
 from lwfed.round.draws import drawn_in
-from lwfed.round.prefix import prefixes_of
+from lwfed.round.prefix import prefixes_of, repeated
 from lwfed.run.runs import Options
 from lwfed.steps.experiment import run_stages
 from lwfed.steps.prepare import count_architecture
@@ -157,8 +157,8 @@ def test_an_output_does_not_depend_on_what_else_is_computed(module: Multimodal, 
         found: dict[int, Tensor] = {}
         batches = [batch for _, batch in fill_batches(inputs, groups, size=16, whole=whole)]
         for batch, raw in zip(batches, inputs.load(SOURCE, batches, workers=0), strict=True):
-            assert batch.rows >= len(batch.numbers) and (whole or batch.rows == len(batch.numbers))
-            state = module.prefix(modality, raw, cut=2)
+            assert batch.rows >= len(batch.numbers) and (whole or batch.rows == max(2, len(batch.numbers)))
+            state = module.prefix(modality, repeated(raw, rows=batch.rows), cut=2)
             for row, number in enumerate(batch.numbers):
                 found[number] = state.tokens[row] if state.mask is None else state.tokens[row][state.mask[row]]
         return found
