@@ -19,6 +19,8 @@ EnvironmentFile=$home/agent.env
 ExecStart=/opt/lwfed/bin/lwfed agent --store $store --client $client --policy $home/agent.yaml
 Restart=always
 RestartSec=30
+# interrupted, as by `systemctl stop`
+SuccessExitStatus=130
 # a wrong command line or policy stays wrong
 RestartPreventExitStatus=2 10
 StateDirectory=lwfed/$client

@@ -113,6 +113,7 @@ def test_rotation_makes_an_old_secret_useless_and_leaves_the_policy(init: Init, 
     (silos / CLIENT / "secret" / "secretkey").write_text(old)
     error = kept_out(enter())
     assert "rejects these credentials (SignatureDoesNotMatch)" in error.problem and "rotated" in error.remedy
+    assert init("--client", "server", "--rotate").stdout.count("kind: Secret") == 1, "the server's, if it is named"
     told = init("--client", CLIENT, "--rotate", "--json").stdout
     assert secret(silos) not in told and json.loads(told)["silos"][0]["kept"] == ["agent.yaml"]
 
