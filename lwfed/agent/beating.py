@@ -23,6 +23,8 @@ BEAT_S = 5.0
 """Seconds between beats of an agent that has nothing new to say."""
 STEP_S = 1.0
 """Seconds between beats while it trains."""
+RESTS, STEPS = 4.0, 0.5
+"""The same in polls: the more agents a run has, the more rarely each may poll, and beat."""
 
 
 class Beats:
@@ -46,9 +48,10 @@ class Beats:
         self._store, self._key = store, paths.beats(run_id, agent)
         self._saying, self._writing = threading.RLock(), threading.Lock()
         self._written_at = self._alone_at = -math.inf
+        self._poll_s = 0.0
         before = self._last()
         if before is not None and not before.ended and not alone:
-            sleep(2 * BEAT_S)
+            sleep(2 * max(BEAT_S, before.every_s))
             after = self._last()
             if after is not None and (after.process, after.beat) != (before.process, before.beat):
                 raise _second(after)
@@ -96,11 +99,20 @@ class Beats:
             self._beat = self._beat.changed(outcomes=outcomes, client="", step=0, steps=0)
         self.say(now=True)
 
+    def pace(self, poll_s: float) -> None:
+        """Notes how often the agent polls; with thousands of agents, whose polls are far apart, beats are rarer too."""
+        self._poll_s = poll_s
+
+    @property
+    def every_s(self) -> float:
+        """Seconds to the beat after the next one, which says so."""
+        return max(STEP_S, STEPS * self._poll_s) if self._beat.client else max(BEAT_S, RESTS * self._poll_s)
+
     @property
     def due_in_s(self) -> float:
         """Seconds until the next beat."""
-        every_s = STEP_S if self._beat.client else BEAT_S
-        return max(0.0, self._written_at + every_s - time.monotonic())
+        promised = self._beat.every_s or self.every_s
+        return max(0.0, self._written_at + min(promised, self.every_s) - time.monotonic())
 
     def write(self) -> None:
         """Writes a beat. Looks for another agent's as often as an idle agent beats, and after a longer pause.
@@ -118,7 +130,7 @@ class Beats:
                     raise _second(other)
                 self._alone_at = began
             with self._saying:
-                self._beat = self._beat.changed(beat=self._beat.beat + 1)
+                self._beat = self._beat.changed(beat=self._beat.beat + 1, every_s=self.every_s)
                 values = self._beat.to_values()
             self._store.write_ref(self._key, values)
             self._written_at = time.monotonic()

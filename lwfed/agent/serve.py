@@ -290,6 +290,8 @@ class Agent:
                 if time.monotonic() >= look_at:
                     self._look(wanted, coordinator)
                     look_at = time.monotonic() + wanted.poll_s * random.uniform(0.7, 1.3)
+                    if beats is not None:
+                        beats.pace(wanted.poll_s)
                 if beats is not None and beats.due_in_s == 0:
                     beats.write()
             except DeniedError as error:

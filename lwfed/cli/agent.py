@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -18,12 +19,16 @@ from lwfed.run.agents import Beat
 from lwfed.run.events import Event, values_of
 from lwfed.run.tasks import Place
 from lwfed.store import paths
+from lwfed.store.ahead import parallel_map
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store
+from lwfed.store.refs import TOGETHER
 from lwfed.types.errors import SpecError
 
 WATCHED_S = 7.0
-"""Seconds in which an agent that lives beats at least once."""
+"""Seconds in which an agent that lives beats at least once, if it does not say otherwise."""
+SLACK = 1.4
+"""How much longer than it says an agent's pause between two beats may last."""
 
 
 def agent(
@@ -83,13 +88,16 @@ def agent(
 
 
 def agents(run_id: RunId = "latest", store: StoreUri = DEFAULT_STORE, as_json: Json = False) -> None:
-    """Show a run's agents: who is there, at which step, and how the last work ended. Takes a few seconds."""
+    """Show a run's agents: who is there, at which step, and how the last work ended.
+
+    Takes a few seconds, for thousands of agents up to a minute.
+    """
     from lwfed.cli.history import open_runs, pick_run
 
     opened = open_runs(store)
     run = pick_run(opened, run_id)
     before = _read(opened, run.run_id)
-    time.sleep(WATCHED_S if any(not beat.ended for beat in before.values()) else 0)
+    time.sleep(_watched_s([beat for beat in before.values() if not beat.ended]))
     now = _read(opened, run.run_id)
     rows = [(_state(before.get(name), beat), beat) for name, beat in sorted(now.items())]
     if as_json:
@@ -107,8 +115,13 @@ def agents(run_id: RunId = "latest", store: StoreUri = DEFAULT_STORE, as_json: J
 
 
 def _read(store: Store, run_id: str) -> dict[str, Beat]:
-    values = (store.read_ref(key) for key in store.list(paths.beats(run_id)))
+    values = parallel_map(store.read_ref, store.list(paths.beats(run_id)), threads=TOGETHER)
     return {beat.agent: beat for beat in (Beat.of(value) for value in values if value is not None)}
+
+
+def _watched_s(beats: Sequence[Beat]) -> float:
+    """Returns the seconds within which each of some agents beats again, if it is there."""
+    return max((max(WATCHED_S, SLACK * beat.every_s) for beat in beats), default=0.0)
 
 
 def _state(before: Beat | None, now: Beat) -> str:

@@ -87,6 +87,7 @@ class Beat(Record):
         agent: Its name: the client that it works for, or its place in a pool.
         process: Distinguishes its processes.
         beat: Counts what this process has said.
+        every_s: Seconds until it says something again, at most; 0: unknown.
         host: Its machine or pod, for people.
         version: Its lwfed's version.
         call: The call that the rest is about; empty: none yet.
@@ -102,6 +103,7 @@ class Beat(Record):
     agent: str
     process: str
     beat: int = 0
+    every_s: float = 0.0
     host: str = ""
     version: str = ""
     call: str = ""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from lwfed.agent.beating import Beats
+from lwfed.agent.beating import BEAT_S, RESTS, Beats
 from lwfed.agent.wanted import Wanted
 from lwfed.run.agents import Wants
 from lwfed.store import paths
@@ -79,6 +79,7 @@ def measure_store(store: Store, *, spent: Callable[[], float]) -> list[tuple[str
 
 def poll_and_beat(uri: str, *, agents: int, poll_s: float, seconds: float) -> Counter[str]:
     """Lets threads poll what a run wants and beat, as agents that wait do; returns the requests that they sent."""
+    beats_s = max(BEAT_S, RESTS * poll_s)
     store, sent, over, lock = open_store(uri), Counter[str](), threading.Event(), threading.Lock()
     store.write_ref(paths.wants("r"), Wants(run_id="r", poll_s=poll_s).to_values())
 
@@ -90,13 +91,15 @@ def poll_and_beat(uri: str, *, agents: int, poll_s: float, seconds: float) -> Co
         import random
 
         draw, name = random.Random(number), f"client-{number:05d}"
-        wanted, beats = Wanted(store, name, "r"), None
+        wanted, beats = Wanted(store, "r"), None
         look_at, ends_at = time.monotonic() + draw.uniform(0, poll_s), time.monotonic() + seconds
-        beat_at = time.monotonic() + draw.uniform(0, 5)
+        beat_at = time.monotonic() + draw.uniform(0, beats_s)
         while time.monotonic() < ends_at and not over.is_set():
             if time.monotonic() >= look_at:
                 wanted.look()
                 look_at = time.monotonic() + wanted.poll_s * draw.uniform(0.7, 1.3)
+                if beats is not None:
+                    beats.pace(wanted.poll_s)
             if beats is None and time.monotonic() >= beat_at:
                 beats = Beats(store, "r", name, alone=True)
             elif beats is not None and beats.due_in_s == 0:

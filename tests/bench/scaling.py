@@ -11,7 +11,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 
-from lwfed.agent.beating import BEAT_S, STEP_S
+from lwfed.agent.beating import BEAT_S, RESTS, STEP_S, STEPS
 from lwfed.launch.agents.asking import EVERY_S, POLLS_S, REQUESTS_PER_S, SHARE
 from lwfed.store.refs import TOGETHER
 
@@ -63,8 +63,6 @@ class Federation:
         threads: Units that a server sums at a time; requests need the interpreter's lock, and so one core.
         train_s: Median seconds of a client's training, and `spread`: the factor of one standard deviation.
         poll_s: Seconds between polls; None: as the coordinator tells them.
-        steps_s: Seconds between an agent's beats while it trains, and `idle_s`: while it waits; before a beat it looks
-            whether another agent of its client beats, if the last look is `looks_s` seconds ago.
     """
 
     agents: int = 10_000
@@ -77,9 +75,21 @@ class Federation:
     train_s: float = 60.0
     spread: float = 1.5
     poll_s: float | None = None
-    steps_s: float = STEP_S
-    idle_s: float = BEAT_S
-    looks_s: float = STEP_S
+
+    @property
+    def steps_s(self) -> float:
+        """Seconds between two beats of an agent that trains."""
+        return max(STEP_S, STEPS * self.polls_s)
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds between two beats of an agent that waits."""
+        return max(BEAT_S, RESTS * self.polls_s)
+
+    @property
+    def looks_s(self) -> float:
+        """Seconds between two looks of an agent that trains for another one of its client."""
+        return max(BEAT_S, self.steps_s)
 
     @property
     def polls_s(self) -> float:
@@ -146,8 +156,8 @@ def play(federation: Federation, *, seconds: int, call: bool, seed: int = 0) -> 
             done.append(end)
             for number in range(math.ceil((end - first) / federation.steps_s)):
                 ask(first + number * federation.steps_s, "PUT")
-            for number in range(math.ceil((end - first) / max(federation.steps_s, federation.looks_s))):
-                ask(first + number * max(federation.steps_s, federation.looks_s), "GET")
+            for number in range(math.ceil((end - first) / federation.looks_s)):
+                ask(first + number * federation.looks_s, "GET")
             ask(first, *["GET"] * (3 + federation.units))  # the round, the plan, the model
             ask(end, *["PUT"] * (federation.units + 2), "GET")  # the update, its ref, the last beat
         if works or agent < federation.known:

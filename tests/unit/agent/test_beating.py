@@ -79,6 +79,31 @@ def test_an_agent_that_ended_or_is_alone_leaves_its_place_at_once(store: LocalSt
     assert waits == [2 * beating.BEAT_S]
 
 
+def test_with_rare_polls_beats_are_rare_and_say_so(store: LocalStore) -> None:
+    beats = made(store)
+    assert read(store).every_s == beating.BEAT_S and beats.due_in_s <= beating.BEAT_S
+    beats.pace(10.0)
+    assert beats.due_in_s <= beating.BEAT_S, "the last beat promised it"
+    beats.write()
+    assert read(store).every_s == 40.0 and 39 < beats.due_in_s <= 40
+    beats.say(now=True, client="client-000")
+    assert read(store).every_s == 5.0 and 4 < beats.due_in_s <= 5
+    beats.end_task("client-000", AgentOutcome())
+    assert read(store).every_s == 40.0
+    waits: list[float] = []
+    made(store, sleep=waits.append)
+    assert waits == [80.0], "twice what the last beat of the other said"
+
+
+def test_with_few_agents_beats_come_as_often_as_ever(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beating, "BEAT_S", 5.0)
+    beats = made(store)
+    beats.pace(1.25)  # 250 agents
+    assert beats.every_s == 5.0
+    beats.say(client="client-000")
+    assert beats.every_s == 1.0
+
+
 def test_a_new_call_forgets_the_last_ones_outcomes_but_not_what_is_at_work(store: LocalStore) -> None:
     beats = made(store)
     beats.begin_call("one")
