@@ -164,7 +164,8 @@ def _type(schema: Mapping[str, Any]) -> str:
         case {"anyOf": kinds}:
             return " or ".join(map(_type, kinds))
         case {"type": "array", "items": item}:
-            return f"list of {_type(item)}s"
+            kind = _type(item)
+            return f"list of {kind}" if kind.endswith("`") else f"list of {kind}s"
         case {"type": "object", "additionalProperties": {"$ref": _}}:
             return "mapping of sections"
         case {"type": "object", "additionalProperties": dict() as item}:
