@@ -7,10 +7,12 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -26,8 +28,9 @@ from lwfed.spec.run import RunSpec
 from lwfed.steps.experiment import run_stages
 from lwfed.steps.prepare import draft, prepare
 from lwfed.store.opening import open_store
-from tests.cluster.bed import GPU, Bed, pool
+from tests.cluster.bed import BASE_IMAGE, GPU, Bed, environment, folders, namespace, pool
 from tests.events import plain
+from tests.s3 import PASSWORD, USER, Server
 from tests.tiny import run_tiny
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -143,6 +146,82 @@ def silo(bed: Bed, uri: str, client: str, folder: Path) -> Iterator[Path]:
     finally:
         process.terminate()
         process.wait(timeout=60)
+
+
+PROBE = """
+import socket, sys
+for host, port in zip(sys.argv[1::2], map(int, sys.argv[2::2])):
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+        print(port, "open")
+    except OSError:
+        print(port, "closed")
+"""
+
+
+def only_the_store(server: Server) -> dict[str, Any]:
+    """Returns a network policy that lets pods of a namespace reach the store, and nothing else."""
+    address, _, port = server.endpoint.partition("://")[2].partition(":")
+    egress = {"to": [{"ipBlock": {"cidr": f"{address}/32"}}], "ports": [{"protocol": "TCP", "port": int(port)}]}
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "only-the-store"},
+        "spec": {"podSelector": {}, "policyTypes": ["Ingress", "Egress"], "egress": [egress]},
+    }
+
+
+def agent_pod(uri: str, client: str, server: Server, keys: Path) -> dict[str, Any]:
+    """Returns a pod that is a silo's agent, with its own credentials."""
+    access, secret = ((keys / name).read_text().strip() for name in ("accesskey", "secretkey"))
+    env = {
+        **environment(),
+        "AWS_ENDPOINT_URL_S3": server.endpoint,
+        "AWS_ACCESS_KEY_ID": access,
+        "AWS_SECRET_ACCESS_KEY": secret,
+    }
+    volumes = [{"name": v["name"], "persistentVolumeClaim": {"claimName": v["claim"]}} for v in folders()]
+    container = {
+        "name": "agent",
+        "image": BASE_IMAGE,
+        "imagePullPolicy": "Never",
+        "command": ["python", "-m", "lwfed", "agent", "--store", uri, "--client", client],
+        "env": [{"name": name, "value": value} for name, value in env.items()],
+        "volumeMounts": [{"name": v["name"], "mountPath": v["mount_path"]} for v in folders()],
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "agent", "labels": {"silo": client}},
+        "spec": {"containers": [container], "volumes": volumes, "automountServiceAccountToken": False},
+    }
+
+
+def test_a_silo_in_a_namespace_of_its_own_reaches_the_store_alone(
+    bed: Bed, minio: Server, uri: str, tmp_path: Path
+) -> None:
+    if minio.kind != "minio":
+        pytest.skip("needs MinIO: `.ci/minio` builds it")
+    size = ("federation.num_clients=3", "stages.rounds=[2,1]")
+    here = run_tiny(tmp_path / "here", *size)
+    init = ["store", "init", uri, "--client", "client-002", "--silos", str(tmp_path / "silos"), "--rotate"]
+    admin = ["--endpoint", minio.endpoint, "--admin-user", USER, "--admin-password", PASSWORD]
+    subprocess.run([sys.executable, "-m", "lwfed", *init, *admin], check=True, capture_output=True, timeout=300)
+    keys = tmp_path / "silos/client-002/secret"
+    pools = [{"name": "hospital", "clients": ["client-002"], "remote": True}, pool("clients", **STAY)]
+    with namespace(f"lwfed-silo-{uuid.uuid4().hex[:8]}") as silo_bed:
+        assert silo_bed is not None
+        silo_bed.apply(only_the_store(minio), agent_pod(uri, "client-002", minio, keys))
+        found = Trained(bed, bed.spec(uri, *size, kubernetes={"pools": pools}))
+        lines = silo_bed.run("logs", "agent")
+        api = urlsplit(os.environ.get("LWFED_TEST_CLUSTER") or "https://127.0.0.1:6443")
+        store_host, _, store_port = minio.endpoint.partition("://")[2].partition(":")
+        places = [store_host, store_port, str(api.hostname), str(api.port)]
+        probe = silo_bed.run("exec", "agent", "--", "python", "-c", PROBE, *places)
+    assert found.digest == here.summary["digest"], lines
+    assert lines.count("done in") == 3, lines
+    assert f"{store_port} open" in probe
+    print("\nfrom the silo:", probe.split("\n"))
 
 
 def test_a_silo_that_dials_out_beside_pods(bed: Bed, uri: str, tmp_path: Path) -> None:
