@@ -140,14 +140,13 @@ def run_row(row: Row, size: Size, *, data: Path, folder: Path) -> dict[str, Any]
     os.environ[whole_worker.FOLDER] = str(workers)
     launcher_module.worker = whole_worker  # type: ignore[assignment]  # its name is the module that is run
     spec = load_spec(f"{row.task}-layerwise", overrides=overrides_of(row, size, data=data, store=folder / "store"))
-    store, rounds = open_store(spec.store.uri), []
+    store, rounds, marks = open_store(spec.store.uri), [], list[float]()
 
     def emit(event: Any) -> None:
         if isinstance(event, RoundDone):
             rounds.append(event.record)
-            print(
-                f"{time.process_time():8.1f} CPU s  stage {event.record.stage} round {event.record.round}", flush=True
-            )
+            marks.append(time.process_time())
+            print(f"{marks[-1]:8.1f} CPU s  stage {event.record.stage} round {event.record.round}", flush=True)
 
     run = prepare.draft(spec, store=store, options=Options())
     run = prepare.prepare(run, store=store, emit=emit, cache=folder / "digests")
@@ -167,6 +166,7 @@ def run_row(row: Row, size: Size, *, data: Path, folder: Path) -> dict[str, Any]
     ]
     return {
         "parts": dict(parts),
+        "round_ends_cpu_s": marks,
         "bytes_moved": sum(moved),
         "peak_bytes": max(peak_bytes(), *(one["peak_bytes"] for one in own), 0),
         "digest": summary.digest,

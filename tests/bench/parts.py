@@ -37,7 +37,7 @@ PARTS: dict[str, tuple[str, ...]] = {
         "lwfed.round.train_client.commit",
         "lwfed.launch.in_process.commit",
     ),
-    "aggregation": ("lwfed.round.aggregate_round.aggregate_round", "lwfed.round.updates.RunningFold.add"),
+    "aggregation": ("lwfed.launch.in_process.aggregate_round", "lwfed.round.updates.RunningFold.add"),
     "evaluation": (
         "lwfed.round.aggregate_round.evaluate_checkpoint",
         "lwfed.round.evaluate_round.evaluate_checkpoint",
