@@ -71,7 +71,7 @@ def serve(store: S3Store, client: str = CLIENT) -> list[str]:
     """Runs an agent that has nothing to do, until it has been idle; returns what it said."""
     said: list[str] = []
     settings = Settings(name=client, idle_s=1.0)
-    Agent(store, settings=settings, judge=PolicyJudge(Policy()), say=said.append, emit=ignore).serve()
+    Agent(store, settings=settings, judge=PolicyJudge(Policy(), client=client), say=said.append, emit=ignore).serve()
     return said
 
 
@@ -80,7 +80,9 @@ def kept_out(store: S3Store, client: str = CLIENT) -> DeniedError:
     said: list[str] = []
     settings = Settings(name=client, idle_s=60.0)
     with pytest.raises(DeniedError) as caught:
-        Agent(store, settings=settings, judge=PolicyJudge(Policy()), say=said.append, emit=ignore).serve()
+        Agent(
+            store, settings=settings, judge=PolicyJudge(Policy(), client=client), say=said.append, emit=ignore
+        ).serve()
     assert said == [] and caught.value.exit_code == UnreachableError.exit_code and "\n" not in str(caught.value)
     return caught.value
 
