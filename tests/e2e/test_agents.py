@@ -159,7 +159,7 @@ def test_what_a_policy_forbids_is_told_on_both_sides(federation: Federation) -> 
     (error,) = (line for line in run.err.splitlines() if line.startswith("error: "))
     assert "0 of 3 updates and needs 2" in error
     assert all(word in error for word in ("`experiments`", "`round_s`", "`min_cohort`"))
-    with federation.agents(ONE, TWO):  # a new coordinator asks again, though all three had failed
+    with federation.agents(ONE, TWO, three):  # a new coordinator asks again, though all three had failed
         federation.coordinator(other, run_id="two").succeed()
 
 
