@@ -10,7 +10,6 @@ backward pass reads no parameter whose gradient it has finished.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,8 +24,8 @@ from torch.optim import Optimizer
 from lwfed import ranks
 from lwfed.federated.measure import StepCost, measuring
 from lwfed.federated.optimizer import make_optimizer
+from lwfed.federated.step_losses import StepLosses
 from lwfed.plan.stages import Rates
-from lwfed.types.errors import DivergedError
 from lwfed.types.seeds import as_int, derive
 
 
@@ -121,7 +120,7 @@ def train(
         DivergedError: A loss is NaN or infinite; the message names the batch.
     """
     optimizer = make_optimizer(groups, moments=settings.moments, seed=settings.seed)
-    losses = _Losses(on_step, device=device)
+    losses = StepLosses(on_step, device=device)
     first_rows = 0
     cost: StepCost | None = None
     started = time.monotonic()
@@ -168,44 +167,6 @@ def _seed(seed: int, device: torch.device) -> None:
         torch.default_generator.manual_seed(seed)
     else:
         torch.manual_seed(seed)
-
-
-class _Losses:
-    """Collects the losses of steps. On a GPU each is read one step late, so that reading it does not block."""
-
-    def __init__(self, on_step: Callable[[int, float], None] | None, *, device: torch.device) -> None:
-        self.values: list[float] = []
-        self._on_step, self._late = on_step, device.type == "cuda"
-        self._unread: tuple[Tensor, torch.cuda.Event, str] | None = None
-
-    def add(self, value: Tensor, *, name: str) -> None:
-        """Adds a step's loss, before the step itself. Raises DivergedError if a loss is NaN or infinite."""
-        if not self._late:
-            self._note(float(value), name)
-            return
-        copied = torch.empty((), dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        self.read()
-        self._unread = copied, event, name
-
-    def read(self) -> None:
-        """Reads the loss that is not read yet, if any."""
-        if self._unread is not None:
-            copied, event, name = self._unread
-            self._unread = None
-            event.synchronize()
-            self._note(float(copied), name)
-
-    def _note(self, value: float, name: str) -> None:
-        if not math.isfinite(value):
-            raise DivergedError(
-                f"the loss is {value} at step {len(self.values) + 1}, {name}",
-                remedy="lower training.learning_rate, set training.clip_norm, or look at these examples",
-            )
-        self.values.append(value)
-        if self._on_step is not None:
-            self._on_step(len(self.values), value)
 
 
 def _gradients(
