@@ -10,6 +10,7 @@ backward pass reads no parameter whose gradient it has finished.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
