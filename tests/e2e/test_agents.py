@@ -191,7 +191,7 @@ def test_other_trouble_is_told_with_its_reason(federation: Federation) -> None:
         run = federation.coordinator(spec)
         assert run.wait() == 13
     (error,) = (line for line in run.err.splitlines() if line.startswith("error: "))
-    assert "torch sees no GPU" in error and re.search(r"client-000: [^;]*(NaN|infinite|finite)", error)
+    assert "torch sees no GPU" in error and re.search(r"client-000: the loss is nan", error)
     assert len([line for line in agents[ONE].err.splitlines() if ": failed: " in line]) == 1
     assert len([line for line in others[TWO].err.splitlines() if ": failed: " in line]) == 1
 
@@ -207,10 +207,10 @@ def test_a_deadline_follows_from_the_rates_of_earlier_rounds(federation: Federat
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB."""
+    """A file system of 24 KiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", str(folder)]
     mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
     if mounted.returncode:
         pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
