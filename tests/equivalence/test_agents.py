@@ -49,7 +49,7 @@ def test_clients_that_lack_a_modality_end_in_one_digest(forks: Nest, tmp_path: P
     write_holes(tmp_path / "data", lacks=lacks)
     write_holes(tmp_path / "elsewhere", lacks=lacks)
     spec, data = write_spec(tmp_path, launch__device="cpu", stages__rounds=[1, 1]), tmp_path / "data"
-    changes = [f"-o{override}" for override in on(data)]
+    changes = [f"-o{override}" for override in on(data, "federation.num_clients=2")]
     here = forks.start("run", spec, *changes, "--json", "-ostore.uri=./here", cwd=tmp_path)
     federation = Federation(forks, tmp_path, str(tmp_path / "store"))
     with federation.agents(*CLIENTS[:2], slow_s=0, policy={"data": {"table": str(tmp_path / "elsewhere")}}):

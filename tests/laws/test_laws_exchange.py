@@ -337,8 +337,9 @@ class Disturbed(InProcess):
             if not self.before(task):
                 yield Outcome(task.client, 1, "not there")
                 continue
-            yield from super().clients(step, [task], deadline_s=deadline_s, emit=emit, need=need)
-            self.after(task, self.store)
+            ended = list(super().clients(step, [task], deadline_s=deadline_s, emit=emit, need=need))
+            self.after(task, self.store)  # before the coordinator hears of its end
+            yield from ended
 
 
 def disturbed(before: Callable[..., bool], after: Callable[..., None]) -> Callable[[Store], Disturbed]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lwfed.cli.store import _secret_name
+from lwfed.cli.enrolment import secret_name
 from lwfed.spec.kubernetes import PoolSpec
 from lwfed.spec.load import build_spec, load_spec
 from lwfed.spec.run import RunSpec
@@ -46,10 +46,10 @@ def test_experiment_names_what_is_there(name: str) -> None:
 def test_experiment_uses_the_secrets_of_store_init(name: str) -> None:
     spec = experiment(name)
     ids = client_ids(spec.federation.num_clients)
-    assert spec.kubernetes.secret == _secret_name("server")
+    assert spec.kubernetes.secret == secret_name("server")
     for pool in spec.kubernetes.pools:
         if pool.secret is not None:
-            assert pool.clients == tuple(one for one in ids if _secret_name(one) == pool.secret), pool.name
+            assert pool.clients == tuple(one for one in ids if secret_name(one) == pool.secret), pool.name
     assert {spec.kubernetes.pool_of(client).name for client in ids} == {pool.name for pool in spec.kubernetes.pools}
 
 
