@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lwfed.cli.main import app
-from lwfed.launch.agents import AgentsLauncher
+from lwfed.launch.agents.launcher import AgentsLauncher
 from lwfed.run.launcher import Outcome
 from lwfed.run.runs import Options
 from lwfed.run.tasks import PoolTask

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from lwfed.agent.beating import Beats
-from lwfed.launch import agents
-from lwfed.launch.agents import AgentsLauncher, end_run
+from lwfed.launch.agents import end_run
+from lwfed.launch.agents import launcher as agents
+from lwfed.launch.agents.launcher import AgentsLauncher
 from lwfed.run.agents import AgentOutcome, Wants
 from lwfed.run.events import Event
 from lwfed.run.launcher import Outcome
