@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from lwfed.agent.policy import Facts, Policy, refuse
 from lwfed.round.workbench import Workbench
@@ -18,19 +18,20 @@ from lwfed.types.errors import PolicyError
 Task = RunTask | RoundTask
 
 
-class Judge:
+class Judge(Protocol):
     """Decides what an agent does, and where on its machine."""
 
     def allow(self, wants: Wants, task: Task, *, bench: Workbench) -> Task:
         """Returns a task with this machine's place. Raises PolicyError if the task is forbidden."""
-        raise NotImplementedError
+        ...
 
     def allow_time(self, seconds: float) -> None:
         """Raises PolicyError if a task may not take so long."""
+        ...
 
 
 @dataclass(frozen=True)
-class PlaceJudge(Judge):
+class PlaceJudge:
     """Allows everything, at one place.
 
     Attributes:
@@ -43,9 +44,12 @@ class PlaceJudge(Judge):
         """Returns a task with this machine's place."""
         return task.model_copy(update={"place": self.place, "store": bench.store.uri})
 
+    def allow_time(self, seconds: float) -> None:
+        """Allows any time: the round's deadline is the coordinator's."""
+
 
 @dataclass(frozen=True)
-class PolicyJudge(Judge):
+class PolicyJudge:
     """Allows what a policy allows to runs of the same code, for one client.
 
     Attributes:

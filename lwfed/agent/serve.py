@@ -39,7 +39,7 @@ from lwfed.types.errors import (
     LwfedError,
     PolicyError,
     UnreachableError,
-)  # fmt: skip
+)
 
 SETTLED_CODES = FINAL_CODES | {CheckpointError.exit_code, DiskFullError.exit_code, PolicyError.exit_code}
 """Exit codes after which the agent stays and its client has failed; after others, its next process tries again."""
@@ -99,7 +99,7 @@ class Agent:
         self._trouble_at = -math.inf
 
     def serve(self) -> None:
-        """Works until its run is over, it has been idle for too long, or it fails in a way that a new process may mend.
+        """Works until its run is over, it has been idle for too long, or it fails in a way that a new process may fix.
 
         Raises:
             AgentError: Another agent of the same name is at work.

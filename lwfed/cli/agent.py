@@ -52,7 +52,7 @@ def agent(
     """Train for one client whenever a run wants it, with this machine's own data.
 
     It opens no port: it reads from the store what is wanted, trains, commits, and waits for the next round. It stays
-    until it is interrupted, its run is over, or it fails in a way that a new process may mend: let systemd, podman or
+    until it is interrupted, its run is over, or it fails in a way that a new process may fix: let systemd, podman or
     Slurm start it again. A client has one agent; a second one gives way.
     """
     if (client is None) == (job is None):

@@ -205,7 +205,7 @@ class InProcess:
         model = global_model(ctx, bench=self.bench)
         aggregator = make_aggregator(ctx.plan.aggregators, model=model)
         if not aggregator.one_by_one:
-            names = ", ".join(wrapper.kind for wrapper in ctx.plan.aggregators)  # type: ignore[attr-defined]
+            names = ", ".join(wrapper.kind for wrapper in ctx.plan.aggregators)  # type: ignore[attr-defined]  # they all have it
             raise SpecError(
                 f"`federation.aggregators` ({names}) needs all updates of a round at once, and `store.updates: memory` "
                 "keeps none of them",

@@ -1,6 +1,6 @@
 """Memory that a round frees stays with the process until the round's end, for the next tensors.
 
-glibc maps a block of more than 32 MiB anew each time, and the system clears every page of it at its first use. A lean
+glibc asks the system for each block of more than 32 MiB, and the system clears each page when first used. A lean
 step takes and frees gradients of 190 MB, a client twice that for moments: clearing took a third of the CPU time. So
 blocks come from the heap, whose free parts are given back once a round: else its holes would add up.
 """
@@ -27,7 +27,7 @@ def reuse_memory() -> bool:
 
 
 def give_back() -> None:
-    """Gives the memory that is free now back to the system."""
+    """Returns the memory that is free now to the system."""
     trim = _function("malloc_trim", ctypes.c_size_t)
     if trim is not None:
         trim(0)

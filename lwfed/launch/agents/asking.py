@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from lwfed.launch.agents.places import moved
 from lwfed.launch.agents.state import AgentState, Fact
 from lwfed.patience import Patience
 from lwfed.run.agents import Beat, Wants, wants_of
+from lwfed.run.launcher import Outcome
 from lwfed.run.tasks import PodTask
 from lwfed.spec.run import RunSpec
 from lwfed.store import paths
@@ -25,6 +26,8 @@ REQUESTS_PER_S = 200.0
 """Requests that all idle agents of a run together send to the store, at most about."""
 POLLS_S = (0.25, 10.0)
 """The shortest and the longest time between two reads of an agent."""
+GONE_S = 600.0
+"""Seconds without a beat after which an agent is given up in a round without a deadline."""
 PATIENCE_S = 300.0
 """Seconds that the store may not answer while agents are at work."""
 
@@ -170,6 +173,19 @@ class Asking:
         """Returns the clients of an agent whose tasks have not ended."""
         state = self._states.get(agent)
         return [] if state is None else list(state.open)
+
+    def finish(self, *, wanted: bool, deadline_s: float | None) -> Iterator[Outcome]:
+        """Asks for nothing more of a call; yields a failure for each open client if it is still wanted.
+
+        Args:
+            wanted: Whether its tasks are.
+            deadline_s: The deadline that they had; None: none.
+        """
+        late = {client: self.why_open(client) for client in self.open} if wanted else {}
+        self.rest()
+        for client, why in late.items():
+            words = "not done" if deadline_s is None else f"not done before the deadline of {deadline_s:g} s"
+            yield Outcome(client, 1, words + (f"; {why}" if why else ""))
 
     def rest(self) -> None:
         """Wants nothing for now: agents at work give up what nobody needs any longer."""

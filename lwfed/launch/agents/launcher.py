@@ -9,16 +9,13 @@ import time
 from collections.abc import Iterator, Sequence
 
 from lwfed.catalog.launchers.agents import DESCRIPTION
-from lwfed.launch.agents.asking import Asking
+from lwfed.launch.agents.asking import GONE_S, Asking
 from lwfed.launch.in_process import InProcess
 from lwfed.run.events import Emit, Warning
 from lwfed.run.launcher import Outcome
 from lwfed.run.tasks import PoolTask, ServerTask
 from lwfed.spec.run import RunSpec
 from lwfed.store.protocol import Store
-
-GONE_S = 600.0
-"""Seconds without a beat after which an agent is given up in a round without a deadline."""
 
 
 class AgentsLauncher:
@@ -62,13 +59,10 @@ class AgentsLauncher:
                     continue
                 missing -= fact.exit_code == 0
                 yield fact
-        late = {client: asking.why_open(client) for client in asking.open} if missing > 0 else {}
-        asking.rest()
-        for client, why in late.items():
-            yield Outcome(client, 1, f"not done before the deadline of {deadline_s:g} s" + (f"; {why}" if why else ""))
+        yield from asking.finish(wanted=missing > 0, deadline_s=deadline_s)
 
     def server(self, step: str, task: ServerTask, *, emit: Emit) -> None:
-        """Runs the server's step in this process; after the last one, agents are told that the run is over."""
+        """Runs the server's step in this process; after the last one, tells the agents that the run is over."""
         self._emit = emit
         if step != "prepare":  # the run exists: what its last coordinator wanted is over
             self._asking.rest()

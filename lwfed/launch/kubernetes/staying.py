@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from lwfed.launch.agents.asking import Asking
+from lwfed.launch.agents.asking import GONE_S, Asking
 from lwfed.launch.agents.places import spread
 from lwfed.launch.kubernetes.jobs import Jobs
 from lwfed.launch.kubernetes.residents import Residents
@@ -19,8 +19,6 @@ from lwfed.store.protocol import Store
 
 RESTARTS = 100
 """Retries of a pod that stays, within its Job: it has a whole stage to die in, and its agent counts its own tries."""
-GONE_S = 600.0
-"""Seconds without a beat after which an agent is given up in a round without a deadline."""
 
 
 def stays(pool: PoolSpec, task: PodTask) -> bool:
@@ -97,14 +95,10 @@ class Staying:
 
     def finish(self, *, wanted: bool) -> Iterator[Outcome]:
         """Asks for nothing more of a call; yields a failure for each open client if it is still wanted."""
-        late = {client: self._asking.why_open(client) for client in self.open} if wanted else {}
-        self._asking.rest()
-        for client, why in late.items():
-            words = f"not done before the deadline of {self._deadline_s:g} s" if self._deadline_s else "not done"
-            yield Outcome(client, 1, words + (f"; {why}" if why else ""))
+        yield from self._asking.finish(wanted=wanted, deadline_s=self._deadline_s)
 
     def release(self, *, over: bool = False) -> None:
-        """Deletes the pods of the stage that was at work; if the run is over, its agents elsewhere are told so."""
+        """Deletes the pods of the stage that was at work; if the run is over, tells its agents elsewhere."""
         if self._residents is not None:
             self._residents.release()
             self._residents = None
