@@ -1,8 +1,8 @@
 """The deadline of a round whose clients are heard while they train: the plan's FLOPs over the rates seen before.
 
 `federation.round_timeout_s: auto` asks for it. A client's work in a round is priced by the ledger; its rate is the
-slowest of its earlier rounds. A client without a rate makes a round without a deadline, in which a client is given up
-when nothing is heard of its agent any longer. None of it affects a result.
+slowest of its earlier rounds, before them the one that its pool states. A client without a rate makes a round without a
+deadline, in which a client is given up when nothing is heard of its agent any longer. None of it affects a result.
 """
 
 from __future__ import annotations
@@ -120,7 +120,8 @@ class Deadlines:
         turns = _turns(self._spec, client, cohort)
         if client in seen:
             return Pace(flops=flops, rate=seen[client], turns=turns)
-        return Pace(flops=flops, rate=self._before.get(client), slack=OTHER_SLACK, turns=turns)
+        rate = self._before.get(client, _stated_rate(self._spec, client))
+        return Pace(flops=flops, rate=rate, slack=OTHER_SLACK, turns=turns)
 
 
 def _turns(spec: RunSpec, client: str, cohort: Sequence[str]) -> int:
@@ -130,6 +131,14 @@ def _turns(spec: RunSpec, client: str, cohort: Sequence[str]) -> int:
     pool = spec.kubernetes.pool_of(client)
     beside = sum(spec.kubernetes.pool_of(other).name == pool.name for other in cohort)
     return 1 if pool.remote or pool.parallel is None else math.ceil(beside / pool.parallel)
+
+
+def _stated_rate(spec: RunSpec, client: str) -> float | None:
+    """Returns the FLOPs per second that a client's pool states, None if there is no pool or number."""
+    if spec.launch.kind != "kubernetes":
+        return None
+    stated = spec.kubernetes.pool_of(client).gflop_per_s
+    return None if stated is None else 1e9 * stated
 
 
 def _rates_before(run: RunRecord, stage: int, *, store: Store) -> dict[str, float]:

@@ -20,7 +20,7 @@ LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 QUANTITY = re.compile(r"^\d+(\.\d+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$")
 
 
-REMOTE_KEYS = frozenset({"name", "clients", "remote"})
+REMOTE_KEYS = frozenset({"name", "clients", "remote", "gflop_per_s"})
 """Keys of a pool whose clients' agents others start."""
 
 
@@ -85,6 +85,13 @@ class PoolSpec(Section):
     )
     remote: bool = Field(
         False, description="its clients' owners run `lwfed agent` themselves: nothing is started for them"
+    )
+    gflop_per_s: float | None = Field(
+        None,
+        gt=0,
+        le=1e9,
+        description="what a client of it computes, in GFLOP per second: the first rounds' deadline with "
+        "`federation.round_timeout_s: auto`; null: unknown",
     )
 
     @model_validator(mode="after")

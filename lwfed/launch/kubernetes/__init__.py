@@ -19,9 +19,11 @@ def make(spec: RunSpec, *, store: Store, run_id: str) -> Launcher:
 
 
 def end_run(spec: RunSpec, *, run_id: str) -> None:
-    """Deletes a run's Jobs; see `launchers.end_run`."""
+    """Tells a run's agents that it wants nothing more, and deletes its Jobs; see `launchers.end_run`."""
+    from lwfed.launch import agents
     from lwfed.launch.kubernetes.api import connect
     from lwfed.launch.kubernetes.jobs import delete_run_jobs
 
+    agents.end_run(spec, run_id=run_id)
     with closing(connect(spec.kubernetes.namespace)) as cluster:
         delete_run_jobs(cluster, run_id)

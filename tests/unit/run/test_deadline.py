@@ -70,6 +70,29 @@ def test_a_stages_deadlines_follow_from_its_rounds_and_from_the_stage_before(fin
     assert unpriced.of(clients, records) == math.inf
 
 
+def test_a_pools_number_is_the_rate_of_a_clients_first_round(finished: Finished) -> None:
+    overrides = [
+        "federation.round_timeout_s=auto", "launch.kind=kubernetes", "kubernetes.image=lwfed",
+        "kubernetes.pools=[{name: far, clients: [client-001], remote: true, gflop_per_s: 1.0e-6}, "
+        "{name: near, resident: stage, gflop_per_s: 2.0e-6}]",
+    ]  # fmt: skip
+    spec = build_spec(VALUES, overrides=overrides)
+    noted = RunRecord.of(finished.store.read_ref(f"runs/{finished.run.run_id}/run.json"))
+    deadlines = Deadlines(noted, spec, finished.plans[0], store=finished.store)
+    flops = work_flops(noted.predicted[0], kind="", examples=12, epochs=1, first=True)
+    assert deadlines.of(("client-000",), []) == pytest.approx(OTHER_SLACK * flops / 2e3)
+    assert deadlines.of(("client-000", "client-001"), []) == pytest.approx(OTHER_SLACK * flops / 1e3)
+    seen = [record for record in _rounds(finished) if record.stage == 1]
+    slow = [r.changed(clients={c: m.changed(wall_s=1e4) for c, m in r.clients.items()}) for r in seen]
+    assert deadlines.of(("client-000",), slow) == pytest.approx(SLACK * 1e4), "what was seen counts, not the number"
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "fast", ".inf", ".nan"])
+def test_a_rate_that_is_none_is_refused_by_name(value: str) -> None:
+    with pytest.raises(SpecError, match="gflop_per_s"):
+        build_spec(VALUES, overrides=[f"kubernetes.pools=[{{name: near, gflop_per_s: {value}}}]"])
+
+
 def test_a_number_is_every_rounds_deadline(finished: Finished) -> None:
     spec = spec_of(finished.run)
     assert Deadlines(finished.run, spec, finished.plans[0], store=finished.store).of((), []) == 3600

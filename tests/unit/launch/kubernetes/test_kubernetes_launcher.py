@@ -18,6 +18,7 @@ from lwfed.run.launcher import Outcome
 from lwfed.run.tasks import InspectTask, RoundTask
 from lwfed.spec.load import build_spec
 from lwfed.store import paths
+from lwfed.store.local import LocalStore
 from lwfed.types.errors import CheckpointError, DataError, LwfedError, SpecError, UnreachableError
 from tests.events import emit_to
 from tests.tiny import ignore
@@ -442,15 +443,19 @@ def test_no_pod_is_handed_the_mlflow_run_that_is_the_coordinators(
     call.wait()
 
 
-def test_jobs_of_a_run_are_removed_by_its_name(server: ApiServer, trial: Trial) -> None:
+def test_jobs_of_a_run_are_removed_by_its_name_and_its_agents_have_no_more_to_do(
+    server: ApiServer, trial: Trial, tmp_path: Path
+) -> None:
     labels = {"app.kubernetes.io/managed-by": "lwfed", "lwfed/run": "r"}
     for name, run in (("a", "r"), ("b", "r"), ("c", "another")):
         job = {"metadata": {"name": name, "labels": {**labels, "lwfed/run": run}}, "spec": {}}
         server.add("jobs", job)
-    spec = build_spec({"kubernetes": {"namespace": NAMESPACE}})
+    store = LocalStore(tmp_path / "store")
+    store.write_ref(paths.wants("r"), {})
+    spec = build_spec({"kubernetes": {"namespace": NAMESPACE}, "store": {"uri": str(store.root)}})
     for _ in range(2):
         end_run(spec, run_id="r")
-        assert server.jobs() == ["c"]
+        assert server.jobs() == ["c"] and not store.has(paths.wants("r"))
 
 
 def test_without_a_cluster_no_launcher_is_made(
