@@ -11,7 +11,7 @@ from typing import Any
 from jaxtyping import Float
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
-from torch import Tensor, device, nn
+from torch import Tensor, device, get_default_device, nn
 
 from lwfed.models.feature_row import absorbed_attention, of_fused, plain_norm, row_attention
 from lwfed.models.protocol import Encoder, LastBlock, Prefixes, State, require_depth
@@ -138,9 +138,12 @@ def _image_size(encoder: EncoderSpec) -> int:
 
 
 def _library(encoder: EncoderSpec) -> Any:
-    """Builds timm's whole model on the default device."""
+    """Builds timm's whole model on the default device; on the meta device without drawing weights, which takes long."""
     builder = "timm.models.vision_transformer.VisionTransformer"
-    model = timm_model(encoder, {**config(encoder), **FIXED}, near="*vit*", builder=builder)
+    arguments = {**config(encoder), **FIXED}
+    if get_default_device().type == "meta":
+        arguments.setdefault("weight_init", "skip")
+    model = timm_model(encoder, arguments, near="*vit*", builder=builder)
     if not isinstance(model, VisionTransformer) or not list(model.norm.parameters()):
         raise SpecError(
             f"{encoder.arch} is not a plain ViT with a class token and a final norm",
