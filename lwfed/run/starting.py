@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import psutil
 
-from lwfed.run.events import ClientStarted, ClientStep, Emit, Event, RoundStarted, StageStarted
+from lwfed.run.events import ClientDone, ClientStarted, ClientStep, Emit, Event, RoundStarted, StageStarted
 
 
 class Starting:
@@ -37,7 +37,7 @@ class Starting:
                 self._end("prepare")
             case ClientStarted(step="train-client"):
                 self._end("clients")
-            case ClientStep():
+            case ClientStep() | ClientDone(failed=None):
                 self._end("first_step")
 
     @property
@@ -45,7 +45,8 @@ class Starting:
         """Part -> seconds; empty if no client has trained.
 
         `process`: imports, and all that came before the stage; `prepare`: the stage's first model; `clients`: until the
-        first client's process is there; `first_step`: its imports, the model, outputs of frozen blocks, and one step.
+        first client's process is there; `first_step`: its imports, the model, outputs of frozen blocks, and one step, or
+        all of its steps where it was heard only after them.
         """
         return {} if self._open else dict(self._parts)
 

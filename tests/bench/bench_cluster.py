@@ -101,9 +101,9 @@ def committed_at(server: Server, uri: str, key: str) -> dict[int, dict[str, floa
     times: dict[int, dict[str, float]] = {}
     pages = server.client().get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
     for entry in (entry for page in pages for entry in page.get("Contents", ())):
-        number, folder, client, *rest = entry["Key"].removeprefix(prefix).split("/")
-        if folder == "updates" and rest == ["update.json"]:
-            times.setdefault(int(number), {})[client] = entry["LastModified"].timestamp()
+        match entry["Key"].removeprefix(prefix).split("/"):
+            case [number, "updates", client, "update.json"]:
+                times.setdefault(int(number), {})[client] = entry["LastModified"].timestamp()
     return times
 
 

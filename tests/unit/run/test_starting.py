@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from lwfed.run.events import ClientStarted, ClientStep, RoundStarted, StageStarted
+from lwfed.run.events import ClientDone, ClientStarted, ClientStep, RoundStarted, StageStarted
 from lwfed.run.starting import Starting, age_of_process
 
 
@@ -42,3 +42,18 @@ def test_a_stage_that_is_not_its_process_first_has_no_age() -> None:
         starting.emit(event)
     assert starting.seconds == {"prepare": 1, "clients": 1, "first_step": 1}
     assert age_of_process() > 0
+
+
+def test_a_client_whose_steps_were_not_heard_has_made_them_when_it_is_done() -> None:
+    starting = Starting(lambda _: None, process_s=None, clock=itertools.count().__next__)
+    events = [
+        StageStarted(stage=2, key="k", rounds=1, reused=False),
+        RoundStarted(stage=2, round=1, cohort=("a", "b")),
+        ClientStarted(client="a"),
+        ClientDone(stage=2, round=1, client="a", failed="it ran out of memory"),
+    ]
+    for event in events:
+        starting.emit(event)
+    assert starting.seconds == {}, "it may not have made a step"
+    starting.emit(ClientDone(stage=2, round=1, client="b"))
+    assert starting.seconds == {"prepare": 1, "clients": 1, "first_step": 1}
