@@ -45,8 +45,8 @@ class Starting:
         """Part -> seconds; empty if no client has trained.
 
         `process`: imports, and all that came before the stage; `prepare`: the stage's first model; `clients`: until the
-        first client's process is there; `first_step`: its imports, the model, outputs of frozen blocks, and one step, or
-        all of its steps where it was heard only after them.
+        first client's process is there; `first_step`: its imports, the model, outputs of frozen blocks, and one step,
+        or all of its steps if it was heard only after them.
         """
         return {} if self._open else dict(self._parts)
 
