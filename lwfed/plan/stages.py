@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_ser
 from lwfed.catalog.encoder import encoder_family
 from lwfed.plan.cohort import CohortPlan, plan_cohort
 from lwfed.plan.groups import Fitted, GroupPlan, Work, plan_groups, union, without_modalities
-from lwfed.plan.levers import LeversPlan, plan_levers
+from lwfed.plan.levers import LeversPlan, plan_levers, with_roundings
 from lwfed.plan.strategies import select, stage_rounds, window_of
 from lwfed.plan.units import depths_by_stage, group_of
 from lwfed.spec.base import LATER, Section
@@ -218,17 +218,11 @@ def plan_stages(
     by_stage = depths_by_stage(spec, depths)
     rounds = stage_rounds(spec.strategy, spec.stages.rounds)
     by_stage = by_stage[-len(rounds) :]  # end_to_end: the whole model at once
-    return tuple(
-        _plan_stage(
-            spec,
-            stage=stage,
-            rounds=rounds,
-            depths=by_stage,
-            fitted=fitted,
-            lacks=lacks,
-        )
+    stages = [
+        _plan_stage(spec, stage=stage, rounds=rounds, depths=by_stage, fitted=fitted, lacks=lacks)
         for stage in range(1, len(rounds) + 1)
-    )
+    ]
+    return tuple(stage.model_copy(update={"levers": levers}) for stage, levers in with_roundings(stages))
 
 
 def _plan_stage(

@@ -166,8 +166,17 @@ def _headline(histories: Sequence[RunHistory]) -> str:
 
 def _filling(client: ClientRecord, *, cost: Mapping[str, Any]) -> float:
     """Returns the FLOPs, by the ledger, that a client spent in this round on filling its cache of frozen outputs."""
-    filled = "filled" in client.prefix.values()
-    return float(client.num_examples * (cost.get("fill_flops") or 0)) if filled else 0.0
+    each = cost.get("fill_from")
+    if each is None:  # a run of an older version
+        filled = "filled" in client.prefix.values()
+        return float(client.num_examples * (cost.get("fill_flops") or 0)) if filled else 0.0
+    return float(
+        sum(
+            count * each.get(modality, {}).get(done, 0)
+            for modality, counts in client.prefix_filled.items()
+            for done, count in counts.items()
+        )
+    )
 
 
 def _flops_per_sample(clients: Sequence[ClientRecord], cost: Mapping[str, Any]) -> float:
