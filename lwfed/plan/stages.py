@@ -159,6 +159,11 @@ class StagePlan(Section):
         return self.cohort.settled and not self.blends_clients
 
     @property
+    def knows_rounds(self) -> bool:
+        """Whether it is known in advance which rounds there are and whom each asks, if no client fails."""
+        return self.gate is None and self.cohort.settled
+
+    @property
     def blends_clients(self) -> bool:
         """Whether the clients' weights depend on their losses."""
         return self.model.blending is not None and self.model.blending.clients

@@ -39,7 +39,7 @@ def rounds_to_come(
         client: Its id.
         cohort: Returns the clients that a round asks, if the plan decides it alone.
     """
-    if plan.gate is not None or not plan.cohort.settled:
+    if not plan.knows_rounds:
         return (server_round,)
     later = range(server_round + 1, plan.rounds + 1)
     if plan.cohort.fraction_fit == 1:

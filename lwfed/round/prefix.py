@@ -233,8 +233,7 @@ def _origins(sources: Sequence[CachedPrefix], missing: list[int]) -> list[Origin
 
 def _tidy(ctx: ClientContext, folder: Path, kept: CachedPrefix, sources: Sequence[CachedPrefix]) -> None:
     """Removes the modality's other entries, but for those from which a later round of the stage may need something."""
-    certain = ctx.plan.gate is None and ctx.plan.cohort.settled
-    needed = [] if certain else [source.entry for source in sources if kept.lacks(source.numbers)]
+    needed = [] if ctx.plan.knows_rounds else [source.entry for source in sources if kept.lacks(source.numbers)]
     if ranks.rank() == 0:
         keep_only(folder, [kept.entry, *needed], modality=kept.inputs.modality)
 

@@ -16,18 +16,22 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lwfed.cost.architectures import architectures_of
 from lwfed.cost.ledger import stage_costs
-from lwfed.data.prefix_cache import INDEX, CachedPrefix
+from lwfed.data.kept_rows import rounded
+from lwfed.data.prefix_cache import INDEX, TOKENS, CachedPrefix
 from lwfed.data.prefix_inputs import Inputs, fill_batches
 from lwfed.data.reading import Row
+from lwfed.data.tokens import token_counts
 from lwfed.launch.in_process import InProcess
 from lwfed.launch.subprocess import Subprocess
 from lwfed.models.multimodal import Multimodal
 from lwfed.round.draws import drawn_in
 from lwfed.round.prefix import prefixes_of, repeated
-from lwfed.run.runs import Options
+from lwfed.run.runs import Options, plans_of
+from lwfed.run.tasks import Place
 from lwfed.steps.experiment import run_stages
 from lwfed.steps.prepare import count_architecture
 from lwfed.store.local import LocalStore
+from lwfed.types.encoded import Codec
 from tests.events import ignore
 from tests.holes import on, write_holes
 from tests.laws.test_laws_prefix import KEEP, SOURCE, inputs_of, module, prefix_metrics
@@ -213,8 +217,10 @@ def test_in_processes_it_ends_in_the_same_digest(tmp_path: Path, codec: str) -> 
     assert there.digest == run_tiny(tmp_path / "here", *overrides).digest
 
 
-def test_the_ledger_says_what_filling_computes(tmp_path: Path) -> None:
-    """Counted by torch, at the texts' own length."""
+def test_the_ledger_says_what_filling_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the FLOP, counted by torch, at the texts' own length."""
+    # asking for room runs an encoder on the meta device, which torch counts, too
+    monkeypatch.setattr("lwfed.round.prefix._has_room", lambda *_, **__: True)
     bench, stage, _ = begun(tmp_path, *THREE, number=3)
     architectures = architectures_of(stage.plan.model, folder=None, count=count_architecture)
     for client in ("client-000", "client-001"):
@@ -231,8 +237,7 @@ def test_the_ledger_says_what_filling_computes(tmp_path: Path) -> None:
             for m, counts in found.metrics()["prefix_filled"].items()
             for done, count in counts.items()
         )
-        assert counter.get_total_flops() == pytest.approx(said, rel=0.02)
-        assert len(examples) * cost.fill_flops == pytest.approx(said, rel=1e-6), "one view and one caption of each"
+        assert counter.get_total_flops() == said == len(examples) * cost.fill_flops, "one view and one caption of each"
 
 
 def test_the_ledger_follows_what_each_stage_draws(tmp_path: Path) -> None:
@@ -248,41 +253,67 @@ def test_the_ledger_follows_what_each_stage_draws(tmp_path: Path) -> None:
     assert second["fill_flops"] > third["fill_flops"] > 0
 
 
-@pytest.mark.parametrize(("codec", "row"), [("fp32", 4 * 8), ("bf16", 2 * 8), ("int8", 8 + 4)])
-def test_disk_and_reading_are_the_ledgers(tmp_path: Path, codec: str, row: int) -> None:
-    """Feature maps of 16 pixels by 8 channels, without crops; texts are shorter than the ledger's."""
+@pytest.mark.parametrize(
+    ("codec", "pixel", "token"), [("fp32", 4 * 8, 4 * 16), ("bf16", 2 * 8, 2 * 16), ("int8", 12, 20)]
+)
+def test_disk_and_reading_are_the_ledgers(tmp_path: Path, codec: str, pixel: int, token: int) -> None:
+    """Feature maps of 16 pixels by 8 channels, without crops, and texts of 16 values a token, each at its own length.
+
+    The ledger counts with the mean length of a padded batch, and with the mean number of captions that are drawn.
+    """
     done = run_tiny(tmp_path, KEEP, RESNET, f"levers.prefix_dtype={codec}")
-    cost, steps = done.run.predicted[1], [m["steps"] for m in prefix_metrics(done, 2)]
-    text = 5 * (1 - 0.8**2) * 64 * {"fp32": 64, "bf16": 32, "int8": 20}[codec]
-    assert cost["cache_bytes"] == pytest.approx(16 * row + text, abs=1)
-    assert cost["read_bytes"] == 16 * row + 64 * {"fp32": 64, "bf16": 32, "int8": 20}[codec]
-    assert steps == [2] * 4
+    cost = done.run.predicted[1]
+    padded = cost["tokens"]["text"]
+    assert cost["read_bytes"] == 16 * pixel + padded * token
+    assert cost["cache_bytes"] == round(16 * pixel + 5 * (1 - 0.8**2) * padded * token)
+    stage = done.bench.stage(done.keys[1])
+    settings, rounds = done.bench.inputs(stage), [r for r in done.reported("round") if r["stage"] == 2]
+    for client in ("client-000", "client-001"):
+        examples, _ = done.bench.share(stage, Place(device="cpu"), client)
+        texts = Inputs("text", tuple(examples), settings, stage.plan.seed, False, 5)
+
+        def tokens_in(*numbers: int, texts: Inputs = texts) -> int:
+            """Returns the number of tokens of all captions that are drawn in some rounds."""
+            captions = texts.captions(drawn_in(stage.plan, numbers, inputs=texts))
+            return sum(token_counts(captions, settings=settings))
+
+        on_disk = 12 * 16 * pixel + tokens_in(1, 2) * token
+        assert sum(path.stat().st_size for path in tmp_path.rglob(f"{client}/prefix/*/*/{TOKENS}")) == on_disk
+        for record in rounds:
+            metrics = record["clients"][client]
+            assert metrics["prefix_cache_bytes"] == on_disk and metrics["steps"] == 2
+            assert metrics["prefix_read_bytes"] == 12 * 16 * pixel + tokens_in(record["round"]) * token
     alone = run_tiny(tmp_path / "alone", RESNET, "stages.rounds=[1,3]", f"levers.prefix_dtype={codec}")
     cost = alone.run.predicted[1]
     for metrics in prefix_metrics(alone, 2):
         assert metrics["prefix"].keys() == {"image"}
-        assert metrics["prefix_cache_bytes"] == 12 * cost["cache_bytes"] == 12 * 16 * row
-        assert metrics["prefix_read_bytes"] == 12 * cost["read_bytes"] == 12 * 16 * row
+        assert metrics["prefix_cache_bytes"] == 12 * cost["cache_bytes"] == 12 * 16 * pixel
+        assert metrics["prefix_read_bytes"] == 12 * cost["read_bytes"] == 12 * 16 * pixel
 
 
-def test_rounded_outputs_train_about_as_well(tmp_path: Path) -> None:
-    losses = {
-        codec: [
-            record["metrics"]["train/loss"]
-            for record in run_tiny(tmp_path / codec, *THREE, f"levers.prefix_dtype={codec}").reported("round")
-        ]
-        for codec in ("fp32", "bf16", "int8")
-    }
-    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=1e-2) and losses["bf16"] != losses["fp32"]
-    assert losses["int8"] == pytest.approx(losses["fp32"], rel=3e-2) and losses["int8"] != losses["bf16"]
+@pytest.mark.parametrize("codec", ["bf16", "int8"])
+def test_a_run_on_rounded_outputs_is_a_run_whose_outputs_are_rounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: Codec
+) -> None:
+    """Bit for bit: a format changes what is read and nothing else. How well it trains is in docs/results.md."""
+    kept = run_tiny(tmp_path / "kept", KEEP, f"levers.prefix_dtype={codec}")
+    plain = run_tiny(tmp_path / "plain", KEEP)
+    at = CachedPrefix.at
+
+    def rounding(self: CachedPrefix, *args: Any, **options: Any) -> dict[str, Tensor]:
+        found = at(self, *args, **options)
+        return {**found, "tokens": rounded(found["tokens"], codec)}
+
+    monkeypatch.setattr(CachedPrefix, "at", rounding)
+    assert run_tiny(tmp_path / "rounded", KEEP).digest == kept.digest != plain.digest
 
 
 def test_what_a_plan_says_of_formats_and_nothing_if_they_are_fp32(tmp_path: Path) -> None:
-    plain, rounded = (
+    plain, small = (
         prepared(tiny_spec(tmp_path, *THREE, f"levers.prefix_dtype={codec}"), store=LocalStore(tmp_path))
         for codec in ("fp32", "int8")
     )
-    levers = [[plan["levers"] for plan in run.plan] for run in (plain, rounded)]
+    levers = [[plan.levers.model_dump(mode="json") for plan in plans_of(run)] for run in (plain, small)]
     assert [set(one) for one in levers[0]] == [{"last_block", "views"}] * 3
     assert [one.get("prefix_dtype") for one in levers[1]] == [None, "int8", "int8"]
     assert [one.get("rounded_at") for one in levers[1]] == [None, None, {"image": [1], "text": [1]}]
