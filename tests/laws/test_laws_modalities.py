@@ -99,7 +99,6 @@ def test_the_cache_holds_the_frozen_blocks_of_each(contrastive: Finished) -> Non
         examples, _ = bench.share(stages[2], Place(device="cpu"), client)
         texts = Inputs("text", tuple(examples), bench.inputs(stages[2]), stages[2].plan.seed, False, 5)
         before, now = (set(drawn_in(stage.plan, (1,), inputs=texts)) for stage in stages[1:])
-        assert before & now and now - before
         assert metrics["prefix_filled"] == {"audio": {"2": 12}, "image": {"3": 12}, "text": {"0": len(now - before)}}
         assert set(metrics["prefix"].values()) == {"filled"}
     computed = prefix_metrics(contrastive, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from lwfed.report.compare.settings import differences, work_of
 from lwfed.report.compare.table import budget_rows, difference_text, quality_text, rows, stage_memory
 from lwfed.steps.experiment import measured_total
 from lwfed.types.errors import SpecError
+from lwfed.types.round_records import ClientRecord
 from tests.tiny import ONE_STAGE, tiny_spec
 
 Make = Callable[..., list[RunHistory]]
