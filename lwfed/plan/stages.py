@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_ser
 from lwfed.catalog.encoder import encoder_family
 from lwfed.plan.cohort import CohortPlan, plan_cohort
 from lwfed.plan.groups import Fitted, GroupPlan, Work, plan_groups, union, without_modalities
-from lwfed.plan.levers import LeversPlan, plan_levers, with_roundings
+from lwfed.plan.levers import UNDECIDED, LeversPlan, plan_levers
 from lwfed.plan.strategies import select, stage_rounds, window_of
 from lwfed.plan.units import depths_by_stage, group_of
 from lwfed.spec.base import LATER, Section
@@ -227,7 +227,8 @@ def plan_stages(
         _plan_stage(spec, stage=stage, rounds=rounds, depths=by_stage, fitted=fitted, lacks=lacks)
         for stage in range(1, len(rounds) + 1)
     ]
-    return tuple(stage.model_copy(update={"levers": levers}) for stage, levers in with_roundings(stages))
+    decided = zip(stages, plan_levers(spec, stages), strict=True)
+    return tuple(stage.model_copy(update={"levers": levers}) for stage, levers in decided)
 
 
 def _plan_stage(
@@ -262,7 +263,7 @@ def _plan_stage(
         aggregators=spec.federation.aggregators,
         server=spec.federation.server,
         exchange=spec.exchange,
-        levers=plan_levers(spec, cut=selection.cut, rounds=rounds[stage - 1]),
+        levers=UNDECIDED,
         evaluation=spec.evaluation,
         data=DataPlan(
             source=data.source,

@@ -73,7 +73,7 @@ class LeversSpec(Section):
         "tokens",
     )
     prefix_cache: Literal["auto", "always", "never"] = Field(
-        "auto", description="clients cache the outputs of frozen blocks; auto: if that pays over the stage's rounds"
+        "auto", description="clients cache the outputs of frozen blocks; auto: if that pays over the run's rounds"
     )
     prefix_dtype: Codec = Field(
         "fp32",
