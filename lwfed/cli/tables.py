@@ -118,7 +118,7 @@ def _disk(row: Record) -> str:
     if not row.get("cache_bytes"):
         return ""
     verdict = "" if "cache_fits" not in row else ", fits" if row["cache_fits"] else ", too large"
-    return f"{bytes_text(row['cache_bytes'])}{verdict}"
+    return f"{bytes_text(row['cache_bytes'])} ({bytes_text(row['read_bytes'])}){verdict}"
 
 
 def _verdict(row: Record) -> str:
@@ -135,7 +135,7 @@ PLAN_COLUMNS: tuple[tuple[str, str | None, Callable[[Record], str]], ...] = (
     ("each way per round", None, _exchange),
     ("FLOP per sample", None, _computed),
     ("peak memory", None, lambda row: f"{bytes_text(row['peak_bytes'])} ({factor_text(row['peak_factor'])})"),
-    ("disk", "cache_bytes", _disk),
+    ("disk (read per step)", "cache_bytes", _disk),
     ("on the link", "link_s", lambda row: seconds_text(row["link_s"]) if "link_s" in row else ""),
     ("this device", "verdict", _verdict),
 )

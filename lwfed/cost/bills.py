@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from lwfed.catalog.costs import Unit
@@ -24,7 +24,6 @@ class UnitBill:
         backward_flops: FLOPs per sample; 0 if it is frozen.
         saved_bytes: Activations saved for the backward pass, per sample; 0 if it is frozen.
         fixed_bytes: Activations saved for the backward pass that do not depend on the batch size.
-        fill_flops: FLOPs per example, once per stage, if its outputs are cached and were not before.
         input_bytes: Bytes of a block's input, per sample; 0 if it is frozen.
         recomputed_flops: FLOPs of recomputing a block, per sample; 0 if it is frozen.
         alone_bytes: Activations that a block saves if nothing before it is saved, per sample; 0 if it is frozen.
@@ -40,7 +39,6 @@ class UnitBill:
     backward_flops: int
     saved_bytes: int
     fixed_bytes: int
-    fill_flops: int = 0
     input_bytes: int = 0
     recomputed_flops: int = 0
     alone_bytes: int = 0
@@ -97,20 +95,17 @@ def unit_bills(
     return tuple(bills)
 
 
-def with_cached_outputs(
-    bills: Iterable[UnitBill], *, views: Mapping[str, int], frozen: set[str], new: set[str]
-) -> tuple[UnitBill, ...]:
-    """Adjusts the bills of frozen units whose outputs are cached: not loaded, and run only once, when newly frozen.
+def without_cached(bills: Iterable[UnitBill], *, kept: Collection[str], frozen: set[str]) -> tuple[UnitBill, ...]:
+    """Adjusts the bills of frozen units whose outputs are cached: steps neither load nor run them.
 
     Args:
         bills: Bills without caching.
-        views: Modality -> number of cached views per example; other modalities are not cached.
+        kept: Modalities whose outputs are cached.
         frozen: Units that no client trains.
-        new: Newly frozen ones of these.
     """
-    cached = []
-    for bill in bills:
-        count = views.get(bill.unit.partition(".")[0], 0) if bill.unit in frozen else 0
-        fill = count * bill.forward_flops if bill.unit in new else 0
-        cached.append(replace(bill, nbytes=0, forward_flops=0, fill_flops=fill) if count else bill)
-    return tuple(cached)
+    return tuple(
+        replace(bill, nbytes=0, forward_flops=0)
+        if bill.unit in frozen and bill.unit.partition(".")[0] in kept
+        else bill
+        for bill in bills
+    )

@@ -39,8 +39,8 @@ def rows(
         frozen blocks), `frozen_bytes_down`, `exchange_factor` (end to end / this stage, up), `forward_flops`,
         `backward_flops` (per sample; in the total `flops` of a client's training), `flops_factor`,
         `activations_bytes`, `peak_bytes`, `peak_factor`, and with a device `fits`, `largest_batch`, `verdict`;
-        for stages `fill_flops` and `cache_bytes` per client, with a disk `cache_fits`, with a link `link_s`, the
-        seconds of a round's transfers.
+        for stages `fill_flops` and `cache_bytes` per client and `read_bytes` per step, with a disk `cache_fits`, with
+        a link `link_s`, the seconds of a round's transfers.
     """
     own, whole = schedule_costs(stages, costs=costs, end_to_end=end_to_end, num_examples=num_examples)
     priced: list[tuple[int | str, int, StageCost]]
@@ -142,6 +142,7 @@ def _row(
         row |= {"fits": verdict.fits, "largest_batch": verdict.largest_batch, "verdict": verdict.verdict}
     cache = num_examples * cost.cache_bytes
     row |= {"fill_flops": num_examples * cost.fill_flops, "cache_bytes": cache}
+    row["read_bytes"] = cost.read_bytes * min(cost.batch_size, num_examples)
     if disk_bytes is not None:
         row["cache_fits"] = cache <= disk_bytes
     if link_mbps:

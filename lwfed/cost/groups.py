@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from lwfed.catalog.costs import Architecture
+from lwfed.cost.filling import fills
 from lwfed.cost.ledger import newly_frozen, price
 from lwfed.cost.stage_cost import StageCost
 from lwfed.formats import bytes_text
@@ -37,10 +38,18 @@ def group_costs(
     """
     return [
         {
-            name: price(stage, new=new, architectures=architectures, work=work, num_classes=num_classes, tokens=tokens)
+            name: price(
+                stage,
+                new=new,
+                architectures=architectures,
+                filled=filled,
+                work=work,
+                num_classes=num_classes,
+                tokens=tokens,
+            )
             for name, work in stage.kinds().items()
         }
-        for stage, new in zip(stages, newly_frozen(stages), strict=True)
+        for stage, new, filled in zip(stages, newly_frozen(stages), fills(stages), strict=True)
     ]
 
 

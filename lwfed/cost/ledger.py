@@ -8,15 +8,17 @@ units, gradients and AdamW's two moments of the trained ones, and the activation
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from lwfed.catalog.costs import Architecture, Unit
 from lwfed.catalog.fusion import fusion_kind
-from lwfed.cost.bills import unit_bills, with_cached_outputs
+from lwfed.cost.bills import unit_bills, without_cached
 from lwfed.cost.exchange import file_bytes, mean_download_bytes
+from lwfed.cost.filling import Fill, fills, flops_from, kept_bytes
 from lwfed.cost.heads import adapters, prediction_head, projection_head, temperature, with_received_heads
 from lwfed.cost.memory import checkpointed, gradients_bytes, optimizer_bytes
 from lwfed.cost.stage_cost import StageCost
-from lwfed.plan.groups import Work, modality_of, without_modalities
+from lwfed.plan.groups import Work, without_modalities
 from lwfed.plan.levers import LeversPlan
 from lwfed.plan.stages import StagePlan
 from lwfed.plan.units import units_of
@@ -47,23 +49,19 @@ def stage_costs(
         SpecError: A supervised objective without `num_classes`.
     """
     return [
-        price(stage, new=new, architectures=architectures, num_classes=num_classes, tokens=tokens)
-        for stage, new in zip(stages, newly_frozen(stages), strict=True)
+        price(stage, new=new, filled=filled, architectures=architectures, num_classes=num_classes, tokens=tokens)
+        for stage, new, filled in zip(stages, newly_frozen(stages), fills(stages), strict=True)
     ]
 
 
 def newly_frozen(stages: Sequence[StagePlan]) -> list[set[str]]:
-    """Returns the units of each stage that no earlier trained stage had frozen: clients fetch and apply them once."""
+    """Returns the units of each stage that no earlier trained stage had frozen: clients fetch them once."""
     found = []
     downloaded: set[str] = set()  # frozen blocks on the client's disk
-    applied: set[str] = set()  # frozen blocks that the cached outputs have passed
     for stage in stages:
-        keeps = {unit for unit in stage.frozen if modality_of(unit) in stage.levers.views}
-        new = {unit for unit in stage.frozen if unit not in (applied if unit in keeps else downloaded)}
-        found.append(new)
+        found.append(set(stage.frozen) - downloaded)
         if stage.rounds:
-            applied |= keeps
-            downloaded = (downloaded | new) if stage.evaluation.federated_every else (downloaded | new) - keeps
+            downloaded |= set(stage.frozen)
     return found
 
 
@@ -146,6 +144,7 @@ def price(
     *,
     new: set[str],
     architectures: Mapping[str, Architecture],
+    filled: Mapping[str, Fill] = MappingProxyType({}),
     work: Work | None = None,
     num_classes: int | None = None,
     tokens: Mapping[str, int] | None = None,
@@ -156,13 +155,15 @@ def price(
         stage: The stage.
         new: The units that no earlier trained stage had frozen; see `newly_frozen`.
         architectures: Modality -> the whole encoder.
+        filled: What the stage keeps of frozen blocks' outputs; see `fills`.
         work: What the client trains; None: all that the stage trains.
         num_classes: C, for a supervised objective.
         tokens: Modality -> number of tokens to count with.
     """
     training = stage.training
     work = work or Work(group="", trained=stage.trained, cut=stage.cut, lacks=())
-    kept = {modality: views for modality, views in stage.levers.views.items() if modality not in work.lacks}
+    kept = {modality for modality in stage.levers.views if modality not in work.lacks}
+    filled = {modality: fill for modality, fill in filled.items() if modality in kept}
     fixed = set(stage.frozen)
     micro = -(-training.batch_size // (training.gradient_accumulation * stage.devices))
     units = model_units(stage.model, architectures=architectures, num_classes=num_classes)
@@ -175,7 +176,9 @@ def price(
         item_bytes=2 if training.precision == "bf16" else 4,
         variants=last_blocks(stage, cut=work.cut),
     )
-    bills = with_cached_outputs(bills, views=kept, frozen=fixed, new=new)
+    fill_from = flops_from(bills, kept=kept, frozen=fixed)
+    bills = without_cached(bills, kept=kept, frozen=fixed)
+    outputs = {m: kept_bytes(stage, m, architecture=architectures[m], tokens=counts[m]) for m in sorted(kept)}
     if training.activation_checkpointing:
         bills = checkpointed(bills)
     if stage.model.objective.alignment is not None:
@@ -216,9 +219,11 @@ def price(
         batch_size=training.batch_size,
         micro_batch_size=micro,
         sample_bytes=sample,
-        fill_flops=sum(bill.fill_flops for bill in bills),
-        cache_bytes=sum(
-            4 * views * architectures[m].items_after(stage.cut[m], tokens=counts[m]) for m, views in kept.items()
+        fill_flops=round(
+            sum(count * fill_from[m][str(done)] for m, fill in filled.items() for done, count in fill.computed.items())
         ),
+        fill_from=fill_from,
+        cache_bytes=round(sum(fill.kept * outputs[m] for m, fill in filled.items())),
+        read_bytes=sum(outputs.values()),
         units=bills,
     )

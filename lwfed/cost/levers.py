@@ -138,6 +138,7 @@ def _last_block(stage: StagePlan, architectures: Mapping[str, Architecture]) -> 
 
 LEVERS: tuple[Lever, ...] = (
     _lever("levers.views", _cached, off={}, key="levers.prefix_cache"),
+    _lever("levers.prefix_dtype", lambda codec: f"these outputs as {codec}", off="fp32"),
     ("levers.last_block", _last_block, partial(_without, section="levers", name="last_block", off={})),
     _lever("training.step_in_backward", lambda _: "gradients freed at once", off=False),
     _lever("training.moments", lambda value: f"AdamW's moments as {value}", off="fp32"),

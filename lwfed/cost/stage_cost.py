@@ -39,8 +39,10 @@ class StageCost:
         batch_size: Examples per step.
         micro_batch_size: Examples per forward pass on one device.
         sample_bytes: Part of `activations_bytes` that each example adds.
-        fill_flops: FLOPs per example, once, of frozen blocks whose outputs are cached.
+        fill_flops: FLOPs per example, over the stage, of frozen blocks whose outputs are cached.
+        fill_from: Modality -> number of leading units whose output was cached before -> FLOPs of an output from there.
         cache_bytes: Bytes per example of those outputs on the client's disk, with texts at their maximum length.
+        read_bytes: Bytes of them that a step reads per sample, likewise.
         units: The bill of each unit, from input to output.
     """
 
@@ -67,7 +69,9 @@ class StageCost:
     micro_batch_size: int
     sample_bytes: int
     fill_flops: int
+    fill_from: dict[str, dict[str, int]]
     cache_bytes: int
+    read_bytes: int
     units: tuple[UnitBill, ...]
 
     @property

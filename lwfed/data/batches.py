@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from lwfed.data import buckets
 from lwfed.data.inputs import InputSettings, Window
 from lwfed.data.prefix_cache import CachedPrefix
+from lwfed.data.prefix_inputs import Inputs
 from lwfed.data.protocol import Example, Source
 from lwfed.data.reading import Raw, Reader, Row, caption_index, from_file, read_all, read_in_threads, result_of
 from lwfed.data.series import fitting, title_of
@@ -51,6 +52,18 @@ class Batch:
     labels: Tensor | None
     ids: tuple[str, ...]
     rows: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Epochs(NamedTuple):
+    """The batches of a round.
+
+    Attributes:
+        first_view: Number of the first epoch's view; each later epoch adds one.
+        num_batches: Number of batches.
+    """
+
+    first_view: int
+    num_batches: int
 
 
 def train_batches(
@@ -107,6 +120,35 @@ def train_batches(
         reader.examples, batch_size, seed=seed, first_view=first_view, by_length=by_length, num_batches=num_batches
     )
     return _batches(reader, islice(plan, num_batches), workers=workers, cached=cached, pin=pin, fewest=FEWEST)
+
+
+def drawn(inputs: Inputs, *, epochs: Epochs, batch_size: int, seed: str, length_buckets: bool = False) -> set[int]:
+    """Returns the numbers of the inputs that `train_batches` reads of a modality, which is cached.
+
+    Args:
+        inputs: The modality's inputs.
+        epochs: The batches.
+        batch_size: Largest B.
+        seed: The seed of the batches, as that of the inputs.
+        length_buckets: Whether a batch's captions have similar lengths.
+    """
+    examples, modality, found = inputs.examples, inputs.modality, set[int]()
+    number, has = inputs.number, [example.has(inputs.modality) for example in inputs.examples]
+    per_epoch = epoch_length(len(examples), batch_size)
+    if all(has) and epochs.num_batches % per_epoch == 0 and not _leaves_one(len(examples), batch_size):
+        views = range(epochs.first_view, epochs.first_view + epochs.num_batches // per_epoch)
+        if modality != "text":
+            views = views[: inputs.views]
+        return {number((n, view)) for n in range(len(examples)) for view in views}
+    plan = _training_plan(
+        examples, batch_size, seed=seed, first_view=epochs.first_view, by_length=length_buckets,
+        num_batches=epochs.num_batches,
+    )  # fmt: skip
+    for rows in islice(plan, epochs.num_batches):
+        having = [row for row in rows if has[row[0]]]
+        if len(having) >= FEWEST:
+            found |= {number(row) for row in having}
+    return found
 
 
 def epoch_length(num_examples: int, batch_size: int) -> int:
@@ -263,6 +305,11 @@ def _training_plan(
                 batches = buckets.longest_first(batches, length=partial(length, view), among=num_batches)
         for batch in batches:
             yield tuple((n, view) for n in batch)
+
+
+def _leaves_one(num_examples: int, batch_size: int) -> bool:
+    """Whether an epoch leaves out an example, because its last batch would have it alone."""
+    return num_examples % max(min(batch_size, num_examples), 1) == 1
 
 
 def _cuts(num_examples: int, batch_size: int) -> list[tuple[int, int]]:

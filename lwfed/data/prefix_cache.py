@@ -1,8 +1,8 @@
 """The prefix cache: outputs of frozen blocks on a client's own disk, computed once per stage and read like inputs.
 
-A file has the tokens of every input that training may need: each view of an image, each caption, each sound; texts
-without their padding. Its name is a digest of everything that decides it, including the frozen blocks' digests. It is
-written atomically and never sent anywhere.
+An entry has the tokens of those inputs that training has drawn so far, or will draw: views of images, captions, sounds;
+texts without their padding. It is a folder of parts that are only ever added, each written atomically, and its name is
+a digest of everything that decides its content, including the frozen blocks' digests. It is never sent anywhere.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
-from itertools import accumulate
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,177 +20,161 @@ import torch
 from torch import Tensor
 
 from lwfed import ranks
-from lwfed.data.inputs import InputSettings
-from lwfed.data.protocol import Example, Source
-from lwfed.data.reading import Reader, Row, caption_index, read_all
-from lwfed.data.tokens import tokenize
+from lwfed.data.kept_rows import IN_FILES, IN_MEMORY, columns, encode_rows
+from lwfed.data.prefix_inputs import Inputs
+from lwfed.data.reading import Row
 from lwfed.types.canonical import digest_of
+from lwfed.types.encoded import Codec, is_lossless
+from lwfed.types.kept import row_bytes
 
-TOKENS, INDEX = "tokens.f32", "index.json"
+TOKENS, INDEX = "tokens", "index.json"
+"""A part's files: rows of tokens, input after input (see `lwfed.data.kept_rows`); and whose they are, and how many."""
+
+Outputs = Iterable[tuple[Tensor, Tensor | None]]
+"""Batches of tokens [B, T, D] and, for texts, the mask [B, T] of the tokens to keep."""
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """The inputs of one modality's frozen blocks, in the cache's order.
+class Entry:
+    """An entry of the cache.
 
     Attributes:
-        modality: One of the model's.
-        examples: The client's examples.
-        settings: The encoder's input settings.
-        seed: Seed of captions and crops.
-        augment: Whether images are cropped.
-        views: Number of views per example; 1 if all are equal. A text has one input per caption, whatever the views.
-            An example that lacks the modality has none.
-        function: Digest of everything else that decides the outputs: encoder, precision, device, version of the data.
+        inputs: The inputs of the frozen blocks.
+        chain: Digests of the stem and the frozen blocks, from input to output.
+        code: Version of the code that computes the outputs.
+        codec: The format of the outputs.
+        rounded_at: Numbers of blocks, fewer than these, after which outputs are rounded to the format, too.
     """
 
-    modality: str
-    examples: tuple[Example, ...]
-    settings: InputSettings
-    seed: str
-    augment: bool
-    views: int
-    function: str = ""
-
-    @cached_property
-    def _starts(self) -> tuple[int, ...]:
-        each = ((len(e.captions) if self.modality == "text" else self.views) for e in self.examples)
-        having = (e.has(self.modality) for e in self.examples)
-        return (0, *accumulate(count * has for count, has in zip(each, having, strict=True)))
-
-    def __len__(self) -> int:
-        return self._starts[-1]
-
-    def number(self, row: Row) -> int:
-        """Returns the number of a batch row's input."""
-        n, view = row
-        if self.modality == "text":
-            return self._starts[n] + caption_index(self.examples[n], view, seed=self.seed)
-        return self._starts[n] + view % self.views
+    inputs: Inputs
+    chain: tuple[str, ...]
+    code: str
+    codec: Codec = "fp32"
+    rounded_at: tuple[int, ...] = ()
 
     @property
-    def digest(self) -> str:
-        """Digest of everything that decides the inputs, except the files themselves."""
-        names = [[example.id, list(example.captions)] for example in self.examples if example.has(self.modality)]
-        settings = asdict(self.settings) | {"modalities": [self.modality]}
-        decides = {"examples": names, "settings": settings, "seed": self.seed, "augment": self.augment}
-        return digest_of({**decides, "views": self.views, "modality": self.modality, "function": self.function})
+    def name(self) -> str:
+        """Name of its folder: the modality, and a digest of everything that decides its outputs."""
+        decides = {"inputs": self.inputs.digest, "chain": list(self.chain), "code": self.code}
+        digest = digest_of({**decides, "codec": self.codec, "rounded_at": list(self.rounded_at)})
+        return f"{self.inputs.modality}-{digest[:32]}"
 
-    def batch_starts(self, batch_size: int) -> range:
-        """Returns the number of the first input in each of this rank's batches; see `write_cache`."""
-        return range(ranks.rank() * batch_size, len(self), ranks.size() * batch_size)
-
-    def batches(self, source: Source, *, batch_size: int, workers: int) -> Iterator[Any]:
-        """Yields this rank's batches of encoder inputs, in order.
-
-        Raises:
-            DataError: A file cannot be read.
-        """
-        if self.modality == "text":
-            captions = [caption for e in self.examples if e.has("text") for caption in e.captions]
-            for start in self.batch_starts(batch_size):
-                yield tokenize(captions[start : start + batch_size], settings=self.settings)
-            return
-        settings = replace(self.settings, modalities=(self.modality,))
-        reader = Reader(source, self.examples, settings, self.seed, self.augment)
-        having = [n for n, example in enumerate(self.examples) if example.has(self.modality)]
-        rows = [(n, view) for n in having for view in range(self.views)]
-        plan = (tuple(rows[start : start + batch_size]) for start in self.batch_starts(batch_size))
-        for raw in read_all(reader, plan, workers=workers):
-            yield raw.inputs(settings)[self.modality]
+    def earlier(self) -> Iterator[Entry]:
+        """Yields the entries of fewer blocks from which this one can be made, those of the most blocks first."""
+        for count in range(len(self.chain) - 1, 0, -1):
+            before = tuple(cut for cut in self.rounded_at if cut < count - 1)
+            if is_lossless(self.codec) or count - 1 in self.rounded_at:
+                yield replace(self, chain=self.chain[:count], rounded_at=before)
 
 
 class CachedPrefix:
     """A modality's cached outputs, memory-mapped.
 
     Args:
-        folder: The cache entry's folder.
-        inputs: The inputs that the outputs were computed from.
+        folder: The client's own folder.
+        entry: The entry, which may have no part yet.
     """
 
-    def __init__(self, folder: Path, inputs: Inputs) -> None:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        self.inputs = inputs
-        self.chain: tuple[str, ...] = tuple(index["chain"])
-        self.nbytes: int = (folder / TOKENS).stat().st_size
-        self._lengths = np.asarray(index["lengths"], dtype=np.int64)
-        self._stops = np.cumsum(self._lengths)
-        shape = (int(self._stops[-1]) if len(self._stops) else 0, int(index["width"]))
-        self._tokens = np.memmap(folder / TOKENS, dtype=np.float32, mode="r", shape=shape)
+    def __init__(self, folder: Path, entry: Entry) -> None:
+        self.entry, self.inputs = entry, entry.inputs
+        self.nbytes, self.read_bytes, self.num_parts = 0, 0, 0
+        self._files: list[np.ndarray[Any, Any]] = []
+        self._file = np.full(len(self.inputs), -1, dtype=np.int32)
+        self._stops, self._lengths = (np.zeros(len(self.inputs), dtype=np.int64) for _ in range(2))
+        place = folder / entry.name
+        for part in sorted(place.glob("[0-9]*")):
+            self.num_parts += 1
+            self._add(part)
+
+    def _add(self, part: Path) -> None:
+        """Adds a part; removes it if it is damaged."""
+        try:
+            index = json.loads((part / INDEX).read_text(encoding="utf-8"))
+            numbers, lengths = (np.asarray(index[name], dtype=np.int64) for name in ("numbers", "lengths"))
+            shape = (int(lengths.sum()), columns(int(index["width"]), self.entry.codec))
+            rows = np.memmap(part / TOKENS, dtype=IN_FILES[self.entry.codec], mode="r").reshape(shape)
+            self._lengths[numbers], self._stops[numbers] = lengths, np.cumsum(lengths)
+            self._file[numbers] = len(self._files)
+        except (OSError, ValueError, KeyError, IndexError):
+            shutil.rmtree(part, ignore_errors=True)
+            return
+        self._files.append(rows)
+        self.nbytes += rows.nbytes
+
+    def lacks(self, numbers: Sequence[int]) -> list[int]:
+        """Returns those of some inputs that it does not have."""
+        return [number for number in numbers if self._file[number] < 0]
+
+    @property
+    def numbers(self) -> list[int]:
+        """The inputs that it has."""
+        return np.flatnonzero(self._file >= 0).tolist()
+
+    def forget(self, numbers: Collection[int]) -> None:
+        """Leaves out inputs, as if it did not have them."""
+        self._file[list(numbers)] = -1
 
     def gather(self, rows: Sequence[Row], *, pin: bool = False) -> dict[str, Tensor]:
-        """Returns the tokens of a batch's rows: `tokens` float32 [B, T, D]; for texts also `mask` bool [B, T]."""
+        """Returns the tokens of a batch's rows as they are kept, for `kept_rows.decode` on the device that uses them.
+
+        `tokens` is float32 or bfloat16 [B, T, D], or uint8 [B, T, D + 4]; texts also have `mask` bool [B, T].
+        """
         return self.at([self.inputs.number(row) for row in rows], pin=pin)
 
-    def at(self, numbers: Sequence[int], *, pin: bool = False) -> dict[str, Tensor]:
-        """Returns the tokens of inputs by their numbers, like `gather`; texts are padded with zeros to the longest."""
-        lengths = self._lengths[list(numbers)]
-        shape = (len(numbers), int(lengths.max(initial=0)), self._tokens.shape[1])
-        tokens = torch.empty(shape, pin_memory=pin)
-        into = tokens.numpy()
+    def at(self, numbers: Sequence[int], *, length: int = 0, pin: bool = False) -> dict[str, Tensor]:
+        """Returns the tokens of inputs that it has, by their numbers, like `gather`.
+
+        Texts are padded with zeros to the longest, or to `length` tokens.
+        """
+        files, lengths = self._file[list(numbers)], self._lengths[list(numbers)]
+        first = self._files[int(files[0])]
+        shape = (len(numbers), max(int(lengths.max(initial=0)), length), first.shape[1])
+        tokens = torch.empty(shape, dtype=IN_MEMORY[self.entry.codec], pin_memory=pin)
+        values = tokens.view(torch.int16).numpy() if tokens.dtype == torch.bfloat16 else tokens.numpy()
         for n, number in enumerate(numbers):
-            stop, length = int(self._stops[number]), int(lengths[n])
-            into[n, :length] = self._tokens[stop - length : stop]
-            into[n, length:] = 0
+            stop, count = int(self._stops[number]), int(lengths[n])
+            values[n, :count] = self._files[int(files[n])][stop - count : stop]
+            values[n, count:] = 0
+        self.read_bytes += int(lengths.sum()) * first.shape[1] * first.itemsize
         if self.inputs.modality != "text":
             return {"tokens": tokens}
-        return {"tokens": tokens, "mask": torch.from_numpy(np.arange(tokens.shape[1]) < lengths[:, None])}
+        return {"tokens": tokens, "mask": torch.from_numpy(np.arange(shape[1]) < lengths[:, None])}
 
 
-def find_cached(folder: Path, inputs: Inputs, *, chain: Sequence[str], code: str) -> CachedPrefix | None:
-    """Finds the cached outputs of the longest leading part of a chain of frozen blocks.
-
-    Args:
-        folder: The client's own folder.
-        inputs: The inputs of the frozen blocks.
-        chain: Digests of the stem and the frozen blocks, from input to output.
-        code: Version of the code that computes the outputs.
-
-    Returns:
-        The outputs, whose `chain` is that part; None if there are none, or if they are damaged.
-    """
-    for count in range(len(chain), 0, -1):
-        place = folder / cache_name(inputs, chain=chain[:count], code=code)
-        try:
-            found = CachedPrefix(place, inputs)
-            if len(found._lengths) == len(inputs):
-                return found
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, KeyError):
-            shutil.rmtree(place, ignore_errors=True)
-    return None
-
-
-def write_cache(
-    folder: Path, inputs: Inputs, outputs: Iterable[tuple[Tensor, Tensor | None]], *, chain: Sequence[str], code: str
-) -> CachedPrefix:
-    """Writes outputs to the cache as they arrive, and removes the modality's other entries.
+def add_part(folder: Path, entry: Entry, outputs: Outputs, *, numbers: Sequence[int]) -> CachedPrefix:
+    """Writes outputs as they arrive, as a new part of an entry.
 
     Several ranks share the work: of the batches in the inputs' order, rank r of R writes those numbered r, r + R, ...
     They take turns of one batch each and write to one file, which equals the file that a single rank would write.
 
     Args:
         folder: The client's own folder, the same on all ranks; created if missing.
-        inputs: The inputs of the frozen blocks.
-        outputs: This rank's batches of tokens [B, T, D] and, for texts, the mask [B, T] of the tokens to store.
-        chain: Digests of the blocks that computed the outputs.
-        code: Version of the code.
+        entry: The entry.
+        outputs: This rank's batches.
+        numbers: The inputs of all ranks' batches, in order.
 
     Raises:
         OSError: There is no room for the outputs; no partial file is left. If one rank fails, all raise the error.
     """
-    place = folder / cache_name(inputs, chain=chain, code=code)
+    place = folder / entry.name
     writing = folder / ranks.each(lambda: f".writing-{os.getpid()}-{place.name}")[0]
     try:
         ranks.each(lambda: _make_folder(writing) if ranks.rank() == 0 else None)
-        lengths, width = _write(writing / TOKENS, outputs)
-        values_of = {"chain": list(chain), "lengths": lengths, "width": width, "modality": inputs.modality}
-        ranks.each(lambda: _commit(writing, place, values_of) if ranks.rank() == 0 else None)
+        lengths, width = _write(writing / TOKENS, outputs, codec=entry.codec)
+        index = {"numbers": list(numbers), "lengths": lengths, "width": width}
+        ranks.each(lambda: _commit(writing, place, index) if ranks.rank() == 0 else None)
     finally:
         if ranks.rank() == 0:
             shutil.rmtree(writing, ignore_errors=True)
-    return CachedPrefix(place, inputs)
+    return CachedPrefix(folder, entry)
+
+
+def keep_only(folder: Path, entries: Collection[Entry], *, modality: str) -> None:
+    """Removes all other entries of a modality."""
+    names = {entry.name for entry in entries}
+    for other in folder.glob(f"{modality}-*"):
+        if other.name not in names:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def _make_folder(writing: Path) -> None:
@@ -202,7 +184,7 @@ def _make_folder(writing: Path) -> None:
     (writing / TOKENS).touch()
 
 
-def _write(path: Path, outputs: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[list[int], int]:
+def _write(path: Path, outputs: Outputs, *, codec: Codec) -> tuple[list[int], int]:
     """Writes this rank's batches in turn with the other ranks. Returns the lengths of all inputs, and D."""
     mine = iter(outputs)
     lengths: list[int] = []
@@ -214,8 +196,9 @@ def _write(path: Path, outputs: Iterable[tuple[Tensor, Tensor | None]]) -> tuple
         nonlocal ready
         if ready is not None:
             with path.open("r+b") as file:
-                file.seek(ready.element_size() * start * ready.shape[1])
-                file.write(ready.numpy().data)
+                file.seek(row_bytes(ready.shape[1], codec) * start)
+                stored = encode_rows(ready, codec).cpu()
+                file.write(stored.view(torch.uint8).numpy().data)
         ready, own = _packed(next(mine, None))
         return own, 0 if ready is None else ready.shape[1]
 
@@ -235,22 +218,13 @@ def _packed(batch: tuple[Tensor, Tensor | None] | None) -> tuple[Tensor | None, 
     if batch is None:
         return None, []
     tokens, mask = batch
-    values = tokens.float().cpu().contiguous()
     if mask is None:
-        return values.flatten(0, 1), [values.shape[1]] * values.shape[0]
-    return values[mask.cpu()], mask.sum(dim=1).tolist()
+        return tokens.float().flatten(0, 1), [tokens.shape[1]] * tokens.shape[0]
+    return tokens.float()[mask], mask.sum(dim=1).tolist()
 
 
 def _commit(writing: Path, place: Path, index: Mapping[str, Any]) -> None:
     (writing / INDEX).write_text(json.dumps(index), encoding="utf-8")
-    shutil.rmtree(place, ignore_errors=True)
-    writing.rename(place)
-    for other in place.parent.glob(f"{index['modality']}-*"):
-        if other != place:
-            shutil.rmtree(other, ignore_errors=True)
-
-
-def cache_name(inputs: Inputs, *, chain: Sequence[str], code: str) -> str:
-    """Returns the name of a cache entry: a digest of everything that decides its outputs."""
-    digest = digest_of({"inputs": inputs.digest, "chain": list(chain), "code": code, "type": "float32"})
-    return f"{inputs.modality}-{digest[:32]}"
+    place.mkdir(exist_ok=True)
+    number = max((int(part.name) for part in place.glob("[0-9]*")), default=-1) + 1
+    writing.rename(place / f"{number:04d}")

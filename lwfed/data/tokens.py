@@ -19,12 +19,13 @@ _TIMEOUT_S = 5.0
 _NAME_ONE = f"name a local folder in model.encoders.text.tokenizer, or set it to `{BYTES}`"
 
 
-def tokenize(texts: Sequence[str], *, settings: InputSettings) -> dict[str, Tensor]:
+def tokenize(texts: Sequence[str], *, settings: InputSettings, length: int = 0) -> dict[str, Tensor]:
     """Tokenizes texts, truncated to `max_tokens` and padded to the longest.
 
     Args:
         texts: B texts.
         settings: Tokenizer and lengths.
+        length: The least T.
 
     Returns:
         `ids` int64 [B, T] and `mask` bool [B, T], true for tokens and false for padding.
@@ -36,9 +37,17 @@ def tokenize(texts: Sequence[str], *, settings: InputSettings) -> dict[str, Tens
     tokenizer = _checked(settings)
     rows = _rows(tokenizer, texts, settings=settings, longest=settings.max_tokens)
     padded = [torch.tensor(row, dtype=torch.int64) for row in rows]
-    ids = pad_sequence(padded, batch_first=True, padding_value=tokenizer.pad_token_id or 0)
+    padding = tokenizer.pad_token_id or 0
+    ids = pad_sequence(padded, batch_first=True, padding_value=padding)
+    ids = torch.nn.functional.pad(ids, (0, max(length - ids.shape[1], 0)), value=padding)
     mask = torch.arange(ids.shape[1]) < torch.tensor([[len(row)] for row in rows])
     return {"ids": ids, "mask": mask}
+
+
+def token_counts(texts: Sequence[str], *, settings: InputSettings) -> list[int]:
+    """Returns the number of tokens of each text, as `tokenize` truncates them. Raises as `tokenize` does."""
+    rows = _rows(_checked(settings), texts, settings=settings, longest=settings.max_tokens)
+    return [len(row) for row in rows]
 
 
 def truncated_share(texts: Sequence[str], *, settings: InputSettings) -> float:

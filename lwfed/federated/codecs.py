@@ -54,7 +54,7 @@ def encode(name: str, tensor: Tensor, *, codec: Codec, generator: torch.Generato
         for start, stop in _chunks(rows):
             out[start:stop] = _to_bf16(rows[start:stop], generator)
         return {name: out.reshape(tensor.shape)}
-    scale = _scales(largest)
+    scale = row_scales(largest)
     out = torch.empty(rows.shape, dtype=torch.int8)
     divisor = torch.where(scale > 0, scale, 1.0).unsqueeze(1)
     for start, stop in _chunks(rows):
@@ -94,7 +94,7 @@ def _chunks(rows: Tensor) -> list[tuple[int, int]]:
     return [(start, min(start + step, rows.shape[0])) for start in range(0, rows.shape[0], step)]
 
 
-def _scales(largest: Tensor) -> Tensor:
+def row_scales(largest: Tensor) -> Tensor:
     """Returns the smallest fp32 scales with `LEVELS` * scale >= each row's largest magnitude; 0 for a row of zeros."""
     scale = (largest.double() / LEVELS).float()
     short = scale.double() * LEVELS < largest.double()  # exact: 24 and 7 bits

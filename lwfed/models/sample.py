@@ -31,8 +31,8 @@ def made_up(sample: Sample, *, batch: int, length: int) -> Any:
     return torch.ones(batch, *shape, dtype=getattr(torch, sample.dtype))
 
 
-def items_after(module: Encoder, encoder: EncoderSpec, *, depth: int) -> int:
-    """Returns the number of items of an example's state after some blocks; a text's at its largest length.
+def shape_after(module: Encoder, encoder: EncoderSpec, *, depth: int) -> tuple[int, int]:
+    """Returns the tokens of an example's state after some blocks, a text's at its largest length, and their width.
 
     Args:
         module: The encoder on the meta device, with at least `depth` blocks.
@@ -41,4 +41,5 @@ def items_after(module: Encoder, encoder: EncoderSpec, *, depth: int) -> int:
     """
     with torch.device("meta"), torch.no_grad():
         inputs = made_up(sample_of(encoder), batch=1, length=encoder.max_tokens)
-        return module.eval().advance(module.embed(inputs), start=0, stop=depth).tokens.numel()
+        _, length, width = module.eval().advance(module.embed(inputs), start=0, stop=depth).tokens.shape
+        return length, width

@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_ser
 from lwfed.catalog.encoder import encoder_family
 from lwfed.plan.cohort import CohortPlan, plan_cohort
 from lwfed.plan.groups import Fitted, GroupPlan, Work, plan_groups, union, without_modalities
-from lwfed.plan.levers import LeversPlan, plan_levers
+from lwfed.plan.levers import UNDECIDED, LeversPlan, plan_levers
 from lwfed.plan.strategies import select, stage_rounds, window_of
 from lwfed.plan.units import depths_by_stage, group_of
 from lwfed.spec.base import LATER, Section
@@ -159,6 +159,11 @@ class StagePlan(Section):
         return self.cohort.settled and not self.blends_clients
 
     @property
+    def knows_rounds(self) -> bool:
+        """Whether it is known in advance which rounds there are and whom each asks, if no client fails."""
+        return self.gate is None and self.cohort.settled
+
+    @property
     def blends_clients(self) -> bool:
         """Whether the clients' weights depend on their losses."""
         return self.model.blending is not None and self.model.blending.clients
@@ -218,17 +223,12 @@ def plan_stages(
     by_stage = depths_by_stage(spec, depths)
     rounds = stage_rounds(spec.strategy, spec.stages.rounds)
     by_stage = by_stage[-len(rounds) :]  # end_to_end: the whole model at once
-    return tuple(
-        _plan_stage(
-            spec,
-            stage=stage,
-            rounds=rounds,
-            depths=by_stage,
-            fitted=fitted,
-            lacks=lacks,
-        )
+    stages = [
+        _plan_stage(spec, stage=stage, rounds=rounds, depths=by_stage, fitted=fitted, lacks=lacks)
         for stage in range(1, len(rounds) + 1)
-    )
+    ]
+    decided = zip(stages, plan_levers(spec, stages), strict=True)
+    return tuple(stage.model_copy(update={"levers": levers}) for stage, levers in decided)
 
 
 def _plan_stage(
@@ -263,7 +263,7 @@ def _plan_stage(
         aggregators=spec.federation.aggregators,
         server=spec.federation.server,
         exchange=spec.exchange,
-        levers=plan_levers(spec, cut=selection.cut, rounds=rounds[stage - 1]),
+        levers=UNDECIDED,
         evaluation=spec.evaluation,
         data=DataPlan(
             source=data.source,

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from lwfed import ranks
-from lwfed.data.batches import Batch, epoch_length, train_batches
+from lwfed.data.batches import Batch, train_batches
+from lwfed.data.kept_rows import decode
 from lwfed.data.prefix_cache import CachedPrefix
 from lwfed.data.protocol import Example
 from lwfed.federated.local import MicroBatch
 from lwfed.plan.groups import FEWEST
 from lwfed.round.context import ClientContext
+from lwfed.round.draws import epochs_of
 from lwfed.store.ahead import prefetch
 
 
@@ -50,15 +52,14 @@ def micro_batches(
         cached: Modality -> cached outputs of its frozen blocks, read instead of its inputs.
     """
     plan, training = ctx.plan, ctx.plan.training
-    per_epoch = epoch_length(len(examples), training.batch_size)
-    num_steps = training.local_steps or training.local_epochs * per_epoch
+    first_view, num_steps = epochs_of(plan, ctx.server_round, num_examples=len(examples))
     batches = train_batches(
         ctx.bench.data(ctx.stage, ctx.place, ctx.client),
         examples=examples,
         settings=ctx.bench.inputs(ctx.stage),
         batch_size=training.batch_size,
         seed=plan.seed,
-        first_view=(plan.first_round + ctx.server_round - 2) * -(-num_steps // per_epoch),
+        first_view=first_view,
         augment=plan.data.augment,
         workers=ctx.place.workers,
         num_batches=num_steps,
@@ -142,8 +143,14 @@ def _used_on(tensor: Tensor, *, stream: torch.cuda.Stream) -> Tensor:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Copies a batch to a device; a no-op if it is already there."""
-    return _map(batch, lambda tensor: tensor.to(device, non_blocking=True))
+    """Copies a batch to a device, and decodes cached outputs there; a no-op if it is already there and in fp32."""
+    moved = _map(batch, lambda tensor: tensor.to(device, non_blocking=True))
+    inputs = {m: {**v, "tokens": decode(v["tokens"])} if _is_cached(v) else v for m, v in moved.inputs.items()}
+    return replace(moved, inputs=inputs)
+
+
+def _is_cached(value: Any) -> bool:
+    return isinstance(value, dict) and "tokens" in value
 
 
 def part(batch: Batch, index: int, count: int) -> Batch:

@@ -61,9 +61,7 @@ def fetch_model(
     plan = ctx.plan
     lacks = ctx.work.lacks
     needed = without_modalities(plan.frozen, left_out=(*without, *lacks))
-    spare: tuple[str, ...] = ()
-    if plan.evaluation.federated_every:  # evaluation needs all of them every few rounds
-        spare = without_modalities(plan.frozen, left_out=lacks)
+    spare = without_modalities(plan.frozen, left_out=lacks)  # evaluation may need them, and inputs drawn later
     frozen = ctx.bench.frozen(
         checkpoint, needed, store=ctx.counted, cache=frozen_cache(ctx), device=ctx.device, spare=spare
     )

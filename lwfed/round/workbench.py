@@ -22,6 +22,7 @@ from lwfed.models.build import input_settings, skeleton, tensor_specs, without_p
 from lwfed.models.identity import tokenizer_version
 from lwfed.models.multimodal import Multimodal
 from lwfed.params import by_unit
+from lwfed.plan.cohort import sample_round
 from lwfed.plan.stages import DataPlan, StagePlan, key_of_values
 from lwfed.round.context import ClientContext, RoundContext
 from lwfed.round.forward import KeptOutputs
@@ -76,6 +77,7 @@ class Workbench:
         self.stage = lru_cache(maxsize=4)(self._stage)
         self.skeleton = lru_cache(maxsize=4)(self._skeleton)
         self.upload_bytes = lru_cache(maxsize=16)(self._upload_bytes)
+        self.cohort = lru_cache(maxsize=128)(self._cohort)
         self._shares = lru_cache(maxsize=1)(self._share)
         self._inputs = lru_cache(maxsize=1)(self._input_settings)
         self._file_digests: dict[Path, FileDigests] = {}
@@ -234,6 +236,10 @@ class Workbench:
         stage = self.stage(key)
         examples = self.examples(stage, place, "train", who)
         return examples, shares_at(stage.plan, examples)
+
+    def _cohort(self, key: str, server_round: int) -> frozenset[str]:
+        """Returns the clients that a round of a stage asks, if sizes do not decide it."""
+        return frozenset(sample_round(self.stage(key).plan, server_round, sizes={}))
 
     def _skeleton(self, key: str, without: tuple[str, ...] = (), lacks: tuple[str, ...] = ()) -> Multimodal:
         """Builds a stage's model without weights.

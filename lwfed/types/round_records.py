@@ -46,6 +46,8 @@ class ClientRecord(Record):
         prefix: Modality -> state of its cached frozen outputs: `kept`, `filled`, or `recomputed: ` and the reason.
         prefix_fill_s: Seconds spent filling the cache.
         prefix_cache_bytes: Bytes of the cache.
+        prefix_read_bytes: Bytes of cached outputs that its steps read.
+        prefix_filled: Modality -> number of units that need not run -> number of outputs computed without them.
         residual: State of the last upload's residual: `fresh`, `used` or `lost`.
         residual_kept: Whether this upload's residual was kept.
         unkept: Why the client keeps nothing between rounds.
@@ -71,6 +73,8 @@ class ClientRecord(Record):
     prefix: dict[str, str] = Field(default_factory=dict)
     prefix_fill_s: float = 0.0
     prefix_cache_bytes: int = 0
+    prefix_read_bytes: int = 0
+    prefix_filled: dict[str, dict[str, int]] = Field(default_factory=dict)
     residual: str | None = None
     residual_kept: bool | None = None
     unkept: str | None = None

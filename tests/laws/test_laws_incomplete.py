@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from lwfed.data.batches import Batch, eval_batches, train_batches
 from lwfed.data.incomplete import lacked_by
-from lwfed.data.prefix_cache import Inputs, write_cache
+from lwfed.data.prefix_inputs import Inputs
 from lwfed.data.protocol import Example, Source
 from lwfed.models.build import initial_tensors, load, skeleton, tensor_specs
 from lwfed.models.multimodal import Multimodal
@@ -26,6 +26,8 @@ from lwfed.round.losses import batch_loss, received_heads
 from lwfed.round.workbench import Workbench
 from lwfed.run.tasks import Place
 from tests.holes import OBJECTIVES, on, write_holes
+from tests.kept import batches_of as kept_batches
+from tests.kept import entry_of, kept_whole
 from tests.tiny import ONE_STAGE, begun
 
 ALIGNED = {
@@ -316,8 +318,8 @@ def test_rows_with_holes_find_their_cached_inputs(given: Ready, tmp_path: Path) 
     for modality in ("audio", "image"):
         inputs = Inputs(modality, tuple(given.examples), given.settings, "5eed", False, 1)
         assert len(inputs) == sum(example.has(modality) for example in given.examples)
-        raw = ((v.flatten(1)[:, None, :], None) for v in inputs.batches(given.source, batch_size=4, workers=0))
-        cached[modality] = write_cache(tmp_path, inputs, raw, chain=("stem",), code="code")
+        raw = ((v.flatten(1)[:, None, :], None) for v in kept_batches(inputs, given.source, batch_size=4))
+        cached[modality] = kept_whole(tmp_path, entry_of(inputs), raw)
     without = tuple(example for example in given.examples if example.has("image"))
     assert replace(cached["image"].inputs, examples=without).digest == cached["image"].inputs.digest
     for one, other in zip(batches_of(given), batches_of(given, cached=cached), strict=True):

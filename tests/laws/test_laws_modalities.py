@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
+from lwfed.data.prefix_inputs import Inputs
 from lwfed.models.build import skeleton
+from lwfed.round.draws import drawn_in
+from lwfed.run.tasks import Place
 from lwfed.types.errors import SpecError
 from lwfed.types.tensors import unit_of
 from tests.laws.test_laws_costs import first_batch, price
@@ -90,8 +93,14 @@ def test_costs_are_the_ledgers(kind: str, request: pytest.FixtureRequest) -> Non
 
 
 def test_the_cache_holds_the_frozen_blocks_of_each(contrastive: Finished) -> None:
-    states = [metrics["prefix"] for metrics in prefix_metrics(contrastive, 3)]
-    assert states == [{"audio": "filled", "image": "filled", "text": "kept"}] * 2, "text had no new block at stage 2"
+    """Text has no new block at stage 2, so its outputs are kept; the captions that only stage 3 draws join them."""
+    bench, stages = contrastive.bench, [contrastive.bench.stage(key) for key in contrastive.keys]
+    for client, metrics in contrastive.reported("round")[2]["clients"].items():
+        examples, _ = bench.share(stages[2], Place(device="cpu"), client)
+        texts = Inputs("text", tuple(examples), bench.inputs(stages[2]), stages[2].plan.seed, False, 5)
+        before, now = (set(drawn_in(stage.plan, (1,), inputs=texts)) for stage in stages[1:])
+        assert metrics["prefix_filled"] == {"audio": {"2": 12}, "image": {"3": 12}, "text": {"0": len(now - before)}}
+        assert set(metrics["prefix"].values()) == {"filled"}
     computed = prefix_metrics(contrastive, 1)
     assert not any("prefix" in metrics for metrics in computed)
 

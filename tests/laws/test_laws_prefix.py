@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,8 @@ from torch import Tensor
 from lwfed.catalog.sources.shapes import ShapesSize
 from lwfed.data.batches import train_batches
 from lwfed.data.inputs import InputSettings
-from lwfed.data.prefix_cache import INDEX, CachedPrefix, Inputs, find_cached, write_cache
+from lwfed.data.prefix_cache import INDEX, CachedPrefix, keep_only
+from lwfed.data.prefix_inputs import Inputs
 from lwfed.data.protocol import Example, open_source
 from lwfed.launch.in_process import InProcess
 from lwfed.launch.subprocess import Subprocess
@@ -31,6 +33,7 @@ from lwfed.spec.model import ModelSpec
 from lwfed.steps.experiment import run_stages
 from lwfed.store.local import LocalStore
 from tests.events import emit_to
+from tests.kept import CHAIN, batches_of, entry_of, kept_whole
 from tests.tiny import ENCODERS, RESNET, VALUES, Finished, begun, client_task, prepared, run_tiny, tiny_spec
 
 AUDIO = {
@@ -54,7 +57,6 @@ SETTINGS = InputSettings(
 SOURCE = open_source(DataSpec(source="shapes", shapes=ShapesSize(train=12, test=4, image_size=16)))
 SEED, BATCH = "5eed", 4
 KEEP = "levers.prefix_cache=always"
-CHAIN, CODE = ("stem", "block"), "code"
 
 
 @pytest.fixture(scope="module", params=("vit-distilbert", "resnet-mobilebert"))
@@ -76,7 +78,7 @@ def inputs_of(modality: str, *, views: int = 1, augment: bool = False) -> Inputs
 def raw_batches(modality: str, inputs: Inputs) -> list[Any]:
     if modality == "audio":  # scenes have no sound
         return list(spectrograms(len(inputs)).split(BATCH))
-    return list(inputs.batches(SOURCE, batch_size=BATCH, workers=0))
+    return list(batches_of(inputs, SOURCE, batch_size=BATCH))
 
 
 @pytest.mark.parametrize("modality", ["image", "text", "audio"])
@@ -84,7 +86,7 @@ def test_what_is_kept_is_what_would_be_computed(modality: str, module: Multimoda
     """Bit for bit, for the same batches."""
     inputs = inputs_of(modality)
     states = [module.prefix(modality, raw, cut=1) for raw in raw_batches(modality, inputs)]
-    kept = write_cache(tmp_path, inputs, ((state.tokens, state.mask) for state in states), chain=CHAIN, code=CODE)
+    kept = kept_whole(tmp_path, entry_of(inputs), ((state.tokens, state.mask) for state in states))
     assert len(inputs) == sum(len(state.tokens) for state in states)
     start = 0
     for state in states:
@@ -104,7 +106,7 @@ def test_projections_of_what_is_kept_are_those_of_the_inputs(modality: str, modu
     inputs = inputs_of(modality)
     batches = raw_batches(modality, inputs)
     states = [module.prefix(modality, raw, cut=1) for raw in batches]
-    kept = write_cache(tmp_path, inputs, ((state.tokens, state.mask) for state in states), chain=CHAIN, code=CODE)
+    kept = kept_whole(tmp_path, entry_of(inputs), ((state.tokens, state.mask) for state in states))
     numbers = list(range(BATCH))
     ours = module.project(modality, kept.at(numbers), cut=1)
     theirs = module.project(modality, batches[0], cut=1)
@@ -119,7 +121,7 @@ def test_newly_frozen_blocks_applied_to_what_is_kept_are_all_blocks_at_once(modu
         inputs = inputs_of(modality)
         encoder = module.encoder(modality)
         states = [module.prefix(modality, raw, cut=1) for raw in raw_batches(modality, inputs)]
-        first = write_cache(tmp_path, inputs, ((s.tokens, s.mask) for s in states), chain=CHAIN, code=CODE)
+        first = kept_whole(tmp_path, entry_of(inputs), ((s.tokens, s.mask) for s in states))
         found = first.at(range(BATCH))
         later = encoder.advance(states[0]._replace(tokens=found["tokens"], mask=found.get("mask")), start=1, stop=2)
         whole = module.prefix(modality, raw_batches(modality, inputs)[0], cut=2)
@@ -135,7 +137,7 @@ def test_rows_of_a_batch_find_their_view_and_their_caption(tmp_path: Path) -> No
     examples = images.examples
     assert len(images) == 3 * len(examples) and len(texts) == sum(len(e.captions) for e in examples)
     assert [images.number((2, view)) for view in range(5)] == [6, 7, 8, 6, 7]
-    fed = torch.cat(list(images.batches(SOURCE, batch_size=BATCH, workers=0)))
+    fed = torch.cat(list(batches_of(images, SOURCE, batch_size=BATCH)))
     made = {m: _kept_inputs(i, tmp_path / m) for m, i in (("image", images),)}
     common = {
         "examples": examples, "settings": replace(SETTINGS, modalities=("image", "text")), "batch_size": 5,
@@ -154,40 +156,62 @@ def test_rows_of_a_batch_find_their_view_and_their_caption(tmp_path: Path) -> No
 
 def _kept_inputs(inputs: Inputs, folder: Path) -> CachedPrefix:
     """Keeps the raw pixels themselves, as tokens: what comes back shows which input a row got."""
-    raw = ((pixels.flatten(1)[:, None, :], None) for pixels in inputs.batches(SOURCE, batch_size=BATCH, workers=0))
-    return write_cache(folder, inputs, raw, chain=CHAIN, code=CODE)
+    raw = ((pixels.flatten(1)[:, None, :], None) for pixels in batches_of(inputs, SOURCE, batch_size=BATCH))
+    return kept_whole(folder, entry_of(inputs), raw)
 
 
-def test_other_blocks_examples_seeds_views_or_code_are_not_taken_for_these(tmp_path: Path) -> None:
+def test_other_blocks_examples_seeds_views_formats_or_code_are_not_taken_for_these(tmp_path: Path) -> None:
     inputs = inputs_of("image", views=2, augment=True)
     _kept_inputs(inputs, tmp_path)
-    assert find_cached(tmp_path, inputs, chain=CHAIN, code=CODE) is not None
-    part = find_cached(tmp_path, inputs, chain=(*CHAIN, "next"), code=CODE)
-    assert part is not None and part.chain == CHAIN, "a leading part is a start"
-    assert find_cached(tmp_path, inputs, chain=("stem", "other"), code=CODE) is None
-    assert find_cached(tmp_path, inputs, chain=CHAIN, code="newer") is None
+    entry = entry_of(inputs)
+    assert CachedPrefix(tmp_path, entry).numbers == list(range(len(inputs)))
+    longer = replace(entry, chain=(*CHAIN, "next"))
+    assert not CachedPrefix(tmp_path, longer).numbers
+    assert [one.chain for one in longer.earlier()] == [CHAIN, CHAIN[:1]], "a leading part is a start"
     fewer = replace(inputs, examples=inputs.examples[1:])
     renamed = replace(inputs, examples=(Example("x", None, ("a",)), *inputs.examples[1:]))
-    for other in (fewer, renamed, replace(inputs, seed="0"), replace(inputs, views=1), replace(inputs, augment=False)):
-        assert find_cached(tmp_path, other, chain=CHAIN, code=CODE) is None
+    others = [fewer, renamed, replace(inputs, seed="0"), replace(inputs, views=1), replace(inputs, augment=False)]
+    for other in (
+        replace(entry, chain=("stem", "other")), replace(entry, code="newer"), replace(entry, codec="bf16"),
+        replace(entry, rounded_at=(1,)), *map(entry_of, others),
+    ):  # fmt: skip
+        assert not CachedPrefix(tmp_path, other).numbers
+    keep_only(tmp_path, [entry, entry_of(inputs_of("text"))], modality="text")
+    assert CachedPrefix(tmp_path, entry).numbers, "another modality's"
+    keep_only(tmp_path, [longer], modality="image")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_rounded_entry_is_made_of_those_that_were_rounded_alike() -> None:
+    entry = replace(entry_of(inputs_of("image")), chain=tuple("abcdef"), codec="int8", rounded_at=(1, 3))
+    assert [(len(one.chain), one.rounded_at) for one in entry.earlier()] == [(4, (1,)), (2, ())]
 
 
 def test_what_is_damaged_or_half_written_is_not_used(tmp_path: Path) -> None:
     inputs = inputs_of("image")
-    _kept_inputs(inputs, tmp_path)
+    kept = _kept_inputs(inputs, tmp_path)
     (place,) = tmp_path.iterdir()
-    index = json.loads((place / INDEX).read_text())
-    (place / INDEX).write_text(json.dumps(index | {"lengths": index["lengths"][:-1]}))
-    assert find_cached(tmp_path, inputs, chain=CHAIN, code=CODE) is None
-    (place / INDEX).write_text("{")
-    assert find_cached(tmp_path, inputs, chain=CHAIN, code=CODE) is None and not place.exists()
+    (part,) = place.iterdir()
+    index, tokens = json.loads((part / INDEX).read_text()), (part / "tokens").read_bytes()
+    for name, content in (
+        (INDEX, json.dumps(index | {"lengths": index["lengths"][:-1]}).encode()),
+        (INDEX, json.dumps(index | {"numbers": [len(inputs), *index["numbers"][1:]]}).encode()),
+        (INDEX, b"{"), ("tokens", tokens[:-4]), ("tokens", b""),
+    ):  # fmt: skip
+        (part / name).write_bytes(content)
+        assert not CachedPrefix(tmp_path, kept.entry).numbers and not part.exists()
+        _kept_inputs(inputs, tmp_path)
+    part.rename(place / "0001")
+    _kept_inputs(inputs, tmp_path)
+    assert sorted(one.name for one in place.iterdir()) == ["0001", "0002"], "a damaged part leaves a gap, and no more"
+    shutil.rmtree(place)
 
     def breaks() -> Any:
         yield torch.zeros(2, 1, 3), None
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        write_cache(tmp_path, inputs, breaks(), chain=CHAIN, code=CODE)
+        kept_whole(tmp_path, kept.entry, breaks())
     assert not list(tmp_path.iterdir())
 
 
@@ -233,7 +257,7 @@ def test_no_room_is_reported_and_costs_no_round(tmp_path: Path, monkeypatch: pyt
     def full(*_: Any, **__: Any) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("lwfed.round.prefix.write_cache", full)
+    monkeypatch.setattr("lwfed.round.prefix.add_part", full)
     done = run_tiny(tmp_path, KEEP)
     reported = prefix_metrics(done, 2)
     assert all(m["prefix"]["image"].startswith("recomputed: ") for m in reported)

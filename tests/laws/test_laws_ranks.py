@@ -17,21 +17,25 @@ from torch import Tensor
 
 from lwfed import ranks
 from lwfed.data.inputs import InputSettings
-from lwfed.data.prefix_cache import Inputs, find_cached, write_cache
+from lwfed.data.prefix_cache import CachedPrefix
+from lwfed.data.prefix_inputs import Inputs
 from lwfed.data.protocol import Example
 from lwfed.round import prefix
 from lwfed.round.train_client import train_client
 from lwfed.round.workbench import Workbench
 from lwfed.run.tasks import ClientTask
+from lwfed.types.encoded import Codec
 from lwfed.types.errors import DataError
+from tests.kept import entry_of, kept_whole
 from tests.tiny import begun, client_task
 
 KEEP = "levers.prefix_cache=always"
-CHAIN, CODE = ("stem", "block"), "code"
 BATCH, COUNT, WIDTH = 3, 14, 4
 SETTINGS = InputSettings(("image", "text"), image_size=16, max_tokens=8, vocab_size=384, num_mel_bins=0, frames=0)
 TOKENS_A_FILL = 4
 """So few that the tiny experiment's examples make several batches, of which the ranks get unequal numbers."""
+
+CODECS: dict[str, Codec] = {"image": "int8", "text": "bf16"}
 
 Outputs = Iterator[tuple[Tensor, Tensor | None]]
 
@@ -51,7 +55,7 @@ def outputs_of(inputs: Inputs) -> Outputs:
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randn(COUNT, 5, WIDTH, generator=generator)
     mask = torch.arange(5) < torch.randint(1, 6, (COUNT, 1), generator=generator)
-    for start in inputs.batch_starts(BATCH):
+    for start in range(ranks.rank() * BATCH, COUNT, ranks.size() * BATCH):
         rows = slice(start, start + BATCH)
         yield tokens[rows], mask[rows] if inputs.modality == "text" else None
 
@@ -73,12 +77,12 @@ def keep_on_a_rank(rank: int, folder: str) -> None:
     join(rank, folder)
     for modality in ("image", "text"):
         inputs = inputs_of(modality)
-        write_cache(Path(folder) / "kept", inputs, outputs_of(inputs), chain=CHAIN, code=CODE)
+        kept_whole(Path(folder) / "kept", entry_of(inputs, codec=CODECS[modality]), outputs_of(inputs))
     states = []
     inputs = inputs_of("image")
     for error in (OSError(errno.ENOSPC, "No space left"), DataError("bad.jpg is no image", remedy="remove it")):
         with pytest.raises(type(error)) as caught:
-            write_cache(Path(folder) / "kept", inputs, failing(inputs, error), chain=("other",), code=CODE)
+            kept_whole(Path(folder) / "kept", entry_of(inputs, chain=("other",)), failing(inputs, error))
         states.append([type(caught.value).__name__, str(caught.value), getattr(caught.value, "errno", None)])
     (Path(folder) / f"{rank}.json").write_text(json.dumps(states))
     dist.destroy_process_group()
@@ -89,8 +93,9 @@ def test_ranks_write_the_file_that_one_rank_writes_and_fail_together(tmp_path: P
     mp.spawn(keep_on_a_rank, args=(str(tmp_path),), nprocs=2)
     for modality in ("image", "text"):
         inputs = inputs_of(modality)
-        write_cache(tmp_path / "alone", inputs, outputs_of(inputs), chain=CHAIN, code=CODE)
-        assert find_cached(tmp_path / "kept", inputs, chain=CHAIN, code=CODE) is not None
+        entry = entry_of(inputs, codec=CODECS[modality])
+        kept_whole(tmp_path / "alone", entry, outputs_of(inputs))
+        assert CachedPrefix(tmp_path / "kept", entry).numbers == list(range(COUNT))
     assert files_of(tmp_path / "kept") == files_of(tmp_path / "alone"), "what failed has left nothing, either"
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
@@ -11,6 +11,7 @@ from typing import Any
 
 from lwfed.cost.schedule import samples_per_round
 from lwfed.formats import HEADLINES, finite
+from lwfed.plan.stages import StagePlan
 from lwfed.report.compare.records import Comparison, Group, Memory, Point, RunCurve, Spread, spread
 from lwfed.report.compare.settings import differences, labels_of, setting_notes, work_of
 from lwfed.run import runs
@@ -111,7 +112,7 @@ def curve_of(run: RunRecord, *, stages: Sequence[StageRecord], rounds: Sequence[
         memory.append(Memory(stage, cost.get("peak_bytes"), max(peaks, default=None)))
         peak = max(peak, memory[-1].measured or memory[-1].predicted or 0.0)
         fetched = in_every_round(records, frozen_bytes, earlier=earlier)
-        filled = in_every_round(records, partial(_filling, cost=cost), earlier=earlier)
+        filled = _fills(records, plan=plan, cost=cost, earlier=earlier)
         earlier = clients_in(records)
         for n, record in enumerate(records):
             part = record.clients.values()
@@ -164,10 +165,37 @@ def _headline(histories: Sequence[RunHistory]) -> str:
     return HEADLINES[0]  # no run has rounds, or they share no metric: the caller's error says which
 
 
+def _fills(
+    records: Sequence[RoundRecord], *, plan: StagePlan, cost: Mapping[str, Any], earlier: Collection[str]
+) -> list[float]:
+    """Returns the FLOPs per round that a client in every round of a stage spends on filling its cache.
+
+    They follow from what clients computed. But clients that fill at once for the few rounds that they take part in
+    compute less than one that is in all of them; then it is the ledger's prediction.
+    """
+    spent = in_every_round(records, partial(_filling, cost=cost), earlier=earlier)
+    if plan.cohort.fraction_fit < 1 and plan.knows_rounds and not any(spent[1:]):
+        spent[0] = in_every_round(records, partial(_predicted_filling, cost=cost), earlier=earlier)[0]
+    return spent
+
+
+def _predicted_filling(client: ClientRecord, *, cost: Mapping[str, Any]) -> float:
+    """Returns the FLOPs of a stage's fill, if a client filled its cache in this round."""
+    return float(client.num_examples * (cost.get("fill_flops") or 0)) if "filled" in client.prefix.values() else 0.0
+
+
 def _filling(client: ClientRecord, *, cost: Mapping[str, Any]) -> float:
     """Returns the FLOPs, by the ledger, that a client spent in this round on filling its cache of frozen outputs."""
-    filled = "filled" in client.prefix.values()
-    return float(client.num_examples * (cost.get("fill_flops") or 0)) if filled else 0.0
+    each = cost.get("fill_from")
+    if each is None:  # a run of an older version, which computed all inputs at once
+        return _predicted_filling(client, cost=cost)
+    return float(
+        sum(
+            count * each.get(modality, {}).get(done, 0)
+            for modality, counts in client.prefix_filled.items()
+            for done, count in counts.items()
+        )
+    )
 
 
 def _flops_per_sample(clients: Sequence[ClientRecord], cost: Mapping[str, Any]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from lwfed.report.compare.settings import differences, work_of
 from lwfed.report.compare.table import budget_rows, difference_text, quality_text, rows, stage_memory
 from lwfed.steps.experiment import measured_total
 from lwfed.types.errors import SpecError
+from lwfed.types.round_records import ClientRecord
 from tests.tiny import ONE_STAGE, tiny_spec
 
 Make = Callable[..., list[RunHistory]]
@@ -26,6 +28,15 @@ def test_groups_stand_in_order_with_their_seeds(six: list[RunHistory]) -> None:
     assert [group.label for group in found.groups] == ["end to end", "layerwise", "progressive"]
     assert {group.seeds for group in found.groups} == {(0, 1)} and found.metric == METRIC
     assert found.reference is found.groups[0] and found.notes == ()
+
+
+def filling(client: ClientRecord, cost: dict[str, Any]) -> float:
+    """Returns the FLOPs of filling a client's cache."""
+    return sum(
+        count * cost["fill_from"][modality][units]
+        for modality, counts in client.prefix_filled.items()
+        for units, count in counts.items()
+    )
 
 
 def test_sums_are_those_of_a_client_in_every_round(six: list[RunHistory]) -> None:
@@ -43,8 +54,10 @@ def test_sums_are_those_of_a_client_in_every_round(six: list[RunHistory]) -> Non
         # 12 examples a client, one epoch: the FLOPs of 12 samples a round
         each = {s.stage: s.ledger.measured for s in stages}
         flops = sum(12 * (each[r.stage]["forward_flops"] + each[r.stage]["backward_flops"]) for r in rounds)
-        filled = {r.stage for r in rounds for c in r.clients.values() if "filled" in c.prefix.values()}
-        flops += sum(12 * costs[stage]["fill_flops"] for stage in filled)
+        # and those of the outputs that it computed, once
+        spent = [[filling(client, costs[record.stage]) for client in record.clients.values()] for record in rounds]
+        assert any(spent[2]) == (run.strategy == "layerwise") and not any(spent[0] + spent[1] + spent[3])
+        flops += sum(map(statistics.fmean, spent))
         assert last.flops == pytest.approx(flops, rel=1e-12)
         assert last.peak_bytes == max(s.ledger.measured["peak_tensor_bytes"] for s in stages)
         assert [point.quality.mean for point in curve.points if point.quality] == [
