@@ -41,7 +41,7 @@ class StageCost:
         sample_bytes: Part of `activations_bytes` that each example adds.
         fill_flops: FLOPs per example, over the stage, of frozen blocks whose outputs are cached.
         fill_from: Modality -> number of leading units whose output was cached before -> FLOPs of an output from there.
-        cache_bytes: Bytes per example of those outputs on the client's disk, with texts at their maximum length.
+        cache_bytes: Bytes per example of those outputs on the client's disk at the stage's end, texts having `tokens`.
         read_bytes: Bytes of them that a step reads per sample, likewise.
         units: The bill of each unit, from input to output.
     """
