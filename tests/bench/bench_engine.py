@@ -1,10 +1,16 @@
 """What the engine itself costs: rounds of a client that adds 1e-3 to every weight, beside a bare streaming mean.
 
-50 M parameters, all of them sent by every client. The bare means, in numpy and in torch, add the same to every array
-and sum it up, in float32, or like lwfed in float64: nothing is written, hashed or checked. Another one hashes, writes,
-reads and hashes again, as a store must that a killed run goes on from. lwfed is measured with `store.updates: keep` and
-`memory`. Each measurement is a process of its own. Run it: `python tests/bench/bench_engine.py`, or with ways and a
-number of clients: `python tests/bench/bench_engine.py memory,mean,mean64 40`.
+50 M parameters, all of them sent by every client. The bare means, in numpy and in torch, sum up `array + 1e-3` of each
+array of 1 M items, in float32, or like lwfed in float64: no client has weights of its own, and nothing is written,
+hashed or checked. `copies` hands each client a copy of the weights to change in place, as training does, and sums in
+float64. `stored` hashes, writes, reads and hashes again, as a store must that a killed run goes on from. `pfl` is
+pfl-research, if it is installed (see `beside_pfl.py`). lwfed is measured with `store.updates: keep` and `memory`.
+
+lwfed keeps the memory that it frees (see `lwfed/round/memory.py`), and so does `copies`; the ways named `mean_kept` and
+`mean64_kept` are the means with that setting, without which the system clears the place of each `array + 1e-3`.
+
+Each measurement is a process of its own. Run it: `python tests/bench/bench_engine.py`, or with ways and a number of
+clients: `python tests/bench/bench_engine.py memory,mean,mean64 40`.
 """
 
 from __future__ import annotations
@@ -31,12 +37,14 @@ from lwfed import environment
 from lwfed.federated.local import LocalResult
 from lwfed.launch.in_process import InProcess
 from lwfed.round import train_client
+from lwfed.round.memory import reuse_memory
 from lwfed.round.workbench import Workbench
 from lwfed.run.runs import Options
 from lwfed.spec.load import load_spec
 from lwfed.steps.experiment import run_stages
 from lwfed.steps.prepare import draft, prepare
 from lwfed.store.opening import open_store
+from tests.bench import beside_pfl
 from tests.events import emit_to
 
 AIM = 1.10
@@ -130,6 +138,48 @@ def mean64(folder: Path, *, num_clients: int) -> dict[str, Any]:
     return mean(folder, num_clients=num_clients, dtype=torch.float64)
 
 
+def mean_kept(folder: Path, *, num_clients: int) -> dict[str, Any]:
+    """Averages in float32 and keeps the memory that it frees; see `mean`."""
+    reuse_memory()
+    return mean(folder, num_clients=num_clients)
+
+
+def mean64_kept(folder: Path, *, num_clients: int) -> dict[str, Any]:
+    """Averages in float64 and keeps the memory that it frees; see `mean`."""
+    reuse_memory()
+    return mean64(folder, num_clients=num_clients)
+
+
+def copies(folder: Path, *, num_clients: int) -> dict[str, Any]:
+    """Averages in float64, in one thread, copies of the weights that each client changes in place; see `mean`."""
+    torch.set_num_threads(1)
+    reuse_memory()
+    arrays = [torch.zeros(ITEMS) for _ in range(math.ceil(PARAMETERS / ITEMS))]
+    seconds, spent = [], []
+    for _ in range(ROUNDS):
+        started, cpu = time.perf_counter(), time.process_time()
+        total = [torch.zeros(ITEMS, dtype=torch.float64) for _ in arrays]
+        for _ in range(num_clients):
+            own = [array.clone() for array in arrays]
+            torch._foreach_add_(own, 1e-3)
+            for number, array in enumerate(own):
+                total[number].add_(array)
+        arrays = [one.div_(num_clients).float() for one in total]
+        seconds.append(time.perf_counter() - started)
+        spent.append(time.process_time() - cpu)
+    return {"round_s": statistics.median(seconds[1:]), "cpu_s": statistics.median(spent[1:])}
+
+
+def pfl(folder: Path, *, num_clients: int) -> dict[str, Any]:
+    """Runs rounds of pfl-research, whose clients do the same, in one thread; returns seconds of CPU of a round."""
+    torch.set_num_threads(1)
+    module = torch.nn.ParameterList(torch.zeros(ITEMS) for _ in range(math.ceil(PARAMETERS / ITEMS)))
+    spent = beside_pfl.rounds(
+        beside_pfl.Problem(module, None), num_clients=num_clients, num_rounds=ROUNDS, step=1e-3
+    )  # fmt: skip
+    return {"cpu_s": statistics.median(spent)}
+
+
 def stored(folder: Path, *, num_clients: int) -> dict[str, Any]:
     """Averages what each client wrote: hashed, written, read and hashed again; returns seconds of a round."""
 
@@ -161,11 +211,14 @@ def _rounds(num_clients: int, sent: Callable[[int, int, np.ndarray], np.ndarray]
     return {"round_s": statistics.median(seconds[1:]), "cpu_s": statistics.median(spent[1:])}
 
 
-WAYS = {"engine": engine, "memory": in_memory, "bare": bare, "mean": mean, "mean64": mean64, "stored": stored}
-
-
+WAYS = {
+    "engine": engine, "memory": in_memory, "bare": bare, "mean": mean, "mean64": mean64, "mean_kept": mean_kept,
+    "mean64_kept": mean64_kept, "copies": copies, "pfl": pfl, "stored": stored,
+}  # fmt: skip
 COMPARED = (
-    ("engine", "bare", AIM), ("engine", "stored", None), ("memory", "mean", MEAN_AIM), ("memory", "mean64", None)
+    ("engine", "bare", AIM), ("engine", "stored", None), ("memory", "mean", MEAN_AIM), ("memory", "mean64", None),
+    ("memory", "mean_kept", None), ("memory", "mean64_kept", None), ("memory", "copies", None),
+    ("memory", "pfl", None), ("pfl", "mean", None),
 )  # fmt: skip
 
 
@@ -180,9 +233,9 @@ def table(found: dict[tuple[str, int], dict[str, Any]]) -> str:
     lines = []
     for (way, clients), one in found.items():
         parts = "".join(f"   {name[:-2]} {one[name]:.2f} s" for name in ("train_s", "aggregate_s") if name in one)
+        wall = f"{one['round_s']:.2f} s a round, " if "round_s" in one else ""
         lines.append(
-            f"{way:8} {clients} clients   {one['round_s']:.2f} s a round, {one['cpu_s']:.2f} of CPU   "
-            f"{one['peak_bytes'] / 1e6:.0f} MB{parts}"
+            f"{way:11} {clients} clients   {wall}{one['cpu_s']:.2f} s of CPU   {one['peak_bytes'] / 1e6:.0f} MB{parts}"
         )
     most = max(clients for _, clients in found)
     many = {way: one for (way, clients), one in found.items() if clients == most}
@@ -200,9 +253,17 @@ def table(found: dict[tuple[str, int], dict[str, Any]]) -> str:
 def measure() -> dict[tuple[str, int], dict[str, Any]]:
     """Measures all."""
     wanted = [
-        *((way, 40) for way in ("bare", "mean", "mean64", "stored", "memory", "engine")),
-        *((way, 10) for way in ("memory", "engine")),
+        *((way, 40) for way in WAYS), *((way, 10) for way in ("memory", "engine")),
     ]  # fmt: skip
+    return measured_ways(wanted)
+
+
+def measured_ways(wanted: Sequence[tuple[str, int]]) -> dict[tuple[str, int], dict[str, Any]]:
+    """Measures some ways, each with a number of clients; without pfl-research, not that one, and says so."""
+    why = beside_pfl.missing()
+    if why is not None and any(way == "pfl" for way, _ in wanted):
+        print(why)
+        wanted = [(way, clients) for way, clients in wanted if way != "pfl"]
     return {(way, clients): measured(way, num_clients=clients) for way, clients in wanted}
 
 
@@ -219,7 +280,7 @@ if __name__ == "__main__":
         print(table(measure()))
     elif "," in sys.argv[1]:
         clients = int(sys.argv[2])
-        print(table({(way, clients): measured(way, num_clients=clients) for way in sys.argv[1].split(",")}))
+        print(table(measured_ways([(way, clients) for way in sys.argv[1].split(",")])))
     else:
         with tempfile.TemporaryDirectory() as scratch:
             one = WAYS[sys.argv[1]](Path(scratch), num_clients=int(sys.argv[2]))
