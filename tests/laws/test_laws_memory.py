@@ -91,14 +91,16 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from lwfed.round import aggregate_round as server
+from lwfed.round import runtime
 from lwfed.round.train_client import train_client
 from lwfed.store import paths
 from tests.aggregating import updates_of
 from tests.tiny import begun, client_task, round_task
 
+runtime.reuse_memory = lambda: False
 root, clients = Path(sys.argv[1]), int(sys.argv[2])
 bench, stage, _ = begun(
-    root, "federation.num_clients=2", "model.projection.hidden=900", "evaluation.every=99", "training.local_steps=1"
+    root, "federation.num_clients=2", "model.projection.hidden=1400", "evaluation.every=99", "training.local_steps=1"
 )
 update = train_client(client_task(bench, stage, "client-000"), bench=bench)
 folder = root / paths.updates(stage.key, 1, "client-000")
@@ -128,7 +130,7 @@ print(json.dumps({"grown": peak - before, "update": size}))
 def test_the_servers_memory_is_flat_over_clients(tmp_path: Path) -> None:
     """Measured: how far an aggregating process's resident memory rises above its start, for 4 and 40 clients.
 
-    The C library returns freed memory at once, so that what is counted is in use, and units are aggregated one after
+    Freed memory is returned at once, so that what is counted is in use, and units are aggregated one after
     another, so that the peak does not depend on timing. Only the updates' manifests grow, by a few tens of kB each.
     """
     returning = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
