@@ -30,6 +30,7 @@ from lwfed.steps.prepare import draft, prepare
 from lwfed.store.opening import open_store
 from tests.cluster.bed import BASE_IMAGE, GPU, Bed, environment, folders, namespace, pool
 from tests.events import plain
+from tests.holes import LACKS, on, write_holes
 from tests.s3 import PASSWORD, USER, Server
 from tests.tiny import run_tiny
 
@@ -126,12 +127,30 @@ def test_a_pod_that_is_killed_comes_back_and_goes_on_with_the_round(bed: Bed, ur
     assert [v["line"] for k, v in found.told if k == "waiting" and "the Job restarts it" in v["line"]]
 
 
-def test_groups_and_a_missing_modality_in_pods(bed: Bed, uri: str, tmp_path: Path) -> None:
+def test_a_weak_client_in_pods(bed: Bed, uri: str, tmp_path: Path) -> None:
     weak = "federation.groups=[{name: weak, clients: [client-001], max_blocks: 0}]"
     size = ("federation.num_clients=3", "stages.rounds=[2,2]", "strategy=progressive", weak)
     here = run_tiny(tmp_path / "here", *size)
     found = Trained(bed, bed.spec(uri, *size))
     assert found.digest == here.summary["digest"]
+
+
+@pytest.mark.parametrize("way", [{}, STAY], ids=["a Job per round", "pods that stay"])
+def test_missing_modalities_blended_heads_and_a_gate_in_pods(
+    bed: Bed, uri: str, tmp_path: Path, way: dict[str, str]
+) -> None:
+    """Clients read a table on their node; the one in the north hears nothing."""
+    data = tmp_path / "data"
+    write_holes(data, count=60, lacks=["audio"] * 30 + [LACKS[n % len(LACKS)] for n in range(30)])
+    heads = "model.objective={kind: supervised, hidden: 12, dropout: 0, blending: {}}"
+    held_out = "evaluation={holdout_fraction: 0.3, federated_every: 1}"
+    size = on(data, heads, held_out, "stages={rounds: [5, 1], gate: {kind: movement, window: 2, threshold: 0.99}}")
+    here = run_tiny(tmp_path / "here", *size)
+    volumes = [*folders(), {"name": "data", "mount_path": str(data), "host_path": str(data)}]
+    settings = {"pools": [pool("clients", **way, volumes=volumes)], "server": pool("server", **way, volumes=volumes)}
+    found = Trained(bed, bed.spec(uri, *size, kubernetes=settings))
+    assert found.digest == here.summary["digest"]
+    assert len(found.starts) < 6, "the gate ends the first stage"
 
 
 @contextmanager
