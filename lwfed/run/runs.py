@@ -84,6 +84,12 @@ def spec_of(run: RunRecord, *, overrides: Sequence[str] = ()) -> RunSpec:
         raise
 
 
+def with_counted_clients(spec: RunSpec, *, store: Store, run_id: str) -> RunSpec:
+    """Returns a run's spec with the number of its clients, if only the data tell it and the run has been prepared."""
+    run = find_run(store, run_id) if spec.federation.num_clients is None else None
+    return spec if run is None else spec.model_copy(update={"federation": spec_of(run).federation})
+
+
 def plans_of(run: RunRecord) -> tuple[StagePlan, ...]:
     """Returns the plans of all stages of a run, with complete encoder settings in place of names of weights."""
     try:

@@ -21,7 +21,7 @@ def main() -> None:
     clock = Clock()
     clock.install()
     started(clock)
-    release, largest = worker._release_memory, 0
+    release, largest = worker.release_memory, 0
 
     def note() -> None:
         nonlocal largest
@@ -30,7 +30,7 @@ def main() -> None:
         Path(os.environ[FOLDER], f"{os.getpid()}.json").write_text(json.dumps(values), encoding="utf-8")
         release()
 
-    worker._release_memory = note
+    worker.release_memory = note
     worker.main()
 
 

@@ -44,12 +44,13 @@ def test_agents_end_in_the_digest_of_any_launcher(forks: Nest, tmp_path: Path, n
 
 @pytest.mark.slow
 def test_clients_that_lack_a_modality_end_in_one_digest(forks: Nest, tmp_path: Path) -> None:
-    """The sites of a table are clients, and the one in the north hears nothing; agents have the table elsewhere."""
+    """The sites of a table are clients, whose number only the data tell, and the one in the north hears nothing; agents
+    have the table elsewhere."""
     lacks = ["audio"] * 15 + [LACKS[n % len(LACKS)] for n in range(15)]
     write_holes(tmp_path / "data", lacks=lacks)
     write_holes(tmp_path / "elsewhere", lacks=lacks)
     spec, data = write_spec(tmp_path, launch__device="cpu", stages__rounds=[1, 1]), tmp_path / "data"
-    changes = [f"-o{override}" for override in on(data, "federation.num_clients=2")]
+    changes = [f"-o{override}" for override in on(data)]
     here = forks.start("run", spec, *changes, "--json", "-ostore.uri=./here", cwd=tmp_path)
     federation = Federation(forks, tmp_path, str(tmp_path / "store"))
     with federation.agents(*CLIENTS[:2], slow_s=0, policy={"data": {"table": str(tmp_path / "elsewhere")}}):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from lwfed.launch.agents.places import moved
 from lwfed.launch.agents.state import AgentState, Fact
 from lwfed.patience import Patience
+from lwfed.run import runs
 from lwfed.run.agents import Beat, Wants, wants_of
 from lwfed.run.launcher import Outcome
 from lwfed.run.tasks import PodTask
@@ -39,16 +40,14 @@ class Asking:
         spec: The experiment; names the run's agents, and sets heartbeats and retries.
         store: The store that all of them reach.
         run_id: The run.
-        agents: The number of agents that read what the run wants.
         warn: Receives a line once per outage of the store.
     """
 
     def __init__(
-        self, spec: RunSpec, *, store: Store, run_id: str, agents: int, warn: Callable[[str], None] = lambda _: None
+        self, spec: RunSpec, *, store: Store, run_id: str, warn: Callable[[str], None] = lambda _: None
     ) -> None:
         self._spec, self._store, self._run_id = spec, store, run_id
         self._pods = spec.launch.kind == "kubernetes"
-        self._poll_s = min(max(agents / REQUESTS_PER_S, POLLS_S[0]), POLLS_S[1])
         self._states: dict[str, AgentState] = {}
         self._marks: dict[str, str | None] = {}
         self._wanted: Wants | None = None
@@ -230,13 +229,19 @@ class Asking:
         state, beat = self._states.get(agent), self._heard.get(agent)
         return state is not None and not state.open and beat is not None and not beat.ended and beat.call == state.call
 
+    def _poll_s(self) -> float:
+        """Returns the seconds between an agent's reads of what is wanted: the more agents, the more."""
+        self._spec = runs.with_counted_clients(self._spec, store=self._store, run_id=self._run_id)
+        agents = self._spec.federation.num_clients or 1
+        return min(max(agents / REQUESTS_PER_S, POLLS_S[0]), POLLS_S[1])
+
     def _settings(self) -> dict[str, object]:
         kubernetes = self._spec.kubernetes
         return {
             "run_id": self._run_id,
             "name": self._spec.name,
             "retries": kubernetes.retries if self._pods else self._spec.launch.retries,
-            "poll_s": self._poll_s,
+            "poll_s": self._poll_s(),
             "heartbeat_s": kubernetes.heartbeat_s,
             "heartbeat_timeout_s": kubernetes.heartbeat_timeout_s,
         }

@@ -33,7 +33,7 @@ class AgentsLauncher:
     def __init__(self, spec: RunSpec, *, store: Store, run_id: str) -> None:
         self._server = InProcess(store)
         self._emit: Emit | None = None
-        self._asking = Asking(spec, store=store, run_id=run_id, agents=spec.federation.clients, warn=self._warn)
+        self._asking = Asking(spec, store=store, run_id=run_id, warn=self._warn)
 
     def clients(
         self, step: str, tasks: Sequence[PoolTask], *, deadline_s: float, emit: Emit, need: int | None = None

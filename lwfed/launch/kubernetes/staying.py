@@ -8,6 +8,7 @@ from lwfed.launch.agents.asking import GONE_S, Asking
 from lwfed.launch.agents.places import spread
 from lwfed.launch.kubernetes.jobs import Jobs
 from lwfed.launch.kubernetes.residents import Residents
+from lwfed.run import runs
 from lwfed.run.agents import SERVER
 from lwfed.run.events import ClientLog, Emit, Warning
 from lwfed.run.launcher import Outcome
@@ -39,7 +40,7 @@ class Staying:
     def __init__(self, spec: RunSpec, *, jobs: Jobs, store: Store, run_id: str) -> None:
         self._jobs, self._store, self._run_id = jobs, store, run_id
         self._spec = spec
-        self._asking = Asking(spec, store=store, run_id=run_id, agents=spec.federation.clients, warn=self._warn)
+        self._asking = Asking(spec, store=store, run_id=run_id, warn=self._warn)
         self._residents: Residents | None = None
         self._tasks: Mapping[str, Sequence[AgentTask]] = {}
         self._pools: dict[str, PoolSpec] = {}
@@ -138,6 +139,7 @@ class Staying:
         settings = self._spec.kubernetes
         if pool.name == settings.server.name:
             return 1
+        self._spec = runs.with_counted_clients(self._spec, store=self._store, run_id=self._run_id)
         clients = {named.name: of for named, of in settings.by_pool(self._spec.federation.eligible_ids)}
         return min(len(clients[pool.name]), pool.parallel or len(clients[pool.name]))
 

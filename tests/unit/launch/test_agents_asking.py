@@ -33,7 +33,7 @@ class Failing(LocalStore):
 
 def asking_all(store: LocalStore) -> Asking:
     """Asks 30 agents, all of which have done their work, and one of them without success."""
-    asking = Asking(load_spec("shapes-layerwise"), store=store, run_id="r", agents=len(CLIENTS))
+    asking = Asking(load_spec("shapes-layerwise"), store=store, run_id="r")
     tasks = {
         client: [ClientTask(store=store.uri, run_id="r", stage_key="k", server_round=1, client=client)]
         for client in CLIENTS
