@@ -33,7 +33,7 @@ from lwfed.run.runs import Options
 from lwfed.run.tasks import RunTask
 from lwfed.spec.load import load_spec
 from lwfed.spec.run import RunSpec
-from lwfed.steps.experiment import run_stages
+from lwfed.steps.experiment import place_of, run_stages
 from lwfed.steps.prepare import draft, prepare
 from lwfed.store.opening import open_store
 from lwfed.types.round_records import RoundRecord
@@ -87,7 +87,8 @@ def run(bed: Bed, spec: RunSpec) -> tuple[str, list[RoundRecord], float]:
     try:
         with beating(store, drafted.run_id, every_s=spec.kubernetes.heartbeat_s, by="a measurement"):
             run_stages(drafted, launcher=launcher, store=store, emit=emit, cache=None)
-            launcher.server("finish", RunTask(store=store.uri, run_id=drafted.run_id), emit=emit)
+            task = RunTask(store=store.uri, run_id=drafted.run_id, place=place_of(drafted, cache=None))
+            launcher.server("finish", task, emit=emit)
     finally:
         launcher.close()
         with closing(connect(bed.namespace)) as api:
