@@ -24,6 +24,8 @@ def end_run(spec: RunSpec, *, run_id: str) -> None:
     from lwfed.launch.kubernetes.api import connect
     from lwfed.launch.kubernetes.jobs import delete_run_jobs
 
-    agents.end_run(spec, run_id=run_id)
-    with closing(connect(spec.kubernetes.namespace)) as cluster:
-        delete_run_jobs(cluster, run_id)
+    try:
+        agents.end_run(spec, run_id=run_id)
+    finally:  # Jobs end, too, if the store does not answer
+        with closing(connect(spec.kubernetes.namespace)) as cluster:
+            delete_run_jobs(cluster, run_id)

@@ -458,6 +458,22 @@ def test_jobs_of_a_run_are_removed_by_its_name_and_its_agents_have_no_more_to_do
         assert server.jobs() == ["c"] and not store.has(paths.wants("r"))
 
 
+def test_jobs_are_removed_even_if_the_store_does_not_answer(
+    server: ApiServer, trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = {"app.kubernetes.io/managed-by": "lwfed", "lwfed/run": "r"}
+    server.add("jobs", {"metadata": {"name": "a", "labels": labels}, "spec": {}})
+
+    def refuse(self: LocalStore, *keys: str) -> None:
+        raise UnreachableError("the store does not answer", remedy="wait")
+
+    monkeypatch.setattr(LocalStore, "delete", refuse)
+    spec = build_spec({"kubernetes": {"namespace": NAMESPACE}, "store": {"uri": str(tmp_path / "store")}})
+    with pytest.raises(UnreachableError, match="does not answer"):
+        end_run(spec, run_id="r")
+    assert not server.jobs()
+
+
 def test_without_a_cluster_no_launcher_is_made(
     server: ApiServer, trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
