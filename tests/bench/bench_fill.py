@@ -1,8 +1,8 @@
 """What keeping the outputs of frozen blocks costs, beside an epoch that computes them again; full-size models.
 
 Stages 5 and 6 of COCO's layer-wise run, one epoch each: stage 5 fills the cache from the inputs, through four stages'
-blocks, and stage 6 through the one that was frozen last. Run it: `python tests/bench/bench_fill.py`, or on a GPU
-`python tests/bench/bench_fill.py --device cuda --batch 256 --examples 4096`, which draws its scenes.
+blocks, and stage 6 through the one that was frozen last. Run it: `python -m tests.bench.bench_fill`, or on a GPU
+`python -m tests.bench.bench_fill --device cuda --batch 256 --examples 4096`, which draws its scenes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ import pytest
 from lwfed import environment
 from lwfed.launch.in_process import InProcess
 from lwfed.round.workbench import Workbench
+from lwfed.run.events import Event
 from lwfed.run.runs import Options
 from lwfed.spec.load import load_spec
 from lwfed.steps.experiment import run_stages
 from lwfed.steps.prepare import draft, prepare
 from lwfed.store.opening import open_store
+from tests.events import plain
 
 DATA = Path(__file__).parents[2].parent / "shared/data/coco-mini"
 AIM = 1.0
@@ -65,10 +67,16 @@ def measure(
         )  # fmt: skip
         bench = Workbench(open_store(spec.store.uri))
         seen: list[dict[str, Any]] = []
+
+        def note(event: Event, seen: list[dict[str, Any]] = seen) -> None:
+            kind, values = plain(event)
+            if kind == "round":
+                seen.append(values)
+
         run = prepare(draft(spec, store=bench.store, options=Options()), store=bench.store, emit=lambda *_: None)
         run_stages(
             run, launcher=InProcess(bench.store), store=bench.store, cache=store / "cache",
-            emit=lambda kind, values, seen=seen: seen.append(values) if kind == "round" else None,
+            emit=note,
         )  # fmt: skip
         found[name] = [
             {
