@@ -24,7 +24,7 @@ from lwfed.data.prefix_inputs import Inputs
 from lwfed.data.protocol import Example, Source
 from lwfed.data.reading import Raw, Reader, Row, caption_index, from_file, read_all, read_in_threads, result_of
 from lwfed.data.series import fitting, title_of
-from lwfed.data.tokens import tokenize
+from lwfed.data.tokens import token_counts, tokenize
 from lwfed.plan.groups import FEWEST
 from lwfed.types.errors import DataError, LwfedError
 from lwfed.types.seeds import as_int, derive
@@ -177,10 +177,19 @@ def eval_batches(
     return _batches(reader, plan, workers=workers, cached={})
 
 
-def caption_batches(texts: Sequence[str], *, settings: InputSettings, batch_size: int) -> Iterator[dict[str, Tensor]]:
-    """Yields texts as inputs of the text encoder, in order: `ids` int64 [B, T] and `mask` bool [B, T]."""
-    for start in range(0, len(texts), batch_size):
-        yield tokenize(texts[start : start + batch_size], settings=settings)
+def caption_batches(
+    texts: Sequence[str], *, settings: InputSettings, batch_size: int
+) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """Yields texts as inputs of the text encoder, the shortest first, so that there is little padding.
+
+    Yields:
+        The places of B texts among all, and their `ids` int64 [B, T] and `mask` bool [B, T].
+    """
+    lengths = token_counts(texts, settings=settings) if texts else []
+    order = sorted(range(len(texts)), key=lengths.__getitem__)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        yield chosen, tokenize([texts[n] for n in chosen], settings=settings)
 
 
 def check_examples(

@@ -3,8 +3,9 @@
 Which inputs are computed depends on what training draws, so it differs from stage to stage and, without a folder that
 lasts, from round to round. The outputs must not: a digest depends on them. On a CPU an output depends on the number of
 tokens that a text is padded to, and not on the other inputs of its batch nor on their number, unless it is alone (a law
-tests it). So a text is padded to the longest of its neighbours by number, whichever of them are computed, and a batch
-has at least two rows. A GPU may choose its kernels by the number of rows too, which then is that of all neighbours.
+tests it). So a text is padded to the longest of its neighbours, whichever of them are computed, and a batch has at
+least two rows. Neighbours are texts of like length, so that there is little padding. A GPU may choose its kernels by
+the number of rows too, which then is that of all neighbours.
 """
 
 from __future__ import annotations
@@ -127,25 +128,32 @@ def fill_batches(
     Returns:
         Pairs of a group's index and one of its batches.
     """
-    shapes: dict[int, tuple[int, int]] = {}
-
-    def shape(number: int) -> tuple[int, int]:
-        """Returns what is the same for an input and its neighbours: their number, and the longest text's length."""
-        block = number // size
-        if block not in shapes:
-            near = range(block * size, min((block + 1) * size, len(inputs)))
-            texts = inputs.captions(near) if inputs.modality == "text" else []
-            shapes[block] = len(near), max(token_counts(texts, settings=inputs.settings), default=0) if texts else 0
-        return shapes[block]
-
+    shapes = _shapes(inputs, size=size)
     found: list[tuple[int, FillBatch]] = []
     for index, numbers in enumerate(groups):
         alike: dict[tuple[int, int], list[int]] = {}
         for number in numbers:
-            count, length = shape(number)
+            count, length = shapes[number]
             alike.setdefault((count if whole else 0, length), []).append(number)
         for (count, length), members in alike.items():
             step = count or size
             parts = (tuple(members[start : start + step]) for start in range(0, len(members), step))
             found += [(index, FillBatch(part, length, rows=max(count or len(part), FEWEST_ROWS))) for part in parts]
     return found
+
+
+def _shapes(inputs: Inputs, *, size: int) -> list[tuple[int, int]]:
+    """Returns of each input how many neighbours it has, itself included, and the length of the longest, 0 if no text.
+
+    Neighbours are `size` inputs that follow one another: texts by their length, others by their number.
+    """
+    lengths = [0] * len(inputs)
+    if inputs.modality == "text":
+        lengths = token_counts(inputs.captions(range(len(inputs))), settings=inputs.settings) if lengths else []
+    order = sorted(range(len(inputs)), key=lengths.__getitem__)
+    shapes = [(0, 0)] * len(inputs)
+    for start in range(0, len(order), size):
+        near = order[start : start + size]
+        for number in near:
+            shapes[number] = len(near), lengths[near[-1]]
+    return shapes

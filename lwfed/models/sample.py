@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -10,7 +11,6 @@ import torch
 from lwfed.catalog.encoder import TOKENS, Input, encoder_family
 from lwfed.models.build import input_settings
 from lwfed.models.families import family_of
-from lwfed.models.protocol import Encoder
 from lwfed.spec.model import EncoderSpec
 
 Sample = Input | Mapping[str, Input]
@@ -31,15 +31,21 @@ def made_up(sample: Sample, *, batch: int, length: int) -> Any:
     return torch.ones(batch, *shape, dtype=getattr(torch, sample.dtype))
 
 
-def shape_after(module: Encoder, encoder: EncoderSpec, *, depth: int) -> tuple[int, int]:
+def shape_after(encoder: EncoderSpec, *, depth: int) -> tuple[int, int]:
     """Returns the tokens of an example's state after some blocks, a text's at its largest length, and their width.
 
     Args:
-        module: The encoder on the meta device, with at least `depth` blocks.
-        encoder: Its spec.
+        encoder: The encoder's spec.
         depth: Number of blocks.
     """
+    return _shape_after(encoder.model_dump_json(), depth)
+
+
+@lru_cache(maxsize=32)
+def _shape_after(encoder: str, depth: int) -> tuple[int, int]:
+    spec = EncoderSpec.model_validate_json(encoder)
     with torch.device("meta"), torch.no_grad():
-        inputs = made_up(sample_of(encoder), batch=1, length=encoder.max_tokens)
-        _, length, width = module.eval().advance(module.embed(inputs), start=0, stop=depth).tokens.shape
-        return length, width
+        module = family_of(spec).build(spec, depth=depth).eval()
+        inputs = made_up(sample_of(spec), batch=1, length=spec.max_tokens)
+        _, length, width = module.advance(module.embed(inputs), start=0, stop=depth).tokens.shape
+    return length, width

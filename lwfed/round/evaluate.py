@@ -140,11 +140,13 @@ def embed_texts(
     forward: Forward = WHOLE,
 ) -> Tensor:  # fmt: skip
     """Returns the embeddings of texts: Float [number of texts, P], normalised, on the CPU."""
-    rows = []
-    for tokens in caption_batches(texts, settings=inputs, batch_size=batch_size):
+    places, rows = list[int](), list[Tensor]()
+    for chosen, tokens in caption_batches(texts, settings=inputs, batch_size=batch_size):
         projected = forward.project(module, "text", {name: tensor.to(device) for name, tensor in tokens.items()})
         rows.append(torch.nn.functional.normalize(projected.float(), dim=-1).cpu())
-    return torch.cat(rows)
+        places += chosen
+    embedded = torch.cat(rows)
+    return torch.empty_like(embedded).index_copy_(0, torch.tensor(places), embedded)
 
 
 def first_alike(examples: Sequence[Example], *modalities: str) -> Tensor:

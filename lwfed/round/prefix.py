@@ -192,8 +192,7 @@ def _has_room(ctx: ClientContext, folder: Path, entry: Entry, *, count: int) -> 
     while not place.exists():
         place = place.parent
     plan, modality = ctx.plan, entry.inputs.modality
-    encoder = ctx.bench.skeleton(ctx.key).encoder(modality)
-    length, width = shape_after(encoder, plan.model.encoders[modality], depth=plan.cut[modality])
+    length, width = shape_after(plan.model.encoders[modality], depth=plan.cut[modality])
     return shutil.disk_usage(place).free > count * length * row_bytes(width, entry.codec)
 
 
@@ -261,7 +260,8 @@ def _outputs(
     plan, device, inputs = ctx.plan, ctx.device, entry.inputs
     units, cut = frozen_units(plan, inputs.modality), plan.cut[inputs.modality]
     cache = frozen_cache(ctx)
-    module = skeleton(plan.model, depth=plan.depth, num_classes=ctx.stage.num_classes)
+    others = [modality for modality in plan.model.modalities if modality != inputs.modality]
+    module = skeleton(plan.model, depth=plan.depth, num_classes=ctx.stage.num_classes, lacks=others)
     for unit in units[min((origin.units for origin, _ in batches), default=len(units)) :]:
         tensors = cache.read(ctx.counted, checkpoint.blocks[unit])
         load_units(module, {name: tensor.to(device) for name, tensor in tensors.items()}, units=[unit])

@@ -52,10 +52,13 @@ def test_a_tokenizer_of_a_folder_or_beside_weights(tmp_path: Path) -> None:
         assert made["mask"].tolist() == [[True] * 5, [True] * 4 + [False]]
 
 
-def test_caption_batches_hold_every_text_once() -> None:
-    texts = [str(n) for n in range(5)]
+def test_caption_batches_hold_every_text_once_and_texts_of_like_length_together() -> None:
+    texts = ["0", "1", "2 and a half", "3", "4 and"]
     batches = list(caption_batches(texts, settings=BYTES, batch_size=2))
-    assert [batch["ids"][:, 0].tolist() for batch in batches] == [[51, 52], [53, 54], [55]]
+    assert [chosen for chosen, _ in batches] == [[0, 1], [3, 4], [2]]
+    assert [tokens["ids"][:, 0].tolist() for _, tokens in batches] == [[51, 52], [54, 55], [53]]
+    assert [tokens["ids"].shape[1] for _, tokens in batches] == [2, 6, 12]
+    assert list(caption_batches([], settings=BYTES, batch_size=2)) == []
 
 
 def test_more_tokens_than_the_encoder_knows_is_refused() -> None:
