@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from typing import Protocol, TypeVar
 
 import torch
@@ -24,6 +25,10 @@ class Hasher(Protocol):
 
     def hexdigest(self) -> str:
         """Returns the digest of all bytes so far, as hex digits."""
+        ...
+
+    def copy(self) -> Hasher:
+        """Returns another one that has taken the same bytes."""
         ...
 
 
@@ -79,7 +84,12 @@ def raw_bytes(tensor: Tensor) -> memoryview:
 
 def hasher_of(spec: TensorSpec) -> Hasher:
     """Returns what a tensor's digest begins with: the sha256 of its type and shape, to be updated with its bytes."""
-    return hashlib.sha256(canonical([spec.dtype, list(spec.shape)]))
+    return _begun(spec.dtype, spec.shape).copy()
+
+
+@lru_cache(maxsize=1 << 12)
+def _begun(dtype: str, shape: tuple[int, ...]) -> Hasher:
+    return hashlib.sha256(canonical([dtype, list(shape)]))
 
 
 def digest_raw(data: memoryview | bytes | bytearray, *, spec: TensorSpec) -> str:

@@ -51,14 +51,16 @@ def write_block(store: Store, tensors: Mapping[str, Tensor], *, key: str | None 
     """
     folder = key or SHARED
     found: dict[str, tuple[str, TensorSpec]] = {}
+    written: list[Block] = []
 
     def name() -> str | None:
         block = _manifest(found)
+        written.append(block)
         return None if _intact(store, f"{folder}/{file_name(block)}", block) else file_name(block)
 
     with closing(_beside(_hashed(tensors, found), nbytes=sum(tensor.nbytes for tensor in tensors.values()))) as chunks:
         store.put_named(folder, chunks, name=name)
-    return _manifest(found)
+    return written[-1]
 
 
 def _hashed(tensors: Mapping[str, Tensor], found: dict[str, tuple[str, TensorSpec]]) -> Generator[Data, None, None]:

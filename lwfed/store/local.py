@@ -16,7 +16,7 @@ from lwfed import environment
 from lwfed.store.keys import checked, missing_object, parsed_ref, truncated_object, wrong_length
 from lwfed.store.pieces import ranges_of
 from lwfed.store.protocol import Data, Seen, Store
-from lwfed.types.canonical import readable
+from lwfed.types.canonical import by_line
 from lwfed.types.errors import UnreachableError
 from lwfed.types.places import place_error
 
@@ -145,7 +145,7 @@ class LocalStore(Store):
     def write_ref(self, key: str, value: Any, *, if_absent: bool = False) -> bool:
         """Writes a ref atomically; see `Store.write_ref`."""
         with self._writing(key) as path, self._temporary() as (file, temporary):
-            file.write(readable(value))
+            file.write(by_line(value))
             file.flush()
             os.fsync(file.fileno())
             if not if_absent:

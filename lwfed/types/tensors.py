@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 
 ITEM_BYTES: dict[str, int] = {
     "F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
@@ -50,7 +51,7 @@ class Layout:
     """
 
     header: bytes
-    spans: dict[str, tuple[int, int]]
+    spans: Mapping[str, tuple[int, int]]
     nbytes: int
 
 
@@ -63,6 +64,13 @@ def layout(specs: Mapping[str, TensorSpec]) -> Layout:
     Returns:
         The layout; equal specs give equal bytes.
     """
+    return _layout(tuple(specs.items()))
+
+
+@lru_cache(maxsize=1 << 10)
+def _layout(items: tuple[tuple[str, TensorSpec], ...]) -> Layout:
+    """All clients of a stage lay out the same files."""
+    specs = dict(items)
     order = sorted(specs, key=lambda name: (-ITEM_BYTES[specs[name].dtype], name))
     entries: dict[str, dict[str, object]] = {}
     offset = 0
@@ -82,7 +90,7 @@ def layout(specs: Mapping[str, TensorSpec]) -> Layout:
     for name in order:
         spans[name] = (end, end + specs[name].nbytes)
         end = spans[name][1]
-    return Layout(header=header, spans=spans, nbytes=end)
+    return Layout(header=header, spans=MappingProxyType(spans), nbytes=end)
 
 
 @lru_cache(maxsize=1 << 16)

@@ -24,7 +24,7 @@ from lwfed.run.agents import Wants
 from lwfed.store import paths
 from lwfed.store.opening import open_store
 from lwfed.store.protocol import Store
-from lwfed.types.canonical import readable
+from lwfed.types.canonical import by_line
 from tests.bench.coordinating import measure_rounds
 from tests.bench.scaling import (
     Costs,
@@ -168,7 +168,7 @@ def _load(load: Load, costs: Costs, begin: int, end: int) -> str:
 def wants_bytes(clients: int) -> int:
     """Returns the length of what a run wants if it asks as many clients."""
     names = [f"client-{number:05d}" for number in range(clients)]
-    return len(readable(Wants(run_id="r", call="0" * 16, work={name: [name] for name in names}).to_values()))
+    return len(by_line(Wants(run_id="r", call="0" * 16, work={name: [name] for name in names}).to_values()))
 
 
 @pytest.mark.bench

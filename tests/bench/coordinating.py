@@ -26,7 +26,7 @@ from lwfed.store.blocks import read_block, write_block
 from lwfed.store.checkpoint import read_checkpoint
 from lwfed.store.local import LocalStore
 from lwfed.store.manifest import block_key
-from lwfed.types.canonical import readable
+from lwfed.types.canonical import by_line
 from lwfed.types.records import RunRecord
 from tests.events import ignore
 from tests.tiny import ONE_STAGE, VALUES
@@ -207,7 +207,7 @@ def _measured(run: RunRecord, parts: Parts, *, rounds: int, prepare_s: float) ->
         "run.json": paths.run(run.run_id), "plan.json": paths.stage_plan(key), "round.json": paths.round_task(key, 2),
         "accepted.json": paths.accepted(key, 2), "record.json": paths.round_record(key, 2),
     }  # fmt: skip
-    sizes = {name: len(readable(store.read_ref(ref))) for name, ref in objects.items()}
+    sizes = {name: len(by_line(store.read_ref(ref))) for name, ref in objects.items()}
     checkpoint = read_checkpoint(store, paths.round_checkpoint(key, 1))
     assert checkpoint is not None
     trained = [checkpoint.blocks[unit] for unit in runs.plans_of(run)[-1].trained]

@@ -25,7 +25,7 @@ from lwfed.store.keys import checked, parsed_ref, truncated_object, wrong_length
 from lwfed.store.protocol import Data, Seen, Store
 from lwfed.store.s3.client import Connection, RefusedError
 from lwfed.store.s3.transfer import PART_BYTES, S3Object
-from lwfed.types.canonical import readable
+from lwfed.types.canonical import by_line
 from lwfed.types.errors import CheckpointError
 from lwfed.types.uris import bucket_of
 
@@ -171,8 +171,8 @@ class S3Store(Store):
     def write_ref(self, key: str, value: Any, *, if_absent: bool = False) -> bool:
         """Writes a ref atomically; see `Store.write_ref`."""
         if if_absent:
-            return self._write_first(self._object(key), readable(value))
-        self._object(key).write(readable(value))
+            return self._write_first(self._object(key), by_line(value))
+        self._object(key).write(by_line(value))
         return True
 
     def append(self, key: str, data: Data) -> None:

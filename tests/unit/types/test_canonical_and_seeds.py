@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from lwfed.types.canonical import canonical, digest_of, readable
+from lwfed.types.canonical import by_line, canonical, digest_of, readable
 from lwfed.types.seeds import as_int, derive
 
 
@@ -18,9 +18,20 @@ def test_equal_values_have_one_encoding() -> None:
     assert readable({"a": 1}).endswith(b"\n")
 
 
+def test_lines_for_people_hold_the_same_value_and_are_few() -> None:
+    value = {"b": {"y": [1, {"z": None}], "x": {"deep": {"er": "é"}}}, "a": {}, "c": {"1": {2: 3}}}
+    text = by_line(value).decode()
+    assert json.loads(text) == json.loads(json.dumps(value))
+    assert text.splitlines() == [
+        "{", ' "a": {},', ' "b": {', '  "x": {"deep": {"er": "é"}},', '  "y": [1, {"z": null}]', " },",
+        ' "c": {', '  "1": {"2": 3}', " }", "}",
+    ]  # fmt: skip
+    assert by_line([{"a": 1}]) == b'[{"a": 1}]\n' and by_line({2: 1}) == b'{"2": 1}\n'
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), [1, float("-inf")]])
 def test_what_json_cannot_say_is_refused(value: object) -> None:
-    for encode in (canonical, readable):
+    for encode in (canonical, readable, by_line):
         with pytest.raises(ValueError):
             encode(value)
 
