@@ -9,8 +9,9 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from lwfed import environment
 from lwfed.store.keys import checked, missing_object, parsed_ref, truncated_object, wrong_length
@@ -19,6 +20,8 @@ from lwfed.store.protocol import Data, Seen, Store
 from lwfed.types.canonical import by_line
 from lwfed.types.errors import UnreachableError
 from lwfed.types.places import place_error
+
+R = TypeVar("R")
 
 SCRATCH = ".writing"
 PART_BYTES = 4 << 20
@@ -39,7 +42,7 @@ class LocalStore(Store):
         """Writes an object; see `Store.put`."""
         with self._writing(key) as path, self._temporary() as (file, temporary):
             count = _write_all(file, chunks)
-            temporary.replace(path)
+            _in_folder(path, temporary.replace)
         return count
 
     def put_named(self, folder: str, chunks: Iterable[Data], *, name: Callable[[], str | None]) -> int:
@@ -48,10 +51,9 @@ class LocalStore(Store):
             count = _write_all(file, chunks)
             named = name()
             if named is None:
+                temporary.unlink()
                 return 0
-            path = parent / checked(named)
-            path.parent.mkdir(exist_ok=True)
-            temporary.replace(path)
+            _in_folder(parent / checked(named), temporary.replace)
         return count
 
     def get(self, key: str, *, start: int = 0, stop: int | None = None) -> bytearray:
@@ -149,17 +151,19 @@ class LocalStore(Store):
             file.flush()
             os.fsync(file.fileno())
             if not if_absent:
-                temporary.replace(path)
+                _in_folder(path, temporary.replace)
                 return True
             try:
-                os.link(temporary, path)
+                _in_folder(path, partial(os.link, temporary))
             except FileExistsError:
                 return False
+            finally:
+                temporary.unlink()
             return True
 
     def append(self, key: str, data: Data) -> None:
         """Appends bytes to a log."""
-        with self._writing(key) as path, path.open("ab") as file:
+        with self._writing(key) as path, _in_folder(path, lambda place: place.open("ab")) as file:
             file.write(data)
 
     def read_log(self, key: str) -> bytes:
@@ -197,7 +201,6 @@ class LocalStore(Store):
         path = self._path(key)
         self._refuse_gone()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             yield path
         except OSError as error:
             known = place_error(
@@ -212,10 +215,13 @@ class LocalStore(Store):
 
     @contextmanager
     def _temporary(self) -> Iterator[tuple[BinaryIO, Path]]:
-        """Opens a file in the store's scratch folder; deletes files older than a day that killed writers left."""
+        """Opens a file in the store's scratch folder, from which the body takes it; an error deletes it.
+
+        Deletes files older than a day that killed writers left.
+        """
         folder = self.root / SCRATCH
-        folder.mkdir(parents=True, exist_ok=True)
         if not self._swept:
+            folder.mkdir(parents=True, exist_ok=True)
             self._swept = True
             for left in folder.iterdir():
                 with suppress(FileNotFoundError):
@@ -223,10 +229,22 @@ class LocalStore(Store):
                         left.unlink()
         temporary = folder / uuid.uuid4().hex
         try:
-            with temporary.open("xb") as file:  # closing it writes the buffer, and fails on a full disk
+            with _in_folder(
+                temporary, lambda place: place.open("xb")
+            ) as file:  # closing it writes the buffer, and fails on a full disk
                 yield file, temporary
-        finally:
+        except BaseException:
             temporary.unlink(missing_ok=True)
+            raise
+
+
+def _in_folder(path: Path, act: Callable[[Path], R]) -> R:
+    """Does what needs a file's folder, and makes the folder only if it is missing: most are there."""
+    try:
+        return act(path)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return act(path)
 
 
 def _write_all(file: BinaryIO, chunks: Iterable[Data]) -> int:
