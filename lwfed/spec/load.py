@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -90,10 +91,19 @@ def build_spec(values: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> R
             if isinstance(model, dict):
                 model.setdefault("encoders", ModelSpec().model_dump(mode="json")["encoders"])
         _put(tree, path, value)
-    try:  # in JSON a list is a tuple and an integer a float, but strictly no text is a number and no number a bool
-        return RunSpec.model_validate_json(json.dumps(_plain(tree)), strict=True)
+    try:
+        return _validated(json.dumps(_plain(tree) if overrides else tree))
     except ValidationError as error:
         raise _explained(error) from None
+
+
+@lru_cache(maxsize=64)
+def _validated(text: str) -> RunSpec:
+    """Validates a spec. Each step of a run reads the same one.
+
+    In JSON a list is a tuple and an integer a float, but strictly no text is a number and no number a bool.
+    """
+    return RunSpec.model_validate_json(text, strict=True)
 
 
 def to_values(spec: RunSpec) -> dict[str, Any]:
