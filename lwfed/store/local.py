@@ -229,10 +229,9 @@ class LocalStore(Store):
                         left.unlink()
         temporary = folder / uuid.uuid4().hex
         try:
-            with _in_folder(
-                temporary, lambda place: place.open("xb")
-            ) as file:  # closing it writes the buffer, and fails on a full disk
+            with _in_folder(temporary, lambda place: place.open("xb")) as file:
                 yield file, temporary
+            # closing it writes the buffer, and fails on a full disk
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
