@@ -27,10 +27,6 @@ class Hasher(Protocol):
         """Returns the digest of all bytes so far, as hex digits."""
         ...
 
-    def copy(self) -> Hasher:
-        """Returns another one that has taken the same bytes."""
-        ...
-
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -84,12 +80,12 @@ def raw_bytes(tensor: Tensor) -> memoryview:
 
 def hasher_of(spec: TensorSpec) -> Hasher:
     """Returns what a tensor's digest begins with: the sha256 of its type and shape, to be updated with its bytes."""
-    return _begun(spec.dtype, spec.shape).copy()
+    return hashlib.sha256(_head(spec.dtype, spec.shape))
 
 
 @lru_cache(maxsize=1 << 12)
-def _begun(dtype: str, shape: tuple[int, ...]) -> Hasher:
-    return hashlib.sha256(canonical([dtype, list(shape)]))
+def _head(dtype: str, shape: tuple[int, ...]) -> bytes:
+    return canonical([dtype, list(shape)])
 
 
 def digest_raw(data: memoryview | bytes | bytearray, *, spec: TensorSpec) -> str:

@@ -21,6 +21,7 @@ from lwfed.data.tokens import tokenize
 from lwfed.data.transforms import normalise_pixels, square_pixels
 from lwfed.models.build import load
 from lwfed.models.multimodal import Multimodal
+from lwfed.round.evaluate import embed_texts
 from lwfed.round.runtime import pick_device
 from lwfed.round.workbench import Workbench
 from lwfed.run import runs
@@ -117,6 +118,9 @@ class Predictor:
             raise SpecError(f"the model has no {modality} encoder", remedy=f"use one of: {', '.join(self.modalities)}")
         rows = [torch.zeros(0, self._width)]
         with torch.inference_mode():
+            if modality == "text" and items:  # texts of like length share a batch
+                size, device = self._batch_size, self.device
+                return embed_texts(self._module, items, inputs=self._inputs, batch_size=size, device=device).numpy()
             for start in range(0, len(items), self._batch_size):
                 projected = self._project(modality, items[start : start + self._batch_size])
                 rows.append(torch.nn.functional.normalize(projected.float(), dim=-1).cpu())
