@@ -185,7 +185,7 @@ def caption_batches(
     Yields:
         The places of B texts among all, and their `ids` int64 [B, T] and `mask` bool [B, T].
     """
-    lengths = token_counts(texts, settings=settings) if texts else []
+    lengths = token_counts(texts, settings=settings) if len(texts) else []
     order = sorted(range(len(texts)), key=lengths.__getitem__)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]

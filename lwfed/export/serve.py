@@ -118,7 +118,7 @@ class Predictor:
             raise SpecError(f"the model has no {modality} encoder", remedy=f"use one of: {', '.join(self.modalities)}")
         rows = [torch.zeros(0, self._width)]
         with torch.inference_mode():
-            if modality == "text" and items:  # texts of like length share a batch
+            if modality == "text" and len(items):  # texts of like length share a batch
                 size, device = self._batch_size, self.device
                 return embed_texts(self._module, items, inputs=self._inputs, batch_size=size, device=device).numpy()
             for start in range(0, len(items), self._batch_size):

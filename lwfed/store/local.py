@@ -230,8 +230,7 @@ class LocalStore(Store):
         temporary = folder / uuid.uuid4().hex
         try:
             with _in_folder(temporary, lambda place: place.open("xb")) as file:
-                yield file, temporary
-            # closing it writes the buffer, and fails on a full disk
+                yield file, temporary  # closing the file writes the buffer, and fails on a full disk
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise

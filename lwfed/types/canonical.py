@@ -39,12 +39,12 @@ def readable(value: Any) -> bytes:
     return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def by_line(value: Any, *, levels: int = 2) -> bytes:
-    """Encodes a JSON value for people like `readable`, but in one line what is deeper than some levels.
+def by_line(value: Any) -> bytes:
+    """Encodes a JSON value like `readable`, but only its first two levels have a line per key.
 
-    Python's own encoder, which is slow, indents; what is in one line is written by the fast one.
+    `json` indents in pure Python, which is slow; it writes a value without indentation in C.
     """
-    return (_indented(value, levels, "\n") + "\n").encode()
+    return (_indented(value, 2, "\n") + "\n").encode()
 
 
 def _indented(value: Any, levels: int, line: str) -> str:
