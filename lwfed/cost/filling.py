@@ -6,12 +6,11 @@ draws is known; captions are drawn at random, so their numbers are means. The cl
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lwfed.catalog.costs import Architecture
+from lwfed.catalog.costs import Architecture, Unit
 from lwfed.catalog.encoder import encoder_family
-from lwfed.cost.bills import UnitBill
 from lwfed.plan.groups import modality_of
 from lwfed.plan.stages import StagePlan
 from lwfed.types.kept import row_bytes
@@ -64,15 +63,19 @@ def _drawn(stage: StagePlan, modality: str, *, views: int) -> list[float]:
     return [float(view in drawn) for view in range(views)]
 
 
-def flops_from(bills: Sequence[UnitBill], *, kept: Iterable[str], frozen: Collection[str]) -> dict[str, dict[str, int]]:
+def flops_from(
+    frozen: Sequence[str], *, kept: Iterable[str], units: Mapping[str, Unit], tokens: Mapping[str, int]
+) -> dict[str, dict[str, int]]:
     """Returns the FLOPs of one output: modality -> number of leading units that need not run -> FLOPs of the others.
 
     Args:
-        bills: The units' bills without caching, from input to output.
+        frozen: Present units that no client trains, from input to output.
         kept: Modalities whose outputs are cached.
-        frozen: Units that no client trains.
+        units: Every unit of the model.
+        tokens: Modality -> T of an output; see `price`.
     """
-    forward = {m: [b.forward_flops for b in bills if b.unit in frozen and modality_of(b.unit) == m] for m in kept}
+    own = {m: [name for name in frozen if modality_of(name) == m] for m in kept}
+    forward = {m: [units[name].cost.forward.at(tokens[m]) for name in names] for m, names in own.items()}
     return {m: {str(done): sum(flops[done:]) for done in range(len(flops))} for m, flops in sorted(forward.items())}
 
 

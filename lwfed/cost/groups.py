@@ -24,6 +24,7 @@ def group_costs(
     architectures: Mapping[str, Architecture],
     num_classes: int | None = None,
     tokens: Mapping[str, int] | None = None,
+    kept_tokens: Mapping[str, int] | None = None,
 ) -> list[dict[str, StageCost]]:
     """Prices every stage for each of its kinds of clients: a group's, and those that lack the same modalities.
 
@@ -32,6 +33,7 @@ def group_costs(
         architectures: Modality -> the whole encoder.
         num_classes: C, for a supervised objective.
         tokens: Modality -> number of tokens to count with.
+        kept_tokens: The same of a cached output, which is not padded; default: `tokens`.
 
     Returns:
         For each stage, name (see `StagePlan.kinds`) -> the cost for one client; empty if all clients are alike.
@@ -46,6 +48,7 @@ def group_costs(
                 work=work,
                 num_classes=num_classes,
                 tokens=tokens,
+                kept_tokens=kept_tokens,
             )
             for name, work in stage.kinds().items()
         }

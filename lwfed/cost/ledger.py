@@ -33,6 +33,7 @@ def stage_costs(
     architectures: Mapping[str, Architecture],
     num_classes: int | None = None,
     tokens: Mapping[str, int] | None = None,
+    kept_tokens: Mapping[str, int] | None = None,
 ) -> list[StageCost]:
     """Prices every stage of a plan.
 
@@ -41,6 +42,7 @@ def stage_costs(
         architectures: Modality -> the whole encoder.
         num_classes: C, for a supervised objective.
         tokens: Modality -> number of tokens to count with; default: the architecture's (for texts, the maximum).
+        kept_tokens: The same of a cached output, which is not padded; default: `tokens`.
 
     Returns:
         One cost per stage.
@@ -49,7 +51,15 @@ def stage_costs(
         SpecError: A supervised objective without `num_classes`.
     """
     return [
-        price(stage, new=new, filled=filled, architectures=architectures, num_classes=num_classes, tokens=tokens)
+        price(
+            stage,
+            new=new,
+            filled=filled,
+            architectures=architectures,
+            num_classes=num_classes,
+            tokens=tokens,
+            kept_tokens=kept_tokens,
+        )
         for stage, new, filled in zip(stages, newly_frozen(stages), fills(stages), strict=True)
     ]
 
@@ -148,6 +158,7 @@ def price(
     work: Work | None = None,
     num_classes: int | None = None,
     tokens: Mapping[str, int] | None = None,
+    kept_tokens: Mapping[str, int] | None = None,
 ) -> StageCost:
     """Prices a stage for one client.
 
@@ -159,6 +170,7 @@ def price(
         work: What the client trains; None: all that the stage trains.
         num_classes: C, for a supervised objective.
         tokens: Modality -> number of tokens to count with.
+        kept_tokens: The same of a cached output, which is not padded; default: `tokens`.
     """
     training = stage.training
     work = work or Work(group="", trained=stage.trained, cut=stage.cut, lacks=())
@@ -168,17 +180,19 @@ def price(
     micro = -(-training.batch_size // (training.gradient_accumulation * stage.devices))
     units = model_units(stage.model, architectures=architectures, num_classes=num_classes)
     counts = {m: (tokens or {}).get(m, architecture.tokens) for m, architecture in sorted(architectures.items())}
+    alone = counts | {m: count for m, count in (kept_tokens or {}).items() if m in counts}
+    present = without_modalities(stage.present, left_out=work.lacks)
     bills = unit_bills(
-        without_modalities(stage.present, left_out=work.lacks),
+        present,
         trained=set(work.trained),
         units=units,
         tokens=counts,
         item_bytes=2 if training.precision == "bf16" else 4,
         variants=last_blocks(stage, cut=work.cut),
     )
-    fill_from = flops_from(bills, kept=kept, frozen=fixed)
+    fill_from = flops_from([name for name in present if name in fixed], kept=kept, units=units, tokens=alone)
     bills = without_cached(bills, kept=kept, frozen=fixed)
-    outputs = {m: kept_bytes(stage, m, architecture=architectures[m], tokens=counts[m]) for m in sorted(kept)}
+    outputs = {m: kept_bytes(stage, m, architecture=architectures[m], tokens=alone[m]) for m in sorted(kept)}
     if training.activation_checkpointing:
         bills = checkpointed(bills)
     if stage.model.objective.alignment is not None:
@@ -211,6 +225,7 @@ def price(
         forward_flops=sum(bill.forward_flops for bill in bills),
         backward_flops=sum(bill.backward_flops for bill in bills),
         tokens=counts,
+        kept_tokens={m: alone[m] for m in sorted(kept)},
         weights_bytes=weights,
         gradients_bytes=gradients,
         optimizer_bytes=moments,

@@ -29,7 +29,8 @@ class StageCost:
         newly_frozen_bytes: Bytes of those that no earlier trained stage had frozen; a client downloads them once.
         forward_flops: FLOPs per sample.
         backward_flops: FLOPs per sample.
-        tokens: Modality -> number of tokens counted with.
+        tokens: Modality -> number of tokens counted with: of texts, with their batch's padding.
+        kept_tokens: Modality whose outputs are cached -> number of tokens of an output, without padding.
         weights_bytes: Weights of all present units that are loaded, and of received heads that projections are
             aligned with; frozen blocks with cached outputs are not loaded.
         gradients_bytes: The trained parameters' gradients that are alive at once.
@@ -41,8 +42,8 @@ class StageCost:
         sample_bytes: Part of `activations_bytes` that each example adds.
         fill_flops: FLOPs per example, over the stage, of frozen blocks whose outputs are cached.
         fill_from: Modality -> number of leading units whose output was cached before -> FLOPs of an output from there.
-        cache_bytes: Bytes per example of those outputs on the client's disk at the stage's end, texts having `tokens`.
-        read_bytes: Bytes of them that a step reads per sample, likewise.
+        cache_bytes: Bytes per example of those outputs on the client's disk at the stage's end.
+        read_bytes: Bytes of them that a step reads per sample.
         units: The bill of each unit, from input to output.
     """
 
@@ -60,6 +61,7 @@ class StageCost:
     forward_flops: int
     backward_flops: int
     tokens: dict[str, int]
+    kept_tokens: dict[str, int]
     weights_bytes: int
     gradients_bytes: int
     optimizer_bytes: int

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
+from statistics import mean
 
 from lwfed.data.protocol import Example
 from lwfed.run.events import Emit, Warning
@@ -51,8 +53,21 @@ def refuse_unknown(spec: RunSpec, data: Mapping[str, Sequence[Example]], *, emit
         emit(Warning(message=f"the tokenizer {name} does not know these tokens of the captions: {', '.join(many)}"))
 
 
-def padded_tokens(spec: RunSpec, data: Iterable[Sequence[Example]], *, emit: Emit) -> dict[str, int]:
-    """Warns of truncated captions. Returns the mean number of tokens to which batches are padded, by modality.
+@dataclass(frozen=True, slots=True)
+class CaptionTokens:
+    """The mean number of a caption's tokens by modality; empty where there are no captions to measure.
+
+    Attributes:
+        padded: As steps see it: padded to the longest of its batch.
+        alone: Without padding.
+    """
+
+    padded: Mapping[str, int] = field(default_factory=dict)
+    alone: Mapping[str, int] = field(default_factory=dict)
+
+
+def caption_tokens(spec: RunSpec, data: Iterable[Sequence[Example]], *, emit: Emit) -> CaptionTokens:
+    """Warns of truncated captions. Returns how long captions are.
 
     Args:
         spec: The experiment.
@@ -60,14 +75,14 @@ def padded_tokens(spec: RunSpec, data: Iterable[Sequence[Example]], *, emit: Emi
         emit: Receives `Warning`.
     """
     if "text" not in spec.model.modalities:
-        return {}
-    from lwfed.data.tokens import tokenize, truncated_share
+        return CaptionTokens()
+    from lwfed.data.tokens import token_counts, truncated_share
     from lwfed.round.workbench import inputs_of
 
     settings = inputs_of(spec.model)
     captions: list[str] = next(filter(None, map(_captions, data)), [])
     if not captions:
-        return {}
+        return CaptionTokens()
     share = truncated_share(captions, settings=settings)
     if share > WARNING_SHARE:
         emit(
@@ -78,9 +93,9 @@ def padded_tokens(spec: RunSpec, data: Iterable[Sequence[Example]], *, emit: Emi
         )
     captions.sort(key=lambda caption: derive("0", caption))
     size = min(spec.training.batch_size, len(captions))
-    batches = [captions[start : start + size] for start in range(0, len(captions) - size + 1, size)]
-    lengths = [int(tokenize(batch, settings=settings)["mask"].shape[1]) for batch in batches]
-    return {"text": round(sum(lengths) / len(lengths))}
+    lengths = token_counts(captions, settings=settings)
+    padded = [max(lengths[start : start + size]) for start in range(0, len(lengths) - size + 1, size)]
+    return CaptionTokens(padded={"text": round(mean(padded))}, alone={"text": round(mean(lengths))})
 
 
 def _captions(examples: Sequence[Example]) -> list[str]:

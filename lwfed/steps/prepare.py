@@ -26,7 +26,7 @@ from lwfed.run.version import chosen_by, code_version
 from lwfed.spec.load import to_values
 from lwfed.spec.model import EncoderSpec, ModelSpec
 from lwfed.spec.run import RunSpec
-from lwfed.steps.captions import padded_tokens, refuse_unknown
+from lwfed.steps.captions import CaptionTokens, caption_tokens, refuse_unknown
 from lwfed.steps.counting import count_clients, counts_of
 from lwfed.steps.incomplete import refuse_incomplete, refuse_parts, refuse_unscored, refuse_untrained
 from lwfed.steps.quorums import refuse_uncovered
@@ -195,7 +195,7 @@ def prepare(
     theirs = {client: data.classes for client, data in own.items()}
     theirs |= {client: its["classes"] for client, its in (found or {}).items() if "classes" in its}
     refuse_other_classes(spec, run.data.classes, theirs=theirs)
-    tokens, unused = dict[str, int](), 0
+    tokens, unused = CaptionTokens(), 0
     kept = {client: read(client, "train") for client in own}
     refuse_unknown(spec, {"the server": tested, **(kept or {"the clients": shared})}, emit=emit)
     if found:
@@ -207,7 +207,7 @@ def prepare(
         train = kept if own else dict.fromkeys(spec.federation.eligible_ids, shared)
         clients = count_clients(spec, runs.plans_of(run)[0], train)
         unused = 0 if own else len(shared) - clients.used
-        tokens = padded_tokens(spec, train.values(), emit=emit)
+        tokens = caption_tokens(spec, train.values(), emit=emit)
     refuse_parts(spec, sizes=clients.sizes, lacks=clients.lacks)
     refuse_untrained(spec, lacks=clients.lacks, sizes=clients.sizes)
     architectures = architectures_of(spec.model, folder=cache, count=count_architecture)
@@ -219,7 +219,7 @@ def prepare(
         [_with_reached_batch(plan, most_examples=max(clients.sizes.values())) for plan in plans],
         architectures=architectures,
         num_classes=run.num_classes,
-        tokens={modality: item.tokens for modality, item in architectures.items()} | tokens,
+        tokens=tokens,
     )
     counts: dict[str, Any] = {
         "num_test": len(tested),
@@ -305,11 +305,13 @@ def _predict(
     *,
     architectures: Mapping[str, Architecture],
     num_classes: int | None,
-    tokens: Mapping[str, int] | None = None,
+    tokens: CaptionTokens | None = None,
 ) -> dict[str, Any]:
-    costs = stage_costs(plans, architectures=architectures, num_classes=num_classes, tokens=tokens)
-    whole = end_to_end_cost(plans, architectures=architectures, num_classes=num_classes, tokens=tokens)
-    kinds = group_costs(plans, architectures=architectures, num_classes=num_classes, tokens=tokens)
+    tokens = tokens or CaptionTokens()
+    price: Any = {"architectures": architectures, "num_classes": num_classes, "tokens": tokens.padded}
+    costs = stage_costs(plans, **price, kept_tokens=tokens.alone)
+    whole = end_to_end_cost(plans, **price)
+    kinds = group_costs(plans, **price, kept_tokens=tokens.alone)
     predicted = [
         cost.to_values() | ({"kinds": {name: other.to_values() for name, other in others.items()}} if others else {})
         for cost, others in zip(costs, kinds, strict=True)

@@ -259,7 +259,7 @@ def test_the_ledger_follows_what_each_stage_draws(tmp_path: Path) -> None:
 def test_disk_and_reading_are_the_ledgers(tmp_path: Path, codec: str, pixel: int, token: int) -> None:
     """Feature maps of 16 pixels by 8 channels, without crops, and texts of 16 values a token, each at its own length.
 
-    The ledger counts with the mean length of a padded batch, and with the mean number of captions that are drawn.
+    The ledger counts with the captions' mean length, and with the mean number of captions that are drawn.
     """
     sizes: dict[str, int] = {}  # at the end of the last round: a run leaves nothing behind
 
@@ -270,9 +270,10 @@ def test_disk_and_reading_are_the_ledgers(tmp_path: Path, codec: str, pixel: int
 
     done = run_tiny(tmp_path, KEEP, RESNET, f"levers.prefix_dtype={codec}", emit=look)
     cost = done.run.predicted[1]
-    padded = cost["tokens"]["text"]
-    assert cost["read_bytes"] == 16 * pixel + padded * token
-    assert cost["cache_bytes"] == round(16 * pixel + 5 * (1 - 0.8**2) * padded * token)
+    mean = cost["kept_tokens"]["text"]
+    assert mean < cost["tokens"]["text"], "steps pad texts to the longest of a batch"
+    assert cost["read_bytes"] == 16 * pixel + mean * token
+    assert cost["cache_bytes"] == round(16 * pixel + 5 * (1 - 0.8**2) * mean * token)
     stage = done.bench.stage(done.keys[1])
     settings, rounds = done.bench.inputs(stage), [r for r in done.reported("round") if r["stage"] == 2]
     for client in ("client-000", "client-001"):
