@@ -51,7 +51,7 @@ run: $(DONE) ## train the built-in experiment, from its first stage to its repor
 	$(BIN)/lwfed run $(ARGS)
 
 test: $(DONE) ## run all tests except the measurements
-	$(BIN)/python -m pytest -m "not bench" -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not bench" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 quick-test: $(DONE) ## run the tests that take no more than a few seconds
 	$(BIN)/python -m pytest -m "not bench and not slow" $(ARGS)

@@ -44,18 +44,16 @@ def tokenize(texts: Sequence[str], *, settings: InputSettings, length: int = 0) 
     return {"ids": ids, "mask": mask}
 
 
-def token_counts(texts: Sequence[str], *, settings: InputSettings) -> list[int]:
-    """Returns the number of tokens of each text, as `tokenize` truncates them. Raises as `tokenize` does."""
-    rows = _rows(_checked(settings), texts, settings=settings, longest=settings.max_tokens)
+def token_counts(texts: Sequence[str], *, settings: InputSettings, longest: int | None = None) -> list[int]:
+    """Returns the number of tokens of each text. Raises as `tokenize` does.
+
+    Args:
+        texts: The texts.
+        settings: Tokenizer and lengths.
+        longest: To how many tokens texts are truncated; default: `max_tokens`, as `tokenize` does.
+    """
+    rows = _rows(_checked(settings), texts, settings=settings, longest=longest or settings.max_tokens)
     return [len(row) for row in rows]
-
-
-def truncated_share(texts: Sequence[str], *, settings: InputSettings) -> float:
-    """Returns the fraction of texts, in [0, 1], that are longer than `max_tokens` and therefore truncated."""
-    if not texts:
-        return 0.0
-    rows = _rows(_checked(settings), texts, settings=settings, longest=settings.max_tokens + 1)
-    return sum(len(row) > settings.max_tokens for row in rows) / len(texts)
 
 
 def unknown_share(texts: Sequence[str], *, settings: InputSettings) -> float:

@@ -76,24 +76,26 @@ def caption_tokens(spec: RunSpec, data: Iterable[Sequence[Example]], *, emit: Em
     """
     if "text" not in spec.model.modalities:
         return CaptionTokens()
-    from lwfed.data.tokens import token_counts, truncated_share
+    from lwfed.data.tokens import token_counts
     from lwfed.round.workbench import inputs_of
 
     settings = inputs_of(spec.model)
     captions: list[str] = next(filter(None, map(_captions, data)), [])
     if not captions:
         return CaptionTokens()
-    share = truncated_share(captions, settings=settings)
+    captions.sort(key=lambda caption: derive("0", caption))
+    most = settings.max_tokens
+    counts = token_counts(captions, settings=settings, longest=most + 1)
+    share = sum(count > most for count in counts) / len(counts)
     if share > WARNING_SHARE:
         emit(
             Warning(
-                message=f"{share:.0%} of the captions are truncated to {settings.max_tokens} tokens; "
+                message=f"{share:.0%} of the captions are truncated to {most} tokens; "
                 "raise model.encoders.text.max_tokens, or set a word tokenizer"
             )
         )
-    captions.sort(key=lambda caption: derive("0", caption))
-    size = min(spec.training.batch_size, len(captions))
-    lengths = token_counts(captions, settings=settings)
+    lengths = [min(count, most) for count in counts]
+    size = min(spec.training.batch_size, len(lengths))
     padded = [max(lengths[start : start + size]) for start in range(0, len(lengths) - size + 1, size)]
     return CaptionTokens(padded={"text": round(mean(padded))}, alone={"text": round(mean(lengths))})
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lwfed.catalog.costs import Architecture
-from lwfed.cost.architectures import architectures_of
+from lwfed.cost.architectures import architectures_of, cache_key
 from lwfed.cost.groups import fitted_blocks, group_costs
 from lwfed.cost.ledger import end_to_end_cost, stage_costs
 from lwfed.data.digests import FileDigests, version_of
@@ -255,11 +255,18 @@ def _list_files(
             store.write_ref(paths.data_files(versions[who]), listing, if_absent=True)
 
 
+_COUNTED: dict[str, dict[str, Any]] = {}
+"""What this process has counted: an encoder's key -> its counts."""
+
+
 def count_architecture(encoder: EncoderSpec) -> dict[str, Any]:
-    """Counts an encoder that the ledger's table lacks; imports torch."""
+    """Counts an encoder that the ledger's table lacks, once per process; imports torch."""
     from lwfed.models.inspect import count
 
-    return count(encoder)
+    key = cache_key(encoder)
+    if key not in _COUNTED:
+        _COUNTED[key] = count(encoder)
+    return _COUNTED[key]
 
 
 def refuse_weights(model: ModelSpec) -> None:

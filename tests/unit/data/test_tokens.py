@@ -12,7 +12,7 @@ from transformers import ByT5Tokenizer
 
 from lwfed.data.batches import caption_batches
 from lwfed.data.inputs import InputSettings, settings_for
-from lwfed.data.tokens import open_tokenizer, tokenize, truncated_share, unknown_share
+from lwfed.data.tokens import open_tokenizer, token_counts, tokenize, unknown_share
 from lwfed.types.errors import DataError, SpecError, UnreachableError
 
 BYTES = InputSettings(modalities=("text",), max_tokens=12, vocab_size=259)
@@ -37,9 +37,10 @@ def test_bytes_need_no_file_and_pad_to_the_longest() -> None:
     assert not made["ids"][~made["mask"]].any()
 
 
-def test_the_share_of_cut_captions() -> None:
-    assert truncated_share(["short", "a caption too long", "12345678901"], settings=BYTES) == pytest.approx(1 / 3)
-    assert truncated_share([], settings=BYTES) == 0
+def test_a_text_is_counted_as_it_is_truncated_or_up_to_another_length() -> None:
+    texts = ["short", "a caption too long", "12345678901"]
+    assert token_counts(texts, settings=BYTES) == [6, 12, 12]
+    assert token_counts(texts, settings=BYTES, longest=13) == [6, 13, 12]
 
 
 def test_a_tokenizer_of_a_folder_or_beside_weights(tmp_path: Path) -> None:
