@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from lwfed.data.protocol import Example
 from lwfed.round.train_client import train_client
 from lwfed.run.runs import Options
 from lwfed.run.tasks import InspectTask, Place
 from lwfed.spec.load import to_values
+from lwfed.steps.captions import caption_tokens
 from lwfed.steps.inspect_client import inspect_client
 from lwfed.store.opening import open_store
 from lwfed.types.errors import DataError
@@ -78,6 +81,21 @@ def test_shared_training_captions_in_other_words_are_refused(tmp_path: Path, loc
     spec = tiny_spec(tmp_path / "store", shared, local[2])
     with pytest.raises(DataError, match="the clients"):
         prepared(spec, store=open_store(spec.store.uri))
+
+
+def test_captions_are_counted_alone_and_as_batches_pad_them(tmp_path: Path) -> None:
+    """As bytes and an end: 3, 5 and 8 tokens, the last truncated. One batch of two is full."""
+    spec = tiny_spec(tmp_path, "training.batch_size=2", "model.encoders.text.max_tokens=8")
+    examples = [
+        Example(id=str(n), label=None, captions=(caption,)) for n, caption in enumerate(("ab", "four", "ten letters"))
+    ]
+    told: list[Any] = []
+    counted = caption_tokens(spec, [[Example(id="mute", label=None)], examples], emit=told.append)
+    assert counted.alone == {"text": 5} and counted.padded["text"] in {5, 8}
+    assert [event.message.split()[0] for event in told] == ["33%"]
+    alike = caption_tokens(spec, [examples[:1] * 5], emit=told.append)
+    assert alike.alone == alike.padded == {"text": 3} and len(told) == 1
+    assert not caption_tokens(spec, [[]], emit=told.append).alone
 
 
 def test_a_tokenizer_that_changes_while_a_run_trains_is_named(tmp_path: Path, local: tuple[str, ...]) -> None:
