@@ -170,7 +170,7 @@ def test_a_store_that_comes_and_goes_loses_nothing(federation: Federation, expec
     away = store.with_name("away")
     with federation.agents(ONE, TWO) as agents:
         run = federation.coordinator(spec)
-        wait_until(lambda: at_step(federation, ONE), commands=[run])
+        wait_until(lambda: at_step(federation, ONE) and federation.beat(TWO), commands=[run])  # both have seen it
         store.rename(away)
         time.sleep(3)
         assert not store.exists(), "nothing was made in its place"
