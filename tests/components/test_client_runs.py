@@ -21,7 +21,10 @@ from tests.components.scenes import QUICK, TRACE
 @pytest.mark.parametrize(
     ("before", "after"), [("stage-fails", "failed-then-retried"), ("secret-missing", "secret-there")]
 )
-def test_retry_goes_on_to_the_end_that_comes_after(before: str, after: str, lwfed: Command, kfp: State) -> None:
+def test_retry_goes_on_to_the_end_that_comes_after(
+    before: str, after: str, lwfed: Command, kfp: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.client.pace.USUAL", QUICK)
     run_id = kfp.play(before, start=-1, retried=after)
     ended = lwfed("retry", run_id[:8], "--wait", "--json")
     assert ended.code == 0, ended.err

@@ -130,11 +130,11 @@ def test_an_agent_that_was_never_started_is_named_and_given_up(federation: Feder
         federation={"num_clients": 2, "min_fit_clients": 1, "round_timeout_s": "auto"},
     )  # fmt: skip
     with federation.agents(ONE):
-        run = federation.coordinator(spec, constants={"lwfed.launch.agents.launcher.GONE_S": 20.0}).succeed()
+        run = federation.coordinator(spec, constants={"lwfed.launch.agents.launcher.GONE_S": 10.0}).succeed()
     absent = f"the agent {TWO} has not begun this work"
     assert f"{TWO} waits: {absent}" in run.err
     failed = federation.record(1, 1)["failed"]
-    assert list(failed) == [TWO] and failed[TWO].startswith("given up after 20 s") and absent in failed[TWO]
+    assert list(failed) == [TWO] and failed[TWO].startswith("given up after 10 s") and absent in failed[TWO]
 
 
 def test_what_a_policy_forbids_is_told_on_both_sides(federation: Federation) -> None:

@@ -170,7 +170,7 @@ def test_a_run_goes_on_without_a_client_that_is_revoked(
     kept, revoked = (hospital(client, patience_s=1) for client in CLIENTS)
 
     def revoke(rounds: int) -> None:
-        monkeypatch.setattr(Hurried, "deadline_s", 25.0)
+        monkeypatch.setattr(Hurried, "deadline_s", 15.0)
         store_command("revoke", "--client", CLIENTS[1])
 
     done = run(*ONE_STAGE, "federation.min_fit_clients=1", after_round=revoke)

@@ -26,7 +26,18 @@ from lwfed.store import paths
 from lwfed.store.counting import CountingStore
 from lwfed.store.local import LocalStore
 from lwfed.store.protocol import Store
-from tests.tiny import ENCODERS, Finished, accept, begun, client_task, measured_of, round_task, run_tiny
+from tests.tiny import (
+    ENCODERS,
+    Finished,
+    accept,
+    begun,
+    client_task,
+    measured_of,
+    prepared,
+    round_task,
+    run_tiny,
+    tiny_spec,
+)
 
 STRATEGIES = ("layerwise", "progressive", "end_to_end")
 OBJECTIVES = {
@@ -155,9 +166,9 @@ def test_the_server_reads_each_update_once_and_writes_one_model(tmp_path: Path) 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_parameters_are_the_modules(tmp_path: Path, strategy: str, objective: str, encoders: str) -> None:
     overrides = (f"strategy={strategy}", OBJECTIVES[objective], *ENCODERS[encoders])
-    done = run_tiny(tmp_path, "stages.rounds=[0,1]", *overrides)
-    for plan, cost in zip(done.plans, done.run.predicted, strict=True):
-        module = skeleton(plan.model, depth=plan.depth, num_classes=done.run.num_classes)
+    run = prepared(tiny_spec(tmp_path, "stages.rounds=[0,1]", *overrides), store=LocalStore(tmp_path))
+    for plan, cost in zip(runs.plans_of(run), run.predicted, strict=True):
+        module = skeleton(plan.model, depth=plan.depth, num_classes=run.num_classes)
         specs = tensor_specs(module)
         assert cost["present_params"] == sum(p.numel() for p in module.parameters())
         trained = [module.get_submodule(unit) for unit in plan.trained]
