@@ -50,6 +50,7 @@ $(DONE): pyproject.toml constraints.txt $(if $(wildcard $(BIN)/lwfed),,broken)
 run: $(DONE) ## train the built-in experiment, from its first stage to its report
 	$(BIN)/lwfed run $(ARGS)
 
+# Files in their order, for the long ones come first; by default those with few tests, however long, would be the last.
 test: $(DONE) ## run all tests except the measurements
 	$(BIN)/python -m pytest -m "not bench" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 

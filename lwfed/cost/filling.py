@@ -72,7 +72,7 @@ def flops_from(
         frozen: Present units that no client trains, from input to output.
         kept: Modalities whose outputs are cached.
         units: Every unit of the model.
-        tokens: Modality -> T of an output; see `price`.
+        tokens: Modality -> number of tokens of an output.
     """
     own = {m: [name for name in frozen if modality_of(name) == m] for m in kept}
     forward = {m: [units[name].cost.forward.at(tokens[m]) for name in names] for m, names in own.items()}

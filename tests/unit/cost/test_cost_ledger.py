@@ -228,6 +228,21 @@ def test_fewer_tokens_cost_less() -> None:
     assert short[0].exchanged_bytes == costs[0].exchanged_bytes
 
 
+def test_a_kept_text_is_counted_without_its_batch_s_padding() -> None:
+    """Disk, reading and filling depend on its own length; steps, which pad it, do not."""
+    spec = spec_of("layerwise", supervised=False)
+    spec = spec.model_copy(update={"levers": spec.levers.model_copy(update={"prefix_cache": "always"})})
+    stages, architectures, _ = plan_and_price(spec)
+    padded, alone = (
+        stage_costs(stages, architectures=architectures, tokens={"text": 8}, kept_tokens=kept)[-1]
+        for kept in (None, {"text": 5})
+    )
+    assert (padded.kept_tokens["text"], alone.kept_tokens["text"]) == (8, 5) and padded.tokens == alone.tokens
+    assert alone.cache_bytes < padded.cache_bytes and alone.read_bytes < padded.read_bytes
+    assert alone.fill_flops < padded.fill_flops
+    assert (alone.flops, alone.peak_bytes) == (padded.flops, padded.peak_bytes)
+
+
 def test_accumulation_and_devices_divide_the_activations_only() -> None:
     _, _, (one, *_) = plan_and_price(spec_of("layerwise", supervised=False))
     _, _, (two, *_) = plan_and_price(spec_of("layerwise", supervised=False, gradient_accumulation=2))

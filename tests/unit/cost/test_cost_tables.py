@@ -18,6 +18,7 @@ from lwfed.cost.stage_cost import StageCost
 from lwfed.plan.stages import StagePlan, plan_stages
 from lwfed.spec.model import EncoderSpec
 from lwfed.spec.run import RunSpec
+from lwfed.steps.prepare import count_architecture
 from lwfed.types.errors import SpecError
 from lwfed.types.sizes import parse_size
 
@@ -140,6 +141,16 @@ def test_an_untabled_architecture_is_counted_once(tmp_path: Path) -> None:
     assert architecture_of(encoder, folder=tmp_path / "cache", count=count) == first
     architecture_of(encoder, folder=None, count=count)
     assert count.calls == 3
+
+
+def test_a_process_counts_an_architecture_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = Counter()
+    monkeypatch.setattr("lwfed.models.inspect.count", count)
+    monkeypatch.setattr("lwfed.steps.prepare._COUNTED", {})
+    one, other = (EncoderSpec(family="vit", arch="vit_tiny_patch16_224", config={"reg_tokens": n}) for n in (1, 2))
+    assert count_architecture(one) == count_architecture(one) and count.calls == 1
+    count_architecture(other)
+    assert count.calls == 2
 
 
 def test_a_tabled_model_is_not_counted(tmp_path: Path) -> None:
